@@ -1,0 +1,34 @@
+"""Teach a pathology encoder to predict gene expression from H&E, honestly.
+
+Namespaces follow scanpy: ``pp`` prepares tiles and folds, ``tl`` fits, applies and scores adapters,
+``pl`` draws, ``get`` reads results, ``io`` reads data, ``datasets`` brings examples, ``models`` holds
+the encoders. They load on first use, so that ``import pekasc`` needs neither torch nor squidpy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pekasc import datasets, get, io, models, pl, pp, tl
+    from pekasc.models import Adapter
+
+__all__ = ["Adapter", "__version__", "datasets", "get", "io", "models", "pl", "pp", "tl"]
+
+__version__ = version("pekasc")
+
+_NAMESPACES = frozenset({"datasets", "get", "io", "models", "pl", "pp", "tl"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMESPACES:
+        return import_module(f"pekasc.{name}")
+    if name == "Adapter":
+        return import_module("pekasc.models").Adapter
+    raise AttributeError(f"module 'pekasc' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

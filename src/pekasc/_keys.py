@@ -1,0 +1,116 @@
+"""Every key that pekasc writes, and the rules for names: the one place where slots are spelled."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+UNS = "pekasc"
+TILES = "tiles"
+TILE_INSIDE = "tile_inside"
+IMAGE_MPP = "image_mpp"
+FOLD = "fold"
+PEKA = "peka"
+ADAPTER = "adapter"
+SECTION = "section"
+
+_VALID = re.compile(r"[A-Za-z0-9_.\-]+")
+_JSON = "json:"
+
+
+def check_key(key: str, *, argument: str = "key_added") -> str:
+    """Return `key` if SpatialData can store an element of that name, else raise.
+
+    Raises
+    ------
+    TypeError
+        If `key` is no string.
+    ValueError
+        If `key` is empty or holds anything but letters, digits, ``_``, ``.`` and ``-``.
+    """
+    if not isinstance(key, str):
+        raise TypeError(f"`{argument}` must be a string, got {type(key).__name__}: {key!r}.")
+    if not _VALID.fullmatch(key) or key in {".", ".."} or key.startswith("__"):
+        raise ValueError(
+            f"`{argument}={key!r}` cannot be stored: only letters, digits, '_', '.' and '-' are allowed, "
+            "and names must not start with '__'."
+        )
+    return key
+
+
+def short_name(name: str) -> str:
+    """Return the last part of a hub name or path with all but letters, digits, ``_``, ``.``, ``-`` replaced.
+
+    Examples
+    --------
+    >>> short_name("hf-hub:MahmoodLab/UNI2-h")
+    'UNI2-h'
+    """
+    last = PurePosixPath(name.rsplit(":", 1)[-1].replace("\\", "/")).name
+    return re.sub(r"[^A-Za-z0-9_.\-]+", "_", last).strip("._") or "encoder"
+
+
+def feature_key(name: str) -> str:
+    """Return the `obsm` key of an encoder's, teacher's or adapter's features."""
+    return check_key(f"X_{short_name(name)}")
+
+
+def tile_shapes_name(region: str, key: str = TILES) -> str:
+    """Return the name of the shapes element with the tiles of `region`."""
+    return check_key(f"{region}_{key}")
+
+
+def score_key(layer: str, metric: str) -> str:
+    """Return the `var` column of `metric` for `layer`."""
+    return check_key(f"{layer}_{metric}")
+
+
+def _encode(value: Any) -> Any:
+    # AnnData's writers take scalars, strings, homogeneous arrays, DataFrames and dicts of those with string
+    # keys; lists of dicts, None in lists, tuples, paths and integer keys are changed or refused. Those become JSON.
+    if isinstance(value, Mapping) and value and all(isinstance(k, str) and "/" not in k for k in value):
+        return {k: _encode(v) for k, v in value.items()}
+    if isinstance(value, str | bool | int | float | np.bool_ | np.integer | np.floating | pd.DataFrame):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.size:
+        return value
+    return _JSON + json.dumps(value, default=_json_default)
+
+
+def _json_default(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray | set | frozenset):
+        return list(value)
+    return str(value)
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _decode(v) for k, v in value.items()}
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, str) and value.startswith(_JSON):
+        return json.loads(value[len(_JSON) :])
+    return value
+
+
+def write_uns(adata: AnnData, key: str, value: Mapping[str, Any]) -> None:
+    """Store `value` under ``uns["pekasc"][key]`` in a form that AnnData writes and reads back unchanged."""
+    # a new dict, so that an AnnData that shares the old one (a shallow copy) keeps its state
+    adata.uns[UNS] = {**adata.uns.get(UNS, {}), check_key(key): _encode(dict(value))}
+
+
+def read_uns(adata: AnnData, key: str) -> dict[str, Any] | None:
+    """Return what :func:`write_uns` stored under `key`, or None."""
+    value = adata.uns.get(UNS, {}).get(key)
+    return None if value is None else _decode(value)

@@ -1,0 +1,1 @@
+"""Readers for data formats (HEST-1k and others come with later releases)."""
