@@ -1,0 +1,196 @@
+"""Windows of one image level, decoded chunk by chunk with a bounded memory of recent chunks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+Key = tuple[int, int]
+Box = tuple[int, int, int, int]
+Chunks = dict[Key, np.ndarray]
+
+# Grid that orders the tiles of an image that has no chunks of its own.
+_VIRTUAL_CHUNK = 1024
+
+
+class ChunkError(OSError):
+    """A chunk of the image that cannot be read."""
+
+    def __init__(self, key: Key, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class ChunkedLevel:
+    """One level of an image, (3, height, width) uint8, read by chunks of its y and x axes.
+
+    Parameters
+    ----------
+    array
+        numpy, dask, or anything zarr-like: ``shape``, ``dtype``, slicing, and ``chunks`` where it has some.
+    level
+        Number of the level, for messages.
+    max_memory
+        Bytes of decoded chunks to keep. One request for chunks may need as much as `request_bytes`; a single chunk
+        beyond `max_memory` is decoded and kept all the same, as it cannot be read in parts.
+    """
+
+    def __init__(self, array: Any, *, level: int, max_memory: int) -> None:
+        self._array = array
+        self._level = level
+        self._max_memory = max_memory
+        self._recent: OrderedDict[Key, np.ndarray] = OrderedDict()
+        self._lock = Lock()
+        self._dask = hasattr(array, "__dask_graph__") and hasattr(array, "numblocks")
+        self.in_memory = isinstance(array, np.ndarray)
+        self.height, self.width = (int(s) for s in array.shape[1:])
+        self.y_edges, self.x_edges = _chunk_edges(array)
+        # decoding may hold a second copy of what it returns
+        self.request_bytes = max(max_memory // 4, 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # another process gets the image, not the chunks decoded here
+        state = self.__dict__.copy()
+        state["_recent"] = OrderedDict()
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = Lock()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of decoded chunks held now."""
+        return sum(block.nbytes for block in self._recent.values())
+
+    def release(self) -> None:
+        """Forget all decoded chunks."""
+        with self._lock:
+            self._recent.clear()
+
+    def chunk_bytes(self, key: Key) -> int:
+        """Size of a decoded chunk in bytes."""
+        y0, y1, x0, x1 = self._chunk_box(key)
+        return 3 * (y1 - y0) * (x1 - x0)
+
+    def chunks_of(self, box: Box) -> list[Key]:
+        """List the chunks that a box (y0, y1, x0, x1) touches; none for an empty box or an image in memory."""
+        y0, y1, x0, x1 = box
+        if self.in_memory or y1 <= y0 or x1 <= x0:
+            return []
+        first_y, last_y = np.searchsorted(self.y_edges, [y0, y1 - 1], side="right") - 1
+        first_x, last_x = np.searchsorted(self.x_edges, [x0, x1 - 1], side="right") - 1
+        return [(y, x) for y in range(int(first_y), int(last_y) + 1) for x in range(int(first_x), int(last_x) + 1)]
+
+    def window(self, box: Box, chunks: Chunks) -> np.ndarray:
+        """Cut a box (y0, y1, x0, x1) out of the image, from ``chunks`` as `fetch` gave them; C-contiguous."""
+        y0, y1, x0, x1 = box
+        if self.in_memory:
+            return np.ascontiguousarray(self._array[:, y0:y1, x0:x1])
+        keys = self.chunks_of(box)
+        if len(keys) == 1:
+            top, _, left, _ = self._chunk_box(keys[0])
+            return np.ascontiguousarray(chunks[keys[0]][:, y0 - top : y1 - top, x0 - left : x1 - left])
+        window = np.empty((3, y1 - y0, x1 - x0), np.uint8)
+        for key in keys:
+            top, bottom, left, right = self._chunk_box(key)
+            a, b, c, d = max(top, y0), min(bottom, y1), max(left, x0), min(right, x1)
+            window[:, a - y0 : b - y0, c - x0 : d - x0] = chunks[key][:, a - top : b - top, c - left : d - left]
+        return window
+
+    def fetch(self, keys: Iterable[Key]) -> Chunks:
+        """Give the decoded chunks, decoding each that is not held; the least recently used make room."""
+        wanted = list(dict.fromkeys(keys))
+        with self._lock:
+            missing = [key for key in wanted if key not in self._recent]
+            found = {key: self._recent[key] for key in wanted if key in self._recent}
+            for key in found:
+                self._recent.move_to_end(key)
+            self._make_room(sum(map(self.chunk_bytes, missing)))
+            new = self._decode(missing)
+            found.update(new)
+            self._recent.update(new)
+            self._make_room(0)
+        return found
+
+    def _make_room(self, need: int) -> None:
+        held = self.held_bytes
+        # the newest chunk stays even where it is larger than the bound: it would be decoded again for every batch
+        keep = 0 if need else 1
+        while len(self._recent) > keep and held + need > self._max_memory:
+            held -= self._recent.popitem(last=False)[1].nbytes
+
+    def _chunk_box(self, key: Key) -> Box:
+        y, x = key
+        return int(self.y_edges[y]), int(self.y_edges[y + 1]), int(self.x_edges[x]), int(self.x_edges[x + 1])
+
+    def _decode(self, keys: list[Key]) -> Chunks:
+        if len(keys) > 1 and self._dask:
+            try:
+                return dict(zip(keys, self._compute(keys), strict=True))
+            except Exception:  # noqa: BLE001 a decoder raises anything; one by one, the broken chunk gets its name
+                pass
+        decoded = {}
+        for key in keys:
+            try:
+                (decoded[key],) = self._compute([key]) if self._dask else [self._slice(key)]
+            except Exception as error:
+                y0, y1, x0, x1 = self._chunk_box(key)
+                raise ChunkError(
+                    key,
+                    f"chunk {key} of image level {self._level} (rows {y0}:{y1}, columns {x0}:{x1}) cannot be read: "
+                    f"{type(error).__name__}: {error}",
+                ) from error
+        return decoded
+
+    def _slice(self, key: Key) -> np.ndarray:
+        y0, y1, x0, x1 = self._chunk_box(key)
+        return self._checked(np.asarray(self._array[:, y0:y1, x0:x1]), key)
+
+    def _compute(self, keys: list[Key]) -> list[np.ndarray]:
+        """Compute chunks of a dask array from their keys alone.
+
+        Culling the graph to these keys takes microseconds for lazy layers, whatever the size of the image; slicing the
+        array instead would add a layer of tasks for every tile. Chunks of one call share what they depend on.
+        """
+        from dask.local import get_sync
+        from dask.optimization import cull
+        from dask.threaded import get as get_threaded
+
+        n_parts = self._array.numblocks[0]
+        names = [(self._array.name, c, y, x) for y, x in keys for c in range(n_parts)]
+        graph = self._array.__dask_graph__()
+        tasks = dict(graph.cull(set(names))) if hasattr(graph, "cull") else cull(graph, names)[0]
+        get = get_threaded if len(names) > 1 else get_sync
+        parts = [np.asarray(part) for part in get(tasks, names)]
+        blocks = []
+        for i, key in enumerate(keys):
+            own = parts[i * n_parts : (i + 1) * n_parts]
+            blocks.append(self._checked(own[0] if n_parts == 1 else np.concatenate(own), key))
+        return blocks
+
+    def _checked(self, block: np.ndarray, key: Key) -> np.ndarray:
+        y0, y1, x0, x1 = self._chunk_box(key)
+        if block.shape != (3, y1 - y0, x1 - x0) or block.dtype != np.uint8:
+            raise ValueError(
+                f"expected a uint8 array of shape {(3, y1 - y0, x1 - x0)}, got {block.dtype} of shape {block.shape}"
+            )
+        return block
+
+
+def _chunk_edges(array: Any) -> tuple[np.ndarray, np.ndarray]:
+    chunks = getattr(array, "chunks", None)
+    edges = []
+    for axis in (1, 2):
+        size = int(array.shape[axis])
+        chunk = chunks[axis] if chunks else _VIRTUAL_CHUNK
+        if isinstance(chunk, tuple):
+            edges.append(np.concatenate([[0], np.cumsum(chunk, dtype=np.int64)]))
+        else:
+            edges.append(np.append(np.arange(0, size, int(chunk), dtype=np.int64), size))
+    return edges[0], edges[1]

@@ -1,0 +1,242 @@
+"""Read tiles of one section from an image pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from pekasc.tiling import _resample
+from pekasc.tiling._chunks import Box, ChunkedLevel, ChunkError, Key
+from pekasc.tiling._geometry import TileGeometry, aligned_axes, check_positive
+
+# Sizes equal up to this relative difference are the same size (pixel sizes come from divisions of decimals).
+_SAME_SIZE = 1e-6
+
+
+class ImagePyramid:
+    """An RGB image at one or several resolutions.
+
+    Parameters
+    ----------
+    levels
+        Arrays (3, y, x) of uint8, the finest first: numpy, dask or zarr-like.
+    scales
+        Level-0 pixels per pixel of each level, (x, y); (1, 1) first.
+
+    Raises
+    ------
+    TypeError
+        If a level is not uint8.
+    ValueError
+        If a level does not have shape (3, y, x), or the scales do not fit the levels.
+    """
+
+    def __init__(self, levels: Sequence[Any], scales: Sequence[tuple[float, float]]) -> None:
+        if not levels or len(levels) != len(scales):
+            raise ValueError(
+                f"An image needs one scale for each level, got {len(levels)} levels, {len(scales)} scales."
+            )
+        for i, level in enumerate(levels):
+            if len(level.shape) != 3 or level.shape[0] != 3 or 0 in level.shape:
+                raise ValueError(f"Level {i} of the image must have shape (3, y, x), got {tuple(level.shape)}.")
+            if np.dtype(level.dtype) != np.uint8:
+                raise TypeError(f"Level {i} of the image must be uint8, got {level.dtype}.")
+        self.levels = list(levels)
+        self.scales = [(float(sx), float(sy)) for sx, sy in scales]
+        if not np.isfinite(self.scales).all() or np.min(self.scales) <= 0:
+            raise ValueError(f"Scales must be positive, got {self.scales}.")
+        if self.scales[0] != (1.0, 1.0):
+            raise ValueError(f"The first level has scale (1, 1) by definition, got {self.scales[0]}.")
+
+    @property
+    def height(self) -> int:
+        """Height of level 0 in pixels."""
+        return int(self.levels[0].shape[1])
+
+    @property
+    def width(self) -> int:
+        """Width of level 0 in pixels."""
+        return int(self.levels[0].shape[2])
+
+
+class TileReader:
+    """Read the tiles of one section, each image chunk decoded once per call.
+
+    Where the tile's axes run along the image's, downscaling is the exact area average, a whole-pixel shift at scale 1
+    a plain copy, and upscaling linear interpolation. Otherwise the area average is taken over samples. Outside of the
+    image is white. Values are rounded to the nearest grey level.
+
+    Parameters
+    ----------
+    pyramid
+        The image.
+    geometry
+        The tiles.
+    max_memory
+        Bytes of decoded chunks kept between calls.
+
+    Attributes
+    ----------
+    n
+        Number of tiles.
+    tile_px
+        Pixels along the side of a tile.
+    inside
+        (n,) float32, fraction of each tile inside the image.
+    level
+        Level of the pyramid that is read: the coarsest whose pixels are not larger than the tile's.
+    upsampling
+        1, or by how much level 0 is coarser than the tiles where no level is fine enough.
+    reading_order
+        (n,) int64, the tiles sorted by the image chunk that holds their centre.
+    """
+
+    def __init__(self, pyramid: ImagePyramid, geometry: TileGeometry, *, max_memory: int = 512 * 2**20) -> None:
+        check_positive(max_memory, "max_memory", integer=True)
+        self.n = len(geometry)
+        self.tile_px = geometry.spec.tile_px
+        self.inside = geometry.inside(pyramid.width, pyramid.height)
+        self.level, self.upsampling = _choose_level(pyramid, geometry)
+        self.max_memory = int(max_memory)
+        scale = np.array(pyramid.scales[self.level])
+        self._source = ChunkedLevel(pyramid.levels[self.level], level=self.level, max_memory=self.max_memory)
+        centres = geometry.centres_px / scale
+        self._set_map(geometry.px_per_tile_px / scale[:, None], centres)
+        self.reading_order = self._order_by_chunk(centres)
+        self._rank = np.argsort(self.reading_order)
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        """Read tiles.
+
+        Parameters
+        ----------
+        index
+            Which tiles, any order.
+
+        Returns
+        -------
+        (k, tile_px, tile_px, 3) uint8 in the order asked.
+
+        Raises
+        ------
+        IndexError
+            If a tile does not exist.
+        OSError
+            If an image chunk cannot be read; says which, and for which tile.
+        """
+        index = check_index(index, self.n)
+        tiles = np.empty((len(index), self.tile_px, self.tile_px, 3), np.uint8)
+        boxes = self._boxes(index)
+        for positions, keys in self._groups(index, boxes):
+            try:
+                chunks = self._source.fetch(keys)
+            except ChunkError as error:
+                tile = next(int(index[p]) for p in positions if error.key in self._source.chunks_of(boxes[p]))
+                raise OSError(f"Tile {tile} cannot be read: {error}") from error.__cause__
+            for p in positions:
+                self._resample(self._source.window(boxes[p], chunks), boxes[p], int(index[p]), tiles[p])
+        return tiles
+
+    def release(self) -> None:
+        """Forget the decoded chunks kept between calls."""
+        self._source.release()
+
+    def _set_map(self, matrix: np.ndarray, centres: np.ndarray) -> None:
+        """Set how tile pixels map to pixels of the level: ``corner + matrix @ (column, row)``."""
+        self._axes = aligned_axes(matrix, self.tile_px)
+        if self._axes is not None:
+            matrix = np.where(np.eye(2, dtype=bool) == (self._axes == "straight"), matrix, 0.0)
+        self._matrix = matrix
+        self._corners = centres - matrix @ np.full(2, self.tile_px / 2)
+        steps = np.linalg.norm(matrix, axis=0)
+        # two samples a pixel and axis; where a side is stretched, one sample is plain linear interpolation
+        self._samples = tuple(max(1, ceil(2 * s)) if steps.min() >= 1 - _SAME_SIZE else 1 for s in steps)
+        self._sample_box = min(1.0, float(np.sqrt(abs(np.linalg.det(matrix)) / np.prod(self._samples))))
+
+    def _order_by_chunk(self, centres: np.ndarray) -> np.ndarray:
+        edges = (self._source.x_edges, self._source.y_edges)
+        columns, rows = (np.searchsorted(e, c, side="right") for e, c in zip(edges, centres.T, strict=True))
+        # the last key is the first to sort by; ties keep the order of the tiles
+        return np.lexsort((columns, rows)).astype(np.int64)
+
+    def _boxes(self, index: np.ndarray) -> list[Box]:
+        """Boxes (y0, y1, x0, x1) of the pixels that the tiles need, cut at the image's borders."""
+        span = self._matrix * self.tile_px
+        low = self._corners[index] + np.minimum(span, 0).sum(axis=1)
+        high = self._corners[index] + np.maximum(span, 0).sum(axis=1)
+        margin = 1 if self._axes is None or np.abs(self._matrix).sum(axis=1).min() < 1 else 0
+        size = np.array([self._source.width, self._source.height])
+        low = np.clip(np.floor(low + _resample.SNAP_PX) - margin, 0, size).astype(np.int64)
+        high = np.clip(np.ceil(high - _resample.SNAP_PX) + margin, 0, size).astype(np.int64)
+        return [(y0, y1, x0, x1) for (x0, y0), (x1, y1) in zip(low.tolist(), high.tolist(), strict=True)]
+
+    def _groups(self, index: np.ndarray, boxes: list[Box]) -> Iterator[tuple[list[int], list[Key]]]:
+        """Group tiles in reading order, so that the chunks of a group fit the memory of one request."""
+        if self._source.in_memory:
+            yield list(range(len(index))), []
+            return
+        positions: list[int] = []
+        keys: dict[Key, None] = {}
+        size = 0
+        for p in np.argsort(self._rank[index], kind="stable").tolist():
+            new = [key for key in self._source.chunks_of(boxes[p]) if key not in keys]
+            more = sum(map(self._source.chunk_bytes, new))
+            if positions and size + more > self._source.request_bytes:
+                yield positions, list(keys)
+                positions, keys, size = [], {}, 0
+                new = self._source.chunks_of(boxes[p])
+                more = sum(map(self._source.chunk_bytes, new))
+            positions.append(p)
+            keys.update(dict.fromkeys(new))
+            size += more
+        if positions:
+            yield positions, list(keys)
+
+    def _resample(self, window: np.ndarray, box: Box, tile: int, out: np.ndarray) -> None:
+        y0, _, x0, _ = box
+        # 64-bit floats hold positions on any image to far below a pixel; kernels see them within the window
+        x, y = self._corners[tile] - (x0, y0)
+        if window.size == 0:
+            out[:] = _resample.WHITE
+        elif self._axes is None:
+            nx, ny = self._samples
+            _resample.resample_affine(window, x, y, self._matrix, nx, ny, self._sample_box, out)
+        else:
+            swapped = self._axes == "swapped"
+            x_step, y_step = self._matrix.sum(axis=1)
+            first = np.array([x, y]) + np.minimum([x_step, y_step], 0)
+            first_px = np.rint(first)
+            shift = np.abs(first - first_px).max() + np.abs(np.abs([x_step, y_step]) - 1).max() * self.tile_px
+            if shift < _resample.SNAP_PX:
+                steps = int(np.sign(x_step)), int(np.sign(y_step))
+                x_px, y_px = first_px.astype(np.int64).tolist()
+                _resample.copy_axes(window, x_px, steps[0], y_px, steps[1], swapped, out)
+            else:
+                _resample.resample_axes(window, x, x_step, y, y_step, swapped, out)
+
+
+def check_index(index: Any, n: int) -> np.ndarray:
+    """Return positions of tiles as int64, or say what is wrong with them."""
+    array = np.atleast_1d(np.asarray(index))
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise TypeError(f"Tiles are chosen by a list of integers, got {array.dtype} of shape {array.shape}.")
+    array = array.astype(np.int64)
+    if array.size and (array.min() < 0 or array.max() >= n):
+        wrong = array[(array < 0) | (array >= n)][0]
+        raise IndexError(f"There is no tile {wrong}: tiles are numbered from 0 to {n - 1}.")
+    return array
+
+
+def _choose_level(pyramid: ImagePyramid, geometry: TileGeometry) -> tuple[int, float]:
+    """Choose the coarsest level whose pixels are not larger than the tile's, else level 0 and how coarse it is."""
+    mpp = geometry.spec.mpp
+    # lengths in micrometers of one level-0 pixel along x and y
+    pixel_um = np.linalg.norm(np.linalg.inv(geometry.um_to_px), axis=0)
+    sizes = [float((pixel_um * scale).max()) for scale in pyramid.scales]
+    fine = [i for i, size in enumerate(sizes) if size <= mpp * (1 + _SAME_SIZE)]
+    if fine:
+        return max(fine, key=lambda i: sizes[i]), 1.0
+    return 0, sizes[0] / mpp

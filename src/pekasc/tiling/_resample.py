@@ -1,0 +1,189 @@
+"""Kernels that turn a window of image pixels into one tile.
+
+A window is a C-contiguous (3, height, width) uint8 array cut at the image's borders, so whatever lies outside of the
+window lies outside of the image and is white. Positions are in window pixels: pixel ``i`` covers ``[i, i + 1)``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+WHITE = 255
+# Edges this close to a pixel border are on it: absorbs rounding in coordinates, far below a grey level.
+SNAP_PX = 1e-6
+
+
+@njit(nogil=True, cache=True)
+def _snap(value: float) -> float:
+    nearest = math.floor(value + 0.5)
+    return nearest if abs(value - nearest) < SNAP_PX else value
+
+
+@njit(nogil=True, cache=True)
+def _axis_weights(first, step, n_out, size):  # type: ignore[no-untyped-def]
+    """Weights of the window's pixels along one axis, per output pixel.
+
+    Output pixel ``k`` covers ``first + k * step`` to ``first + (k + 1) * step`` (``step`` < 0 for a flip). Steps of one
+    pixel or more: overlap lengths. Shorter steps: the two taps of linear interpolation at the pixel's centre, clamped
+    to the image. ``total`` is the weight that an output pixel needs, ``inside`` what the image gives.
+    """
+    length = abs(step)
+    start = np.zeros(n_out, np.int64)
+    count = np.zeros(n_out, np.int64)
+    weight = np.zeros((n_out, int(length) + 3), np.float32)
+    total = np.ones(n_out, np.float64)
+    inside = np.zeros(n_out, np.float64)
+    for k in range(n_out):
+        if length >= 1 - 2 * SNAP_PX:
+            low = _snap(first + k * step)
+            high = _snap(first + (k + 1) * step)
+            if low > high:
+                low, high = high, low
+            total[k] = high - low
+            low = max(low, 0.0)
+            high = min(high, float(size))
+            if high <= low:
+                continue
+            inside[k] = high - low
+            start[k] = int(math.floor(low))
+            count[k] = int(math.ceil(high)) - start[k]
+            for t in range(count[k]):
+                pixel = start[k] + t
+                weight[k, t] = min(pixel + 1.0, high) - max(float(pixel), low)
+        else:
+            centre = first + (k + 0.5) * step
+            if centre < 0 or centre >= size:
+                continue
+            inside[k] = 1.0
+            left = int(math.floor(centre - 0.5))
+            fraction = centre - 0.5 - left
+            if left < 0:
+                left, fraction = 0, 0.0
+            if left + 1 >= size:
+                left, fraction = size - 1, 0.0
+            start[k] = left
+            weight[k, 0] = 1.0 - fraction
+            count[k] = 1
+            if fraction > 0:
+                weight[k, 1] = fraction
+                count[k] = 2
+    return start, count, weight, total, inside
+
+
+@njit(nogil=True, cache=True)
+def resample_axes(window, x_first, x_step, y_first, y_step, swapped, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` (n, n, 3) where the tile's axes run along the image's axes; both axes are independent.
+
+    ``swapped``: the tile's rows run along the image's x axis.
+    """
+    n_out = out.shape[0]
+    _, height, width = window.shape
+    x_start, x_count, x_weight, x_total, x_inside = _axis_weights(x_first, x_step, n_out, width)
+    y_start, y_count, y_weight, y_total, y_inside = _axis_weights(y_first, y_step, n_out, height)
+    line = np.empty(width, np.float32)
+    for k in range(n_out):
+        for c in range(3):
+            line[:] = 0
+            for t in range(y_count[k]):
+                row = window[c, y_start[k] + t]
+                factor = y_weight[k, t]
+                for x in range(width):
+                    line[x] += factor * np.float32(row[x])
+            for m in range(n_out):
+                value = np.float32(0)
+                for t in range(x_count[m]):
+                    value += x_weight[m, t] * line[x_start[m] + t]
+                total = y_total[k] * x_total[m]
+                missing = total - y_inside[k] * x_inside[m]
+                grey = np.uint8((value + WHITE * missing) / total + 0.5)
+                if swapped:
+                    out[m, k, c] = grey
+                else:
+                    out[k, m, c] = grey
+
+
+@njit(nogil=True, cache=True)
+def copy_axes(window, x_first, x_step, y_first, y_step, swapped, out):  # type: ignore[no-untyped-def]
+    """Copy pixels into ``out`` (n, n, 3): whole-pixel shifts at scale 1, flips and 90 degree turns.
+
+    ``x_first`` and ``y_first`` are the window pixel of the first output pixel, the steps are 1 or -1.
+    """
+    n_out = out.shape[0]
+    _, height, width = window.shape
+    for k in range(n_out):
+        y = y_first + k * y_step
+        for m in range(n_out):
+            x = x_first + m * x_step
+            known = 0 <= y < height and 0 <= x < width
+            for c in range(3):
+                grey = window[c, y, x] if known else np.uint8(WHITE)
+                if swapped:
+                    out[m, k, c] = grey
+                else:
+                    out[k, m, c] = grey
+
+
+@njit(nogil=True, cache=True)
+def resample_affine(window, origin_x, origin_y, matrix, samples_x, samples_y, box, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` (n, n, 3) under any affine by the mean of ``samples_x * samples_y`` samples per output pixel.
+
+    A sample is the image's exact mean over a square of side ``box`` <= 1 that is aligned with the image: with
+    ``box = 1`` that is bilinear interpolation. With ``box`` the distance of the samples the squares tile the output
+    pixel, so that the mean approaches its exact area average and equals it where nothing is rotated.
+    """
+    n_out = out.shape[0]
+    _, height, width = window.shape
+    n_samples = samples_x * samples_y
+    for i in range(n_out):
+        for j in range(n_out):
+            red = np.float32(0)
+            green = np.float32(0)
+            blue = np.float32(0)
+            for b in range(samples_y):
+                v = i + (b + 0.5) / samples_y
+                for a in range(samples_x):
+                    u = j + (a + 0.5) / samples_x
+                    x = origin_x + matrix[0, 0] * u + matrix[0, 1] * v
+                    y = origin_y + matrix[1, 0] * u + matrix[1, 1] * v
+                    if x < 0 or y < 0 or x >= width or y >= height:
+                        red += WHITE
+                        green += WHITE
+                        blue += WHITE
+                        continue
+                    left = int(math.floor(x - box / 2))
+                    upper = int(math.floor(y - box / 2))
+                    right_part = np.float32(max(x + box / 2 - left - 1, 0.0) / box)
+                    lower_part = np.float32(max(y + box / 2 - upper - 1, 0.0) / box)
+                    right = min(left + 1, width - 1)
+                    lower = min(upper + 1, height - 1)
+                    left = max(left, 0)
+                    upper = max(upper, 0)
+                    w11 = right_part * lower_part
+                    w01 = right_part - w11
+                    w10 = lower_part - w11
+                    w00 = np.float32(1) - right_part - w10
+                    red += (
+                        w00 * window[0, upper, left]
+                        + w01 * window[0, upper, right]
+                        + w10 * window[0, lower, left]
+                        + w11 * window[0, lower, right]
+                    )
+                    green += (
+                        w00 * window[1, upper, left]
+                        + w01 * window[1, upper, right]
+                        + w10 * window[1, lower, left]
+                        + w11 * window[1, lower, right]
+                    )
+                    blue += (
+                        w00 * window[2, upper, left]
+                        + w01 * window[2, upper, right]
+                        + w10 * window[2, lower, left]
+                        + w11 * window[2, lower, right]
+                    )
+            # rounding in single precision could leave the range by a hair
+            out[i, j, 0] = np.uint8(min(max(red / n_samples + np.float32(0.5), 0.0), 255.0))
+            out[i, j, 1] = np.uint8(min(max(green / n_samples + np.float32(0.5), 0.0), 255.0))
+            out[i, j, 2] = np.uint8(min(max(blue / n_samples + np.float32(0.5), 0.0), 255.0))

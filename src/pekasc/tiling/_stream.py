@@ -1,0 +1,211 @@
+"""Streams of tiles: several sections in a row, arrays, batches read ahead, a cache for many passes."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from pekasc.tiling._geometry import check_positive
+from pekasc.tiling._reader import TileReader, check_index
+
+logger = logging.getLogger(__name__)
+
+_CACHE_STEP_BYTES = 32 * 2**20
+
+
+class TileSource(Protocol):
+    """Anything that gives tiles by their number."""
+
+    @property
+    def n(self) -> int:
+        """Number of tiles."""
+        ...
+
+    @property
+    def tile_px(self) -> int:
+        """Pixels along the side of a tile."""
+        ...
+
+    @property
+    def reading_order(self) -> np.ndarray:
+        """(n,) int64, all tiles in the order that is cheapest to read."""
+        ...
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        """Read tiles, (k, tile_px, tile_px, 3) uint8 in the order asked."""
+        ...
+
+
+class TileStream:
+    """Tiles of several readers, numbered one reader after the other.
+
+    Decoded chunks are kept for one reader at a time, so that memory does not grow with the number of sections.
+
+    Parameters
+    ----------
+    readers
+        One reader for each section; all of one tile size.
+    """
+
+    def __init__(self, readers: Sequence[TileReader]) -> None:
+        sizes = sorted({reader.tile_px for reader in readers})
+        if len(sizes) != 1:
+            raise ValueError(f"A stream needs readers of one tile size, got {sizes if sizes else 'no reader'}.")
+        self.readers = list(readers)
+        self.tile_px = sizes[0]
+        self.offsets = np.concatenate([[0], np.cumsum([reader.n for reader in readers])]).astype(np.int64)
+        self.n = int(self.offsets[-1])
+        orders = [reader.reading_order + offset for reader, offset in zip(readers, self.offsets, strict=False)]
+        self.reading_order = np.concatenate(orders)
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        """Read tiles, (k, tile_px, tile_px, 3) uint8 in the order asked."""
+        index = check_index(index, self.n)
+        tiles = np.empty((len(index), self.tile_px, self.tile_px, 3), np.uint8)
+        owner = np.searchsorted(self.offsets, index, side="right") - 1
+        for i in np.unique(owner).tolist():
+            for j, other in enumerate(self.readers):
+                if j != i:
+                    other.release()
+            own = owner == i
+            tiles[own] = self.readers[i].read(index[own] - self.offsets[i])
+        return tiles
+
+
+class ArrayTiles:
+    """Tiles that are an array already.
+
+    Parameters
+    ----------
+    array
+        (n, tile_px, tile_px, 3) uint8, in memory or mapped from a file.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        if array.ndim != 4 or array.shape[1] != array.shape[2] or array.shape[3] != 3 or array.shape[1] == 0:
+            raise ValueError(f"Tiles must have shape (n, tile_px, tile_px, 3), got {array.shape}.")
+        if array.dtype != np.uint8:
+            raise TypeError(f"Tiles must be uint8, got {array.dtype}.")
+        self.array = array
+        self.n = len(array)
+        self.tile_px = int(array.shape[1])
+        self.reading_order = np.arange(self.n, dtype=np.int64)
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        """Read tiles, (k, tile_px, tile_px, 3) uint8 in the order asked."""
+        # np.array: plain memory, not a view of a memory-mapped file
+        return np.array(self.array[check_index(index, self.n)])
+
+
+def batches(
+    source: TileSource, batch_size: int, *, index: np.ndarray | None = None, prefetch: int = 2
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Iterate over tiles in batches, reading ahead in one background thread.
+
+    The order of the batches is that of ``index`` and never depends on the thread. The thread ends with the iterator.
+
+    Parameters
+    ----------
+    source
+        Where the tiles come from.
+    batch_size
+        Tiles in a batch; the last batch may be shorter.
+    index
+        Which tiles in which order; all tiles in the order that is cheapest to read by default.
+    prefetch
+        Batches to read ahead; 0 reads each when it is asked for, without a thread.
+
+    Returns
+    -------
+    Iterator over pairs: positions (k,) int64 and tiles (k, tile_px, tile_px, 3) uint8.
+    """
+    check_positive(batch_size, "batch_size", integer=True)
+    if prefetch != 0:
+        check_positive(prefetch, "prefetch", integer=True)
+    positions = source.reading_order if index is None else check_index(index, source.n)
+    parts = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
+    if prefetch == 0:
+        return ((part, source.read(part)) for part in parts)
+    return _read_ahead(source, parts, prefetch)
+
+
+def _read_ahead(source: TileSource, parts: list[np.ndarray], prefetch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pekasc-tiles")
+    try:
+        ahead = deque(pool.submit(source.read, part) for part in parts[:prefetch])
+        for i, part in enumerate(parts):
+            tiles = ahead.popleft().result()
+            if i + prefetch < len(parts):
+                ahead.append(pool.submit(source.read, parts[i + prefetch]))
+            yield part, tiles
+            # the consumer is done with them: nothing here keeps them alive while it waits
+            del tiles
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _TemporaryTiles(ArrayTiles):
+    """Tiles in a temporary file that goes away with this object."""
+
+    def __init__(self, array: np.ndarray, folder: tempfile.TemporaryDirectory[str]) -> None:
+        super().__init__(array)
+        self._folder = folder
+
+
+def cached(source: TileSource, *, max_memory: int) -> TileSource:
+    """Read all tiles once, for use in many passes.
+
+    Parameters
+    ----------
+    source
+        Where the tiles come from.
+    max_memory
+        Bytes that the tiles may take in memory; beyond, they go to a temporary file, removed with the result.
+
+    Returns
+    -------
+    The same tiles under the same numbers.
+
+    Raises
+    ------
+    OSError
+        If the temporary folder has no room.
+    """
+    check_positive(max_memory, "max_memory", integer=True)
+    if isinstance(source, ArrayTiles):
+        return source
+    shape = (source.n, source.tile_px, source.tile_px, 3)
+    size = int(np.prod(shape, dtype=np.int64))
+    in_memory = size <= max_memory
+    tiles: Any
+    if in_memory:
+        logger.info("Keeping %d tiles of %d px in memory (%.0f MB).", source.n, source.tile_px, size / 1e6)
+        tiles = np.empty(shape, np.uint8)
+    else:
+        folder = tempfile.TemporaryDirectory(prefix="pekasc-tiles-")
+        free = shutil.disk_usage(folder.name).free
+        if size > free:
+            raise OSError(
+                f"{source.n} tiles take {size / 1e9:.1f} GB, and the temporary folder {folder.name} has "
+                f"{free / 1e9:.1f} GB left. Set TMPDIR to a folder with room, or raise `max_memory`."
+            )
+        logger.info(
+            "Keeping %d tiles of %d px in a temporary file (%.0f MB, more than max_memory=%.0f MB).",
+            source.n,
+            source.tile_px,
+            size / 1e6,
+            max_memory / 1e6,
+        )
+        tiles = np.memmap(Path(folder.name) / "tiles.uint8", dtype=np.uint8, mode="w+", shape=shape)
+    step = max(1, _CACHE_STEP_BYTES // (3 * source.tile_px**2))
+    for positions, part in batches(source, step, prefetch=0):
+        tiles[positions] = part
+    return ArrayTiles(tiles) if in_memory else _TemporaryTiles(tiles, folder)
