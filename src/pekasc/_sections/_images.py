@@ -1,0 +1,203 @@
+"""Images of sections: which one, what it must be, its levels, and where it lies."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from geopandas import GeoDataFrame
+from spatialdata import SpatialData
+from spatialdata.transformations import get_transformation
+from xarray import DataArray, DataTree
+
+from pekasc.tiling import ImagePyramid
+
+logger = logging.getLogger(__name__)
+
+_SAME_EXTENT = 0.02  # of the diagonal: lowres images are rounded to whole pixels
+_SAME_CONTENT = 0.5  # correlation of thumbnails
+_OVERVIEW_PX = 1024
+_OVERVIEW_LIMIT = 400_000_000  # pixels that a strided read may have to decode
+
+
+def levels_of(image: DataArray | DataTree) -> list[DataArray]:
+    """Return the levels of an image, finest first."""
+    if isinstance(image, DataTree):
+        levels = [next(iter(child.ds.values())) for child in image.children.values() if child.ds.data_vars]
+        return sorted(levels, key=lambda level: -level.sizes["x"] * level.sizes["y"])
+    return [image]
+
+
+def image_size(image: DataArray | DataTree) -> tuple[int, int]:
+    """Return width and height of level 0."""
+    finest = levels_of(image)[0]
+    return int(finest.sizes["x"]), int(finest.sizes["y"])
+
+
+def coordinate_systems(element: Any) -> set[str]:
+    """Return the coordinate systems that an element is in."""
+    return set(get_transformation(element, get_all=True))
+
+
+def affine(element: Any, coordinate_system: str) -> np.ndarray:
+    """Return the 3 x 3 map of (x, y, 1) from the element's own coordinates to a coordinate system."""
+    transformation = get_transformation(element, to_coordinate_system=coordinate_system)
+    matrix = np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=np.float64)
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:2, :2])) < 1e-12:
+        raise ValueError(f"The transformation to {coordinate_system!r} cannot be inverted: {matrix.tolist()}.")
+    return matrix
+
+
+def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Map (n, 2) points through a 3 x 3 matrix."""
+    return np.asarray(points @ matrix[:2, :2].T + matrix[:2, 2])
+
+
+def image_pyramid(name: str, image: DataArray | DataTree) -> ImagePyramid:
+    """Return the levels of an RGB image as a pyramid.
+
+    Raises
+    ------
+    ValueError
+        If the image is not 3 channels of uint8; the message says what it is and how to convert it.
+    """
+    levels = levels_of(image)
+    first = levels[0]
+    if set(first.dims) != {"c", "y", "x"}:
+        raise ValueError(f"Image {name!r} has dimensions {tuple(first.dims)}; an H&E image has ('c', 'y', 'x').")
+    _check_rgb(name, image, first)
+    levels = [_rgb_order(level.transpose("c", "y", "x")) for level in levels]
+    width, height = image_size(image)
+    scales = [(width / level.sizes["x"], height / level.sizes["y"]) for level in levels]
+    return ImagePyramid([level.data for level in levels], scales)
+
+
+def _check_rgb(name: str, image: DataArray | DataTree, first: DataArray) -> None:
+    n, dtype = first.sizes["c"], first.dtype
+    if n == 3 and dtype == np.uint8:
+        return
+    problems = []
+    expression = "np.asarray(image)"
+    if n == 1:
+        problems.append("1 channel (grey)")
+        expression = "np.repeat(np.asarray(image), 3, axis=0)"
+    elif n != 3:
+        problems.append(f"{n} channels" + (" (RGBA?)" if n == 4 else ""))
+        expression = "np.asarray(image)[:3]"
+    if dtype != np.uint8:
+        problems.append(f"dtype {dtype}")
+        if dtype.kind == "f":
+            expression = f"np.clip({expression} * 255, 0, 255).round().astype('uint8')"
+        elif dtype == np.uint16:
+            expression = f"({expression} // 257).astype('uint8')"
+        else:
+            expression += ".astype('uint8')"
+    access = f"sdata.images[{name!r}]"
+    if isinstance(image, DataTree):
+        access = f"spatialdata.get_pyramid_levels({access}, n=0)"
+    raise ValueError(
+        f"Image {name!r} has {' and '.join(problems)}; pekasc reads RGB images: 3 channels of uint8. "
+        f"If it shows H&E, convert it: `image = {access}; sdata.images['{name}_rgb'] = "
+        f"spatialdata.models.Image2DModel.parse({expression}, dims=('c', 'y', 'x'), "
+        "transformations=spatialdata.transformations.get_transformation(image, get_all=True))`."
+    )
+
+
+def _rgb_order(level: DataArray) -> DataArray:
+    # channels that are named are taken by name, so that a BGR image is not read as RGB
+    first = {str(c).lower()[:1]: i for i, c in enumerate(level.coords["c"].values)} if "c" in level.coords else {}
+    if set(first) == {"r", "g", "b"} and list(first) != ["r", "g", "b"]:
+        return level.isel(c=[first["r"], first["g"], first["b"]])
+    return level
+
+
+def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | None) -> str:
+    """Return the name of the image of a section.
+
+    Raises
+    ------
+    KeyError
+        If `images` names one that is not there.
+    ValueError
+        If no image shares a coordinate system with the shapes, or several different ones do.
+    """
+    if images and region in images:
+        if images[region] not in sdata.images:
+            raise KeyError(
+                f"Image {images[region]!r} not found in `sdata.images`. Available images: {list(sdata.images)}."
+            )
+        return images[region]
+    shapes = sdata.shapes[region]
+    systems = coordinate_systems(shapes)
+    candidates = sorted(name for name, image in sdata.images.items() if systems & coordinate_systems(image))
+    if not candidates:
+        listed = "; ".join(f"{name!r}: {sorted(coordinate_systems(image))}" for name, image in sdata.images.items())
+        raise ValueError(
+            f"No image shares a coordinate system with the shapes {region!r} (in {sorted(systems)}). "
+            f"Coordinate systems of the images: {listed or 'there are no images'}. Add one with "
+            "`spatialdata.transformations.set_transformation(image, ..., to_coordinate_system=...)`."
+        )
+    if len(candidates) == 1:
+        return candidates[0]
+    finest = max(candidates, key=lambda name: np.prod(image_size(sdata.images[name])))
+    if not all(_same_picture(sdata, shapes, finest, name) for name in candidates if name != finest):
+        sizes = ", ".join("{!r} ({} x {} px)".format(n, *image_size(sdata.images[n])) for n in candidates)
+        raise ValueError(
+            f"Several different images share a coordinate system with the shapes {region!r}: {sizes}. "
+            f"Say which one shows its H&E: `images={{{region!r}: {candidates[0]!r}}}`."
+        )
+    logger.info("section %s: image %s taken, the finest of %s, which show the same.", region, finest, candidates)
+    return finest
+
+
+def _same_picture(sdata: SpatialData, shapes: GeoDataFrame, finest: str, other: str) -> bool:
+    """Tell whether `other` is `finest` at another scale: same place, other size, same content."""
+    a, b = sdata.images[finest], sdata.images[other]
+    size_a, size_b = image_size(a), image_size(b)
+    if size_a == size_b:
+        return False
+    corners_a, corners_b = (_corners_in_shapes(image, shapes) for image in (a, b))
+    diagonal = np.linalg.norm(corners_a[2] - corners_a[0])
+    if np.linalg.norm(corners_a - corners_b, axis=1).max() > _SAME_EXTENT * diagonal:
+        return False
+    thumbnails = [_thumbnail(image) for image in (a, b)]
+    if thumbnails[0] is None or thumbnails[1] is None:
+        return True  # too large to look at: the extent has to do
+    x, y = (t - t.mean() for t in thumbnails if t is not None)
+    norm = np.linalg.norm(x) * np.linalg.norm(y)
+    return bool(norm > 0 and (x * y).sum() / norm > _SAME_CONTENT)
+
+
+def _corners_in_shapes(image: DataArray | DataTree, shapes: GeoDataFrame) -> np.ndarray:
+    system = sorted(coordinate_systems(image) & coordinate_systems(shapes))[0]
+    width, height = image_size(image)
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=np.float64)
+    return transform(np.linalg.inv(affine(shapes, system)) @ affine(image, system), corners)
+
+
+def overview(pyramid_levels: list[Any]) -> np.ndarray | None:
+    """Return a coarse (height, width, c) picture, at most about 1024 px wide, or None where that means a huge read.
+
+    `pyramid_levels` are (c, y, x) arrays, finest first. The coarsest level of at least 512 px is read, with a stride.
+    """
+    fine_enough = [level for level in pyramid_levels if max(level.shape[1:]) >= _OVERVIEW_PX // 2]
+    level = fine_enough[-1] if fine_enough else pyramid_levels[0]
+    if level.shape[1] * level.shape[2] > _OVERVIEW_LIMIT and not isinstance(level, np.ndarray):
+        return None
+    step = -(-max(level.shape[1:]) // _OVERVIEW_PX)
+    return np.moveaxis(np.asarray(level[:, ::step, ::step]), 0, -1)
+
+
+def _thumbnail(image: DataArray | DataTree, size: int = 32) -> np.ndarray | None:
+    picture = overview([level.data for level in levels_of(image)])
+    if picture is None:
+        return None
+    grey = picture.astype(np.float64).mean(axis=-1)
+    for axis in (0, 1):
+        n = grey.shape[axis]
+        starts = np.linspace(0, n, size, endpoint=False).astype(int)
+        widths = np.maximum(np.diff([*starts, n]), 1)  # an image smaller than the thumbnail repeats its pixels
+        grey = np.add.reduceat(grey, starts, axis=axis) / np.expand_dims(widths, 1 - axis)
+    return grey

@@ -1,0 +1,104 @@
+"""Pixel sizes: from what they are known, and what happens when two sources disagree. Pure numbers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+ARRAYS = {
+    # um per step of (array_col, array_row), largest pitch in um
+    "visium": (50.0, 100.0 * np.sin(np.pi / 3), 100.0),  # odd rows hold the odd columns
+    "st": (200.0, 200.0, 200.0),
+}
+VISIUM_SPOT_UM = 65.0  # what Space Ranger's stored spot diameter stands for; the printed spot is 55 um
+_TOLERANCE = 0.02
+
+
+def check_mpp(value: Any, what: str) -> float:
+    """Return `value` as a float if it can be a pixel size."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{what} must be a number (um per pixel), got {type(value).__name__}: {value!r}.")
+    if not np.isfinite(float(value)) or float(value) <= 0:
+        raise ValueError(f"{what} must be a positive number (um per pixel), got {value!r}.")
+    return float(value)
+
+
+def choose_pixel_size(
+    sources: Mapping[str, float], *, region: str, image_name: str, size_px: tuple[int, int], strict: bool
+) -> tuple[float, str]:
+    """Return the pixel size and its source: the first of `sources`, which the others must not contradict.
+
+    Raises
+    ------
+    ValueError
+        If there is no source, or if two differ by more than 2 % and `strict` is set.
+    """
+    if not sources:
+        raise ValueError(
+            f"The pixel size of image {image_name!r} (section {region!r}) is not known, and pekasc does not guess it. "
+            f"Give it in one of three ways: `image_mpp={{{image_name!r}: 0.5}}` (um per pixel of the full image, "
+            f"{size_px[0]} x {size_px[1]} px), `um_coordinate_system=` with the name of a coordinate system in "
+            'micrometers, or `array="visium"` or `array="st"` if the table has the columns array_row and array_col.'
+        )
+    (source, value), *others = sources.items()
+    for other, other_value in others:
+        if abs(value / other_value - 1) <= _TOLERANCE:
+            continue
+        message = (
+            f"Pixel sizes of image {image_name!r} (section {region!r}) disagree: {value:.4g} um from {_say(source)}, "
+            f"{other_value:.4g} um from {_say(other)}."
+        )
+        if strict:
+            raise ValueError(
+                f"{message} Correct the wrong one; `strict=False` goes on with the first. "
+                "(A pixel size belongs to the full resolution, level 0, of that very image.)"
+            )
+        warnings.warn(f"{message} The first is taken.", UserWarning, stacklevel=4)
+    return value, source
+
+
+def _say(source: str) -> str:
+    return {
+        "image_mpp": "`image_mpp`",
+        "um_coordinate_system": "`um_coordinate_system`",
+        "array": "the array",
+        "recorded": '`table.uns["pekasc"]["image_mpp"]`',
+    }[source]
+
+
+def array_pixel_size(array: str, col: np.ndarray, row: np.ndarray, centres_px: np.ndarray, region: str) -> float:
+    """Return um per pixel from a least squares fit of spot centres on their grid indices.
+
+    Nearest neighbours are no substitute: centres that were refined by image analysis jitter, and the nearest of several
+    neighbours is then closer than the pitch.
+    """
+    step_col, step_row, pitch = ARRAYS[array]
+    grid = np.column_stack([col * step_col, row * step_row]).astype(np.float64)
+    grid -= grid.mean(axis=0)
+    centres = centres_px - centres_px.mean(axis=0)
+    if np.linalg.matrix_rank(grid) < 2:
+        raise ValueError(
+            f"Section {region!r}: at least 3 spots that do not lie on one line are needed to take the pixel size "
+            f"from the array, it has {len(grid)} spots. Give `image_mpp=`."
+        )
+    px_per_um, *_ = np.linalg.lstsq(grid, centres, rcond=None)
+    stretch = np.linalg.svd(px_per_um, compute_uv=False)
+    mpp = 1 / np.sqrt(max(abs(np.linalg.det(px_per_um)), 1e-300))
+    residual_um = mpp * np.sqrt(((centres - grid @ px_per_um) ** 2).sum(axis=1).mean())
+    if stretch[0] > 1.1 * stretch[1] or residual_um > 0.25 * pitch:
+        raise ValueError(
+            f'Section {region!r}: the columns array_row and array_col do not fit an array of type "{array}": '
+            f"steps of {stretch[0]:.4g} and {stretch[1]:.4g} px per um along two axes, centres {residual_um:.3g} um "
+            f"off the grid. Check `array=` and the columns, or give `image_mpp=`."
+        )
+    return float(mpp)
+
+
+def nearest_orthogonal(matrix: np.ndarray) -> np.ndarray:
+    """Return the rotation or reflection nearest to a 2 x 2 matrix."""
+    u, _, vt = np.linalg.svd(matrix)
+    return np.asarray(u @ vt)

@@ -1,0 +1,341 @@
+"""From a SpatialData to sections: rows, centres in pixels and micrometers, pixel size, image levels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from geopandas import GeoDataFrame
+from spatialdata import SpatialData
+
+from pekasc._keys import IMAGE_MPP, read_uns
+from pekasc._sections._images import (
+    affine,
+    choose_image,
+    coordinate_systems,
+    image_pyramid,
+    image_size,
+    transform,
+)
+from pekasc._sections._pixel_size import (
+    ARRAYS,
+    VISIUM_SPOT_UM,
+    array_pixel_size,
+    check_mpp,
+    choose_pixel_size,
+    nearest_orthogonal,
+)
+from pekasc._sections._table import check_table, examples, get_table, region_rows, table_keys
+from pekasc.tiling import ImagePyramid
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """One tissue section: where its observations lie on its image.
+
+    Attributes
+    ----------
+    name
+        The region: name of the shapes element.
+    image_name, coordinate_system
+        The image and the coordinate system that links it to the shapes.
+    rows
+        Positions of the observations in the table, ascending.
+    ids
+        Instance ids of those rows.
+    centres_px
+        (n, 2) x, y in level-0 pixels of the image.
+    centres_um
+        (n, 2) x, y in um.
+    um_to_px
+        (2, 2) map of an offset in um to one in level-0 pixels.
+    shapes_to_px
+        (3, 3) map of the shapes' own coordinates to level-0 pixels.
+    mpp, mpp_source
+        um per level-0 pixel, and from what it is known.
+    pyramid
+        The image.
+    """
+
+    name: str
+    image_name: str
+    coordinate_system: str
+    rows: np.ndarray
+    ids: np.ndarray
+    centres_px: np.ndarray
+    centres_um: np.ndarray
+    um_to_px: np.ndarray
+    shapes_to_px: np.ndarray
+    mpp: float
+    mpp_source: str
+    pyramid: ImagePyramid
+
+    def take(self, keep: np.ndarray) -> Section:
+        """Return the section with some of its observations, given by a mask or by positions."""
+        return replace(
+            self,
+            rows=self.rows[keep],
+            ids=self.ids[keep],
+            centres_px=self.centres_px[keep],
+            centres_um=self.centres_um[keep],
+        )
+
+
+def resolve_sections(
+    sdata: SpatialData,
+    *,
+    table_name: str = "table",
+    images: Mapping[str, str] | None = None,
+    image_mpp: float | Mapping[str, float] | None = None,
+    um_coordinate_system: str | None = None,
+    array: str | None = None,
+    strict: bool = True,
+) -> list[Section]:
+    """Return the sections of a table, one for each of its regions.
+
+    Raises
+    ------
+    KeyError
+        If a table, column, region, image or coordinate system is not there.
+    ValueError
+        If the table's names or ids are not unique, rows have no shape, the image or its pixel size is unclear, or
+        the image is not RGB of uint8.
+    """
+    table = get_table(sdata, table_name)
+    if not isinstance(sdata, SpatialData):
+        raise TypeError(f"Images are needed: expected a SpatialData, got {type(sdata).__name__}.")
+    check_table(table)
+    by_region = region_rows(table)
+    for region in by_region:
+        _check_region(sdata, region)
+    _check_arguments(sdata, by_region, images, image_mpp, um_coordinate_system, array)
+    sections = []
+    for region, rows in by_region.items():
+        image_name = choose_image(sdata, region, images)
+        section = _place(sdata, table, region, rows, image_name, um_coordinate_system)
+        sources = _pixel_sizes(sdata, table, section, image_mpp, um_coordinate_system, array)
+        mpp, source = choose_pixel_size(
+            sources,
+            region=region,
+            image_name=image_name,
+            size_px=image_size(sdata.images[image_name]),
+            strict=strict,
+        )
+        sections.append(scaled(sdata, section, mpp, source, um_coordinate_system))
+    return sections
+
+
+def _check_region(sdata: SpatialData, region: str) -> None:
+    if region in sdata.shapes:
+        return
+    if region in sdata.labels:
+        raise ValueError(
+            f"The table annotates the labels {region!r}; pekasc needs shapes. Make polygons of them with "
+            f"`sdata.shapes['{region}_shapes'] = spatialdata.to_polygons(sdata.labels[{region!r}])` (or circles around "
+            f"`spatialdata.get_centroids(sdata.labels[{region!r}])`) and parse the table again with that region."
+        )
+    if region in sdata.points:
+        raise ValueError(
+            f"The table annotates the points {region!r}; pekasc needs shapes. Make circles of them with "
+            f"`spatialdata.to_circles(sdata.points[{region!r}], radius=...)` and parse the table again."
+        )
+    raise KeyError(
+        f"The table annotates the region {region!r}, which is not in `sdata.shapes`. "
+        f"Available shapes: {list(sdata.shapes)}."
+    )
+
+
+def _check_arguments(
+    sdata: SpatialData,
+    regions: Mapping[str, Any],
+    images: Mapping[str, str] | None,
+    image_mpp: float | Mapping[str, float] | None,
+    um_coordinate_system: str | None,
+    array: str | None,
+) -> None:
+    if images is not None and not isinstance(images, Mapping):
+        raise TypeError(f"`images` must be a dict from region to image name, got {images!r}.")
+    for region in images or {}:
+        if region not in regions:
+            raise KeyError(f"`images` names the region {region!r}, the table has {list(regions)}.")
+    if isinstance(image_mpp, Mapping):
+        for name, value in image_mpp.items():
+            if name not in sdata.images:
+                raise KeyError(f"`image_mpp` names the image {name!r}. Available images: {list(sdata.images)}.")
+            check_mpp(value, f"`image_mpp[{name!r}]`")
+    elif image_mpp is not None:
+        check_mpp(image_mpp, "`image_mpp`")
+    if um_coordinate_system is not None and um_coordinate_system not in sdata.coordinate_systems:
+        raise KeyError(
+            f"Coordinate system {um_coordinate_system!r} not found (`um_coordinate_system=`). "
+            f"Available coordinate systems: {sorted(sdata.coordinate_systems)}."
+        )
+    if array is not None and array not in ARRAYS:
+        raise ValueError(f"`array={array!r}` is not known, use one of {list(ARRAYS)}.")
+
+
+def _place(
+    sdata: SpatialData, table: AnnData, region: str, rows: np.ndarray, image_name: str, um_coordinate_system: str | None
+) -> Section:
+    """Return a section whose micrometers are still to be filled in."""
+    shapes, image = sdata.shapes[region], sdata.images[image_name]
+    pyramid = image_pyramid(image_name, image)
+    system, shapes_to_px = _shared_system(sdata, region, image_name, um_coordinate_system)
+    _, _, instance_key = table_keys(table)
+    ids = table.obs[instance_key].to_numpy()[rows]
+    centres = transform(shapes_to_px, _centroids(shapes, ids, region))
+    return Section(
+        name=region,
+        image_name=image_name,
+        coordinate_system=system,
+        rows=rows.astype(np.int64),
+        ids=ids,
+        centres_px=centres,
+        centres_um=np.full_like(centres, np.nan),
+        um_to_px=np.full((2, 2), np.nan),
+        shapes_to_px=shapes_to_px,
+        mpp=np.nan,
+        mpp_source="",
+        pyramid=pyramid,
+    )
+
+
+def _centroids(shapes: GeoDataFrame, ids: np.ndarray, region: str) -> np.ndarray:
+    """Return the centroids of the shapes with these ids in the shapes' own coordinates."""
+    if not shapes.index.is_unique:
+        repeated = shapes.index[shapes.index.duplicated()].unique()
+        raise ValueError(f"The index of the shapes {region!r} has duplicates: {examples(repeated)}. Renumber it.")
+    positions = shapes.index.get_indexer(pd.Index(ids))
+    missing = ids[positions < 0]
+    if missing.size:
+        hint = ""
+        if missing.size == ids.size:
+            hint = f" (ids like {examples(ids, 1)} in the table, {examples(shapes.index, 1)} in the shapes)"
+        raise ValueError(
+            f"{missing.size} of {ids.size} table rows have no shape in {region!r}: {examples(missing)}{hint}. "
+            "Leave them out of the table, or correct the instance ids."
+        )
+    geometry = shapes.geometry.iloc[positions]
+    centroid = geometry.centroid  # of a circle's point: the point
+    xy = np.column_stack([centroid.x.to_numpy(), centroid.y.to_numpy()]).astype(np.float64)
+    bad = ~np.isfinite(xy).all(axis=1)
+    if bad.any():
+        raise ValueError(f"{int(bad.sum())} shapes in {region!r} are empty or not finite: {examples(ids[bad])}.")
+    return xy
+
+
+def _shared_system(sdata: SpatialData, region: str, image_name: str, preferred: str | None) -> tuple[str, np.ndarray]:
+    """Return the coordinate system that links shapes and image, and the map from shapes to level-0 pixels."""
+    shapes, image = sdata.shapes[region], sdata.images[image_name]
+    shared = coordinate_systems(shapes) & coordinate_systems(image)
+    if not shared:
+        raise ValueError(
+            f"The image {image_name!r} (in {sorted(coordinate_systems(image))}) and the shapes {region!r} "
+            f"(in {sorted(coordinate_systems(shapes))}) share no coordinate system. Add one with "
+            "`spatialdata.transformations.set_transformation(image, ..., to_coordinate_system=...)`."
+        )
+    # the system in um first, then "global", then by name: always the same choice
+    order = sorted(shared, key=lambda name: (name != preferred, name != "global", name))
+    maps = {name: np.linalg.inv(affine(image, name)) @ affine(shapes, name) for name in order}
+    x0, y0, x1, y1 = shapes.total_bounds
+    corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], dtype=np.float64)
+    reference = transform(maps[order[0]], corners)
+    for name in order[1:]:
+        off = np.linalg.norm(transform(maps[name], corners) - reference, axis=1).max()
+        if off > 0.5:
+            raise ValueError(
+                f"The shapes {region!r} lie elsewhere on the image {image_name!r} by the coordinate system {name!r} "
+                f"than by {order[0]!r}: up to {off:.4g} px apart. Remove the wrong one with "
+                "`spatialdata.transformations.remove_transformation`."
+            )
+    return order[0], maps[order[0]]
+
+
+def _um_map(sdata: SpatialData, section: Section, um_coordinate_system: str) -> np.ndarray:
+    """Return the 3 x 3 map from level-0 pixels to the system in um, through the image or through the shapes."""
+    shapes, image = sdata.shapes[section.name], sdata.images[section.image_name]
+    if um_coordinate_system in coordinate_systems(image):
+        return affine(image, um_coordinate_system)
+    if um_coordinate_system in coordinate_systems(shapes):
+        return np.asarray(affine(shapes, um_coordinate_system) @ np.linalg.inv(section.shapes_to_px))
+    raise ValueError(
+        f"Neither the image {section.image_name!r} nor the shapes {section.name!r} are in the coordinate system "
+        f"{um_coordinate_system!r} (`um_coordinate_system=`); they are in "
+        f"{sorted(coordinate_systems(image) | coordinate_systems(shapes))}."
+    )
+
+
+def _pixel_sizes(
+    sdata: SpatialData,
+    table: AnnData,
+    section: Section,
+    image_mpp: float | Mapping[str, float] | None,
+    um_coordinate_system: str | None,
+    array: str | None,
+) -> dict[str, float]:
+    """Return what each source says, explicit ones first."""
+    sources: dict[str, float] = {}
+    if isinstance(image_mpp, Real):
+        sources["image_mpp"] = float(image_mpp)
+    elif isinstance(image_mpp, Mapping) and section.image_name in image_mpp:
+        sources["image_mpp"] = float(image_mpp[section.image_name])
+    if um_coordinate_system is not None:
+        px_to_um = _um_map(sdata, section, um_coordinate_system)
+        sources["um_coordinate_system"] = float(np.sqrt(abs(np.linalg.det(px_to_um[:2, :2]))))
+    if array is not None:
+        sources["array"] = _from_array(sdata, table, section, array)
+    recorded = read_uns(table, IMAGE_MPP) or {}
+    if section.image_name in recorded:
+        sources["recorded"] = check_mpp(
+            recorded[section.image_name], f'`table.uns["pekasc"]["image_mpp"][{section.image_name!r}]`'
+        )
+    return sources
+
+
+def _from_array(sdata: SpatialData, table: AnnData, section: Section, array: str) -> float:
+    missing = [column for column in ("array_row", "array_col") if column not in table.obs]
+    if not missing:
+        row, col = (
+            pd.to_numeric(table.obs[c].iloc[section.rows].astype(str)).to_numpy() for c in ("array_row", "array_col")
+        )
+        return array_pixel_size(array, col, row, section.centres_px, section.name)
+    shapes = sdata.shapes[section.name]
+    if array != "visium" or "radius" not in shapes:
+        raise KeyError(
+            f'`array="{array}"` takes the pixel size from the columns array_row and array_col; '
+            f"{' and '.join(missing)} not found in `table.obs`. Available columns: {list(table.obs)}."
+        )
+    diameter_px = 2 * float(shapes["radius"].median()) * np.sqrt(abs(np.linalg.det(section.shapes_to_px[:2, :2])))
+    mpp = VISIUM_SPOT_UM / diameter_px
+    logger.info(
+        "section %s: no array_row and array_col; pixel size %.4g um from the spot diameter, %.4g px for %g um.",
+        section.name,
+        mpp,
+        diameter_px,
+        VISIUM_SPOT_UM,
+    )
+    return mpp
+
+
+def scaled(sdata: SpatialData, section: Section, mpp: float, source: str, um_coordinate_system: str | None) -> Section:
+    """Return a placed section with its micrometers: axes along its coordinate system, size from the pixel size."""
+    if um_coordinate_system is not None:
+        px_to_um = _um_map(sdata, section, um_coordinate_system)
+    else:
+        px_to_um = affine(sdata.images[section.image_name], section.coordinate_system)
+    if source == "um_coordinate_system":
+        um_to_px = np.linalg.inv(px_to_um[:2, :2])
+        centres_um = transform(px_to_um, section.centres_px)
+    else:
+        um_to_px = nearest_orthogonal(np.linalg.inv(px_to_um[:2, :2])) / mpp
+        centres_um = section.centres_px @ np.linalg.inv(um_to_px).T
+    mpp = float(1 / np.sqrt(abs(np.linalg.det(um_to_px))))
+    return replace(section, um_to_px=um_to_px, centres_um=centres_um, mpp=mpp, mpp_source=source)

@@ -1,0 +1,136 @@
+"""Tables: which rows belong to which section, and what must hold of their names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from pekasc._keys import SECTION
+
+_ATTRS = "spatialdata_attrs"
+
+
+def get_table(data: SpatialData | AnnData, table_name: str = "table") -> AnnData:
+    """Return the table `table_name` of a SpatialData, or an AnnData as it is.
+
+    Raises
+    ------
+    KeyError
+        If there is no such table.
+    TypeError
+        If `data` is neither a SpatialData nor an AnnData.
+    """
+    if isinstance(data, AnnData):
+        return data
+    if not isinstance(data, SpatialData):
+        raise TypeError(f"Expected a SpatialData or an AnnData, got {type(data).__name__}.")
+    if table_name not in data.tables:
+        raise KeyError(f"Table {table_name!r} not found in `sdata.tables`. Available tables: {list(data.tables)}.")
+    return data.tables[table_name]
+
+
+def writable_table(data: SpatialData | AnnData, table_name: str = "table") -> AnnData:
+    """Return the table to write results to: a view inside a SpatialData is replaced by a copy of its own.
+
+    Raises
+    ------
+    ValueError
+        If `data` is an AnnData that is a view of another one.
+    """
+    table = get_table(data, table_name)
+    if not table.is_view:
+        return table
+    if isinstance(data, AnnData):
+        raise ValueError("`adata` is a view of another AnnData. Write `adata = adata.copy()` first.")
+    table = table.copy()
+    del data.tables[table_name]
+    data.tables[table_name] = table
+    return table
+
+
+def examples(values: Any, n: int = 3) -> str:
+    """Return the first few of `values` for an error message."""
+    values = list(values)
+    shown = ", ".join(repr(v.item() if isinstance(v, np.generic) else v) for v in values[:n])
+    return shown + (", ..." if len(values) > n else "")
+
+
+def _duplicates(values: pd.Index) -> list[Any]:
+    return list(values[values.duplicated()].unique())
+
+
+def table_keys(adata: AnnData) -> tuple[list[str], str, str]:
+    """Return the regions, the region key and the instance key of a table."""
+    attrs = adata.uns.get(_ATTRS)
+    if not attrs:
+        raise ValueError(
+            "The table does not say which element its rows belong to. Parse it with "
+            '`spatialdata.models.TableModel.parse(adata, region=..., region_key="region", instance_key="spot_id")`.'
+        )
+    region, region_key, instance_key = attrs["region"], attrs["region_key"], attrs["instance_key"]
+    for key in (region_key, instance_key):
+        if key not in adata.obs:
+            raise KeyError(f"Column {key!r} not found in `table.obs`. Available columns: {list(adata.obs)}.")
+    # one region is a string, several are a list, or an array after reading from disk
+    return [region] if isinstance(region, str) else [str(r) for r in region], region_key, instance_key
+
+
+def region_rows(adata: AnnData) -> dict[str, np.ndarray]:
+    """Return the positions of the rows of each region that has rows, in the order the table names its regions."""
+    regions, region_key, _ = table_keys(adata)
+    column = adata.obs[region_key]
+    if column.isna().any():
+        raise ValueError(
+            f"{int(column.isna().sum())} rows of the table have no region in `obs[{region_key!r}]`. "
+            "Give them one or leave them out."
+        )
+    codes, names = pd.factorize(column.astype(str))
+    found = {str(name): np.flatnonzero(codes == i) for i, name in enumerate(names)}
+    order = [r for r in regions if r in found]
+    return {r: found[r] for r in [*order, *(r for r in found if r not in order)]}
+
+
+def check_table(adata: AnnData) -> None:
+    """Check that rows, genes and the instance ids within each region are unique.
+
+    Raises
+    ------
+    ValueError
+        If the table has no rows, or if names or ids occur more than once.
+    """
+    if adata.n_obs == 0:
+        raise ValueError("The table has no rows.")
+    for names, what in ((adata.obs_names, "obs"), (adata.var_names, "var")):
+        if not names.is_unique:
+            raise ValueError(
+                f"The table has duplicate {what} names: {examples(_duplicates(names))}. "
+                f"Make them unique with `adata.{what}_names_make_unique()`."
+            )
+    if not adata.uns.get(_ATTRS):
+        return
+    _, _, instance_key = table_keys(adata)
+    ids = adata.obs[instance_key]
+    for region, rows in region_rows(adata).items():
+        repeated = _duplicates(pd.Index(ids.iloc[rows]))
+        if repeated:
+            raise ValueError(
+                f"Region {region!r} has duplicate instance ids in `obs[{instance_key!r}]`: {examples(repeated)}. "
+                "Every row of a region needs its own id: drop the rows that repeat one, or renumber rows and shapes."
+            )
+
+
+def section_labels(adata: AnnData) -> np.ndarray:
+    """Return the section of every row.
+
+    That is the region where the table annotates elements, else ``obs["section"]``, else one section for all.
+    """
+    if adata.uns.get(_ATTRS):
+        _, region_key, _ = table_keys(adata)
+        return adata.obs[region_key].astype(str).to_numpy(dtype=object)
+    if SECTION in adata.obs:
+        return adata.obs[SECTION].astype(str).to_numpy(dtype=object)
+    return np.full(adata.n_obs, SECTION, dtype=object)

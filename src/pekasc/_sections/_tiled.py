@@ -1,0 +1,90 @@
+"""Sections as `pp.tile` recorded them: found again by region and id, and checked against the record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from pekasc._keys import IMAGE_MPP, TILES, read_uns, tile_shapes_name
+from pekasc._sections._resolve import Section, _check_region, _place, scaled
+from pekasc._sections._table import check_table, get_table, region_rows
+from pekasc.tiling import TileGeometry, TileReader, TileSpec
+
+
+def tile_record(table: AnnData, key: str = TILES) -> dict[str, Any] | None:
+    """Return what `pp.tile` recorded under `key`, or None."""
+    record = read_uns(table, key)
+    return record if isinstance(record, dict) and {"tile_px", "mpp", "sections"} <= set(record) else None
+
+
+def tiled_sections(
+    sdata: SpatialData, *, table_name: str = "table", key: str = TILES
+) -> tuple[list[Section], TileSpec]:
+    """Return the tiled sections of a table and their tile spec; rows without a tile are left out.
+
+    Rows are joined to tiles by region and instance id: a table that was subset or reordered since is fine.
+
+    Raises
+    ------
+    KeyError
+        If the table was not tiled.
+    ValueError
+        If an image, a transformation or a pixel size has changed since.
+    """
+    table = get_table(sdata, table_name)
+    call = "pk.pp.tile(sdata" + (f", table_name={table_name!r}" if table_name != "table" else "")
+    call += (f", key_added={key!r}" if key != TILES else "") + ")"
+    if not isinstance(sdata, SpatialData):
+        raise TypeError(f"Tiles need images: expected a SpatialData, got {type(sdata).__name__}.")
+    record = tile_record(table, key)
+    if record is None:
+        raise KeyError(f"No tiles {key!r} in the table {table_name!r}. Run `{call}` first.")
+    check_table(table)
+    sections = []
+    for region, rows in region_rows(table).items():
+        if region in record["sections"]:
+            sections.append(_tiled_section(sdata, table, region, rows, record, key, call))
+    sections = [section for section in sections if section.rows.size]
+    if not sections:
+        raise KeyError(f"No row of the table {table_name!r} has a tile {key!r}. Run `{call}` again.")
+    return sections, TileSpec(int(record["tile_px"]), float(record["mpp"]))
+
+
+def _tiled_section(
+    sdata: SpatialData, table: AnnData, region: str, rows: np.ndarray, record: dict[str, Any], key: str, call: str
+) -> Section:
+    known = record["sections"][region]
+    shapes_name = tile_shapes_name(region, key)
+    _check_region(sdata, region)
+    if shapes_name not in sdata.shapes:
+        raise KeyError(f"The tiles {shapes_name!r} are not in `sdata.shapes` any more. Run `{call}` again.")
+    if known["image"] not in sdata.images:
+        raise KeyError(
+            f"Section {region!r} was tiled on the image {known['image']!r}, which is not in `sdata.images` any more: "
+            f"{list(sdata.images)}. Run `{call}` again."
+        )
+    um_system = record["um_coordinate_system"] or None
+    section = _place(sdata, table, region, rows, known["image"], um_system)
+    mpp = known["mpp"]
+    if known["source"] == "recorded":
+        mpp = (read_uns(table, IMAGE_MPP) or {}).get(known["image"], mpp)
+    section = scaled(sdata, section, mpp, known["source"], um_system)
+    for name, now in (("um_to_px", section.um_to_px), ("shapes_to_px", section.shapes_to_px[:2, :2])):
+        then = np.asarray(known[name], dtype=np.float64)
+        if np.abs(now - then).max() > 1e-6 * np.abs(then).max():
+            raise ValueError(
+                f"Section {region!r}: the image, a transformation or the pixel size has changed since it was tiled "
+                f"({name} was {then.tolist()}, is {now.tolist()}). Run `{call}` again."
+            )
+    tiled = sdata.shapes[shapes_name].index.get_indexer(pd.Index(section.ids)) >= 0
+    return section.take(tiled)
+
+
+def section_readers(sections: Iterable[Section], spec: TileSpec, **kwargs: Any) -> list[TileReader]:
+    """Return a reader of tiles for each section; `kwargs` go to :class:`~pekasc.tiling.TileReader`."""
+    return [TileReader(s.pyramid, TileGeometry(s.centres_px, s.um_to_px, spec), **kwargs) for s in sections]

@@ -1,0 +1,190 @@
+"""Read tiles and results in the forms that other tools take."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from pekasc._keys import PEKA, SECTION, TILES, UNS
+from pekasc._sections import (
+    get_table,
+    resolve_sections,
+    section_labels,
+    section_readers,
+    tile_record,
+    tiled_sections,
+)
+from pekasc.tiling import TileStream
+
+__all__ = ["expression", "tiles"]
+
+logger = logging.getLogger(__name__)
+
+_BLOCK = 64  # tiles per dask block: about 10 MB at 224 px
+
+
+def tiles(sdata: SpatialData, *, table_name: str = "table", key: str = TILES) -> xr.DataArray:
+    """Return the tiles as a lazy array in the order of the table's rows.
+
+    Parameters
+    ----------
+    sdata
+        Sections that :func:`pekasc.pp.tile` has tiled.
+    table_name
+        Name of the table.
+    key
+        Name of the tiles.
+
+    Returns
+    -------
+    A (tile, y, x, c) array of uint8, backed by dask: pixels are read when they are computed. Coordinates: `tile` holds
+    the obs names (rows without a tile are left out), `c` is r, g, b. Attributes: `tile_px`, and `mpp` in um per pixel.
+
+    Raises
+    ------
+    KeyError
+        If the table was not tiled.
+    ValueError
+        If an image, a transformation or a pixel size has changed since.
+
+    Examples
+    --------
+    >>> import pekasc as pk
+    >>> sdata = pk.datasets.phantom()
+    >>> pk.pp.tile(sdata, tile_px=112, mpp=1.0)
+    >>> pk.get.tiles(sdata)[0].compute().dtype
+    dtype('uint8')
+    """
+    import dask.array as da
+    from dask import delayed
+
+    sections, spec = tiled_sections(sdata, table_name=table_name, key=key)
+    stream = TileStream(section_readers(sections, spec))
+    rows = np.concatenate([section.rows for section in sections])
+    order = np.argsort(rows, kind="stable")
+    shape = (spec.tile_px, spec.tile_px, 3)
+    blocks = []
+    for start in range(0, order.size, _BLOCK):
+        index = order[start : start + _BLOCK]
+        block = delayed(stream.read, pure=False, traverse=False)(index)
+        blocks.append(da.from_delayed(block, shape=(index.size, *shape), dtype=np.uint8))
+    names = get_table(sdata, table_name).obs_names.to_numpy()[rows[order]]
+    return xr.DataArray(
+        da.concatenate(blocks),
+        dims=("tile", "y", "x", "c"),
+        coords={"tile": names, "c": ["r", "g", "b"]},
+        attrs={"mpp": spec.mpp, "tile_px": spec.tile_px},
+        name=key,
+    )
+
+
+def expression(
+    data: SpatialData | AnnData, layer: str | None = PEKA, *, table_name: str = "table", key: str = TILES
+) -> AnnData:
+    """Return the genes and observations that a layer has values for, ready for scanpy and squidpy.
+
+    Parameters
+    ----------
+    data
+        A SpatialData or an AnnData with ``layers[layer]``.
+    layer
+        The layer to return as `X`; None is `X`.
+    table_name
+        Name of the table in a SpatialData.
+    key
+        Name of the tiles, from which positions in um are taken.
+
+    Returns
+    -------
+    A new AnnData: `X` holds the layer, dense float32, without genes and rows that are NaN throughout. `obs`, `var` and
+    `obsm` are copied. ``obs["section"]`` is categorical (the column of that name where it tells the regions apart,
+    else the region). ``obsm["spatial"]`` is in um, within each section; of an AnnData it stays as it was.
+    ``uns["log1p"]`` is set unless the values are whole numbers (counts).
+
+    Raises
+    ------
+    KeyError
+        If there is no such layer, or an AnnData has no ``obsm["spatial"]``.
+    ValueError
+        If the layer holds nothing but NaN.
+    """
+    table = get_table(data, table_name)
+    values = _values(table, layer)
+    genes = ~np.isnan(values).all(axis=0)
+    rows = ~np.isnan(values).all(axis=1)
+    if not genes.any():
+        raise ValueError(f"The layer {layer!r} holds no values: all are NaN.")
+    spatial = _positions(data, table, table_name, key)
+    if not rows.all():
+        logger.info("%d of %d rows left out: the layer %r has no values for them.", (~rows).sum(), rows.size, layer)
+    labels = _section_names(table)[rows]
+    values = values[np.ix_(rows, genes)]
+    missing = np.isnan(values).any(axis=0).sum()
+    if missing:
+        warnings.warn(
+            f"{missing} of {values.shape[1]} genes of the layer {layer!r} have no values in some rows (NaN): it holds "
+            "predictions of several adapters. Take the sections or genes that belong together before going on.",
+            UserWarning,
+            stacklevel=2,
+        )
+    obs = table.obs.loc[rows].copy()
+    obs[SECTION] = pd.Categorical(labels)
+    for name in obs.select_dtypes("category"):
+        obs[name] = obs[name].cat.remove_unused_categories()
+    result = AnnData(X=values, obs=obs, var=table.var.loc[genes].copy())
+    for name, value in table.obsm.items():
+        result.obsm[name] = value[rows].copy() if not isinstance(value, pd.DataFrame) else value.loc[rows].copy()
+    result.obsm["spatial"] = spatial[rows]
+    if UNS in table.uns:
+        result.uns[UNS] = dict(table.uns[UNS])
+    finite = values[np.isfinite(values)]
+    if not np.array_equal(finite, np.round(finite)):
+        result.uns["log1p"] = {"base": None}  # as scanpy.pp.log1p writes it
+    return result
+
+
+def _values(table: AnnData, layer: str | None) -> np.ndarray:
+    if layer is None:
+        values = table.X
+    elif layer in table.layers:
+        values = table.layers[layer]
+    else:
+        available = [name for name in table.layers.keys() if name is not None]
+        raise KeyError(f"Layer {layer!r} not found. Available layers: {available}.")
+    if values is None:
+        raise ValueError("The table has no `X`.")
+    if hasattr(values, "toarray"):
+        values = values.toarray()
+    return np.array(values, dtype=np.float32)
+
+
+def _positions(data: SpatialData | AnnData, table: AnnData, table_name: str, key: str) -> np.ndarray:
+    """Return positions in um of every row; NaN where a row has no tile."""
+    if isinstance(data, AnnData):
+        if "spatial" not in data.obsm:
+            raise KeyError(f'`obsm["spatial"]` not found. Available: {list(data.obsm)}.')
+        return np.array(data.obsm["spatial"], dtype=np.float64)
+    if tile_record(table, key) is not None:
+        sections, _ = tiled_sections(data, table_name=table_name, key=key)
+    else:
+        sections = resolve_sections(data, table_name=table_name)
+    spatial = np.full((table.n_obs, 2), np.nan)
+    for section in sections:
+        spatial[section.rows] = section.centres_um
+    return spatial
+
+
+def _section_names(table: AnnData) -> np.ndarray:
+    regions = section_labels(table)
+    if SECTION not in table.obs or table.obs[SECTION].isna().any():
+        return regions
+    named = table.obs[SECTION].astype(str).to_numpy(dtype=object)
+    pairs = set(zip(regions, named, strict=True))
+    one_to_one = len(pairs) == len(set(regions)) == len(set(named))
+    return named if one_to_one else regions

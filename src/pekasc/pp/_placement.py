@@ -1,0 +1,144 @@
+"""Do observations lie on tissue, or would a flip, a transposition or another scale fit better? Pure arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+_Points = np.ndarray
+_GLASS_SATURATION = 0.15  # Otsu may not call anything more colourful than this background
+_BLACK = 0.1
+_ON_TISSUE = 0.1  # of the tile's area
+_CLEARLY = 0.2
+_STANDARD_ERRORS = 3.0
+
+# (x, y) in an image of w x h -> where the point would be, had the coordinates or the image been turned
+_VARIANTS: dict[str, Callable[[np.ndarray, np.ndarray, float, float], tuple[np.ndarray, np.ndarray]]] = {
+    "flipped in x": lambda x, y, w, h: (w - x, y),
+    "flipped in y": lambda x, y, w, h: (x, h - y),
+    "turned by 180 degrees": lambda x, y, w, h: (w - x, h - y),
+    "transposed (x and y swapped)": lambda x, y, w, h: (y, x),
+    "turned by 90 degrees clockwise": lambda x, y, w, h: (w - y, x),
+    "turned by 90 degrees counter-clockwise": lambda x, y, w, h: (y, h - x),
+    "transposed and turned by 180 degrees": lambda x, y, w, h: (w - y, h - x),
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What :func:`check_placement` found.
+
+    Attributes
+    ----------
+    inside
+        Mask of centres inside the image.
+    on_tissue
+        Mask of centres whose tile shows tissue.
+    problem
+        What is wrong, or an empty string.
+    """
+
+    inside: np.ndarray
+    on_tissue: np.ndarray
+    problem: str
+
+
+def tissue_mask(picture: np.ndarray) -> np.ndarray:
+    """Return the mask of tissue in a coarse RGB picture: Otsu's threshold on the saturation.
+
+    The threshold is capped, so that a picture without glass is all tissue; black (outside the scan) is none.
+    """
+    from skimage.filters import threshold_otsu
+
+    rgb = picture.astype(np.float32) / 255
+    value = rgb.max(axis=-1)
+    saturation = np.where(value > 0, 1 - rgb.min(axis=-1) / np.maximum(value, 1e-6), 0)
+    if saturation.min() == saturation.max():
+        return np.full(value.shape, bool(saturation.flat[0] > _GLASS_SATURATION))
+    threshold = min(float(threshold_otsu(saturation)), _GLASS_SATURATION)
+    return np.asarray((saturation > threshold) & (value > _BLACK))
+
+
+def check_placement(
+    centres_px: _Points, size_px: tuple[int, int], picture: np.ndarray | None, side_px: float
+) -> Placement:
+    """Compare where centres lie with where they would lie were they flipped, turned, transposed or rescaled.
+
+    Parameters
+    ----------
+    centres_px
+        (n, 2) x, y in level-0 pixels.
+    size_px
+        Width and height of level 0.
+    picture
+        Coarse picture of the image (height, width, 3), or None to look at the image's borders only.
+    side_px
+        Side of a tile in level-0 pixels.
+    """
+    width, height = size_px
+    tissue = _tissue_around(picture, side_px / width) if picture is not None else np.ones((1, 1), dtype=bool)
+
+    def score(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        inside = (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
+        col = np.clip((x / width * tissue.shape[1]).astype(int), 0, tissue.shape[1] - 1)
+        row = np.clip((y / height * tissue.shape[0]).astype(int), 0, tissue.shape[0] - 1)
+        return inside, inside & tissue[row, col]
+
+    x, y = centres_px.T
+    inside, on_tissue = score(x, y)
+    variants = {name: score(*turn(x, y, width, height))[1] for name, turn in _VARIANTS.items()}
+    factor = _scale_to_tissue(centres_px, size_px, tissue)
+    problem = ""
+    best = max(variants, key=lambda name: variants[name].sum())
+    if _clearly_better(variants[best], on_tissue):
+        problem = (
+            f"the coordinates seem to be {best}: {int(variants[best].sum())} of {len(x)} centres would lie on tissue, "
+            f"as they are {int(on_tissue.sum())} do. Correct them, or the transformation of the shapes or image"
+        )
+    elif factor is not None and _clearly_better(score(x * factor, y * factor)[1], on_tissue):
+        problem = (
+            f"the coordinates seem to be of another scale: x {x.min():.6g} to {x.max():.6g}, y {y.min():.6g} to "
+            f"{y.max():.6g} on an image of {width} x {height} px; only {int(on_tissue.sum())} of {len(x)} centres "
+            f"lie on tissue, multiplied by about {factor:.3g} {int(score(x * factor, y * factor)[1].sum())} would. "
+            "Correct the transformation of the shapes or image (Space Ranger: full, hires or lowres image)"
+        )
+    elif 2 * inside.sum() < len(x):
+        problem = (
+            f"only {int(inside.sum())} of {len(x)} centres lie inside the image: x {x.min():.6g} to {x.max():.6g}, "
+            f"y {y.min():.6g} to {y.max():.6g}, image {width} x {height} px. They may be of another scale or image: "
+            "correct the transformation of the shapes or image"
+        )
+    return Placement(inside, on_tissue, problem)
+
+
+def _tissue_around(picture: np.ndarray, side: float) -> np.ndarray:
+    """Return the mask of places whose tile (`side` as a fraction of the picture's width) shows tissue."""
+    from scipy.ndimage import uniform_filter
+
+    mask = tissue_mask(picture)
+    size = int(max(1, round(side * mask.shape[1])))
+    return np.asarray(uniform_filter(mask.astype(np.float32), size=size, mode="nearest") >= _ON_TISSUE)
+
+
+def _clearly_better(other: np.ndarray, as_is: np.ndarray) -> bool:
+    n = len(as_is)
+    p, q = ((mask.sum() + 1) / (n + 2) for mask in (other, as_is))  # never 0 or 1: few spots say little
+    error = np.sqrt(p * (1 - p) / n + q * (1 - q) / n)
+    return bool(other.mean() - as_is.mean() > _CLEARLY and p - q > _STANDARD_ERRORS * error)
+
+
+def _scale_to_tissue(centres_px: np.ndarray, size_px: tuple[int, int], tissue: np.ndarray) -> float | None:
+    """Return the factor about the origin that brings the far end of the centres to that of the tissue, if it is far."""
+    rows, cols = np.nonzero(tissue)
+    if not rows.size:
+        return None
+    tissue_end = np.array(
+        [(cols.max() + 1) / tissue.shape[1] * size_px[0], (rows.max() + 1) / tissue.shape[0] * size_px[1]]
+    )
+    end = centres_px.max(axis=0)
+    if (end <= 0).any():
+        return None
+    factor = float((tissue_end / end).min())
+    return factor if factor < 0.67 or factor > 1.5 else None

@@ -1,0 +1,256 @@
+"""Put square tiles around observations."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import shapely
+from anndata import AnnData
+from geopandas import GeoDataFrame
+from spatialdata import SpatialData
+from spatialdata.models import ShapesModel
+from spatialdata.transformations import get_transformation
+
+from pekasc._keys import TILE_INSIDE, TILES, check_key, read_uns, tile_shapes_name, write_uns
+from pekasc._sections import (
+    Section,
+    examples,
+    get_table,
+    overview,
+    resolve_sections,
+    section_readers,
+    tile_record,
+    writable_table,
+)
+from pekasc.pp._placement import check_placement
+from pekasc.tiling import TileGeometry, TileReader, TileSpec
+
+logger = logging.getLogger(__name__)
+
+
+def tile(
+    sdata: SpatialData,
+    *,
+    tile_px: int = 224,
+    mpp: float = 0.5,
+    images: Mapping[str, str] | None = None,
+    image_mpp: float | Mapping[str, float] | None = None,
+    um_coordinate_system: str | None = None,
+    array: str | None = None,
+    table_name: str = "table",
+    key_added: str = TILES,
+    strict: bool = True,
+) -> None:
+    """Put a square tile around every observation, in physical units.
+
+    A section is an image, the shapes of its spots, and the table rows whose region is that shapes element. The image
+    shares a coordinate system with the shapes; of several that show the same at different scales the finest is taken.
+    Pixels are not copied: :func:`pekasc.get.tiles` reads them when they are needed.
+
+    The pixel size is a fact, never a guess: it comes from `image_mpp`, `um_coordinate_system`, `array`, or from what a
+    reader or data set recorded in ``table.uns["pekasc"]["image_mpp"]``; if several are there, they have to agree
+    within 2 %.
+
+    Parameters
+    ----------
+    sdata
+        Sections: images, shapes, and a table that annotates the shapes.
+    tile_px
+        Side of a tile in pixels.
+    mpp
+        Micrometers per tile pixel. The defaults make squares of 112 um.
+    images
+        Image of each region, where it is not clear: ``{"C2_spots": "C2_he"}``.
+    image_mpp
+        Micrometers per full-resolution pixel of the image, or a dict from image name to that.
+    um_coordinate_system
+        A coordinate system in micrometers.
+    array
+        ``"visium"`` or ``"st"``: take the pixel size from the pitch (100 or 200 um) and the grid indices in the columns
+        ``array_row`` and ``array_col``. For Visium without these columns, the stored spot diameter stands for 65 um.
+    table_name
+        Name of the table.
+    key_added
+        Name of the tiles.
+    strict
+        Whether pixel sizes that disagree and coordinates that look transposed, flipped or of another scale are errors.
+        With False the explicit pixel size wins, and both are warnings.
+
+    Returns
+    -------
+    None, and writes
+
+    ``sdata.shapes["{region}_{key_added}"]``
+        The squares, in the coordinates of the spots, index = instance ids. Spots with an ``in_tissue`` of 0 have none.
+    ``table.obs["tile_inside"]``
+        Fraction of each tile inside the image, float32, NaN where there is no tile.
+    ``table.uns["pekasc"][key_added]``
+        Tile size, pixel sizes and images.
+
+    Raises
+    ------
+    KeyError
+        If the table, a region, an image, a column or a coordinate system is not there.
+    ValueError
+        If the pixel size is unknown or contradicted, the image is unclear or not RGB of uint8, names or ids are not
+        unique, rows have no shape, or the coordinates do not fit the image.
+
+    Examples
+    --------
+    >>> import pekasc as pk
+    >>> sdata = pk.datasets.phantom()
+    >>> pk.pp.tile(sdata, tile_px=112, mpp=1.0)
+    >>> pk.get.tiles(sdata).shape[1:]
+    (112, 112, 3)
+    """
+    check_key(key_added)
+    spec = TileSpec(tile_px, mpp)
+    table = get_table(sdata, table_name)
+    sections = resolve_sections(
+        sdata,
+        table_name=table_name,
+        images=images,
+        image_mpp=image_mpp,
+        um_coordinate_system=um_coordinate_system,
+        array=array,
+        strict=strict,
+    )
+    sections = [_in_tissue(table, section) for section in sections]
+    _check_names(sdata, table, sections, key_added)
+    for section in sections:
+        _check_place(section, spec, strict)
+    readers = section_readers(sections, spec)
+    squares = {tile_shapes_name(section.name, key_added): _squares(sdata, section, spec) for section in sections}
+    inside = np.full(table.n_obs, np.nan, dtype=np.float32)
+    for section, reader in zip(sections, readers, strict=True):
+        inside[section.rows] = reader.inside
+        _log(section, reader, spec)
+    record = {
+        "tile_px": spec.tile_px,
+        "mpp": spec.mpp,
+        "um_coordinate_system": um_coordinate_system or "",
+        "sections": {section.name: _section_record(section) for section in sections},
+    }
+    _write(sdata, table_name, key_added, squares, inside, record)
+
+
+def _in_tissue(table: AnnData, section: Section) -> Section:
+    if "in_tissue" not in table.obs:
+        return section
+    column = table.obs["in_tissue"].iloc[section.rows]
+    if column.dtype != bool:
+        column = pd.to_numeric(column.astype(str).replace({"True": "1", "False": "0"}), errors="coerce")
+    keep = (column != 0).to_numpy(dtype=bool)
+    if not keep.any():
+        raise ValueError(f"Section {section.name!r}: `obs['in_tissue']` is 0 for all {keep.size} spots.")
+    if not keep.all():
+        logger.info("section %s: %d of %d spots left out (in_tissue is 0).", section.name, (~keep).sum(), keep.size)
+    return section.take(keep)
+
+
+def _check_names(sdata: SpatialData, table: AnnData, sections: list[Section], key: str) -> None:
+    record = tile_record(table, key)
+    if record is None and read_uns(table, key) is not None:
+        raise ValueError(f'`key_added={key!r}`: `table.uns["pekasc"][{key!r}]` holds something else. Take another key.')
+    ours = {tile_shapes_name(region, key) for region in record["sections"]} if record else set()
+    # SpatialData tells names apart neither by case nor by type of element
+    taken = {name.lower(): (kind, name) for kind, name, _ in sdata.gen_elements()}
+    for section in sections:
+        name = tile_shapes_name(section.name, key)
+        kind, existing = taken.get(name.lower(), ("", ""))
+        if existing and not (kind == "shapes" and existing == name and name in ours):
+            raise ValueError(
+                f"The tiles of {section.name!r} would be named {name!r}, but `sdata.{kind}[{existing!r}]` is there and "
+                "was not made by this call for this table. Take another `key_added=`, or delete it."
+            )
+
+
+def _check_place(section: Section, spec: TileSpec, strict: bool) -> None:
+    levels = section.pyramid.levels
+    height, width = levels[0].shape[1:]
+    side_px = spec.side_um / section.mpp
+    picture = overview(levels)
+    if picture is None:
+        logger.info("section %s: the image has no coarse level to look for tissue in; not checked.", section.name)
+    placement = check_placement(section.centres_px, (width, height), picture, side_px)
+    if placement.problem:
+        message = f"Section {section.name!r} on image {section.image_name!r}: {placement.problem}"
+        if strict:
+            raise ValueError(f"{message}; `strict=False` tiles them as they are.")
+        warnings.warn(f"{message}.", UserWarning, stacklevel=3)
+    off = ~placement.on_tissue
+    if off.any():
+        warnings.warn(
+            f"Section {section.name!r}: {int(off.sum())} of {off.size} tiles show no tissue "
+            f"(ids {examples(section.ids[off])}; {int((~placement.inside).sum())} have their centre off the image).",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _squares(sdata: SpatialData, section: Section, spec: TileSpec) -> GeoDataFrame:
+    """Return the tiles as squares in the own coordinates of the spots' shapes."""
+    corners_px = TileGeometry(section.centres_px, section.um_to_px, spec).corners()
+    px_to_shapes = np.linalg.inv(section.shapes_to_px)
+    corners = corners_px @ px_to_shapes[:2, :2].T + px_to_shapes[:2, 2]
+    spots = sdata.shapes[section.name]
+    index = pd.Index(section.ids, name=spots.index.name)
+    frame = GeoDataFrame(geometry=shapely.polygons(corners), index=index)
+    return ShapesModel.parse(frame, transformations=dict(get_transformation(spots, get_all=True)))
+
+
+def _section_record(section: Section) -> dict[str, Any]:
+    return {
+        "image": section.image_name,
+        "coordinate_system": section.coordinate_system,
+        "um_to_px": section.um_to_px,
+        "shapes_to_px": section.shapes_to_px[:2, :2].copy(),
+        "mpp": section.mpp,
+        "source": section.mpp_source,
+    }
+
+
+def _log(section: Section, reader: TileReader, spec: TileSpec) -> None:
+    logger.info(
+        "section %s: %d tiles of %d px (%g um) on image %s, %.4g um per pixel (from %s), read from level %d.",
+        section.name,
+        section.rows.size,
+        spec.tile_px,
+        spec.side_um,
+        section.image_name,
+        section.mpp,
+        section.mpp_source,
+        reader.level,
+    )
+    if reader.upsampling > 1:
+        logger.info(
+            "section %s: the image is %.3g times coarser than the tiles (%.4g um against %.4g um): interpolated.",
+            section.name,
+            reader.upsampling,
+            section.mpp,
+            spec.mpp,
+        )
+
+
+def _write(
+    sdata: SpatialData,
+    table_name: str,
+    key: str,
+    squares: Mapping[str, GeoDataFrame],
+    inside: np.ndarray,
+    record: Mapping[str, Any],
+) -> None:
+    # all that can fail is done: from here on everything is written
+    table = writable_table(sdata, table_name)
+    stale = {tile_shapes_name(region, key) for region in (tile_record(table, key) or {"sections": ()})["sections"]}
+    for name in (stale | set(squares)) & set(sdata.shapes):
+        del sdata.shapes[name]
+    for name, frame in squares.items():
+        sdata.shapes[name] = frame
+    table.obs[TILE_INSIDE] = inside
+    write_uns(table, key, record)
