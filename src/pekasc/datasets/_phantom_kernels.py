@@ -18,12 +18,13 @@ TUMOUR, STROMA, IMMUNE, GLAND, FAT, DENSITY, PSI, CHI, DEPTH = range(9)
 N_FIELDS = 9
 GRID_UM = 8.0  # the slow fields are evaluated on a grid of this step and interpolated
 NUCLEUS_CELL_UM = 6.6  # one nucleus at most per cell of this lattice
-GLAND_CELL_UM = 96.0
+GLAND_CELL_UM = 106.0
 FAT_CELL_UM = 62.0
+FAT_BEND = 0.12  # how much the warp of the fibres bends the walls of fat cells
 REACH_UM = 20.0  # no nucleus with its cytoplasm reaches further from its lattice cell
 MEAN_FIELD_MPP = 2.0  # pixels coarser than this see the average of the nuclei, not each of them
 # chance that a lattice cell of each state holds a nucleus, before crowding and the density field
-_P_TUMOUR, _P_STROMA, _P_IMMUNE, _P_GLAND, _P_FAT = 0.30, 0.105, 0.62, 0.10, 0.05
+_P_TUMOUR, _P_STROMA, _P_IMMUNE, _P_GLAND, _P_FAT = 0.36, 0.105, 0.62, 0.10, 0.05
 
 
 @_jit
@@ -67,6 +68,24 @@ def _noise(seed: Any, salt: int, x: float, y: float) -> float:
     d = _uniform(seed, salt, ix + 1, iy + 1)
     top = a + (b - a) * u
     return top + (c + (d - c) * u - top) * v
+
+
+@_jit
+def _noise_near(seed: Any, salt: int, x: float, y: float, memory: np.ndarray) -> float:
+    """:func:`_noise`, with the corners of the last lattice cell in `memory`: neighbouring pixels share them."""
+    fx, fy = np.floor(x), np.floor(y)
+    if fx != memory[0] or fy != memory[1]:
+        ix, iy = np.int64(fx), np.int64(fy)
+        memory[0], memory[1] = fx, fy
+        memory[2] = _uniform(seed, salt, ix, iy)
+        memory[3] = _uniform(seed, salt, ix + 1, iy)
+        memory[4] = _uniform(seed, salt, ix, iy + 1)
+        memory[5] = _uniform(seed, salt, ix + 1, iy + 1)
+    u, v = x - fx, y - fy
+    u = u * u * (3.0 - 2.0 * u)
+    v = v * v * (3.0 - 2.0 * v)
+    top = memory[2] + (memory[3] - memory[2]) * u
+    return top + (memory[4] + (memory[5] - memory[4]) * u - top) * v
 
 
 @_jit
@@ -144,39 +163,66 @@ def _cleft(k: Any, x: float, y: float, psi: float, chi: float) -> float:
 
 
 @_jit
-def _fat_cell(k: Any, x: float, y: float, scratch: np.ndarray) -> tuple[float, float]:
-    """Distance to the wall of the fat cell around a point, and whether that cell is fat (1) or not (0)."""
-    gx, gy = np.int64(np.floor(x / FAT_CELL_UM)), np.int64(np.floor(y / FAT_CELL_UM))
-    best, second, bx, by, bi, bj = 1e18, 1e18, 0.0, 0.0, 0, 0
+def _fat_centre(k: Any, i: int, j: int, out: np.ndarray, scratch: np.ndarray) -> None:
+    """Fill `out` with x, y of the fat cell of a lattice cell, and 1 if it is fat or 0 if other tissue is there."""
+    h = _hash(k.seed, 21, i, j)
+    out[0] = (i + 0.15 + 0.7 * np.float64(h & _LOW16) / 65536.0) * FAT_CELL_UM
+    out[1] = (j + 0.15 + 0.7 * np.float64((h >> _S16) & _LOW16) / 65536.0) * FAT_CELL_UM
+    _fields(k, out[0], out[1], scratch)
+    chance = _smooth(0.15, 0.6, scratch[FAT])
+    out[2] = 1.0 if np.float64(h >> _S48) / 65536.0 < chance else 0.0
+
+
+@_jit
+def _fat_cells(k: Any, i0: int, j0: int, i1: int, j1: int) -> np.ndarray:
+    out, scratch = np.empty((j1 - j0, i1 - i0, 3)), np.empty(N_FIELDS)
+    for j in range(j0, j1):
+        for i in range(i0, i1):
+            _fat_centre(k, i, j, out[j - j0, i - i0], scratch)
+    return out
+
+
+@_jit
+def _fat_wall(x: float, y: float, cells: np.ndarray, i0: int, j0: int) -> float:
+    """Distance to the wall of the fat cell around a point, rounded at the corners; -1 outside fat."""
+    gx, gy = np.int64(np.floor(x / FAT_CELL_UM)) - i0, np.int64(np.floor(y / FAT_CELL_UM)) - j0
+    best, second, third, fat = 1e18, 1e18, 1e18, 0.0
     for j in range(gy - 1, gy + 2):
         for i in range(gx - 1, gx + 2):
-            h = _hash(k.seed, 21, i, j)
-            px = (i + 0.15 + 0.7 * np.float64(h & _LOW16) / 65536.0) * FAT_CELL_UM
-            py = (j + 0.15 + 0.7 * np.float64((h >> _S16) & _LOW16) / 65536.0) * FAT_CELL_UM
-            d = (x - px) * (x - px) + (y - py) * (y - py)
+            dx, dy = x - cells[j, i, 0], y - cells[j, i, 1]
+            d = dx * dx + dy * dy
             if d < best:
-                second, best, bx, by, bi, bj = best, d, px, py, i, j
+                third, second, best, fat = second, best, d, cells[j, i, 2]
             elif d < second:
-                second = d
-    _fields(k, bx, by, scratch)
-    chance = _smooth(0.15, 0.6, scratch[FAT])
-    fat = 1.0 if _uniform(k.seed, 22, bi, bj) < chance else 0.0
-    return 0.5 * (np.sqrt(second) - np.sqrt(best)), fat
+                third, second = second, d
+            elif d < third:
+                third = d
+    if fat == 0.0:
+        return -1.0
+    root = np.sqrt(best)
+    a, b = 0.5 * (np.sqrt(second) - root), 0.5 * (np.sqrt(third) - root)
+    return a * b / (a + b + 1e-9)
+
+
+@_jit
+def _gland_row_shift(k: Any, gy: int) -> float:
+    return _uniform(k.seed, 36, 0, gy)  # so that columns of glands do not line up
 
 
 @_jit
 def _gland(k: Any, gx: int, gy: int, out: np.ndarray, scratch: np.ndarray) -> bool:
-    """Fill `out` with x, y, radius, relative radius of the lumen of the gland in a lattice cell, if there is one."""
-    radius = 25.0 + 19.0 * _uniform(k.seed, 30, gx, gy)
+    """Fill `out` with x, y, radius, relative radius of the lumen, place on the noise of a cell's gland, if any."""
+    u = _uniform(k.seed, 30, gx, gy)
+    radius = 18.0 + 27.0 * u * u
     room = GLAND_CELL_UM / 2.0 - 1.13 * radius
-    x = (gx + 0.5) * GLAND_CELL_UM + room * (2.0 * _uniform(k.seed, 31, gx, gy) - 1.0)
+    x = (gx + 0.5 + _gland_row_shift(k, gy)) * GLAND_CELL_UM + room * (2.0 * _uniform(k.seed, 31, gx, gy) - 1.0)
     y = (gy + 0.5) * GLAND_CELL_UM + room * (2.0 * _uniform(k.seed, 32, gx, gy) - 1.0)
     _fields(k, x, y, scratch)
     if scratch[DEPTH] < radius or _uniform(k.seed, 33, gx, gy) > _smooth(0.2, 0.6, scratch[GLAND]):
         return False
     out[0], out[1], out[2] = x, y, radius
-    out[3] = 0.28 + 0.3 * _uniform(k.seed, 34, gx, gy)
-    out[4] = 97.0 * gx + 31.0 * gy  # where on the noise its outline is read
+    out[3] = 0.25 + 0.4 * _uniform(k.seed, 34, gx, gy)
+    out[4] = 97.0 * gx + 31.0 * gy
     return True
 
 
@@ -188,7 +234,8 @@ def _gland_radius(k: Any, gland: np.ndarray, ux: float, uy: float) -> float:
 
 @_jit
 def _in_gland(k: Any, x: float, y: float, gland: np.ndarray, scratch: np.ndarray) -> bool:
-    gx, gy = np.int64(np.floor(x / GLAND_CELL_UM)), np.int64(np.floor(y / GLAND_CELL_UM))
+    gy = np.int64(np.floor(y / GLAND_CELL_UM))
+    gx = np.int64(np.floor(x / GLAND_CELL_UM - _gland_row_shift(k, gy)))
     if not _gland(k, gx, gy, gland, scratch):  # a gland stays within its own cell
         return False
     dx, dy = x - gland[0], y - gland[1]
@@ -209,8 +256,8 @@ def _shape_nucleus(k: Any, kind: int, ix: int, iy: int, out: np.ndarray) -> None
     ux, uy = (1.0 - t * t) / (1.0 + t * t), 2.0 * t / (1.0 + t * t)
     dark, vesicle, cyto = 1.0, 0.15, 0.0
     if kind == TUMOUR:
-        long, short = 4.2 + 2.6 * u * u, 0.66 + 0.3 * v
-        dark, vesicle, cyto = 0.72 + 0.35 * v, 0.42, 1.0
+        long, short = 3.6 + 3.2 * u * u, 0.6 + 0.36 * v
+        dark, vesicle, cyto = 0.72 + 0.35 * v, 0.25 + 0.3 * u, 1.0
     elif kind == IMMUNE:
         long, short, dark = 2.7 + 0.9 * u, 0.86 + 0.14 * v, 1.05 + 0.35 * v
     elif kind == STROMA:
@@ -258,9 +305,10 @@ def _nucleus(k: Any, ix: int, iy: int, out: np.ndarray, gland: np.ndarray, scrat
         return False
     if glandular > 0.02 and _in_gland(k, x, y, gland, scratch):
         return False
-    if fat > 0.05:
-        wall, is_fat = _fat_cell(k, x, y, scratch)
-        if is_fat > 0.0 and wall > 2.0:
+    if fat > 0.03:
+        px, py = x + FAT_BEND * psi, y + FAT_BEND * chi
+        gx, gy = np.int64(np.floor(px / FAT_CELL_UM)), np.int64(np.floor(py / FAT_CELL_UM))
+        if _fat_wall(px, py, _fat_cells(k, gx - 1, gy - 1, gx + 2, gy + 2), gx - 1, gy - 1) > 1.5:
             return False
     out[0], out[1] = x, y
     _shape_nucleus(k, kind, ix, iy, out)
@@ -303,7 +351,8 @@ def count_nuclei(k: Any, xy: np.ndarray, side: float) -> np.ndarray:
                     if left <= nucleus[0] < right and top <= nucleus[1] < bottom:
                         out[p] += 1.0
         for gy in range(np.floor(top / GLAND_CELL_UM), np.floor(bottom / GLAND_CELL_UM) + 1):
-            for gx in range(np.floor(left / GLAND_CELL_UM), np.floor(right / GLAND_CELL_UM) + 1):
+            shift = _gland_row_shift(k, gy)
+            for gx in range(np.floor(left / GLAND_CELL_UM - shift), np.floor(right / GLAND_CELL_UM - shift) + 1):
                 if _gland(k, gx, gy, gland, scratch):
                     n = _n_gland_nuclei(k, gland)
                     for i in range(n):
@@ -338,7 +387,7 @@ def _draw_nucleus(k: Any, nucleus: np.ndarray, x0: int, y0: int, layers: np.ndar
             far = q > 1.0 + 2.0 * soft / short  # where the wobble would fold over
             wobble = 1.0 + 0.10 * u * v + 0.07 * u
             if nucleus[9] > 0.0:
-                cyto = nucleus[9] * _smooth(2.0, 1.1, np.sqrt(dx * dx + dy * dy) / long)
+                cyto = nucleus[9] * _smooth(2.05, 0.9, np.sqrt(dx * dx + dy * dy) / long)
                 layers[2, i, j] = max(layers[2, i, j], cyto)
             cover = 0.0 if far else _smooth(-soft, soft, (1.0 - q * wobble) * short)
             if cover <= 0.0:
@@ -384,7 +433,9 @@ def _draw_objects(k: Any, x0: int, y0: int, layers: np.ndarray) -> None:
     fine = k.mpp <= MEAN_FIELD_MPP
     # the largest value wins wherever objects overlap, so that the order of drawing does not matter
     for gy in range(np.floor((top - 9.0) / GLAND_CELL_UM), np.floor((bottom + 9.0) / GLAND_CELL_UM) + 1):
-        for gx in range(np.floor((left - 9.0) / GLAND_CELL_UM), np.floor((right + 9.0) / GLAND_CELL_UM) + 1):
+        shift = _gland_row_shift(k, gy)
+        a, b = np.floor((left - 9.0) / GLAND_CELL_UM - shift), np.floor((right + 9.0) / GLAND_CELL_UM - shift)
+        for gx in range(a, b + 1):
             if _gland(k, gx, gy, gland, scratch):
                 _draw_gland(k, gland, x0, y0, layers)
                 n = _n_gland_nuclei(k, gland) if fine else 0
@@ -409,52 +460,55 @@ def _mean_nuclei(k: Any, f: np.ndarray) -> float:
 
 
 @_jit
-def _texture(k: Any, salt: int, x: float, y: float, size: float) -> float:
+def _texture(k: Any, salt: int, x: float, y: float, size: float, memory: np.ndarray) -> float:
     """Noise around 0, faded out where pixels are too coarse for it."""
     fade = min(1.0, size / k.mpp - 1.0)
-    return 0.0 if fade <= 0.0 else fade * (_noise(k.seed, salt, x / size, y / size) - 0.5)
+    return 0.0 if fade <= 0.0 else fade * (_noise_near(k.seed, salt, x / size, y / size, memory) - 0.5)
 
 
 @_jit
-def _stains(k: Any, x: float, y: float, f: np.ndarray, cell: np.ndarray, scratch: np.ndarray) -> tuple[float, float]:
+def _stains(
+    k: Any, x: float, y: float, f: np.ndarray, cell: np.ndarray, wall: float, memory: np.ndarray
+) -> tuple[float, float]:
     """Amounts of hematoxylin and eosin at a point, from the fields and the drawn layers."""
-    slow = _texture(k, 70, x, y, 7.5)
+    slow = _texture(k, 70, x, y, 7.5, memory[0])
     edge = f[DEPTH] + 10.0 * slow
     tissue = _smooth(-1.5 - k.mpp, 1.5 + k.mpp, edge)
     if tissue <= 0.0:
         return 0.0, 0.0
-    fine = _texture(k, 71, x, y, 1.9)
+    fine = _texture(k, 71, x, y, 1.9, memory[1])
     p, q = -k.fibre_y * x + k.fibre_x * y + f[PSI], k.fibre_x * x + k.fibre_y * y + f[CHI]
     fibre, gap = 0.0, 0.0
     loose = f[STROMA] + 0.7 * f[GLAND] + 0.25 * f[IMMUNE]
     if loose > 0.03:
         fade = min(1.0, 3.4 / k.mpp - 0.7)
         if fade > 0.0:
-            fibre = fade * (_noise(k.seed, 72, p / 3.4, q / 42.0) - 0.5)
-        fibre += 0.8 * (_noise(k.seed, 73, p / 11.0, q / 110.0) - 0.5)
+            fibre = fade * (_noise_near(k.seed, 72, p / 3.4, q / 42.0, memory[2]) - 0.5)
+        fibre += 0.8 * (_noise_near(k.seed, 73, p / 11.0, q / 110.0, memory[3]) - 0.5)
         if f[STROMA] > 0.1:
-            gap = _smooth(0.72, 0.80, _noise(k.seed, 20, p / 24.0, q / 190.0)) * _smooth(0.15, 0.5, f[STROMA])
-    e = 0.40 * f[TUMOUR] + 0.62 * f[STROMA] + 0.34 * f[IMMUNE] + 0.50 * f[GLAND] + 0.45 * f[FAT]
-    h = 0.10 * f[TUMOUR] + 0.02 * f[STROMA] + 0.16 * f[IMMUNE] + 0.04 * f[GLAND] + 0.02 * f[FAT]
+            cleft = _noise_near(k.seed, 20, p / 24.0, q / 190.0, memory[4])
+            gap = _smooth(0.72, 0.80, cleft + 0.06 * fibre) * _smooth(0.15, 0.5, f[STROMA])
+    e = 0.44 * f[TUMOUR] + 0.62 * f[STROMA] + 0.34 * f[IMMUNE] + 0.50 * f[GLAND] + 0.45 * f[FAT]
+    h = 0.12 * f[TUMOUR] + 0.02 * f[STROMA] + 0.16 * f[IMMUNE] + 0.04 * f[GLAND] + 0.02 * f[FAT]
     e += loose * 0.62 * fibre + 0.34 * slow + 0.22 * fine
     h += 0.10 * slow + 0.05 * fine
-    e += 0.26 * cell[2]
-    h += 0.16 * cell[2]
+    cyto = cell[2] * (0.8 + 0.9 * slow)
+    e += 0.16 * cyto
+    h += 0.13 * cyto
     if f[TUMOUR] > 0.3:  # cells part from each other where no cytoplasm reaches
-        gap = max(gap, 0.55 * _smooth(0.3, 0.7, f[TUMOUR]) * (1.0 - cell[2]) * _smooth(0.0, 0.3, slow))
+        gap = max(gap, 0.6 * _smooth(0.3, 0.7, f[TUMOUR]) * (1.0 - cell[2]) * _smooth(0.0, 0.3, slow))
     e += (0.56 + 0.3 * slow - e) * cell[4]
     h += (0.22 + 0.1 * fine - h) * cell[4]
     gap = max(gap, 0.93 * cell[3])
-    if f[FAT] > 0.03:
-        wall, fat = _fat_cell(k, x, y, scratch)
-        gap = max(gap, 0.97 * fat * _smooth(0.5 - 0.3 * k.mpp, 1.9 + 0.5 * k.mpp, wall + 1.2 * slow))
+    if wall > 0.0:
+        gap = max(gap, 0.97 * _smooth(0.4 - 0.3 * k.mpp, 1.5 + 0.5 * k.mpp, wall))
     e, h = max(e, 0.05) * (1.0 - gap), max(h, 0.0) * (1.0 - gap)
     cover, nuclear = cell[1], cell[0]
     if k.mpp > MEAN_FIELD_MPP:
         cover = _mean_nuclei(k, f) * (1.0 - gap)
         nuclear = 0.8 * cover
-    e *= 1.0 - 0.55 * cover
-    h += nuclear - h * cover
+    e *= 1.0 - 0.6 * cover
+    h += 1.2 * nuclear - h * cover
     # a cut edge takes up more stain
     rim = 1.0 + 0.35 * _smooth(26.0, 0.0, edge)
     return tissue * h * rim, tissue * e * rim
@@ -472,7 +526,12 @@ def _light(
     nx = np.int64(np.floor((x0 + width) * k.mpp / step)) - gx + 2
     ny = np.int64(np.floor((y0 + height) * k.mpp / step)) - gy + 2
     grid = _grid(k, step, gx, gy, nx, ny)
-    f, cell, scratch = np.empty(N_FIELDS), np.empty(N_LAYERS), np.empty(N_FIELDS)
+    margin = 1.5 * FAT_CELL_UM + FAT_BEND * 300.0
+    i0, j0 = np.int64((x0 * k.mpp - margin) // FAT_CELL_UM), np.int64((y0 * k.mpp - margin) // FAT_CELL_UM)
+    i1 = np.int64(((x0 + width) * k.mpp + margin) // FAT_CELL_UM) + 2
+    j1 = np.int64(((y0 + height) * k.mpp + margin) // FAT_CELL_UM) + 2
+    fat = _fat_cells(k, i0, j0, i1, j1)
+    f, cell, memory = np.empty(N_FIELDS), np.empty(N_LAYERS), np.full((5, 6), np.inf)
     out = np.empty((3, height, width), np.float32)
     last = np.float32(table.size - 1)
     for i in range(height):
@@ -489,7 +548,10 @@ def _light(
                 f[c] = a + (b - a) * v
             for c in range(N_LAYERS):
                 cell[c] = layers[c, i, j]
-            h, e = _stains(k, x, y, f, cell, scratch)
+            wall = -1.0
+            if f[FAT] > 0.03:
+                wall = _fat_wall(x + FAT_BEND * f[PSI], y + FAT_BEND * f[CHI], fat, i0, j0)
+            h, e = _stains(k, x, y, f, cell, wall, memory)
             for c in range(3):
                 od = min(np.float32(h) * stains[0, c] + np.float32(e) * stains[1, c], last)
                 out[c, i, j] = white[c] * table[np.int64(od)]
