@@ -1,0 +1,82 @@
+"""Configuration of the documentation: `sphinx-build -W docs docs/_build/html`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib.metadata import metadata
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+info = metadata("pekasc")
+project = "pekasc"
+author = "The pekasc developers"
+copyright = f"2026, {author}"
+release = version = info["Version"]
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_autodoc_typehints",
+    "sphinx_copybutton",
+]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "jupyter_execute"]
+html_theme = "furo"
+html_title = f"pekasc {version}"
+html_static_path: list[str] = []
+
+# notebooks are shown as they were committed, outputs included
+nb_execution_mode = "off"
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autosummary_generate = True
+autodoc_member_order = "bysource"
+# a backtick is code, as in a scverse docstring, not a reference
+default_role = "literal"
+napoleon_google_docstring = False
+napoleon_use_rtype = True
+napoleon_use_param = True
+# types stand in the signature; the return section says what is written where
+typehints_defaults = "comma"
+typehints_document_rtype = False
+always_use_bars_union = True
+
+nitpicky = True
+_PROJECTS = {
+    "anndata": "https://anndata.readthedocs.io/en/stable/",
+    "matplotlib": "https://matplotlib.org/stable/",
+    "numpy": "https://numpy.org/doc/stable/",
+    "pandas": "https://pandas.pydata.org/docs/",
+    "python": "https://docs.python.org/3/",
+    "scanpy": "https://scanpy.readthedocs.io/en/stable/",
+    "scipy": "https://docs.scipy.org/doc/scipy/",
+    "spatialdata": "https://spatialdata.scverse.org/en/stable/",
+    "squidpy": "https://squidpy.readthedocs.io/en/stable/",
+    "timm": "https://huggingface.co/docs/timm/",
+    "torch": "https://docs.pytorch.org/docs/stable/",
+    "xarray": "https://docs.xarray.dev/en/stable/",
+}
+# Links into other projects need their inventories. Without a network the docs still build, and strictly: then only
+# references to our own objects are checked.
+if os.environ.get("READTHEDOCS") or os.environ.get("PEKASC_DOCS_ONLINE"):
+    intersphinx_mapping = {name: (url, None) for name, url in _PROJECTS.items() if name != "timm"}
+# every name that is not ours, dotted or bare: builtins, and modules of which there is no inventory at all
+nitpick_ignore_regex = [(r"py:.*", r"(?!pekasc\b).*")]
+
+
+def _copy_notebooks() -> None:
+    # Sphinx reads its source folder only; the notebooks live where users look for them
+    target = HERE / "generated" / "tutorials"
+    target.mkdir(parents=True, exist_ok=True)
+    for notebook in sorted((HERE.parent / "tutorials").glob("*.ipynb")):
+        shutil.copyfile(notebook, target / notebook.name)
+
+
+_copy_notebooks()
