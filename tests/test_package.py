@@ -1,0 +1,191 @@
+"""The package as a whole: import, metadata, docstrings, and documents that must not drift from the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import pekasc
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMESPACES = ("pp", "tl", "get", "pl", "datasets", "models", "io")
+# found before anything is imported for real: the names of `__all__`, read from the sources
+PUBLIC = [
+    f"{namespace}.{name}" for namespace in NAMESPACES for name in getattr(pekasc, namespace).__dict__.get("__all__", [])
+]
+CALLS = [name for name in PUBLIC if name.split(".")[0] in {"pp", "tl", "get", "pl", "datasets"}]
+
+# numpydoc's checks that hold for every public object. Not among them: types of parameters (they stand in the
+# signature), "See Also", extended summaries, and the form of the return section, which names slots.
+CHECKS = {
+    "GL03",  # no blank lines too many
+    "GL06",  # no unknown section
+    "GL07",  # order of sections
+    "GL08",  # there is a docstring
+    "SS01",  # there is a summary
+    "SS02",  # it starts with a capital letter
+    "SS03",  # it ends with a full stop
+    "SS05",  # it is imperative
+    "SS06",  # it fits on one line
+    "PR01",  # every parameter is documented
+    "PR02",  # nothing else is
+    "PR03",  # in the order of the signature
+    "PR07",  # with a description
+    "RT01",  # there is a return section
+}
+
+
+def _resolve(name: str) -> Any:
+    namespace, attribute = name.split(".")
+    return getattr(getattr(pekasc, namespace), attribute)
+
+
+def _python(code: str, *arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, *arguments, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
+    ).stdout
+
+
+def test_version_is_the_distributions() -> None:
+    assert pekasc.__version__ == version("pekasc")
+    assert re.search(rf"^## {re.escape(pekasc.__version__)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+def test_import_is_light() -> None:
+    heavy = ["anndata", "lightning", "matplotlib", "numba", "peft", "scanpy", "spatialdata", "squidpy", "timm", "torch"]
+    code = f"import sys, pekasc; print([name for name in {heavy} if name in sys.modules])"
+    assert _python(code).strip() == "[]"
+
+
+def test_import_is_fast() -> None:
+    code = "import time; t = time.perf_counter(); import pekasc; print(time.perf_counter() - t)"
+    assert min(float(_python(code)) for _ in range(2)) < 3
+
+
+@pytest.mark.parametrize("namespace", ["pp", "get", "pl", "datasets", "io"])
+def test_namespaces_that_do_not_train_load_without_torch(namespace: str) -> None:
+    code = f"""
+import sys
+import pekasc
+pekasc.{namespace}
+print([name for name in ("lightning", "peft", "squidpy", "timm", "torch") if name in sys.modules])
+"""
+    assert _python(code).strip() == "[]"
+
+
+def test_modules_only_define() -> None:
+    # a call at module level is a side effect of the import: handlers, filters, seeds, style sheets
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sorted((ROOT / "src").rglob("*.py"))
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    ]
+    assert not found
+
+
+def test_dir_lists_the_public_names() -> None:
+    assert set(NAMESPACES) <= set(dir(pekasc))
+    assert pekasc.Adapter is pekasc.models.Adapter
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        pekasc.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_docstring(name: str) -> None:
+    from numpydoc.validate import validate
+
+    errors = [(code, text) for code, text in validate(f"pekasc.{name}")["errors"] if code in CHECKS]
+    assert not errors
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_docstring_has_an_example(name: str) -> None:
+    assert ">>> " in (_resolve(name).__doc__ or "")
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_docstring_leaves_types_to_the_signature(name: str) -> None:
+    from numpydoc.docscrape import FunctionDoc
+
+    assert not [p.name for p in FunctionDoc(_resolve(name))["Parameters"] if p.type]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_signature_is_annotated_with_few_positionals(name: str) -> None:
+    import inspect
+
+    parameters = inspect.signature(_resolve(name)).parameters.values()
+    assert all(p.annotation is not p.empty for p in parameters)
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert len(positional) <= 2
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_api_page_lists(name: str) -> None:
+    assert re.search(rf"^   {re.escape(name)}$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_table_of_outputs_covers(name: str) -> None:
+    assert f"`{name}`" in (ROOT / "docs" / "outputs.md").read_text()
+
+
+def test_readme_has_the_two_commands() -> None:
+    # .ci/run takes its test command from the last of these blocks, so the README cannot promise another
+    blocks = re.findall(r"^```bash\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    job, tests = (block.strip().split(" && ") for block in blocks)
+    assert job[0] == tests[0] == "python3 -m venv .venv"
+    assert job[-1] == ".venv/bin/python tutorials/quickstart.py"
+    assert tests[-1] == ".venv/bin/python -m pytest"
+    # `pip install --group` came with pip 25.1, and a fresh environment of Python 3.11 has an older one
+    assert tests[1].endswith("pip install --upgrade pip")
+
+
+def _imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_every_import_is_declared() -> None:
+    other_name = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "skimage": "scikit-image"}
+    other_name |= {"sklearn": "scikit-learn", "spatialdata_plot": "spatialdata-plot"}
+    extras = {"transformers"}  # imported where they are asked for, with an error that says how to install them
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[\[<>=!~ ]", dependency)[0] for dependency in declared}
+    used: set[str] = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        used |= _imports(path)
+    third_party = used - sys.stdlib_module_names - {"pekasc", "__future__"} - extras
+    assert {other_name.get(name, name) for name in third_party} <= names
+
+
+def test_package_data_is_installed() -> None:
+    folder = Path(str(pekasc.__file__)).parent
+    assert (folder / "py.typed").is_file()
+    weights = sorted((folder / "models" / "weights").glob("*.safetensors"))
+    assert weights
+    assert sum(path.stat().st_size for path in weights) < 12 * 2**20
+
+
+def test_namespaces_are_modules() -> None:
+    for namespace in NAMESPACES:
+        module = import_module(f"pekasc.{namespace}")
+        assert isinstance(module, ModuleType)
+        assert getattr(pekasc, namespace) is module
