@@ -15,7 +15,7 @@ import numpy as np
 from pekasc.datasets._phantom_kernels import count_nuclei, fields_at, render
 
 STATES = ("tumour", "stroma", "immune", "gland", "fat")
-MAX_MPP = 64.0
+MAX_MPP = 1024.0
 
 # optical density of hematoxylin and eosin in R, G, B (Ruifrok and Johnston 2001, eosin with the red that scanners show)
 _HEMATOXYLIN = (0.68, 0.66, 0.31)
@@ -201,7 +201,7 @@ def render_region(params: SlideParams, x0: int, y0: int, width: int, height: int
     Raises
     ------
     ValueError
-        If the size is not positive or `params.mpp` lies outside (0, 64].
+        If the size is not positive or `params.mpp` lies outside (0, 1024].
     """
     if width < 1 or height < 1:
         raise ValueError(f"The size of a region must be positive, got width={width}, height={height}.")

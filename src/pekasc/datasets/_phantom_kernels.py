@@ -484,8 +484,9 @@ def _stains(
         fade = min(1.0, 3.4 / k.mpp - 0.7)
         if fade > 0.0:
             fibre = fade * (_noise_near(k.seed, 72, p / 3.4, q / 42.0, memory[2]) - 0.5)
-        fibre += 0.8 * (_noise_near(k.seed, 73, p / 11.0, q / 110.0, memory[3]) - 0.5)
-        if f[STROMA] > 0.1:
+        if k.mpp < 11.0:
+            fibre += 0.8 * (_noise_near(k.seed, 73, p / 11.0, q / 110.0, memory[3]) - 0.5)
+        if f[STROMA] > 0.1 and k.mpp < 24.0:
             cleft = _noise_near(k.seed, 20, p / 24.0, q / 190.0, memory[4])
             gap = _smooth(0.72, 0.80, cleft + 0.06 * fibre) * _smooth(0.15, 0.5, f[STROMA])
     e = 0.44 * f[TUMOUR] + 0.62 * f[STROMA] + 0.34 * f[IMMUNE] + 0.50 * f[GLAND] + 0.45 * f[FAT]
@@ -499,9 +500,9 @@ def _stains(
         gap = max(gap, 0.6 * _smooth(0.3, 0.7, f[TUMOUR]) * (1.0 - cell[2]) * _smooth(0.0, 0.3, slow))
     e += (0.56 + 0.3 * slow - e) * cell[4]
     h += (0.22 + 0.1 * fine - h) * cell[4]
-    gap = max(gap, 0.93 * cell[3])
     if wall > 0.0:
         gap = max(gap, 0.97 * _smooth(0.4 - 0.3 * k.mpp, 1.5 + 0.5 * k.mpp, wall))
+    gap = max(gap * (1.0 - cell[4]), 0.93 * cell[3])
     e, h = max(e, 0.05) * (1.0 - gap), max(h, 0.0) * (1.0 - gap)
     cover, nuclear = cell[1], cell[0]
     if k.mpp > MEAN_FIELD_MPP:

@@ -1,0 +1,163 @@
+"""Put arrays together as SpatialData, the same way for every data set: names, multi-scale images, spots, table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import dask.array as da
+import numpy as np
+import pandas as pd
+from dask.base import tokenize
+
+from pekasc._keys import IMAGE_MPP, write_uns
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from geopandas import GeoDataFrame
+    from scipy.sparse import csr_matrix
+    from xarray import DataTree
+
+REGION, INSTANCE = "region", "spot_id"
+_SMALLEST_PX = 1024  # the coarsest level of a pyramid fits a square of this side
+
+
+class RegionSource(Protocol):
+    """An image of which any rectangle can be had."""
+
+    height: int
+    width: int
+
+    def region(self, x0: int, y0: int, width: int, height: int, factor: int) -> np.ndarray:
+        """Return a rectangle of the image made smaller by `factor`, uint8 (3, y, x)."""
+        ...
+
+
+class LazyLevel:
+    """One level of a pyramid as dask wants an array: slices are read when they are computed, nothing is kept."""
+
+    ndim = 3
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, source: RegionSource, factor: int) -> None:
+        self.source, self.factor = source, factor
+        self.shape = (3, source.height // factor, source.width // factor)
+
+    def __getitem__(self, index: tuple[slice, slice, slice]) -> np.ndarray:
+        c, y, x = index
+        y0, y1, y_step = y.indices(self.shape[1])
+        x0, x1, x_step = x.indices(self.shape[2])
+        if y_step < 1 or x_step < 1:
+            raise IndexError("steps backwards are not supported; flip what was read.")
+        if y1 <= y0 or x1 <= x0:
+            return np.empty(self.shape, np.uint8)[index] if 0 in self.shape else np.empty((3, 0, 0), np.uint8)[c]
+        return self.source.region(x0, y0, x1 - x0, y1 - y0, self.factor)[c, ::y_step, ::x_step]
+
+
+def block_mean(image: np.ndarray, factor: int) -> np.ndarray:
+    """Return the mean of blocks of `factor` x `factor` pixels, rounded; what does not fill a block is left out.
+
+    Parameters
+    ----------
+    image
+        uint8 (c, y, x).
+    factor
+        At most 16.
+    """
+    if factor == 1:
+        return image
+    height, width = image.shape[1] // factor, image.shape[2] // factor
+    total = np.full((image.shape[0], height, width), factor * factor // 2, dtype=np.uint16)
+    for i in range(factor):
+        for j in range(factor):
+            total += image[:, i : height * factor : factor, j : width * factor : factor]
+    total //= factor * factor
+    return total.astype(np.uint8)
+
+
+def factors(height: int, width: int) -> list[int]:
+    """Return the factors of a pyramid's levels: 1, 2, 4, ... until the level is small enough for an overview."""
+    out = [1]
+    while max(height, width) // out[-1] > _SMALLEST_PX:
+        out.append(2 * out[-1])
+    return out
+
+
+def lazy_levels(source: RegionSource, *, chunk_px: int, token: Any) -> list[da.Array]:
+    """Return the pyramid of `source` as dask arrays that read what is computed, chunk by chunk."""
+    out = []
+    for factor in factors(source.height, source.width):
+        level = LazyLevel(source, factor)
+        name = f"pekasc-image-{tokenize(token, factor, chunk_px)}"
+        out.append(da.from_array(level, chunks=(3, chunk_px, chunk_px), name=name, meta=np.empty((0, 0, 0), np.uint8)))
+    return out
+
+
+def multiscale(levels: Sequence[da.Array], coordinate_system: str) -> DataTree:
+    """Return levels (c, y, x), finest first, as a multi-scale image of SpatialData in pixels of the first."""
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Identity, set_transformation
+    from xarray import DataArray, Dataset, DataTree
+
+    nodes = {}
+    _, height, width = levels[0].shape
+    for i, level in enumerate(levels):
+        coords = {"c": ["r", "g", "b"]}
+        coords |= {
+            axis: (np.arange(n) + 0.5) * (size / n)
+            for axis, n, size in (("y", level.shape[1], height), ("x", level.shape[2], width))
+        }
+        nodes[f"scale{i}"] = Dataset({"image": DataArray(level, dims=("c", "y", "x"), coords=coords, name="image")})
+    tree = DataTree.from_dict(nodes)
+    set_transformation(tree, {coordinate_system: Identity()}, set_all=True)
+    Image2DModel().validate(tree)
+    return tree
+
+
+def spots(centres_px: np.ndarray, radius_px: float, coordinate_system: str) -> GeoDataFrame:
+    """Return circles around centres (n, 2), x and y in pixels of the finest level."""
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    return ShapesModel.parse(
+        centres_px,
+        geometry=0,
+        radius=radius_px,
+        index=pd.RangeIndex(len(centres_px)),
+        transformations={coordinate_system: Identity()},
+    )
+
+
+def table(
+    counts: csr_matrix, obs: pd.DataFrame, var: pd.DataFrame, centres_px: np.ndarray, image_mpp: Mapping[str, float]
+) -> AnnData:
+    """Return the table that annotates the spots of all sections.
+
+    Parameters
+    ----------
+    counts
+        Spots x genes.
+    obs
+        With columns section, patient, array_row, array_col, and the spots of a section in the order of its shapes.
+    var
+        One row a gene.
+    centres_px
+        Centres (n, 2) in pixels of the finest level.
+    image_mpp
+        Micrometers per pixel of each image.
+    """
+    from anndata import AnnData
+    from spatialdata.models import TableModel
+
+    obs = obs.copy()
+    for column in ("section", "patient"):
+        obs[column] = pd.Categorical(obs[column], categories=list(dict.fromkeys(obs[column])))
+    obs[REGION] = pd.Categorical([f"{s}_spots" for s in obs["section"]])
+    obs[INSTANCE] = obs.groupby("section", observed=True).cumcount().to_numpy().astype(np.int64)
+    obs.index = pd.Index(
+        [f"{s}_{x}x{y}" for s, x, y in zip(obs["section"], obs["array_col"], obs["array_row"], strict=True)]
+    )
+    adata = AnnData(counts, obs=obs, var=var, obsm={"spatial": np.asarray(centres_px, dtype=np.float64)})
+    write_uns(adata, IMAGE_MPP, image_mpp)
+    regions = [str(region) for region in obs[REGION].cat.categories]
+    return TableModel.parse(adata, region=regions, region_key=REGION, instance_key=INSTANCE)
