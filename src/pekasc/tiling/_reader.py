@@ -152,9 +152,13 @@ class TileReader:
         self._matrix = matrix
         self._corners = centres - matrix @ np.full(2, self.tile_px / 2)
         steps = np.linalg.norm(matrix, axis=0)
-        # two samples a pixel and axis; where a side is stretched, one sample is plain linear interpolation
-        self._samples = tuple(max(1, ceil(2 * s)) if steps.min() >= 1 - _SAME_SIZE else 1 for s in steps)
-        self._sample_box = min(1.0, float(np.sqrt(abs(np.linalg.det(matrix)) / np.prod(self._samples))))
+        if steps.min() < 1 - _SAME_SIZE:
+            # a side is stretched: one sample that is as wide as a pixel is plain linear interpolation
+            self._samples, self._sample_box = (1, 1), 1.0
+        else:
+            # squares of at most 2/3 pixel: on tissue 0.1 grey level from the exact area average
+            self._samples = (ceil(1.5 * steps[0]), ceil(1.5 * steps[1]))
+            self._sample_box = float(np.sqrt(abs(np.linalg.det(matrix)) / np.prod(self._samples)))
 
     def _order_by_chunk(self, centres: np.ndarray) -> np.ndarray:
         edges = (self._source.x_edges, self._source.y_edges)

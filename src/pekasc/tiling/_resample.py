@@ -14,6 +14,8 @@ from numba import njit
 WHITE = 255
 # Edges this close to a pixel border are on it: absorbs rounding in coordinates, far below a grey level.
 SNAP_PX = 1e-6
+# Half a grey level to round to the nearest, and a little so that single precision does not pull a tie down.
+HALF = np.float32(0.5 + 5e-5)
 
 
 @njit(nogil=True, cache=True)
@@ -28,13 +30,12 @@ def _axis_weights(first, step, n_out, size):  # type: ignore[no-untyped-def]
 
     Output pixel ``k`` covers ``first + k * step`` to ``first + (k + 1) * step`` (``step`` < 0 for a flip). Steps of one
     pixel or more: overlap lengths. Shorter steps: the two taps of linear interpolation at the pixel's centre, clamped
-    to the image. ``total`` is the weight that an output pixel needs, ``inside`` what the image gives.
+    to the image. ``inside`` is the sum of the weights: 1, or less where a part lies outside of the image.
     """
     length = abs(step)
     start = np.zeros(n_out, np.int64)
     count = np.zeros(n_out, np.int64)
     weight = np.zeros((n_out, int(length) + 3), np.float32)
-    total = np.ones(n_out, np.float64)
     inside = np.zeros(n_out, np.float64)
     for k in range(n_out):
         if length >= 1 - 2 * SNAP_PX:
@@ -42,17 +43,17 @@ def _axis_weights(first, step, n_out, size):  # type: ignore[no-untyped-def]
             high = _snap(first + (k + 1) * step)
             if low > high:
                 low, high = high, low
-            total[k] = high - low
+            share = 1 / (high - low)
             low = max(low, 0.0)
             high = min(high, float(size))
             if high <= low:
                 continue
-            inside[k] = high - low
+            inside[k] = (high - low) * share if high - low < length - SNAP_PX else 1.0
             start[k] = int(math.floor(low))
             count[k] = int(math.ceil(high)) - start[k]
             for t in range(count[k]):
                 pixel = start[k] + t
-                weight[k, t] = min(pixel + 1.0, high) - max(float(pixel), low)
+                weight[k, t] = (min(pixel + 1.0, high) - max(float(pixel), low)) * share
         else:
             centre = first + (k + 0.5) * step
             if centre < 0 or centre >= size:
@@ -70,7 +71,7 @@ def _axis_weights(first, step, n_out, size):  # type: ignore[no-untyped-def]
             if fraction > 0:
                 weight[k, 1] = fraction
                 count[k] = 2
-    return start, count, weight, total, inside
+    return start, count, weight, inside
 
 
 @njit(nogil=True, cache=True)
@@ -81,28 +82,30 @@ def resample_axes(window, x_first, x_step, y_first, y_step, swapped, out):  # ty
     """
     n_out = out.shape[0]
     _, height, width = window.shape
-    x_start, x_count, x_weight, x_total, x_inside = _axis_weights(x_first, x_step, n_out, width)
-    y_start, y_count, y_weight, y_total, y_inside = _axis_weights(y_first, y_step, n_out, height)
-    line = np.empty(width, np.float32)
+    x_start, x_count, x_weight, x_inside = _axis_weights(x_first, x_step, n_out, width)
+    y_start, y_count, y_weight, y_inside = _axis_weights(y_first, y_step, n_out, height)
+    lines = np.empty((3, width), np.float32)
     for k in range(n_out):
-        for c in range(3):
-            line[:] = 0
-            for t in range(y_count[k]):
+        lines[:] = 0
+        for t in range(y_count[k]):
+            factor = y_weight[k, t]
+            for c in range(3):
                 row = window[c, y_start[k] + t]
-                factor = y_weight[k, t]
                 for x in range(width):
-                    line[x] += factor * np.float32(row[x])
-            for m in range(n_out):
-                value = np.float32(0)
-                for t in range(x_count[m]):
-                    value += x_weight[m, t] * line[x_start[m] + t]
-                total = y_total[k] * x_total[m]
-                missing = total - y_inside[k] * x_inside[m]
-                grey = np.uint8((value + WHITE * missing) / total + 0.5)
-                if swapped:
-                    out[m, k, c] = grey
-                else:
-                    out[k, m, c] = grey
+                    lines[c, x] += factor * np.float32(row[x])
+        for m in range(n_out):
+            white = np.float32(WHITE * (1.0 - y_inside[k] * x_inside[m]))
+            red, green, blue = white, white, white
+            for t in range(x_count[m]):
+                x = x_start[m] + t
+                factor = x_weight[m, t]
+                red += factor * lines[0, x]
+                green += factor * lines[1, x]
+                blue += factor * lines[2, x]
+            i, j = (m, k) if swapped else (k, m)
+            out[i, j, 0] = np.uint8(red + HALF)
+            out[i, j, 1] = np.uint8(green + HALF)
+            out[i, j, 2] = np.uint8(blue + HALF)
 
 
 @njit(nogil=True, cache=True)
@@ -136,54 +139,44 @@ def resample_affine(window, origin_x, origin_y, matrix, samples_x, samples_y, bo
     """
     n_out = out.shape[0]
     _, height, width = window.shape
-    n_samples = samples_x * samples_y
+    share = np.float32(1 / (samples_x * samples_y))
+    white = np.float32(WHITE)
+    one = np.float32(1)
+    half = box / 2
+    per_box = 1 / box
+    r, g, b = window[0], window[1], window[2]
     for i in range(n_out):
         for j in range(n_out):
             red = np.float32(0)
             green = np.float32(0)
             blue = np.float32(0)
-            for b in range(samples_y):
-                v = i + (b + 0.5) / samples_y
-                for a in range(samples_x):
-                    u = j + (a + 0.5) / samples_x
+            for q in range(samples_y):
+                v = i + (q + 0.5) / samples_y
+                for p in range(samples_x):
+                    u = j + (p + 0.5) / samples_x
                     x = origin_x + matrix[0, 0] * u + matrix[0, 1] * v
                     y = origin_y + matrix[1, 0] * u + matrix[1, 1] * v
                     if x < 0 or y < 0 or x >= width or y >= height:
-                        red += WHITE
-                        green += WHITE
-                        blue += WHITE
+                        red += white
+                        green += white
+                        blue += white
                         continue
-                    left = int(math.floor(x - box / 2))
-                    upper = int(math.floor(y - box / 2))
-                    right_part = np.float32(max(x + box / 2 - left - 1, 0.0) / box)
-                    lower_part = np.float32(max(y + box / 2 - upper - 1, 0.0) / box)
-                    right = min(left + 1, width - 1)
-                    lower = min(upper + 1, height - 1)
-                    left = max(left, 0)
-                    upper = max(upper, 0)
+                    left = math.floor(x - half)
+                    upper = math.floor(y - half)
+                    right_part = np.float32(max(x + half - left - 1, 0.0) * per_box)
+                    lower_part = np.float32(max(y + half - upper - 1, 0.0) * per_box)
+                    # unsigned: numba then need not look for negative indices
+                    x0 = np.uint64(max(left, 0))
+                    x1 = np.uint64(min(left + 1, width - 1))
+                    y0 = np.uint64(max(upper, 0))
+                    y1 = np.uint64(min(upper + 1, height - 1))
                     w11 = right_part * lower_part
                     w01 = right_part - w11
                     w10 = lower_part - w11
-                    w00 = np.float32(1) - right_part - w10
-                    red += (
-                        w00 * window[0, upper, left]
-                        + w01 * window[0, upper, right]
-                        + w10 * window[0, lower, left]
-                        + w11 * window[0, lower, right]
-                    )
-                    green += (
-                        w00 * window[1, upper, left]
-                        + w01 * window[1, upper, right]
-                        + w10 * window[1, lower, left]
-                        + w11 * window[1, lower, right]
-                    )
-                    blue += (
-                        w00 * window[2, upper, left]
-                        + w01 * window[2, upper, right]
-                        + w10 * window[2, lower, left]
-                        + w11 * window[2, lower, right]
-                    )
-            # rounding in single precision could leave the range by a hair
-            out[i, j, 0] = np.uint8(min(max(red / n_samples + np.float32(0.5), 0.0), 255.0))
-            out[i, j, 1] = np.uint8(min(max(green / n_samples + np.float32(0.5), 0.0), 255.0))
-            out[i, j, 2] = np.uint8(min(max(blue / n_samples + np.float32(0.5), 0.0), 255.0))
+                    w00 = one - right_part - w10
+                    red += w00 * r[y0, x0] + w01 * r[y0, x1] + w10 * r[y1, x0] + w11 * r[y1, x1]
+                    green += w00 * g[y0, x0] + w01 * g[y0, x1] + w10 * g[y1, x0] + w11 * g[y1, x1]
+                    blue += w00 * b[y0, x0] + w01 * b[y0, x1] + w10 * b[y1, x0] + w11 * b[y1, x1]
+            out[i, j, 0] = np.uint8(red * share + HALF)
+            out[i, j, 1] = np.uint8(green * share + HALF)
+            out[i, j, 2] = np.uint8(blue * share + HALF)
