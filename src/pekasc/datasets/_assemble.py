@@ -25,8 +25,15 @@ _SMALLEST_PX = 1024  # the coarsest level of a pyramid fits a square of this sid
 class RegionSource(Protocol):
     """An image of which any rectangle can be had."""
 
-    height: int
-    width: int
+    @property
+    def height(self) -> int:
+        """Height of the finest level in pixels."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Width of the finest level in pixels."""
+        ...
 
     def region(self, x0: int, y0: int, width: int, height: int, factor: int) -> np.ndarray:
         """Return a rectangle of the image made smaller by `factor`, uint8 (3, y, x)."""
@@ -50,7 +57,7 @@ class LazyLevel:
         if y_step < 1 or x_step < 1:
             raise IndexError("steps backwards are not supported; flip what was read.")
         if y1 <= y0 or x1 <= x0:
-            return np.empty(self.shape, np.uint8)[index] if 0 in self.shape else np.empty((3, 0, 0), np.uint8)[c]
+            return np.empty((3, max(y1 - y0, 0), max(x1 - x0, 0)), np.uint8)[c]
         return self.source.region(x0, y0, x1 - x0, y1 - y0, self.factor)[c, ::y_step, ::x_step]
 
 

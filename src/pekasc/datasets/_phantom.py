@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import dask.array as da
 import numpy as np
@@ -26,6 +25,7 @@ from pekasc.datasets._phantom_image import STATES, SlideParams, render_region, s
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
+    from xarray import DataTree
 
 log = logging.getLogger(__name__)
 
@@ -110,8 +110,8 @@ def phantom(
 
     Returns
     -------
-    SpatialData. For the section ``P1S1`` (patient 1, section 1): the multi-scale image ``images["P1S1_he"]``, uint8; the
-    spots ``shapes["P1S1_spots"]``, circles; both in the coordinate system ``P1S1``, in pixels of the finest level.
+    SpatialData. For the section ``P1S1`` (patient 1, section 1): the multi-scale image ``images["P1S1_he"]``, uint8;
+    the spots ``shapes["P1S1_spots"]``, circles; both in the coordinate system ``P1S1``, in pixels of the finest level.
     One table ``tables["table"]`` of all spots:
 
     - ``X``: counts, float32 CSR; ``layers["truth"]``: what they would be without noise, log1p(1e4 * share), float32
@@ -161,8 +161,8 @@ def phantom(
     table.layers["truth"] = np.log1p(1e4 * np.concatenate([part.shares for part in parts])).astype(np.float32)
     states = np.concatenate([part.states for part in parts])
     table.obsm["phantom_states"] = pd.DataFrame(states, index=table.obs_names, columns=list(STATES))
-    arguments = {"n_patients": n_patients, "n_sections": n_sections, "width_um": width_um, "height_um": height_um}
-    arguments |= {"mpp": float(mpp), "n_genes": n_genes, "array": array, "random_state": random_state}
+    arguments: dict[str, Any] = {"n_patients": n_patients, "n_sections": n_sections, "random_state": random_state}
+    arguments |= {"width_um": width_um, "height_um": height_um, "mpp": float(mpp), "n_genes": n_genes, "array": array}
     write_uns(table, "phantom", arguments)
     log.info("phantom: %d sections of %d x %d px, %d spots.", len(images), *params.shape_px[::-1], table.n_obs)
     return SpatialData(images=images, shapes=shapes, tables={"table": table})
@@ -175,11 +175,18 @@ def slide_params(
     rng = np.random.default_rng([random_state, 1, patient])
     look = stain(int(rng.integers(2**62)))
     mean = SlideParams(seed=0, width_um=width_um, height_um=height_um, mpp=mpp)
-    bias = tuple(float(b) for b in np.round(np.asarray(mean.state_bias) + rng.normal(0, 0.025, len(STATES)), 6))
+    tumour, stroma, immune, gland, fat = np.round(np.asarray(mean.state_bias) + rng.normal(0, 0.025, 5), 6).tolist()
     # fields vary faster on a small slide, so that every state is there
     scale = float(np.clip(0.17 * min(width_um, height_um), 150.0, 1500.0))
     seed = int(np.random.default_rng([random_state, 2, patient, section]).integers(2**62))
-    return replace(mean, seed=seed, state_bias=bias, state_scale_um=scale, density_scale_um=0.8 * scale, **look)
+    return replace(
+        mean,
+        seed=seed,
+        state_bias=(tumour, stroma, immune, gland, fat),
+        state_scale_um=scale,
+        density_scale_um=0.8 * scale,
+        **look,
+    )
 
 
 @dataclass(frozen=True)
@@ -240,7 +247,7 @@ def _grid(params: SlideParams, array: Array) -> tuple[np.ndarray, np.ndarray]:
     return grid, start + grid * pitch
 
 
-def _image(params: SlideParams, name: str, lazy: bool) -> object:
+def _image(params: SlideParams, name: str, lazy: bool) -> DataTree:
     levels = _assemble.lazy_levels(Slide(params), chunk_px=_CHUNK_PX, token=params)
     if not lazy:
         levels = _draw(Slide(params), levels)
@@ -279,7 +286,7 @@ def _check(
         raise ValueError(f"`mpp` must lie in (0, {_MAX_MPP:g}] um per pixel, got {mpp}.")
     if array not in _ARRAYS:
         raise ValueError(f"`array={array!r}` is unknown. Known arrays: {list(_ARRAYS)}.")
-    width_um, height_um = (size_um, size_um) if isinstance(size_um, Real) else size_um
+    width_um, height_um = size_um if isinstance(size_um, tuple | list) else (size_um, size_um)
     if min(width_um, height_um) <= 0:
         raise ValueError(f"`size_um` must be positive, got {size_um}.")
     return float(width_um), float(height_um)

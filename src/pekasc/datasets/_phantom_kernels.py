@@ -1,4 +1,7 @@
-"""Compiled parts of the phantom: hashed noise, glands, fat cells, nuclei, and the loop over pixels."""
+"""Compiled parts of the phantom: hashed noise, glands, fat cells, nuclei, and the loop over pixels.
+
+One file, although long: the cache of numba notices changes only in the file of the function that was called.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,12 @@ def _unit(h: Any) -> float:
 @_jit
 def _uniform(seed: Any, salt: int, ix: int, iy: int) -> float:
     return _unit(_hash(seed, salt, ix, iy))
+
+
+@_jit
+def _lattice(low: float, high: float, cell: float) -> Any:
+    """First and one past the last index of the cells of a lattice between two coordinates."""
+    return np.int64(np.floor(low / cell)), np.int64(np.floor(high / cell)) + 1
 
 
 @_jit
@@ -345,14 +354,18 @@ def count_nuclei(k: Any, xy: np.ndarray, side: float) -> np.ndarray:
     for p in range(xy.shape[0]):
         left, top = xy[p, 0] - side / 2.0, xy[p, 1] - side / 2.0
         right, bottom = left + side, top + side
-        for iy in range(np.floor(top / NUCLEUS_CELL_UM), np.floor(bottom / NUCLEUS_CELL_UM) + 1):
-            for ix in range(np.floor(left / NUCLEUS_CELL_UM), np.floor(right / NUCLEUS_CELL_UM) + 1):
+        i0, i1 = _lattice(left, right, NUCLEUS_CELL_UM)
+        j0, j1 = _lattice(top, bottom, NUCLEUS_CELL_UM)
+        for iy in range(j0, j1):
+            for ix in range(i0, i1):
                 if _nucleus(k, ix, iy, nucleus, gland, scratch):
                     if left <= nucleus[0] < right and top <= nucleus[1] < bottom:
                         out[p] += 1.0
-        for gy in range(np.floor(top / GLAND_CELL_UM), np.floor(bottom / GLAND_CELL_UM) + 1):
-            shift = _gland_row_shift(k, gy)
-            for gx in range(np.floor(left / GLAND_CELL_UM - shift), np.floor(right / GLAND_CELL_UM - shift) + 1):
+        j0, j1 = _lattice(top, bottom, GLAND_CELL_UM)
+        for gy in range(j0, j1):
+            shift = _gland_row_shift(k, gy) * GLAND_CELL_UM
+            i0, i1 = _lattice(left - shift, right - shift, GLAND_CELL_UM)
+            for gx in range(i0, i1):
                 if _gland(k, gx, gy, gland, scratch):
                     n = _n_gland_nuclei(k, gland)
                     for i in range(n):
@@ -432,10 +445,12 @@ def _draw_objects(k: Any, x0: int, y0: int, layers: np.ndarray) -> None:
     nucleus, gland, scratch = np.empty(NUCLEUS), np.empty(5), np.empty(N_FIELDS)
     fine = k.mpp <= MEAN_FIELD_MPP
     # the largest value wins wherever objects overlap, so that the order of drawing does not matter
-    for gy in range(np.floor((top - 9.0) / GLAND_CELL_UM), np.floor((bottom + 9.0) / GLAND_CELL_UM) + 1):
-        shift = _gland_row_shift(k, gy)
-        a, b = np.floor((left - 9.0) / GLAND_CELL_UM - shift), np.floor((right + 9.0) / GLAND_CELL_UM - shift)
-        for gx in range(a, b + 1):
+    reach = 9.0 + k.mpp
+    j0, j1 = _lattice(top - reach, bottom + reach, GLAND_CELL_UM)
+    for gy in range(j0, j1):
+        shift = _gland_row_shift(k, gy) * GLAND_CELL_UM
+        i0, i1 = _lattice(left - reach - shift, right + reach - shift, GLAND_CELL_UM)
+        for gx in range(i0, i1):
             if _gland(k, gx, gy, gland, scratch):
                 _draw_gland(k, gland, x0, y0, layers)
                 n = _n_gland_nuclei(k, gland) if fine else 0
@@ -445,8 +460,10 @@ def _draw_objects(k: Any, x0: int, y0: int, layers: np.ndarray) -> None:
     if not fine:
         return
     reach = REACH_UM * k.nucleus_scale + k.mpp
-    for iy in range(np.floor((top - reach) / NUCLEUS_CELL_UM), np.floor((bottom + reach) / NUCLEUS_CELL_UM) + 1):
-        for ix in range(np.floor((left - reach) / NUCLEUS_CELL_UM), np.floor((right + reach) / NUCLEUS_CELL_UM) + 1):
+    i0, i1 = _lattice(left - reach, right + reach, NUCLEUS_CELL_UM)
+    j0, j1 = _lattice(top - reach, bottom + reach, NUCLEUS_CELL_UM)
+    for iy in range(j0, j1):
+        for ix in range(i0, i1):
             if _nucleus(k, ix, iy, nucleus, gland, scratch):
                 _draw_nucleus(k, nucleus, x0, y0, layers)
 
