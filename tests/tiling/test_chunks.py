@@ -126,6 +126,13 @@ def test_memory_is_bounded_and_changes_no_tile(chunks_held: float) -> None:
     assert tiles._source.held_bytes == 0
 
 
+def test_a_held_chunk_does_not_hold_the_whole_image() -> None:
+    # one block cut into chunks: what dask gives are views of the whole
+    tiles = reader(da.from_array(IMAGE, chunks=-1).rechunk((3, 100, 100)))
+    assert np.array_equal(tiles.read(np.arange(len(CENTRES))), reader(IMAGE).read(np.arange(len(CENTRES))))
+    assert all(block.base is None for block in tiles._source._recent.values())
+
+
 def test_threads_share_one_reader() -> None:
     image, count = counting_dask(IMAGE, 100)
     tiles, expected = reader(image), reader(IMAGE).read(np.arange(len(CENTRES)))

@@ -130,23 +130,23 @@ class ChunkedLevel:
         return int(self.y_edges[y]), int(self.y_edges[y + 1]), int(self.x_edges[x]), int(self.x_edges[x + 1])
 
     def _decode(self, keys: list[Key]) -> Chunks:
-        if len(keys) > 1 and self._dask:
+        if self._dask and len(keys) > 1:
             try:
                 return dict(zip(keys, self._compute(keys), strict=True))
-            except Exception:  # noqa: BLE001 a decoder raises anything; one by one, the broken chunk gets its name
-                pass
-        decoded = {}
-        for key in keys:
-            try:
-                (decoded[key],) = self._compute([key]) if self._dask else [self._slice(key)]
-            except Exception as error:
-                y0, y1, x0, x1 = self._chunk_box(key)
-                raise ChunkError(
-                    key,
-                    f"chunk {key} of image level {self._level} (rows {y0}:{y1}, columns {x0}:{x1}) cannot be read: "
-                    f"{type(error).__name__}: {error}",
-                ) from error
-        return decoded
+            except Exception:  # noqa: BLE001 a decoder may raise anything; one by one, the broken chunk gets its name
+                return {key: self._decode_one(key) for key in keys}
+        return {key: self._decode_one(key) for key in keys}
+
+    def _decode_one(self, key: Key) -> np.ndarray:
+        try:
+            return self._compute([key])[0] if self._dask else self._slice(key)
+        except Exception as error:
+            y0, y1, x0, x1 = self._chunk_box(key)
+            raise ChunkError(
+                key,
+                f"chunk {key} of image level {self._level} (rows {y0}:{y1}, columns {x0}:{x1}) cannot be read: "
+                f"{type(error).__name__}: {error}",
+            ) from error
 
     def _slice(self, key: Key) -> np.ndarray:
         y0, y1, x0, x1 = self._chunk_box(key)
@@ -180,7 +180,8 @@ class ChunkedLevel:
             raise ValueError(
                 f"expected a uint8 array of shape {(3, y1 - y0, x1 - x0)}, got {block.dtype} of shape {block.shape}"
             )
-        return block
+        # a view would keep all of its base in memory, the whole image where one block was cut into chunks
+        return block if block.base is None else block.copy()
 
 
 def _chunk_edges(array: Any) -> tuple[np.ndarray, np.ndarray]:
