@@ -1,0 +1,223 @@
+"""H&E, measured and predicted expression side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
+from scipy import sparse
+
+from pekasc._expression import close_genes, log1p_cp10k
+from pekasc._keys import PEKA, TILES
+from pekasc._sections import Section, get_table
+from pekasc.pl._draw import SMALL, Box, bounding_box, frame, robust_limits, round_length, scale_bar, spots
+from pekasc.pl._picture import chosen_sections, label, picture, radii_um
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from spatialdata import SpatialData
+
+BACKGROUNDS = ("white", "image")
+_DIMMED = 0.35
+_PANEL_INCHES = 2.7
+_MAX_INCHES = 6.0  # of one row: a tall, narrow section does not make a poster
+UNIT = "log1p(counts per 10k)"
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """All that is drawn of one section."""
+
+    name: str
+    section: Section
+    radii: np.ndarray
+    measured: np.ndarray | None
+    predicted: np.ndarray
+    box: Box
+
+
+def expression(
+    sdata: SpatialData,
+    gene: str,
+    *,
+    layer: str = PEKA,
+    truth: str | None = None,
+    section: str | list[str] | None = None,
+    background: str = "white",
+    cmap: str | Colormap = "viridis",
+    vmin: float | None = None,
+    vmax: float | None = None,
+    figsize: tuple[float, float] | None = None,
+    table_name: str = "table",
+    key: str = TILES,
+) -> Figure:
+    """Show H&E, measured and predicted expression of a gene, one section a row, on one colour scale.
+
+    Both values are log1p of counts per 10,000, and one colour scale serves all panels: from the 1st to the 99th
+    percentile of measured and predicted values together. So a prediction that is flatter than the measurement looks so.
+
+    Parameters
+    ----------
+    sdata
+        Sections with predicted expression, see :func:`pekasc.tl.predict_expression`.
+    gene
+        Name of the gene.
+    layer
+        Layer with the predicted values.
+    truth
+        Layer with the measured counts; None takes `X`, or ``layers["counts"]`` where `X` holds no counts. A table
+        without any (no `X`) is drawn without the measured column.
+    section
+        One or several sections, by region or by ``obs["section"]``; None draws all.
+    background
+        ``"white"``, or ``"image"`` to draw the spots on the dimmed H&E image.
+    cmap
+        Colour map.
+    vmin, vmax
+        Limits of the colour scale, instead of the percentiles.
+    figsize
+        Width and height of the figure in inches.
+    table_name
+        Name of the table.
+    key
+        Name of the tiles, from which positions and pixel sizes are taken.
+
+    Returns
+    -------
+    The figure. Data units of its Axes are um; spots are drawn at their true size. Titles give the Pearson correlation
+    over the spots of the section.
+
+    Raises
+    ------
+    KeyError
+        If the gene, the layer, the table or a section is not there.
+    ValueError
+        If the gene has no predicted values, `background` is not known, or there are no counts where they are needed.
+
+    Examples
+    --------
+    >>> import pekasc as pk
+    >>> sdata = pk.datasets.phantom()
+    >>> adapter = pk.tl.fit_adapter(sdata, method=None)
+    >>> pk.tl.predict_expression(sdata, adapter)
+    >>> figure = pk.pl.expression(sdata, adapter.genes[0])
+    """
+    if background not in BACKGROUNDS:
+        raise ValueError(f"`background={background!r}` is not known, use one of {list(BACKGROUNDS)}.")
+    table = get_table(sdata, table_name)
+    predicted = _predicted(table, gene, layer)
+    measured = _measured(table, gene, truth)
+    rows = []
+    for found in chosen_sections(sdata, section, table_name, key):
+        radii = radii_um(sdata, found)
+        rows.append(
+            _Row(
+                label(sdata, found, table_name),
+                found,
+                radii,
+                None if measured is None else measured[found.rows],
+                predicted[found.rows],
+                bounding_box(found.centres_um, radii),
+            )
+        )
+    limits = robust_limits(
+        *(v for row in rows for v in (row.measured, row.predicted) if v is not None), vmin=vmin, vmax=vmax
+    )
+    return _draw(rows, gene, Normalize(*limits), cmap, background, figsize)
+
+
+def _column(table: AnnData, gene: str) -> int:
+    if gene not in table.var_names:
+        names = table.var_names.to_numpy()
+        raise KeyError(f"Gene {gene!r} not found in `var_names`.{close_genes(gene, names)}")
+    return int(table.var_names.get_loc(gene))
+
+
+def _predicted(table: AnnData, gene: str, layer: str) -> np.ndarray:
+    column = _column(table, gene)
+    if layer not in table.layers:
+        available = [name for name in table.layers.keys() if name is not None]
+        raise KeyError(
+            f"Layer {layer!r} not found. Available layers: {available}. "
+            "`pekasc.tl.predict_expression(sdata, adapter)` writes one."
+        )
+    values = _dense(table.layers[layer][:, [column]])
+    if np.isnan(values).all():
+        raise ValueError(f"Gene {gene!r} was not predicted: layers[{layer!r}] holds only NaN for it.")
+    return values
+
+
+def _measured(table: AnnData, gene: str, truth: str | None) -> np.ndarray | None:
+    if truth is None and table.X is None and "counts" not in table.layers:
+        return None
+    values: Any = log1p_cp10k(table, truth)
+    return _dense(values[:, [_column(table, gene)]])
+
+
+def _dense(column: Any) -> np.ndarray:
+    return np.asarray(column.toarray() if sparse.issparse(column) else column, dtype=np.float64).ravel()
+
+
+def _correlation(row: _Row) -> str:
+    if row.measured is None:
+        return ""
+    known = np.isfinite(row.measured) & np.isfinite(row.predicted)
+    x, y = row.measured[known], row.predicted[known]
+    if known.sum() < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return ", r undefined"
+    return f", r = {np.corrcoef(x, y)[0, 1]:.2f}"
+
+
+def _draw(
+    rows: list[_Row],
+    gene: str,
+    norm: Normalize,
+    cmap: str | Colormap,
+    background: str,
+    figsize: tuple[float, float] | None,
+) -> Figure:
+    with_measured = rows[0].measured is not None
+    n_columns = 3 if with_measured else 2
+    heights = [min(_PANEL_INCHES * (row.box[3] - row.box[1]) / (row.box[2] - row.box[0]), _MAX_INCHES) for row in rows]
+    fig, axes = plt.subplots(
+        len(rows),
+        n_columns,
+        figsize=figsize or (_PANEL_INCHES * n_columns + 0.9, sum(heights) + 0.35 * len(rows)),
+        height_ratios=heights,
+        squeeze=False,
+        layout="constrained",
+    )
+    for i, (row, panels) in enumerate(zip(rows, axes, strict=True)):
+        image, extent = picture(row.section, row.box)
+        _panel_image(panels[0], row, image, extent)
+        if i == 0:
+            panels[0].set_title("H&E")
+        values = [("measured", row.measured)] if row.measured is not None else []
+        values.append((f"predicted{_correlation(row)}", row.predicted))
+        for ax, (title, shown) in zip(panels[1:], values, strict=True):
+            if background == "image":
+                ax.imshow(image, extent=extent, alpha=_DIMMED, interpolation="antialiased")
+            frame(ax, row.box)
+            spots(ax, row.section.centres_um, row.radii, shown, norm=norm, cmap=cmap)
+            ax.set_title(title)
+    # a gene's name may hold what mathtext would read as a command
+    fig.suptitle(gene, style="italic", parse_math=False)
+    shrink = 0.7 if len(rows) == 1 else 0.5
+    bar = fig.colorbar(ScalarMappable(norm, cmap), ax=axes[:, 1:], shrink=shrink, aspect=18, pad=0.02)
+    bar.set_label(UNIT, fontsize=SMALL + 1)
+    bar.ax.tick_params(labelsize=SMALL)
+    bar.outline.set_visible(False)
+    return fig
+
+
+def _panel_image(ax: Axes, row: _Row, image: np.ndarray, extent: tuple[float, float, float, float]) -> None:
+    ax.imshow(image, extent=extent, interpolation="antialiased")
+    frame(ax, row.box)
+    scale_bar(ax, round_length(row.box[2] - row.box[0]))
+    ax.set_ylabel(row.name)

@@ -1,0 +1,176 @@
+"""Scores per gene, ranked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from pekasc._keys import PEKA, score_key
+from pekasc._sections import get_table
+from pekasc.pl._draw import ACCENT, DARK, GREY, SMALL, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from pekasc.models import Adapter
+
+
+def gene_scores(
+    data: SpatialData | AnnData | Adapter | pd.DataFrame,
+    *,
+    layer: str = PEKA,
+    metric: str = "pearson",
+    n: int = 6,
+    ax: Axes | None = None,
+    figsize: tuple[float, float] = (5.0, 3.4),
+    table_name: str = "table",
+) -> Axes:
+    """Show the score of every gene, ranked, with the names of the best and the worst.
+
+    Parameters
+    ----------
+    data
+        An object that :func:`pekasc.tl.evaluate` has scored, the DataFrame that it returned (several groups of a gene
+        are averaged), or an adapter: then its held-out scores on the training groups.
+    layer
+        The layer that was scored.
+    metric
+        Which score.
+    n
+        How many genes to name at either end.
+    ax
+        Where to draw; None makes a figure.
+    figsize
+        Width and height of that figure in inches.
+    table_name
+        Name of the table in a SpatialData.
+
+    Returns
+    -------
+    The Axes.
+
+    Raises
+    ------
+    KeyError
+        If the scores are not there.
+    TypeError
+        If `data` is none of these.
+    ValueError
+        If no gene has a score, or `n` is negative.
+
+    Examples
+    --------
+    >>> import pekasc as pk
+    >>> sdata = pk.datasets.phantom()
+    >>> adapter = pk.tl.fit_adapter(sdata, method=None)
+    >>> ax = pk.pl.gene_scores(adapter)
+    """
+    if n < 0:
+        raise ValueError(f"`n` must not be negative, got {n}.")
+    scores = _scores(data, layer, metric, table_name).dropna().sort_values(ascending=False, kind="stable")
+    if scores.empty:
+        raise ValueError(f"No gene has a score {metric!r}: all are NaN.")
+    if ax is None:
+        _, ax = plt.subplots(figsize=figsize, layout="constrained")
+    n_named = min(n, len(scores) // 2) if len(scores) > 1 else min(n, 1)
+    ranks = np.arange(1, len(scores) + 1)
+    values = scores.to_numpy()
+    median = float(np.median(values))
+    ax.axhline(0, color=DARK, linewidth=0.8, zorder=1)
+    ax.axhline(median, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    size = float(np.clip(2500 / len(scores), 4, 22))
+    ax.scatter(ranks, values, s=size, color=GREY, linewidths=0, zorder=2, rasterized=len(ranks) > 5000)
+    named = np.r_[:n_named, len(ranks) - n_named : len(ranks)]
+    ax.scatter(ranks[named], values[named], s=1.5 * size, color=ACCENT, linewidths=0, zorder=3)
+    _limits(ax, values)
+    ax.annotate(
+        f"median {median:.2f}",
+        (1, median),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 2),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=SMALL,
+        color=GREY,
+    )
+    _name(ax, list(scores.index[:n_named]), ranks[:n_named], values[:n_named], values, top=True)
+    if n_named:
+        _name(ax, list(scores.index[-n_named:]), ranks[-n_named:], values[-n_named:], values, top=False)
+    ax.set_xlabel(f"genes, ranked (n = {len(scores)})")
+    ax.set_ylabel({"pearson": "Pearson r", "spearman": "Spearman r", "rmse": "RMSE"}.get(metric, metric))
+    tidy(ax)
+    return ax
+
+
+def _scores(data: Any, layer: str, metric: str, table_name: str) -> pd.Series:
+    if isinstance(data, SpatialData | AnnData):
+        var, column = get_table(data, table_name).var, score_key(layer, metric)
+        if column not in var:
+            raise KeyError(
+                f"Scores {column!r} not found in `var`. Available columns: {list(var)}. "
+                f"`pekasc.tl.evaluate(sdata, layer={layer!r})` writes them."
+            )
+        return var[column].astype(np.float64)
+    frame = data if isinstance(data, pd.DataFrame) else getattr(data, "gene_scores", None)
+    if not isinstance(frame, pd.DataFrame):
+        raise TypeError(
+            f"Expected a SpatialData, an AnnData, an Adapter or a DataFrame of scores, got {type(data).__name__}."
+        )
+    if metric not in frame:
+        raise KeyError(f"Scores {metric!r} not found. Available columns: {list(frame)}.")
+    names = frame["gene"] if "gene" in frame else frame.index
+    return frame[metric].astype(np.float64).groupby(np.asarray(names, dtype=object)).mean()
+
+
+def _limits(ax: Axes, values: np.ndarray) -> None:
+    n = len(values)
+    low, high = min(0.0, values.min()), max(0.0, values.max())
+    span = high - low or 1.0
+    ax.set_xlim(1 - 0.03 * n - 0.5, n + 0.03 * n + 0.5)
+    ax.set_ylim(low - 0.15 * span, high + 0.06 * span)
+
+
+def _name(ax: Axes, names: list[str], ranks: np.ndarray, values: np.ndarray, curve: np.ndarray, *, top: bool) -> None:
+    """Write names beside the curve: to the right of its upper end, or to the left of its lower end."""
+    if not names:
+        return
+    low, high = ax.get_ylim()
+    height_pt = ax.get_window_extent().height * 72 / ax.figure.dpi
+    step = (high - low) * (SMALL * 1.2) / height_pt
+    gap = 0.03 * len(curve)
+    # every name as close to the curve as its height allows
+    if top:
+        y = _spread(values, step, start=high - step / 2)
+        x = np.maximum([(curve > height - step).sum() for height in y], ranks) + gap
+    else:
+        y = -_spread(-values[::-1], step, start=-(low + step / 2))[::-1]
+        x = np.minimum([(curve >= height + step).sum() for height in y], ranks) - gap
+    align = "left" if top else "right"
+    for name, rank, value, beside, height in zip(names, ranks, values, x, y, strict=True):
+        ax.annotate(
+            str(name),
+            (rank, value),
+            xytext=(beside, height),
+            ha=align,
+            va="center",
+            fontsize=SMALL,
+            color=DARK,
+            style="italic",
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.4, "shrinkA": 1, "shrinkB": 2},
+        )
+
+
+def _spread(values: np.ndarray, step: float, *, start: float) -> np.ndarray:
+    """Return descending heights near `values`, at least `step` apart, the first at most `start`."""
+    heights = np.empty(len(values))
+    last = start + step
+    for i, value in enumerate(values):
+        last = min(float(value), last - step)
+        heights[i] = last
+    return heights

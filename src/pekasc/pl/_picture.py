@@ -1,0 +1,80 @@
+"""Coarse pictures of sections, in micrometers, and the size of spots."""
+
+from __future__ import annotations
+
+from math import ceil
+
+import numpy as np
+from spatialdata import SpatialData
+
+from pekasc._keys import SECTION
+from pekasc._sections import Section, get_table, resolve_sections, tile_record, tiled_sections
+from pekasc.pl._draw import Box
+from pekasc.tiling import TileGeometry, TileReader, TileSpec
+
+_BLOCK_PX = 256
+_MAX_MEMORY = 128 * 2**20
+
+
+def chosen_sections(sdata: SpatialData, section: str | list[str] | None, table_name: str, key: str) -> list[Section]:
+    """Return the sections asked for, by region or by ``obs["section"]``; all of them for None.
+
+    Raises
+    ------
+    KeyError
+        If there is no such section.
+    """
+    table = get_table(sdata, table_name)
+    if isinstance(sdata, SpatialData) and tile_record(table, key) is not None:
+        found, _ = tiled_sections(sdata, table_name=table_name, key=key)
+    else:
+        found = resolve_sections(sdata, table_name=table_name)
+    if section is None:
+        return found
+    by_name = {label(sdata, s, table_name): s for s in found} | {s.name: s for s in found}
+    names = [section] if isinstance(section, str) else list(section)
+    for name in names:
+        if name not in by_name:
+            raise KeyError(f"Section {name!r} not found. Available sections: {[s.name for s in found]}.")
+    return [by_name[name] for name in names]
+
+
+def label(sdata: SpatialData, section: Section, table_name: str) -> str:
+    """Return the name that ``obs["section"]`` gives a section, if it gives one, else the region's."""
+    obs = get_table(sdata, table_name).obs
+    names = obs[SECTION].iloc[section.rows].unique() if SECTION in obs else []
+    return str(names[0]) if len(names) == 1 else section.name
+
+
+def radii_um(sdata: SpatialData, section: Section) -> np.ndarray:
+    """Return the radius of every spot in um; for other shapes that of the circle of the same area."""
+    shapes = sdata.shapes[section.name].loc[section.ids]
+    own = shapes["radius"] if "radius" in shapes else np.sqrt(shapes.geometry.area / np.pi)
+    shapes_to_um = np.linalg.inv(section.um_to_px) @ section.shapes_to_px[:2, :2]
+    return np.asarray(own, dtype=np.float64) * np.sqrt(abs(np.linalg.det(shapes_to_um)))
+
+
+def picture(section: Section, box: Box, max_px: int = 1000) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """Return the part of a section's image in `box` (um), and its extent as :meth:`Axes.imshow` takes it.
+
+    It is put together from blocks that the tile reader takes from a fitting level of the pyramid, turned as the
+    section's coordinate system is, so an image of any size is drawn in little memory.
+    """
+    width, height = box[2] - box[0], box[3] - box[1]
+    mpp = max(max(width, height) / max_px, section.mpp)
+    columns, rows = max(1, ceil(width / mpp)), max(1, ceil(height / mpp))
+    # never more of the image around the box than a few blocks' borders
+    block = min(_BLOCK_PX, max(columns, rows))
+    n_x, n_y = ceil(columns / block), ceil(rows / block)
+    x = box[0] + (np.arange(n_x) + 0.5) * block * mpp
+    y = box[1] + (np.arange(n_y) + 0.5) * block * mpp
+    centres = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    centres_px = section.centres_px[0] + (centres - section.centres_um[0]) @ section.um_to_px.T
+    geometry = TileGeometry(centres_px, section.um_to_px, TileSpec(block, mpp))
+    reader = TileReader(section.pyramid, geometry, max_memory=_MAX_MEMORY)
+    canvas = np.empty((n_y * block, n_x * block, 3), dtype=np.uint8)
+    for i in range(n_y):
+        blocks = reader.read(np.arange(i * n_x, (i + 1) * n_x))
+        canvas[i * block : (i + 1) * block] = np.concatenate(list(blocks), axis=1)
+    canvas = canvas[:rows, :columns]
+    return canvas, (box[0], box[0] + columns * mpp, box[1] + rows * mpp, box[1])
