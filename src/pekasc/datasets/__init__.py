@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pekasc.datasets._her2st import her2st
 from pekasc.datasets._phantom import phantom
 
-__all__ = ["phantom"]
+__all__ = ["her2st", "phantom"]

@@ -57,6 +57,13 @@ def _lattice(low: float, high: float, cell: float) -> Any:
 
 
 @_jit
+def _span(centre: float, reach: float, mpp: float, start: int, size: int) -> Any:
+    """First and one past the last of `size` pixels from `start` on that lie within `reach` of a coordinate."""
+    low, high = np.int64(np.floor((centre - reach) / mpp)), np.int64(np.floor((centre + reach) / mpp))
+    return max(low - start, 0), min(high - start + 1, size)
+
+
+@_jit
 def _smooth(low: float, high: float, x: float) -> float:
     t = (x - low) / (high - low)
     t = min(max(t, 0.0), 1.0)
@@ -343,7 +350,7 @@ def _gland_nucleus(k: Any, gland: np.ndarray, i: int, n: int, out: np.ndarray) -
 
 @_jit
 def _n_gland_nuclei(k: Any, gland: np.ndarray) -> int:
-    return np.int64(2.0 * np.pi * gland[2] * 0.86 / (6.6 * k.nucleus_scale) * min(k.crowding, 1.2))
+    return int(2.0 * np.pi * gland[2] * 0.86 / (6.6 * k.nucleus_scale) * min(k.crowding, 1.2))
 
 
 @_jit
@@ -387,10 +394,8 @@ def _draw_nucleus(k: Any, nucleus: np.ndarray, x0: int, y0: int, layers: np.ndar
     soft = max(0.8 * nucleus[8], 0.75 * k.mpp)
     reach = (2.1 * long if nucleus[9] > 0.0 else 1.25 * long) + 2.0 * soft
     _, height, width = layers.shape
-    j0 = max(np.int64(np.floor((x - reach) / k.mpp)) - x0, 0)
-    j1 = min(np.int64(np.floor((x + reach) / k.mpp)) - x0 + 1, width)
-    i0 = max(np.int64(np.floor((y - reach) / k.mpp)) - y0, 0)
-    i1 = min(np.int64(np.floor((y + reach) / k.mpp)) - y0 + 1, height)
+    j0, j1 = _span(x, reach, k.mpp, x0, width)
+    i0, i1 = _span(y, reach, k.mpp, y0, height)
     for i in range(i0, i1):
         dy = (y0 + i + 0.5) * k.mpp - y
         for j in range(j0, j1):
@@ -420,10 +425,8 @@ def _draw_gland(k: Any, gland: np.ndarray, x0: int, y0: int, layers: np.ndarray)
     reach = 1.2 * gland[2]
     soft = max(1.0, 0.75 * k.mpp)
     _, height, width = layers.shape
-    j0 = max(np.int64(np.floor((x - reach) / k.mpp)) - x0, 0)
-    j1 = min(np.int64(np.floor((x + reach) / k.mpp)) - x0 + 1, width)
-    i0 = max(np.int64(np.floor((y - reach) / k.mpp)) - y0, 0)
-    i1 = min(np.int64(np.floor((y + reach) / k.mpp)) - y0 + 1, height)
+    j0, j1 = _span(x, reach, k.mpp, x0, width)
+    i0, i1 = _span(y, reach, k.mpp, y0, height)
     for i in range(i0, i1):
         dy = (y0 + i + 0.5) * k.mpp - y
         for j in range(j0, j1):

@@ -1,0 +1,63 @@
+"""Download published files once into a cache, and refuse what is not what was published."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+
+def git_blob_sha1(file: Path) -> str:
+    """Return the SHA-1 under which git stores the content of `file`."""
+    digest = hashlib.sha1(f"blob {file.stat().st_size}\0".encode(), usedforsecurity=False)
+    with file.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fetch(url: str, *, folder: str, path: str, git_sha1: str, cache: Path | None = None) -> Path:
+    """Return the local copy of `url`, downloaded if it is not there yet.
+
+    Parameters
+    ----------
+    url
+        What to download.
+    folder
+        Folder of the data set in the cache.
+    path
+        Path of the file in that folder.
+    git_sha1
+        The SHA-1 under which git stores the file; git repositories publish it for every file.
+    cache
+        Where data sets are kept. By default ``pooch.os_cache("pekasc")``.
+
+    Raises
+    ------
+    ValueError
+        If the file has another checksum; it is removed.
+    OSError
+        If the download fails.
+    """
+    import pooch
+
+    target = (Path(pooch.os_cache("pekasc")) if cache is None else cache) / folder / path
+    if target.is_file() and git_blob_sha1(target) == git_sha1:
+        return target
+    target.unlink(missing_ok=True)
+    part = target.with_name(target.name + ".part")
+    try:
+        pooch.retrieve(url, known_hash=None, fname=part.name, path=part.parent)
+        found = git_blob_sha1(part)
+        if found != git_sha1:
+            raise ValueError(
+                f"{url} is not the file that was published: its git SHA-1 is {found}, expected {git_sha1}. It was "
+                "removed; try again, or pass `path=` a folder with the data."
+            )
+        part.replace(target)
+    except OSError as error:
+        raise OSError(
+            f"Could not download {url} ({error}). Check the connection, or pass `path=` a folder with the data."
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return target

@@ -1,0 +1,210 @@
+"""`datasets.her2st`: HER2-positive breast tumours on Spatial Transcriptomics arrays."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from pekasc._keys import write_uns
+from pekasc.datasets import _assemble
+from pekasc.datasets._download import fetch
+from pekasc.datasets._jpeg import Jpeg
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from scipy.sparse import csr_matrix
+    from spatialdata import SpatialData
+
+log = logging.getLogger(__name__)
+
+# where the authors published the data, at the commit that the checksums in her2st.tsv are of
+_COMMIT = "85df7411b987a7dec3feff9718b869a7a82091ec"
+_BASE_URL = f"https://raw.githubusercontent.com/almaan/her2st/{_COMMIT}/"
+_LOCAL_NAMES = {"counts": "counts.tsv.gz", "image": "image.jpg", "spots": "spots.tsv"}
+_LABELS = "cluster_labels.tsv.gz"
+_MPP = 0.688
+_SPOT_UM = 100.0
+_CHUNK_PX = 1024
+
+
+def her2st(
+    sections: str | Iterable[str] = ("B4", "C2", "C3", "C4"), path: str | PathLike[str] | None = None
+) -> SpatialData:
+    """Load sections of HER2-positive breast tumours: H&E and Spatial Transcriptomics of 8 patients, 36 sections.
+
+    Sections of one patient (A1 to A6, ...) are serial, nearly the same tissue: what predicts one section from another
+    of the same patient is no evidence that it predicts another patient.
+
+    Parameters
+    ----------
+    sections
+        Names of the sections; the letter is the patient.
+    path
+        A folder with the data: either one folder per section with ``counts.tsv.gz``, ``image.jpg``, ``spots.tsv``
+        and, if at hand, ``cluster_labels.tsv.gz``, or a copy of the authors' repository. By default, the
+        files are downloaded once (about 5 MB a section) into ``pooch.os_cache("pekasc")`` and checked.
+
+    Returns
+    -------
+    SpatialData. For the section C2: the multi-scale image ``images["C2_he"]``, uint8, about 9270 x 9920 pixels, decoded
+    when it is first read; the spots ``shapes["C2_spots"]``, circles 100 um wide; both in the
+    coordinate system ``C2``, in pixels. One table ``tables["table"]`` of all spots that have counts and a place:
+
+    - ``X``: counts, float32 CSR. Genes are the union over the sections; where the authors' table of a section
+      lacks a gene, it was not seen there, and is 0
+    - ``obs``: section, patient, array_row, array_col (place on the array), region, spot_id, and label (the
+      authors' expression cluster, where its file is there; missing for spots that have none)
+    - ``obsm["spatial"]``: centres in pixels
+    - ``uns["pekasc"]["image_mpp"]``: 0.688 um per pixel. The arrays' pitch of 200 um gives 0.690 along x and 0.686
+      along y; their mean is used for both
+
+    Raises
+    ------
+    ValueError
+        If a section does not exist, or a downloaded file is not what the authors published.
+    FileNotFoundError
+        If a file is missing in `path`.
+    OSError
+        If the download fails.
+
+    Notes
+    -----
+    The authors state no licence in their repository: use the data with a citation, do not redistribute it.
+
+    References
+    ----------
+    Andersson et al., Spatial deconvolution of HER2-positive breast cancer delineates tumor-associated cell type
+    interactions, Nature Communications 12, 6012 (2021).
+
+    Examples
+    --------
+    >>> import pekasc as pk
+    >>> sdata = pk.datasets.her2st(["C2", "C3"])  # doctest: +SKIP
+    """
+    from spatialdata import SpatialData
+
+    names = _check_sections(sections)
+    images, shapes, obs, counts, centres = {}, {}, [], [], []
+    for name in names:
+        found = _local(name, Path(path)) if path is not None else _download(name)
+        spots, of_section, genes = _spots(name, found)
+        xy = spots[["pixel_x", "pixel_y"]].to_numpy(np.float64)
+        jpeg = Jpeg(found["image"])
+        levels = _assemble.lazy_levels(jpeg, chunk_px=_CHUNK_PX, token=jpeg.token)
+        images[f"{name}_he"] = _assemble.multiscale(levels, name)
+        shapes[f"{name}_spots"] = _assemble.spots(xy, _SPOT_UM / 2 / _MPP, name)
+        columns = {"section": name, "patient": name[0], "array_row": spots["y"], "array_col": spots["x"]}
+        if "label" in spots:
+            columns["label"] = spots["label"]
+        obs.append(pd.DataFrame(columns))
+        counts.append((of_section, genes))
+        centres.append(xy)
+    joint = pd.concat(obs, ignore_index=True)
+    if "label" in joint:
+        joint["label"] = pd.Categorical(joint["label"])
+    matrix, genes = _union(counts)
+    table = _assemble.table(
+        matrix, joint, pd.DataFrame(index=genes), np.concatenate(centres), dict.fromkeys(images, _MPP)
+    )
+    write_uns(table, "her2st", {"source": _BASE_URL, "sections": ",".join(names)})
+    log.info("her2st: sections %s, %d spots, %d genes, %g um per pixel.", ", ".join(names), *table.shape, _MPP)
+    return SpatialData(images=images, shapes=shapes, tables={"table": table})
+
+
+def _sources() -> pd.DataFrame:
+    """Return the published files: path in the authors' repository and checksums, by section and kind."""
+    text = files("pekasc.datasets").joinpath("her2st.tsv")
+    with text.open() as handle:
+        return pd.read_csv(handle, sep="\t", index_col=["section", "kind"], dtype=str, keep_default_na=False)
+
+
+def _check_sections(sections: str | Iterable[str]) -> list[str]:
+    names = [sections] if isinstance(sections, str) else list(sections)
+    known = list(_sources().index.unique("section"))
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"Unknown sections {unknown}. Valid sections: {', '.join(known)}.")
+    if not names:
+        raise ValueError(f"`sections` is empty. Valid sections: {', '.join(known)}.")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"`sections` names {twice} more than once.")
+    return names
+
+
+def _local(section: str, folder: Path) -> dict[str, Path]:
+    """Return the files of a section in `folder`, in either layout."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"`path={str(folder)!r}` is no folder. Without `path` the data is downloaded.")
+    published = _sources().loc[section]["path"]
+    if (folder / "data" / "ST-cnts").is_dir():
+        found = {kind: folder / published[kind] for kind in _LOCAL_NAMES}
+    else:
+        found = {kind: folder / section / name for kind, name in _LOCAL_NAMES.items()}
+    for kind, file in found.items():
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"Section {section} has no {kind} in `path={str(folder)!r}`: neither {section}/{_LOCAL_NAMES[kind]} "
+                f"nor {published[kind]} is there."
+            )
+    labels = folder / section / _LABELS
+    return {**found, "labels": labels} if labels.is_file() else found
+
+
+def _download(section: str, *, base_url: str = _BASE_URL, cache: Path | None = None) -> dict[str, Path]:
+    """Return the published files of a section, downloaded and checked once."""
+    found = {}
+    for kind, row in _sources().loc[section].iterrows():
+        found[str(kind)] = fetch(
+            base_url + row["path"],
+            folder=f"her2st-{_COMMIT[:8]}",
+            path=row["path"],
+            git_sha1=row["git_blob_sha1"],
+            cache=cache,
+        )
+    return found
+
+
+def _spots(section: str, found: dict[str, Path]) -> tuple[pd.DataFrame, csr_matrix, pd.Index]:
+    """Return the spots that have counts and a place, in the order of the counts, their counts, and the genes."""
+    from scipy.sparse import csr_matrix
+
+    table = pd.read_csv(found["counts"], sep="\t", index_col=0)
+    spots = pd.read_csv(found["spots"], sep="\t")
+    spots.index = pd.Index(spots["x"].astype(str) + "x" + spots["y"].astype(str))
+    for what, names in (("spots", spots.index), ("spots with counts", table.index), ("genes", table.columns)):
+        if names.has_duplicates:
+            raise ValueError(f"Section {section} names some {what} twice: {list(names[names.duplicated()][:5])}.")
+    both = table.index[table.index.isin(spots.index)]
+    if not len(both):
+        raise ValueError(f"Section {section}: no row of {found['counts']} is a spot of {found['spots']}.")
+    missing = len(table.index) + len(spots.index) - 2 * len(both)
+    if missing:
+        log.info("her2st: section %s: %d spots have counts or a place but not both; left out.", section, missing)
+    spots = spots.loc[both]
+    if "labels" in found:
+        labels = pd.read_csv(found["labels"], sep="\t", index_col=0)
+        key = labels["x"].astype(str) + "x" + labels["y"].astype(str)
+        # not every spot has a label; as text, so that clusters are no numbers
+        spots["label"] = pd.Series(labels["label"].astype(str).to_numpy(), index=key).reindex(both)
+    return spots, csr_matrix(table.loc[both].to_numpy(np.float32)), table.columns
+
+
+def _union(counts: list[tuple[csr_matrix, pd.Index]]) -> tuple[csr_matrix, pd.Index]:
+    """Stack sections over the union of their genes, those of the first section first."""
+    from scipy.sparse import coo_matrix, vstack
+
+    genes = pd.Index(list(dict.fromkeys(gene for _, of_section in counts for gene in of_section)))
+    parts = []
+    for matrix, of_section in counts:
+        part = matrix.tocoo()
+        column = genes.get_indexer(of_section)[part.col]
+        parts.append(coo_matrix((part.data, (part.row, column)), shape=(matrix.shape[0], len(genes))))
+    return vstack(parts, format="csr", dtype=np.float32), genes
