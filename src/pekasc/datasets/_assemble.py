@@ -84,7 +84,7 @@ def block_mean(image: np.ndarray, factor: int) -> np.ndarray:
 
 def factors(height: int, width: int) -> list[int]:
     """Return the factors of a pyramid's levels: 1, 2, 4, ... until the level is small enough for an overview."""
-    out = [1]
+    out = [1, 2] if min(height, width) > 1 else [1]  # a pyramid of one level is read back as a plain image
     while max(height, width) // out[-1] > _SMALLEST_PX:
         out.append(2 * out[-1])
     return out
