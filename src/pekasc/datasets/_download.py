@@ -15,7 +15,7 @@ def git_blob_sha1(file: Path) -> str:
     return digest.hexdigest()
 
 
-def fetch(url: str, *, folder: str, path: str, git_sha1: str, cache: Path | None = None) -> Path:
+def fetch(url: str, *, folder: str, path: str, git_sha1: str, sha256: str = "", cache: Path | None = None) -> Path:
     """Return the local copy of `url`, downloaded if it is not there yet.
 
     Parameters
@@ -28,6 +28,8 @@ def fetch(url: str, *, folder: str, path: str, git_sha1: str, cache: Path | None
         Path of the file in that folder.
     git_sha1
         The SHA-1 under which git stores the file; git repositories publish it for every file.
+    sha256
+        The SHA-256 of the file, where it is known.
     cache
         Where data sets are kept. By default ``pooch.os_cache("pekasc")``.
 
@@ -41,17 +43,17 @@ def fetch(url: str, *, folder: str, path: str, git_sha1: str, cache: Path | None
     import pooch
 
     target = (Path(pooch.os_cache("pekasc")) if cache is None else cache) / folder / path
-    if target.is_file() and git_blob_sha1(target) == git_sha1:
+    if target.is_file() and _difference(target, git_sha1, sha256) is None:
         return target
     target.unlink(missing_ok=True)
     part = target.with_name(target.name + ".part")
     try:
         pooch.retrieve(url, known_hash=None, fname=part.name, path=part.parent)
-        found = git_blob_sha1(part)
-        if found != git_sha1:
+        difference = _difference(part, git_sha1, sha256)
+        if difference is not None:
             raise ValueError(
-                f"{url} is not the file that was published: its git SHA-1 is {found}, expected {git_sha1}. It was "
-                "removed; try again, or pass `path=` a folder with the data."
+                f"{url} is not the file that was published: {difference}. It was removed; try again, or pass `path=` "
+                "a folder with the data."
             )
         part.replace(target)
     except OSError as error:
@@ -61,3 +63,13 @@ def fetch(url: str, *, folder: str, path: str, git_sha1: str, cache: Path | None
     finally:
         part.unlink(missing_ok=True)
     return target
+
+
+def _difference(file: Path, git_sha1: str, sha256: str) -> str | None:
+    """Say in words which checksum of `file` is another, or return None."""
+    found = git_blob_sha1(file)
+    if found != git_sha1:
+        return f"its git SHA-1 is {found}, expected {git_sha1}"
+    with file.open("rb") as handle:
+        found = hashlib.file_digest(handle, "sha256").hexdigest()
+    return f"its SHA-256 is {found}, expected {sha256}" if sha256 and found != sha256 else None

@@ -167,6 +167,7 @@ def _download(section: str, *, base_url: str = _BASE_URL, cache: Path | None = N
             folder=f"her2st-{_COMMIT[:8]}",
             path=row["path"],
             git_sha1=row["git_blob_sha1"],
+            sha256=row["sha256"],
             cache=cache,
         )
     return found
