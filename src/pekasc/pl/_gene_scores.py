@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from matplotlib.patheffects import withStroke
 from spatialdata import SpatialData
 
 from pekasc._keys import PEKA, score_key
@@ -137,39 +138,38 @@ def _limits(ax: Axes, values: np.ndarray) -> None:
 
 
 def _name(ax: Axes, names: list[str], ranks: np.ndarray, values: np.ndarray, curve: np.ndarray, *, top: bool) -> None:
-    """Write names beside the curve: to the right of its upper end, or to the left of its lower end."""
+    """Write names in a column beside the curve: to the right of its upper end, or to the left of its lower end."""
     if not names:
         return
     low, high = ax.get_ylim()
     height_pt = ax.get_window_extent().height * 72 / ax.figure.dpi
     step = (high - low) * (SMALL * 1.2) / height_pt
-    gap = 0.03 * len(curve)
-    # every name as close to the curve as its height allows
+    y = _spread(values, step)
+    y += np.clip(values.mean() - y.mean(), low + step / 2 - y.min(), high - step / 2 - y.max())
+    # as near to the curve as the whole column can be without touching it
     if top:
-        y = _spread(values, step, start=high - step / 2)
-        x = np.maximum([(curve > height - step).sum() for height in y], ranks) + gap
+        x, align = max((curve > y[-1] - step).sum(), ranks[-1]) + 0.04 * len(curve), "left"
     else:
-        y = -_spread(-values[::-1], step, start=-(low + step / 2))[::-1]
-        x = np.minimum([(curve >= height + step).sum() for height in y], ranks) - gap
-    align = "left" if top else "right"
-    for name, rank, value, beside, height in zip(names, ranks, values, x, y, strict=True):
+        x, align = min((curve >= y[0] + step).sum(), ranks[0]) - 0.04 * len(curve), "right"
+    for name, rank, value, height in zip(names, ranks, values, y, strict=True):
         ax.annotate(
             str(name),
             (rank, value),
-            xytext=(beside, height),
+            xytext=(x, height),
             ha=align,
             va="center",
             fontsize=SMALL,
             color=DARK,
             style="italic",
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
             arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.4, "shrinkA": 1, "shrinkB": 2},
         )
 
 
-def _spread(values: np.ndarray, step: float, *, start: float) -> np.ndarray:
-    """Return descending heights near `values`, at least `step` apart, the first at most `start`."""
+def _spread(values: np.ndarray, step: float) -> np.ndarray:
+    """Return descending heights at or below the descending `values`, at least `step` apart."""
     heights = np.empty(len(values))
-    last = start + step
+    last = np.inf
     for i, value in enumerate(values):
         last = min(float(value), last - step)
         heights[i] = last
