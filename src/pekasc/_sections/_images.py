@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,8 @@ def image_pyramid(name: str, image: DataArray | DataTree) -> ImagePyramid:
     _check_rgb(name, image, first)
     levels = [_rgb_order(level.transpose("c", "y", "x")) for level in levels]
     width, height = image_size(image)
+    # spatialdata's own convention: all levels have the same extent. (Its writer cuts what does not fill a coarse pixel
+    # off at the start, so that odd sizes leave levels less than one of their pixels off; no level says so.)
     scales = [(width / level.sizes["x"], height / level.sizes["y"]) for level in levels]
     return ImagePyramid([level.data for level in levels], scales)
 
@@ -113,8 +115,10 @@ def _rgb_order(level: DataArray) -> DataArray:
     return level
 
 
-def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | None) -> str:
-    """Return the name of the image of a section.
+def choose_image(
+    sdata: SpatialData, region: str, images: Mapping[str, str] | None, regions: Iterable[str] = ()
+) -> str:
+    """Return the name of the image of a section; `regions` are all regions of the table.
 
     Raises
     ------
@@ -139,6 +143,10 @@ def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | No
             f"Coordinate systems of the images: {listed or 'there are no images'}. Add one with "
             "`spatialdata.transformations.set_transformation(image, ..., to_coordinate_system=...)`."
         )
+    # where all sections share one system, an image that another region has in a system of its own is not ours
+    elsewhere = set().union(*(coordinate_systems(sdata.shapes[other]) for other in regions)) - systems
+    ours = [name for name in candidates if not elsewhere & coordinate_systems(sdata.images[name])]
+    candidates = ours or candidates
     if len(candidates) == 1:
         return candidates[0]
     finest = max(candidates, key=lambda name: np.prod(image_size(sdata.images[name])))

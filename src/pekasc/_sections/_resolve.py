@@ -119,7 +119,7 @@ def resolve_sections(
     _check_arguments(sdata, by_region, images, image_mpp, um_coordinate_system, array)
     sections = []
     for region, rows in by_region.items():
-        image_name = choose_image(sdata, region, images)
+        image_name = choose_image(sdata, region, images, by_region)
         section = _place(sdata, table, region, rows, image_name, um_coordinate_system)
         sources = _pixel_sizes(sdata, table, section, image_mpp, um_coordinate_system, array)
         mpp, source = choose_pixel_size(
@@ -188,10 +188,11 @@ def _place(
     """Return a section whose micrometers are still to be filled in."""
     shapes, image = sdata.shapes[region], sdata.images[image_name]
     pyramid = image_pyramid(image_name, image)
-    system, shapes_to_px = _shared_system(sdata, region, image_name, um_coordinate_system)
     _, _, instance_key = table_keys(table)
     ids = table.obs[instance_key].to_numpy()[rows]
-    centres = transform(shapes_to_px, _centroids(shapes, ids, region))
+    centroids = _centroids(shapes, ids, region)
+    system, shapes_to_px = _shared_system(sdata, region, image_name, um_coordinate_system)
+    centres = transform(shapes_to_px, centroids)
     return Section(
         name=region,
         image_name=image_name,
@@ -247,10 +248,11 @@ def _shared_system(sdata: SpatialData, region: str, image_name: str, preferred: 
     maps = {name: np.linalg.inv(affine(image, name)) @ affine(shapes, name) for name in order}
     x0, y0, x1, y1 = shapes.total_bounds
     corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], dtype=np.float64)
+    tolerance = max(0.5, 1e-3 * np.hypot(*image_size(image)))  # scale factors are rounded
     reference = transform(maps[order[0]], corners)
     for name in order[1:]:
         off = np.linalg.norm(transform(maps[name], corners) - reference, axis=1).max()
-        if off > 0.5:
+        if off > tolerance:
             raise ValueError(
                 f"The shapes {region!r} lie elsewhere on the image {image_name!r} by the coordinate system {name!r} "
                 f"than by {order[0]!r}: up to {off:.4g} px apart. Remove the wrong one with "

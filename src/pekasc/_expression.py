@@ -1,0 +1,140 @@
+"""Counts to targets: which matrix holds counts, and log1p of counts per 10,000."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from anndata import AnnData
+from scipy import sparse
+
+logger = logging.getLogger(__name__)
+
+SCALE = 1e4
+Matrix = np.ndarray | sparse.csr_matrix
+
+
+def _matrix(adata: AnnData, layer: str | None) -> Matrix:
+    if layer is None:
+        matrix = adata.X
+    elif layer in adata.layers:
+        matrix = adata.layers[layer]
+    else:
+        present = [name for name in adata.layers if name is not None]
+        raise KeyError(f"Layer {layer!r} not found. Available layers: {present}.")
+    if matrix is None:
+        raise ValueError("The table has no `X`. Name the layer with counts: `layer=`.")
+    # one type of sparse matrix downstream; a backed or array-API matrix is read here
+    return sparse.csr_matrix(matrix) if sparse.issparse(matrix) else np.asarray(matrix)
+
+
+def _values(matrix: Matrix) -> np.ndarray:
+    return matrix.data if sparse.issparse(matrix) else np.asarray(matrix).ravel()
+
+
+def _is_counts(matrix: Matrix) -> bool:
+    values = _values(matrix)
+    return bool(np.isfinite(values).all() and (values >= 0).all() and (values == np.rint(values)).all())
+
+
+def _describe(matrix: Matrix) -> str:
+    values = _values(matrix)
+    if not np.isfinite(values).all():
+        return f"{int((~np.isfinite(values)).sum())} values that are NaN or infinite"
+    if (values < 0).any():
+        return f"negative values (smallest {values.min():.4g})"
+    return f"values that are no integers (such as {values[values != np.rint(values)][0]:.4g})"
+
+
+def counts(adata: AnnData, layer: str | None = None) -> Matrix:
+    """Return raw counts, spots x genes: `layer`, else ``X`` if it holds integers, else ``layers["counts"]``.
+
+    Raises
+    ------
+    KeyError
+        If `layer` is not there.
+    ValueError
+        If the matrix holds negative, NaN or fractional values, so cannot be counts.
+    """
+    matrix = _matrix(adata, layer)
+    if _is_counts(matrix):
+        return matrix
+    if layer is None and "counts" in adata.layers:
+        stored = _matrix(adata, "counts")
+        if _is_counts(stored):
+            logger.info('`X` holds no counts: taking layers["counts"].')
+            return stored
+        raise ValueError(f'Neither `X` nor layers["counts"] holds counts: found {_describe(stored)} in the latter.')
+    where = "`X`" if layer is None else f"layers[{layer!r}]"
+    raise ValueError(
+        f"Raw counts are needed, but {where} has {_describe(matrix)}. Name the layer with counts (`layer=`), "
+        'or, if the data are log-normalised already and the counts are lost, say `target="as_is"`.'
+    )
+
+
+def log1p_cp10k(adata: AnnData, layer: str | None = None) -> Matrix:
+    """Return log1p(1e4 * count / total of the spot), spots x genes, float32; a spot without counts is all 0.
+
+    The total is taken over all genes of the table, so no spot's value depends on another spot.
+    """
+    raw = counts(adata, layer)
+    total = np.asarray(raw.sum(axis=1), dtype=np.float64).ravel()
+    factor = np.divide(SCALE, total, out=np.zeros_like(total), where=total > 0)
+    if sparse.issparse(raw):
+        out = raw.astype(np.float64)
+        out.data = np.log1p(out.data * np.repeat(factor, np.diff(out.indptr)))
+        return out.astype(np.float32)
+    return np.log1p(raw * factor[:, None]).astype(np.float32)
+
+
+def target_matrix(adata: AnnData, layer: str | None = None, target: str = "log1p") -> Matrix:
+    """Return what the head learns: ``"log1p"`` of counts per 10,000, or the matrix ``"as_is"``."""
+    if target == "log1p":
+        return log1p_cp10k(adata, layer)
+    if target == "as_is":
+        matrix = _matrix(adata, layer)
+        if not np.isfinite(_values(matrix)).all():
+            raise ValueError(f'`target="as_is"` needs finite values, found {_describe(matrix)}.')
+        return matrix.astype(np.float32)
+    raise ValueError(f'`target={target!r}` is not known. Choose "log1p" (from counts) or "as_is" (log data as stored).')
+
+
+def gene_names(adata: AnnData, gene_key: str | None = None) -> np.ndarray:
+    """Return the genes' names: ``var_names``, or the column `gene_key` of ``var``."""
+    if gene_key is None:
+        return adata.var_names.to_numpy(dtype=object)
+    if gene_key not in adata.var:
+        raise KeyError(f"`gene_key={gene_key!r}` not found in `var`. Available columns: {list(adata.var.columns)}.")
+    names = adata.var[gene_key].astype(str).to_numpy(dtype=object)
+    unique, first, n = np.unique(names, return_index=True, return_counts=True)
+    if (n > 1).any():
+        raise ValueError(
+            f"`var[{gene_key!r}]` names {int((n > 1).sum())} genes more than once "
+            f"(such as {list(unique[n > 1][:3])}): drop or join the duplicates first."
+        )
+    del first
+    return names
+
+
+def gene_positions(names: np.ndarray, genes: Sequence[str]) -> np.ndarray:
+    """Return where each of `genes` stands in `names`; -1 where it is not there."""
+    position = {name: i for i, name in enumerate(names)}
+    return np.array([position.get(gene, -1) for gene in genes], dtype=np.int64)
+
+
+def no_overlap_message(names: np.ndarray, genes: Sequence[str], adata: AnnData) -> str:
+    """Return the error text for a table none of whose genes is among `genes`."""
+    columns = list(adata.var.columns)
+    return (
+        f"None of the {len(genes)} genes asked for is in the table: asked for {list(genes[:3])}, "
+        f"the table has {list(names[:3])}. If these are symbols against Ensembl ids, name the column of `var` "
+        f"that holds the other kind with `gene_key=` (columns there: {columns})."
+    )
+
+
+def close_genes(gene: str, names: np.ndarray) -> str:
+    """Return ' Did you mean ...?' for a misspelt gene, or ''."""
+    close = difflib.get_close_matches(gene, [str(n) for n in names], n=3)
+    return f" Did you mean {' or '.join(close)}?" if close else ""

@@ -1,0 +1,279 @@
+"""The fitted object: an encoder's adapter with its expression head, genes, history and honest scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+
+from pekasc.models import _store
+from pekasc.models._choose import Depth
+from pekasc.models._embed import embed, resolve_device
+from pekasc.models._encoders import Encoder, FrozenEncoder
+from pekasc.models._heads import RidgeHead
+from pekasc.models._methods import last_block
+from pekasc.tiling import ArrayTiles, TileSource, TileSpec
+
+TOLERANCE = 0.02  # relative difference in pixel size that is still the same, as for pixel sizes elsewhere
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Adapter:
+    """An encoder taught to predict gene expression; made by :func:`pekasc.tl.fit_adapter`.
+
+    Parameters
+    ----------
+    encoder
+        The encoder's row. Its weights are not part of the adapter.
+    encoder_digest
+        SHA-256 of the encoder's weights that it was trained on.
+    spec
+        Tile side in pixels and pixel size in um.
+    depth
+        Block(s) after which features are taken; None is the encoder's own output.
+    method
+        Name of the method; ``"frozen"`` without an adapter.
+    genes
+        Names of the genes that it predicts.
+    head
+        The expression head.
+    config
+        PEFT configuration, None for the frozen encoder.
+    weights
+        Tensors by kind: ``"adapter"`` in PEFT's own names, ``"projector"``, ``"cluster_head"``.
+    gene_scores
+        Per gene on held-out training groups, index gene: ``pearson`` (mean over held-out groups), ``n_groups``.
+    history
+        One row per epoch and fold: ``fold`` (-1 is the final fit), ``held_out``, ``epoch``, ``loss``, ``kd``, ``sa``,
+        ``val_error`` (squared error on held-out groups over that of the mean predictor).
+    selection
+        What was tried and its held-out error: ``stage``, ``depth``, ``epochs``, ``alpha``, ``error``.
+    info
+        Plain facts: target, groups, numbers of spots, seeds, choices, versions, licences.
+    trained_on
+        Fingerprints of the training spots, uint64.
+    """
+
+    encoder: Encoder
+    encoder_digest: str
+    spec: TileSpec
+    depth: Depth
+    method: str
+    genes: tuple[str, ...]
+    head: RidgeHead
+    config: PeftConfig | None
+    weights: Mapping[str, Mapping[str, torch.Tensor]]
+    gene_scores: pd.DataFrame
+    history: pd.DataFrame
+    selection: pd.DataFrame
+    info: Mapping[str, Any]
+    trained_on: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
+
+    @cached_property
+    def _model(self) -> FrozenEncoder:
+        model = FrozenEncoder(self.encoder, self.spec.tile_px)
+        if model.digest != self.encoder_digest:
+            raise ValueError(
+                f"This adapter was trained on encoder {self.encoder.short!r} with weights {self.encoder_digest[:12]}, "
+                f"but the weights found now are {model.digest[:12]}. Give the same weights, for instance "
+                "`Adapter.load(path, encoder=pekasc.models.Encoder(..., weights=PATH))`."
+            )
+        self._attach(model)
+        return model
+
+    def _attach(self, model: FrozenEncoder) -> Any:
+        """Put the trained adapter into the model, in place; return the PEFT model, None for a frozen encoder."""
+        if self.config is None:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            peft_model = get_peft_model(model.model, self.config)
+        set_peft_model_state_dict(peft_model, dict(self.weights["adapter"]))
+        model.requires_grad_(False)
+        model.eval()
+        return peft_model
+
+    def check_tiles(self, tile_px: int, mpp: float) -> None:
+        """Raise if tiles of `tile_px` pixels of `mpp` um are not what the adapter was trained on."""
+        same_mpp = abs(mpp / self.spec.mpp - 1) <= TOLERANCE
+        if tile_px != self.spec.tile_px or not same_mpp:
+            raise ValueError(
+                f"This adapter was trained on tiles of {self.spec.tile_px} px at {self.spec.mpp:g} um/px "
+                f"({self.spec.side_um:g} um); these have {tile_px} px at {mpp:g} um/px ({tile_px * mpp:g} um). "
+                f"Run `pekasc.pp.tile(sdata, tile_px={self.spec.tile_px}, mpp={self.spec.mpp:g})`."
+            )
+
+    def embed_source(
+        self, source: TileSource, *, batch_size: int, device: str, precision: str, progress: bool = False
+    ) -> np.ndarray:
+        """Return adapted features (n, d), float32, of a stream of tiles that was checked before."""
+        features = embed(
+            self._model,
+            source,
+            [self.depth],
+            batch_size=batch_size,
+            device=resolve_device(device),
+            precision=precision,
+            progress=progress,
+        )
+        return features[self.depth]
+
+    def embed(
+        self,
+        tiles: np.ndarray,
+        *,
+        mpp: float,
+        batch_size: int = 64,
+        device: str = "auto",
+        precision: str = "fp32",
+    ) -> np.ndarray:
+        """Return the adapted features of tiles, without SpatialData.
+
+        Parameters
+        ----------
+        tiles
+            Shape (n, y, x, 3), uint8, RGB.
+        mpp
+            Their pixel size in um.
+        batch_size, device, precision
+            As in :func:`pekasc.tl.embed_tiles`.
+
+        Returns
+        -------
+        Shape (n, d), float32.
+
+        Raises
+        ------
+        ValueError
+            If the tiles are of another size, field of view or dtype, or the encoder's weights are not those that
+            the adapter was trained on.
+        """
+        source = ArrayTiles(np.asarray(tiles))
+        self.check_tiles(source.tile_px, mpp)
+        return self.embed_source(source, batch_size=batch_size, device=device, precision=precision)
+
+    def predict(
+        self,
+        tiles: np.ndarray,
+        *,
+        mpp: float,
+        coords_um: np.ndarray | None = None,
+        section: np.ndarray | None = None,
+        batch_size: int = 64,
+        device: str = "auto",
+        precision: str = "fp32",
+    ) -> np.ndarray:
+        """Return predicted expression of tiles, without SpatialData.
+
+        Parameters
+        ----------
+        tiles
+            Shape (n, y, x, 3), uint8, RGB.
+        mpp
+            Their pixel size in um.
+        coords_um, section
+            Positions (n, 2) and sections (n,) of the tiles; this head, which has no spatial context, does not read them.
+        batch_size, device, precision
+            As in :func:`pekasc.tl.embed_tiles`.
+
+        Returns
+        -------
+        Shape (n, genes), float32, in the order of :attr:`genes`, on the scale of the target.
+
+        Raises
+        ------
+        ValueError
+            As for :meth:`embed`.
+        """
+        features = self.embed(tiles, mpp=mpp, batch_size=batch_size, device=device, precision=precision)
+        return self.head.predict(features)
+
+    def merge(self) -> torch.nn.Module:
+        """Return a plain timm model with the adapter merged into its weights, cut after the adapter's depth.
+
+        Its ``forward_features`` gives the adapted tokens, final norm applied; the class token beside the mean patch
+        token are the features of this adapter (for several depths: of the deepest).
+
+        Raises
+        ------
+        ValueError
+            If the encoder's weights are not those that the adapter was trained on.
+        """
+        model = FrozenEncoder(self.encoder, self.spec.tile_px)
+        if model.digest != self.encoder_digest:
+            return self._model.model  # raises with the reason
+        peft_model = self._attach(model)
+        if peft_model is not None:
+            model.model = peft_model.merge_and_unload()
+        model.cut(last_block(model, self.depth))
+        model.model.requires_grad_(False)
+        return model.model.eval()
+
+    def save(self, path: str | Path) -> None:
+        """Write the adapter to the folder `path`: ``.json`` and ``.safetensors``, adapter weights in PEFT's format.
+
+        Parameters
+        ----------
+        path
+            A folder; made if it is not there, replaced if it holds an adapter.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder holds anything but an adapter.
+        """
+        _store.save(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, *, encoder: Encoder | None = None) -> Adapter:
+        """Read what :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path
+            The folder.
+        encoder
+            Where the encoder's weights are now, if not where they were when the adapter was trained.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder, or a file in it, is not there.
+        ValueError
+            If it holds no adapter of pekasc, or a damaged one.
+        """
+        adapter = cls(**_store.load(Path(path)))
+        return adapter if encoder is None else replace(adapter, encoder=encoder)
+
+    def __repr__(self) -> str:
+        info, scores = self.info, self.gene_scores["pearson"].dropna().sort_values(ascending=False)
+        at = "its own output" if self.depth is None else f"block {' + '.join(str(d) for d in self.depth)}"
+        what = self.method if self.config is None else f"{self.method}, {info['epochs']} epochs"
+        lines = [
+            f"Adapter ({what}) on encoder {self.encoder.short!r}, features of {at}",
+            f"  tiles       {self.spec.tile_px} px at {self.spec.mpp:g} um/px ({self.spec.side_um:g} um)",
+            f"  trained on  {info['n_spots']} spots, groups: {_shorten(info['groups'])}",
+            f"  teacher     {info['teacher']}",
+            f"  predicts    {len(self.genes)} genes, {info['target']}",
+        ]
+        if len(scores):
+            best = ", ".join(f"{gene} {score:.2f}" for gene, score in scores.head(3).items())
+            lines.append(
+                f"  trust       held-out groups of the training data: Pearson median {scores.median():.2f}, "
+                f"{(scores > 0.2).mean():.0%} of genes above 0.2; best {best}"
+            )
+        else:
+            lines.append("  trust       unknown: no group was held out (see `groups=` of fit_adapter)")
+        licence = self.encoder.licence or "not stated, see its source"
+        lines.append(f"  licence     encoder: {licence}")
+        return "\n".join(lines)
+
+
+def _shorten(names: Sequence[str], n: int = 6) -> str:
+    return ", ".join(names) if len(names) <= n else f"{', '.join(names[:n])} and {len(names) - n} more"

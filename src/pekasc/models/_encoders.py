@@ -1,0 +1,330 @@
+"""Image encoders: the row that describes one, the registry of rows, and the frozen model with its features."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from pekasc._keys import short_name
+
+logger = logging.getLogger(__name__)
+
+RANDOM = "random"
+PACKAGED = "package:"
+_WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Describe an image encoder: which timm architecture, which weights, which input statistics.
+
+    Goes wherever ``encoder=`` stands, beside a name of the registry or a timm name.
+
+    Parameters
+    ----------
+    name
+        A timm model name (``"vit_small_patch14_dinov2"``) or a hub name (``"hf-hub:owner/model"``).
+    weights
+        Path of a local state dict (``.safetensors``, or a file for ``torch.load(weights_only=True)``);
+        None takes the pretrained weights from the hub; ``"random"`` asks for random weights (seed 0).
+    model_kwargs
+        Passed to :func:`timm.create_model`.
+    mean, std
+        Input statistics per channel for values in 0-1; None takes those of timm's configuration.
+    mpp
+        Pixel size in um that the encoder was trained at; tiles of another are embedded with a warning.
+    adapter_targets
+        Names of the linear layers inside a block that adapters attach to.
+    key
+        Short name in slots and logs; by default the last part of `name`.
+    licence
+        Licence of the weights.
+    citation
+        What to cite.
+    note
+        Logged when the encoder is built.
+
+    Examples
+    --------
+    >>> import pekasc as pk
+    >>> pk.models.Encoder("vit_small_patch14_dinov2", weights="vit_small.safetensors", mpp=0.5).short
+    'vit_small_patch14_dinov2'
+    """
+
+    name: str
+    weights: str | Path | None = None
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    mpp: float | None = None
+    adapter_targets: tuple[str, ...] = ("attn.qkv",)
+    key: str | None = None
+    licence: str | None = None
+    citation: str | None = None
+    note: str | None = None
+
+    @property
+    def short(self) -> str:
+        """Short name, fit for a slot."""
+        return short_name(self.key or self.name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as plain values for JSON."""
+        row = dataclasses.asdict(self)
+        row["weights"] = None if self.weights is None else str(self.weights)
+        row["model_kwargs"] = dict(self.model_kwargs)
+        return row
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Encoder:
+        """Return the encoder that :meth:`to_dict` described."""
+        values = dict(row)
+        for name in ("mean", "std", "adapter_targets"):
+            if values.get(name) is not None:
+                values[name] = tuple(values[name])
+        return cls(**values)
+
+
+def _tiny() -> Encoder:
+    row = json.loads(files("pekasc.models").joinpath("weights", "tiny.json").read_text())
+    return Encoder(
+        name=row["architecture"],
+        weights=f"{PACKAGED}tiny.safetensors",
+        model_kwargs=row["model_kwargs"],
+        mean=tuple(row["mean"]),
+        std=tuple(row["std"]),
+        key="tiny",
+        licence=row["licence"],
+        note="encoder 'tiny' is for trying pekasc out, not for a paper: see the page on it in the documentation.",
+    )
+
+
+_REGISTRY = {"tiny": _tiny}
+
+
+def resolve_encoder(encoder: str | Encoder) -> Encoder:
+    """Return the row for `encoder`: a name of the registry, a timm or ``hf-hub:`` name, or a row itself.
+
+    Raises
+    ------
+    TypeError
+        If `encoder` is neither a string nor an :class:`Encoder`.
+    ValueError
+        If `encoder` is a path, or no name that is known.
+    """
+    if isinstance(encoder, Encoder):
+        return encoder
+    if not isinstance(encoder, str):
+        raise TypeError(f"`encoder` must be a name or a pekasc.models.Encoder, got {type(encoder).__name__}.")
+    if encoder in _REGISTRY:
+        return _REGISTRY[encoder]()
+    if encoder.startswith(("hf-hub:", "hf_hub:")) or timm.is_model(encoder):
+        return Encoder(encoder)
+    if encoder.endswith(_WEIGHT_SUFFIXES) or Path(encoder).exists():
+        raise ValueError(
+            f"`encoder={encoder!r}` is a path, which does not say what model it holds. Name the architecture: "
+            f'`encoder=pekasc.models.Encoder("vit_small_patch14_dinov2", weights={encoder!r})`.'
+        )
+    close = difflib.get_close_matches(encoder, [*_REGISTRY, *timm.list_models()], n=3)
+    raise ValueError(
+        f"`encoder={encoder!r}` is not known. Give one of {sorted(_REGISTRY)}, a timm model name, 'hf-hub:owner/model' "
+        f"or a `pekasc.models.Encoder`.{' Close names: ' + ', '.join(close) + '.' if close else ''}"
+    )
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"Encoder weights not found: {path}.")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return state.get("state_dict", state.get("model", state))
+
+
+def _create(encoder: Encoder) -> nn.Module:
+    kwargs = {"num_classes": 0, **encoder.model_kwargs}
+    if encoder.weights == RANDOM:
+        # the caller's generator is left as it was
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return timm.create_model(encoder.name, pretrained=False, **kwargs)
+    if encoder.weights is None:
+        return _create_pretrained(encoder, kwargs)
+    if str(encoder.weights).startswith(PACKAGED):
+        path = Path(str(files("pekasc.models").joinpath("weights", str(encoder.weights)[len(PACKAGED) :])))
+    else:
+        path = Path(encoder.weights)
+    state = _read_state_dict(path)
+    model = timm.create_model(encoder.name, pretrained=False, **kwargs)
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The weights in {path.name} do not fit {encoder.name!r} with model_kwargs={dict(encoder.model_kwargs)}: "
+            f"{str(error)[:500]}"
+        ) from error
+    return model
+
+
+def _create_pretrained(encoder: Encoder, kwargs: dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(encoder.name, pretrained=True, **kwargs)
+    except (OSError, ValueError, RuntimeError) as error:
+        # huggingface_hub's errors (gated, not found, offline) derive from OSError and ValueError
+        hub = encoder.name.split(":", 1)[-1]
+        raise OSError(
+            f"The weights of {encoder.name!r} could not be fetched from the model hub ({type(error).__name__}). "
+            f"If the model is gated, accept its terms at https://huggingface.co/{hub} and log in with `hf auth login`. "
+            "Without a network, fetch the file elsewhere and give it with "
+            f'`pekasc.models.Encoder({encoder.name!r}, weights="PATH")`; `weights="random"` gives random weights, and '
+            '`encoder="tiny"` needs no network.'
+        ) from error
+
+
+def digest(model: nn.Module) -> str:
+    """Return the SHA-256 of a model's state dict (names, shapes and values in order of names)."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+class FrozenEncoder(nn.Module):
+    """An encoder built for one tile size, in evaluation mode, without gradients.
+
+    Parameters
+    ----------
+    encoder
+        The row, see :class:`Encoder`.
+    tile_px
+        Side of the tiles in pixels.
+
+    Attributes
+    ----------
+    model
+        The timm model.
+    n_blocks
+        Number of transformer blocks (of stages, for a convolutional model): depths run from 1 to this.
+    digest
+        SHA-256 of the weights before any change for `tile_px`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: Encoder, tile_px: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.tile_px = tile_px
+        self.model: Any = _create(encoder)
+        if not hasattr(self.model, "forward_intermediates"):
+            raise ValueError(f"timm's {encoder.name!r} gives no intermediate features, which pekasc needs.")
+        self.digest = digest(self.model)
+        config = timm.data.resolve_model_data_config(self.model)
+        shape = (1, 3, 1, 1)
+        self.register_buffer("mean", torch.tensor(encoder.mean or config["mean"]).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(encoder.std or config["std"]).view(shape), persistent=False)
+        self.is_vit = hasattr(self.model, "blocks") and hasattr(self.model, "num_prefix_tokens")
+        self.n_blocks = len(self.model.blocks) if self.is_vit else len(self.model.feature_info)
+        self._set_tile_size(tile_px)
+        self.requires_grad_(False)
+        self.eval()
+        if encoder.note:
+            logger.info(encoder.note)
+
+    def _set_tile_size(self, tile_px: int) -> None:
+        patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", None)
+        if patch is not None:
+            step = int(patch[0])
+            if tile_px % step:
+                below = tile_px // step * step
+                valid = ", ".join(str(v) for v in (below - step, below, below + step, below + 2 * step) if v > 0)
+                raise ValueError(
+                    f"Encoder {self.encoder.short!r} has patches of {step} px, so tiles of {tile_px} px do not fit. "
+                    f"Valid `tile_px` are multiples of {step}, such as {valid}: run pekasc.pp.tile with one of them."
+                )
+        if hasattr(self.model, "set_input_size"):
+            try:
+                self.model.set_input_size(img_size=(tile_px, tile_px))
+            except (AssertionError, RuntimeError, ValueError) as error:
+                size = self.model.pretrained_cfg.get("input_size", "unknown")
+                raise ValueError(
+                    f"Encoder {self.encoder.short!r} cannot take tiles of {tile_px} px ({error}); "
+                    f"it was built for {size}."
+                ) from error
+
+    def train(self, mode: bool = True) -> FrozenEncoder:
+        """Stay in evaluation mode: a frozen encoder's features do not change while an adapter in it is trained."""
+        return super().train(False)
+
+    def check_depth(self, depth: int) -> int:
+        """Return `depth` counted from the first block (1 to `n_blocks`); negative ones count from the end."""
+        if isinstance(depth, bool) or not isinstance(depth, int):
+            raise TypeError(f"`depth` counts blocks and must be an integer, got {depth!r}.")
+        resolved = depth + self.n_blocks + 1 if depth < 0 else depth
+        if not 1 <= resolved <= self.n_blocks:
+            raise ValueError(
+                f"`depth={depth}` is outside encoder {self.encoder.short!r}, which has {self.n_blocks} blocks: "
+                f"give 1 to {self.n_blocks}, or -1 for the last."
+            )
+        return resolved
+
+    def normalise(self, tiles: Tensor) -> Tensor:
+        """Return uint8 tiles (n, y, x, 3) as normalised float (n, 3, y, x)."""
+        x = tiles.permute(0, 3, 1, 2).to(self.mean.dtype).div_(255.0)
+        return x.sub_(self.mean).div_(self.std)
+
+    def forward(self, x: Tensor, depths: Sequence[int]) -> list[Tensor]:
+        """Return per depth the class token beside the mean patch token, (n, 2 * width); pooled stages without tokens.
+
+        The model's final norm is applied after every depth, as DINOv2's ``get_intermediate_layers`` does, so that
+        the features of an encoder that is cut there are the same. Blocks after the last depth do not run.
+        """
+        indices = [depth - 1 for depth in depths]
+        if not self.is_vit:
+            maps = self.model.forward_intermediates(
+                x, indices=indices, stop_early=True, output_fmt="NCHW", intermediates_only=True
+            )
+            return [m.mean(dim=(2, 3)) for m in maps]
+        layers = self.model.forward_intermediates(
+            x,
+            indices=indices,
+            return_prefix_tokens=True,
+            norm=True,
+            stop_early=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        # timm gives layers in the model's order, and tokens alone where there are no prefix tokens
+        pooled = []
+        for layer in layers:
+            tokens, prefix = layer if isinstance(layer, tuple) else (layer, None)
+            mean = tokens.mean(dim=1)
+            has_class = prefix is not None and getattr(self.model, "cls_token", None) is not None
+            pooled.append(torch.cat([prefix[:, 0], mean], dim=1) if has_class else mean)
+        order = {depth: i for i, depth in enumerate(sorted(set(depths)))}
+        return [pooled[order[depth]] for depth in depths]
+
+    def own_output(self, x: Tensor) -> Tensor:
+        """Return the encoder's own pooled output (n, width), as its authors pool it."""
+        return self.model(x)
+
+    def cut(self, depth: int) -> None:
+        """Drop the blocks after `depth`; the final norm stays."""
+        if self.is_vit and depth < self.n_blocks:
+            self.model.prune_intermediate_layers([depth - 1], prune_norm=False, prune_head=False)

@@ -1,0 +1,182 @@
+"""PEKA's lesson in plain torch: structure labels, the frozen cluster head, projector and losses.
+
+Method: Pan, Chen, Secrier, "Teaching pathology foundation models to accurately predict gene expression with
+parameter efficient knowledge transfer", arXiv:2504.07061.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+from torch.nn import functional
+
+HIDDEN = 512
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Numbers of one way to train; ``PAPER`` are the published ones.
+
+    Parameters
+    ----------
+    rank
+        Rank of the adapter.
+    n_clusters
+        Structure labels; None adapts to ``min(100, n // 20)``.
+    temperature
+        Softens teacher and student in the distillation loss.
+    kd_weight
+        Weight of distillation against structure alignment.
+    learning_rate, weight_decay, batch_size
+        Of the student.
+    step_epochs
+        The learning rate falls to a tenth after so many epochs; None keeps it.
+    epochs
+        Most epochs that are tried.
+    head_learning_rate, head_epochs
+        Of the cluster head, which is trained first and then frozen.
+    gradient_clip
+        Largest norm of the gradient.
+    augment
+        Train on the eight orientations of a tile.
+    choose_epochs
+        Choose the number of epochs (0 among them: the frozen encoder) by the held-out error.
+    standardise_teacher
+        Divide the teacher's embedding by its overall standard deviation on training spots.
+    """
+
+    rank: int = 64
+    n_clusters: int | None = None
+    temperature: float = 2.0
+    kd_weight: float = 0.5
+    learning_rate: float = 3e-4
+    weight_decay: float = 1e-2
+    batch_size: int = 32
+    step_epochs: int | None = None
+    epochs: int = 6
+    head_learning_rate: float = 1e-3
+    head_epochs: int = 100
+    gradient_clip: float = 1.0
+    augment: bool = True
+    choose_epochs: bool = True
+    standardise_teacher: bool = True
+
+
+PAPER = Recipe(
+    rank=256,
+    n_clusters=100,
+    learning_rate=1e-4,
+    weight_decay=0.0,
+    step_epochs=10,
+    epochs=50,
+    head_learning_rate=1e-4,
+    head_epochs=20,
+    augment=False,
+    choose_epochs=False,
+    standardise_teacher=False,
+)
+
+
+def n_clusters_for(n_spots: int, n_clusters: int | None) -> int:
+    """Return the number of structure labels: ``min(100, n // 20)``, at least 2, or `n_clusters` if it fits.
+
+    Raises
+    ------
+    ValueError
+        If `n_clusters` was given and the training spots cannot support it.
+    """
+    if n_clusters is None:
+        return max(2, min(100, n_spots // 20))
+    if not 2 <= n_clusters <= n_spots:
+        raise ValueError(
+            f"`n_clusters={n_clusters}` does not fit {n_spots} training spots: give 2 to {n_spots}, or None to adapt."
+        )
+    return n_clusters
+
+
+def structure_labels(embedding: np.ndarray, n_clusters: int, random_state: int) -> np.ndarray:
+    """Return the k-means label of every spot's teacher embedding (n, D), int64."""
+    # one thread: k-means sums in the order of its threads, and labels must not depend on it
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1):
+        labels = KMeans(n_clusters, n_init=4, random_state=random_state).fit_predict(embedding.astype(np.float64))
+    return labels.astype(np.int64)
+
+
+def mlp(n_in: int, n_out: int, n_hidden: int) -> nn.Sequential:
+    """Return Linear-ReLU blocks of width 512 and a last Linear."""
+    layers: list[nn.Module] = []
+    for i in range(n_hidden):
+        layers += [nn.Linear(n_in if i == 0 else HIDDEN, HIDDEN), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(HIDDEN, n_out))
+
+
+def cluster_head(n_teacher: int, n_clusters: int) -> nn.Sequential:
+    """Return f: Linear(D, 512)-ReLU-Linear(512, 512)-ReLU-Linear(512, K)."""
+    return mlp(n_teacher, n_clusters, n_hidden=2)
+
+
+def projector(n_features: int, n_teacher: int) -> nn.Sequential:
+    """Return P: Linear(d, 512)-ReLU-Linear(512, D)."""
+    return mlp(n_features, n_teacher, n_hidden=1)
+
+
+def train_cluster_head(
+    head: nn.Module, embedding: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator
+) -> None:
+    """Train `head` on (teacher embedding, label) by cross-entropy, keep the best of a tenth held out, freeze it."""
+    n = len(embedding)
+    order = torch.randperm(n, generator=generator)
+    check, train = order[: max(1, n // 10)], order[max(1, n // 10) :]
+    optimiser = torch.optim.Adam(head.parameters(), lr=recipe.head_learning_rate)
+    best, best_loss = {k: v.clone() for k, v in head.state_dict().items()}, float("inf")
+    for _ in range(recipe.head_epochs):
+        for batch in train[torch.randperm(len(train), generator=generator)].split(recipe.batch_size):
+            optimiser.zero_grad()
+            functional.cross_entropy(head(embedding[batch]), labels[batch]).backward()
+            optimiser.step()
+        with torch.no_grad():
+            loss = float(functional.cross_entropy(head(embedding[check]), labels[check]))
+        if loss < best_loss:
+            best, best_loss = {k: v.clone() for k, v in head.state_dict().items()}, loss
+    head.load_state_dict(best)
+    head.requires_grad_(False)
+
+
+def losses(head: nn.Module, teacher: Tensor, student: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return knowledge distillation ``T**2 * KL(softmax(f(t)/T) || softmax(f(s)/T))`` and structure alignment.
+
+    Parameters
+    ----------
+    head
+        The frozen cluster head f.
+    teacher, student
+        Embeddings t and s, (batch, D).
+    labels
+        Structure labels, (batch,).
+    temperature
+        T.
+    """
+    with torch.no_grad():
+        target = functional.log_softmax(head(teacher) / temperature, dim=1)
+    logits = head(student)
+    soft = functional.log_softmax(logits / temperature, dim=1)
+    kd = functional.kl_div(soft, target, reduction="batchmean", log_target=True) * temperature**2
+    return kd, functional.cross_entropy(logits, labels)
+
+
+def orient(tiles: Tensor, generator: torch.Generator) -> Tensor:
+    """Return every tile (n, y, x, 3) in one of its eight orientations, drawn from `generator`."""
+    choice = torch.randint(8, (len(tiles),), generator=generator)
+    out = tiles.clone()
+    for k in range(8):
+        rows = (choice == k).nonzero().squeeze(1)
+        if len(rows):
+            turned = torch.rot90(tiles[rows], k % 4, dims=(1, 2))
+            out[rows] = turned.flip(2) if k >= 4 else turned
+    return out

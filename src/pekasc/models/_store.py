@@ -1,0 +1,164 @@
+"""An adapter as a folder: pekasc.json, heads.safetensors, and the adapter in PEFT's own two files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from peft import PeftConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pekasc.models._encoders import Encoder
+from pekasc.models._heads import Projection, RidgeHead
+from pekasc.tiling import TileSpec
+
+if TYPE_CHECKING:
+    from pekasc.models._adapter import Adapter
+
+FORMAT = 1
+MAIN = "pekasc.json"
+HEADS = "heads.safetensors"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _frame_to_json(frame: pd.DataFrame) -> str:
+    # 17 digits, so that a float survives; "table" would keep dtypes but refuses tuples
+    return frame.to_json(orient="split", double_precision=15)
+
+
+def _frame_from_json(text: str) -> pd.DataFrame:
+    return pd.read_json(StringIO(text), orient="split", dtype=False, convert_axes=False, precise_float=True)
+
+
+def save(adapter: Adapter, path: Path) -> None:
+    """Write `adapter` to the folder `path`, all or nothing."""
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / MAIN).is_file())):
+        raise FileExistsError(f"{path} is there and holds no adapter of pekasc: choose another folder.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as name:
+        folder = Path(name) / "adapter"
+        folder.mkdir()
+        _write(adapter, folder)
+        if path.exists():
+            shutil.rmtree(path)
+        folder.rename(path)
+
+
+def _write(adapter: Adapter, folder: Path) -> None:
+    head = adapter.head
+    arrays = {
+        "head.mean": head.projection.mean,
+        "head.scale": head.projection.scale,
+        "head.components": head.projection.components,
+        "head.coef": head.coef,
+        "head.intercept": head.intercept,
+        # safetensors has no uint64 in all versions of torch: the same bits as int64
+        "trained_on": adapter.trained_on.view(np.int64),
+    }
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    for kind, state in adapter.weights.items():
+        if kind != "adapter":
+            tensors |= {f"{kind}.{name}": tensor.contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / HEADS)
+    files = [HEADS]
+    if adapter.config is not None:
+        adapter.config.save_pretrained(str(folder))
+        weights = {name: tensor.contiguous() for name, tensor in adapter.weights["adapter"].items()}
+        save_file(weights, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
+        files += [PEFT_CONFIG, PEFT_WEIGHTS]
+    record = {
+        "format": FORMAT,
+        "encoder": adapter.encoder.to_dict(),
+        "encoder_digest": adapter.encoder_digest,
+        "tile_px": adapter.spec.tile_px,
+        "mpp": adapter.spec.mpp,
+        "depth": None if adapter.depth is None else list(adapter.depth),
+        "method": adapter.method,
+        "genes": list(adapter.genes),
+        "alpha": head.alpha,
+        "info": dict(adapter.info),
+        "gene_scores": _frame_to_json(adapter.gene_scores),
+        "history": _frame_to_json(adapter.history),
+        "selection": _frame_to_json(adapter.selection),
+        "files": {name: _sha256(folder / name) for name in files},
+    }
+    (folder / MAIN).write_text(json.dumps(record, indent=1))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return the fields of the adapter in the folder `path`."""
+    record = _read_record(path)
+    for name, expected in record["files"].items():
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"The adapter in {path} is damaged: {name} is missing. Copy the folder again.")
+        if _sha256(path / name) != expected:
+            raise ValueError(f"The adapter in {path} is damaged: {name} is not the file that was saved with it.")
+    try:
+        tensors = load_file(path / HEADS)
+    except SafetensorError as error:
+        raise ValueError(f"The adapter in {path} is damaged: {HEADS} cannot be read ({error}).") from error
+    array = {name: tensor.numpy() for name, tensor in tensors.items()}
+    projection = Projection(array["head.mean"], array["head.scale"], array["head.components"])
+    weights: dict[str, Mapping[str, torch.Tensor]] = {}
+    for kind in ("projector", "cluster_head"):
+        state = {name[len(kind) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{kind}.")}
+        if state:
+            weights[kind] = state
+    config = None
+    if PEFT_WEIGHTS in record["files"]:
+        config = PeftConfig.from_pretrained(str(path))
+        weights["adapter"] = load_file(path / PEFT_WEIGHTS)
+    return {
+        "encoder": Encoder.from_dict(record["encoder"]),
+        "encoder_digest": record["encoder_digest"],
+        "spec": TileSpec(tile_px=record["tile_px"], mpp=record["mpp"]),
+        "depth": None if record["depth"] is None else tuple(record["depth"]),
+        "method": record["method"],
+        "genes": tuple(record["genes"]),
+        "head": RidgeHead(projection, array["head.coef"], array["head.intercept"], record["alpha"]),
+        "config": config,
+        "weights": weights,
+        "gene_scores": _frame_from_json(record["gene_scores"]),
+        "history": _frame_from_json(record["history"]),
+        "selection": _frame_from_json(record["selection"]),
+        "info": record["info"],
+        "trained_on": array["trained_on"].view(np.uint64),
+    }
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise FileNotFoundError(f"No adapter at {path}: there is no such folder.")
+    main = path / MAIN
+    if not main.is_file():
+        there = sorted(p.name for p in path.iterdir())[:5]
+        raise ValueError(
+            f"{path} holds no adapter of pekasc: {MAIN} is missing (found {there}). "
+            "A plain PEFT adapter has no expression head and cannot be loaded."
+        )
+    try:
+        record = json.loads(main.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"The adapter in {path} is damaged: {MAIN} is no JSON ({error}).") from error
+    if not isinstance(record, dict) or "format" not in record or "files" not in record:
+        raise ValueError(f"{path} holds no adapter of pekasc: {MAIN} lacks the fields of one.")
+    if record["format"] != FORMAT:
+        raise ValueError(
+            f"The adapter in {path} has format {record['format']}, this version of pekasc reads {FORMAT}: update pekasc."
+        )
+    return record

@@ -1,0 +1,277 @@
+"""Train a student with Lightning: tiles in, adapter and projector out."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import lightning as L
+import numpy as np
+import torch
+from peft import PeftConfig, get_peft_model_state_dict
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from pekasc.models._choose import Depth
+from pekasc.models._embed import features_of
+from pekasc.models._encoders import FrozenEncoder
+from pekasc.models._methods import attach
+from pekasc.models._peka import (
+    Recipe,
+    cluster_head,
+    losses,
+    n_clusters_for,
+    orient,
+    projector,
+    structure_labels,
+    train_cluster_head,
+)
+from pekasc.tiling import TileSource, batches
+
+_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the teacher says about every training spot, and the frozen head that the student is judged by.
+
+    Parameters
+    ----------
+    embedding
+        Teacher embedding, (n, D) float32, in the scale that the student learns.
+    labels
+        Structure labels, (n,).
+    head
+        The trained and frozen cluster head.
+    """
+
+    embedding: Tensor
+    labels: Tensor
+    head: nn.Module
+
+
+def prepare_lesson(embedding: np.ndarray, recipe: Recipe, random_state: int) -> Lesson:
+    """Fit structure labels and the cluster head on the training spots' teacher embedding (n, D)."""
+    scale = float(embedding.std()) if recipe.standardise_teacher else 1.0
+    scaled = (embedding / (scale or 1.0)).astype(np.float32)
+    k = n_clusters_for(len(scaled), recipe.n_clusters)
+    labels = torch.from_numpy(structure_labels(scaled, k, random_state))
+    generator = torch.Generator().manual_seed(random_state)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(random_state)
+        head = cluster_head(scaled.shape[1], k)
+    teacher = torch.from_numpy(scaled)
+    train_cluster_head(head, teacher, labels, recipe, generator)
+    return Lesson(teacher, labels, head)
+
+
+class _Shuffled(IterableDataset):  # type: ignore[type-arg]
+    """Batches of (tiles, row of the lesson) in a new order every epoch, drawn from one generator."""
+
+    def __init__(self, source: TileSource, index: np.ndarray, batch_size: int, generator: torch.Generator) -> None:
+        self.source, self.index, self.batch_size, self.generator = source, index, batch_size, generator
+
+    def __len__(self) -> int:
+        return -(-len(self.index) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.index), generator=self.generator)
+        rows = order.split(self.batch_size)
+        stream = batches(self.source, self.batch_size, index=self.index[order.numpy()])
+        for row, (_, tiles) in zip(rows, stream, strict=True):
+            yield torch.from_numpy(tiles), row
+
+
+class Student(L.LightningModule):
+    """The encoder with its adapter, and the projector into the teacher's space.
+
+    Parameters
+    ----------
+    encoder
+        The encoder, adapter attached.
+    depth
+        Block(s) whose features the projector reads.
+    lesson
+        Teacher embedding, labels, cluster head.
+    recipe
+        Numbers of the training.
+    random_state
+        Seed of projector and augmentation.
+    """
+
+    def __init__(
+        self, encoder: FrozenEncoder, depth: Depth, lesson: Lesson, recipe: Recipe, random_state: int
+    ) -> None:
+        super().__init__()
+        self.encoder, self.depth, self.recipe, self.cluster_head = encoder, depth, recipe, lesson.head
+        self.register_buffer("teacher", lesson.embedding, persistent=False)
+        self.register_buffer("labels", lesson.labels, persistent=False)
+        self.generator = torch.Generator().manual_seed(random_state)
+        tile = torch.zeros(1, 3, encoder.tile_px, encoder.tile_px, device=encoder.mean.device)
+        with torch.no_grad():
+            width = features_of(encoder, tile, [depth])[0].shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(random_state)
+            self.projector = projector(width, lesson.embedding.shape[1])
+        self.sums = np.zeros(4)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of one batch of (tiles, rows of the lesson)."""
+        tiles, rows = batch
+        if self.recipe.augment:
+            tiles = orient(tiles, self.generator)
+        features = features_of(self.encoder, self.encoder.normalise(tiles), [self.depth])[0]
+        kd, sa = losses(
+            self.cluster_head,
+            self.teacher[rows],  # type: ignore[index]
+            self.projector(features),
+            self.labels[rows],  # type: ignore[index]
+            self.recipe.temperature,
+        )
+        loss = self.recipe.kd_weight * kd + (1 - self.recipe.kd_weight) * sa
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss became {float(loss)} in epoch {self.current_epoch + 1}, batch {batch_idx + 1} "
+                f"(distillation {float(kd):.4g}, structure {float(sa):.4g}): try a smaller `learning_rate=`."
+            )
+        self.sums += np.array([float(loss.detach()), float(kd.detach()), float(sa.detach()), 1.0]) * len(rows)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, object]:
+        """Return AdamW over adapter and projector, with the recipe's steps in the learning rate."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        # without weight decay AdamW is Adam, which the paper used
+        optimiser = torch.optim.AdamW(trained, lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay)
+        if self.recipe.step_epochs is None:
+            return {"optimizer": optimiser}
+        schedule = torch.optim.lr_scheduler.StepLR(optimiser, self.recipe.step_epochs, gamma=0.1)
+        return {"optimizer": optimiser, "lr_scheduler": schedule}
+
+
+class _History(L.Callback):
+    """Collect the mean losses of every epoch, and what `on_epoch` measures after it."""
+
+    def __init__(self, on_epoch: Callable[[int], float] | None) -> None:
+        self.on_epoch, self.rows = on_epoch, list[dict[str, float]]()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Student)  # noqa: S101  # for the type checker: only this file calls it
+        loss, kd, sa, n = pl_module.sums
+        pl_module.sums = np.zeros(4)
+        epoch = trainer.current_epoch + 1
+        row = {"epoch": epoch, "loss": loss / n, "kd": kd / n, "sa": sa / n, "val_error": np.nan}
+        if self.on_epoch is not None:
+            row["val_error"] = self.on_epoch(epoch)
+        self.rows.append(row)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's hints on loaders and devices out of the user's log; restore the levels afterwards."""
+    names = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained student, on the CPU.
+
+    Parameters
+    ----------
+    adapter
+        Adapter weights in PEFT's own names.
+    projector, cluster_head
+        State dicts.
+    history
+        One dict per epoch: epoch, loss, kd, sa, val_error.
+    """
+
+    adapter: dict[str, Tensor]
+    projector: dict[str, Tensor]
+    cluster_head: dict[str, Tensor]
+    history: list[dict[str, float]]
+
+
+def train_student(
+    encoder: FrozenEncoder,
+    depth: Depth,
+    config: PeftConfig,
+    source: TileSource,
+    index: np.ndarray,
+    teacher: np.ndarray,
+    *,
+    recipe: Recipe,
+    epochs: int,
+    device: torch.device,
+    precision: str,
+    random_state: int,
+    progress: bool,
+    on_epoch: Callable[[int], float] | None = None,
+) -> Trained:
+    """Train an adapter on the tiles `index` of `source`; the encoder is given back without it.
+
+    Parameters
+    ----------
+    encoder
+        The frozen encoder.
+    depth
+        Block(s) whose features are trained.
+    config
+        The adapter, layers named.
+    source, index
+        Tiles, and which of them to train on.
+    teacher
+        Teacher embedding of those tiles, (len(index), D).
+    recipe, epochs
+        Numbers of the training; `epochs` of it run.
+    device, precision, random_state, progress
+        As in ``tl.fit_adapter``.
+    on_epoch
+        Called after every epoch, while the adapter is in the encoder; returns the held-out error.
+    """
+    lesson = prepare_lesson(teacher, recipe, random_state)
+    peft_model = attach(encoder, config, random_state)
+    try:
+        student = Student(encoder, depth, lesson, recipe, random_state)
+        history = _History(on_epoch)
+        if epochs:
+            generator = torch.Generator().manual_seed(random_state)
+            loader = DataLoader(_Shuffled(source, index, recipe.batch_size, generator), batch_size=None)
+            with _quiet_lightning():
+                trainer = L.Trainer(
+                    max_epochs=epochs,
+                    accelerator=device.type,
+                    devices=1 if device.index is None else [device.index],
+                    precision=_PRECISION[precision],  # type: ignore[arg-type]
+                    logger=False,
+                    enable_checkpointing=False,
+                    enable_model_summary=False,
+                    enable_progress_bar=progress,
+                    gradient_clip_val=recipe.gradient_clip,
+                    callbacks=[history],
+                )
+                trainer.fit(student, loader)
+        return Trained(
+            {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(peft_model).items()},
+            {k: v.detach().cpu().clone() for k, v in student.projector.state_dict().items()},
+            {k: v.detach().cpu().clone() for k, v in student.cluster_head.state_dict().items()},
+            history.rows,
+        )
+    finally:
+        encoder.model = peft_model.unload()
+        encoder.requires_grad_(False)
