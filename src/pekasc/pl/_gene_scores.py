@@ -78,7 +78,8 @@ def gene_scores(
         raise ValueError(f"No gene has a score {metric!r}: all are NaN.")
     if ax is None:
         _, ax = plt.subplots(figsize=figsize, layout="constrained")
-    n_named = min(n, len(scores) // 2) if len(scores) > 1 else min(n, 1)
+    n_best = min(n, (len(scores) + 1) // 2)
+    n_worst = min(n, len(scores) // 2)
     ranks = np.arange(1, len(scores) + 1)
     values = scores.to_numpy()
     median = float(np.median(values))
@@ -86,7 +87,7 @@ def gene_scores(
     ax.axhline(median, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     size = float(np.clip(2500 / len(scores), 4, 22))
     ax.scatter(ranks, values, s=size, color=GREY, linewidths=0, zorder=2, rasterized=len(ranks) > 5000)
-    named = np.r_[:n_named, len(ranks) - n_named : len(ranks)]
+    named = np.r_[:n_best, len(scores) - n_worst : len(scores)]
     ax.scatter(ranks[named], values[named], s=1.5 * size, color=ACCENT, linewidths=0, zorder=3)
     _limits(ax, values)
     ax.annotate(
@@ -100,9 +101,9 @@ def gene_scores(
         fontsize=SMALL,
         color=GREY,
     )
-    _name(ax, list(scores.index[:n_named]), ranks[:n_named], values[:n_named], values, top=True)
-    if n_named:
-        _name(ax, list(scores.index[-n_named:]), ranks[-n_named:], values[-n_named:], values, top=False)
+    first_worst = len(scores) - n_worst
+    _name(ax, list(scores.index[:n_best]), ranks[:n_best], values[:n_best], values, top=True)
+    _name(ax, list(scores.index[first_worst:]), ranks[first_worst:], values[first_worst:], values, top=False)
     ax.set_xlabel(f"genes, ranked (n = {len(scores)})")
     ax.set_ylabel({"pearson": "Pearson r", "spearman": "Spearman r", "rmse": "RMSE"}.get(metric, metric))
     tidy(ax)

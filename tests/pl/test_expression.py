@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import warnings
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.collections import EllipseCollection
+from matplotlib.colors import Normalize
+from spatialdata import SpatialData
+
+import pekasc as pk
+
+
+def _gene(sdata: SpatialData, i: int = 0) -> str:
+    return str(sdata["table"].var_names[i])
+
+
+def _circles(ax):
+    return [c for c in ax.collections if isinstance(c, EllipseCollection) and c.get_array() is not None]
+
+
+def _measured(sdata: SpatialData, i: int) -> np.ndarray:
+    counts = sdata["table"].X.toarray().astype(float)
+    return np.log1p(1e4 * counts[:, i] / counts.sum(axis=1))
+
+
+def test_panels_share_one_scale(predicted: SpatialData) -> None:
+    figure = pk.pl.expression(predicted, _gene(predicted))
+    assert len(figure.axes) == 2 * 3 + 1  # the last is the colour bar
+    table = predicted["table"]
+    both = np.r_[_measured(predicted, 0), table.layers["peka"][:, 0]]
+    expected = np.percentile(both[np.isfinite(both)], (1, 99))
+    limits = [c.get_clim() for ax in figure.axes[:6] for c in _circles(ax)]
+    assert len(limits) == 4
+    np.testing.assert_allclose(limits, [expected] * 4, rtol=1e-6)
+    assert figure.axes[-1].get_ylabel() == "log1p(counts per 10k)"
+    np.testing.assert_allclose(figure.axes[-1].get_ylim(), expected, rtol=1e-6)
+
+
+def test_values_lie_at_their_spots(predicted: SpatialData) -> None:
+    figure = pk.pl.expression(predicted, _gene(predicted), section="P1S1")
+    table = predicted["table"]
+    rows = np.flatnonzero(table.obs["section"] == "P1S1")
+    where = table.obsm["spatial"][rows] * 2.0  # um per pixel
+    _, measured, predicted_ax = figure.axes[:3]
+    (drawn,) = _circles(measured)
+    np.testing.assert_allclose(drawn.get_offsets(), where)
+    np.testing.assert_allclose(np.asarray(drawn.get_array()), _measured(predicted, 0)[rows], rtol=1e-6)
+    (drawn,) = _circles(predicted_ax)
+    known = rows != 2  # row 2 is not predicted: a ring without a colour
+    np.testing.assert_allclose(drawn.get_offsets(), where[known])
+    np.testing.assert_allclose(np.asarray(drawn.get_array()), table.layers["peka"][rows, 0][known], rtol=1e-6)
+    assert sum(np.shape(c.get_offsets())[0] for c in predicted_ax.collections) == rows.size
+
+
+def test_title_gives_the_correlation_of_the_section(predicted: SpatialData) -> None:
+    figure = pk.pl.expression(predicted, _gene(predicted))
+    table = predicted["table"]
+    for i, name in enumerate(("P1S1", "P2S1")):
+        rows = (table.obs["section"] == name).to_numpy() & np.isfinite(table.layers["peka"][:, 0])
+        r = np.corrcoef(_measured(predicted, 0)[rows], table.layers["peka"][rows, 0])[0, 1]
+        he, measured, predicted_ax = figure.axes[3 * i : 3 * i + 3]
+        assert he.get_ylabel() == name
+        assert measured.get_title() == "measured"
+        assert predicted_ax.get_title() == f"predicted, r = {r:.2f}"
+    assert figure.get_suptitle() == _gene(predicted)
+
+
+def test_correlation_with_a_constant_is_undefined(predicted: SpatialData) -> None:
+    table = predicted["table"]
+    table.layers["flat"] = np.ones(table.shape, dtype=np.float32)
+    try:
+        figure = pk.pl.expression(predicted, _gene(predicted), layer="flat")
+    finally:
+        del table.layers["flat"]
+    assert figure.axes[2].get_title() == "predicted, r undefined"
+
+
+def test_scale_bar_in_micrometers(predicted: SpatialData) -> None:
+    figure = pk.pl.expression(predicted, _gene(predicted), section="P1S1")
+    he = figure.axes[0]
+    (bar,) = he.patches
+    assert [text.get_text() for text in he.texts] == [f"{bar.get_width():g} µm"]
+    width = he.get_xlim()[1] - he.get_xlim()[0]
+    assert 0.09 * width < bar.get_width() <= 0.25 * width
+    # the image lies under the same units
+    left, right, bottom, top = he.images[0].get_extent()
+    assert left == pytest.approx(he.get_xlim()[0])
+    assert (bottom, top) == pytest.approx(he.get_ylim(), abs=4)
+
+
+def test_spots_on_the_dimmed_image(predicted: SpatialData) -> None:
+    white = pk.pl.expression(predicted, _gene(predicted), section="P1S1")
+    image = pk.pl.expression(predicted, _gene(predicted), section="P1S1", background="image")
+    assert [len(ax.images) for ax in white.axes[:3]] == [1, 0, 0]
+    assert [len(ax.images) for ax in image.axes[:3]] == [1, 1, 1]
+    assert image.axes[1].images[0].get_alpha() < 0.5
+    assert image.axes[0].images[0].get_alpha() is None
+
+
+def test_limits_and_colours_can_be_set(predicted: SpatialData) -> None:
+    figure = pk.pl.expression(predicted, _gene(predicted), vmin=0, vmax=9, cmap="magma", figsize=(4, 5))
+    circles = _circles(figure.axes[1])[0]
+    assert circles.get_clim() == (0, 9)
+    assert circles.get_cmap().name == "magma"
+    assert isinstance(circles.norm, Normalize)
+    assert tuple(figure.get_size_inches()) == (4, 5)
+
+
+def test_without_measurement_only_the_prediction(predicted: SpatialData) -> None:
+    table = predicted["table"]
+    counts = table.X
+    try:
+        table.X = None
+        figure = pk.pl.expression(predicted, _gene(predicted), section="P1S1")
+    finally:
+        table.X = counts
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["H&E", "predicted"]
+    assert len(figure.axes) == 3
+
+
+def test_tiled_sections_leave_out_what_has_no_tile() -> None:
+    sdata = pk.datasets.phantom(1, size_um=700, mpp=2.0, n_genes=4)
+    table = sdata["table"]
+    table.layers["peka"] = np.asarray(table.layers["truth"])
+    table.obs["in_tissue"] = 1
+    table.obs.loc[table.obs_names[:3], "in_tissue"] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a tile without tissue
+        pk.pp.tile(sdata, tile_px=28, mpp=4.0)
+    figure = pk.pl.expression(sdata, _gene(sdata))
+    assert len(_circles(figure.axes[1])[0].get_offsets()) == table.n_obs - 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"gene": "DENSITY_0"}, KeyError, "Gene 'DENSITY_0' not found in `var_names`. Did you mean DENSITY_00"),
+        ({"layer": "pekka"}, KeyError, r"Layer 'pekka' not found. Available layers: \['truth', 'peka'\]"),
+        ({"gene": 3}, ValueError, "was not predicted: layers\\['peka'\\] holds only NaN"),
+        ({"section": "C2"}, KeyError, "Section 'C2' not found"),
+        ({"background": "black"}, ValueError, "`background='black'` is not known, use one of"),
+        ({"truth": "raw"}, KeyError, "Layer 'raw' not found"),
+        ({"truth": "truth"}, ValueError, "Raw counts are needed"),
+        ({"table_name": "cells"}, KeyError, "Table 'cells' not found"),
+    ],
+)
+def test_bad_input(predicted: SpatialData, arguments, error, message) -> None:
+    gene = arguments.pop("gene", 0)
+    gene = _gene(predicted, gene) if isinstance(gene, int) else gene
+    with pytest.raises(error, match=message):
+        pk.pl.expression(predicted, gene, **arguments)
+    assert not plt.get_fignums()
+
+
+def test_images_are_needed(predicted: SpatialData) -> None:
+    with pytest.raises(TypeError, match="expected a SpatialData, got AnnData"):
+        pk.pl.expression(predicted["table"], _gene(predicted))
