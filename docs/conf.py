@@ -67,8 +67,12 @@ _PROJECTS = {
 # references to our own objects are checked.
 if os.environ.get("READTHEDOCS") or os.environ.get("PEKASC_DOCS_ONLINE"):
     intersphinx_mapping = {name: (url, None) for name, url in _PROJECTS.items() if name != "timm"}
-# every name that is not ours, dotted or bare: builtins, and modules of which there is no inventory at all
-nitpick_ignore_regex = [(r"py:.*", r"(?!pekasc\b).*")]
+nitpick_ignore_regex = [
+    # every name that is not ours, dotted or bare: builtins, and modules of which there is no inventory at all
+    (r"py:.*", r"(?!pekasc\b).*"),
+    # types of arguments that users do not build themselves
+    (r"py:class", r"pekasc(\.\w+)*\._\w+(\.\w+)+"),
+]
 
 
 def _copy_notebooks() -> None:

@@ -12,14 +12,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from pekasc._keys import PEKA, SECTION, TILES, UNS
-from pekasc._sections import (
-    get_table,
-    resolve_sections,
-    section_labels,
-    section_readers,
-    tile_record,
-    tiled_sections,
-)
+from pekasc._sections import get_table, positions_um, section_labels, section_readers, tiled_sections
 from pekasc.tiling import TileStream
 
 __all__ = ["expression", "tiles"]
@@ -120,7 +113,7 @@ def expression(
     rows = ~np.isnan(values).all(axis=1)
     if not genes.any():
         raise ValueError(f"The layer {layer!r} holds no values: all are NaN.")
-    spatial = _positions(data, table, table_name, key)
+    spatial = positions_um(data, table_name=table_name, key=key)
     if not rows.all():
         logger.info("%d of %d rows left out: the layer %r has no values for them.", (~rows).sum(), rows.size, layer)
     labels = _section_names(table)[rows]
@@ -162,22 +155,6 @@ def _values(table: AnnData, layer: str | None) -> np.ndarray:
     if hasattr(values, "toarray"):
         values = values.toarray()
     return np.array(values, dtype=np.float32)
-
-
-def _positions(data: SpatialData | AnnData, table: AnnData, table_name: str, key: str) -> np.ndarray:
-    """Return positions in um of every row; NaN where a row has no tile."""
-    if isinstance(data, AnnData):
-        if "spatial" not in data.obsm:
-            raise KeyError(f'`obsm["spatial"]` not found. Available: {list(data.obsm)}.')
-        return np.array(data.obsm["spatial"], dtype=np.float64)
-    if tile_record(table, key) is not None:
-        sections, _ = tiled_sections(data, table_name=table_name, key=key)
-    else:
-        sections = resolve_sections(data, table_name=table_name)
-    spatial = np.full((table.n_obs, 2), np.nan)
-    for section in sections:
-        spatial[section.rows] = section.centres_um
-    return spatial
 
 
 def _section_names(table: AnnData) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pekasc._sections._images import overview
 from pekasc._sections._resolve import Section, resolve_sections
 from pekasc._sections._table import check_table, examples, get_table, region_rows, section_labels, writable_table
-from pekasc._sections._tiled import section_readers, tile_record, tiled_sections
+from pekasc._sections._tiled import positions_um, section_readers, tile_record, tiled_sections
 
 __all__ = [
     "Section",
@@ -17,6 +17,7 @@ __all__ = [
     "examples",
     "get_table",
     "overview",
+    "positions_um",
     "region_rows",
     "resolve_sections",
     "section_labels",

@@ -11,7 +11,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from pekasc._keys import IMAGE_MPP, TILES, read_uns, tile_shapes_name
-from pekasc._sections._resolve import Section, _check_region, _place, scaled
+from pekasc._sections._resolve import Section, _check_region, _place, resolve_sections, scaled
 from pekasc._sections._table import check_table, get_table, region_rows
 from pekasc.tiling import TileGeometry, TileReader, TileSpec
 
@@ -88,3 +88,26 @@ def _tiled_section(
 def section_readers(sections: Iterable[Section], spec: TileSpec, **kwargs: Any) -> list[TileReader]:
     """Return a reader of tiles for each section; `kwargs` go to :class:`~pekasc.tiling.TileReader`."""
     return [TileReader(s.pyramid, TileGeometry(s.centres_px, s.um_to_px, spec), **kwargs) for s in sections]
+
+
+def positions_um(data: SpatialData | AnnData, *, table_name: str = "table", key: str = TILES) -> np.ndarray:
+    """Return the position of every row in um, (n, 2); NaN where a row has no tile; ``obsm["spatial"]`` of an AnnData.
+
+    Raises
+    ------
+    KeyError
+        If an AnnData has no ``obsm["spatial"]``.
+    """
+    table = get_table(data, table_name)
+    if isinstance(data, AnnData):
+        if "spatial" not in data.obsm:
+            raise KeyError(f'`obsm["spatial"]` not found. Available: {list(data.obsm)}.')
+        return np.array(data.obsm["spatial"], dtype=np.float64)
+    if tile_record(table, key) is not None:
+        sections, _ = tiled_sections(data, table_name=table_name, key=key)
+    else:
+        sections = resolve_sections(data, table_name=table_name)
+    spatial = np.full((table.n_obs, 2), np.nan)
+    for section in sections:
+        spatial[section.rows] = section.centres_um
+    return spatial

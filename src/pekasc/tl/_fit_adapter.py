@@ -1,0 +1,333 @@
+"""`tl.fit_adapter`: read training spots, hand arrays to the fit, record what was done."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from peft import PeftConfig
+from spatialdata import SpatialData
+
+from pekasc._expression import Matrix, gene_names, target_matrix
+from pekasc._keys import ADAPTER, TILES, check_key, read_uns, write_uns
+from pekasc._sections import check_table, get_table, section_labels, writable_table
+from pekasc.models import Adapter, Encoder
+from pekasc.models._choose import Depth
+from pekasc.models._embed import autocast, resolve_device
+from pekasc.models._encoders import resolve_encoder
+from pekasc.models._fit import Data, Options, fit
+from pekasc.models._heads import n_components_for
+from pekasc.models._methods import check_method
+from pekasc.models._peka import PAPER, Recipe
+from pekasc.models._teachers import PcaTeacher, StoredTeacher, Teacher
+from pekasc.tiling import TileSpec, cached
+from pekasc.tl import _inputs
+
+logger = logging.getLogger(__name__)
+
+
+def fit_adapter(
+    sdata: SpatialData,
+    *,
+    encoder: str | Encoder = "tiny",
+    teacher: str = "pca",
+    method: str | PeftConfig | None = "bone",
+    blocks: Literal["all"] | int = "all",
+    depth: int | tuple[int, ...] | None = None,
+    train: Any = None,
+    groups: str | None = None,
+    genes: Any = None,
+    layer: str | None = None,
+    target: Literal["log1p", "as_is"] = "log1p",
+    gene_key: str | None = None,
+    preset: Literal["paper"] | None = None,
+    rank: int | None = None,
+    n_clusters: int | None = None,
+    n_components: int | None = None,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    kd_weight: float | None = None,
+    temperature: float | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    tile_px: int | None = None,
+    mpp: float | None = None,
+    images: dict[str, str] | None = None,
+    image_mpp: float | dict[str, float] | None = None,
+    um_coordinate_system: str | None = None,
+    array: str | None = None,
+    table_name: str = "table",
+    key: str = TILES,
+    key_added: str = ADAPTER,
+    random_state: int = 0,
+    max_memory: int = 2 * 2**30,
+    progress: bool = True,
+) -> Adapter:
+    """Teach an image encoder to predict gene expression, and choose everything on held-out training groups.
+
+    PEKA: the teacher embeds every training spot's expression, k-means gives structure labels, a cluster head learns
+    them and is frozen; an adapter inside the encoder and a projector learn to give, from the tile, an embedding that
+    the cluster head judges as it judges the teacher's (knowledge distillation) and that falls into the spot's cluster
+    (structure alignment). Then standardisation, PCA and ridge predict expression from the adapted features.
+
+    Depth, epochs and penalty are those with the smallest squared error on held-out groups: each group in turn (at most
+    three folds), or contiguous blocks of tissue with a margin where there is one group. Depth is chosen on the frozen
+    encoder's features, which cost one pass; the adapter is trained in the blocks up to there. Zero epochs, the frozen
+    encoder, is among the choices. Last comes one fit on all training spots with what was chosen.
+
+    Parameters
+    ----------
+    sdata
+        Sections with tiles; tiled first, with the defaults of :func:`pekasc.pp.tile`, where they have none.
+    encoder
+        A name (``"tiny"`` comes with the package; any timm or ``hf-hub:`` name) or a :class:`pekasc.models.Encoder`.
+    teacher
+        ``"pca"`` of log-normalised expression, fitted on the training spots of each fold, or a key of ``obsm``. A
+        stored embedding must not have been fitted on spots that are tested later.
+    method
+        ``"bone"`` (Block-Affine adaptation), ``"bat"``, ``"lora"``, any ``peft.PeftConfig``, or None for the frozen
+        encoder with the same head.
+    blocks
+        Adapt all blocks up to `depth`, or the last few of them.
+    depth
+        Number of blocks after which features are taken, or several, whose features are concatenated; -1 is the last.
+        None chooses. Blocks after it do not run.
+    train
+        Spots to learn from: a boolean mask, a boolean column of obs, or a list of sections; all by default. Nothing
+        outside is looked at.
+    groups
+        Column of obs whose values are held out in turn, such as ``"patient"``; by default sections.
+    genes
+        Genes to predict: names, a boolean mask, or a boolean column of var. By default those seen in at least 10 % of
+        the spots of every training group.
+    layer
+        Layer with counts. By default ``X`` if it holds counts, else ``layers["counts"]``.
+    target
+        ``"log1p"``: log1p(1e4 * count / total of the spot). ``"as_is"``: log data as stored.
+    gene_key
+        Column of var with the names that the adapter is to use; by default ``var_names``.
+    preset
+        ``"paper"``: the published numbers, exactly (rank 256, 100 clusters, 256 components, 50 epochs, the encoder's
+        own output as features); sizes never adapt.
+    rank, n_clusters, n_components, epochs, learning_rate, kd_weight, temperature
+        Change single numbers: rank of the adapter (64), structure labels (``min(100, n // 20)``), principal components
+        of teacher and head (``min(256, n - 1, d)``), most epochs to try (6), learning rate (3e-4), weight of
+        distillation (0.5), its temperature (2).
+    batch_size
+        Tiles at once when embedding.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+    precision
+        ``"fp32"``, ``"bf16"`` or, on a GPU, ``"fp16"``.
+    tile_px, mpp, images, image_mpp, um_coordinate_system, array
+        How to tile, for sections without tiles; see :func:`pekasc.pp.tile`.
+    table_name
+        Name of the table.
+    key
+        Name of the tiles.
+    key_added
+        Where the record of the fit goes in ``uns["pekasc"]``.
+    random_state
+        Seed of every random number. The same seed gives the same adapter on the same machine.
+    max_memory
+        Bytes of tiles to keep in memory; more go to a temporary file.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    The fitted :class:`pekasc.Adapter`. Writes ``uns["pekasc"][key_added]``, a summary, and what
+    :func:`pekasc.pp.tile` writes if there were no tiles.
+
+    Raises
+    ------
+    KeyError
+        If a layer, column, gene, section or the teacher's embedding is not there.
+    ValueError
+        If counts are needed and there are none, sizes do not fit the training spots, the encoder cannot take the
+        tiles or has no layers to adapt, or genes do not overlap.
+    OSError
+        If the encoder's weights cannot be fetched or read.
+
+    References
+    ----------
+    Pan, Chen, Secrier. Teaching pathology foundation models to accurately predict gene expression with parameter
+    efficient knowledge transfer. arXiv:2504.07061 (MICCAI 2025). Adapters: the PEFT library.
+
+    Examples
+    --------
+    >>> import pekasc as pk
+    >>> sdata = pk.datasets.phantom(n_patients=1, size_um=1000)
+    >>> pk.pp.tile(sdata, tile_px=56, mpp=2.0)
+    >>> adapter = pk.tl.fit_adapter(sdata, method=None, progress=False)
+    >>> adapter.method
+    'frozen'
+    """
+    check_key(key_added)
+    row = resolve_encoder(encoder)
+    method = check_method(method)
+    recipe = _recipe(
+        preset, rank=rank, n_clusters=n_clusters, epochs=epochs, learning_rate=learning_rate, kd_weight=kd_weight,
+        temperature=temperature,
+    )  # fmt: skip
+    if preset == "paper" and n_components is None:
+        n_components = 256
+    place = resolve_device(device)
+    autocast(place, precision)
+    table = get_table(sdata, table_name)
+    check_table(table)
+    mask = _inputs.training_mask(table, train)
+    names = gene_names(table, gene_key)
+
+    # only training rows of the matrix are ever read
+    candidates = np.flatnonzero(mask)
+    expression = target_matrix(table[candidates], layer, target)
+    asked = None if genes is None else _inputs.wanted_genes(table, names, genes)
+    stored = None if teacher == "pca" else _stored_teacher(table, teacher)
+
+    pixel_size = {"images": images, "image_mpp": image_mpp, "um_coordinate_system": um_coordinate_system, "array": array}
+    spec_wanted = _spec(tile_px, mpp)
+    sections, spec = _inputs.ensure_tiles(
+        sdata, table_name=table_name, key=key, pixel_size=pixel_size, spec=spec_wanted
+    )
+    if spec_wanted is not None and spec != spec_wanted:
+        raise ValueError(
+            f"The table has tiles {key!r} of {spec.tile_px} px at {spec.mpp:g} um/px; `tile_px`/`mpp` ask for "
+            f"{spec_wanted.tile_px} px at {spec_wanted.mpp:g}. Leave them out, or run `pekasc.pp.tile` again."
+        )
+    keep = _usable(expression, target)
+    usable = np.zeros(table.n_obs, dtype=bool)
+    usable[candidates[keep]] = True
+    training = [section.take(usable[section.rows]) for section in sections]
+    training = [section for section in training if section.rows.size]
+    if not training:
+        raise ValueError("No training spot has both a tile and counts.")
+    stream, rows = _inputs.tile_stream(training, spec)
+    _log_left_out(candidates, keep, rows)
+    expression = expression[np.searchsorted(candidates, rows)]
+
+    labels = _inputs.obs_groups(table, groups, rows)
+    expressed = _inputs.expressed_genes(expression, labels)
+    predicted = expressed if asked is None else asked
+    if not expressed.size:
+        raise ValueError(
+            "No gene is seen in at least 10 % of the spots of every training group: the sections share too little, or "
+            "the counts are too shallow."
+        )
+    _log_choices(row, teacher, method, groups, labels, predicted, asked is None)
+    n_components_for(rows.size, expressed.size, n_components)
+    lessons: Teacher
+    if stored is None:
+        lessons = PcaTeacher(expression[:, expressed], n_components, random_state)
+    else:
+        lessons = StoredTeacher(_finite(stored[rows], teacher), teacher)
+    data = Data(
+        tiles=cached(stream, max_memory=max_memory),
+        expression=expression[:, predicted],
+        genes=[str(name) for name in names[predicted]],
+        groups=labels,
+        sections=section_labels(table)[rows],
+        coords_um=np.concatenate([section.centres_um for section in training]),
+    )
+    options = Options(
+        method, blocks, _depth(depth, preset), recipe, n_components, batch_size, place, precision, random_state, progress
+    )
+    adapter = fit(row, spec, data, lessons, options)
+    info = {**adapter.info, "target": "log1p(counts per 10,000)" if target == "log1p" else "as stored"}
+    adapter = replace(adapter, info=info, trained_on=_inputs.fingerprints(training, rows))
+    write_uns(writable_table(sdata, table_name), key_added, _record(adapter))
+    return adapter
+
+
+def _recipe(preset: str | None, **changes: Any) -> Recipe:
+    if preset not in (None, "paper"):
+        raise ValueError(f'`preset={preset!r}` is not known: give "paper" or None.')
+    recipe = replace(PAPER if preset else Recipe(), **{k: v for k, v in changes.items() if v is not None})
+    for name in ("rank", "epochs", "learning_rate", "temperature"):
+        if getattr(recipe, name) <= 0 and not (name == "epochs" and recipe.epochs == 0):
+            raise ValueError(f"`{name}={getattr(recipe, name)}` must be positive.")
+    if not 0 <= recipe.kd_weight <= 1:
+        raise ValueError(f"`kd_weight={recipe.kd_weight}` must lie between 0 and 1.")
+    return recipe
+
+
+def _spec(tile_px: int | None, mpp: float | None) -> TileSpec | None:
+    if tile_px is None and mpp is None:
+        return None
+    return TileSpec(224 if tile_px is None else tile_px, 0.5 if mpp is None else mpp)
+
+
+def _depth(depth: int | tuple[int, ...] | None, preset: str | None) -> Depth | str:
+    if depth is None:
+        return None if preset == "paper" else "choose"
+    return (depth,) if isinstance(depth, int) else tuple(depth)
+
+
+def _usable(expression: Matrix, target: str) -> np.ndarray:
+    """Return which rows have anything to learn from: a spot without counts has no log-normalised expression."""
+    if target == "as_is":
+        return np.ones(expression.shape[0], dtype=bool)
+    return np.asarray(expression.sum(axis=1)).ravel() > 0
+
+
+def _log_left_out(candidates: np.ndarray, keep: np.ndarray, rows: np.ndarray) -> None:
+    empty, untiled = int((~keep).sum()), int(keep.sum() - rows.size)
+    if empty or untiled:
+        logger.info("Left out of training: %d spots without counts, %d without a tile.", empty, untiled)
+    logger.info("Training on %d of %d spots.", rows.size, candidates.size)
+
+
+def _log_choices(
+    encoder: Encoder, teacher: str, method: Any, groups: str | None, labels: np.ndarray, genes: np.ndarray, default: bool
+) -> None:
+    logger.info('encoder="%s", teacher="%s", method=%r.', encoder.short, teacher, method)
+    names = [str(name) for name in np.unique(labels)]
+    where = "sections" if groups is None else f"obs[{groups!r}]"
+    logger.info("Held out in turn: %s (%s).", where, ", ".join(names[:6]) + (", ..." if len(names) > 6 else ""))
+    logger.info("%d genes%s.", genes.size, ", seen in 10 %% of spots of every group" if default else "")
+
+
+def _stored_teacher(adata: AnnData, key: str) -> np.ndarray:
+    found = next((name for name in (key, f"X_{key}") if name in adata.obsm), None)
+    if found is None:
+        raise KeyError(
+            f'`teacher={key!r}` is neither "pca" nor a key of `obsm`: {list(adata.obsm)}. '
+            "Compute it first with `pekasc.tl.embed_expression`, or store an embedding there."
+        )
+    record = read_uns(adata, found)
+    if record and "n_spots" in record:
+        logger.warning(
+            "The teacher obsm[%r] was fitted on %s spots of this table: if spots that you will test on were among "
+            "them, what it teaches leaks.", found, record["n_spots"],
+        )  # fmt: skip
+    value = adata.obsm[found]
+    return np.asarray(value.to_numpy() if isinstance(value, pd.DataFrame) else value, dtype=np.float32)
+
+
+def _finite(embedding: np.ndarray, key: str) -> np.ndarray:
+    bad = ~np.isfinite(embedding).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"The teacher's embedding {key!r} has NaN or infinite values in {int(bad.sum())} of {len(bad)} training "
+            "spots: leave those out with `train=`, or embed them."
+        )
+    return embedding
+
+
+def _record(adapter: Adapter) -> dict[str, Any]:
+    return {
+        **{k: v for k, v in adapter.info.items()},
+        "encoder": adapter.encoder.to_dict(),
+        "encoder_digest": adapter.encoder_digest,
+        "method": adapter.method,
+        "depth": "own" if adapter.depth is None else list(adapter.depth),
+        "tile_px": adapter.spec.tile_px,
+        "mpp": adapter.spec.mpp,
+        "n_genes": len(adapter.genes),
+        "gene_scores": adapter.gene_scores,
+    }
