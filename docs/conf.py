@@ -7,6 +7,8 @@ import shutil
 from importlib.metadata import metadata
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 HERE = Path(__file__).parent
 
 info = metadata("pekasc")
@@ -41,7 +43,8 @@ autodoc_member_order = "bysource"
 # a backtick is code, as in a scverse docstring, not a reference
 default_role = "literal"
 napoleon_google_docstring = False
-napoleon_use_rtype = True
+# what is returned or written where is free text: paragraphs, lists, slots with their description
+napoleon_custom_sections = ["Returns"]
 napoleon_use_param = True
 # types stand in the signature; the return section says what is written where
 typehints_defaults = "comma"
@@ -84,3 +87,18 @@ def _copy_notebooks() -> None:
 
 
 _copy_notebooks()
+
+
+def _free_text_returns(
+    app: Sphinx, what: str, name: str, obj: object, options: dict[str, bool] | None, lines: list[str]
+) -> None:
+    # sphinx_autodoc_typehints marks return sections for napoleon's usual reading of them; ours are read as text
+    for i in range(len(lines) - 2):
+        if lines[i] == "Returns" and lines[i + 2] == ":":
+            del lines[i + 2]
+            return
+
+
+def setup(app: Sphinx) -> None:
+    """Run just after the extension that adds the mark, before napoleon (priority 500)."""
+    app.connect("autodoc-process-docstring", _free_text_returns, priority=499)
