@@ -305,6 +305,7 @@ def _result(
     table = selection[columns].reset_index(drop=True)
     table["depth"] = ["own" if d is None else "+".join(str(b) for b in d) for d in table["depth"]]
     info = {
+        "depth": "own" if depth is None else "+".join(str(b) for b in depth),
         "n_spots": int(data.tiles.n),
         "groups": [str(g) for g in np.unique(data.groups)],
         "sections": [str(s) for s in np.unique(data.sections)],

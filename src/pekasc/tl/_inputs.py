@@ -185,3 +185,10 @@ def fingerprints(sections: Iterable[Section], rows: np.ndarray) -> np.ndarray:
                 text = f"{section.name}|{identity}|{x:.1f}|{y:.1f}"
                 out.append(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
     return np.array(out, dtype=np.uint64)
+
+
+def by_row(features: np.ndarray, rows: np.ndarray, n_obs: int) -> np.ndarray:
+    """Return `features` at table rows `rows`, NaN elsewhere."""
+    out = np.full((n_obs, features.shape[1]), np.nan, dtype=np.float32)
+    out[rows] = features
+    return out

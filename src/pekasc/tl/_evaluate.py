@@ -1,0 +1,227 @@
+"""`tl.evaluate`: predicted against measured, gene by gene and group by group."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy.stats import rankdata
+from spatialdata import SpatialData
+
+from pekasc._expression import Matrix, log1p_cp10k
+from pekasc._keys import PEKA, TILES, check_key, score_key
+from pekasc._sections import check_table, get_table, positions_um, section_labels, writable_table
+from pekasc.models._fit import pearson
+from pekasc.tl import _inputs
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("pearson", "spearman", "rmse", "morans_i_ratio")
+_NEIGHBOURS = 6
+_MIN_SPOTS = 10
+
+
+def evaluate(
+    data: SpatialData | AnnData,
+    *,
+    layer: str = PEKA,
+    truth: str | None = None,
+    groups: str | None = None,
+    include_train: bool = False,
+    counts_layer: str | None = None,
+    table_name: str = "table",
+    key: str = TILES,
+) -> pd.DataFrame:
+    """Score predictions against what was measured, per gene and group.
+
+    Spots that the adapter was trained on are left out: their scores say nothing about new tissue.
+
+    Parameters
+    ----------
+    data
+        A SpatialData or AnnData with predictions in ``layers[layer]``.
+    layer
+        The predictions.
+    truth
+        Layer to compare with, on the scale of the predictions; by default log1p(1e4 * count / total) of the counts.
+    groups
+        Column of obs; scores are taken within each group. By default sections.
+    include_train
+        Score training spots as well.
+    counts_layer
+        Layer with counts. By default ``X`` if it holds counts, else ``layers["counts"]``.
+    table_name
+        Name of the table in a SpatialData.
+    key
+        Name of the tiles, from which positions are taken.
+
+    Returns
+    -------
+    One row per gene and group: ``gene``, ``group``, ``n_spots``, ``pearson``, ``spearman``, ``rmse``,
+    ``morans_i_measured``, ``morans_i_predicted``, ``morans_i_ratio`` (predicted over measured; Moran's I over six
+    nearest neighbours within sections, mean over the group's sections weighted by spots). Scores of a gene that is
+    constant in a group are NaN.
+
+    Also writes, as mean over groups, ``var["{layer}_pearson"]``, ``var["{layer}_spearman"]``, ``var["{layer}_rmse"]``
+    and ``var["{layer}_morans_i_ratio"]``; NaN where a gene is not predicted.
+
+    Raises
+    ------
+    KeyError
+        If a layer or column is not there.
+    ValueError
+        If nothing is predicted, or all predicted spots were trained on.
+
+    References
+    ----------
+    Moran's I: squidpy's ``gr.spatial_autocorr``.
+
+    Examples
+    --------
+    >>> import pekasc as pk
+    >>> sdata = pk.datasets.phantom(n_patients=2, size_um=1000)
+    >>> pk.pp.tile(sdata, tile_px=56, mpp=2.0)
+    >>> adapter = pk.tl.fit_adapter(sdata, method=None, train=["P1_S1_spots"], progress=False)
+    >>> pk.tl.predict_expression(sdata, adapter, progress=False)
+    >>> scores = pk.tl.evaluate(sdata)
+    >>> sorted(scores["group"].unique())
+    ['P2_S1_spots']
+    """
+    check_key(layer, argument="layer")
+    table = get_table(data, table_name)
+    check_table(table)
+    predicted_all = _layer(table, layer)
+    genes = ~np.isnan(predicted_all).all(axis=0)
+    if not genes.any():
+        raise ValueError(f"The layer {layer!r} holds no predictions: all values are NaN.")
+    rows = np.flatnonzero(~np.isnan(predicted_all[:, genes]).all(axis=1))
+    rows = _without_training(table, rows, layer, include_train)
+    measured = log1p_cp10k(table, counts_layer) if truth is None else _layer(table, truth)
+    measured = measured[rows][:, np.flatnonzero(genes)]
+    predicted = predicted_all[np.ix_(rows, genes)]
+    if np.isnan(predicted).any():
+        bad = int(np.isnan(predicted).any(axis=0).sum())
+        raise ValueError(
+            f"{bad} genes of layer {layer!r} are predicted in some spots only: it holds predictions of several "
+            "adapters. Evaluate tables of the parts that belong together."
+        )
+    labels = _inputs.obs_groups(table, groups, rows)
+    positions, sections = positions_um(data, table_name=table_name, key=key)[rows], section_labels(table)[rows]
+    names = table.var_names[genes]
+    frames = []
+    for group in np.unique(labels):
+        at = np.flatnonzero(labels == group)
+        if at.size < 3:
+            warnings.warn(f"Group {group!r} has {at.size} spots: too few to score.", UserWarning, stacklevel=2)
+            continue
+        frames.append(_score(names, str(group), predicted[at], measured[at], positions[at], sections[at]))
+    if not frames:
+        raise ValueError("No group has the three spots that a score needs.")
+    scores = pd.concat(frames, ignore_index=True)
+    _report_constant(scores)
+    mean = scores.groupby("gene", sort=False)[list(METRICS)].mean().reindex(table.var_names)
+    table = writable_table(data, table_name)
+    for metric in METRICS:
+        table.var[score_key(layer, metric)] = mean[metric].to_numpy()
+    return scores
+
+
+def _layer(table: AnnData, layer: str) -> np.ndarray:
+    if layer not in table.layers:
+        present = [name for name in table.layers if name is not None]
+        raise KeyError(
+            f"Layer {layer!r} not found. Available layers: {present}. Predict first: "
+            "`pekasc.tl.predict_expression(sdata, adapter)`."
+        )
+    value = table.layers[layer]
+    return np.asarray(value.toarray() if hasattr(value, "toarray") else value, dtype=np.float32)
+
+
+def _without_training(table: AnnData, rows: np.ndarray, layer: str, include_train: bool) -> np.ndarray:
+    column = f"{layer}_train"
+    if include_train or column not in table.obs:
+        return rows
+    trained = table.obs[column].to_numpy(dtype=bool)[rows]
+    if trained.all():
+        raise ValueError(
+            "The adapter was trained on every spot that it predicted, so there is nothing to score it honestly on. "
+            "Hold some out (`fit_adapter(train=...)`); its scores on groups held out during training are in "
+            "`adapter.gene_scores`. `include_train=True` scores training spots all the same."
+        )
+    if trained.any():
+        logger.info("%d of %d spots left out: the adapter was trained on them.", trained.sum(), rows.size)
+    return rows[~trained]
+
+
+def _score(
+    genes: pd.Index, group: str, predicted: np.ndarray, measured: Matrix, positions: np.ndarray, sections: np.ndarray
+) -> pd.DataFrame:
+    y = measured if isinstance(measured, np.ndarray) else measured.toarray()
+    i_measured, i_predicted = _morans_i(predicted, y, positions, sections)
+    # a ratio to no spatial structure at all says nothing
+    ratio = np.divide(i_predicted, i_measured, out=np.full(len(genes), np.nan), where=i_measured > 0)
+    return pd.DataFrame(
+        {
+            "gene": np.asarray(genes, dtype=object),
+            "group": group,
+            "n_spots": len(y),
+            "pearson": pearson(predicted, y),
+            "spearman": pearson(rankdata(predicted, axis=0), rankdata(y, axis=0)),
+            "rmse": np.sqrt(np.square(predicted.astype(np.float64) - y).mean(axis=0)),
+            "morans_i_measured": i_measured,
+            "morans_i_predicted": i_predicted,
+            "morans_i_ratio": ratio,
+        }
+    )
+
+
+def _morans_i(
+    predicted: np.ndarray, measured: np.ndarray, positions: np.ndarray, sections: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return Moran's I of measured and predicted expression (genes,): within sections, weighted by spots."""
+    import squidpy as sq
+
+    sums = np.zeros((2, predicted.shape[1]))
+    weight = np.zeros((2, predicted.shape[1]))
+    for section in np.unique(sections):
+        rows = np.flatnonzero(sections == section)
+        if rows.size < _MIN_SPOTS:
+            continue
+        adata = AnnData(
+            X=np.ascontiguousarray(measured[rows], dtype=np.float64),
+            layers={"predicted": np.ascontiguousarray(predicted[rows], dtype=np.float64)},
+            obsm={"spatial": positions[rows]},
+        )
+        sq.gr.spatial_neighbors(adata, coord_type="generic", n_neighs=_NEIGHBOURS)
+        for i, name in enumerate((None, "predicted")):
+            value = _autocorrelation(sq, adata, name)
+            known = np.isfinite(value)
+            sums[i][known] += value[known] * rows.size
+            weight[i][known] += rows.size
+    out = np.divide(sums, weight, out=np.full(sums.shape, np.nan), where=weight > 0)
+    return out[0], out[1]
+
+
+def _autocorrelation(sq: Any, adata: AnnData, layer: str | None) -> np.ndarray:
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        # a constant gene has no autocorrelation: squidpy divides by 0 and gives NaN, which is what we report
+        warnings.simplefilter("ignore", RuntimeWarning)
+        frame = sq.gr.spatial_autocorr(
+            adata, mode="moran", layer=layer, genes=list(adata.var_names), n_perms=None, copy=True, show_progress_bar=False
+        )
+    return frame["I"].reindex(adata.var_names).to_numpy(dtype=np.float64)
+
+
+def _report_constant(scores: pd.DataFrame) -> None:
+    constant = scores.loc[scores["pearson"].isna(), "gene"].unique()
+    if constant.size:
+        warnings.warn(
+            f"{constant.size} genes are constant in a group, so their correlation there is NaN: "
+            f"{list(constant[:3])}{', ...' if constant.size > 3 else ''}.",
+            UserWarning,
+            stacklevel=3,
+        )

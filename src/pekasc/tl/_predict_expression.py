@@ -1,0 +1,221 @@
+"""`tl.predict_expression`: an adapter's predictions into a layer, or a table of their own."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
+from spatialdata.models import TableModel
+
+from pekasc._expression import close_genes, gene_names, gene_positions, no_overlap_message
+from pekasc._keys import PEKA, TILES, check_key, feature_key, write_uns
+from pekasc._sections import check_table, get_table, writable_table
+from pekasc.models import Adapter
+from pekasc.tl import _inputs
+
+logger = logging.getLogger(__name__)
+
+
+def predict_expression(
+    sdata: SpatialData,
+    adapter: Adapter,
+    *,
+    key_added: str = PEKA,
+    genes: Sequence[str] | None = None,
+    table_added: str | None = None,
+    gene_key: str | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    images: dict[str, str] | None = None,
+    image_mpp: float | dict[str, float] | None = None,
+    um_coordinate_system: str | None = None,
+    array: str | None = None,
+    table_name: str = "table",
+    key: str = TILES,
+    max_memory: int = 4 * 2**30,
+    progress: bool = True,
+) -> None:
+    """Predict expression from tiles, and write it beside what was measured.
+
+    Parameters
+    ----------
+    sdata
+        Sections; tiled first, as the adapter was trained, where they have no tiles.
+    adapter
+        What :func:`pekasc.tl.fit_adapter` returned, or ``Adapter.load``.
+    key_added
+        Name of the layer, and of the features in obsm (``"X_{key_added}"``).
+    genes
+        Genes to predict; by default all that the adapter knows.
+    table_added
+        Name of a new table for the predictions, with the adapter's genes as var and the same regions and ids: for
+        genes that the table lacks, and where a layer as large as the table would not fit.
+    gene_key
+        Column of var with the names that the adapter knows; by default ``var_names``.
+    batch_size
+        Tiles at once.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+    precision
+        ``"fp32"``, ``"bf16"`` or, on a GPU, ``"fp16"``.
+    images, image_mpp, um_coordinate_system, array
+        How to tile, for sections without tiles; see :func:`pekasc.pp.tile`.
+    table_name
+        Name of the table.
+    key
+        Name of the tiles.
+    max_memory
+        Bytes that the layer may take.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    None, and writes to the table (or to the new one)
+
+    ``layers[key_added]``
+        Predicted log1p(counts per 10,000), or the scale of the data that the adapter learned, float32; NaN where a gene
+        or row is not predicted. In a new table: ``X``, on the same scale, and the layer too.
+    ``obsm["X_{key_added}"]``
+        The adapted features, float32; NaN in rows without a tile.
+    ``obs["{key_added}_train"]``
+        Whether the adapter was trained on the spot; :func:`pekasc.tl.evaluate` leaves those out.
+    ``uns["pekasc"][key_added]``
+        The adapter, tile size and number of genes.
+
+    Raises
+    ------
+    KeyError
+        If a gene asked for is none of the adapter's.
+    ValueError
+        If the tiles are not like those of the training, no gene overlaps, the layer would take more than `max_memory`,
+        or the encoder's weights are others.
+
+    Examples
+    --------
+    >>> import pekasc as pk
+    >>> sdata = pk.datasets.phantom(n_patients=2, size_um=1000)
+    >>> pk.pp.tile(sdata, tile_px=56, mpp=2.0)
+    >>> adapter = pk.tl.fit_adapter(sdata, method=None, train=["P1_S1_spots"], progress=False)
+    >>> pk.tl.predict_expression(sdata, adapter, progress=False)
+    >>> sdata["table"].layers["peka"].dtype
+    dtype('float32')
+    """
+    if not isinstance(adapter, Adapter):
+        raise TypeError(f"`adapter` must be a pekasc.Adapter, got {type(adapter).__name__}.")
+    check_key(key_added)
+    table = get_table(sdata, table_name)
+    check_table(table)
+    wanted = _wanted(adapter, genes)
+    names = gene_names(table, gene_key)
+    asked = [adapter.genes[i] for i in wanted]
+    columns = gene_positions(names, asked)
+    if table_added is None:
+        _check_layer(table, names, asked, columns, max_memory)
+    else:
+        check_key(table_added, argument="table_added")
+        if table_added in sdata:
+            raise ValueError(f"`table_added={table_added!r}` is the name of an element that is there already.")
+    pixel_size = {"images": images, "image_mpp": image_mpp, "um_coordinate_system": um_coordinate_system, "array": array}
+    sections, spec = _inputs.ensure_tiles(
+        sdata, table_name=table_name, key=key, pixel_size=pixel_size, spec=adapter.spec
+    )
+    adapter.check_tiles(spec.tile_px, spec.mpp)
+    stream, rows = _inputs.tile_stream(sections, spec)
+    features = adapter.embed_source(stream, batch_size=batch_size, device=device, precision=precision, progress=progress)
+    predicted = adapter.head.predict(features)[:, wanted]
+    known = np.isin(_inputs.fingerprints(sections, rows), adapter.trained_on)
+    trained = np.zeros(table.n_obs, dtype=bool)
+    trained[rows] = known
+    record = {**_record(adapter), "n_predicted": len(wanted), "tile_px": spec.tile_px, "mpp": spec.mpp}
+    if table_added is None:
+        table = writable_table(sdata, table_name)
+        values = np.full(table.shape, np.nan, dtype=np.float32)
+        there = columns >= 0
+        values[np.ix_(rows, columns[there])] = predicted[:, there]
+    else:
+        values = _inputs.by_row(predicted, rows, table.n_obs)
+        table = _new_table(table, values, asked)
+    table.layers[key_added] = values
+    table.obsm[feature_key(key_added)] = _inputs.by_row(features, rows, table.n_obs)
+    table.obs[f"{key_added}_train"] = trained
+    write_uns(table, key_added, record)
+    write_uns(table, feature_key(key_added), record)
+    if table_added is not None:
+        sdata.tables[table_added] = table
+
+
+def _wanted(adapter: Adapter, genes: Sequence[str] | None) -> np.ndarray:
+    if genes is None:
+        return np.arange(len(adapter.genes))
+    if isinstance(genes, str):
+        genes = [genes]
+    known = np.array(adapter.genes, dtype=object)
+    positions = gene_positions(known, list(genes))
+    missing = [gene for gene, at in zip(genes, positions, strict=True) if at < 0]
+    if missing:
+        raise KeyError(
+            f"The adapter does not predict {len(missing)} of the {len(genes)} genes asked for: {missing[:5]}. It predicts "
+            f"{len(known)} (`adapter.genes`).{close_genes(missing[0], known)}"
+        )
+    return positions
+
+
+def _check_layer(table: AnnData, names: np.ndarray, asked: list[str], columns: np.ndarray, max_memory: int) -> None:
+    """Report genes that the table lacks; raise where a layer makes no sense."""
+    missing = [gene for gene, at in zip(asked, columns, strict=True) if at < 0]
+    if len(missing) == len(asked):
+        raise ValueError(
+            no_overlap_message(names, asked, table) + ' To keep predictions of other genes, give `table_added="..."`.'
+        )
+    size = 4 * table.n_obs * table.n_vars
+    if size > max_memory:
+        raise ValueError(
+            f"A layer of {table.n_obs} x {table.n_vars} would take {size / 2**30:.1f} GiB, more than `max_memory` "
+            f"({max_memory / 2**30:.1f} GiB). Predict fewer genes into a table of their own: "
+            '`predict_expression(..., genes=[...], table_added="predicted")`, or raise `max_memory=`.'
+        )
+    if missing:
+        warnings.warn(
+            f"{len(missing)} of the adapter's {len(asked)} genes are not in the table and are left out "
+            f'(such as {missing[:3]}). `table_added="..."` keeps them in a table of their own.',
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _new_table(table: AnnData, values: np.ndarray, genes: list[str]) -> AnnData:
+    attrs = table.uns[TableModel.ATTRS_KEY]
+    new = AnnData(X=values.copy(), obs=table.obs.copy())
+    new.var_names = genes
+    for name in ("spatial",):
+        if name in table.obsm:
+            new.obsm[name] = np.array(table.obsm[name])
+    # the tiles and pixel sizes are those of the first table
+    new.uns["pekasc"] = dict(table.uns.get("pekasc", {}))
+    new.uns["log1p"] = {}
+    region = attrs["region"]
+    return TableModel.parse(
+        new,
+        region=region if isinstance(region, str) else list(region),
+        region_key=attrs["region_key"],
+        instance_key=attrs["instance_key"],
+    )
+
+
+def _record(adapter: Adapter) -> dict[str, Any]:
+    return {
+        "encoder": adapter.encoder.to_dict(),
+        "encoder_digest": adapter.encoder_digest,
+        "method": adapter.method,
+        "depth": adapter.info["depth"],
+        "target": adapter.info["target"],
+        "groups": adapter.info["groups"],
+        "versions": adapter.info["versions"],
+    }
