@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import re
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 
 import pekasc
@@ -112,6 +115,18 @@ def test_docstring(name: str) -> None:
 @pytest.mark.parametrize("name", CALLS)
 def test_docstring_has_an_example(name: str) -> None:
     assert ">>> " in (_resolve(name).__doc__ or "")
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore")
+def test_docstring_example_runs(name: str) -> None:
+    matplotlib.use("Agg")
+    report: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    for example in doctest.DocTestFinder(recurse=False).find(_resolve(name), name, globs={}):
+        runner.run(example, out=report.append)
+    assert not report, "".join(report)
+    plt.close("all")
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -120,6 +120,36 @@ def test_without_measurement_only_the_prediction(predicted: SpatialData) -> None
     assert len(figure.axes) == 3
 
 
+def test_table_of_predictions_has_no_measured_panel(predicted: SpatialData) -> None:
+    table = predicted["table"]
+    counts = table.X
+    try:
+        table.X = table.layers["peka"]
+        figure = pk.pl.expression(predicted, _gene(predicted), section="P1S1")
+    finally:
+        table.X = counts
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["H&E", "predicted"]
+
+
+def test_truth_on_the_scale_of_the_predictions(predicted: SpatialData) -> None:
+    figure = pk.pl.expression(predicted, _gene(predicted), truth="truth", section="P1S1")
+    rows = np.flatnonzero(predicted["table"].obs["section"] == "P1S1")
+    (drawn,) = _circles(figure.axes[1])
+    np.testing.assert_allclose(np.asarray(drawn.get_array()), predicted["table"].layers["truth"][rows, 0])
+    assert figure.axes[-1].get_ylabel() == "expression"
+
+
+def test_says_what_the_adapter_was_trained_on(predicted: SpatialData) -> None:
+    obs = predicted["table"].obs
+    obs["peka_train"] = (obs["section"] == "P1S1").to_numpy()
+    try:
+        figure = pk.pl.expression(predicted, _gene(predicted))
+    finally:
+        del obs["peka_train"]
+    titles = [figure.axes[i].get_title() for i in (2, 5)]
+    assert [title.endswith("(trained on)") for title in titles] == [True, False]
+
+
 def test_tiled_sections_leave_out_what_has_no_tile() -> None:
     sdata = pk.datasets.phantom(1, size_um=700, mpp=2.0, n_genes=4)
     table = sdata["table"]
@@ -142,7 +172,8 @@ def test_tiled_sections_leave_out_what_has_no_tile() -> None:
         ({"section": "C2"}, KeyError, "Section 'C2' not found"),
         ({"background": "black"}, ValueError, "`background='black'` is not known, use one of"),
         ({"truth": "raw"}, KeyError, "Layer 'raw' not found"),
-        ({"truth": "truth"}, ValueError, "Raw counts are needed"),
+        ({"counts_layer": "raw"}, KeyError, "Layer 'raw' not found"),
+        ({"counts_layer": "truth"}, ValueError, "Raw counts are needed"),
         ({"table_name": "cells"}, KeyError, "Table 'cells' not found"),
     ],
 )

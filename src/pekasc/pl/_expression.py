@@ -39,6 +39,7 @@ class _Row:
     radii: np.ndarray
     measured: np.ndarray | None
     predicted: np.ndarray
+    trained: bool
     box: Box
 
 
@@ -48,6 +49,7 @@ def expression(
     *,
     layer: str = PEKA,
     truth: str | None = None,
+    counts_layer: str | None = None,
     section: str | list[str] | None = None,
     background: str = "white",
     cmap: str | Colormap = "viridis",
@@ -59,8 +61,9 @@ def expression(
 ) -> Figure:
     """Show H&E, measured and predicted expression of a gene, one section a row, on one colour scale.
 
-    Both values are log1p of counts per 10,000, and one colour scale serves all panels: from the 1st to the 99th
-    percentile of measured and predicted values together. So a prediction that is flatter than the measurement looks so.
+    Both values are on the scale of the predictions, log1p of counts per 10,000, and one colour scale serves all panels:
+    from the 1st to the 99th percentile of measured and predicted values together. So a prediction that is flatter than
+    the measurement looks so.
 
     Parameters
     ----------
@@ -71,8 +74,10 @@ def expression(
     layer
         Layer with the predicted values.
     truth
-        Layer with the measured counts; None takes `X`, or ``layers["counts"]`` where `X` holds no counts. A table
-        without any (no `X`) is drawn without the measured column.
+        Layer with measured values on the scale of the predictions; None takes log1p(1e4 * count / total) of the counts.
+    counts_layer
+        Layer with counts; None takes `X` if it holds counts, else ``layers["counts"]``. A table of predictions only
+        is drawn without measured values.
     section
         One or several sections, by region or by ``obs["section"]``; None draws all.
     background
@@ -90,29 +95,28 @@ def expression(
 
     Returns
     -------
-    The figure. Data units of its Axes are um; spots are drawn at their true size. Titles give the Pearson correlation
-    over the spots of the section.
+    The figure. Data units of its Axes are um; spots are drawn at their true size, rings are spots without a value.
+    Titles give the Pearson correlation over the spots of the section, and say so where the adapter was trained on them.
 
     Raises
     ------
     KeyError
         If the gene, the layer, the table or a section is not there.
     ValueError
-        If the gene has no predicted values, `background` is not known, or there are no counts where they are needed.
+        If the gene has no predicted values, `background` is not known, or what should be counts is none.
 
     Examples
     --------
     >>> import pekasc as pk
-    >>> sdata = pk.datasets.phantom()
-    >>> adapter = pk.tl.fit_adapter(sdata, method=None)
-    >>> pk.tl.predict_expression(sdata, adapter)
-    >>> figure = pk.pl.expression(sdata, adapter.genes[0])
+    >>> sdata = pk.datasets.phantom(n_patients=1, size_um=600)
+    >>> figure = pk.pl.expression(sdata, "DENSITY_001", layer="truth")  # here: the expected value
     """
     if background not in BACKGROUNDS:
         raise ValueError(f"`background={background!r}` is not known, use one of {list(BACKGROUNDS)}.")
     table = get_table(sdata, table_name)
     predicted = _predicted(table, gene, layer)
-    measured = _measured(table, gene, truth)
+    measured = _measured(table, gene, layer, truth, counts_layer)
+    trained = table.obs[f"{layer}_train"].to_numpy(dtype=bool) if f"{layer}_train" in table.obs else None
     rows = []
     for found in chosen_sections(sdata, section, table_name, key):
         radii = radii_um(sdata, found)
@@ -123,13 +127,15 @@ def expression(
                 radii,
                 None if measured is None else measured[found.rows],
                 predicted[found.rows],
+                trained is not None and bool(trained[found.rows].any()),
                 bounding_box(found.centres_um, radii),
             )
         )
     limits = robust_limits(
         *(v for row in rows for v in (row.measured, row.predicted) if v is not None), vmin=vmin, vmax=vmax
     )
-    return _draw(rows, gene, Normalize(*limits), cmap, background, figsize)
+    unit = UNIT if truth is None else "expression"
+    return _draw(rows, gene, Normalize(*limits), cmap, unit, background, figsize)
 
 
 def _column(table: AnnData, gene: str) -> int:
@@ -139,25 +145,32 @@ def _column(table: AnnData, gene: str) -> int:
     return int(table.var_names.get_loc(gene))
 
 
-def _predicted(table: AnnData, gene: str, layer: str) -> np.ndarray:
+def _layer(table: AnnData, gene: str, layer: str, hint: str) -> np.ndarray:
     column = _column(table, gene)
     if layer not in table.layers:
         available = [name for name in table.layers.keys() if name is not None]
-        raise KeyError(
-            f"Layer {layer!r} not found. Available layers: {available}. "
-            "`pekasc.tl.predict_expression(sdata, adapter)` writes one."
-        )
-    values = _dense(table.layers[layer][:, [column]])
+        raise KeyError(f"Layer {layer!r} not found. Available layers: {available}.{hint}")
+    return _dense(table.layers[layer][:, [column]])
+
+
+def _predicted(table: AnnData, gene: str, layer: str) -> np.ndarray:
+    values = _layer(table, gene, layer, " `pekasc.tl.predict_expression(sdata, adapter)` writes one.")
     if np.isnan(values).all():
         raise ValueError(f"Gene {gene!r} was not predicted: layers[{layer!r}] holds only NaN for it.")
     return values
 
 
-def _measured(table: AnnData, gene: str, truth: str | None) -> np.ndarray | None:
-    if truth is None and table.X is None and "counts" not in table.layers:
-        return None
-    values: Any = log1p_cp10k(table, truth)
-    return _dense(values[:, [_column(table, gene)]])
+def _measured(table: AnnData, gene: str, layer: str, truth: str | None, counts_layer: str | None) -> np.ndarray | None:
+    if truth is not None:
+        return _layer(table, gene, truth, "")
+    column = _column(table, gene)
+    if counts_layer is None and "counts" not in table.layers:
+        # a table of predictions holds them in `X` too
+        own = None if table.X is None else _dense(table.X[:, [column]])
+        if own is None or np.array_equal(own, _layer(table, gene, layer, ""), equal_nan=True):
+            return None
+    values: Any = log1p_cp10k(table, counts_layer)
+    return _dense(values[:, [column]])
 
 
 def _dense(column: Any) -> np.ndarray:
@@ -179,6 +192,7 @@ def _draw(
     gene: str,
     norm: Normalize,
     cmap: str | Colormap,
+    unit: str,
     background: str,
     figsize: tuple[float, float] | None,
 ) -> Figure:
@@ -199,7 +213,7 @@ def _draw(
         if i == 0:
             panels[0].set_title("H&E")
         values = [("measured", row.measured)] if row.measured is not None else []
-        values.append((f"predicted{_correlation(row)}", row.predicted))
+        values.append((f"predicted{_correlation(row)}{' (trained on)' if row.trained else ''}", row.predicted))
         for ax, (title, shown) in zip(panels[1:], values, strict=True):
             if background == "image":
                 ax.imshow(image, extent=extent, alpha=_DIMMED, interpolation="antialiased")
@@ -210,7 +224,7 @@ def _draw(
     fig.suptitle(gene, style="italic", parse_math=False)
     shrink = 0.7 if len(rows) == 1 else 0.5
     bar = fig.colorbar(ScalarMappable(norm, cmap), ax=axes[:, 1:], shrink=shrink, aspect=18, pad=0.02)
-    bar.set_label(UNIT, fontsize=SMALL + 1)
+    bar.set_label(unit, fontsize=SMALL + 1)
     bar.ax.tick_params(labelsize=SMALL)
     bar.outline.set_visible(False)
     return fig

@@ -66,10 +66,10 @@ def gene_scores(
 
     Examples
     --------
+    >>> import pandas as pd
     >>> import pekasc as pk
-    >>> sdata = pk.datasets.phantom()
-    >>> adapter = pk.tl.fit_adapter(sdata, method=None)
-    >>> ax = pk.pl.gene_scores(adapter)
+    >>> scores = pd.DataFrame({"pearson": [0.2, 0.6, -0.1]}, index=["CD3E", "ERBB2", "VIM"])
+    >>> ax = pk.pl.gene_scores(scores)
     """
     if n < 0:
         raise ValueError(f"`n` must not be negative, got {n}.")

@@ -66,7 +66,7 @@ def tiles(
     Examples
     --------
     >>> import pekasc as pk
-    >>> sdata = pk.datasets.phantom()
+    >>> sdata = pk.datasets.phantom(n_patients=1, size_um=600)
     >>> pk.pp.tile(sdata, tile_px=112, mpp=1.0)
     >>> figure = pk.pl.tiles(sdata, n=4)
     """
