@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 from scipy.stats import rankdata
+from sklearn.neighbors import kneighbors_graph
 from spatialdata import SpatialData
 
 from pekasc._expression import Matrix, log1p_cp10k
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 METRICS = ("pearson", "spearman", "rmse", "morans_i_ratio")
 _NEIGHBOURS = 6
 _MIN_SPOTS = 10
+_SIGNIFICANT = 0.05
 
 
 def evaluate(
@@ -63,8 +65,8 @@ def evaluate(
     -------
     One row per gene and group: ``gene``, ``group``, ``n_spots``, ``pearson``, ``spearman``, ``rmse``,
     ``morans_i_measured``, ``morans_i_predicted``, ``morans_i_ratio`` (predicted over measured; Moran's I over six
-    nearest neighbours within sections, mean over the group's sections weighted by spots). Scores of a gene that is
-    constant in a group are NaN.
+    nearest neighbours within sections, mean over the group's sections weighted by spots; the ratio is NaN for genes
+    whose measured Moran's I is nowhere significant at 5 %). Scores of a gene that is constant in a group are NaN.
 
     Also writes, as mean over groups, ``var["{layer}_pearson"]``, ``var["{layer}_spearman"]``, ``var["{layer}_rmse"]``
     and ``var["{layer}_morans_i_ratio"]``; NaN where a gene is not predicted.
@@ -161,9 +163,9 @@ def _score(
     genes: pd.Index, group: str, predicted: np.ndarray, measured: Matrix, positions: np.ndarray, sections: np.ndarray
 ) -> pd.DataFrame:
     y = measured if isinstance(measured, np.ndarray) else measured.toarray()
-    i_measured, i_predicted = _morans_i(predicted, y, positions, sections)
-    # a ratio to no spatial structure at all says nothing
-    ratio = np.divide(i_predicted, i_measured, out=np.full(len(genes), np.nan), where=i_measured > 0)
+    i_measured, i_predicted, structured = _morans_i(predicted, y, positions, sections)
+    # a ratio to no spatial structure says nothing, and would rule any mean over genes
+    ratio = np.divide(i_predicted, i_measured, out=np.full(len(genes), np.nan), where=structured & (i_measured > 0))
     return pd.DataFrame(
         {
             "gene": np.asarray(genes, dtype=object),
@@ -181,39 +183,43 @@ def _score(
 
 def _morans_i(
     predicted: np.ndarray, measured: np.ndarray, positions: np.ndarray, sections: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return Moran's I of measured and predicted expression (genes,): within sections, weighted by spots."""
-    import squidpy as sq
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return Moran's I of measured and predicted expression, and whether the measured one is significant (genes,).
 
+    Within sections, mean weighted by spots.
+    """
     sums = np.zeros((2, predicted.shape[1]))
     weight = np.zeros((2, predicted.shape[1]))
+    structured = np.zeros(predicted.shape[1], dtype=bool)
     for section in np.unique(sections):
         rows = np.flatnonzero(sections == section)
         if rows.size < _MIN_SPOTS:
             continue
-        adata = AnnData(
-            X=np.ascontiguousarray(measured[rows], dtype=np.float64),
-            layers={"predicted": np.ascontiguousarray(predicted[rows], dtype=np.float64)},
-            obsm={"spatial": positions[rows]},
-        )
-        sq.gr.spatial_neighbors(adata, coord_type="generic", n_neighs=_NEIGHBOURS)
-        for i, name in enumerate((None, "predicted")):
-            value = _autocorrelation(sq, adata, name)
+        graph = kneighbors_graph(positions[rows], _NEIGHBOURS)
+        for i, values in enumerate((measured, predicted)):
+            value, significant = _autocorrelation(values[rows], graph)
             known = np.isfinite(value)
             sums[i][known] += value[known] * rows.size
             weight[i][known] += rows.size
+            if i == 0:
+                structured |= significant
     out = np.divide(sums, weight, out=np.full(sums.shape, np.nan), where=weight > 0)
-    return out[0], out[1]
+    return out[0], out[1], structured
 
 
-def _autocorrelation(sq: Any, adata: AnnData, layer: str | None) -> np.ndarray:
+def _autocorrelation(values: np.ndarray, graph: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Return Moran's I of every column, NaN where it is constant, and whether its p value is below 5 %."""
+    import squidpy as sq
+
+    adata = AnnData(X=np.ascontiguousarray(values, dtype=np.float64), obsp={"spatial_connectivities": graph})
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         # a constant gene has no autocorrelation: squidpy divides by 0 and gives NaN, which is what we report
         warnings.simplefilter("ignore", RuntimeWarning)
         frame = sq.gr.spatial_autocorr(
-            adata, mode="moran", layer=layer, genes=list(adata.var_names), n_perms=None, copy=True, show_progress_bar=False
+            adata, mode="moran", genes=list(adata.var_names), n_perms=None, copy=True, show_progress_bar=False
         )
-    return frame["I"].reindex(adata.var_names).to_numpy(dtype=np.float64)
+    frame = frame.reindex(adata.var_names)
+    return frame["I"].to_numpy(dtype=np.float64), frame["pval_norm"].to_numpy(dtype=np.float64) < _SIGNIFICANT
 
 
 def _report_constant(scores: pd.DataFrame) -> None:
