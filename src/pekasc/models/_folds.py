@@ -77,6 +77,8 @@ def _blocks(coords_um: np.ndarray, sections: np.ndarray, margin_um: float) -> li
         rows = np.flatnonzero(sections == section)
         centred = coords_um[rows] - coords_um[rows].mean(axis=0)
         axis = np.linalg.svd(centred, full_matrices=False)[2][0]
+        # the sign of a singular vector follows the order of rows; the blocks' numbers must not
+        axis = axis * np.sign(axis[np.abs(axis).argmax()])
         rank = np.argsort(np.argsort(centred @ axis, kind="stable"), kind="stable")
         band[rows] = rank * MAX_FOLDS // len(rows)
     folds = []
