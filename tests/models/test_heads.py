@@ -1,0 +1,82 @@
+"""The expression head against scikit-learn, and its errors in closed form against the direct ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from pekasc.models._heads import ALPHAS, fit_ridge, n_components_for
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 2, (80, 12)) @ rng.normal(size=(12, 12))
+    y = np.maximum(0, x @ rng.normal(size=(12, 7)) * 0.1 + rng.normal(size=(80, 7)))
+    return x[:60].astype(np.float32), y[:60], x[60:].astype(np.float32), y[60:]
+
+
+@pytest.mark.parametrize("alpha", [1e-2, 0.7, 100.0])
+@pytest.mark.parametrize("k", [4, 12])
+def test_head_is_sklearns_ridge(data: tuple[np.ndarray, ...], alpha: float, k: int) -> None:
+    x, y, x_new, _ = data
+    head = fit_ridge(x, y, k).head(alpha)
+    # sklearn's penalty is on the sum of squares, ours on their mean
+    reference = make_pipeline(StandardScaler(), PCA(k, svd_solver="full"), Ridge(alpha=alpha * len(x)))
+    reference.fit(x.astype(np.float64), y)
+    ours = head.projection(x_new) @ head.coef + head.intercept
+    np.testing.assert_allclose(ours, reference.predict(x_new.astype(np.float64)), rtol=0, atol=1e-8)
+    # the same as one linear map of the standardised features: free of the signs of components
+    theirs = reference[1].components_.T @ reference[2].coef_.T
+    np.testing.assert_allclose(head.projection.components.T @ head.coef, theirs, rtol=0, atol=1e-8)
+    predicted = head.predict(x_new)
+    assert predicted.dtype == np.float32
+    np.testing.assert_allclose(predicted, ours, rtol=1e-5, atol=1e-5)
+
+
+def test_errors_in_closed_form_are_the_direct_ones(data: tuple[np.ndarray, ...]) -> None:
+    x, y, x_new, y_new = data
+    fit = fit_ridge(x, y, 6)
+    direct = [np.square(y_new - fit.projection(x_new) @ fit.coef(a) - fit.intercept).sum(axis=0) for a in ALPHAS]
+    np.testing.assert_allclose(fit.errors(x_new, y_new, ALPHAS), direct, rtol=1e-9)
+
+
+def test_infinite_penalty_is_the_mean_predictor(data: tuple[np.ndarray, ...]) -> None:
+    x, y, x_new, y_new = data
+    error = fit_ridge(x, y).errors(x_new, y_new, [np.inf])[0]
+    np.testing.assert_allclose(error, np.square(y_new - y.mean(axis=0)).sum(axis=0), rtol=1e-9)
+
+
+def test_sparse_expression_gives_the_same_as_dense(data: tuple[np.ndarray, ...]) -> None:
+    x, y, x_new, y_new = data
+    dense, thin = fit_ridge(x, y), fit_ridge(x, sparse.csr_matrix(y))
+    np.testing.assert_allclose(thin.coef(1.0), dense.coef(1.0), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        thin.errors(x_new, sparse.csr_matrix(y_new), ALPHAS), dense.errors(x_new, y_new, ALPHAS), rtol=1e-9
+    )
+
+
+def test_constant_features_change_nothing(data: tuple[np.ndarray, ...]) -> None:
+    x, y, x_new, _ = data
+
+    def widened(a: np.ndarray) -> np.ndarray:
+        return np.column_stack([a, np.full(len(a), 5.3, dtype=np.float32)])
+
+    plain = fit_ridge(x, y, 5).head(1.0).predict(x_new)
+    np.testing.assert_allclose(fit_ridge(widened(x), y, 5).head(1.0).predict(widened(x_new)), plain, atol=1e-5)
+
+
+def test_number_of_components_adapts_and_explicit_ones_must_fit() -> None:
+    assert n_components_for(1000, 512, None) == 256
+    assert n_components_for(50, 512, None) == 49
+    assert n_components_for(1000, 20, None) == 20
+    assert n_components_for(50, 512, 49) == 49
+    with pytest.raises(ValueError, match=r"`n_components=50` does not fit 50 training spots .*1 to 49"):
+        n_components_for(50, 512, 50)
+    with pytest.raises(ValueError, match="n_components=0"):
+        n_components_for(50, 512, 0)
