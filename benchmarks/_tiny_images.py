@@ -158,7 +158,9 @@ class TileSampler:
         sy = zoom * np.exp(self.rng.normal(0, 0.08, n))
         reach = size / 2 * zoom
         centre = np.where(
-            self.rng.random((n, 1)) < 0.93, source.inked[self.rng.integers(0, len(source.inked), n)], self.rng.random((n, 2))
+            self.rng.random((n, 1)) < 0.93,
+            source.inked[self.rng.integers(0, len(source.inked), n)],
+            self.rng.random((n, 2)),
         )
         centre = (centre + self.rng.normal(0, 0.01, (n, 2))) * [w, h]
         cx = np.clip(centre[:, 0], min(reach, w / 2), max(w - reach, w / 2))

