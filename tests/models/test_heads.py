@@ -61,6 +61,16 @@ def test_sparse_expression_gives_the_same_as_dense(data: tuple[np.ndarray, ...])
     )
 
 
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix])
+def test_single_precision_expression_is_summed_in_double(kind: type) -> None:
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(30_000, 3)), (rng.random((30_000, 2)) + 8).astype(np.float32)
+    exact = y.astype(np.float64)
+    fit, reference = fit_ridge(x, kind(y)), fit_ridge(x, exact)
+    np.testing.assert_allclose(fit.intercept, exact.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(fit.errors(x, kind(y), [1.0]), reference.errors(x, exact, [1.0]), rtol=1e-8)
+
+
 def test_constant_features_change_nothing(data: tuple[np.ndarray, ...]) -> None:
     x, y, x_new, _ = data
 

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.decomposition import PCA
 
-Matrix = np.ndarray | sparse.csr_matrix
+from pekasc._expression import Matrix
 
 ALPHAS = np.logspace(-2, 3, 16)
 
@@ -94,8 +94,11 @@ class RidgeHead:
         return (self.projection(features) @ self.coef + self.intercept).astype(np.float32)
 
 
-def _column_mean(y: Matrix) -> np.ndarray:
-    return np.asarray(y.mean(axis=0), dtype=np.float64).ravel()
+def _column_sum(y: Matrix, power: int = 1) -> np.ndarray:
+    """Return sums of y ** power, in double precision from the start: over many spots a sum of float32 drifts."""
+    if sparse.issparse(y):
+        return np.bincount(y.indices, y.data.astype(np.float64) ** power, minlength=y.shape[1])
+    return (y.astype(np.float64) ** power).sum(axis=0)
 
 
 def _cross(z: np.ndarray, y: Matrix) -> np.ndarray:
@@ -140,9 +143,8 @@ class RidgeFit:
         """
         z = self.projection(features)
         gram, z_sum = z.T @ z, z.sum(axis=0)
-        n, y_sum = y.shape[0], _column_mean(y) * y.shape[0]
-        squares = y.multiply(y).sum(axis=0) if sparse.issparse(y) else np.square(y, dtype=np.float64).sum(axis=0)
-        residual_squares = np.asarray(squares).ravel() - 2 * self.intercept * y_sum + n * self.intercept**2
+        n, y_sum = y.shape[0], _column_sum(y)
+        residual_squares = _column_sum(y, power=2) - 2 * self.intercept * y_sum + n * self.intercept**2
         z_residual = _cross(z, y) - np.outer(z_sum, self.intercept)
         out = np.empty((len(alphas), y.shape[1]))
         for i, alpha in enumerate(alphas):
@@ -166,6 +168,6 @@ def fit_ridge(features: np.ndarray, y: Matrix, n_components: int | None = None) 
     k = n_components_for(features.shape[0], features.shape[1], n_components)
     projection, z = fit_projection(features, k)
     n = z.shape[0]
-    intercept = _column_mean(y)
+    intercept = _column_sum(y) / n
     cross = (_cross(z, y) - np.outer(z.sum(axis=0), intercept)) / n
     return RidgeFit(projection, np.square(z).mean(axis=0), cross, intercept)
