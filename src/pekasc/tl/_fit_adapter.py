@@ -190,54 +190,69 @@ def fit_adapter(
     asked = None if genes is None else _inputs.wanted_genes(table, names, genes)
     stored = None if teacher == "pca" else _stored_teacher(table, teacher)
 
-    pixel_size = {"images": images, "image_mpp": image_mpp, "um_coordinate_system": um_coordinate_system, "array": array}
+    pixel_size = {
+        "images": images,
+        "image_mpp": image_mpp,
+        "um_coordinate_system": um_coordinate_system,
+        "array": array,
+    }
     spec_wanted = _spec(tile_px, mpp)
-    sections, spec = _inputs.ensure_tiles(
-        sdata, table_name=table_name, key=key, pixel_size=pixel_size, spec=spec_wanted
-    )
-    if spec_wanted is not None and spec != spec_wanted:
-        raise ValueError(
-            f"The table has tiles {key!r} of {spec.tile_px} px at {spec.mpp:g} um/px; `tile_px`/`mpp` ask for "
-            f"{spec_wanted.tile_px} px at {spec_wanted.mpp:g}. Leave them out, or run `pekasc.pp.tile` again."
+    with _inputs.untiled_on_error(sdata, table_name=table_name, key=key):
+        sections, spec = _inputs.ensure_tiles(
+            sdata, table_name=table_name, key=key, pixel_size=pixel_size, spec=spec_wanted
         )
-    keep = _usable(expression, target)
-    usable = np.zeros(table.n_obs, dtype=bool)
-    usable[candidates[keep]] = True
-    training = [section.take(usable[section.rows]) for section in sections]
-    training = [section for section in training if section.rows.size]
-    if not training:
-        raise ValueError("No training spot has both a tile and counts.")
-    stream, rows = _inputs.tile_stream(training, spec)
-    _log_left_out(candidates, keep, rows)
-    expression = expression[np.searchsorted(candidates, rows)]
+        if spec_wanted is not None and spec != spec_wanted:
+            raise ValueError(
+                f"The table has tiles {key!r} of {spec.tile_px} px at {spec.mpp:g} um/px; `tile_px`/`mpp` ask for "
+                f"{spec_wanted.tile_px} px at {spec_wanted.mpp:g}. Leave them out, or run `pekasc.pp.tile` again."
+            )
+        keep = _usable(expression, target)
+        usable = np.zeros(table.n_obs, dtype=bool)
+        usable[candidates[keep]] = True
+        training = [section.take(usable[section.rows]) for section in sections]
+        training = [section for section in training if section.rows.size]
+        if not training:
+            raise ValueError("No training spot has both a tile and counts.")
+        stream, rows = _inputs.tile_stream(training, spec)
+        _log_left_out(candidates, keep, rows)
+        expression = expression[np.searchsorted(candidates, rows)]
 
-    labels = _inputs.obs_groups(table, groups, rows)
-    expressed = _inputs.expressed_genes(expression, labels)
-    predicted = expressed if asked is None else asked
-    if not expressed.size:
-        raise ValueError(
-            "No gene is seen in at least 10 % of the spots of every training group: the sections share too little, or "
-            "the counts are too shallow."
+        labels = _inputs.obs_groups(table, groups, rows)
+        expressed = _inputs.expressed_genes(expression, labels)
+        predicted = expressed if asked is None else asked
+        if not expressed.size:
+            raise ValueError(
+                "No gene is seen in at least 10 % of the spots of every training group: the sections share too little, "
+                "or the counts are too shallow."
+            )
+        _log_choices(row, teacher, method, groups, labels, predicted, asked is None)
+        n_components_for(rows.size, expressed.size, n_components)
+        lessons: Teacher
+        if stored is None:
+            lessons = PcaTeacher(expression[:, expressed], n_components, random_state)
+        else:
+            lessons = StoredTeacher(_finite(stored[rows], teacher), teacher)
+        data = Data(
+            tiles=cached(stream, max_memory=max_memory),
+            expression=expression[:, predicted],
+            genes=[str(name) for name in names[predicted]],
+            groups=labels,
+            sections=section_labels(table)[rows],
+            coords_um=np.concatenate([section.centres_um for section in training]),
         )
-    _log_choices(row, teacher, method, groups, labels, predicted, asked is None)
-    n_components_for(rows.size, expressed.size, n_components)
-    lessons: Teacher
-    if stored is None:
-        lessons = PcaTeacher(expression[:, expressed], n_components, random_state)
-    else:
-        lessons = StoredTeacher(_finite(stored[rows], teacher), teacher)
-    data = Data(
-        tiles=cached(stream, max_memory=max_memory),
-        expression=expression[:, predicted],
-        genes=[str(name) for name in names[predicted]],
-        groups=labels,
-        sections=section_labels(table)[rows],
-        coords_um=np.concatenate([section.centres_um for section in training]),
-    )
-    options = Options(
-        method, blocks, _depth(depth, preset), recipe, n_components, batch_size, place, precision, random_state, progress
-    )
-    adapter = fit(row, spec, data, lessons, options)
+        options = Options(
+            method,
+            blocks,
+            _depth(depth, preset),
+            recipe,
+            n_components,
+            batch_size,
+            place,
+            precision,
+            random_state,
+            progress,
+        )
+        adapter = fit(row, spec, data, lessons, options)
     info = {**adapter.info, "target": "log1p(counts per 10,000)" if target == "log1p" else "as stored"}
     adapter = replace(adapter, info=info, trained_on=_inputs.fingerprints(training, rows))
     write_uns(writable_table(sdata, table_name), key_added, _record(adapter))
@@ -283,13 +298,19 @@ def _log_left_out(candidates: np.ndarray, keep: np.ndarray, rows: np.ndarray) ->
 
 
 def _log_choices(
-    encoder: Encoder, teacher: str, method: Any, groups: str | None, labels: np.ndarray, genes: np.ndarray, default: bool
+    encoder: Encoder,
+    teacher: str,
+    method: Any,
+    groups: str | None,
+    labels: np.ndarray,
+    genes: np.ndarray,
+    default: bool,
 ) -> None:
     logger.info('encoder="%s", teacher="%s", method=%r.', encoder.short, teacher, method)
     names = [str(name) for name in np.unique(labels)]
     where = "sections" if groups is None else f"obs[{groups!r}]"
     logger.info("Held out in turn: %s (%s).", where, ", ".join(names[:6]) + (", ..." if len(names) > 6 else ""))
-    logger.info("%d genes%s.", genes.size, ", seen in 10 %% of spots of every group" if default else "")
+    logger.info("%d genes%s.", genes.size, ", seen in 10 % of spots of every group" if default else "")
 
 
 def _stored_teacher(adata: AnnData, key: str) -> np.ndarray:
@@ -321,7 +342,7 @@ def _finite(embedding: np.ndarray, key: str) -> np.ndarray:
 
 def _record(adapter: Adapter) -> dict[str, Any]:
     return {
-        **{k: v for k, v in adapter.info.items()},
+        **adapter.info,
         "encoder": adapter.encoder.to_dict(),
         "encoder_digest": adapter.encoder_digest,
         "method": adapter.method,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from spatialdata import SpatialData
 
 from pekasc import pp
 from pekasc._expression import Matrix, close_genes, gene_positions, no_overlap_message
-from pekasc._keys import SECTION
+from pekasc._keys import SECTION, TILE_INSIDE, UNS
 from pekasc._sections import (
     Section,
     get_table,
@@ -39,7 +40,7 @@ def ensure_tiles(
         raise TypeError(f"Tiles need images: expected a SpatialData, got {type(sdata).__name__}.")
     given = {name: value for name, value in pixel_size.items() if value is not None}
     if tile_record(get_table(sdata, table_name), key) is None:
-        size = {} if spec is None else {"tile_px": spec.tile_px, "mpp": spec.mpp}
+        size: dict[str, Any] = {} if spec is None else {"tile_px": spec.tile_px, "mpp": spec.mpp}
         pp.tile(sdata, table_name=table_name, key_added=key, **size, **given)
         made = tiled_sections(sdata, table_name=table_name, key=key)
         logger.info("Tiled: %d px at %g um/px.", made[1].tile_px, made[1].mpp)
@@ -53,6 +54,31 @@ def ensure_tiles(
     if spec is not None and there != spec:
         logger.info("Using the tiles %r that are there: %d px at %g um/px.", key, there.tile_px, there.mpp)
     return sections, there
+
+
+@contextmanager
+def untiled_on_error(sdata: SpatialData, *, table_name: str, key: str) -> Iterator[None]:
+    """Take the tiles that were made inside the block out of the object again if it fails."""
+    table = get_table(sdata, table_name)
+    had_tiles = tile_record(table, key) is not None
+    shapes = set(sdata.shapes) if isinstance(sdata, SpatialData) else set()
+    inside, record = table.obs.get(TILE_INSIDE), table.uns.get(UNS)
+    try:
+        yield
+    except BaseException:
+        table = get_table(sdata, table_name)
+        if not had_tiles and tile_record(table, key) is not None:
+            for name in set(sdata.shapes) - shapes:
+                del sdata.shapes[name]
+            if inside is None:
+                del table.obs[TILE_INSIDE]
+            else:
+                table.obs[TILE_INSIDE] = inside
+            if record is None:
+                del table.uns[UNS]
+            else:
+                table.uns[UNS] = record
+        raise
 
 
 def tile_stream(sections: Sequence[Section], spec: TileSpec) -> tuple[TileSource, np.ndarray]:

@@ -122,13 +122,21 @@ def predict_expression(
         check_key(table_added, argument="table_added")
         if table_added in sdata:
             raise ValueError(f"`table_added={table_added!r}` is the name of an element that is there already.")
-    pixel_size = {"images": images, "image_mpp": image_mpp, "um_coordinate_system": um_coordinate_system, "array": array}
-    sections, spec = _inputs.ensure_tiles(
-        sdata, table_name=table_name, key=key, pixel_size=pixel_size, spec=adapter.spec
-    )
-    adapter.check_tiles(spec.tile_px, spec.mpp)
-    stream, rows = _inputs.tile_stream(sections, spec)
-    features = adapter.embed_source(stream, batch_size=batch_size, device=device, precision=precision, progress=progress)
+    pixel_size = {
+        "images": images,
+        "image_mpp": image_mpp,
+        "um_coordinate_system": um_coordinate_system,
+        "array": array,
+    }
+    with _inputs.untiled_on_error(sdata, table_name=table_name, key=key):
+        sections, spec = _inputs.ensure_tiles(
+            sdata, table_name=table_name, key=key, pixel_size=pixel_size, spec=adapter.spec
+        )
+        adapter.check_tiles(spec.tile_px, spec.mpp)
+        stream, rows = _inputs.tile_stream(sections, spec)
+        features = adapter.embed_source(
+            stream, batch_size=batch_size, device=device, precision=precision, progress=progress
+        )
     predicted = adapter.head.predict(features)[:, wanted]
     known = np.isin(_inputs.fingerprints(sections, rows), adapter.trained_on)
     trained = np.zeros(table.n_obs, dtype=bool)
@@ -161,8 +169,8 @@ def _wanted(adapter: Adapter, genes: Sequence[str] | None) -> np.ndarray:
     missing = [gene for gene, at in zip(genes, positions, strict=True) if at < 0]
     if missing:
         raise KeyError(
-            f"The adapter does not predict {len(missing)} of the {len(genes)} genes asked for: {missing[:5]}. It predicts "
-            f"{len(known)} (`adapter.genes`).{close_genes(missing[0], known)}"
+            f"The adapter does not predict {len(missing)} of the {len(genes)} genes asked for: {missing[:5]}. It "
+            f"predicts {len(known)} (`adapter.genes`).{close_genes(missing[0], known)}"
         )
     return positions
 
