@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -68,7 +69,7 @@ def prepare_lesson(embedding: np.ndarray, recipe: Recipe, random_state: int) -> 
     return Lesson(teacher, labels, head)
 
 
-class _Shuffled(IterableDataset):  # type: ignore[type-arg]
+class _Shuffled(IterableDataset):
     """Batches of (tiles, row of the lesson) in a new order every epoch, drawn from one generator."""
 
     def __init__(self, source: TileSource, index: np.ndarray, batch_size: int, generator: torch.Generator) -> None:
@@ -102,9 +103,7 @@ class Student(L.LightningModule):
         Seed of projector and augmentation.
     """
 
-    def __init__(
-        self, encoder: FrozenEncoder, depth: Depth, lesson: Lesson, recipe: Recipe, random_state: int
-    ) -> None:
+    def __init__(self, encoder: FrozenEncoder, depth: Depth, lesson: Lesson, recipe: Recipe, random_state: int) -> None:
         super().__init__()
         self.encoder, self.depth, self.recipe, self.cluster_head = encoder, depth, recipe, lesson.head
         self.register_buffer("teacher", lesson.embedding, persistent=False)
@@ -140,7 +139,7 @@ class Student(L.LightningModule):
         self.sums += np.array([float(loss.detach()), float(kd.detach()), float(sa.detach()), 1.0]) * len(rows)
         return loss
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> Any:
         """Return AdamW over adapter and projector, with the recipe's steps in the learning rate."""
         trained = [p for p in self.parameters() if p.requires_grad]
         # without weight decay AdamW is Adam, which the paper used
@@ -158,7 +157,7 @@ class _History(L.Callback):
         self.on_epoch, self.rows = on_epoch, list[dict[str, float]]()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Student)  # noqa: S101  # for the type checker: only this file calls it
+        assert isinstance(pl_module, Student)  # for the type checker: only this file calls it
         loss, kd, sa, n = pl_module.sums
         pl_module.sums = np.zeros(4)
         epoch = trainer.current_epoch + 1
@@ -181,6 +180,10 @@ def _quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            # on purpose: see FrozenEncoder.train
+            warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
+            # the frozen encoder stays in evaluation mode on purpose
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
