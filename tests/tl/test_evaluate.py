@@ -1,0 +1,152 @@
+"""tl.evaluate against scipy on raw arrays, and Moran's I in closed form."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import scipy.stats
+from anndata import AnnData
+from scipy.spatial import cKDTree
+from spatialdata import SpatialData
+
+import pekasc as pk
+
+
+def morans_i(values: np.ndarray, positions: np.ndarray, k: int = 6) -> float:
+    """Return N / W * sum_ij w_ij z_i z_j / sum_i z_i**2 with binary weights to the k nearest others."""
+    z = values - values.mean()
+    neighbours = cKDTree(positions).query(positions, k + 1)[1][:, 1:]
+    return float(len(z) / neighbours.size * (z[:, None] * z[neighbours]).sum() / (z * z).sum())
+
+
+@pytest.fixture
+def adata() -> AnnData:
+    """Return three sections in two patients: counts, and predictions of all genes but the last."""
+    rng = np.random.default_rng(0)
+    n = 150
+    counts = rng.poisson(rng.gamma(2, 2, (n, 9)) + 1).astype(np.float32)
+    adata = AnnData(counts)
+    adata.var_names = [f"g{i}" for i in range(9)]
+    adata.obs["section"] = np.repeat(["a", "b", "c"], 50)
+    adata.obs["patient"] = np.repeat(["p", "p", "q"], 50)
+    adata.obsm["spatial"] = rng.uniform(0, 1000, (n, 2))
+    # the first two genes vary smoothly in space
+    smooth = adata.obsm["spatial"] / 1000
+    adata.layers["mine"] = np.log1p(1e4 * counts / counts.sum(1, keepdims=True))
+    adata.layers["mine"][:, :2] = 3 * smooth + 0.1 * rng.normal(size=(n, 2))
+    guess = adata.layers["mine"] + rng.normal(0, 0.5, (n, 9))
+    guess[:, 8] = np.nan
+    adata.layers["peka"] = guess.astype(np.float32)
+    return adata
+
+
+def test_scores_are_scipys(adata: AnnData) -> None:
+    scores = pk.tl.evaluate(adata)
+    counts = adata.X.astype(np.float64)
+    truth = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
+    assert sorted(set(scores["group"])) == ["a", "b", "c"] and len(scores) == 3 * 8
+    for row in scores.itertuples():
+        j, at = adata.var_names.get_loc(row.gene), (adata.obs["section"] == row.group).to_numpy()
+        x, y = adata.layers["peka"][at, j].astype(np.float64), truth[at, j]
+        assert row.n_spots == 50
+        assert row.pearson == pytest.approx(scipy.stats.pearsonr(x, y)[0], abs=1e-5)
+        assert row.spearman == pytest.approx(scipy.stats.spearmanr(x, y)[0], abs=1e-3)  # ties in float32
+        assert row.rmse == pytest.approx(np.sqrt(np.mean((x - y) ** 2)), rel=1e-5)
+    for metric in ("pearson", "spearman", "rmse"):
+        expected = scores.groupby("gene")[metric].mean()
+        column = adata.var[f"peka_{metric}"]
+        np.testing.assert_allclose(column[:8], expected[adata.var_names[:8]])
+        assert np.isnan(column.iloc[8])
+
+
+def test_morans_i_is_the_closed_form_within_sections(adata: AnnData) -> None:
+    scores = pk.tl.evaluate(adata, truth="mine")
+    for row in scores.itertuples():
+        j, at = adata.var_names.get_loc(row.gene), (adata.obs["section"] == row.group).to_numpy()
+        where = adata.obsm["spatial"][at]
+        assert row.morans_i_measured == pytest.approx(morans_i(adata.layers["mine"][at, j], where), abs=1e-5)
+        assert row.morans_i_predicted == pytest.approx(morans_i(adata.layers["peka"][at, j], where), abs=1e-5)
+    smooth = scores[scores["gene"].isin(["g0", "g1"])]
+    assert (smooth["morans_i_measured"] > 0.5).all()
+    np.testing.assert_allclose(smooth["morans_i_ratio"], smooth["morans_i_predicted"] / smooth["morans_i_measured"])
+    # no ratio to what is not there
+    assert scores.loc[scores["morans_i_measured"] < 0, "morans_i_ratio"].isna().all()
+    # a group of two sections: the mean of theirs, not one graph over both
+    both = pk.tl.evaluate(adata, truth="mine", groups="patient").set_index(["gene", "group"])
+    single = scores.set_index(["gene", "group"])["morans_i_measured"]
+    mean = (single["g0", "a"] + single["g0", "b"]) / 2
+    assert both.loc[("g0", "p"), "morans_i_measured"] == pytest.approx(mean, abs=1e-6)
+
+
+def test_groups(adata: AnnData) -> None:
+    scores = pk.tl.evaluate(adata, truth="mine", groups="patient").set_index(["gene", "group"])
+    assert scores.loc[("g0", "p"), "n_spots"] == 100 and scores.loc[("g0", "q"), "n_spots"] == 50
+    x, y = adata.layers["peka"][:100, 3], adata.layers["mine"][:100, 3]
+    assert scores.loc[("g3", "p"), "pearson"] == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-5)
+    with pytest.raises(KeyError, match="`groups='donor'` not found"):
+        pk.tl.evaluate(adata, groups="donor")
+
+
+def test_training_spots_are_left_out(adata: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    adata.obs["peka_train"] = (adata.obs["section"] == "a").to_numpy()
+    adata.obs.loc[adata.obs_names[50:60], "peka_train"] = True
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        scores = pk.tl.evaluate(adata)
+    assert "60 of 150 spots left out" in caplog.text
+    assert scores.groupby("group")["n_spots"].first().to_dict() == {"b": 40, "c": 50}
+    whole = pk.tl.evaluate(adata, include_train=True)
+    assert sorted(set(whole["group"])) == ["a", "b", "c"]
+    adata.obs["peka_train"] = True
+    with pytest.raises(ValueError, match=r"trained on every spot .*`fit_adapter\(train=...\)`.*include_train=True"):
+        pk.tl.evaluate(adata)
+
+
+def test_training_spots_of_a_fit_are_left_out(predicted: SpatialData) -> None:
+    scores = pk.tl.evaluate(predicted)
+    n = int((predicted["table"].obs["region"] == "P2S1_spots").sum())
+    assert set(scores["group"]) == {"P2S1_spots"} and set(scores["n_spots"]) == {n}
+    assert list(predicted["table"].var.filter(like="peka_")) == [
+        "peka_pearson", "peka_spearman", "peka_rmse", "peka_morans_i_ratio",
+    ]  # fmt: skip
+
+
+def test_constant_genes_are_nan_and_said(adata: AnnData) -> None:
+    adata.X[:50, 4] = 0
+    adata.layers["peka"][:, 5] = 1.25
+    with pytest.warns(UserWarning, match=r"2 genes are constant in a group.*'g4', 'g5'"):
+        scores = pk.tl.evaluate(adata).set_index(["gene", "group"])
+    for at in (("g4", "a"), ("g5", "a"), ("g5", "b")):
+        assert np.isnan(scores.loc[at, "pearson"]) and np.isnan(scores.loc[at, "spearman"])
+        assert np.isfinite(scores.loc[at, "rmse"])
+    assert np.isfinite(scores.loc[("g4", "b"), "pearson"])
+    # the mean is over groups where it is known
+    known = scores["pearson"]["g4"].dropna()
+    assert len(known) == 2 and adata.var.loc["g4", "peka_pearson"] == pytest.approx(known.mean())
+
+
+def test_small_groups_are_left_out_with_a_warning(adata: AnnData) -> None:
+    adata.obs["patient"] = ["r"] * 2 + ["p"] * 148
+    with pytest.warns(UserWarning, match="Group 'r' has 2 spots"):
+        scores = pk.tl.evaluate(adata, groups="patient")
+    assert set(scores["group"]) == {"p"}
+
+
+def test_refused(adata: AnnData) -> None:
+    before = list(adata.var)
+    with pytest.raises(KeyError, match=r"Layer 'other' not found\. Available layers: .*peka.*predict_expression"):
+        pk.tl.evaluate(adata, layer="other")
+    with pytest.raises(KeyError, match="Layer 'raw' not found"):
+        pk.tl.evaluate(adata, truth="raw")
+    mixed = adata.copy()
+    mixed.layers["peka"][:50, 0] = np.nan
+    with pytest.raises(ValueError, match="1 genes of layer 'peka' are predicted in some spots only"):
+        pk.tl.evaluate(mixed)
+    mixed.layers["peka"][:] = np.nan
+    with pytest.raises(ValueError, match="holds no predictions"):
+        pk.tl.evaluate(mixed)
+    adata.X = adata.layers["mine"]
+    with pytest.raises(ValueError, match="Raw counts are needed"):
+        pk.tl.evaluate(adata)
+    assert list(adata.var) == before

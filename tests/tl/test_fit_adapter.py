@@ -1,0 +1,347 @@
+"""tl.fit_adapter: it looks at nothing outside `train=`, repeats itself, and refuses what it cannot do."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from peft import LoraConfig
+from scipy.sparse import csr_matrix
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import get_transformation
+
+import pekasc as pk
+from pekasc._keys import read_uns
+
+Bits = Callable[[pk.Adapter], dict[str, bytes]]
+TRAIN = ["P1S1_spots"]
+QUICK: dict[str, Any] = {"method": None, "device": "cpu", "progress": False}
+SMALL: dict[str, Any] = {"epochs": 1, "rank": 8, "depth": 2, "device": "cpu", "progress": False}
+
+
+def test_nothing_outside_train_is_looked_at(
+    tiled: SpatialData, adapter: pk.Adapter, all_bits: Bits, trained_options: dict[str, Any]
+) -> None:
+    rng = np.random.default_rng(0)
+    table = tiled["table"]
+    test = np.flatnonzero(table.obs["region"] == "P2S1_spots")
+    counts = table.X.toarray()
+    counts[test] = rng.permutation(counts[test].ravel()).reshape(counts[test].shape) * 3
+    table.X = csr_matrix(counts)
+    image = tiled["P2S1_he"]["scale0/image"]
+    noise = rng.integers(0, 256, image.shape).astype(np.uint8)
+    tiled["P2S1_he"] = Image2DModel.parse(
+        noise, dims=("c", "y", "x"), scale_factors=[2, 2],
+        transformations=get_transformation(tiled["P2S1_he"], get_all=True),
+    )  # fmt: skip
+    got = all_bits(pk.tl.fit_adapter(tiled, train=TRAIN, **trained_options))
+    assert got == all_bits(adapter)
+    # the adapter is a trained one, and the test would see a change: of one count of one training spot
+    assert max(t.abs().max().item() for t in adapter.weights["adapter"].values()) > 0
+    first = int(np.flatnonzero(table.obs["region"] == "P1S1_spots")[0])
+    counts[first, 0] += 1
+    table.X = csr_matrix(counts)
+    changed = all_bits(pk.tl.fit_adapter(tiled, train=TRAIN, **trained_options))
+    assert changed["coef"] != got["coef"]
+    assert any(changed[name] != got[name] for name in got if name.startswith("adapter."))
+
+
+def test_the_rule_that_chooses_looks_at_nothing_outside_train(tiled: SpatialData, all_bits: Bits) -> None:
+    options = {**SMALL, "depth": None, "learning_rate": 3e-3}
+    first = pk.tl.fit_adapter(tiled, train=TRAIN, **options)
+    table = tiled["table"]
+    values = table.X.toarray()
+    test = np.flatnonzero(table.obs["region"] == "P2S1_spots")
+    # negative and NaN there: whoever reads them fails
+    values[test] = np.nan
+    values[test[0]] = -1
+    table.X = csr_matrix(values)
+    second = pk.tl.fit_adapter(tiled, train=TRAIN, **options)
+    assert all_bits(second) == all_bits(first)
+
+
+def test_the_same_seed_gives_the_same_bits_whatever_was_drawn_before(
+    tiled: SpatialData, adapter: pk.Adapter, all_bits: Bits, trained_options: dict[str, Any]
+) -> None:
+    torch.manual_seed(123)
+    np.random.seed(123)
+    again = pk.tl.fit_adapter(tiled, train=TRAIN, **trained_options)
+    assert all_bits(again) == all_bits(adapter)
+    other = pk.tl.fit_adapter(tiled, train=TRAIN, **trained_options, random_state=1)
+    assert all_bits(other) != all_bits(adapter)
+
+
+def test_alone_on_a_section_without_tiles(caplog: pytest.LogCaptureFixture) -> None:
+    sdata = pk.datasets.phantom(n_patients=1, size_um=700, mpp=1.0, n_genes=16, n_spots=36)
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        adapter = pk.tl.fit_adapter(sdata)
+    assert (adapter.spec.tile_px, adapter.spec.mpp) == (224, 0.5)
+    assert adapter.method == "bone" and adapter.encoder.short == "tiny"
+    assert "P1S1_spots_tiles" in sdata.shapes
+    for said in (
+        'encoder="tiny"',
+        'teacher="pca"',
+        "method='bone'",
+        "blocks of its tissue",
+        "chosen",
+        "16 genes, seen in 10 % of",
+    ):
+        assert said in caplog.text, said
+    assert read_uns(sdata["table"], "adapter")["method"] == "bone"
+    assert adapter.info["held_out"] == ["block1", "block2", "block3"]
+
+
+def test_frozen_encoder(tiled: SpatialData, frozen: pk.Adapter) -> None:
+    assert frozen.method == "frozen" and frozen.config is None and not frozen.weights
+    assert frozen.history.empty
+    table = frozen.selection
+    assert set(table["stage"]) == {"frozen"} and set(table["depth"]) == {"1", "2", "3", "4", "5", "6"}
+    assert table.loc[table["error"].idxmin(), "depth"] == frozen.info["depth"]
+    # its head is the head on plain features at that depth
+    pk.tl.embed_tiles(tiled, "tiny", depth=frozen.depth, device="cpu", progress=False)
+    x = tiled["table"].obsm["X_tiny"]
+    pk.tl.predict_expression(tiled, frozen, device="cpu", progress=False)
+    np.testing.assert_array_equal(tiled["table"].obsm["X_peka"], x)
+    np.testing.assert_array_equal(tiled["table"].layers["peka"], frozen.head.predict(x))
+
+
+def test_what_is_kept(tiled: SpatialData) -> None:
+    adapter = pk.tl.fit_adapter(tiled, **SMALL, groups="patient")
+    history = adapter.history
+    assert list(history.columns) == ["fold", "held_out", "epoch", "loss", "kd", "sa", "val_error"]
+    inner = history[history["fold"] >= 0]
+    assert sorted(set(inner["held_out"])) == ["P1", "P2"] and sorted(set(inner["epoch"])) == [0, 1]
+    assert inner["val_error"].notna().all() and inner.loc[inner["epoch"] > 0, ["loss", "kd", "sa"]].notna().all(
+        axis=None
+    )
+    trained = inner[inner["epoch"] > 0]
+    np.testing.assert_allclose(trained["loss"], (trained["kd"] + trained["sa"]) / 2, rtol=1e-5)
+    best = adapter.selection.loc[adapter.selection["stage"] == "adapter"]
+    best = best.loc[best["error"].idxmin()]
+    assert (best["epochs"], best["alpha"]) == (adapter.info["epochs"], adapter.info["alpha"])
+    assert list(adapter.gene_scores.index) == list(adapter.genes)
+    assert adapter.gene_scores["pearson"].dropna().between(-1, 1).all()
+    assert adapter.info["groups"] == ["P1", "P2"] and adapter.info["n_spots"] == tiled["table"].n_obs
+    record = read_uns(tiled["table"], "adapter")
+    assert record["encoder_digest"] == adapter.encoder_digest and record["n_genes"] == len(adapter.genes)
+    json.dumps(dict(adapter.info))
+
+
+def test_gene_scores_are_the_correlations_on_held_out_groups(tiled: SpatialData) -> None:
+    adapter = pk.tl.fit_adapter(tiled, **QUICK, groups="patient")
+    # by hand: each patient's head, judged on the other patient
+    pk.tl.embed_tiles(tiled, "tiny", depth=adapter.depth, device="cpu", progress=False)
+    from pekasc._expression import log1p_cp10k
+    from pekasc.models._heads import fit_ridge
+
+    table = tiled["table"]
+    x, y = table.obsm["X_tiny"], log1p_cp10k(table).toarray()[:, table.var_names.get_indexer(adapter.genes)]
+    patient = table.obs["patient"].to_numpy()
+    per_patient = []
+    for held_out in ("P1", "P2"):
+        a, b = patient != held_out, patient == held_out
+        guess = fit_ridge(x[a], y[a]).head(adapter.head.alpha).predict(x[b])
+        per_patient.append([np.corrcoef(guess[:, j], y[b][:, j])[0, 1] for j in range(y.shape[1])])
+    np.testing.assert_allclose(adapter.gene_scores["pearson"], np.mean(per_patient, axis=0), atol=1e-5)
+    assert (adapter.gene_scores["n_groups"] == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ({"blocks": 2, "depth": 4}, {2, 3}),
+        ({"depth": (1, 3)}, {0, 1, 2}),
+        ({"depth": -1, "blocks": 1, "method": "lora"}, {5}),
+        ({"method": LoraConfig(r=2, lora_alpha=4), "depth": 1}, {0}),
+    ],
+)
+def test_blocks_depth_and_method(tiled: SpatialData, options: dict[str, Any], layers: set[int]) -> None:
+    adapter = pk.tl.fit_adapter(tiled, train=TRAIN, **{**SMALL, **options})
+    names = adapter.weights["adapter"]
+    assert {int(name.split("blocks.")[1].split(".")[0]) for name in names} == layers
+    assert all("attn.qkv" in name for name in names)
+    depth = options["depth"]
+    assert adapter.depth == (depth if isinstance(depth, tuple) else (6,) if depth == -1 else (depth,))
+    width = 512 * len(adapter.depth)
+    assert adapter.head.projection.mean.shape == (width,)
+
+
+def test_train_says_the_same_in_all_its_forms(tiled: SpatialData, frozen: pk.Adapter, all_bits: Bits) -> None:
+    table = tiled["table"]
+    mask = (table.obs["region"] == "P1S1_spots").to_numpy()
+    table.obs["mine"] = mask
+    for train in (mask, "mine", list(map(bool, mask)), pd.Series(mask), ["P1S1"]):
+        assert all_bits(pk.tl.fit_adapter(tiled, train=train, **QUICK)) == all_bits(frozen)
+
+
+@pytest.mark.parametrize(
+    ("train", "error", "message"),
+    [
+        (["P3S1"], KeyError, r"section 'P3S1', which is not there\. Sections: .*P1S1"),
+        ("P1S1", KeyError, r"no column of `obs`.*`train=\['P1S1'\]`"),
+        ("patient", ValueError, "needs a boolean column"),
+        ([True, False], ValueError, "length 2, the table has"),
+        ([], ValueError, "leaves no spots"),
+    ],
+)
+def test_wrong_train(tiled: SpatialData, train: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        pk.tl.fit_adapter(tiled, train=train, **QUICK)
+
+
+def test_stored_teacher(tiled: SpatialData) -> None:
+    table = tiled["table"]
+    table.obsm["X_mine"] = np.random.default_rng(0).normal(size=(table.n_obs, 5)).astype(np.float32)
+    adapter = pk.tl.fit_adapter(tiled, teacher="mine", train=TRAIN, **SMALL)
+    assert adapter.info["teacher"] == "mine"
+    assert adapter.weights["projector"]["2.weight"].shape[0] == 5
+    table.obsm["X_mine"][0] = np.nan
+    with pytest.raises(ValueError, match="embedding 'mine' has NaN or infinite values in 1 of"):
+        pk.tl.fit_adapter(tiled, teacher="mine", train=TRAIN, **SMALL)
+    with pytest.raises(KeyError, match=r"scgpt.* is neither .pca. nor a key of `obsm`"):
+        pk.tl.fit_adapter(tiled, teacher="scgpt", train=TRAIN, **SMALL)
+
+
+def test_genes_by_name_mask_column_and_gene_key(tiled: SpatialData) -> None:
+    table = tiled["table"]
+    names = list(table.var_names[[7, 3]])
+    mask = table.var_names.isin(names)
+    table.var["wanted"] = mask
+    for genes in (names, mask, "wanted"):
+        assert set(pk.tl.fit_adapter(tiled, genes=genes, train=TRAIN, **QUICK).genes) == set(names)
+    table.var["ensembl"] = [f"ENSG{i}" for i in range(table.n_vars)]
+    adapter = pk.tl.fit_adapter(tiled, genes=["ENSG3"], gene_key="ensembl", train=TRAIN, **QUICK)
+    assert adapter.genes == ("ENSG3",)
+
+
+def test_genes_seen_too_rarely_are_left_out(tiled: SpatialData) -> None:
+    table = tiled["table"]
+    values = table.X.toarray()
+    second = np.flatnonzero(table.obs["patient"] == "P2")
+    values[second, 0] = 0  # seen in one patient only
+    values[:, 1] = 0
+    values[: table.n_obs // 2 : 30, 1] = 5
+    table.X = values
+    adapter = pk.tl.fit_adapter(tiled, groups="patient", **QUICK)
+    seen = np.array([(values[table.obs["patient"] == p] > 0).mean(axis=0) for p in ("P1", "P2")]).min(axis=0)
+    assert list(adapter.genes) == list(table.var_names[seen >= 0.1])
+    assert table.var_names[0] not in adapter.genes and table.var_names[1] not in adapter.genes
+
+
+def test_target_as_is(tiled: SpatialData) -> None:
+    table = tiled["table"]
+    from pekasc._expression import log1p_cp10k
+
+    table.layers["log"] = log1p_cp10k(table)
+    table.X = table.layers["log"]
+    adapter = pk.tl.fit_adapter(tiled, target="as_is", layer="log", train=TRAIN, **QUICK)
+    assert "as stored" in repr(adapter)
+    rows = np.flatnonzero(table.obs["region"] == "P1S1_spots")
+    expected = table.layers["log"][rows].toarray().mean(axis=0)[table.var_names.get_indexer(adapter.genes)]
+    np.testing.assert_allclose(adapter.head.intercept, expected, rtol=1e-5)
+
+
+def _state(sdata: SpatialData) -> dict[str, Any]:
+    table = sdata["table"]
+    return {
+        "elements": sorted((kind, name) for kind, name, _ in sdata.gen_elements()),
+        "obs": table.obs.to_csv(), "var": table.var.to_csv(), "uns": repr(deepcopy(dict(table.uns))),
+        "obsm": sorted(table.obsm), "layers": sorted(k for k in table.layers if k is not None),
+    }  # fmt: skip
+
+
+RESNET = pk.models.Encoder("resnet18", weights="random")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"n_clusters": 1000}, ValueError, r"`n_clusters=1000` does not fit \d+ training spots"),
+        ({"n_components": 500}, ValueError, r"`n_components=500` does not fit \d+ training spots"),
+        ({"preset": "paper"}, ValueError, r"n_clusters=100|n_components=256"),
+        ({"preset": "papr"}, ValueError, "`preset='papr'` is not known"),
+        ({"encoder": RESNET}, ValueError, r"needs linear layers \['attn.qkv'\].*`method=None`"),
+        ({"encoder": "tinny"}, ValueError, "Close names: tiny"),
+        ({"method": "bon"}, ValueError, "`method='bon'` is not known"),
+        ({"depth": 7}, ValueError, "has 6 blocks: give 1 to 6"),
+        ({"blocks": 9}, ValueError, "`blocks=9` does not fit"),
+        ({"genes": ["ENSG1", "ENSG2"]}, ValueError, r"None of the 2 genes .*`gene_key=`"),
+        ({"genes": ["STATE_TUMOUR_01"]}, ValueError, "None of the 1 genes"),
+        (
+            {"genes": ["STATE_TUMOUR_001", "STATE_TUMOUR_0001"]},
+            KeyError,
+            "1 of 2 genes .*Did you mean STATE_TUMOUR_001",
+        ),
+        ({"genes": []}, ValueError, "`genes=` is empty"),
+        ({"groups": "donor"}, KeyError, "`groups='donor'` not found in `obs`.*patient"),
+        ({"layer": "raw"}, KeyError, "Layer 'raw' not found"),
+        ({"layer": "truth"}, ValueError, r"layers\['truth'\] has values that are no integers"),
+        ({"learning_rate": -1.0}, ValueError, "`learning_rate=-1.0` must be positive"),
+        ({"kd_weight": 2}, ValueError, "between 0 and 1"),
+        ({"device": "cuda:77"}, ValueError, "cannot be used"),
+        ({"precision": "fp8"}, ValueError, "`precision='fp8'` is not known"),
+        ({"key_added": "a/b"}, ValueError, "cannot be stored"),
+        ({"tile_px": 112}, ValueError, "ask for 112 px"),
+        ({"table_name": "cells"}, KeyError, "Table 'cells' not found"),
+    ],
+    ids=lambda v: "-".join(v) if isinstance(v, dict) else None,
+)
+def test_what_does_not_fit_is_refused_and_nothing_changes(
+    tiled: SpatialData, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    before = _state(tiled)
+    with pytest.raises(error, match=message):
+        pk.tl.fit_adapter(tiled, **{"train": TRAIN, **SMALL, **options})
+    assert _state(tiled) == before
+
+
+@pytest.mark.parametrize("options", [{"n_clusters": 1000}, {"encoder": RESNET, "tile_px": 64, "mpp": 2.0}])
+def test_an_error_leaves_no_tiles_behind(untiled: SpatialData, options: dict[str, Any]) -> None:
+    before = _state(untiled)
+    with pytest.raises(ValueError, match="n_clusters|needs linear layers"):
+        pk.tl.fit_adapter(untiled, **{"tile_px": 56, "mpp": 2.0, **SMALL, **options})
+    assert _state(untiled) == before
+
+
+def test_preset_paper_never_adapts(tiled: SpatialData) -> None:
+    with pytest.raises(ValueError, match=r"`n_components=256` does not fit \d+ training spots"):
+        pk.tl.fit_adapter(tiled, preset="paper", device="cpu", progress=False)
+    with pytest.raises(ValueError, match=r"`n_clusters=100` does not fit \d+ training spots"):
+        pk.tl.fit_adapter(tiled, preset="paper", n_components=5, device="cpu", progress=False)
+
+
+def test_an_encoder_without_blocks_works_frozen(tiled: SpatialData) -> None:
+    adapter = pk.tl.fit_adapter(tiled, encoder=RESNET, train=TRAIN, **QUICK)
+    assert np.isfinite(adapter.head.coef).all()
+    pk.tl.predict_expression(tiled, adapter, device="cpu", progress=False)
+    assert np.isfinite(tiled["table"].layers["peka"]).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [(-1.0, "negative values"), (np.nan, "1 values that are NaN"), (0.5, "no integers")]
+)
+def test_bad_counts(tiled: SpatialData, change: float, message: str) -> None:
+    values = tiled["table"].X.toarray()
+    values[0, 0] = change
+    tiled["table"].X = values
+    with pytest.raises(ValueError, match=f"Raw counts are needed, but `X` has .*{message}"):
+        pk.tl.fit_adapter(tiled, train=TRAIN, **QUICK)
+
+
+def test_log_normalised_data_are_refused(tiled: SpatialData) -> None:
+    tiled["table"].X = tiled["table"].layers["truth"]
+    with pytest.raises(ValueError, match=r'`layer=`.*`target="as_is"`'):
+        pk.tl.fit_adapter(tiled, train=TRAIN, **QUICK)
+
+
+def test_a_table_alone_has_no_tiles(tiled: SpatialData) -> None:
+    with pytest.raises(TypeError, match="Tiles need images: expected a SpatialData, got AnnData"):
+        pk.tl.fit_adapter(tiled["table"], **QUICK)  # type: ignore[arg-type]
