@@ -87,9 +87,7 @@ def make_scene(
     return SpatialData(
         images={f"{name}_he": image},
         shapes={f"{name}_spots": ShapesModel.parse(frame, transformations=systems(shapes_to_cs))},
-        tables={
-            "table": TableModel.parse(table, region=f"{name}_spots", region_key="region", instance_key="spot_id")
-        },
+        tables={"table": TableModel.parse(table, region=f"{name}_spots", region_key="region", instance_key="spot_id")},
     )
 
 

@@ -23,7 +23,7 @@ def table(matrix: np.ndarray | sparse.spmatrix | None = None, **layers: np.ndarr
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array])
 @pytest.mark.parametrize("dtype", [np.float32, np.int64])
 def test_log1p_is_scanpys(kind: type, dtype: type) -> None:
-    raw = np.random.default_rng(1).poisson(1.5, (30, 12)).astype(dtype)
+    raw: np.ndarray = np.random.default_rng(1).poisson(1.5, (30, 12)).astype(dtype)
     raw[:, 0] += 1
     ours = log1p_cp10k(table(kind(raw)))
     reference = AnnData(raw.astype(np.float32))

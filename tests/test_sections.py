@@ -351,7 +351,7 @@ def test_um_coordinate_system_that_is_not_there(scene: Scene) -> None:
 
 
 def test_no_pixel_size(scene: Scene) -> None:
-    with pytest.raises(ValueError, match="not known.*image_mpp=.*400 x 360 px.*um_coordinate_system=.*array=\"visium\""):
+    with pytest.raises(ValueError, match='not known.*image_mpp=.*400 x 360 px.*um_coordinate_system=.*array="visium"'):
         resolve_sections(scene())
     sdata = two_sections(scene)
     with pytest.raises(ValueError, match="pixel size of image 'B_he'"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from anndata import AnnData
@@ -13,7 +14,8 @@ from scipy import sparse
 logger = logging.getLogger(__name__)
 
 SCALE = 1e4
-Matrix = np.ndarray | sparse.csr_matrix
+# np.ndarray or scipy.sparse.csr_matrix; scipy carries no types
+Matrix: TypeAlias = Any
 
 
 def _matrix(adata: AnnData, layer: str | None) -> Matrix:

@@ -17,7 +17,9 @@ import pekasc as pk
 def adata() -> AnnData:
     groups = np.repeat(["c", "a", "d", "b", "e"], [40, 10, 20, 25, 5])
     order = np.random.default_rng(0).permutation(100)
-    obs = pd.DataFrame({"patient": pd.Categorical(groups[order], categories=list("fedcba"))}, index=map(str, range(100)))
+    obs = pd.DataFrame(
+        {"patient": pd.Categorical(groups[order], categories=list("fedcba"))}, index=map(str, range(100))
+    )
     return AnnData(np.zeros((100, 1), np.float32), obs=obs)
 
 

@@ -236,9 +236,7 @@ def test_coarse_image_is_logged(scene: Scene, caplog: pytest.LogCaptureFixture) 
 
 
 def test_subset_and_reordered_tables(scene: Scene) -> None:
-    sdata = sd.concatenate(
-        [scene(name="A"), scene(name="B", px_to_cs=STORED["rotated"][0])], concatenate_tables=True
-    )
+    sdata = sd.concatenate([scene(name="A"), scene(name="B", px_to_cs=STORED["rotated"][0])], concatenate_tables=True)
     pk.pp.tile(sdata, tile_px=16, mpp=1.0, image_mpp=0.5)
     whole = pk.get.tiles(sdata).compute()
     kept = np.random.default_rng(0).permutation(24)[:15]

@@ -115,9 +115,7 @@ def _rgb_order(level: DataArray) -> DataArray:
     return level
 
 
-def choose_image(
-    sdata: SpatialData, region: str, images: Mapping[str, str] | None, regions: Iterable[str] = ()
-) -> str:
+def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | None, regions: Iterable[str] = ()) -> str:
     """Return the name of the image of a section; `regions` are all regions of the table.
 
     Raises

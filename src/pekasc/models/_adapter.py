@@ -178,7 +178,8 @@ class Adapter:
         mpp
             Their pixel size in um.
         coords_um, section
-            Positions (n, 2) and sections (n,) of the tiles; this head, which has no spatial context, does not read them.
+            Positions (n, 2) and sections (n,) of the tiles; not read by this head,
+            which has no spatial context.
         batch_size, device, precision
             As in :func:`pekasc.tl.embed_tiles`.
 

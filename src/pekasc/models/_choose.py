@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from pekasc._expression import Matrix
 from pekasc.models._folds import InnerFold
-from pekasc.models._heads import ALPHAS, Matrix, fit_ridge
+from pekasc.models._heads import ALPHAS, fit_ridge
 
 Depth = tuple[int, ...] | None  # block(s) whose features are taken; None is the encoder's own output
 

@@ -54,7 +54,7 @@ class Encoder:
     citation
         What to cite.
     note
-        Logged when the encoder is built.
+        Logged when the encoder is taken by its name.
 
     Examples
     --------
@@ -129,7 +129,10 @@ def resolve_encoder(encoder: str | Encoder) -> Encoder:
     if not isinstance(encoder, str):
         raise TypeError(f"`encoder` must be a name or a pekasc.models.Encoder, got {type(encoder).__name__}.")
     if encoder in _REGISTRY:
-        return _REGISTRY[encoder]()
+        row = _REGISTRY[encoder]()
+        if row.note:
+            logger.info(row.note)
+        return row
     if encoder.startswith(("hf-hub:", "hf_hub:")) or timm.is_model(encoder):
         return Encoder(encoder)
     if encoder.endswith(_WEIGHT_SUFFIXES) or Path(encoder).exists():
@@ -240,12 +243,11 @@ class FrozenEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(encoder.mean or config["mean"]).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(encoder.std or config["std"]).view(shape), persistent=False)
         self.is_vit = hasattr(self.model, "blocks") and hasattr(self.model, "num_prefix_tokens")
-        self.n_blocks = len(self.model.blocks) if self.is_vit else len(self.model.feature_info)
+        stages: Any = self.model.blocks if self.is_vit else self.model.feature_info
+        self.n_blocks = len(stages)
         self._set_tile_size(tile_px)
         self.requires_grad_(False)
         self.eval()
-        if encoder.note:
-            logger.info(encoder.note)
 
     def _set_tile_size(self, tile_px: int) -> None:
         patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", None)

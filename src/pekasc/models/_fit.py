@@ -13,12 +13,13 @@ import pandas as pd
 import torch
 from peft import PeftConfig
 
+from pekasc._expression import Matrix
 from pekasc.models._adapter import Adapter
 from pekasc.models._choose import Depth, candidate_depths, choose, held_out_error
 from pekasc.models._embed import embed
 from pekasc.models._encoders import Encoder, FrozenEncoder
 from pekasc.models._folds import InnerFold, inner_folds
-from pekasc.models._heads import ALPHAS, Matrix, fit_ridge
+from pekasc.models._heads import ALPHAS, fit_ridge
 from pekasc.models._methods import Method, make_config, method_name, target_layers
 from pekasc.models._peka import Recipe, n_clusters_for
 from pekasc.models._teachers import Teacher
@@ -79,7 +80,9 @@ class _Fit:
     options: Options
     folds: list[InnerFold]
 
-    def embed(self, depths: Sequence[Depth], index: np.ndarray | None = None, bar: bool = False) -> dict[Depth, np.ndarray]:
+    def embed(
+        self, depths: Sequence[Depth], index: np.ndarray | None = None, bar: bool = False
+    ) -> dict[Depth, np.ndarray]:
         o = self.options
         return embed(
             self.model,
@@ -147,7 +150,7 @@ def _fit_student(
     job: _Fit, encoder: Encoder, spec: TileSpec, depth: Depth, frozen: np.ndarray, selection: pd.DataFrame
 ) -> Adapter:
     data, o = job.data, job.options
-    assert o.method is not None  # noqa: S101  # for the type checker: fit() asked
+    assert o.method is not None  # for the type checker: fit() asked
     targets = target_layers(job.model, depth, o.blocks)
     config = make_config(o.method, o.recipe.rank, targets)
     runs = [_run_fold(job, i, config, depth, frozen) for i in range(len(job.folds))]
@@ -163,7 +166,9 @@ def _fit_student(
     table = pd.DataFrame(rows)
     best = table.loc[table["error"].idxmin()]
     epochs, alpha = int(best["epochs"]), float(best["alpha"])
-    logger.info("%d epochs chosen of %s: held-out error %.4f of the mean predictor's.", epochs, list(tried), best["error"])
+    logger.info(
+        "%d epochs chosen of %s: held-out error %.4f of the mean predictor's.", epochs, list(tried), best["error"]
+    )
     if epochs == 0:
         logger.warning("No epoch of training beat the frozen encoder on held-out groups: the adapter is left at zero.")
     scores = _gene_scores(
@@ -265,7 +270,9 @@ def _gene_scores(
     stacked = np.array(correlations)
     known = np.isfinite(stacked)
     count = known.sum(axis=0)
-    mean = np.divide(np.where(known, stacked, 0).sum(axis=0), count, out=np.full(stacked.shape[1], np.nan), where=count > 0)
+    mean = np.divide(
+        np.where(known, stacked, 0).sum(axis=0), count, out=np.full(stacked.shape[1], np.nan), where=count > 0
+    )
     return pd.DataFrame({"pearson": mean, "n_groups": count}, index=pd.Index(list(data.genes), name="gene"))
 
 

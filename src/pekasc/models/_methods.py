@@ -26,7 +26,7 @@ def method_name(method: Method) -> str:
     """Return the name of a method for tables and logs; ``"frozen"`` without one."""
     if method is None:
         return "frozen"
-    return method if isinstance(method, str) else str(method.peft_type.value).lower()
+    return method if isinstance(method, str) else str(getattr(method.peft_type, "value", method.peft_type)).lower()
 
 
 def check_method(method: Method) -> Method:
@@ -75,7 +75,7 @@ def target_layers(encoder: FrozenEncoder, depth: Depth, blocks: str | int) -> li
         tails = sorted({".".join(name.split(".")[2:]) for name in linear if name.startswith("blocks.")})
         raise ValueError(
             f"An adapter needs linear layers {list(encoder.encoder.adapter_targets)} in the blocks of encoder "
-            f"{encoder.encoder.short!r}, but {missing[:2]} are not there (its blocks have: {tails or 'no such layers'}). "
+            f"{encoder.encoder.short!r}, but {missing[:2]} are not there (its blocks have: {tails or 'none'}). "
             "Name others with `pekasc.models.Encoder(..., adapter_targets=(...))`, or take `method=None` for the "
             "frozen encoder."
         )
@@ -92,7 +92,7 @@ def make_config(method: str | PeftConfig, rank: int, targets: list[str]) -> Peft
 
 def attach(encoder: FrozenEncoder, config: PeftConfig, random_state: int) -> PeftModel:
     """Put a fresh adapter into the encoder's model, in place; ``unload()`` of what is returned takes it out."""
-    for name in config.target_modules or ():
+    for name in config.target_modules or ():  # type: ignore[attr-defined]
         layer = encoder.model.get_submodule(name)
         if getattr(config, "init_weights", None) == "bat":
             r = config.r  # type: ignore[attr-defined]

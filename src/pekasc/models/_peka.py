@@ -148,7 +148,9 @@ def train_cluster_head(
     head.requires_grad_(False)
 
 
-def losses(head: nn.Module, teacher: Tensor, student: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def losses(
+    head: nn.Module, teacher: Tensor, student: Tensor, labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Return knowledge distillation ``T**2 * KL(softmax(f(t)/T) || softmax(f(s)/T))`` and structure alignment.
 
     Parameters

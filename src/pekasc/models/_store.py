@@ -159,6 +159,6 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} holds no adapter of pekasc: {MAIN} lacks the fields of one.")
     if record["format"] != FORMAT:
         raise ValueError(
-            f"The adapter in {path} has format {record['format']}, this version of pekasc reads {FORMAT}: update pekasc."
+            f"The adapter in {path} has format {record['format']}, this pekasc reads {FORMAT}: update pekasc."
         )
     return record

@@ -7,7 +7,8 @@ from typing import Protocol
 import numpy as np
 from sklearn.decomposition import PCA
 
-from pekasc.models._heads import Matrix, n_components_for
+from pekasc._expression import Matrix
+from pekasc.models._heads import n_components_for
 
 
 class Teacher(Protocol):

@@ -1,0 +1,76 @@
+"""Features come in the order asked, whatever the order of reading, and several depths from one pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import pekasc as pk
+from pekasc.models._embed import autocast, embed, resolve_device
+from pekasc.models._encoders import FrozenEncoder
+from pekasc.tiling import ArrayTiles
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> FrozenEncoder:
+    return FrozenEncoder(pk.models.Encoder("vit_tiny_patch16_224", weights="random", model_kwargs={"depth": 3}), 32)
+
+
+class Shuffled(ArrayTiles):
+    """Tiles that are cheapest to read in another order."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        super().__init__(array)
+        self.reading_order = np.random.default_rng(1).permutation(self.n)
+
+
+@pytest.fixture(scope="module")
+def tiles() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3)).astype(np.uint8)
+
+
+def test_order(encoder: FrozenEncoder, tiles: np.ndarray) -> None:
+    plain = embed(encoder, ArrayTiles(tiles), [(3,)], batch_size=4, device=CPU)[(3,)]
+    assert plain.dtype == np.float32 and plain.shape == (11, 384)
+    shuffled = embed(encoder, Shuffled(tiles), [(3,)], batch_size=4, device=CPU)[(3,)]
+    np.testing.assert_allclose(shuffled, plain, atol=1e-5)
+    index = np.array([7, 0, 10, 3])
+    some = embed(encoder, Shuffled(tiles), [(3,)], batch_size=3, device=CPU, index=index)[(3,)]
+    np.testing.assert_allclose(some, plain[index], atol=1e-5)
+
+
+def test_depths_in_one_pass(encoder: FrozenEncoder, tiles: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    single = {d: embed(encoder, ArrayTiles(tiles), [d], batch_size=11, device=CPU)[d] for d in ((1,), (3,), None)}
+    calls = []
+    forward = encoder.model.forward_intermediates
+    monkeypatch.setattr(encoder.model, "forward_intermediates", lambda *a, **k: (calls.append(1), forward(*a, **k))[1])
+    depths = [(3,), (1,), (3, 1), None]
+    several = embed(encoder, ArrayTiles(tiles), depths, batch_size=11, device=CPU)
+    assert len(calls) == 1
+    np.testing.assert_array_equal(several[3,], single[3,])
+    np.testing.assert_array_equal(several[1,], single[1,])
+    np.testing.assert_array_equal(several[3, 1], np.concatenate([single[3,], single[1,]], axis=1))
+    np.testing.assert_array_equal(several[None], single[None])
+    assert several[None].shape == (11, 192)  # the encoder's own output
+
+
+def test_bf16_is_near(encoder: FrozenEncoder, tiles: np.ndarray) -> None:
+    exact = embed(encoder, ArrayTiles(tiles), [(2,)], batch_size=11, device=CPU)[(2,)]
+    rough = embed(encoder, ArrayTiles(tiles), [(2,)], batch_size=11, device=CPU, precision="bf16")[(2,)]
+    assert 0 < np.abs(rough - exact).max() < 0.2
+
+
+def test_devices_and_precision() -> None:
+    assert resolve_device("cpu") == CPU
+    assert resolve_device("auto").type in {"cpu", "cuda"}
+    with pytest.raises(ValueError, match=r"`device='cuda:99'` cannot be used.*Available: \['cpu'"):
+        resolve_device("cuda:99")
+    with pytest.raises(ValueError, match="`device='gpu'` cannot be used"):
+        resolve_device("gpu")
+    with pytest.raises(ValueError, match=r"`precision='fp8'` is not known.*fp32"):
+        autocast(CPU, "fp8")
+    with pytest.raises(ValueError, match="needs a GPU"):
+        autocast(CPU, "fp16")
