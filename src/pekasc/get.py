@@ -106,6 +106,14 @@ def expression(
         If there is no such layer, or an AnnData has no ``obsm["spatial"]``.
     ValueError
         If the layer holds nothing but NaN.
+
+    Examples
+    --------
+    >>> import pekasc as pk
+    >>> sdata = pk.datasets.phantom(n_patients=1, size_um=600)
+    >>> adata = pk.get.expression(sdata, layer="truth")
+    >>> list(adata.obs["section"].cat.categories)
+    ['P1S1']
     """
     table = get_table(data, table_name)
     values = _values(table, layer)

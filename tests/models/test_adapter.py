@@ -169,7 +169,7 @@ def test_a_foreign_folder(copy: Path, tmp_path: Path) -> None:
     main = copy / "pekasc.json"
     record = json.loads(main.read_text())
     main.write_text(json.dumps({**record, "format": 99}))
-    with pytest.raises(ValueError, match="has format 99, this version of pekasc reads 1: update pekasc"):
+    with pytest.raises(ValueError, match="has format 99, this .*pekasc reads 1: update pekasc"):
         pk.Adapter.load(copy)
     main.write_text(json.dumps({"hello": 1}))
     with pytest.raises(ValueError, match="lacks the fields"):
@@ -181,9 +181,7 @@ def test_a_foreign_folder(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pekasc.json is no JSON"):
         pk.Adapter.load(copy)
     main.unlink()
-    with pytest.raises(
-        ValueError, match=r"pekasc\.json is missing \(found .*A plain PEFT adapter has no expression head"
-    ):
+    with pytest.raises(ValueError, match=r"pekasc\.json is missing \(found .*A plain PEFT adapter has no"):
         pk.Adapter.load(copy)
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         pk.Adapter.load(tmp_path / "nowhere")

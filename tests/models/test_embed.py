@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -44,9 +46,14 @@ def test_order(encoder: FrozenEncoder, tiles: np.ndarray) -> None:
 
 def test_depths_in_one_pass(encoder: FrozenEncoder, tiles: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     single = {d: embed(encoder, ArrayTiles(tiles), [d], batch_size=11, device=CPU)[d] for d in ((1,), (3,), None)}
-    calls = []
+    calls: list[int] = []
     forward = encoder.model.forward_intermediates
-    monkeypatch.setattr(encoder.model, "forward_intermediates", lambda *a, **k: (calls.append(1), forward(*a, **k))[1])
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(encoder.model, "forward_intermediates", counted)
     depths = [(3,), (1,), (3, 1), None]
     several = embed(encoder, ArrayTiles(tiles), depths, batch_size=11, device=CPU)
     assert len(calls) == 1

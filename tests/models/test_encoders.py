@@ -157,7 +157,7 @@ def test_input_statistics(tiny: FrozenEncoder) -> None:
     expected = (tile / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     got = tiny.normalise(torch.from_numpy(tile)).numpy()
     np.testing.assert_allclose(got, np.moveaxis(expected, -1, 1), atol=1e-5)
-    own = FrozenEncoder(replace(SMALL, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)), 56)
+    own = FrozenEncoder(replace(SMALL, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)), 64)
     np.testing.assert_allclose(own.normalise(torch.from_numpy(tile)), np.moveaxis(tile, -1, 1) / 255, atol=1e-6)
 
 

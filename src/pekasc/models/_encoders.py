@@ -298,11 +298,13 @@ class FrozenEncoder(nn.Module):
         the features of an encoder that is cut there are the same. Blocks after the last depth do not run.
         """
         indices = [depth - 1 for depth in depths]
+        # timm gives layers in the model's order
+        order = {depth: i for i, depth in enumerate(sorted(set(depths)))}
         if not self.is_vit:
             maps = self.model.forward_intermediates(
                 x, indices=indices, stop_early=True, output_fmt="NCHW", intermediates_only=True
             )
-            return [m.mean(dim=(2, 3)) for m in maps]
+            return [maps[order[depth]].mean(dim=(2, 3)) for depth in depths]
         layers = self.model.forward_intermediates(
             x,
             indices=indices,
@@ -312,14 +314,13 @@ class FrozenEncoder(nn.Module):
             output_fmt="NLC",
             intermediates_only=True,
         )
-        # timm gives layers in the model's order, and tokens alone where there are no prefix tokens
+        # tokens alone where there are no prefix tokens
         pooled = []
         for layer in layers:
             tokens, prefix = layer if isinstance(layer, tuple) else (layer, None)
             mean = tokens.mean(dim=1)
             has_class = prefix is not None and getattr(self.model, "cls_token", None) is not None
             pooled.append(torch.cat([prefix[:, 0], mean], dim=1) if has_class else mean)
-        order = {depth: i for i, depth in enumerate(sorted(set(depths)))}
         return [pooled[order[depth]] for depth in depths]
 
     def own_output(self, x: Tensor) -> Tensor:

@@ -87,11 +87,11 @@ def evaluate(
     >>> import pekasc as pk
     >>> sdata = pk.datasets.phantom(n_patients=2, size_um=1000)
     >>> pk.pp.tile(sdata, tile_px=56, mpp=2.0)
-    >>> adapter = pk.tl.fit_adapter(sdata, method=None, train=["P1_S1_spots"], progress=False)
+    >>> adapter = pk.tl.fit_adapter(sdata, method=None, train=["P1S1_spots"], progress=False)
     >>> pk.tl.predict_expression(sdata, adapter, progress=False)
     >>> scores = pk.tl.evaluate(sdata)
     >>> sorted(scores["group"].unique())
-    ['P2_S1_spots']
+    ['P2S1_spots']
     """
     check_key(layer, argument="layer")
     table = get_table(data, table_name)

@@ -102,7 +102,7 @@ def predict_expression(
     >>> import pekasc as pk
     >>> sdata = pk.datasets.phantom(n_patients=2, size_um=1000)
     >>> pk.pp.tile(sdata, tile_px=56, mpp=2.0)
-    >>> adapter = pk.tl.fit_adapter(sdata, method=None, train=["P1_S1_spots"], progress=False)
+    >>> adapter = pk.tl.fit_adapter(sdata, method=None, train=["P1S1_spots"], progress=False)
     >>> pk.tl.predict_expression(sdata, adapter, progress=False)
     >>> sdata["table"].layers["peka"].dtype
     dtype('float32')
