@@ -69,7 +69,7 @@ def assert_shows(sdata: SpatialData, tiles: np.ndarray, expected: np.ndarray) ->
     # spatialdata cuts the fractions of the means of 4 pixels off: 0, 1/4, 1/2 or 3/4 at each level
     difference = (tiles.astype(float) + 0.375 * reader.level - expected)[..., [0, 2]]
     assert np.abs(difference).max() < 2.5
-    assert np.abs(difference.mean(axis=(1, 2))).max() < (0.4 if reader.level else 0.2)
+    assert np.abs(difference.mean(axis=(1, 2))).max() < (0.43 if reader.level else 0.2)
     assert np.abs(difference.mean(axis=(0, 1, 2))).max() < 0.2
 
 
