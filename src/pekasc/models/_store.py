@@ -34,8 +34,6 @@ MAIN = "pekasc.json"
 HEADS = "heads.safetensors"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
-_FIELDS = {"encoder", "encoder_digest", "tile_px", "mpp", "depth", "method", "genes", "alpha", "info", "gene_scores"}
-_FIELDS |= {"history", "selection", "files"}
 
 
 def _sha256(path: Path) -> str:
@@ -167,9 +165,6 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"The adapter in {path} has format {record['format']}, this pekasc reads {FORMAT}: update pekasc."
         )
-    missing = sorted(_FIELDS - record.keys())
-    if missing:
-        raise ValueError(f"The adapter in {path} is damaged: {MAIN} lacks {missing}.")
     missing = [name for name in _FIELDS if name not in record]
     if missing:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} lacks {missing}.")
