@@ -195,8 +195,8 @@ def report(out: Path) -> str:
                 continue
             each = ", ".join(f"{v:.3f}" for v in adapter)
             lines.append(
-                f"| {split} | 50 {genes.upper()} | 0 | {value['frozen last'][0]:.3f} | {value['frozen best'][0]:.3f} | {each} "
-                f"| {np.mean(adapter):.3f} |"
+                f"| {split} | 50 {genes.upper()} | 0 | {value['frozen last'][0]:.3f} "
+                f"| {value['frozen best'][0]:.3f} | {each} | {np.mean(adapter):.3f} |"
             )
             for rival in ("frozen last", "frozen best"):
                 pairs.append(f"| {split} | 50 {genes.upper()} | {rival} | {paired(files, key, rival, genes)} |")
@@ -238,7 +238,8 @@ def report_control(out: Path) -> list[str]:
             error = null[genes].std() / np.sqrt(len(null))
             lines.append(
                 f"- head alone, {len(null)} permutations, {genes.upper()}: mean {null[genes].mean():+.4f} "
-                f"(standard error {error:.4f}), 99th percentile {null[genes].quantile(0.99):.3f}, true {true[genes]:.3f}"
+                f"(standard error {error:.4f}), "
+                f"99th percentile {null[genes].quantile(0.99):.3f}, true {true[genes]:.3f}"
             )
     if (out / "control_fits.json").exists():
         whole = pd.DataFrame(json.loads((out / "control_fits.json").read_text()))
