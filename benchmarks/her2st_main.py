@@ -1,12 +1,14 @@
-"""The main figures on real tissue: frozen last block, frozen best depth, adapter; and the shuffled control.
+"""Frozen encoder and adapter on real breast tissue, and what is left of the scores when expression is shuffled.
 
-    python benchmarks/her2st_main.py --her2st PATH --vits PATH --out FOLDER
-    python benchmarks/her2st_main.py --her2st PATH --vits PATH --out FOLDER --control
-    python benchmarks/her2st_main.py --out FOLDER --report
+    python benchmarks/her2st_main.py --her2st PATH --vits PATH --out results/her2st
 
-Splits: train C2 + C3, test C4 (the same patient); train C2 + C3 + C4, test B4 (another patient). Tiles of 112 px at
-1.0 um/px. 50 spatially variable genes and 50 highly variable genes, chosen on the training sections; one head predicts
-their union. Finished fits are kept in FOLDER and not repeated.
+Sections C2 and C3 train and C4 tests (same patient), or C2, C3, C4 train and B4 tests (another patient). ViT-S/14 on
+tiles of 112 px at 1.0 um/px, float32. Everything is chosen on training sections: genes here, depth, epochs and penalty
+inside ``tl.fit_adapter``. The score is the mean over genes of Pearson's correlation over the spots of the test section;
+a gene whose correlation is not defined counts as 0.
+
+Every finished piece is one line of ``results.jsonl`` in the folder ``--out``, with predictions per spot beside it, and
+is skipped when it is there; ``--only tables`` prints the tables of what is there. Two runs may share the folder.
 """
 
 from __future__ import annotations
@@ -14,271 +16,417 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import platform
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import scanpy as sc
 import torch
-from anndata import AnnData
+from scipy import sparse
 from sklearn.neighbors import kneighbors_graph
 from spatialdata import SpatialData
 
 import pekasc as pk
-from pekasc._expression import log1p_cp10k
-from pekasc._sections import tiled_sections
-from pekasc.models._choose import candidate_depths, choose
-from pekasc.models._embed import embed
-from pekasc.models._encoders import FrozenEncoder
-from pekasc.models._fit import pearson
+from pekasc.models._choose import Depth, candidate_depths, choose
 from pekasc.models._folds import inner_folds
 from pekasc.models._heads import fit_ridge
-from pekasc.tl._inputs import tile_stream
 
-log = logging.getLogger("her2st_main")
-SPLITS = {"C2+C3>C4": (["C2", "C3"], "C4"), "C2+C3+C4>B4": (["C2", "C3", "C4"], "B4")}
+SPLITS = {"C4": ("C2", "C3"), "B4": ("C2", "C3", "C4")}
+TILE_PX, MPP = 112, 1.0
+N_GENES, SEEN_IN, N_NEIGHBOURS = 50, 0.1, 6
+SETS = {"svg": "50 SVG", "hvg": "50 HVG"}
 METHODS: dict[str, dict[str, Any]] = {
     "frozen last": {"method": None, "depth": -1},
-    "frozen best": {"method": None},
+    "frozen chosen": {"method": None},
     "adapter": {"method": "bone"},
 }
-BLOCK_UM = 1000.0
+CONTROL_TEST, HEAD_REPEATS, WHOLE_REPEATS = "C4", 100, 5
+BLOCK_UM, N_BOOTSTRAP = 1000.0, 1000
+PACKAGES = ("pekasc", "torch", "timm", "peft", "lightning", "spatialdata", "scanpy", "scikit-learn", "numpy")
+
+logger = logging.getLogger("her2st_main")
 
 
-def gene_sets(sdata: SpatialData, train: list[str]) -> dict[str, list[str]]:
-    """Return 50 spatially variable and 50 highly variable genes, from the training sections alone."""
-    table = sdata["table"]
-    parts = [table[(table.obs["section"] == section).to_numpy()] for section in train]
-    logs = [np.asarray(log1p_cp10k(part).todense()) for part in parts]
-    seen = np.all([(values > 0).mean(axis=0) >= 0.1 for values in logs], axis=0)
-    names = table.var_names.to_numpy()[seen]
-    morans = []
-    for part, values in zip(parts, logs, strict=True):
-        graph = kneighbors_graph(part.obsm["spatial"], 6).toarray() / 6
-        z = values[:, seen] - values[:, seen].mean(axis=0)
-        morans.append((z * (graph @ z)).sum(axis=0) / np.maximum((z * z).sum(axis=0), 1e-9))
-    svg = names[np.argsort(-np.mean(morans, axis=0))[:50]]
-    pooled = AnnData(np.concatenate(logs)[:, seen], var=pd.DataFrame(index=names))
-    sc.pp.highly_variable_genes(pooled, n_top_genes=50)
-    return {"svg": list(svg), "hvg": list(names[pooled.var["highly_variable"].to_numpy()])}
+@dataclass
+class Split:
+    """Tiled sections of one split, log-normalised expression, and the genes chosen on the training sections."""
+
+    test: str
+    sdata: SpatialData
+    log: sparse.csr_matrix
+    sets: dict[str, list[str]]
+
+    @property
+    def train(self) -> tuple[str, ...]:
+        return SPLITS[self.test]
+
+    @property
+    def table(self) -> ad.AnnData:
+        return self.sdata["table"]
+
+    @property
+    def genes(self) -> list[str]:
+        """Union of the gene sets, in the table's order."""
+        wanted = {gene for genes in self.sets.values() for gene in genes}
+        return [gene for gene in self.table.var_names if gene in wanted]
+
+    def rows(self, *sections: str) -> np.ndarray:
+        return np.flatnonzero(self.table.obs["section"].astype(str).isin(sections))
+
+    def expression(self, rows: np.ndarray) -> np.ndarray:
+        """log1p(1e4 * count / total), spots x ``genes``."""
+        return self.log[rows][:, self.table.var_names.get_indexer(self.genes)].toarray()
+
+    def positions_um(self, rows: np.ndarray) -> np.ndarray:
+        mpp = self.table.uns["pekasc"]["image_mpp"][f"{self.test}_he"]
+        return np.asarray(self.table.obsm["spatial"])[rows] * mpp
 
 
-def load(path: Path, train: list[str], test: str) -> SpatialData:
-    """Return the tiled sections of a split."""
-    sdata = pk.datasets.her2st((*train, test), path=path)
-    pk.pp.tile(sdata, tile_px=112, mpp=1.0)
-    return sdata
+def load_split(path: Path, test: str) -> Split:
+    """Load and tile the sections of one split; choose genes on the training sections."""
+    sdata = pk.datasets.her2st((*SPLITS[test], test), path=path)
+    pk.pp.tile(sdata, tile_px=TILE_PX, mpp=MPP)
+    counts = sdata["table"].X
+    total = np.asarray(counts.sum(axis=1)).ravel()
+    log = sparse.csr_matrix(counts.multiply(1e4 / np.maximum(total, 1)[:, None])).log1p()
+    split = Split(test, sdata, log, {})
+    split.sets = choose_genes(split)
+    return split
 
 
-def run(path: Path, encoder: pk.models.Encoder, out: Path, seeds: list[int]) -> None:
-    """Fit every method on every split and keep the predictions of the test section."""
+def morans_i(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Moran's I of each column on the graph of the nearest neighbours."""
+    w = kneighbors_graph(positions, N_NEIGHBOURS)
+    z = values - values.mean(axis=0)
+    return (z * (w @ z)).sum(axis=0) / np.maximum((z * z).sum(axis=0), 1e-12) * len(z) / w.sum()
+
+
+def choose_genes(split: Split) -> dict[str, list[str]]:
+    """Genes of highest mean Moran's I, and scanpy's highly variable genes, on the training sections."""
+    parts = {s: split.rows(s) for s in split.train}
+    seen = [split.log[rows].getnnz(axis=0) >= SEEN_IN * len(rows) for rows in parts.values()]
+    keep = np.flatnonzero(np.all(seen, axis=0))
+    names = split.table.var_names[keep]
+    y = {s: split.log[rows][:, keep].toarray() for s, rows in parts.items()}
+    moran = np.mean([morans_i(y[s], split.positions_um(rows)) for s, rows in parts.items()], axis=0)
+    stacked = ad.AnnData(sparse.csr_matrix(np.concatenate(list(y.values()))), var=pd.DataFrame(index=names))
+    stacked.uns["log1p"] = {}
+    sc.pp.highly_variable_genes(stacked, n_top_genes=N_GENES)
+    return {
+        "svg": [str(names[i]) for i in np.argsort(-moran, kind="stable")[:N_GENES]],
+        "hvg": [str(name) for name in stacked.var_names[stacked.var["highly_variable"]]],
+    }
+
+
+def pearson(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of every column; 0 where it is not defined."""
+    a = predicted.astype(np.float64) - predicted.mean(axis=0, dtype=np.float64)
+    b = measured.astype(np.float64) - measured.mean(axis=0, dtype=np.float64)
+    scale = np.sqrt((a * a).sum(axis=0) * (b * b).sum(axis=0))
+    known = (np.ptp(predicted, axis=0) > 0) & (np.ptp(measured, axis=0) > 0) & (scale > 0)
+    return np.divide((a * b).sum(axis=0), scale, out=np.zeros(a.shape[1]), where=known)
+
+
+@dataclass
+class Store:
+    """The folder of results: one line of JSON per split, method, seed and gene set."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self) -> pd.DataFrame:
+        path = self.folder / "results.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        columns = ["split", "method", "seed", "genes", "pearson", "rmse", "depth", "epochs", "alpha", "seconds"]
+        return pd.DataFrame([json.loads(line) for line in lines], columns=columns)
+
+    def has(self, split: str, method: str, seed: int) -> bool:
+        done = self.read()
+        found = done[(done["split"] == split) & (done["method"] == method) & (done["seed"] == seed)]
+        return set(SETS) <= set(found["genes"])
+
+    def add(self, split: Split, method: str, seed: int, predicted: np.ndarray, **about: Any) -> None:
+        """Score predictions for ``split.genes`` on the test section, and keep them (controls: scores only)."""
+        rows = split.rows(split.test)
+        measured = split.expression(rows)
+        if not method.startswith("shuffled"):
+            np.savez_compressed(
+                self.predictions(split.test, method, seed),
+                predicted=predicted, measured=measured, genes=np.array(split.genes),
+                xy_um=split.positions_um(rows), **{name: np.array(genes) for name, genes in split.sets.items()},
+            )  # fmt: skip
+        lines = []
+        for name, genes in split.sets.items():
+            at = [split.genes.index(gene) for gene in genes]
+            error = predicted[:, at].astype(np.float64) - measured[:, at]
+            line = {
+                "split": split.test, "method": method, "seed": seed, "genes": name,
+                "pearson": float(pearson(predicted[:, at], measured[:, at]).mean()),
+                "rmse": float(np.sqrt(np.square(error).mean())), **about,
+            }  # fmt: skip
+            logger.info("%s", line)
+            lines.append(json.dumps(line) + "\n")
+        with (self.folder / "results.jsonl").open("a") as f:
+            f.write("".join(lines))
+
+    def predictions(self, split: str, method: str, seed: int) -> Path:
+        return self.folder / f"{split}_{method.replace(' ', '_')}_{seed}.npz"
+
+
+def whole_fit(split: Split, encoder: pk.models.Encoder, seed: int, **how: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """Fit on the training sections; return predictions for the test section, and what was chosen."""
+    start = time.perf_counter()
+    adapter = pk.tl.fit_adapter(
+        split.sdata, encoder=encoder, train=[f"{s}_spots" for s in split.train], genes=split.genes, device="cpu",
+        precision="fp32", random_state=seed, progress=False, **how,
+    )  # fmt: skip
+    pk.tl.predict_expression(split.sdata, adapter, device="cpu", progress=False)
+    rows = split.rows(split.test)
+    if split.table.obs["peka_train"].to_numpy()[rows].any():
+        raise RuntimeError("A test spot was trained on.")
+    columns = split.table.var_names.get_indexer(split.genes)
+    predicted = np.asarray(split.table.layers["peka"])[np.ix_(rows, columns)]
+    if how["method"] is not None and adapter.info["epochs"] == 0:
+        logger.warning("%s, seed %d: 0 epochs chosen, the adapter is the frozen encoder.", split.test, seed)
+    about = {name: adapter.info[name] for name in ("depth", "epochs", "alpha")}
+    return predicted, {**about, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def run_main(path: Path, encoder: pk.models.Encoder, store: Store, seeds: Sequence[int]) -> None:
+    """All methods on both splits, seed after seed; what has no random numbers runs once."""
+    splits: dict[str, Split] = {}
+    for i, seed in enumerate(seeds):
+        for test in SPLITS:
+            methods = ["mean predictor", *METHODS] if i == 0 else ["adapter"]
+            todo = [(m, seed if m == "adapter" else 0) for m in methods]
+            todo = [(m, s) for m, s in todo if not store.has(test, m, s)]
+            if todo and test not in splits:
+                splits[test] = load_split(path, test)
+            for method, number in todo:
+                split = splits[test]
+                if method == "mean predictor":
+                    mean = split.expression(split.rows(*split.train)).mean(axis=0)
+                    store.add(split, method, number, np.tile(mean, (len(split.rows(test)), 1)))
+                    continue
+                predicted, about = whole_fit(split, encoder, number, **METHODS[method])
+                store.add(split, method, number, predicted, **about)
+
+
+def shuffled(split: Split, seed: int) -> np.ndarray:
+    """Training rows, section by section, and as the second row which training row's expression each is given."""
+    rng = np.random.default_rng(seed)
+    parts = [split.rows(s) for s in split.train]
+    return np.stack([np.concatenate(parts), np.concatenate([rng.permutation(rows) for rows in parts])])
+
+
+def frozen_features(split: Split, encoder: pk.models.Encoder, store: Store) -> dict[Depth, np.ndarray]:
+    """Features of all spots after every block, computed once."""
+    depths = candidate_depths(12)
+    path = store.folder / f"{split.test}_frozen_features.npz"
+    if not path.exists():
+        for depth in depths:
+            pk.tl.embed_tiles(split.sdata, encoder, depth=depth, device="cpu", key_added="frozen", progress=False)
+            split.table.obsm[f"block{depth}"] = split.table.obsm.pop("frozen")
+        np.savez(path, **{str(depth[0]): split.table.obsm[f"block{depth}"] for depth in depths if depth})
+    with np.load(path) as stored:
+        return {depth: stored[str(depth[0])] for depth in depths if depth}
+
+
+def head_on(split: Split, features: dict[Depth, np.ndarray], rows: np.ndarray, given: np.ndarray) -> tuple[Any, ...]:
+    """Choose depth and penalty, fit the head as the package does; return predictions for the test section."""
+    y = split.expression(given)
+    sections = split.table.obs["section"].astype(str).to_numpy(dtype=object)[rows]
+    folds = inner_folds(sections, split.positions_um(rows), sections, margin_um=TILE_PX * MPP)
+    chosen = choose({depth: x[rows] for depth, x in features.items()}, y, folds, None)
+    x = features[chosen.depth]
+    head = fit_ridge(x[rows], y).head(chosen.alpha)
+    return head.predict(x[split.rows(split.test)]), chosen
+
+
+def run_control(path: Path, encoder: pk.models.Encoder, store: Store) -> None:
+    """Give training spots the expression of other spots of their section; score against what was measured."""
+    todo = [i for i in range(HEAD_REPEATS) if not store.has(CONTROL_TEST, "shuffled head", i)]
+    whole = [i for i in range(WHOLE_REPEATS) if not store.has(CONTROL_TEST, "shuffled whole", i)]
+    if not todo and not whole:
+        return
+    split = load_split(path, CONTROL_TEST)
+    if todo:
+        features = frozen_features(split, encoder, store)
+        if not store.has(CONTROL_TEST, "true head", 0):
+            rows = shuffled(split, 0)[0]
+            predicted, chosen = head_on(split, features, rows, rows)
+            store.add(split, "true head", 0, predicted, depth=str(chosen.depth[0]), alpha=chosen.alpha)
+        for i in todo:
+            predicted, chosen = head_on(split, features, *shuffled(split, i))
+            store.add(split, "shuffled head", i, predicted, depth=str(chosen.depth[0]), alpha=chosen.alpha)
+    counts = split.table.X.copy()
+    for i in whole:
+        rows, given = shuffled(split, 1000 + i)
+        order = np.arange(split.table.n_obs)
+        order[rows] = given
+        split.table.X = counts[order]
+        predicted, about = whole_fit(split, encoder, i, **METHODS["adapter"])
+        split.table.X = counts
+        store.add(split, "shuffled whole", i, predicted, **about)
+
+
+def load_predictions(store: Store, split: str, method: str) -> list[dict[str, np.ndarray]]:
+    done = store.read()
+    seeds = sorted(set(done.loc[(done["split"] == split) & (done["method"] == method), "seed"]))
+    out = []
     for seed in seeds:
-        for name, (train, test) in SPLITS.items():
-            todo = [
-                m for m in METHODS if (m == "adapter" or seed == seeds[0]) and not file(out, name, m, seed).exists()
-            ]
-            if not todo:
-                continue
-            sdata = load(path, train, test)
-            sets = gene_sets(sdata, train)
-            union = sorted({*sets["svg"], *sets["hvg"]})
-            table = sdata["table"]
-            here = (table.obs["section"] == test).to_numpy()
-            measured = np.asarray(log1p_cp10k(table[here])[:, table.var_names.get_indexer(union)].todense())
-            for method in todo:
-                start = time.perf_counter()
-                adapter = pk.tl.fit_adapter(
-                    sdata,
-                    encoder=encoder,
-                    train=train,
-                    genes=union,
-                    random_state=seed,
-                    progress=False,
-                    **METHODS[method],
-                )
-                pk.tl.predict_expression(sdata, adapter, progress=False)
-                predicted = sdata["table"].layers["peka"][here][:, table.var_names.get_indexer(adapter.genes)]
-                order = [list(adapter.genes).index(gene) for gene in union]
-                facts = {"depth": adapter.info["depth"], "epochs": adapter.info["epochs"], "alpha": adapter.head.alpha}
-                facts["seconds"] = round(time.perf_counter() - start)
-                np.savez(
-                    file(out, name, method, seed),
-                    predicted=predicted[:, order], measured=measured, um=table.obsm["spatial"][here] * 0.688,
-                    genes=union, svg=np.isin(union, sets["svg"]), hvg=np.isin(union, sets["hvg"]),
-                    facts=json.dumps(facts),
-                )  # fmt: skip
-                log.info("%s %s seed %d: %s", name, method, seed, facts)
+        with np.load(store.predictions(split, method, seed)) as stored:
+            out.append(dict(stored))
+    return out
 
 
-def file(out: Path, split: str, method: str, seed: int) -> Path:
-    """Return where one fit's predictions are kept."""
-    return out / f"{split.replace('>', '-to-')}_{method.replace(' ', '-')}_{seed}.npz"
-
-
-def control(path: Path, encoder: pk.models.Encoder, out: Path, heads: int, fits: int) -> None:
-    """Permute expression over spots within the training sections of C2 + C3 and score on C4."""
-    name = "C2+C3>C4"
-    train, test = SPLITS[name]
-    sdata = load(path, train, test)
-    sets = gene_sets(sdata, train)
-    union = sorted({*sets["svg"], *sets["hvg"]})
-    table = sdata["table"]
-    columns = table.var_names.get_indexer(union)
-    y = np.asarray(log1p_cp10k(table)[:, columns].todense())
-    sections, spec = tiled_sections(sdata)
-    stream, rows = tile_stream(sections, spec)
-    model = FrozenEncoder(encoder, spec.tile_px)
-    features = embed(model, stream, candidate_depths(model.n_blocks), batch_size=64, device=torch.device("cpu"))
-    label = table.obs["section"].astype(str).to_numpy()[rows]
-    um = np.concatenate([s.centres_um for s in sections])
-    fit_rows, test_rows = np.flatnonzero(np.isin(label, train)), np.flatnonzero(label == test)
-    folds = inner_folds(label[fit_rows], um[fit_rows], label[fit_rows], spec.side_um)
-    y, svg = y[rows], np.isin(union, sets["svg"])
-    result: list[dict[str, float]] = []
-    for repetition in range(-1, heads):
-        rng = np.random.default_rng(repetition + 1)
-        target = y.copy()
-        if repetition >= 0:
-            for section in train:
-                at = np.flatnonzero(label == section)
-                target[at] = target[rng.permutation(at)]
-        train_features = {depth: x[fit_rows] for depth, x in features.items()}
-        chosen = choose(train_features, target[fit_rows], folds, None)
-        head = fit_ridge(train_features[chosen.depth], target[fit_rows]).head(chosen.alpha)
-        r = np.nan_to_num(pearson(head.predict(features[chosen.depth][test_rows]), y[test_rows]))
-        result.append({"repetition": repetition, "svg": float(r[svg].mean()), "hvg": float(r[~svg].mean())})
-    (out / "control_heads.json").write_text(json.dumps(result))
-    whole = []
-    counts = table.X.copy()
-    for repetition in range(fits):
-        rng = np.random.default_rng(1000 + repetition)
-        order = np.arange(table.n_obs)
-        for section in train:
-            at = np.flatnonzero((table.obs["section"] == section).to_numpy())
-            order[at] = rng.permutation(at)
-        table.X = counts[order]
-        adapter = pk.tl.fit_adapter(sdata, encoder=encoder, train=train, genes=union, random_state=0, progress=False)
-        table.X = counts
-        pk.tl.predict_expression(sdata, adapter, progress=False)
-        here = (table.obs["section"] == test).to_numpy()
-        measured = np.asarray(log1p_cp10k(table[here])[:, columns].todense())
-        r = np.nan_to_num(pearson(table.layers["peka"][here][:, columns], measured))
-        whole.append({"repetition": repetition, "svg": float(r[svg].mean()), "hvg": float(r[~svg].mean())})
-        (out / "control_fits.json").write_text(json.dumps(whole))
-        log.info("whole fit %d: %s", repetition, whole[-1])
-
-
-def scores(predicted: np.ndarray, measured: np.ndarray, genes: np.ndarray) -> float:
-    """Return the mean Pearson correlation over genes; a gene that is constant counts as 0."""
-    return float(np.nan_to_num(pearson(predicted[:, genes], measured[:, genes])).mean())
-
-
-def report(out: Path) -> str:
-    """Return tables of scores and paired differences as Markdown."""
-    files = {tuple(p.stem.rsplit("_", 2)): dict(np.load(p)) for p in sorted(out.glob("*.npz"))}
-    lines = [
-        "| split | genes | mean predictor | frozen last | frozen best | adapter, per seed | mean |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    pairs = []
-    for split in SPLITS:
-        key = split.replace(">", "-to-")
-        for genes in ("svg", "hvg"):
-            value: dict[str, list[float]] = {}
-            for method in METHODS:
-                found = [f for (s, m, _), f in files.items() if s == key and m == method.replace(" ", "-")]
-                value[method] = [scores(f["predicted"], f["measured"], f[genes]) for f in found]
-            adapter = value["adapter"]
-            if not adapter or not value["frozen last"]:
-                continue
-            each = ", ".join(f"{v:.3f}" for v in adapter)
-            lines.append(
-                f"| {split} | 50 {genes.upper()} | 0 | {value['frozen last'][0]:.3f} "
-                f"| {value['frozen best'][0]:.3f} | {each} | {np.mean(adapter):.3f} |"
-            )
-            for rival in ("frozen last", "frozen best"):
-                pairs.append(f"| {split} | 50 {genes.upper()} | {rival} | {paired(files, key, rival, genes)} |")
-    head = ["", "| split | genes | adapter minus | difference, sd, 95 % interval |", "|---|---|---|---|"]
-    facts = [f"- {' '.join(k)}: {json.loads(str(f['facts']))}" for k, f in files.items()]
-    return "\n".join([*lines, *head, *pairs, "", *facts, *report_control(out)])
-
-
-def paired(files: dict[Any, Any], key: str, rival: str, genes: str, n: int = 1000) -> str:
-    """Return the paired difference with a bootstrap over squares of 1 mm of the test section."""
-    (base,) = [f for (s, m, _), f in files.items() if s == key and m == rival.replace(" ", "-")]
-    seeds = [f for (s, m, _), f in files.items() if s == key and m == "adapter"]
-    square = np.floor(base["um"] / BLOCK_UM).astype(int)
-    _, block = np.unique(square, axis=0, return_inverse=True)
-    block = block.ravel()
-    members = [np.flatnonzero(block == b) for b in range(block.max() + 1)]
+def bootstrap(store: Store, split: str, one: str, other: str, genes: str) -> dict[str, float]:
+    """Difference of scores, mean over seeds, and how it varies over resampled blocks of the test section."""
+    first, second = load_predictions(store, split, one), load_predictions(store, split, other)
+    at = np.isin(first[0]["genes"], first[0][genes])
+    measured = first[0]["measured"][:, at]
+    corner = np.floor(first[0]["xy_um"] / BLOCK_UM).astype(int)
+    _, block = np.unique(corner, axis=0, return_inverse=True)
+    members = [np.flatnonzero(block.ravel() == b) for b in range(block.max() + 1)]
 
     def difference(rows: np.ndarray) -> float:
-        ours = np.mean([scores(f["predicted"][rows], f["measured"][rows], f[genes]) for f in seeds])
-        return float(ours - scores(base["predicted"][rows], base["measured"][rows], base[genes]))
+        a, b = (
+            np.mean([pearson(p["predicted"][np.ix_(rows, np.flatnonzero(at))], measured[rows]).mean() for p in side])
+            for side in (first, second)
+        )
+        return float(a - b)
 
     rng = np.random.default_rng(0)
     drawn = [
         difference(np.concatenate([members[b] for b in rng.integers(len(members), size=len(members))]))
-        for _ in range(n)
+        for _ in range(N_BOOTSTRAP)
     ]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    whole = difference(np.arange(len(block)))
-    return f"{whole:+.3f}, {np.std(drawn):.3f}, [{low:+.3f}, {high:+.3f}]"
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return {
+        "difference": difference(np.arange(len(measured))), "sd": float(np.std(drawn, ddof=1)),
+        "low": float(low), "high": float(high), "blocks": len(members),
+    }  # fmt: skip
 
 
-def report_control(out: Path) -> list[str]:
-    """Return what the shuffled control showed."""
-    lines = []
-    if (out / "control_heads.json").exists():
-        rows = pd.DataFrame(json.loads((out / "control_heads.json").read_text()))
-        true, null = rows[rows["repetition"] < 0].iloc[0], rows[rows["repetition"] >= 0]
-        for genes in ("svg", "hvg"):
-            error = null[genes].std() / np.sqrt(len(null))
-            lines.append(
-                f"- head alone, {len(null)} permutations, {genes.upper()}: mean {null[genes].mean():+.4f} "
-                f"(standard error {error:.4f}), "
-                f"99th percentile {null[genes].quantile(0.99):.3f}, true {true[genes]:.3f}"
-            )
-    if (out / "control_fits.json").exists():
-        whole = pd.DataFrame(json.loads((out / "control_fits.json").read_text()))
-        for genes in ("svg", "hvg"):
-            each = ", ".join(f"{v:+.3f}" for v in whole[genes])
-            error = whole[genes].std() / np.sqrt(len(whole))
-            lines.append(
-                f"- whole fits, {genes.upper()}: {each}; mean {whole[genes].mean():+.4f}, standard error {error:.4f}"
-            )
-    return ["", *lines]
+def markdown(rows: list[list[str]], header: list[str]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def score_table(done: pd.DataFrame, value: str) -> str:
+    """Methods x (split, gene set): mean over seeds, and each seed's value where there are several."""
+    rows = []
+    for method in ("mean predictor", *METHODS):
+        row = [method]
+        for split in SPLITS:
+            for genes in SETS:
+                at = (done["split"] == split) & (done["method"] == method) & (done["genes"] == genes)
+                values = done[at].sort_values("seed")[value].to_list()
+                each = " (" + ", ".join(f"{v:.3f}" for v in values) + ")" if len(values) > 1 else ""
+                row.append(f"{np.mean(values):.3f}{each}" if values else "")
+        rows.append(row)
+    return markdown(rows, [value, *(f"{split} {name}" for split in SPLITS for name in SETS.values())])
+
+
+def choice_table(done: pd.DataFrame) -> str:
+    part = done[(done["genes"] == "svg") & done["method"].isin(METHODS)].sort_values(["split", "method", "seed"])
+    rows = [
+        [r["split"], r["method"], str(r["seed"]), str(r["depth"]), str(int(r["epochs"])), f"{r['alpha']:.3g}",
+         f"{r['seconds']:.0f}"] for _, r in part.iterrows()
+    ]  # fmt: skip
+    return markdown(rows, ["split", "method", "seed", "depth", "epochs", "alpha", "seconds"])
+
+
+def difference_table(done: pd.DataFrame, store: Store) -> str:
+    rows = []
+    for split in SPLITS:
+        for other in ("frozen last", "frozen chosen"):
+            for genes, name in SETS.items():
+                part = done[(done["split"] == split) & (done["genes"] == genes)]
+                if not {"adapter", other} <= set(part["method"]):
+                    continue
+                found = bootstrap(store, split, "adapter", other, genes)
+                base = part.loc[part["method"] == other, "pearson"].mean()
+                rows.append([
+                    f"{split} {name}", f"adapter - {other}", f"{found['difference']:+.3f}",
+                    f"{100 * found['difference'] / base:+.0f} %", f"{found['sd']:.3f}",
+                    f"{found['low']:+.3f} to {found['high']:+.3f}", str(found["blocks"]),
+                ])  # fmt: skip
+    return markdown(rows, ["test", "difference", "mean", "relative", "sd", "95 % interval", "blocks"])
+
+
+def control_table(done: pd.DataFrame) -> str:
+    rows = []
+    part = done[done["split"] == CONTROL_TEST]
+    for control, true in (("shuffled head", "true head"), ("shuffled whole", "adapter")):
+        for genes, name in SETS.items():
+            found = part[part["genes"] == genes]
+            values = found.loc[found["method"] == control, "pearson"].to_numpy()
+            score = found.loc[found["method"] == true, "pearson"].mean()
+            if len(values) < 2 or np.isnan(score):
+                continue
+            error = values.std(ddof=1) / np.sqrt(len(values))
+            rows.append([
+                control, name, str(len(values)), f"{values.mean():+.4f}", f"{values.std(ddof=1):.4f}", f"{error:.4f}",
+                f"{values.mean() / error:+.1f}", f"{np.percentile(values, 99):.3f}", f"{values.max():.3f}",
+                f"{score:.3f}",
+            ])  # fmt: skip
+    header = [
+        "control",
+        "genes",
+        "repeats",
+        "mean",
+        "sd",
+        "se",
+        "mean / se",
+        "99th percentile",
+        "largest",
+        "true score",
+    ]
+    return markdown(rows, header)
+
+
+def tables(store: Store) -> str:
+    done = store.read().drop_duplicates(["split", "method", "seed", "genes"], keep="last")
+    parts = [score_table(done, "pearson"), score_table(done, "rmse"), choice_table(done)]
+    parts += [difference_table(done, store), control_table(done)]
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    parts.append(f"{os.cpu_count()} {platform.machine()} cores. Python {platform.python_version()}, {versions}.\n")
+    return "\n".join(parts)
 
 
 def main() -> None:
-    """Run what the arguments ask for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--her2st", type=Path, help="folder with B4, C2, C3, C4")
     parser.add_argument("--vits", type=Path, help="weights of the ViT-S/14")
-    parser.add_argument("--out", type=Path, required=True, help="folder for predictions")
+    parser.add_argument("--out", type=Path, required=True, help="folder for results and predictions")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", choices=["main", "control", "tables"])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--control", action="store_true")
-    parser.add_argument("--heads", type=int, default=100)
-    parser.add_argument("--fits", type=int, default=5)
-    parser.add_argument("--report", action="store_true")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
-    log.setLevel(logging.INFO)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    if arguments.report:
-        print(report(arguments.out))
-        return
-    torch.set_num_threads(arguments.threads)
-    encoder = pk.models.Encoder(
-        "vit_small_patch14_dinov2", weights=str(arguments.vits), model_kwargs={"img_size": 518}, key="vits"
-    )
-    if arguments.control:
-        control(arguments.her2st, encoder, arguments.out, arguments.heads, arguments.fits)
-    else:
-        run(arguments.her2st, encoder, arguments.out, arguments.seeds)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    torch.set_num_threads(args.threads)
+    store = Store(args.out)
+    if args.only != "tables":
+        if args.her2st is None or args.vits is None:
+            parser.error("--her2st and --vits are needed, except with --only tables")
+        # the size that the weights' position table was made for
+        encoder = pk.models.Encoder("vit_small_patch14_dinov2", weights=args.vits, model_kwargs={"img_size": 518})
+        if args.only != "control":
+            run_main(args.her2st, encoder, store, args.seeds)
+        if args.only != "main":
+            run_control(args.her2st, encoder, store)
+    print(tables(store))
 
 
 if __name__ == "__main__":
