@@ -41,6 +41,7 @@ from pekasc.models._heads import fit_ridge
 
 SPLITS = {"C4": ("C2", "C3"), "B4": ("C2", "C3", "C4")}
 TILE_PX, MPP = 112, 1.0
+N_BLOCKS = 12
 N_GENES, SEEN_IN, N_NEIGHBOURS = 50, 0.1, 6
 SETS = {"svg": "50 SVG", "hvg": "50 HVG"}
 METHODS: dict[str, dict[str, Any]] = {
@@ -230,16 +231,14 @@ def shuffled(split: Split, seed: int) -> np.ndarray:
 
 
 def frozen_features(split: Split, encoder: pk.models.Encoder, store: Store) -> dict[Depth, np.ndarray]:
-    """Features of all spots after every block, computed once."""
-    depths = candidate_depths(12)
-    path = store.folder / f"{split.test}_frozen_features.npz"
+    """Features of all spots after every block, from one pass, computed once."""
+    blocks = tuple(depth[0] for depth in candidate_depths(N_BLOCKS) if depth)
+    path = store.folder / f"{split.test}_frozen_features.npy"
     if not path.exists():
-        for depth in depths:
-            pk.tl.embed_tiles(split.sdata, encoder, depth=depth, device="cpu", key_added="frozen", progress=False)
-            split.table.obsm[f"block{depth}"] = split.table.obsm.pop("frozen")
-        np.savez(path, **{str(depth[0]): split.table.obsm[f"block{depth}"] for depth in depths if depth})
-    with np.load(path) as stored:
-        return {depth: stored[str(depth[0])] for depth in depths if depth}
+        pk.tl.embed_tiles(split.sdata, encoder, depth=blocks, device="cpu", key_added="frozen", progress=False)
+        np.save(path, split.table.obsm["frozen"])
+    parts = np.split(np.load(path), len(blocks), axis=1)
+    return {(block,): part for block, part in zip(blocks, parts, strict=True)}
 
 
 def head_on(split: Split, features: dict[Depth, np.ndarray], rows: np.ndarray, given: np.ndarray) -> tuple[Any, ...]:
