@@ -29,7 +29,19 @@ def _matrix(adata: AnnData, layer: str | None) -> Matrix:
     if matrix is None:
         raise ValueError("The table has no `X`. Name the layer with counts: `layer=`.")
     # one type of sparse matrix downstream; a backed or array-API matrix is read here
-    return sparse.csr_matrix(matrix) if sparse.issparse(matrix) else np.asarray(matrix)
+    if not sparse.issparse(matrix):
+        dense = np.asarray(matrix)
+        if sparse.issparse(dense.flat[0] if dense.dtype == object and dense.size else None):
+            dense = dense.flat[0].toarray()
+        if dense.dtype.kind not in "biuf":
+            raise ValueError(f"The matrix has dtype {dense.dtype}: numbers are needed.")
+        return dense
+    out = sparse.csr_matrix(matrix)
+    if not out.data.all():
+        # a zero that is stored is a zero: genes are counted by what is stored
+        out = out.copy()
+        out.eliminate_zeros()
+    return out
 
 
 def _values(matrix: Matrix) -> np.ndarray:
@@ -50,7 +62,7 @@ def _describe(matrix: Matrix) -> str:
     return f"values that are no integers (such as {values[values != np.rint(values)][0]:.4g})"
 
 
-def counts(adata: AnnData, layer: str | None = None) -> Matrix:
+def counts(adata: AnnData, layer: str | None = None, *, argument: str = "layer", otherwise: str = "") -> Matrix:
     """Return raw counts, spots x genes: `layer`, else ``X`` if it holds integers, else ``layers["counts"]``.
 
     Raises
@@ -71,17 +83,18 @@ def counts(adata: AnnData, layer: str | None = None) -> Matrix:
         raise ValueError(f'Neither `X` nor layers["counts"] holds counts: found {_describe(stored)} in the latter.')
     where = "`X`" if layer is None else f"layers[{layer!r}]"
     raise ValueError(
-        f"Raw counts are needed, but {where} has {_describe(matrix)}. Name the layer with counts (`layer=`), "
-        'or, if the data are log-normalised already and the counts are lost, say `target="as_is"`.'
+        f"Raw counts are needed, but {where} has {_describe(matrix)}. Name the layer with counts (`{argument}=`)"
+        f"{otherwise}."
     )
 
 
-def log1p_cp10k(adata: AnnData, layer: str | None = None) -> Matrix:
+def log1p_cp10k(adata: AnnData, layer: str | None = None, *, argument: str = "layer", otherwise: str = "") -> Matrix:
     """Return log1p(1e4 * count / total of the spot), spots x genes, float32; a spot without counts is all 0.
 
-    The total is taken over all genes of the table, so no spot's value depends on another spot.
+    The total is taken over all genes of the table, so no spot's value depends on another spot. `argument` and
+    `otherwise` name, in an error, the caller's argument for the layer and what else can be done.
     """
-    raw = counts(adata, layer)
+    raw = counts(adata, layer, argument=argument, otherwise=otherwise)
     total = np.asarray(raw.sum(axis=1), dtype=np.float64).ravel()
     factor = np.divide(SCALE, total, out=np.zeros_like(total), where=total > 0)
     if sparse.issparse(raw):
@@ -94,7 +107,8 @@ def log1p_cp10k(adata: AnnData, layer: str | None = None) -> Matrix:
 def target_matrix(adata: AnnData, layer: str | None = None, target: str = "log1p") -> Matrix:
     """Return what the head learns: ``"log1p"`` of counts per 10,000, or the matrix ``"as_is"``."""
     if target == "log1p":
-        return log1p_cp10k(adata, layer)
+        as_is = ', or, if the data are log-normalised already and the counts are lost, say `target="as_is"`'
+        return log1p_cp10k(adata, layer, otherwise=as_is)
     if target == "as_is":
         matrix = _matrix(adata, layer)
         if not np.isfinite(_values(matrix)).all():

@@ -104,10 +104,48 @@ def _decode(value: Any) -> Any:
     return value
 
 
-def write_uns(adata: AnnData, key: str, value: Mapping[str, Any]) -> None:
-    """Store `value` under ``uns["pekasc"][key]`` in a form that AnnData writes and reads back unchanged."""
+def write_uns(adata: AnnData, key: str, value: Mapping[str, Any], *, kind: str | None = None) -> None:
+    """Store `value` under ``uns["pekasc"][key]`` in a form that AnnData writes and reads back unchanged.
+
+    `kind` says what the record is of, for :func:`check_free`.
+    """
+    record = dict(value) if kind is None else {**value, "kind": kind}
     # a new dict, so that an AnnData that shares the old one (a shallow copy) keeps its state
-    adata.uns[UNS] = {**adata.uns.get(UNS, {}), check_key(key): _encode(dict(value))}
+    adata.uns[UNS] = {**adata.uns.get(UNS, {}), check_key(key): _encode(record)}
+
+
+def check_free(adata: AnnData, key: str, kind: str, *, slot: str | None = None, argument: str = "key_added") -> None:
+    """Check, before any work, that writing `key` would destroy nothing but an earlier result of the same kind.
+
+    Parameters
+    ----------
+    adata
+        The table.
+    key
+        Key in ``uns["pekasc"]``, and in `slot`.
+    kind
+        What will be written: ``"tiles"``, ``"features"``, ``"prediction"``, ``"adapter"``, ``"split"``.
+    slot
+        ``"layers"``, ``"obsm"`` or ``"obs"``, if something is written there too.
+    argument
+        The argument that names the key, for the message.
+
+    Raises
+    ------
+    ValueError
+        If something else is there.
+    """
+    record = read_uns(adata, key)
+    if record is not None and record.get("kind") != kind:
+        what = record.get("kind") or "something else"
+        raise ValueError(
+            f'`{argument}`: `uns["pekasc"][{key!r}]` holds {what}, which a {kind} must not replace. Take another key.'
+        )
+    if slot is not None and record is None and key in getattr(adata, slot):
+        raise ValueError(
+            f"`{argument}`: `{slot}[{key!r}]` is there and was not made by this call, so it is not replaced. "
+            f"Take another `{argument}=`, or delete it."
+        )
 
 
 def read_uns(adata: AnnData, key: str) -> dict[str, Any] | None:

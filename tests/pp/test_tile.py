@@ -17,7 +17,7 @@ from anndata import AnnData
 from geopandas import GeoDataFrame
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
-from spatialdata.transformations import Identity, Scale, get_transformation, set_transformation
+from spatialdata.transformations import Identity, Scale, Sequence, Translation, get_transformation, set_transformation
 
 import pekasc as pk
 from pekasc._keys import read_uns
@@ -476,3 +476,31 @@ def test_visium_crop(shared: Path) -> None:
         crop = pixels[:, int(y) - 44 : int(y) + 44, int(x) - 44 : int(x) + 44].astype(float)
         expected = np.moveaxis(crop.reshape(3, 44, 2, 44, 2).mean(axis=(2, 4)), 0, -1)
         assert np.abs(tile - expected).max() <= 0.5 + 1e-6
+
+
+def test_in_tissue_must_be_zero_or_one(scene: Callable[..., SpatialData]) -> None:
+    for values, there in ((["yes"] * 6 + ["no"] * 6, "'yes', 'no'"), ([1.0] * 11 + [np.nan], "nan")):
+        sdata = scene()
+        sdata["table"].obs["in_tissue"] = values
+        with pytest.raises(ValueError, match=rf"`obs\['in_tissue'\]` must be 0 or 1, or boolean, but has .*{there}"):
+            pk.pp.tile(sdata, tile_px=20, mpp=0.5)
+
+
+def test_an_image_that_changed_since_is_noticed(scene: Callable[..., SpatialData]) -> None:
+    def change_size(sdata: SpatialData) -> None:
+        pixels = sdata["A_he"].isel(y=slice(0, 300), x=slice(0, 350))
+        sdata["A_he"] = Image2DModel.parse(
+            pixels.to_numpy(), dims=("c", "y", "x"), transformations=get_transformation(sdata["A_he"], get_all=True)
+        )
+
+    def shift(sdata: SpatialData) -> None:
+        for name, map_ in get_transformation(sdata["A_he"], get_all=True).items():
+            moved = Sequence([map_, Translation([7, 0], axes=("x", "y"))])
+            set_transformation(sdata["A_he"], moved, to_coordinate_system=name)
+
+    for change, what in ((change_size, "size_px"), (shift, "shapes_to_px")):
+        sdata = scene(multi_scale=False)
+        pk.pp.tile(sdata, tile_px=20, mpp=0.5, um_coordinate_system="um")
+        change(sdata)
+        with pytest.raises(ValueError, match=rf"has changed since it was tiled \({what} was"):
+            pk.get.tiles(sdata)

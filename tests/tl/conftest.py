@@ -83,7 +83,7 @@ def bits(adapter: pk.Adapter) -> dict[str, bytes]:
     arrays = {"coef": head.coef, "intercept": head.intercept, "mean": head.projection.mean,
               "scale": head.projection.scale, "components": head.projection.components,
               "scores": adapter.gene_scores.to_numpy(), "history": adapter.history.drop(columns="held_out").to_numpy(),
-              "errors": adapter.selection["error"].to_numpy(), "trained_on": adapter.trained_on}  # fmt: skip
+              "errors": adapter.selection["error"].to_numpy(), **adapter.trained_on}  # fmt: skip
     arrays |= {f"{kind}.{name}": t.numpy() for kind, state in adapter.weights.items() for name, t in state.items()}
     return {name: np.ascontiguousarray(array).tobytes() for name, array in arrays.items()}
 

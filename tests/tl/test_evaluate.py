@@ -150,3 +150,27 @@ def test_refused(adata: AnnData) -> None:
     with pytest.raises(ValueError, match="Raw counts are needed"):
         pk.tl.evaluate(adata)
     assert list(adata.var) == before
+
+
+def test_spots_without_counts_were_not_measured(predicted: SpatialData) -> None:
+    table = predicted["table"]
+    before = pk.tl.evaluate(predicted)
+    row = int(np.flatnonzero(table.obs["region"] == "P2S1_spots")[4])
+    counts = table.X.toarray()
+    counts[row] = 0
+    table.X = counts
+    after = pk.tl.evaluate(predicted)
+    assert (after["n_spots"] == before["n_spots"] - 1).all()
+    assert abs(after["rmse"].mean() - before["rmse"].mean()) < 0.05
+
+
+def test_messages_name_the_arguments_of_this_call(predicted: SpatialData) -> None:
+    table = predicted["table"]
+    table.layers["log"] = np.log1p(table.X.toarray())
+    with pytest.raises(
+        ValueError, match=r"\(`counts_layer=`\), or a layer on the scale of the predictions \(`truth=`\)"
+    ):
+        pk.tl.evaluate(predicted, counts_layer="log")
+    table.layers["log"][-1] = np.nan
+    with pytest.raises(ValueError, match=r"'log' \(`truth=`\) has NaN in \d+ of the genes"):
+        pk.tl.evaluate(predicted, truth="log")

@@ -182,6 +182,32 @@ def test_train_says_the_same_in_all_its_forms(tiled: SpatialData, frozen: pk.Ada
         assert all_bits(pk.tl.fit_adapter(tiled, train=train, **QUICK)) == all_bits(frozen)
 
 
+def test_a_series_is_joined_by_its_index(tiled: SpatialData, frozen: pk.Adapter, all_bits: Bits) -> None:
+    table = tiled["table"]
+    mask = (table.obs["region"] == "P1S1_spots").sample(frac=1, random_state=1)
+    assert not np.array_equal(mask.to_numpy(), (table.obs["region"] == "P1S1_spots").to_numpy())
+    for train in (mask, mask.astype("boolean")):
+        assert all_bits(pk.tl.fit_adapter(tiled, train=train, **QUICK)) == all_bits(frozen)
+    wanted = pd.Series(table.var_names.isin(frozen.genes[:3]), index=table.var_names).sample(frac=1, random_state=2)
+    assert set(pk.tl.fit_adapter(tiled, train=TRAIN, genes=wanted, **QUICK).genes) == set(frozen.genes[:3])
+    with pytest.raises(ValueError, match=r"index of the Series `train=` does not hold the table's names: it has \['x"):
+        pk.tl.fit_adapter(tiled, train=mask.rename(lambda name: f"x{name}"), **QUICK)
+
+
+def test_a_stored_zero_is_a_zero(tiled: SpatialData, frozen: pk.Adapter) -> None:
+    table = tiled["table"]
+    dense = table.X.toarray()
+    dense[6:, 0] = 0
+    stored = csr_matrix(np.where(dense == 0, 1, dense))
+    stored.data = dense[stored.nonzero()].astype(np.float32)
+    assert stored.nnz == dense.size
+    table.X = stored
+    genes = pk.tl.fit_adapter(tiled, train=TRAIN, **QUICK).genes
+    assert table.var_names[0] not in genes and table.X.nnz == dense.size
+    table.X = dense
+    assert pk.tl.fit_adapter(tiled, train=TRAIN, **QUICK).genes == genes
+
+
 @pytest.mark.parametrize(
     ("train", "error", "message"),
     [
@@ -281,6 +307,12 @@ RESNET = pk.models.Encoder("resnet18", weights="random")
             "1 of 2 genes .*Did you mean STATE_TUMOUR_001",
         ),
         ({"genes": []}, ValueError, "`genes=` is empty"),
+        ({"genes": np.zeros(24, dtype=bool)}, ValueError, "`genes=` is empty: the mask"),
+        ({"n_components": 2.5}, TypeError, "`n_components` must be a whole number, got 2.5"),
+        ({"epochs": 1.5}, TypeError, "`epochs` must be a whole number, got 1.5"),
+        ({"depth": []}, ValueError, "`depth` is empty"),
+        ({"depth": "last"}, TypeError, "`depth` counts blocks"),
+        ({"key_added": "tiles"}, ValueError, r"holds tiles, which a adapter must not replace|holds tiles"),
         ({"groups": "donor"}, KeyError, "`groups='donor'` not found in `obs`.*patient"),
         ({"layer": "raw"}, KeyError, "Layer 'raw' not found"),
         ({"layer": "truth"}, ValueError, r"layers\['truth'\] has values that are no integers"),

@@ -219,3 +219,74 @@ def test_another_encoder_is_refused(untiled: SpatialData, adapter: pk.Adapter) -
 def test_only_adapters(tiled: SpatialData) -> None:
     with pytest.raises(TypeError, match="dapter"):
         pk.tl.predict_expression(tiled, "tiny", **QUICK)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["pixel size", "jitter", "other names"])
+def test_training_spots_are_known_again(untiled: SpatialData, adapter: pk.Adapter, how: str) -> None:
+    table = untiled["table"]
+    first = (table.obs["region"] == "P1S1_spots").to_numpy()
+    if how == "pixel size":
+        table.uns["pekasc"]["image_mpp"] = {f"{s}_he": 1.001 for s in ("P1S1", "P2S1")}
+    elif how == "jitter":
+        untiled.shapes["P1S1_spots"] = untiled.shapes["P1S1_spots"].assign(
+            geometry=lambda spots: spots.geometry.translate(2.3, -1.7)
+        )
+    else:
+        # patients swap their names: what the image shows counts
+        swap = {"P1S1_spots": "P2S1_spots", "P2S1_spots": "P1S1_spots"}
+        table.obs["region"] = table.obs["region"].astype(str).map(swap).astype("category")
+        one, two = untiled.shapes["P1S1_spots"], untiled.shapes["P2S1_spots"]
+        untiled.shapes["P1S1_spots"], untiled.shapes["P2S1_spots"] = two, one
+    pk.tl.predict_expression(untiled, adapter, **QUICK)
+    np.testing.assert_array_equal(untiled["table"].obs["peka_train"], first)
+
+
+def test_another_patient_with_the_same_names_is_not_taken_for_the_training_data(adapter: pk.Adapter) -> None:
+    other = pk.datasets.phantom(n_patients=1, size_um=700, mpp=1.0, n_genes=24, random_state=5)
+    pk.tl.predict_expression(other, adapter, **QUICK)
+    assert set(other["table"].obs["region"]) == {"P1S1_spots"} and not other["table"].obs["peka_train"].any()
+
+
+def test_sections_added_after_tiling_are_not_left_out_in_silence(untiled: SpatialData, adapter: pk.Adapter) -> None:
+    whole = untiled["table"]
+    del untiled.tables["table"]
+    untiled.tables["table"] = whole[whole.obs["region"] == "P1S1_spots"].copy()
+    pk.pp.tile(untiled, tile_px=56, mpp=2.0)
+    whole.uns["pekasc"] = untiled["table"].uns["pekasc"]
+    del untiled.tables["table"]
+    untiled.tables["table"] = whole
+    with pytest.warns(UserWarning, match=r"Spots without a tile 'tiles' are left out: (\d+) of \1 in 'P2S1_spots'\."):
+        pk.tl.predict_expression(untiled, adapter, **QUICK)
+
+
+def test_scores_of_an_earlier_prediction_go(predicted: SpatialData, adapter: pk.Adapter) -> None:
+    pk.tl.evaluate(predicted)
+    predicted["table"].var["mine"] = 1
+    assert "peka_pearson" in predicted["table"].var
+    pk.tl.predict_expression(predicted, adapter, genes=list(adapter.genes[:2]), **QUICK)
+    assert not any(name.startswith("peka_") for name in predicted["table"].var) and "mine" in predicted["table"].var
+
+
+def test_what_is_there_is_not_replaced(tiled: SpatialData, adapter: pk.Adapter) -> None:
+    table = tiled["table"]
+    table.layers["counts"] = table.X.copy()
+    for key in ("tiles", "image_mpp", "counts"):
+        before = repr(table)
+        with pytest.raises(ValueError, match=r"Take another"):
+            pk.tl.predict_expression(tiled, adapter, key_added=key, **QUICK)
+        assert repr(table) == before
+    for key in ("tiles", "spatial"):
+        with pytest.raises(ValueError, match=r"must not replace|is there and was not made by this call"):
+            pk.tl.embed_tiles(tiled, "tiny", key_added=key, **QUICK)
+    for key in ("tiles", "region", "spot_id"):
+        with pytest.raises(ValueError, match=r"must not replace|is there and was not made by this call"):
+            pk.pp.split(tiled, groups="patient", key_added=key)
+    with pytest.raises(ValueError, match="must not replace"):
+        pk.tl.embed_expression(tiled, n_components=3, key_added="tiles")
+    assert pk.get.tiles(tiled).shape[0] == table.n_obs
+    # one's own result may be replaced
+    for _ in range(2):
+        pk.tl.predict_expression(tiled, adapter, **QUICK)
+        pk.tl.embed_tiles(tiled, adapter, **QUICK)
+    with pytest.raises(ValueError, match="there already"):
+        pk.tl.predict_expression(tiled, adapter, table_added="TABLE", **QUICK)

@@ -6,7 +6,7 @@ that element. Everything else in pekasc sees arrays.
 
 from __future__ import annotations
 
-from pekasc._sections._images import overview
+from pekasc._sections._images import image_id, overview
 from pekasc._sections._resolve import Section, resolve_sections
 from pekasc._sections._table import check_table, examples, get_table, region_rows, section_labels, writable_table
 from pekasc._sections._tiled import positions_um, section_readers, tile_record, tiled_sections
@@ -16,6 +16,7 @@ __all__ = [
     "check_table",
     "examples",
     "get_table",
+    "image_id",
     "overview",
     "positions_um",
     "region_rows",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -194,6 +195,22 @@ def overview(pyramid_levels: list[Any]) -> np.ndarray | None:
         return None
     step = -(-max(level.shape[1:]) // _OVERVIEW_PX)
     return np.moveaxis(np.asarray(level[:, ::step, ::step]), 0, -1)
+
+
+def image_id(pyramid: ImagePyramid) -> str:
+    """Return 16 hex digits that tell an image by what it shows: size, and small windows of level 0 all over it.
+
+    Names, pyramid levels, chunks and pixel size are no part of it; nine small reads are enough for the largest slide.
+    """
+    level = pyramid.levels[0]
+    height, width = (int(n) for n in level.shape[1:])
+    sha = hashlib.sha256(f"{width} {height}".encode())
+    for i in range(3):
+        for j in range(3):
+            y, x = ((2 * k + 1) * n // 6 for k, n in ((i, height), (j, width)))
+            window = level[:, max(0, y - 16) : y + 16, max(0, x - 16) : x + 16]
+            sha.update(np.ascontiguousarray(window).tobytes())
+    return sha.hexdigest()[:16]
 
 
 def _thumbnail(image: DataArray | DataTree, size: int = 32) -> np.ndarray | None:

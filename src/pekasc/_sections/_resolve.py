@@ -302,12 +302,21 @@ def _pixel_sizes(
     return sources
 
 
+def _grid_index(table: AnnData, column: str, section: Section) -> np.ndarray:
+    values = table.obs[column].iloc[section.rows].astype(str)
+    numbers = pd.to_numeric(values, errors="coerce")
+    if numbers.isna().any():
+        raise ValueError(
+            f"`obs[{column!r}]` of section {section.name!r} must hold grid indices, but has "
+            f"{examples(values[numbers.isna()].unique())}. Correct the column, or give `image_mpp=`."
+        )
+    return numbers.to_numpy(dtype=np.float64)
+
+
 def _from_array(sdata: SpatialData, table: AnnData, section: Section, array: str) -> float:
     missing = [column for column in ("array_row", "array_col") if column not in table.obs]
     if not missing:
-        row, col = (
-            pd.to_numeric(table.obs[c].iloc[section.rows].astype(str)).to_numpy() for c in ("array_row", "array_col")
-        )
+        row, col = (_grid_index(table, c, section) for c in ("array_row", "array_col"))
         return array_pixel_size(array, col, row, section.centres_px, section.name)
     shapes = sdata.shapes[section.name]
     if array != "visium" or "radius" not in shapes:

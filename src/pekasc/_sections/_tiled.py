@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,9 +47,11 @@ def tiled_sections(
         raise KeyError(f"No tiles {key!r} in the table {table_name!r}. Run `{call}` first.")
     check_table(table)
     sections = []
-    for region, rows in region_rows(table).items():
+    by_region = region_rows(table)
+    for region, rows in by_region.items():
         if region in record["sections"]:
             sections.append(_tiled_section(sdata, table, region, rows, record, key, call))
+    _warn_of_untiled(table, by_region, sections, key, call)
     sections = [section for section in sections if section.rows.size]
     if not sections:
         raise KeyError(f"No row of the table {table_name!r} has a tile {key!r}. Run `{call}` again.")
@@ -74,7 +77,12 @@ def _tiled_section(
     if known["source"] == "recorded":
         mpp = (read_uns(table, IMAGE_MPP) or {}).get(known["image"], mpp)
     section = scaled(sdata, section, mpp, known["source"], um_system)
-    for name, now in (("um_to_px", section.um_to_px), ("shapes_to_px", section.shapes_to_px[:2, :2])):
+    size_px = np.array(section.pyramid.levels[0].shape[:0:-1])
+    for name, now in (
+        ("um_to_px", section.um_to_px),
+        ("shapes_to_px", section.shapes_to_px),
+        ("size_px", size_px),
+    ):
         then = np.asarray(known[name], dtype=np.float64)
         if np.abs(now - then).max() > 1e-6 * np.abs(then).max():
             raise ValueError(
@@ -83,6 +91,24 @@ def _tiled_section(
             )
     tiled = sdata.shapes[shapes_name].index.get_indexer(pd.Index(section.ids)) >= 0
     return section.take(tiled)
+
+
+def _warn_of_untiled(
+    table: AnnData, by_region: dict[str, np.ndarray], sections: list[Section], key: str, call: str
+) -> None:
+    """Warn of sections, and of spots on tissue, that came after the tiling: they would be left out in silence."""
+    tiled = np.zeros(table.n_obs, dtype=bool)
+    for section in sections:
+        tiled[section.rows] = True
+    if "in_tissue" in table.obs:
+        tiled |= table.obs["in_tissue"].astype(str).isin(["0", "0.0", "False"]).to_numpy()
+    missing = {region: int((~tiled[rows]).sum()) for region, rows in by_region.items()}
+    missing = {region: n for region, n in missing.items() if n}
+    if missing:
+        listed = ", ".join(f"{n} of {by_region[region].size} in {region!r}" for region, n in missing.items())
+        warnings.warn(
+            f"Spots without a tile {key!r} are left out: {listed}. `{call}` tiles them too.", UserWarning, stacklevel=4
+        )
 
 
 def section_readers(sections: Iterable[Section], spec: TileSpec, **kwargs: Any) -> list[TileReader]:

@@ -58,7 +58,7 @@ class Adapter:
     info
         Plain facts: target, groups, numbers of spots, seeds, choices, versions, licences.
     trained_on
-        Fingerprints of the training spots, uint64.
+        Where the training tiles lay: centres (n, 2) in level-0 pixels, by a digest of the image's content.
     """
 
     encoder: Encoder
@@ -74,7 +74,7 @@ class Adapter:
     history: pd.DataFrame
     selection: pd.DataFrame
     info: Mapping[str, Any]
-    trained_on: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
+    trained_on: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @cached_property
     def _model(self) -> FrozenEncoder:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def resolve_encoder(encoder: str | Encoder) -> Encoder:
     if encoder in _REGISTRY:
         row = _REGISTRY[encoder]()
         if row.note:
-            logger.info(row.note)
+            logger.warning(row.note)
         return row
     if encoder.startswith(("hf-hub:", "hf_hub:")) or timm.is_model(encoder):
         return Encoder(encoder)
@@ -196,6 +197,24 @@ def _create_pretrained(encoder: Encoder, kwargs: dict[str, Any]) -> nn.Module:
             f'`pekasc.models.Encoder({encoder.name!r}, weights="PATH")`; `weights="random"` gives random weights, and '
             '`encoder="tiny"` needs no network.'
         ) from error
+
+
+def depth_tuple(depth: Any) -> tuple[int, ...]:
+    """Return `depth=` as numbers of blocks: one, or several.
+
+    Raises
+    ------
+    TypeError
+        If it is neither an integer nor a sequence of integers.
+    ValueError
+        If it is an empty sequence.
+    """
+    blocks = [depth] if isinstance(depth, Integral) else list(depth) if isinstance(depth, Sequence) else None
+    if blocks is None or isinstance(depth, str) or not all(isinstance(b, Integral) for b in blocks):
+        raise TypeError(f"`depth` counts blocks and must be an integer or several, got {depth!r}.")
+    if not blocks:
+        raise ValueError("`depth` is empty: give one block or several.")
+    return tuple(block if isinstance(block, bool) else int(block) for block in blocks)
 
 
 def digest(model: nn.Module) -> str:

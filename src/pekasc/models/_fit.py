@@ -19,7 +19,7 @@ from pekasc.models._choose import Depth, candidate_depths, choose, held_out_erro
 from pekasc.models._embed import embed
 from pekasc.models._encoders import Encoder, FrozenEncoder
 from pekasc.models._folds import InnerFold, inner_folds
-from pekasc.models._heads import ALPHAS, fit_ridge
+from pekasc.models._heads import ALPHAS, fit_ridge, n_components_for
 from pekasc.models._methods import Method, make_config, method_name, target_layers
 from pekasc.models._peka import Recipe, n_clusters_for
 from pekasc.models._teachers import Teacher
@@ -107,8 +107,8 @@ def fit(encoder: Encoder, spec: TileSpec, data: Data, teacher: Teacher, options:
     if options.method is not None:
         # before hours of embedding: is there anything to attach to, and can the spots support the labels?
         target_layers(model, depths[-1], options.blocks)
-        n_clusters_for(len(data.groups), options.recipe.n_clusters)
     folds = inner_folds(data.groups, data.coords_um, data.sections, margin_um=spec.side_um)
+    _check_sizes(folds, options)
     job = _Fit(model, data, teacher, options, folds)
 
     frozen = job.embed(depths, bar=True)
@@ -126,6 +126,21 @@ def fit(encoder: Encoder, spec: TileSpec, data: Data, teacher: Teacher, options:
         scores = _gene_scores(train, held_out, data, folds, options.n_components, chosen.alpha)
         return _result(job, encoder, spec, chosen.depth, None, features, chosen.alpha, scores, selection)
     return _fit_student(job, encoder, spec, chosen.depth, features, selection)
+
+
+def _check_sizes(folds: list[InnerFold], options: Options) -> None:
+    """Check explicit sizes against the smallest inner fold: what fits all training spots may not fit that."""
+    smallest = min(folds, key=lambda fold: len(fold.train))
+    n = len(smallest.train)
+    try:
+        if options.method is not None:
+            n_clusters_for(n, options.recipe.n_clusters)
+        if options.n_components is not None:
+            n_components_for(n, n, options.n_components)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} (These are the {n} spots that are left to train on while {smallest.name} is held out.)"
+        ) from error
 
 
 def _depths(model: FrozenEncoder, depth: Depth | str) -> list[Depth]:

@@ -71,9 +71,7 @@ def _write(adapter: Adapter, folder: Path) -> None:
         "head.components": head.projection.components,
         "head.coef": head.coef,
         "head.intercept": head.intercept,
-        # safetensors has no uint64 in all versions of torch: the same bits as int64
-        "trained_on": adapter.trained_on.view(np.int64),
-    }
+    } | {f"trained_on.{image}": centres for image, centres in adapter.trained_on.items()}
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     for kind, state in adapter.weights.items():
         if kind != "adapter":
@@ -141,7 +139,7 @@ def load(path: Path) -> dict[str, Any]:
         "history": _frame_from_json(record["history"]),
         "selection": _frame_from_json(record["selection"]),
         "info": record["info"],
-        "trained_on": array["trained_on"].view(np.uint64),
+        "trained_on": {name[len("trained_on.") :]: a for name, a in array.items() if name.startswith("trained_on.")},
     }
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from pekasc._keys import FOLD, check_key, write_uns
+from pekasc._keys import FOLD, check_free, check_key, write_uns
 from pekasc._sections import examples, writable_table
 
 
@@ -70,6 +70,7 @@ def split(
         raise KeyError(f"Groups {groups!r} not found in `obs`. Available columns: {list(table.obs)}.")
     if key_added == groups:
         raise ValueError(f"`key_added={key_added!r}` would overwrite the groups. Take another name.")
+    check_free(table, key_added, "split", slot="obs")
     column = table.obs[groups]
     if column.isna().any():
         missing = table.obs_names[column.isna()]
@@ -82,7 +83,7 @@ def split(
     if n_folds is not None:
         codes = _balanced(codes, len(names), n_folds, groups)
     table.obs[key_added] = codes.astype(np.int64)
-    write_uns(table, key_added, {"groups": groups, "n_folds": int(codes.max()) + 1})
+    write_uns(table, key_added, {"groups": groups, "n_folds": int(codes.max()) + 1}, kind="split")
 
 
 def _balanced(codes: np.ndarray, n_groups: int, n_folds: int, groups: str) -> np.ndarray:

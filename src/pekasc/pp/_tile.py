@@ -32,6 +32,8 @@ from pekasc.tiling import TileGeometry, TileReader, TileSpec
 
 logger = logging.getLogger(__name__)
 
+_COARSE = 2.0  # an image so much coarser than the tiles shows little of what an encoder was trained to see
+
 
 def tile(
     sdata: SpatialData,
@@ -143,9 +145,13 @@ def _in_tissue(table: AnnData, section: Section) -> Section:
     if "in_tissue" not in table.obs:
         return section
     column = table.obs["in_tissue"].iloc[section.rows]
-    if column.dtype != bool:
-        column = pd.to_numeric(column.astype(str).replace({"True": "1", "False": "0"}), errors="coerce")
-    keep = (column != 0).to_numpy(dtype=bool)
+    values = pd.to_numeric(column.astype(str).replace({"True": "1", "False": "0"}), errors="coerce")
+    if values.isna().any():
+        raise ValueError(
+            f"Section {section.name!r}: `obs['in_tissue']` must be 0 or 1, or boolean, but has "
+            f"{examples(column[values.isna()].unique())}. Correct the column, or drop it to tile all spots."
+        )
+    keep = (values != 0).to_numpy(dtype=bool)
     if not keep.any():
         raise ValueError(f"Section {section.name!r}: `obs['in_tissue']` is 0 for all {keep.size} spots.")
     if not keep.all():
@@ -209,7 +215,8 @@ def _section_record(section: Section) -> dict[str, Any]:
         "image": section.image_name,
         "coordinate_system": section.coordinate_system,
         "um_to_px": section.um_to_px,
-        "shapes_to_px": section.shapes_to_px[:2, :2].copy(),
+        "shapes_to_px": section.shapes_to_px.copy(),
+        "size_px": np.array(section.pyramid.levels[0].shape[:0:-1]),
         "mpp": section.mpp,
         "source": section.mpp_source,
     }
@@ -228,7 +235,8 @@ def _log(section: Section, reader: TileReader, spec: TileSpec) -> None:
         reader.level,
     )
     if reader.upsampling > 1:
-        logger.info(
+        logger.log(
+            logging.WARNING if reader.upsampling > _COARSE else logging.INFO,
             "section %s: the image is %.3g times coarser than the tiles (%.4g um against %.4g um): interpolated.",
             section.name,
             reader.upsampling,
@@ -253,4 +261,4 @@ def _write(
     for name, frame in squares.items():
         sdata.shapes[name] = frame
     table.obs[TILE_INSIDE] = inside
-    write_uns(table, key, record)
+    write_uns(table, key, record, kind="tiles")

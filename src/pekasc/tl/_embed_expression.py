@@ -7,7 +7,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from pekasc._expression import log1p_cp10k
-from pekasc._keys import check_key, feature_key, write_uns
+from pekasc._keys import check_free, check_key, feature_key, write_uns
 from pekasc._sections import check_table, get_table, section_labels, writable_table
 from pekasc.models._teachers import pca_scores
 from pekasc.tl import _inputs
@@ -75,6 +75,7 @@ def embed_expression(
     name = feature_key(teacher) if key_added is None else check_key(key_added)
     table = get_table(data, table_name)
     check_table(table)
+    check_free(table, name, "features", slot="obsm")
     expression = log1p_cp10k(table, layer)
     rows = np.flatnonzero(np.asarray(expression.sum(axis=1)).ravel() > 0)
     labels = section_labels(table)[rows]
@@ -88,4 +89,5 @@ def embed_expression(
         table,
         name,
         {"teacher": teacher, "n_components": scores.shape[1], "n_genes": genes.size, "n_spots": rows.size},
+        kind="features",
     )

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from spatialdata import SpatialData
 
-from pekasc._keys import PEKA, TILES, check_key, feature_key, write_uns
-from pekasc._sections import tiled_sections, writable_table
+from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, write_uns
+from pekasc._sections import get_table, tiled_sections, writable_table
 from pekasc.models import Adapter, Encoder
 from pekasc.models._embed import autocast, embed, resolve_device
-from pekasc.models._encoders import FrozenEncoder, resolve_encoder
+from pekasc.models._encoders import FrozenEncoder, depth_tuple, resolve_encoder
 from pekasc.tl import _inputs
 
 logger = logging.getLogger(__name__)
@@ -91,6 +91,7 @@ def embed_tiles(
     adapter = encoder if isinstance(encoder, Adapter) else None
     row = encoder.encoder if isinstance(encoder, Adapter) else resolve_encoder(encoder)
     name = check_key(key_added) if key_added is not None else feature_key(PEKA if adapter else row.short)
+    check_free(get_table(sdata, table_name), name, "features", slot="obsm")
     sections, spec = tiled_sections(sdata, table_name=table_name, key=key)
     stream, rows = _inputs.tile_stream(sections, spec)
     record: dict[str, Any] = {"tile_px": spec.tile_px, "mpp": spec.mpp, "encoder": row.to_dict()}
@@ -106,7 +107,7 @@ def embed_tiles(
         model = FrozenEncoder(row, spec.tile_px)
         if row.mpp is not None and abs(spec.mpp / row.mpp - 1) > 0.05:
             logger.warning("Encoder %r was trained at %g um/px; these tiles have %g.", row.short, row.mpp, spec.mpp)
-        blocks = (-1,) if depth is None else (depth,) if isinstance(depth, int) else tuple(depth)
+        blocks = (-1,) if depth is None else depth_tuple(depth)
         blocks = tuple(model.check_depth(block) for block in blocks)
         features = embed(
             model, stream, [blocks], batch_size=batch_size, device=place, precision=precision, progress=progress
@@ -114,4 +115,4 @@ def embed_tiles(
         record |= {"encoder_digest": model.digest, "depth": "+".join(str(b) for b in blocks)}
     table = writable_table(sdata, table_name)
     table.obsm[name] = _inputs.by_row(features, rows, table.n_obs)
-    write_uns(table, name, record)
+    write_uns(table, name, record, kind="features")

@@ -102,8 +102,7 @@ def evaluate(
         raise ValueError(f"The layer {layer!r} holds no predictions: all values are NaN.")
     rows = np.flatnonzero(~np.isnan(predicted_all[:, genes]).all(axis=1))
     rows = _without_training(table, rows, layer, include_train)
-    measured = log1p_cp10k(table, counts_layer) if truth is None else _layer(table, truth)
-    measured = measured[rows][:, np.flatnonzero(genes)]
+    measured, rows = _measured(table, rows, np.flatnonzero(genes), truth, counts_layer)
     predicted = predicted_all[np.ix_(rows, genes)]
     if np.isnan(predicted).any():
         bad = int(np.isnan(predicted).any(axis=0).sum())
@@ -130,6 +129,31 @@ def evaluate(
     for metric in METRICS:
         table.var[score_key(layer, metric)] = mean[metric].to_numpy()
     return scores
+
+
+def _measured(
+    table: AnnData, rows: np.ndarray, genes: np.ndarray, truth: str | None, counts_layer: str | None
+) -> tuple[Matrix, np.ndarray]:
+    """Return what was measured, spots x genes, and the rows that it was measured in."""
+    if truth is not None:
+        values = _layer(table, truth)[np.ix_(rows, genes)]
+        if np.isnan(values).any():
+            raise ValueError(
+                f"The layer {truth!r} (`truth=`) has NaN in {int(np.isnan(values).any(axis=0).sum())} of the genes "
+                "that are predicted: evaluate the spots and genes that were measured."
+            )
+        return values, rows
+    log = log1p_cp10k(
+        table,
+        counts_layer,
+        argument="counts_layer",
+        otherwise=", or a layer on the scale of the predictions (`truth=`)",
+    )[rows]
+    measured = np.asarray(log.sum(axis=1)).ravel() > 0
+    if not measured.all():
+        # such a spot was not measured: its zeros are no zeros of expression
+        logger.info("%d of %d spots left out: they have no counts.", (~measured).sum(), rows.size)
+    return log[measured][:, genes], rows[measured]
 
 
 def _layer(table: AnnData, layer: str) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -13,12 +14,12 @@ from peft import PeftConfig
 from spatialdata import SpatialData
 
 from pekasc._expression import Matrix, gene_names, target_matrix
-from pekasc._keys import ADAPTER, TILES, check_key, read_uns, write_uns
+from pekasc._keys import ADAPTER, TILES, check_free, check_key, read_uns, write_uns
 from pekasc._sections import check_table, get_table, section_labels, writable_table
 from pekasc.models import Adapter, Encoder
 from pekasc.models._choose import Depth
 from pekasc.models._embed import autocast, resolve_device
-from pekasc.models._encoders import resolve_encoder
+from pekasc.models._encoders import depth_tuple, resolve_encoder
 from pekasc.models._fit import Data, Options, fit
 from pekasc.models._heads import n_components_for
 from pekasc.models._methods import check_method
@@ -175,12 +176,15 @@ def fit_adapter(
         preset, rank=rank, n_clusters=n_clusters, epochs=epochs, learning_rate=learning_rate, kd_weight=kd_weight,
         temperature=temperature,
     )  # fmt: skip
+    if n_components is not None:
+        n_components = _whole("n_components", n_components)
     if preset == "paper" and n_components is None:
         n_components = 256
     place = resolve_device(device)
     autocast(place, precision)
     table = get_table(sdata, table_name)
     check_table(table)
+    check_free(table, key_added, "adapter")
     mask = _inputs.training_mask(table, train)
     names = gene_names(table, gene_key)
 
@@ -254,21 +258,30 @@ def fit_adapter(
         )
         adapter = fit(row, spec, data, lessons, options)
     info = {**adapter.info, "target": "log1p(counts per 10,000)" if target == "log1p" else "as stored"}
-    adapter = replace(adapter, info=info, trained_on=_inputs.fingerprints(training, rows))
-    write_uns(writable_table(sdata, table_name), key_added, _record(adapter))
+    adapter = replace(adapter, info=info, trained_on=_inputs.places(training))
+    write_uns(writable_table(sdata, table_name), key_added, _record(adapter), kind="adapter")
     return adapter
 
 
 def _recipe(preset: str | None, **changes: Any) -> Recipe:
     if preset not in (None, "paper"):
         raise ValueError(f'`preset={preset!r}` is not known: give "paper" or None.')
-    recipe = replace(PAPER if preset else Recipe(), **{k: v for k, v in changes.items() if v is not None})
+    given = {k: v for k, v in changes.items() if v is not None}
+    for name in given.keys() & {"rank", "n_clusters", "epochs"}:
+        given[name] = _whole(name, given[name])
+    recipe = replace(PAPER if preset else Recipe(), **given)
     for name in ("rank", "epochs", "learning_rate", "temperature"):
         if getattr(recipe, name) <= 0 and not (name == "epochs" and recipe.epochs == 0):
             raise ValueError(f"`{name}={getattr(recipe, name)}` must be positive.")
     if not 0 <= recipe.kd_weight <= 1:
         raise ValueError(f"`kd_weight={recipe.kd_weight}` must lie between 0 and 1.")
     return recipe
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"`{name}` must be a whole number, got {value!r}.")
+    return int(value)
 
 
 def _spec(tile_px: int | None, mpp: float | None) -> TileSpec | None:
@@ -280,7 +293,7 @@ def _spec(tile_px: int | None, mpp: float | None) -> TileSpec | None:
 def _depth(depth: int | tuple[int, ...] | None, preset: str | None) -> Depth | str:
     if depth is None:
         return None if preset == "paper" else "choose"
-    return (depth,) if isinstance(depth, int) else tuple(depth)
+    return depth_tuple(depth)
 
 
 def _usable(expression: Matrix, target: str) -> np.ndarray:

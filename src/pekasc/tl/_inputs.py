@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
+from scipy.spatial import cKDTree
 from spatialdata import SpatialData
 
 from pekasc import pp
@@ -20,6 +19,7 @@ from pekasc._keys import SECTION, TILE_INSIDE, UNS
 from pekasc._sections import (
     Section,
     get_table,
+    image_id,
     section_labels,
     section_readers,
     tile_record,
@@ -86,6 +86,29 @@ def tile_stream(sections: Sequence[Section], spec: TileSpec) -> tuple[TileSource
     return TileStream(section_readers(sections, spec)), np.concatenate([section.rows for section in sections])
 
 
+def by_label(values: Any, names: pd.Index, argument: str) -> Any:
+    """Return a Series in the order of `names`, joined by its index; anything else, or a Series without one, as it is.
+
+    Raises
+    ------
+    ValueError
+        If the index holds other names.
+    """
+    if not isinstance(values, pd.Series) or isinstance(values.index, pd.RangeIndex):
+        return values
+    if not values.index.is_unique or set(values.index) != set(names):
+        raise ValueError(
+            f"The index of the Series `{argument}` does not hold the table's names: it has "
+            f"{list(values.index[:3])}, the table {list(names[:3])}. Give a Series with the table's index, or an array."
+        )
+    return values.loc[names]
+
+
+def is_boolean(values: Any) -> bool:
+    """Tell whether a column or array is boolean, nullable ones without missing values included."""
+    return bool(pd.api.types.is_bool_dtype(values) and not pd.isna(values).any())
+
+
 def training_mask(adata: AnnData, train: Any) -> np.ndarray:
     """Return which rows train: `train` is None (all), a boolean mask, an obs key, or a list of sections.
 
@@ -105,10 +128,11 @@ def training_mask(adata: AnnData, train: Any) -> np.ndarray:
                 f"`train=[{train!r}]`."
             )
         column = adata.obs[train]
-        if column.dtype != bool:
+        if not is_boolean(column):
             raise ValueError(f"`obs[{train!r}]` has dtype {column.dtype}; `train=` needs a boolean column.")
-        mask = column.to_numpy()
+        mask = column.to_numpy(dtype=bool)
     else:
+        train = by_label(train, adata.obs_names, "train=")
         values = list(train) if not isinstance(train, np.ndarray | pd.Series) else np.asarray(train)
         if len(values) and all(isinstance(v, bool | np.bool_) for v in values):
             mask = np.asarray(values, dtype=bool)
@@ -156,7 +180,7 @@ def obs_groups(adata: AnnData, groups: str | None, rows: np.ndarray) -> np.ndarr
 
 def seen(expression: Matrix) -> np.ndarray:
     """Return the fraction of rows in which each column is above 0."""
-    counts = expression.getnnz(axis=0) if sparse.issparse(expression) else (expression > 0).sum(axis=0)
+    counts = (expression > 0).sum(axis=0)  # a zero that is stored was not seen
     return np.asarray(counts).ravel() / expression.shape[0]
 
 
@@ -177,15 +201,17 @@ def wanted_genes(adata: AnnData, names: np.ndarray, genes: Any) -> np.ndarray:
         If none of the genes is there, or the mask does not fit.
     """
     if isinstance(genes, str):
-        if genes not in adata.var or adata.var[genes].dtype != bool:
-            columns = [c for c in adata.var if adata.var[c].dtype == bool]
+        if genes not in adata.var or not is_boolean(adata.var[genes]):
+            columns = [c for c in adata.var if is_boolean(adata.var[c])]
             raise KeyError(f"`genes={genes!r}` is no boolean column of `var` (there are: {columns}). Or give a list.")
-        return np.flatnonzero(adata.var[genes].to_numpy())
+        return _chosen(adata.var[genes].to_numpy(dtype=bool))
+    if isinstance(genes, pd.Series) and is_boolean(genes):
+        genes = by_label(genes, adata.var_names, "genes=").to_numpy(dtype=bool)
     values = np.asarray(genes)
     if values.dtype == bool:
         if values.shape != (adata.n_vars,):
             raise ValueError(f"The mask `genes=` has shape {values.shape}, the table has {adata.n_vars} genes.")
-        return np.flatnonzero(values)
+        return _chosen(values)
     asked = [str(gene) for gene in values]
     if not asked:
         raise ValueError("`genes=` is empty.")
@@ -201,16 +227,34 @@ def wanted_genes(adata: AnnData, names: np.ndarray, genes: Any) -> np.ndarray:
     return np.unique(position)
 
 
-def fingerprints(sections: Iterable[Section], rows: np.ndarray) -> np.ndarray:
-    """Return a 64-bit fingerprint of the spots at table `rows`: section, instance id and place in um."""
-    wanted = set(rows.tolist())
-    out = []
+def _chosen(mask: np.ndarray) -> np.ndarray:
+    if not mask.any():
+        raise ValueError("`genes=` is empty: the mask holds no True.")
+    return np.flatnonzero(mask)
+
+
+def places(sections: Iterable[Section]) -> dict[str, np.ndarray]:
+    """Return the tile centres of every image, by what it shows: (n, 2) x, y in level-0 pixels.
+
+    Neither the section's name nor its pixel size is part of it: the same tissue under another name stays known.
+    """
+    found: dict[str, list[np.ndarray]] = {}
     for section in sections:
-        for row, identity, (x, y) in zip(section.rows, section.ids, section.centres_um, strict=True):
-            if int(row) in wanted:
-                text = f"{section.name}|{identity}|{x:.1f}|{y:.1f}"
-                out.append(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
-    return np.array(out, dtype=np.uint64)
+        found.setdefault(image_id(section.pyramid), []).append(section.centres_px)
+    return {name: np.concatenate(centres) for name, centres in found.items()}
+
+
+def trained_rows(sections: Iterable[Section], spec: TileSpec, trained_on: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the table rows whose tile's centre lies within half a tile of one that the adapter was trained on."""
+    rows = [np.empty(0, dtype=np.int64)]
+    for section in sections:
+        known = trained_on.get(image_id(section.pyramid))
+        if known is None:
+            continue
+        # on the coarser of an anisotropic pixel's two sides: rather a spot too many than a leak
+        side_px = spec.side_um * np.linalg.norm(section.um_to_px, axis=1).max()
+        rows.append(section.rows[cKDTree(known).query(section.centres_px)[0] < side_px / 2])
+    return np.concatenate(rows)
 
 
 def by_row(features: np.ndarray, rows: np.ndarray, n_obs: int) -> np.ndarray:

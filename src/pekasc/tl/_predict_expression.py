@@ -13,10 +13,11 @@ from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
 from pekasc._expression import close_genes, gene_names, gene_positions, no_overlap_message
-from pekasc._keys import PEKA, TILES, check_key, feature_key, write_uns
+from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, score_key, write_uns
 from pekasc._sections import check_table, get_table, writable_table
 from pekasc.models import Adapter
 from pekasc.tl import _inputs
+from pekasc.tl._evaluate import METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -117,10 +118,13 @@ def predict_expression(
     asked = [adapter.genes[i] for i in wanted]
     columns = gene_positions(names, asked)
     if table_added is None:
+        check_free(table, key_added, "prediction", slot="layers")
+        check_free(table, feature_key(key_added), "features", slot="obsm")
         _check_layer(table, names, asked, columns, max_memory)
     else:
         check_key(table_added, argument="table_added")
-        if table_added in sdata:
+        # SpatialData does not tell names apart by case
+        if table_added.lower() in {name.lower() for _, name, _ in sdata.gen_elements()}:
             raise ValueError(f"`table_added={table_added!r}` is the name of an element that is there already.")
     pixel_size = {
         "images": images,
@@ -138,9 +142,8 @@ def predict_expression(
             stream, batch_size=batch_size, device=device, precision=precision, progress=progress
         )
     predicted = adapter.head.predict(features)[:, wanted]
-    known = np.isin(_inputs.fingerprints(sections, rows), adapter.trained_on)
     trained = np.zeros(table.n_obs, dtype=bool)
-    trained[rows] = known
+    trained[_inputs.trained_rows(sections, spec, adapter.trained_on)] = True
     record = {**_record(adapter), "n_predicted": len(wanted), "tile_px": spec.tile_px, "mpp": spec.mpp}
     if table_added is None:
         table = writable_table(sdata, table_name)
@@ -153,8 +156,11 @@ def predict_expression(
     table.layers[key_added] = values
     table.obsm[feature_key(key_added)] = _inputs.by_row(features, rows, table.n_obs)
     table.obs[f"{key_added}_train"] = trained
-    write_uns(table, key_added, record)
-    write_uns(table, feature_key(key_added), record)
+    # scores of what was predicted before are not those of this
+    stale = {score_key(key_added, metric) for metric in METRICS} & set(table.var)
+    table.var = table.var.drop(columns=list(stale))
+    write_uns(table, key_added, record, kind="prediction")
+    write_uns(table, feature_key(key_added), record, kind="features")
     if table_added is not None:
         sdata.tables[table_added] = table
 
@@ -164,6 +170,8 @@ def _wanted(adapter: Adapter, genes: Sequence[str] | None) -> np.ndarray:
         return np.arange(len(adapter.genes))
     if isinstance(genes, str):
         genes = [genes]
+    if not len(genes):
+        raise ValueError("`genes=` is empty: leave it out to predict all genes of the adapter.")
     known = np.array(adapter.genes, dtype=object)
     positions = gene_positions(known, list(genes))
     missing = [gene for gene, at in zip(genes, positions, strict=True) if at < 0]
