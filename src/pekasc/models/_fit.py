@@ -15,7 +15,7 @@ from peft import PeftConfig
 
 from pekasc._expression import Matrix
 from pekasc.models._adapter import Adapter
-from pekasc.models._choose import Depth, candidate_depths, choose, held_out_error
+from pekasc.models._choose import Depth, candidate_depths, choose, held_out_errors
 from pekasc.models._embed import embed
 from pekasc.models._encoders import Encoder, FrozenEncoder
 from pekasc.models._folds import InnerFold, inner_folds
@@ -230,7 +230,7 @@ def _run_fold(job: _Fit, number: int, config: PeftConfig, depth: Depth, frozen: 
     compact = InnerFold(np.arange(len(fold.train)), np.arange(len(fold.train), len(positions)), fold.name)
 
     def measure(epoch: int, features: np.ndarray) -> float:
-        run.errors[epoch] = held_out_error(features, y[positions], compact, o.n_components)
+        run.errors[epoch] = held_out_errors(features, y[positions], [compact], o.n_components)[0]
         run.train[epoch], run.held_out[epoch] = features[compact.train], features[compact.held_out]
         return float(run.errors[epoch].min())
 
