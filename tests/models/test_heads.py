@@ -129,7 +129,7 @@ def test_folds_are_fits_on_their_training_spots(d: int, margin: int) -> None:
 
 def test_a_penalty_per_gene_is_the_best_of_each_on_held_out_spots(data: tuple[np.ndarray, ...]) -> None:
     x, y, *_ = data
-    y = np.column_stack([y, np.random.default_rng(5).normal(size=len(y))])  # a gene that is noise
+    y = np.column_stack([y, np.random.default_rng(5).normal(size=len(y))])
     folds = [
         InnerFold(np.setdiff1d(np.arange(60), np.arange(a, a + 20)), np.arange(a, a + 20), str(a)) for a in (0, 20, 40)
     ]
@@ -141,7 +141,6 @@ def test_a_penalty_per_gene_is_the_best_of_each_on_held_out_spots(data: tuple[np
             guess = model.fit(x[fold.train].astype(float), y[fold.train]).predict(x[fold.held_out].astype(float))
             errors[i] += np.square(guess - y[fold.held_out]).sum(axis=0)
     np.testing.assert_array_equal(alphas, ALPHAS[errors.argmin(axis=0)])
-    assert alphas[-1] > np.median(alphas)
     head = fit_ridge(x, y, 5).head(alphas)
     for gene in (0, -1):
         one = fit_ridge(x, y, 5).head(float(alphas[gene])).predict(x)[:, gene]
