@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pekasc.models._choose import Depth, candidate_depths, choose, held_out_error
+from pekasc.models._choose import Depth, candidate_depths, choose, held_out_errors
 from pekasc.models._folds import InnerFold, inner_folds
 from pekasc.models._heads import ALPHAS, fit_ridge
 
@@ -55,7 +55,7 @@ def test_held_out_error_is_relative_to_the_training_mean() -> None:
     head = fit_ridge(x[:25], y[:25]).head(0.5)
     direct = np.square(head.projection(x[25:]) @ head.coef + head.intercept - y[25:]).sum()
     mean = np.square(y[:25].mean(axis=0) - y[25:]).sum()
-    np.testing.assert_allclose(held_out_error(x, y, fold, None, [0.5]), [direct / mean], rtol=1e-9)
+    np.testing.assert_allclose(held_out_errors(x, y, [fold], None, [0.5])[0], [direct / mean], rtol=1e-9)
 
 
 def test_candidate_depths_are_every_block_or_twelve_with_the_last() -> None:

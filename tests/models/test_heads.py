@@ -10,7 +10,9 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pekasc.models._heads import ALPHAS, fit_ridge, n_components_for
+from pekasc.models._folds import InnerFold
+from pekasc.models._heads import ALPHAS, RidgeFit, alpha_per_gene, fit_folds, fit_ridge, n_components_for
+from pekasc.models._moments import Moments, moments
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +21,10 @@ def data() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     x = rng.normal(3, 2, (80, 12)) @ rng.normal(size=(12, 12))
     y = np.maximum(0, x @ rng.normal(size=(12, 7)) * 0.1 + rng.normal(size=(80, 7)))
     return x[:60].astype(np.float32), y[:60], x[60:].astype(np.float32), y[60:]
+
+
+def _scores(fit: RidgeFit, x: np.ndarray, y: np.ndarray) -> Moments:
+    return moments(fit.projection(x), y)
 
 
 @pytest.mark.parametrize("alpha", [1e-2, 0.7, 100.0])
@@ -43,12 +49,13 @@ def test_errors_in_closed_form_are_the_direct_ones(data: tuple[np.ndarray, ...])
     x, y, x_new, y_new = data
     fit = fit_ridge(x, y, 6)
     direct = [np.square(y_new - fit.projection(x_new) @ fit.coef(a) - fit.intercept).sum(axis=0) for a in ALPHAS]
-    np.testing.assert_allclose(fit.errors(x_new, y_new, ALPHAS), direct, rtol=1e-9)
+    np.testing.assert_allclose(fit.errors(_scores(fit, x_new, y_new), ALPHAS), direct, rtol=1e-9)
 
 
 def test_infinite_penalty_is_the_mean_predictor(data: tuple[np.ndarray, ...]) -> None:
     x, y, x_new, y_new = data
-    error = fit_ridge(x, y).errors(x_new, y_new, [np.inf])[0]
+    fit = fit_ridge(x, y)
+    error = fit.errors(_scores(fit, x_new, y_new), [np.inf])[0]
     np.testing.assert_allclose(error, np.square(y_new - y.mean(axis=0)).sum(axis=0), rtol=1e-9)
 
 
@@ -57,7 +64,9 @@ def test_sparse_expression_gives_the_same_as_dense(data: tuple[np.ndarray, ...])
     dense, thin = fit_ridge(x, y), fit_ridge(x, sparse.csr_matrix(y))
     np.testing.assert_allclose(thin.coef(1.0), dense.coef(1.0), rtol=0, atol=1e-12)
     np.testing.assert_allclose(
-        thin.errors(x_new, sparse.csr_matrix(y_new), ALPHAS), dense.errors(x_new, y_new, ALPHAS), rtol=1e-9
+        thin.errors(_scores(thin, x_new, sparse.csr_matrix(y_new)), ALPHAS),
+        dense.errors(_scores(dense, x_new, y_new), ALPHAS),
+        rtol=1e-9,
     )
 
 
@@ -68,7 +77,9 @@ def test_single_precision_expression_is_summed_in_double(kind: type) -> None:
     exact = y.astype(np.float64)
     fit, reference = fit_ridge(x, kind(y)), fit_ridge(x, exact)
     np.testing.assert_allclose(fit.intercept, exact.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(fit.errors(x, kind(y), [1.0]), reference.errors(x, exact, [1.0]), rtol=1e-8)
+    np.testing.assert_allclose(
+        fit.errors(_scores(fit, x, kind(y)), [1.0]), reference.errors(_scores(reference, x, exact), [1.0]), rtol=1e-8
+    )
 
 
 def test_constant_features_change_nothing(data: tuple[np.ndarray, ...]) -> None:
@@ -90,3 +101,47 @@ def test_number_of_components_adapts_and_explicit_ones_must_fit() -> None:
         n_components_for(50, 512, 50)
     with pytest.raises(ValueError, match="n_components=0"):
         n_components_for(50, 512, 0)
+
+
+@pytest.mark.parametrize("d", [12, 70])  # fewer features than spots (from moments), and more (from rows)
+@pytest.mark.parametrize("margin", [0, 5])
+def test_folds_are_fits_on_their_training_spots(d: int, margin: int) -> None:
+    rng = np.random.default_rng(4)
+    x = (rng.normal(50, 2, (90, d)) @ rng.normal(size=(d, d))).astype(np.float32)
+    y = np.maximum(0, rng.normal(size=(90, 7)) + (x[:, :1] - x[:, :1].mean()) / x[:, :1].std())
+    folds = [
+        InnerFold(np.setdiff1d(np.arange(90), np.arange(max(0, a - margin), min(90, a + 30 + margin))),
+                  np.arange(a, a + 30), str(a))
+        for a in (0, 30, 60)
+    ]  # fmt: skip
+    for fold, got in zip(folds, fit_folds(x, y, folds, 6), strict=True):
+        reference = make_pipeline(StandardScaler(), PCA(6, svd_solver="full"), Ridge(alpha=0.3 * len(fold.train)))
+        reference.fit(x[fold.train].astype(np.float64), y[fold.train])
+        expected = reference.predict(x[fold.held_out].astype(np.float64))
+        np.testing.assert_allclose(got.fit.head(0.3).predict(x[fold.held_out]), expected, atol=1e-4)
+        errors = np.square(expected - y[fold.held_out]).sum(axis=0)
+        np.testing.assert_allclose(got.fit.errors(got.held_out, [0.3])[0], errors, rtol=1e-6)
+        mean = np.square(y[fold.train].mean(axis=0) - y[fold.held_out]).sum()
+        np.testing.assert_allclose(got.relative_errors([0.3]), errors.sum() / mean, rtol=1e-6)
+        per_gene = got.fit.errors(got.held_out, [*ALPHAS, np.inf])
+        np.testing.assert_allclose(got.fit.total_errors(got.held_out, [*ALPHAS, np.inf]), per_gene.sum(axis=1))
+
+
+def test_a_penalty_per_gene_is_the_best_of_each_on_held_out_spots(data: tuple[np.ndarray, ...]) -> None:
+    x, y, *_ = data
+    y = np.column_stack([y, np.random.default_rng(5).normal(size=len(y))])
+    folds = [
+        InnerFold(np.setdiff1d(np.arange(60), np.arange(a, a + 20)), np.arange(a, a + 20), str(a)) for a in (0, 20, 40)
+    ]
+    alphas = alpha_per_gene(fit_folds(x, y, folds, 5))
+    errors = np.zeros((len(ALPHAS), y.shape[1]))
+    for fold in folds:
+        for i, alpha in enumerate(ALPHAS):
+            model = make_pipeline(StandardScaler(), PCA(5, svd_solver="full"), Ridge(alpha=alpha * len(fold.train)))
+            guess = model.fit(x[fold.train].astype(float), y[fold.train]).predict(x[fold.held_out].astype(float))
+            errors[i] += np.square(guess - y[fold.held_out]).sum(axis=0)
+    np.testing.assert_array_equal(alphas, ALPHAS[errors.argmin(axis=0)])
+    head = fit_ridge(x, y, 5).head(alphas)
+    for gene in (0, -1):
+        one = fit_ridge(x, y, 5).head(float(alphas[gene])).predict(x)[:, gene]
+        np.testing.assert_allclose(head.predict(x)[:, gene], one, rtol=1e-6)

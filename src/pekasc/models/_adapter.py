@@ -15,9 +15,10 @@ from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
 from pekasc.models import _store
 from pekasc.models._choose import Depth
+from pekasc.models._context import with_context
 from pekasc.models._embed import embed, resolve_device
 from pekasc.models._encoders import Encoder, FrozenEncoder
-from pekasc.models._heads import RidgeHead
+from pekasc.models._head_methods import Head
 from pekasc.models._methods import last_block
 from pekasc.tiling import ArrayTiles, TileSource, TileSpec
 
@@ -59,6 +60,8 @@ class Adapter:
         Plain facts: target, groups, numbers of spots, seeds, choices, versions, licences.
     trained_on
         Where the training tiles lay: centres (n, 2) in level-0 pixels, by a digest of the image's content.
+    context_um
+        Radius in um of the neighbours whose mean features the head reads beside a tile's own; None without.
     """
 
     encoder: Encoder
@@ -67,7 +70,7 @@ class Adapter:
     depth: Depth
     method: str
     genes: tuple[str, ...]
-    head: RidgeHead
+    head: Head
     config: PeftConfig | None
     weights: Mapping[str, Mapping[str, torch.Tensor]]
     gene_scores: pd.DataFrame
@@ -75,6 +78,7 @@ class Adapter:
     selection: pd.DataFrame
     info: Mapping[str, Any]
     trained_on: Mapping[str, np.ndarray] = field(default_factory=dict)
+    context_um: float | None = None
 
     @cached_property
     def _model(self) -> FrozenEncoder:
@@ -178,8 +182,8 @@ class Adapter:
         mpp
             Their pixel size in um.
         coords_um, section
-            Positions (n, 2) and sections (n,) of the tiles; not read by this head,
-            which has no spatial context.
+            Positions in um (n, 2) and sections (n,) of the tiles, all of one section by default: needed by a head
+            with spatial context (:attr:`context_um`), not read by another.
         batch_size, device, precision
             As in :func:`pekasc.tl.embed_tiles`.
 
@@ -190,10 +194,37 @@ class Adapter:
         Raises
         ------
         ValueError
-            As for :meth:`embed`.
+            As for :meth:`embed`, and if the head needs positions and there are none.
         """
+        if self.context_um is not None and coords_um is None:
+            raise ValueError(
+                f"The head of this adapter reads the neighbours within {self.context_um:g} um, so it needs to know "
+                "where the tiles lie: give `coords_um=` (n, 2) in um, and `section=` if they are of several."
+            )
         features = self.embed(tiles, mpp=mpp, batch_size=batch_size, device=device, precision=precision)
-        return self.head.predict(features)
+        if coords_um is None:
+            return self.head.predict(features)
+        n = len(features)
+        places = np.asarray(coords_um, dtype=np.float64)
+        sections = np.zeros(n) if section is None else np.asarray(section)
+        if places.shape != (n, 2) or sections.shape != (n,):
+            raise ValueError(
+                f"`coords_um` must have shape ({n}, 2) and `section` ({n},) for {n} tiles, got {places.shape} and "
+                f"{sections.shape}."
+            )
+        return self.predict_features(features, places, sections)
+
+    def predict_features(self, features: np.ndarray, coords_um: np.ndarray, sections: np.ndarray) -> np.ndarray:
+        """Return predicted expression (n, genes), float32, from adapted features (n, d).
+
+        Parameters
+        ----------
+        features
+            What :meth:`embed` returned.
+        coords_um, sections
+            Positions in um (n, 2) and sections (n,): neighbours are looked for among these tiles.
+        """
+        return self.head.predict(with_context(features, coords_um, sections, self.context_um))
 
     def merge(self) -> torch.nn.Module:
         """Return a plain timm model with the adapter merged into its weights, cut after the adapter's depth.
@@ -256,12 +287,14 @@ class Adapter:
         info, scores = self.info, self.gene_scores["pearson"].dropna().sort_values(ascending=False)
         at = "its own output" if self.depth is None else f"block {' + '.join(str(d) for d in self.depth)}"
         what = self.method if self.config is None else f"{self.method}, {info['epochs']} epochs"
+        context = "" if self.context_um is None else f", with the neighbours within {self.context_um:g} um"
         lines = [
             f"Adapter ({what}) on encoder {self.encoder.short!r}, features of {at}",
             f"  tiles       {self.spec.tile_px} px at {self.spec.mpp:g} um/px ({self.spec.side_um:g} um)",
             f"  trained on  {info['n_spots']} spots, groups: {_shorten(info['groups'])}",
             f"  teacher     {info['teacher']}",
             f"  predicts    {len(self.genes)} genes, {info['target']}",
+            f"  head        {info['head']}{context}",
         ]
         if len(scores):
             best = ", ".join(f"{gene} {score:.2f}" for gene, score in scores.head(3).items())

@@ -10,7 +10,7 @@ import pandas as pd
 
 from pekasc._expression import Matrix
 from pekasc.models._folds import InnerFold
-from pekasc.models._heads import ALPHAS, fit_ridge
+from pekasc.models._heads import ALPHAS, fit_folds
 
 Depth = tuple[int, ...] | None  # block(s) whose features are taken; None is the encoder's own output
 
@@ -23,14 +23,14 @@ def candidate_depths(n_blocks: int) -> list[Depth]:
     return [(int(depth),) for depth in depths]
 
 
-def held_out_error(
+def held_out_errors(
     features: np.ndarray,
     y: Matrix,
-    fold: InnerFold,
+    folds: Sequence[InnerFold],
     n_components: int | None,
     alphas: Sequence[float] | np.ndarray = ALPHAS,
 ) -> np.ndarray:
-    """Return the held-out error for every penalty, shape (alphas,): squared error over that of the mean predictor.
+    """Return the held-out error per fold and penalty, shape (folds, alphas): squared error over the mean predictor's.
 
     Summed over genes before the division, so that genes count by how much they vary; 1 is what predicting every
     gene's training mean reaches.
@@ -41,17 +41,14 @@ def held_out_error(
         Features of all training spots, shape (n, d).
     y
         Expression of all training spots, shape (n, genes).
-    fold
+    folds
         Which of them train and which are held out.
     n_components
         See :func:`pekasc.models._heads.n_components_for`.
     alphas
         Penalties.
     """
-    fit = fit_ridge(features[fold.train], y[fold.train], n_components)
-    # the mean predictor is an infinite penalty
-    errors = fit.errors(features[fold.held_out], y[fold.held_out], [*alphas, np.inf]).sum(axis=1)
-    return errors[:-1] / errors[-1] if errors[-1] > 0 else np.ones(len(alphas))
+    return np.array([f.relative_errors(alphas) for f in fit_folds(features, y, folds, n_components)])
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def choose(
     weights = np.array([len(fold.held_out) for fold in folds], dtype=np.float64)
     rows = []
     for depth, x in features.items():
-        error = np.average([held_out_error(x, y, fold, n_components) for fold in folds], axis=0, weights=weights)
+        error = np.average(held_out_errors(x, y, folds, n_components), axis=0, weights=weights)
         rows += [{"depth": depth, "alpha": a, "error": e} for a, e in zip(ALPHAS, error, strict=True)]
     table = pd.DataFrame(rows)
     best = table.loc[table["error"].idxmin()]

@@ -15,11 +15,13 @@ from peft import PeftConfig
 
 from pekasc._expression import Matrix
 from pekasc.models._adapter import Adapter
-from pekasc.models._choose import Depth, candidate_depths, choose, held_out_error
+from pekasc.models._choose import Depth, candidate_depths, choose, held_out_errors
+from pekasc.models._context import with_context
 from pekasc.models._embed import embed
 from pekasc.models._encoders import Encoder, FrozenEncoder
 from pekasc.models._folds import InnerFold, inner_folds
-from pekasc.models._heads import ALPHAS, fit_ridge, n_components_for
+from pekasc.models._head_methods import FoldData, check_head
+from pekasc.models._heads import ALPHAS, RidgeHead, n_components_for
 from pekasc.models._methods import Method, make_config, method_name, target_layers
 from pekasc.models._peka import Recipe, n_clusters_for
 from pekasc.models._teachers import Teacher
@@ -62,6 +64,8 @@ class Options:
     blocks: str | int
     depth: Depth | str
     recipe: Recipe
+    head: str
+    context_um: float | None
     n_components: int | None
     batch_size: int
     device: torch.device
@@ -80,20 +84,19 @@ class _Fit:
     options: Options
     folds: list[InnerFold]
 
-    def embed(
-        self, depths: Sequence[Depth], index: np.ndarray | None = None, bar: bool = False
-    ) -> dict[Depth, np.ndarray]:
-        o = self.options
-        return embed(
+    def embed(self, depths: Sequence[Depth], bar: bool = False) -> dict[Depth, np.ndarray]:
+        """Return the head's input for all training spots: features of their tiles, with their context."""
+        o, data = self.options, self.data
+        features = embed(
             self.model,
-            self.data.tiles,
+            data.tiles,
             depths,
             batch_size=o.batch_size,
             device=o.device,
             precision=o.precision,
-            index=index,
             progress=o.progress and bar,
         )
+        return {d: with_context(x, data.coords_um, data.sections, o.context_um) for d, x in features.items()}
 
 
 def fit(encoder: Encoder, spec: TileSpec, data: Data, teacher: Teacher, options: Options) -> Adapter:
@@ -102,6 +105,7 @@ def fit(encoder: Encoder, spec: TileSpec, data: Data, teacher: Teacher, options:
     Depth and penalty are chosen on frozen features, epochs and penalty again on those of adapters that never saw
     the held-out groups, all by the same held-out error; then one fit on all training groups with what was chosen.
     """
+    check_head(options.head)
     model = FrozenEncoder(encoder, spec.tile_px)
     depths = _depths(model, options.depth)
     if options.method is not None:
@@ -121,10 +125,8 @@ def fit(encoder: Encoder, spec: TileSpec, data: Data, teacher: Teacher, options:
     features = frozen[chosen.depth]
     del frozen
     if options.method is None:
-        held_out = [features[fold.held_out] for fold in folds]
-        train = [features[fold.train] for fold in folds]
-        scores = _gene_scores(train, held_out, data, folds, options.n_components, chosen.alpha)
-        return _result(job, encoder, spec, chosen.depth, None, features, chosen.alpha, scores, selection)
+        inner = [_fold_data(features, data.expression, fold) for fold in folds]
+        return _result(job, encoder, spec, chosen.depth, None, features, inner, selection)
     return _fit_student(job, encoder, spec, chosen.depth, features, selection)
 
 
@@ -151,13 +153,16 @@ def _depths(model: FrozenEncoder, depth: Depth | str) -> list[Depth]:
     return [tuple(model.check_depth(block) for block in depth)]  # type: ignore[arg-type]
 
 
+def _fold_data(features: np.ndarray, y: Matrix, fold: InnerFold) -> FoldData:
+    return FoldData(features[fold.train], y[fold.train], features[fold.held_out], y[fold.held_out])
+
+
 @dataclass
 class _FoldRun:
-    """What one inner fold measured: per epoch the held-out error per penalty, and the features behind it."""
+    """What one inner fold measured: per epoch the held-out error per penalty, and what the head reads."""
 
     errors: dict[int, np.ndarray]
-    train: dict[int, np.ndarray]
-    held_out: dict[int, np.ndarray]
+    data: dict[int, FoldData]
     history: list[dict[str, Any]]
 
 
@@ -180,17 +185,12 @@ def _fit_student(
         ]
     table = pd.DataFrame(rows)
     best = table.loc[table["error"].idxmin()]
-    epochs, alpha = int(best["epochs"]), float(best["alpha"])
+    epochs = int(best["epochs"])
     logger.info(
         "%d epochs chosen of %s: held-out error %.4f of the mean predictor's.", epochs, list(tried), best["error"]
     )
     if epochs == 0:
         logger.warning("No epoch of training beat the frozen encoder on held-out groups: the adapter is left at zero.")
-    scores = _gene_scores(
-        [run.train[epochs] for run in runs],
-        [run.held_out[epochs] for run in runs],
-        data, job.folds, o.n_components, alpha,
-    )  # fmt: skip
     history = [row for run in runs for row in run.history]
     all_rows = np.arange(data.tiles.n)
     adapted = {0: frozen}
@@ -202,9 +202,8 @@ def _fit_student(
         "projector": trained.projector,
         "cluster_head": trained.cluster_head,
     }
-    adapter = _result(
-        job, encoder, spec, depth, config, adapted[epochs], alpha, scores, pd.concat([selection, table]), epochs
-    )
+    inner = [run.data[epochs] for run in runs]
+    adapter = _result(job, encoder, spec, depth, config, adapted[epochs], inner, pd.concat([selection, table]), epochs)
     return replace(adapter, weights=weights_out, history=_history_frame(history))
 
 
@@ -240,21 +239,19 @@ def _run_fold(job: _Fit, number: int, config: PeftConfig, depth: Depth, frozen: 
     """Train on one inner fold's training spots; measure the held-out ones after every epoch."""
     fold, o = job.folds[number], job.options
     y = job.data.expression
-    run = _FoldRun({}, {}, {}, [])
-    positions = np.concatenate([fold.train, fold.held_out])
-    compact = InnerFold(np.arange(len(fold.train)), np.arange(len(fold.train), len(positions)), fold.name)
+    run = _FoldRun({}, {}, [])
 
     def measure(epoch: int, features: np.ndarray) -> float:
-        run.errors[epoch] = held_out_error(features, y[positions], compact, o.n_components)
-        run.train[epoch], run.held_out[epoch] = features[compact.train], features[compact.held_out]
+        run.errors[epoch] = held_out_errors(features, y, [fold], o.n_components)[0]
+        run.data[epoch] = _fold_data(features, y, fold)
         return float(run.errors[epoch].min())
 
     def on_epoch(epoch: int) -> float:
         if not o.recipe.choose_epochs and epoch < o.recipe.epochs:
             return float("nan")
-        return measure(epoch, job.embed([depth], positions)[depth])
+        return measure(epoch, job.embed([depth])[depth])
 
-    start = measure(0, frozen[positions])
+    start = measure(0, frozen)
     logger.info("Inner fold %d of %d: %s held out.", number + 1, len(job.folds), fold.name)
     trained = _train(job, config, depth, fold.train, o.recipe.epochs, on_epoch)
     first = {"epoch": 0, "loss": np.nan, "kd": np.nan, "sa": np.nan, "val_error": start}
@@ -262,26 +259,20 @@ def _run_fold(job: _Fit, number: int, config: PeftConfig, depth: Depth, frozen: 
     return run
 
 
-def _gene_scores(
-    train: list[np.ndarray],
-    held_out: list[np.ndarray],
-    data: Data,
-    folds: list[InnerFold],
-    n_components: int | None,
-    alpha: float,
-) -> pd.DataFrame:
-    """Return the Pearson correlation of every gene within each held-out group, mean over groups.
+def _gene_scores(job: _Fit, inner: Sequence[FoldData], setting: Any) -> pd.DataFrame:
+    """Return the Pearson correlation of every gene within each held-out section, mean over sections.
 
     What was chosen (depth, epochs, penalty) was chosen on these same groups, so the scores are slightly optimistic;
     no weight was fitted on them.
     """
+    data, o = job.data, job.options
     correlations = []
-    for x, z, fold in zip(train, held_out, folds, strict=True):
-        head = fit_ridge(x, data.expression[fold.train], n_components).head(alpha)
-        predicted = head.predict(z)
-        for group in np.unique(data.sections[fold.held_out]):
-            rows = np.flatnonzero(data.sections[fold.held_out] == group)
-            correlations.append(pearson(predicted[rows], data.expression[fold.held_out[rows]]))
+    for part, fold in zip(inner, job.folds, strict=True):
+        head = check_head(o.head).fit(part.x, part.y, o.n_components, setting, o.random_state)
+        predicted = head.predict(part.x_held_out)
+        for section in np.unique(data.sections[fold.held_out]):
+            rows = np.flatnonzero(data.sections[fold.held_out] == section)
+            correlations.append(pearson(predicted[rows], part.y_held_out[rows]))
     stacked = np.array(correlations)
     known = np.isfinite(stacked)
     count = known.sum(axis=0)
@@ -316,13 +307,16 @@ def _result(
     depth: Depth,
     config: PeftConfig | None,
     features: np.ndarray,
-    alpha: float,
-    scores: pd.DataFrame,
+    inner: Sequence[FoldData],
     selection: pd.DataFrame,
     epochs: int = 0,
 ) -> Adapter:
+    """Choose the head's setting on the inner folds, fit it on all training spots, and put everything together."""
     data, o = job.data, job.options
-    head = fit_ridge(features, data.expression, o.n_components).head(alpha)
+    method = check_head(o.head)
+    setting = method.choose(inner, o.n_components, o.random_state)
+    scores = _gene_scores(job, inner, setting)
+    head = method.fit(features, data.expression, o.n_components, setting, o.random_state)
     columns = ["stage", "depth", "epochs", "alpha", "error"]
     table = selection[columns].reset_index(drop=True)
     table["depth"] = ["own" if d is None else "+".join(str(b) for b in d) for d in table["depth"]]
@@ -334,7 +328,9 @@ def _result(
         "held_out": [fold.name for fold in job.folds],
         "teacher": job.teacher.name,
         "epochs": epochs,
-        "alpha": alpha,
+        "head": o.head,
+        "alpha": float(np.median(head.alpha)) if isinstance(head, RidgeHead) else None,
+        "context_um": o.context_um,
         "n_components": int(head.projection.components.shape[0]),
         "n_clusters": None if config is None else n_clusters_for(int(data.tiles.n), o.recipe.n_clusters),
         "blocks": o.blocks,
@@ -351,6 +347,7 @@ def _result(
         method=method_name(o.method),
         genes=tuple(str(gene) for gene in data.genes),
         head=head,
+        context_um=o.context_um,
         config=config,
         weights={},
         gene_scores=scores,

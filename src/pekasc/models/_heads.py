@@ -1,4 +1,4 @@
-"""The expression head: standardise, PCA, ridge; every penalty at once from held-out Gram matrices."""
+"""The expression head: standardise, PCA, ridge; every penalty at once from moments of training and held-out spots."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
 from sklearn.decomposition import PCA
 
 from pekasc._expression import Matrix
+from pekasc.models._folds import InnerFold
+from pekasc.models._moments import Moments, moments
 
 ALPHAS = np.logspace(-2, 3, 16)
 
@@ -53,19 +54,33 @@ class Projection:
         """Return scores (n, k), float64."""
         return ((features - self.mean) / self.scale) @ self.components.T
 
+    def scores(self, sums: Moments) -> Moments:
+        """Return the moments of scores from those of features."""
+        return sums.mapped(self.mean, (self.components / self.scale).T)
 
-def fit_projection(features: np.ndarray, n_components: int) -> tuple[Projection, np.ndarray]:
-    """Fit :class:`Projection` on (n, d) `features`; return it with the scores of these (n, k), float64."""
+
+def _safe_scale(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    # a feature that never varies carries nothing: it becomes 0 instead of infinite. Sums of squares know a deviation
+    # to half of their digits only
+    return np.where(deviation <= 1e-7 * np.maximum(1.0, np.abs(mean)), 1.0, deviation)
+
+
+def projection_of_rows(features: np.ndarray, n_components: int) -> Projection:
+    """Fit :class:`Projection` on (n, d) `features`; for fewer spots than features."""
     x = np.asarray(features, dtype=np.float64)
-    mean, scale = x.mean(axis=0), x.std(axis=0)
-    # a feature that never varies carries nothing: it becomes 0 instead of infinite
-    scale[scale <= 1e-12 * np.maximum(1.0, np.abs(mean))] = 1.0
-    x = (x - mean) / scale
-    # the covariance is the smaller matrix where there are more spots than features
-    solver = "covariance_eigh" if x.shape[0] > x.shape[1] else "full"
-    pca = PCA(n_components, svd_solver=solver).fit(x)
-    projection = Projection(mean, scale, np.ascontiguousarray(pca.components_))
-    return projection, x @ projection.components.T
+    mean = x.mean(axis=0)
+    scale = _safe_scale(mean, x.std(axis=0))
+    pca = PCA(n_components, svd_solver="full").fit((x - mean) / scale)
+    return Projection(mean, scale, np.ascontiguousarray(pca.components_))
+
+
+def projection_of_moments(train: Moments, n_components: int) -> Projection:
+    """Fit :class:`Projection` from the moments of the training spots; for more spots than features."""
+    covariance = train.covariance()
+    scale = _safe_scale(train.mean, np.sqrt(np.maximum(np.diag(covariance), 0)))
+    _, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
+    # eigh gives the smallest first
+    return Projection(train.mean, scale, np.ascontiguousarray(vectors[:, ::-1][:, :n_components].T))
 
 
 @dataclass(frozen=True)
@@ -81,29 +96,18 @@ class RidgeHead:
     intercept
         Shape (genes,): the mean over training spots.
     alpha
-        Penalty per training spot: the fit minimises mean squared error + alpha * ``||coef||**2``.
+        Penalty per training spot: the fit minimises mean squared error + alpha * ``||coef||**2``. One for all genes,
+        or one per gene, shape (genes,).
     """
 
     projection: Projection
     coef: np.ndarray
     intercept: np.ndarray
-    alpha: float
+    alpha: float | np.ndarray
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Return predicted expression (n, genes), float32, for (n, d) `features`."""
         return (self.projection(features) @ self.coef + self.intercept).astype(np.float32)
-
-
-def _column_sum(y: Matrix, power: int = 1) -> np.ndarray:
-    """Return sums of y ** power, in double precision from the start: over many spots a sum of float32 drifts."""
-    if sparse.issparse(y):
-        return np.bincount(y.indices, y.data.astype(np.float64) ** power, minlength=y.shape[1])
-    return (y.astype(np.float64) ** power).sum(axis=0)
-
-
-def _cross(z: np.ndarray, y: Matrix) -> np.ndarray:
-    """Return z.T @ y without making a sparse y dense."""
-    return np.asarray((y.T @ z).T, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -127,30 +131,57 @@ class RidgeFit:
     cross: np.ndarray
     intercept: np.ndarray
 
-    def coef(self, alpha: float) -> np.ndarray:
-        """Return coefficients (k, genes) for the penalty `alpha` per training spot."""
-        return self.cross / (self.variances + alpha)[:, None]
+    def coef(self, alpha: float | np.ndarray) -> np.ndarray:
+        """Return coefficients (k, genes) for the penalty `alpha` per training spot, one or one per gene."""
+        return self.cross / np.add.outer(self.variances, alpha).reshape(len(self.variances), -1)
 
-    def head(self, alpha: float) -> RidgeHead:
-        """Return the head for one penalty."""
-        return RidgeHead(self.projection, self.coef(alpha), self.intercept, float(alpha))
+    def head(self, alpha: float | np.ndarray) -> RidgeHead:
+        """Return the head for one penalty, or one per gene."""
+        return RidgeHead(self.projection, self.coef(alpha), self.intercept, alpha)
 
-    def errors(self, features: np.ndarray, y: Matrix, alphas: Sequence[float] | np.ndarray) -> np.ndarray:
+    def _residual(self, held_out: Moments) -> tuple[np.ndarray, np.ndarray]:
+        """Return sums over held-out spots of r ** 2 (genes,) and z * r (k, genes) for ``r = y - intercept``."""
+        m = self.intercept
+        squares = held_out.yy - 2 * m * held_out.y + held_out.n * m**2
+        return squares, held_out.xy - np.outer(held_out.x, m)
+
+    def errors(self, held_out: Moments, alphas: Sequence[float] | np.ndarray) -> np.ndarray:
         """Return the sum of squared errors per penalty and gene on held-out spots, shape (alphas, genes).
 
-        Closed form from the held-out spots' Gram matrices, so that the cost of a penalty does not grow with them:
-        ``sum (y - z b - m)**2 = sum r**2 - 2 b' z' r + b' z' z b`` with ``r = y - m``.
+        In closed form, ``sum (y - z b - m)**2 = sum r**2 - 2 b' z' r + b' z' z b`` with ``r = y - m``, so that the
+        cost of a penalty does not grow with the spots.
+
+        Parameters
+        ----------
+        held_out
+            Moments of the held-out spots' scores (after the projection) and expression.
+        alphas
+            Penalties; ``np.inf`` is the mean predictor.
         """
-        z = self.projection(features)
-        gram, z_sum = z.T @ z, z.sum(axis=0)
-        n, y_sum = y.shape[0], _column_sum(y)
-        residual_squares = _column_sum(y, power=2) - 2 * self.intercept * y_sum + n * self.intercept**2
-        z_residual = _cross(z, y) - np.outer(z_sum, self.intercept)
-        out = np.empty((len(alphas), y.shape[1]))
+        squares, z_residual = self._residual(held_out)
+        out = np.empty((len(alphas), len(squares)))
         for i, alpha in enumerate(alphas):
             b = self.coef(alpha)
-            out[i] = residual_squares - 2 * np.einsum("kg,kg->g", b, z_residual) + np.einsum("kg,kg->g", b, gram @ b)
+            out[i] = squares - 2 * np.einsum("kg,kg->g", b, z_residual) + np.einsum("kg,kg->g", b, held_out.xx @ b)
         return out
+
+    def total_errors(self, held_out: Moments, alphas: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Return :meth:`errors` summed over genes, shape (alphas,), at a cost that does not grow with the penalties.
+
+        ``sum_g b' H b`` is ``sum_kl H_kl (c c')_kl / ((v_k + a)(v_l + a))``: genes are summed once, before any penalty.
+        """
+        squares, z_residual = self._residual(held_out)
+        weighted = held_out.xx * (self.cross @ self.cross.T)
+        linear = np.einsum("kg,kg->k", self.cross, z_residual)
+        shrink = 1 / np.add.outer(np.asarray(alphas, dtype=np.float64), self.variances)
+        return np.asarray(squares.sum() - 2 * shrink @ linear + np.einsum("ak,kl,al->a", shrink, weighted, shrink))
+
+
+def _ridge(projection: Projection, scores: Moments) -> RidgeFit:
+    """Return the fit from the moments of the training spots' scores, whose mean is 0."""
+    intercept = scores.y / scores.n
+    cross = (scores.xy - np.outer(scores.x, intercept)) / scores.n
+    return RidgeFit(projection, np.diag(scores.xx) / scores.n, cross, intercept)
 
 
 def fit_ridge(features: np.ndarray, y: Matrix, n_components: int | None = None) -> RidgeFit:
@@ -165,9 +196,81 @@ def fit_ridge(features: np.ndarray, y: Matrix, n_components: int | None = None) 
     n_components
         See :func:`n_components_for`.
     """
-    k = n_components_for(features.shape[0], features.shape[1], n_components)
-    projection, z = fit_projection(features, k)
-    n = z.shape[0]
-    intercept = _column_sum(y) / n
-    cross = (_cross(z, y) - np.outer(z.sum(axis=0), intercept)) / n
-    return RidgeFit(projection, np.square(z).mean(axis=0), cross, intercept)
+    n, d = features.shape
+    k = n_components_for(n, d, n_components)
+    if n > d:
+        sums = moments(features, y, features.mean(axis=0, dtype=np.float64))
+        projection = projection_of_moments(sums, k)
+        return _ridge(projection, projection.scores(sums))
+    projection = projection_of_rows(features, k)
+    return _ridge(projection, moments(projection(features), y))
+
+
+@dataclass(frozen=True)
+class FoldFit:
+    """Ridge of one inner fold: the fit on its training spots, and the moments of its held-out ones.
+
+    Parameters
+    ----------
+    fit
+        Fitted on the training spots.
+    held_out
+        Moments of the held-out spots' scores and expression.
+    """
+
+    fit: RidgeFit
+    held_out: Moments
+
+    def relative_errors(self, alphas: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Return the squared error summed over genes for every penalty over that of the mean predictor, (alphas,)."""
+        errors = self.fit.total_errors(self.held_out, [*alphas, np.inf])
+        return errors[:-1] / errors[-1] if errors[-1] > 0 else np.ones(len(alphas))
+
+
+def fit_folds(
+    features: np.ndarray, y: Matrix, folds: Sequence[InnerFold], n_components: int | None = None
+) -> list[FoldFit]:
+    """Fit ridge on every inner fold's training spots.
+
+    With more spots than features all follows from moments, summed once per fold's held-out spots: a fold's training
+    moments are those of all spots less what it leaves out.
+
+    Parameters
+    ----------
+    features
+        Features of all training spots, shape (n, d).
+    y
+        Expression of all training spots, shape (n, genes).
+    folds
+        Which of them train and which are held out.
+    n_components
+        See :func:`n_components_for`.
+    """
+    n, d = features.shape
+    total = None
+    if min(len(fold.train) for fold in folds) > d:
+        shift = features.mean(axis=0, dtype=np.float64)
+        total = moments(features, y, shift)
+    fits = []
+    for fold in folds:
+        k = n_components_for(len(fold.train), d, n_components)
+        if total is None:
+            projection = projection_of_rows(features[fold.train], k)
+            train = moments(projection(features[fold.train]), y[fold.train])
+            held_out = moments(projection(features[fold.held_out]), y[fold.held_out])
+        else:
+            own = moments(features[fold.held_out], y[fold.held_out], shift)
+            rest = total - own
+            margin = np.setdiff1d(np.arange(n), np.concatenate([fold.train, fold.held_out]), assume_unique=True)
+            if margin.size:
+                rest = rest - moments(features[margin], y[margin], shift)
+            projection = projection_of_moments(rest, k)
+            train, held_out = projection.scores(rest), projection.scores(own)
+        fits.append(FoldFit(_ridge(projection, train), held_out))
+    return fits
+
+
+def alpha_per_gene(fits: Sequence[FoldFit], alphas: np.ndarray = ALPHAS) -> np.ndarray:
+    """Return for every gene the penalty with the smallest squared error over all held-out spots, shape (genes,)."""
+    errors = np.sum([f.fit.errors(f.held_out, alphas) for f in fits], axis=0)
+    return alphas[errors.argmin(axis=0)]

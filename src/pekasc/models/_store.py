@@ -19,16 +19,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pekasc.models._encoders import Encoder
+from pekasc.models._head_methods import Head
 from pekasc.models._heads import Projection, RidgeHead
+from pekasc.models._mlp import MlpHead
 from pekasc.tiling import TileSpec
 
 if TYPE_CHECKING:
     from pekasc.models._adapter import Adapter
 
-FORMAT = 1
+FORMAT = 2
 _FIELDS = (
-    "encoder", "encoder_digest", "tile_px", "mpp", "depth", "method", "genes", "alpha", "info", "gene_scores",
-    "history", "selection", "files",
+    "encoder", "encoder_digest", "tile_px", "mpp", "depth", "method", "genes", "head", "context_um", "info",
+    "gene_scores", "history", "selection", "files",
 )  # fmt: skip
 MAIN = "pekasc.json"
 HEADS = "heads.safetensors"
@@ -64,14 +66,8 @@ def save(adapter: Adapter, path: Path) -> None:
 
 
 def _write(adapter: Adapter, folder: Path) -> None:
-    head = adapter.head
-    arrays = {
-        "head.mean": head.projection.mean,
-        "head.scale": head.projection.scale,
-        "head.components": head.projection.components,
-        "head.coef": head.coef,
-        "head.intercept": head.intercept,
-    } | {f"trained_on.{image}": centres for image, centres in adapter.trained_on.items()}
+    trained_on = {f"trained_on.{image}": centres for image, centres in adapter.trained_on.items()}
+    arrays = {**_head_arrays(adapter.head), **trained_on}
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     for kind, state in adapter.weights.items():
         if kind != "adapter":
@@ -92,7 +88,8 @@ def _write(adapter: Adapter, folder: Path) -> None:
         "depth": None if adapter.depth is None else list(adapter.depth),
         "method": adapter.method,
         "genes": list(adapter.genes),
-        "alpha": head.alpha,
+        "head": "mlp" if isinstance(adapter.head, MlpHead) else "ridge",
+        "context_um": adapter.context_um,
         "info": dict(adapter.info),
         "gene_scores": _frame_to_json(adapter.gene_scores),
         "history": _frame_to_json(adapter.history),
@@ -100,6 +97,37 @@ def _write(adapter: Adapter, folder: Path) -> None:
         "files": {name: _sha256(folder / name) for name in files},
     }
     (folder / MAIN).write_text(json.dumps(record, indent=1))
+
+
+def _head_arrays(head: Head) -> dict[str, np.ndarray]:
+    arrays = {
+        "head.mean": head.projection.mean,
+        "head.scale": head.projection.scale,
+        "head.components": head.projection.components,
+    }
+    if isinstance(head, RidgeHead):
+        return arrays | {
+            "head.coef": head.coef,
+            "head.intercept": head.intercept,
+            "head.alpha": np.asarray(head.alpha, dtype=np.float64),
+        }
+    assert isinstance(head, MlpHead)  # for the type checker: there are no others
+    arrays |= {"head.spread": np.asarray(head.spread), "head.intercept": head.intercept}
+    for i, (weight, bias) in enumerate(head.layers):
+        arrays |= {f"head.weight{i}": weight, f"head.bias{i}": bias}
+    return arrays
+
+
+def _head(kind: str, array: Mapping[str, np.ndarray]) -> Head:
+    projection = Projection(array["head.mean"], array["head.scale"], array["head.components"])
+    if kind == "ridge":
+        alpha = array["head.alpha"]
+        return RidgeHead(
+            projection, array["head.coef"], array["head.intercept"], float(alpha) if alpha.ndim == 0 else alpha
+        )
+    n = sum(name.startswith("head.weight") for name in array)
+    layers = tuple((array[f"head.weight{i}"], array[f"head.bias{i}"]) for i in range(n))
+    return MlpHead(projection, float(array["head.spread"]), layers, array["head.intercept"])
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -115,7 +143,6 @@ def load(path: Path) -> dict[str, Any]:
     except SafetensorError as error:
         raise ValueError(f"The adapter in {path} is damaged: {HEADS} cannot be read ({error}).") from error
     array = {name: tensor.numpy() for name, tensor in tensors.items()}
-    projection = Projection(array["head.mean"], array["head.scale"], array["head.components"])
     weights: dict[str, Mapping[str, torch.Tensor]] = {}
     for kind in ("projector", "cluster_head"):
         state = {name[len(kind) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{kind}.")}
@@ -132,7 +159,8 @@ def load(path: Path) -> dict[str, Any]:
         "depth": None if record["depth"] is None else tuple(record["depth"]),
         "method": record["method"],
         "genes": tuple(record["genes"]),
-        "head": RidgeHead(projection, array["head.coef"], array["head.intercept"], record["alpha"]),
+        "head": _head(record["head"], array),
+        "context_um": record["context_um"],
         "config": config,
         "weights": weights,
         "gene_scores": _frame_from_json(record["gene_scores"]),
@@ -160,8 +188,10 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or "format" not in record or "files" not in record:
         raise ValueError(f"{path} holds no adapter of pekasc: {MAIN} lacks the fields of one.")
     if record["format"] != FORMAT:
+        newer = isinstance(record["format"], int) and record["format"] > FORMAT
         raise ValueError(
-            f"The adapter in {path} has format {record['format']}, this pekasc reads {FORMAT}: update pekasc."
+            f"The adapter in {path} has format {record['format']}, this pekasc reads {FORMAT}: "
+            f"{'update pekasc' if newer else 'fit it again, or load it with the version that saved it'}."
         )
     missing = [name for name in _FIELDS if name not in record]
     if missing:

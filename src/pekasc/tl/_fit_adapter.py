@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from pekasc.models._choose import Depth
 from pekasc.models._embed import autocast, resolve_device
 from pekasc.models._encoders import depth_tuple, resolve_encoder
 from pekasc.models._fit import Data, Options, fit
+from pekasc.models._head_methods import check_head
 from pekasc.models._heads import n_components_for
 from pekasc.models._methods import check_method
 from pekasc.models._peka import PAPER, Recipe
@@ -53,6 +54,8 @@ def fit_adapter(
     learning_rate: float | None = None,
     kd_weight: float | None = None,
     temperature: float | None = None,
+    head: Literal["ridge", "ridge-per-gene", "mlp"] = "ridge",
+    context_um: float | None = None,
     batch_size: int = 64,
     device: str = "auto",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
@@ -119,6 +122,11 @@ def fit_adapter(
         Change single numbers: rank of the adapter (64), structure labels (``min(100, n // 20)``), principal components
         of teacher and head (``min(256, n - 1, d)``), most epochs to try (6), learning rate (3e-4), weight of
         distillation (0.5), its temperature (2).
+    head
+        From features to genes, on standardised principal components: ``"ridge"`` with one penalty,
+        ``"ridge-per-gene"`` with one for each gene, or ``"mlp"``, a perceptron with two hidden layers.
+    context_um
+        Spatial context: the head also reads the mean features of the neighbours within so many micrometers.
     batch_size
         Tiles at once when embedding.
     device
@@ -170,6 +178,9 @@ def fit_adapter(
     'frozen'
     """
     check_key(key_added)
+    check_head(head)
+    if context_um is not None and not (isinstance(context_um, Real) and 0 < context_um < float("inf")):
+        raise ValueError(f"`context_um={context_um!r}` must be a positive radius in um, or None.")
     row = resolve_encoder(encoder)
     method = check_method(method)
     recipe = _recipe(
@@ -249,6 +260,8 @@ def fit_adapter(
             blocks,
             _depth(depth, preset),
             recipe,
+            head,
+            context_um,
             n_components,
             batch_size,
             place,

@@ -141,7 +141,9 @@ def predict_expression(
         features = adapter.embed_source(
             stream, batch_size=batch_size, device=device, precision=precision, progress=progress
         )
-    predicted = adapter.head.predict(features)[:, wanted]
+    places = np.concatenate([section.centres_um for section in sections])
+    names_of = np.repeat([section.name for section in sections], [section.rows.size for section in sections])
+    predicted = adapter.predict_features(features, places, names_of)[:, wanted]
     trained = np.zeros(table.n_obs, dtype=bool)
     trained[_inputs.trained_rows(sections, spec, adapter.trained_on)] = True
     record = {**_record(adapter), "n_predicted": len(wanted), "tile_px": spec.tile_px, "mpp": spec.mpp}

@@ -1,0 +1,62 @@
+"""Spatial context: what the tissue around a spot looks like, as further features. Pure arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+from scipy.spatial import cKDTree
+
+
+def neighbour_means(
+    coords_um: np.ndarray, sections: np.ndarray, radius_um: float, *, include_self: bool = False
+) -> sparse.csr_matrix:
+    """Return the matrix that averages over the neighbours within `radius_um` of the same section.
+
+    A spot without neighbours is its own: its context says nothing new, and no number is made up.
+
+    Parameters
+    ----------
+    coords_um
+        Positions in their section in um, shape (n, 2).
+    sections
+        Section of every spot, shape (n,).
+    radius_um
+        Radius in um; centres on the circle count.
+    include_self
+        Whether a spot is among its neighbours.
+
+    Returns
+    -------
+    Shape (n, n), rows sum to 1.
+    """
+    rows, columns = [], []
+    for section in np.unique(sections):
+        at = np.flatnonzero(sections == section)
+        # a pitch that is stored as 199.99 or 200.01 um is meant to be on the circle
+        pairs = cKDTree(coords_um[at]).query_pairs(radius_um * (1 + 1e-3), output_type="ndarray")
+        rows += [at[pairs[:, 0]], at[pairs[:, 1]]]
+        columns += [at[pairs[:, 1]], at[pairs[:, 0]]]
+    i, j = np.concatenate(rows), np.concatenate(columns)
+    n = len(coords_um)
+    alone = np.arange(n) if include_self else np.setdiff1d(np.arange(n), i)
+    i, j = np.concatenate([i, alone]), np.concatenate([j, alone])
+    degree = np.bincount(i, minlength=n)
+    return sparse.csr_matrix((1 / degree[i], (i, j)), shape=(n, n))
+
+
+def with_context(
+    features: np.ndarray, coords_um: np.ndarray, sections: np.ndarray, radius_um: float | None
+) -> np.ndarray:
+    """Return the features beside the mean features of the neighbours, (n, 2 * d) float32; unchanged without a radius.
+
+    Parameters
+    ----------
+    features
+        Shape (n, d).
+    coords_um, sections, radius_um
+        See :func:`neighbour_means`.
+    """
+    if radius_um is None:
+        return features
+    mean = neighbour_means(coords_um, sections, radius_um) @ features
+    return np.concatenate([features, mean.astype(np.float32)], axis=1)
