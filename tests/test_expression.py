@@ -78,7 +78,7 @@ def test_what_cannot_be_counts_is_refused(change: float, what: str) -> None:
 
 def test_log_data_are_refused_with_both_ways_out() -> None:
     with pytest.raises(ValueError, match=r'`layer=`.*`?target="as_is"'):
-        counts(table(np.log1p(table().X)))
+        target_matrix(table(np.log1p(table().X)))
     with pytest.raises(KeyError, match=r"Layer 'raw' not found\. Available layers: \['mine'\]"):
         counts(table(None, mine=table().X), "raw")
 

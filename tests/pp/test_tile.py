@@ -483,19 +483,19 @@ def test_in_tissue_must_be_zero_or_one(scene: Callable[..., SpatialData]) -> Non
         sdata = scene()
         sdata["table"].obs["in_tissue"] = values
         with pytest.raises(ValueError, match=rf"`obs\['in_tissue'\]` must be 0 or 1, or boolean, but has .*{there}"):
-            pk.pp.tile(sdata, tile_px=20, mpp=0.5)
+            pk.pp.tile(sdata, tile_px=20, mpp=0.5, image_mpp=0.5)
 
 
 def test_an_image_that_changed_since_is_noticed(scene: Callable[..., SpatialData]) -> None:
     def change_size(sdata: SpatialData) -> None:
-        pixels = sdata["A_he"].isel(y=slice(0, 300), x=slice(0, 350))
+        pixels = np.pad(sdata["A_he"].to_numpy(), ((0, 0), (0, 9), (0, 0)))
         sdata["A_he"] = Image2DModel.parse(
-            pixels.to_numpy(), dims=("c", "y", "x"), transformations=get_transformation(sdata["A_he"], get_all=True)
+            pixels, dims=("c", "y", "x"), transformations=get_transformation(sdata["A_he"], get_all=True)
         )
 
     def shift(sdata: SpatialData) -> None:
         for name, map_ in get_transformation(sdata["A_he"], get_all=True).items():
-            moved = Sequence([map_, Translation([7, 0], axes=("x", "y"))])
+            moved = Sequence([Translation([7, 0], axes=("x", "y")), map_])
             set_transformation(sdata["A_he"], moved, to_coordinate_system=name)
 
     for change, what in ((change_size, "size_px"), (shift, "shapes_to_px")):

@@ -250,7 +250,9 @@ def test_another_patient_with_the_same_names_is_not_taken_for_the_training_data(
 def test_sections_added_after_tiling_are_not_left_out_in_silence(untiled: SpatialData, adapter: pk.Adapter) -> None:
     whole = untiled["table"]
     del untiled.tables["table"]
-    untiled.tables["table"] = whole[whole.obs["region"] == "P1S1_spots"].copy()
+    first = whole[whole.obs["region"] == "P1S1_spots"].copy()
+    first.uns["spatialdata_attrs"] = {**whole.uns["spatialdata_attrs"], "region": ["P1S1_spots"]}
+    untiled.tables["table"] = first
     pk.pp.tile(untiled, tile_px=56, mpp=2.0)
     whole.uns["pekasc"] = untiled["table"].uns["pekasc"]
     del untiled.tables["table"]

@@ -77,20 +77,32 @@ def _tiled_section(
     if known["source"] == "recorded":
         mpp = (read_uns(table, IMAGE_MPP) or {}).get(known["image"], mpp)
     section = scaled(sdata, section, mpp, known["source"], um_system)
-    size_px = np.array(section.pyramid.levels[0].shape[:0:-1])
-    for name, now in (
-        ("um_to_px", section.um_to_px),
-        ("shapes_to_px", section.shapes_to_px),
-        ("size_px", size_px),
-    ):
-        then = np.asarray(known[name], dtype=np.float64)
-        if np.abs(now - then).max() > 1e-6 * np.abs(then).max():
-            raise ValueError(
-                f"Section {region!r}: the image, a transformation or the pixel size has changed since it was tiled "
-                f"({name} was {then.tolist()}, is {now.tolist()}). Run `{call}` again."
-            )
+    changed = _changed(section, known)
+    if changed is not None:
+        raise ValueError(
+            f"Section {region!r}: the image, a transformation or the pixel size has changed since it was tiled "
+            f"({changed}). Run `{call}` again."
+        )
     tiled = sdata.shapes[shapes_name].index.get_indexer(pd.Index(section.ids)) >= 0
     return section.take(tiled)
+
+
+def _changed(section: Section, known: dict[str, Any]) -> str | None:
+    """Tell what is not as it was recorded; an image that was cropped since still shows the same tiles."""
+    size = np.array(section.pyramid.levels[0].shape[:0:-1], dtype=np.float64)
+    then = {name: np.asarray(known[name], dtype=np.float64) for name in ("um_to_px", "shapes_to_px", "size_px")}
+    # where the image begins in the one that was tiled
+    start = (then["shapes_to_px"] - section.shapes_to_px)[:2, 2]
+    cropped = (size != then["size_px"]).any() and (start > -1).all() and (start + size < then["size_px"] + 1).all()
+    for name, now in (("um_to_px", section.um_to_px), ("shapes_to_px", section.shapes_to_px), ("size_px", size)):
+        before = then[name]
+        if cropped and name == "size_px":
+            continue
+        if cropped and name == "shapes_to_px":
+            before, now = before[:2, :2], now[:2, :2]
+        if np.abs(now - before).max() > 1e-6 * np.abs(before).max():
+            return f"{name} was {before.tolist()}, is {now.tolist()}"
+    return None
 
 
 def _warn_of_untiled(
