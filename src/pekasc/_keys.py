@@ -20,6 +20,7 @@ FOLD = "fold"
 PEKA = "peka"
 ADAPTER = "adapter"
 SECTION = "section"
+PATIENT = "patient"
 
 _VALID = re.compile(r"[A-Za-z0-9_.\-]+")
 _JSON = "json:"

@@ -208,7 +208,7 @@ def test_it_says_what_it_is_and_how_far_to_trust_it(adapter: pk.Adapter) -> None
         "'tiny'",
         "block 2",
         "56 px at 2 um/px (112 um)",
-        "P1S1_spots, P2S1_spots",
+        "groups: P1, P2",
         "trust",
         "licence",
     ):
@@ -217,3 +217,20 @@ def test_it_says_what_it_is_and_how_far_to_trust_it(adapter: pk.Adapter) -> None
     assert f"median {scores.median():.2f}" in text and scores.idxmax() in text
     unknown = replace(adapter, gene_scores=pd.DataFrame({"pearson": []}))
     assert "unknown: no group was held out" in repr(unknown)
+
+
+def test_saving_again_keeps_what_else_lies_there(copy: Path, adapter: pk.Adapter) -> None:
+    (copy / "notes.txt").write_text("mine")
+    adapter.save(copy)
+    assert (copy / "notes.txt").read_text() == "mine"
+    again = pk.Adapter.load(copy)
+    for name in ("gene_scores", "history", "selection"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(adapter, name), check_exact=True)
+    assert again.gene_scores.index.name == "gene"
+
+
+def test_a_record_that_was_edited_is_a_damaged_one(copy: Path) -> None:
+    main = copy / "pekasc.json"
+    main.write_text(main.read_text().replace('"mpp": 2.0', '"mpp": 1.0'))
+    with pytest.raises(ValueError, match=r"damaged: pekasc\.json was changed after it was saved"):
+        pk.Adapter.load(copy)

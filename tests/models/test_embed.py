@@ -81,3 +81,9 @@ def test_devices_and_precision() -> None:
         autocast(CPU, "fp8")
     with pytest.raises(ValueError, match="needs a GPU"):
         autocast(CPU, "fp16")
+
+
+def test_no_tiles_are_an_error(encoder: FrozenEncoder) -> None:
+    source = ArrayTiles(np.zeros((2, encoder.tile_px, encoder.tile_px, 3), dtype=np.uint8))
+    with pytest.raises(ValueError, match="no tiles to embed"):
+        embed(encoder, source, [(1,)], batch_size=2, device=torch.device("cpu"), index=np.empty(0, dtype=int))

@@ -174,3 +174,21 @@ def test_a_frozen_encoder_stays_in_evaluation_mode(tiny: FrozenEncoder) -> None:
     tiny.train()
     assert not any(module.training for module in tiny.modules())
     assert not any(p.requires_grad for p in tiny.parameters())
+
+
+def test_weights_that_are_none(tmp_path: Path) -> None:
+    for name, content, message in (
+        ("a.safetensors", b"no tensors", "cannot be read"),
+        ("b.pth", b"no pickle", "cannot be read"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"weights {name} {message}.*A state dict is needed"):
+            FrozenEncoder(pk.models.Encoder("vit_tiny_patch16_224", weights=tmp_path / name), 32)
+    torch.save([1, 2], tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=r"c\.pt holds no state dict .* but a list"):
+        FrozenEncoder(pk.models.Encoder("vit_tiny_patch16_224", weights=tmp_path / "c.pt"), 32)
+
+
+def test_an_architecture_that_timm_does_not_know() -> None:
+    with pytest.raises(ValueError, match=r"timm .* knows no model of that name.*Close names: vit_tiny"):
+        FrozenEncoder(pk.models.Encoder("vit_tiny_patch16_225", weights="random"), 32)

@@ -7,12 +7,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from peft import MissConfig, get_peft_model
+from peft import LoraConfig, MissConfig, PeftConfig, get_peft_model
 from scipy.special import log_softmax
 from torch import nn
 
-from pekasc.models._encoders import Encoder, FrozenEncoder
-from pekasc.models._methods import check_method, make_config, method_name, target_layers
+from pekasc.models._encoders import Encoder, FrozenEncoder, digest
+from pekasc.models._methods import attached, check_method, make_config, method_name, target_layers
 from pekasc.models._peka import (
     PAPER,
     Recipe,
@@ -24,7 +24,7 @@ from pekasc.models._peka import (
     structure_labels,
     train_cluster_head,
 )
-from pekasc.models._training import prepare_lesson
+from pekasc.models._training import Student, prepare_lesson
 
 
 def test_losses_are_the_formulas_of_the_paper() -> None:
@@ -147,6 +147,24 @@ def test_number_of_clusters_adapts_and_explicit_ones_must_fit() -> None:
             n_clusters_for(30, k)
 
 
+def test_the_best_cluster_head_is_kept_not_the_last() -> None:
+    x, _ = blobs()
+    labels, embedding = torch.from_numpy(structure_labels(x, 4, random_state=0)), torch.from_numpy(x)
+    # the tenth that the generator draws first is what heads are compared on
+    check = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: len(x) // 10]
+    kept = []
+    for epochs in range(1, 8):
+        torch.manual_seed(0)
+        head = cluster_head(10, 4)
+        # steps so large that the loss goes up and down
+        recipe = Recipe(head_epochs=epochs, head_learning_rate=0.3)
+        train_cluster_head(head, embedding, labels, recipe, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            kept.append(float(nn.functional.cross_entropy(head(embedding[check]), labels[check])))
+    assert all(b <= a for a, b in pairwise(kept))
+    assert len(set(kept)) < len(kept)  # some epochs made it worse, and were not kept
+
+
 @pytest.fixture(scope="module")
 def tiny() -> FrozenEncoder:
     return FrozenEncoder(Encoder("vit_tiny_patch16_224", weights="random", model_kwargs={"depth": 4}), 32)
@@ -172,4 +190,66 @@ def test_unknown_methods_are_refused() -> None:
         check_method("bonee")
     with pytest.raises(TypeError, match="got int"):
         check_method(3)  # type: ignore[arg-type]
+    for name, value in (("modules_to_save", ["head"]), ("trainable_token_indices", [1])):
+        with pytest.raises(ValueError, match=rf"`{name}=.*would train parts of the encoder itself"):
+            check_method(LoraConfig(**{name: value}))
     assert [method_name(m) for m in (None, "bone", MissConfig(r=4))] == ["frozen", "bone", "miss"]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "bone",
+        "bat",
+        "lora",
+        LoraConfig(r=4, bias="all"),
+        LoraConfig(r=4, bias="lora_only", target_modules=["attn.qkv", "mlp.fc1"]),
+        LoraConfig(r=4, use_dora=True),
+    ],
+    ids=["bone", "bat", "lora", "bias", "own bias", "dora"],
+)
+def test_the_encoder_is_as_it_was_once_the_adapter_is_out(tiny: FrozenEncoder, method: str | PeftConfig) -> None:
+    before = digest(tiny.model)
+    layers = target_layers(tiny, (2,), "all", method)
+    with attached(tiny, make_config(method, 8, layers), 0) as model:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        assert trained
+        with torch.no_grad():
+            for parameter in trained:
+                parameter.add_(1)
+    assert digest(tiny.model) == before
+    assert not any(p.requires_grad for p in tiny.parameters())
+
+
+def test_a_configuration_has_its_own_layers_rank_and_dropout(tiny: FrozenEncoder) -> None:
+    method = LoraConfig(r=4, target_modules=["attn.proj", "mlp.fc1"], lora_dropout=0.5)
+    layers = target_layers(tiny, (2,), 1, method)
+    assert layers == ["blocks.1.attn.proj", "blocks.1.mlp.fc1"]
+    config = make_config(method, 64, layers)
+    assert config.r == 4  # type: ignore[attr-defined]
+    with attached(tiny, config, 0):
+        tiny.train()
+        active = {name for name, module in tiny.named_modules() if module.training}
+        assert active and all("lora_dropout" in name for name in active)
+        tiny.eval()
+        assert not any(module.training for module in tiny.modules())
+    with pytest.raises(ValueError, match=r"linear layers \['attn.query'\].*its blocks have: \['attn.proj', 'attn.qkv'"):
+        target_layers(tiny, (2,), "all", LoraConfig(target_modules=["attn.query"]))
+
+
+def test_the_optimiser_is_the_recipes(tiny: FrozenEncoder) -> None:
+    x, _ = blobs(80)
+    config = make_config("bone", 8, target_layers(tiny, (2,), "all"))
+    for recipe, steps in ((PAPER, 10), (Recipe(), None)):
+        lesson = prepare_lesson(x, Recipe(head_epochs=0), 0)
+        with attached(tiny, config, 0):
+            student = Student(tiny, (2,), lesson, recipe, 0)
+            made = student.configure_optimizers()
+            (group,) = made["optimizer"].param_groups
+            assert (group["lr"], group["weight_decay"]) == (recipe.learning_rate, recipe.weight_decay)
+            # two blocks' adapters, and two layers of the projector: the cluster head is frozen
+            assert len(group["params"]) == 2 + 4
+            schedule = made.get("lr_scheduler")
+            assert (schedule is None) == (steps is None)
+            if schedule is not None:
+                assert (schedule.step_size, schedule.gamma) == (steps, 0.1)

@@ -28,7 +28,7 @@ def test_one_fold_for_each_group(adata: AnnData) -> None:
     expected = adata.obs["patient"].astype(str).map({"a": 0, "b": 1, "c": 2, "d": 3, "e": 4})
     np.testing.assert_array_equal(adata.obs["fold"], expected)
     assert adata.obs["fold"].dtype == np.int64
-    assert adata.uns["pekasc"]["fold"] == {"groups": "patient", "n_folds": 5}
+    assert adata.uns["pekasc"]["fold"] == {"groups": "patient", "n_folds": 5, "kind": "split"}
 
 
 def test_folds_of_several_groups_are_even(adata: AnnData) -> None:
@@ -82,4 +82,10 @@ def test_errors(adata: AnnData) -> None:
         pk.pp.split(adata, groups="one")
     adata.obs.loc[["3", "7"], "patient"] = None
     with pytest.raises(ValueError, match=r"2 rows have no group in `obs\['patient'\]`: '3', '7'"):
+        pk.pp.split(adata, groups="patient")
+
+
+def test_names_that_are_not_unique_are_refused(adata: AnnData) -> None:
+    adata.obs_names = ["a"] * adata.n_obs
+    with pytest.raises(ValueError, match="obs_names|observation names"):
         pk.pp.split(adata, groups="patient")

@@ -435,6 +435,15 @@ def test_tiles_off_tissue_are_counted() -> None:
         pk.pp.tile(sdata, tile_px=8, mpp=1.0, image_mpp=0.5)
 
 
+def test_a_scale_that_fits_goes_before_a_turn_that_is_better_than_nothing() -> None:
+    sdata, centres = slide(np.random.default_rng(0))
+    small = centres * 0.1
+    small[:15] = [600, 500] - centres[:15]  # a turn would bring these back
+    move(sdata, np.where(small < 0, 0, small))
+    with pytest.raises(ValueError, match=r"seem to be"):
+        pk.pp.tile(sdata, tile_px=8, mpp=1.0, image_mpp=0.5)
+
+
 def test_few_spots_say_little() -> None:
     sdata, _ = slide(np.random.default_rng(0), n=3)
     move(sdata, np.array([[500.0, 400], [550, 450], [100, 100]]))  # flipped, two of three would be on tissue

@@ -93,3 +93,11 @@ def test_unknown_teacher_and_too_many_components(sections: sd.SpatialData) -> No
         pk.tl.embed_expression(sections, "scfoundation-x")
     with pytest.raises(ValueError, match="`n_components=5000` does not fit"):
         pk.tl.embed_expression(sections, n_components=5000)
+
+
+def test_an_adapters_features(tiled: sd.SpatialData, predicted: sd.SpatialData, adapter: pk.Adapter) -> None:
+    pk.tl.embed_tiles(tiled, adapter, device="cpu", progress=False)
+    np.testing.assert_array_equal(tiled["table"].obsm["X_peka"], predicted["table"].obsm["X_peka"])
+    assert read_uns(tiled["table"], "X_peka")["encoder_digest"] == adapter.encoder_digest  # type: ignore[index]
+    with pytest.raises(ValueError, match="An adapter has its own depth"):
+        pk.tl.embed_tiles(tiled, adapter, depth=1, device="cpu", progress=False)

@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 from spatialdata import SpatialData
 
 import pekasc as pk
+from pekasc._keys import read_uns, write_uns
 
 
 def morans_i(values: np.ndarray, positions: np.ndarray, k: int = 6) -> float:
@@ -174,3 +175,13 @@ def test_messages_name_the_arguments_of_this_call(predicted: SpatialData) -> Non
     table.layers["log"][-1] = np.nan
     with pytest.raises(ValueError, match=r"'log' \(`truth=`\) has NaN in \d+ of the genes"):
         pk.tl.evaluate(predicted, truth="log")
+
+
+def test_sections_without_a_position_are_named(predicted: SpatialData) -> None:
+    table = predicted["table"]
+    table.layers["mine"] = np.ones(table.shape, dtype=np.float32)
+    record = dict(read_uns(table, "tiles"))  # type: ignore[call-overload]
+    record["sections"] = {k: v for k, v in record["sections"].items() if k == "P1S1_spots"}
+    write_uns(table, "tiles", record)
+    with pytest.raises(ValueError, match=r"spots of \['P2S1_spots'\] have values in layers\['mine'\] but no position"):
+        pk.tl.evaluate(predicted, layer="mine")

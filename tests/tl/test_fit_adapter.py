@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,7 @@ def test_gene_scores_are_the_correlations_on_held_out_groups(tiled: SpatialData)
         guess = fit_ridge(x[a], y[a]).head(adapter.head.alpha).predict(x[b])
         per_patient.append([np.corrcoef(guess[:, j], y[b][:, j])[0, 1] for j in range(y.shape[1])])
     np.testing.assert_allclose(adapter.gene_scores["pearson"], np.mean(per_patient, axis=0), atol=1e-5)
-    assert (adapter.gene_scores["n_groups"] == 2).all()
+    assert (adapter.gene_scores["n_sections"] == 2).all()
 
 
 @pytest.mark.parametrize(
@@ -377,3 +378,69 @@ def test_log_normalised_data_are_refused(tiled: SpatialData) -> None:
 def test_a_table_alone_has_no_tiles(tiled: SpatialData) -> None:
     with pytest.raises(TypeError, match="Tiles need images: expected a SpatialData, got AnnData"):
         pk.tl.fit_adapter(tiled["table"], **QUICK)  # type: ignore[arg-type]
+
+
+def test_the_callers_random_numbers_are_left_alone(tiled: SpatialData) -> None:
+    torch.manual_seed(3)
+    np.random.seed(3)
+    expected = torch.rand(2), np.random.rand(2)
+    torch.manual_seed(3)
+    np.random.seed(3)
+    pk.tl.fit_adapter(tiled, train=TRAIN, method=LoraConfig(r=2, lora_dropout=0.5), **SMALL)
+    assert torch.equal(torch.rand(2), expected[0])
+    np.testing.assert_array_equal(np.random.rand(2), expected[1])
+
+
+def test_a_students_fold_never_saw_the_group_that_it_held_out(tiled: SpatialData) -> None:
+    first = pk.tl.fit_adapter(tiled, **SMALL).history
+    table = tiled["table"]
+    values = table.X.toarray()
+    rows = np.flatnonzero(table.obs["region"] == "P2S1_spots")
+    values[rows] = values[np.random.default_rng(0).permutation(rows)]  # as many spots see each gene as before
+    table.X = csr_matrix(values)
+    second = pk.tl.fit_adapter(tiled, **SMALL).history
+    lessons = ["loss", "kd", "sa"]
+    for held_out, same in (("P2", True), ("P1", False)):
+        a, b = (frame.loc[(frame["held_out"] == held_out) & (frame["epoch"] > 0)] for frame in (first, second))
+        assert len(a) == 1
+        assert a[lessons].equals(b[lessons]) is same
+        assert not a["val_error"].equals(b["val_error"])
+
+
+def test_patients_are_held_out_whole_where_they_are_known(tiled: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        assert pk.tl.fit_adapter(tiled, **QUICK).info["groups"] == ["P1", "P2"]
+    assert "Held out in turn: obs['patient'] (P1, P2)" in caplog.text
+    del tiled["table"].obs["patient"]
+    assert pk.tl.fit_adapter(tiled, **QUICK).info["groups"] == ["P1S1_spots", "P2S1_spots"]
+
+
+def test_a_configurations_own_layers_and_rank_are_recorded(tiled: SpatialData) -> None:
+    method = LoraConfig(r=2, target_modules=["attn.qkv", "mlp.fc1"], bias="all")
+    adapter = pk.tl.fit_adapter(tiled, train=TRAIN, method=method, blocks=1, preset="paper", **{
+        **SMALL, "rank": None, "n_clusters": 2, "n_components": 5, "learning_rate": 1e-2,
+    })  # fmt: skip
+    assert adapter.info["rank"] == 2
+    assert {name.split("model.")[-1].split(".lora")[0] for name in adapter.weights["adapter"] if "lora_" in name} == {
+        "blocks.1.attn.qkv", "blocks.1.mlp.fc1",
+    }  # fmt: skip
+    # trained biases are part of what is kept
+    tiles = pk.get.tiles(tiled).to_numpy()[:5]
+    frozen = pk.tl.fit_adapter(tiled, train=TRAIN, depth=2, **QUICK)
+    before = frozen.embed(tiles, mpp=2.0)
+    after = adapter.embed(tiles, mpp=2.0)
+    assert np.abs(after - before).max() > 1e-3
+    merged = adapter.merge()
+    model = pk.models._encoders.FrozenEncoder(adapter.encoder, 56)
+    with torch.no_grad():
+        tokens = merged.forward_features(model.normalise(torch.from_numpy(tiles)))
+    got = torch.cat([tokens[:, 0], tokens[:, merged.num_prefix_tokens :].mean(dim=1)], dim=1)
+    np.testing.assert_allclose(got.numpy(), after, atol=1e-4)
+
+
+def test_tiles_of_another_scale_than_the_encoders_are_said(
+    tiled: SpatialData, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = replace(pk.models._encoders.resolve_encoder("tiny"), mpp=0.5)
+    pk.tl.fit_adapter(tiled, encoder=row, **QUICK)
+    assert "Encoder 'tiny' was trained at 0.5 um/px; these tiles have 2." in caplog.text

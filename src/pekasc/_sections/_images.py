@@ -81,31 +81,41 @@ def _check_rgb(name: str, image: DataArray | DataTree, first: DataArray) -> None
     n, dtype = first.sizes["c"], first.dtype
     if n == 3 and dtype == np.uint8:
         return
-    problems = []
-    expression = "np.asarray(image)"
-    if n == 1:
-        problems.append("1 channel (grey)")
-        expression = "np.repeat(np.asarray(image), 3, axis=0)"
-    elif n != 3:
-        problems.append(f"{n} channels" + (" (RGBA?)" if n == 4 else ""))
-        expression = "np.asarray(image)[:3]"
-    if dtype != np.uint8:
-        problems.append(f"dtype {dtype}")
-        if dtype.kind == "f":
-            expression = f"np.clip({expression} * 255, 0, 255).round().astype('uint8')"
-        elif dtype == np.uint16:
-            expression = f"({expression} // 257).astype('uint8')"
-        else:
-            expression += ".astype('uint8')"
+    channels = {1: "1 channel (grey)", 4: "4 channels (RGBA?)"}.get(n, f"{n} channels")
+    problems = ([channels] if n != 3 else []) + ([f"dtype {dtype}"] if dtype != np.uint8 else [])
+    wrong = f"Image {name!r} has {' and '.join(problems)}; pekasc reads RGB images: 3 channels of uint8."
+    if n not in (1, 3, 4):
+        raise ValueError(
+            f"{wrong} Such an image is no H&E (immunofluorescence?): name the one that is with `images=`, or, if three "
+            "of its channels are red, green and blue, make an image of those with `spatialdata.models.Image2DModel`."
+        )
     access = f"sdata.images[{name!r}]"
     if isinstance(image, DataTree):
         access = f"spatialdata.get_pyramid_levels({access}, n=0)"
+    pixels = {1: "np.repeat(np.asarray(image), 3, axis=0)", 4: "np.asarray(image)[:3]"}.get(n, "np.asarray(image)")
     raise ValueError(
-        f"Image {name!r} has {' and '.join(problems)}; pekasc reads RGB images: 3 channels of uint8. "
-        f"If it shows H&E, convert it: `image = {access}; sdata.images['{name}_rgb'] = "
-        f"spatialdata.models.Image2DModel.parse({expression}, dims=('c', 'y', 'x'), "
-        "transformations=spatialdata.transformations.get_transformation(image, get_all=True))`."
+        f"{wrong} If it shows H&E, convert it: `image = {access}; sdata.images['{name}_rgb'] = "
+        f"spatialdata.models.Image2DModel.parse({_to_uint8(pixels, dtype, first)}, dims=('c', 'y', 'x'), "
+        f"transformations=spatialdata.transformations.get_transformation(image, get_all=True))`, then "
+        f"`del sdata.images[{name!r}]` or name the new one with `images=`."
     )
+
+
+def _to_uint8(pixels: str, dtype: np.dtype, first: DataArray) -> str:
+    """Return the code that makes 8-bit values, by the range that a corner-to-corner sample of the image has."""
+    if dtype == np.uint8:
+        return pixels
+    step = max(1, max(first.shape) // _OVERVIEW_PX)
+    largest = float(np.nanmax(np.asarray(first[..., ::step, ::step])))
+    if dtype.kind == "b":
+        return f"{pixels}.astype('uint8') * 255"
+    if largest <= 1:
+        return f"np.clip({pixels} * 255, 0, 255).round().astype('uint8')"
+    if largest <= 255:
+        return f"np.clip({pixels}, 0, 255).round().astype('uint8')"
+    # scanners that write more bits fill 10, 12, 14 or 16 of them
+    full = next((2**bits - 1 for bits in (10, 12, 14, 16) if largest < 2**bits), largest)
+    return f"np.clip({pixels} * (255 / {full:.6g}), 0, 255).round().astype('uint8')"
 
 
 def _rgb_order(level: DataArray) -> DataArray:

@@ -46,11 +46,12 @@ def tiled_sections(
     if record is None:
         raise KeyError(f"No tiles {key!r} in the table {table_name!r}. Run `{call}` first.")
     check_table(table)
-    sections = []
     by_region = region_rows(table)
-    for region, rows in by_region.items():
-        if region in record["sections"]:
-            sections.append(_tiled_section(sdata, table, region, rows, record, key, call))
+    sections = []
+    for region in by_region.keys() & record["sections"].keys():
+        section = _recorded_section(sdata, table, region, by_region[region], record, call)
+        sections.append(section.take(_has_tile(sdata, section, key, call)))
+    sections.sort(key=lambda section: list(by_region).index(section.name))
     _warn_of_untiled(table, by_region, sections, key, call)
     sections = [section for section in sections if section.rows.size]
     if not sections:
@@ -58,14 +59,19 @@ def tiled_sections(
     return sections, TileSpec(int(record["tile_px"]), float(record["mpp"]))
 
 
-def _tiled_section(
-    sdata: SpatialData, table: AnnData, region: str, rows: np.ndarray, record: dict[str, Any], key: str, call: str
+def _has_tile(sdata: SpatialData, section: Section, key: str, call: str) -> np.ndarray:
+    name = tile_shapes_name(section.name, key)
+    if name not in sdata.shapes:
+        raise KeyError(f"The tiles {name!r} are not in `sdata.shapes` any more. Run `{call}` again.")
+    return np.asarray(sdata.shapes[name].index.get_indexer(pd.Index(section.ids)) >= 0)
+
+
+def _recorded_section(
+    sdata: SpatialData, table: AnnData, region: str, rows: np.ndarray, record: dict[str, Any], call: str
 ) -> Section:
+    """Return a section with all its rows, placed and scaled as it was recorded."""
     known = record["sections"][region]
-    shapes_name = tile_shapes_name(region, key)
     _check_region(sdata, region)
-    if shapes_name not in sdata.shapes:
-        raise KeyError(f"The tiles {shapes_name!r} are not in `sdata.shapes` any more. Run `{call}` again.")
     if known["image"] not in sdata.images:
         raise KeyError(
             f"Section {region!r} was tiled on the image {known['image']!r}, which is not in `sdata.images` any more: "
@@ -83,8 +89,7 @@ def _tiled_section(
             f"Section {region!r}: the image, a transformation or the pixel size has changed since it was tiled "
             f"({changed}). Run `{call}` again."
         )
-    tiled = sdata.shapes[shapes_name].index.get_indexer(pd.Index(section.ids)) >= 0
-    return section.take(tiled)
+    return section
 
 
 def _changed(section: Section, known: dict[str, Any]) -> str | None:
@@ -129,7 +134,9 @@ def section_readers(sections: Iterable[Section], spec: TileSpec, **kwargs: Any) 
 
 
 def positions_um(data: SpatialData | AnnData, *, table_name: str = "table", key: str = TILES) -> np.ndarray:
-    """Return the position of every row in um, (n, 2); NaN where a row has no tile; ``obsm["spatial"]`` of an AnnData.
+    """Return the position of every row in um, (n, 2); ``obsm["spatial"]`` of an AnnData.
+
+    Rows without a tile have one as well; it is NaN for sections that came after the tiling, whose scale is not known.
 
     Raises
     ------
@@ -141,8 +148,15 @@ def positions_um(data: SpatialData | AnnData, *, table_name: str = "table", key:
         if "spatial" not in data.obsm:
             raise KeyError(f'`obsm["spatial"]` not found. Available: {list(data.obsm)}.')
         return np.array(data.obsm["spatial"], dtype=np.float64)
-    if tile_record(table, key) is not None:
-        sections, _ = tiled_sections(data, table_name=table_name, key=key)
+    record = tile_record(table, key)
+    if record is not None:
+        check_table(table)
+        call = "pk.pp.tile(sdata)"
+        sections = [
+            _recorded_section(data, table, region, rows, record, call)
+            for region, rows in region_rows(table).items()
+            if region in record["sections"]
+        ]
     else:
         sections = resolve_sections(data, table_name=table_name)
     spatial = np.full((table.n_obs, 2), np.nan)

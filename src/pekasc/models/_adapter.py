@@ -50,7 +50,7 @@ class Adapter:
     weights
         Tensors by kind: ``"adapter"`` in PEFT's own names, ``"projector"``, ``"cluster_head"``.
     gene_scores
-        Per gene on held-out training groups, index gene: ``pearson`` (mean over held-out groups), ``n_groups``.
+        Per gene on held-out training groups, index gene: ``pearson`` (mean over their sections), ``n_sections``.
     history
         One row per epoch and fold: ``fold`` (-1 is the final fit), ``held_out``, ``epoch``, ``loss``, ``kd``, ``sa``,
         ``val_error`` (squared error on held-out groups over that of the mean predictor).
@@ -230,7 +230,8 @@ class Adapter:
         """Return a plain timm model with the adapter merged into its weights, cut after the adapter's depth.
 
         Its ``forward_features`` gives the adapted tokens, final norm applied; the class token beside the mean patch
-        token are the features of this adapter (for several depths: of the deepest).
+        token are the features of this adapter (for several depths: of the deepest; where the encoder's own output is
+        read, calling the model gives it).
 
         Raises
         ------
@@ -304,8 +305,9 @@ class Adapter:
             )
         else:
             lines.append("  trust       unknown: no group was held out (see `groups=` of fit_adapter)")
-        licence = self.encoder.licence or "not stated, see its source"
-        lines.append(f"  licence     encoder: {licence}")
+        unknown = "not stated, see its source"
+        lines.append(f"  licence     encoder: {self.encoder.licence or unknown}")
+        lines.append(f"              teacher: {info.get('teacher_licence') or unknown}")
         return "\n".join(lines)
 
 

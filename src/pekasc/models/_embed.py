@@ -94,6 +94,8 @@ def embed(
         What the bar says.
     """
     index = np.arange(source.n) if index is None else np.asarray(index, dtype=np.int64)
+    if not index.size:
+        raise ValueError("There are no tiles to embed.")
     row = np.full(source.n, -1, dtype=np.int64)
     row[index] = np.arange(len(index))
     order = source.reading_order[row[source.reading_order] >= 0]

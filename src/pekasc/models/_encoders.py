@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import logging
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -16,6 +17,8 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pekasc._keys import short_name
@@ -24,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 RANDOM = "random"
 PACKAGED = "package:"
+_HUB = ("hf-hub:", "hf_hub:")
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -134,7 +138,7 @@ def resolve_encoder(encoder: str | Encoder) -> Encoder:
         if row.note:
             logger.warning(row.note)
         return row
-    if encoder.startswith(("hf-hub:", "hf_hub:")) or timm.is_model(encoder):
+    if encoder.startswith(_HUB) or timm.is_model(encoder):
         return Encoder(encoder)
     if encoder.endswith(_WEIGHT_SUFFIXES) or Path(encoder).exists():
         raise ValueError(
@@ -151,21 +155,37 @@ def resolve_encoder(encoder: str | Encoder) -> Encoder:
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"Encoder weights not found: {path}.")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return state.get("state_dict", state.get("model", state))
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"The encoder weights {path.name} cannot be read: {str(error)[:300]}. A state dict is needed: "
+            ".safetensors, or a file for `torch.load(weights_only=True)`."
+        ) from error
+    state = state.get("state_dict", state.get("model", state)) if isinstance(state, Mapping) else state
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path.name} holds no state dict (names and tensors) but a {type(state).__name__}.")
+    return dict(state)
 
 
 def _create(encoder: Encoder) -> nn.Module:
-    kwargs = {"num_classes": 0, **encoder.model_kwargs}
+    if not encoder.name.startswith(_HUB) and not timm.is_model(encoder.name):
+        close = difflib.get_close_matches(encoder.name, timm.list_models(), n=3)
+        raise ValueError(
+            f"`Encoder({encoder.name!r})`: timm {timm.__version__} knows no model of that name. Give one of "
+            f"`timm.list_models()` or 'hf-hub:owner/model'.{' Close names: ' + ', '.join(close) + '.' if close else ''}"
+        )
+    # timm draws random weights before it reads any: the caller's generator is left as it was
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _build(encoder, {"num_classes": 0, **encoder.model_kwargs})
+
+
+def _build(encoder: Encoder, kwargs: dict[str, Any]) -> nn.Module:
     if encoder.weights == RANDOM:
-        # the caller's generator is left as it was
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return timm.create_model(encoder.name, pretrained=False, **kwargs)
+        return timm.create_model(encoder.name, pretrained=False, **kwargs)
     if encoder.weights is None:
         return _create_pretrained(encoder, kwargs)
     if str(encoder.weights).startswith(PACKAGED):
@@ -215,6 +235,12 @@ def depth_tuple(depth: Any) -> tuple[int, ...]:
     if not blocks:
         raise ValueError("`depth` is empty: give one block or several.")
     return tuple(block if isinstance(block, bool) else int(block) for block in blocks)
+
+
+def warn_of_scale(encoder: Encoder, mpp: float) -> None:
+    """Log a warning where tiles of `mpp` um per pixel are not what the encoder was trained on."""
+    if encoder.mpp is not None and abs(mpp / encoder.mpp - 1) > 0.05:
+        logger.warning("Encoder %r was trained at %g um/px; these tiles have %g.", encoder.short, encoder.mpp, mpp)
 
 
 def digest(model: nn.Module) -> str:
@@ -290,8 +316,15 @@ class FrozenEncoder(nn.Module):
                 ) from error
 
     def train(self, mode: bool = True) -> FrozenEncoder:
-        """Stay in evaluation mode: a frozen encoder's features do not change while an adapter in it is trained."""
-        return super().train(False)
+        """Stay in evaluation mode: a frozen encoder's features do not change while an adapter in it is trained.
+
+        Only an adapter's own dropout (PEFT names it ``lora_dropout`` and the like) follows `mode`.
+        """
+        super().train(False)
+        for name, module in self.named_modules():
+            if "_dropout." in name:
+                module.train(mode)
+        return self
 
     def check_depth(self, depth: int) -> int:
         """Return `depth` counted from the first block (1 to `n_blocks`); negative ones count from the end."""

@@ -18,7 +18,7 @@ from pekasc.models._adapter import Adapter
 from pekasc.models._choose import Depth, candidate_depths, choose, held_out_errors
 from pekasc.models._context import with_context
 from pekasc.models._embed import embed
-from pekasc.models._encoders import Encoder, FrozenEncoder
+from pekasc.models._encoders import Encoder, FrozenEncoder, warn_of_scale
 from pekasc.models._folds import InnerFold, inner_folds
 from pekasc.models._head_methods import FoldData, check_head
 from pekasc.models._heads import ALPHAS, RidgeHead, n_components_for
@@ -107,11 +107,13 @@ def fit(encoder: Encoder, spec: TileSpec, data: Data, teacher: Teacher, options:
     """
     check_head(options.head)
     model = FrozenEncoder(encoder, spec.tile_px)
+    warn_of_scale(encoder, spec.mpp)
     depths = _depths(model, options.depth)
     if options.method is not None:
         # before hours of embedding: is there anything to attach to, and can the spots support the labels?
-        target_layers(model, depths[-1], options.blocks)
-    folds = inner_folds(data.groups, data.coords_um, data.sections, margin_um=spec.side_um)
+        target_layers(model, depths[-1], options.blocks, options.method)
+    # two squares overlap as far as their diagonal reaches
+    folds = inner_folds(data.groups, data.coords_um, data.sections, margin_um=spec.side_um * 2**0.5)
     _check_sizes(folds, options)
     job = _Fit(model, data, teacher, options, folds)
 
@@ -171,7 +173,7 @@ def _fit_student(
 ) -> Adapter:
     data, o = job.data, job.options
     assert o.method is not None  # for the type checker: fit() asked
-    targets = target_layers(job.model, depth, o.blocks)
+    targets = target_layers(job.model, depth, o.blocks, o.method)
     config = make_config(o.method, o.recipe.rank, targets)
     runs = [_run_fold(job, i, config, depth, frozen) for i in range(len(job.folds))]
     weights = np.array([len(fold.held_out) for fold in job.folds], dtype=np.float64)
@@ -279,7 +281,7 @@ def _gene_scores(job: _Fit, inner: Sequence[FoldData], setting: Any) -> pd.DataF
     mean = np.divide(
         np.where(known, stacked, 0).sum(axis=0), count, out=np.full(stacked.shape[1], np.nan), where=count > 0
     )
-    return pd.DataFrame({"pearson": mean, "n_groups": count}, index=pd.Index(list(data.genes), name="gene"))
+    return pd.DataFrame({"pearson": mean, "n_sections": count}, index=pd.Index(list(data.genes), name="gene"))
 
 
 def pearson(predicted: np.ndarray, measured: Matrix) -> np.ndarray:
@@ -327,6 +329,7 @@ def _result(
         "sections": [str(s) for s in np.unique(data.sections)],
         "held_out": [fold.name for fold in job.folds],
         "teacher": job.teacher.name,
+        "teacher_licence": job.teacher.licence,
         "epochs": epochs,
         "head": o.head,
         "alpha": float(np.median(head.alpha)) if isinstance(head, RidgeHead) else None,
@@ -334,7 +337,7 @@ def _result(
         "n_components": int(head.projection.components.shape[0]),
         "n_clusters": None if config is None else n_clusters_for(int(data.tiles.n), o.recipe.n_clusters),
         "blocks": o.blocks,
-        "rank": None if config is None else o.recipe.rank,
+        "rank": None if config is None else getattr(config, "r", None),
         "random_state": o.random_state,
         "precision": o.precision,
         "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "scikit-learn")},

@@ -65,7 +65,7 @@ def inner_folds(groups: np.ndarray, coords_um: np.ndarray, sections: np.ndarray,
     if short or not folds:
         raise ValueError(
             f"Too few training spots to choose anything on held-out ones: {len(groups)} spots in {len(names)} group(s) "
-            f"leave too few in fold(s) {short}. Give more spots or sections, or fix `depth=` and `epochs=`."
+            f"leave too few in fold(s) {short}. Give more spots or sections, or other `groups=`."
         )
     return sorted(folds, key=lambda fold: fold.name)
 

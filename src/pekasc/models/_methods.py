@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from peft import LoraConfig, MissConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
 from pekasc.models._choose import Depth
-from pekasc.models._encoders import FrozenEncoder
+from pekasc.models._encoders import Encoder, FrozenEncoder
 
 # "Bone" became "MiSS" in peft 0.19: the block affine adapter is init_weights=True, its transform variant "bat"
 _METHODS: Mapping[str, Callable[[int, list[str]], PeftConfig]] = {
@@ -46,6 +47,12 @@ def check_method(method: Method) -> Method:
         )
     if not isinstance(method, str | PeftConfig | None):
         raise TypeError(f"`method` must be a name, a peft.PeftConfig or None, got {type(method).__name__}.")
+    for name in ("modules_to_save", "trainable_token_indices"):
+        if getattr(method, name, None):
+            raise ValueError(
+                f"`method`: the configuration's `{name}={getattr(method, name)!r}` would train parts of the encoder "
+                "itself. Leave it out: an adapter is what is added to an encoder that stays as it is."
+            )
     return method
 
 
@@ -54,8 +61,27 @@ def last_block(encoder: FrozenEncoder, depth: Depth) -> int:
     return encoder.n_blocks if depth is None else max(depth)
 
 
-def target_layers(encoder: FrozenEncoder, depth: Depth, blocks: str | int) -> list[str]:
+def adapter_targets(encoder: Encoder, method: Method) -> tuple[str, ...]:
+    """Return the layers inside a block that a method attaches to: those that a configuration names, else the row's."""
+    own = getattr(method, "target_modules", None)
+    if not own or own == "all-linear":
+        return encoder.adapter_targets
+    return (own,) if isinstance(own, str) else tuple(sorted(own))
+
+
+def target_layers(encoder: FrozenEncoder, depth: Depth, blocks: str | int, method: Method = None) -> list[str]:
     """Return the names of the layers that the adapter attaches to: in all blocks up to `depth`, or in the last few.
+
+    Parameters
+    ----------
+    encoder
+        The encoder.
+    depth
+        Block(s) after which features are taken.
+    blocks
+        ``"all"`` or how many, counted from `depth`.
+    method
+        The method; a configuration that names layers (``target_modules=["attn.qkv", "mlp.fc1"]``) has its way.
 
     Raises
     ------
@@ -69,13 +95,14 @@ def target_layers(encoder: FrozenEncoder, depth: Depth, blocks: str | int) -> li
         )
     first = 0 if blocks == "all" else n - int(blocks)
     linear = {name for name, module in encoder.model.named_modules() if isinstance(module, nn.Linear)}
-    wanted = [f"blocks.{i}.{target}" for i in range(first, n) for target in encoder.encoder.adapter_targets]
+    targets = adapter_targets(encoder.encoder, method)
+    wanted = [f"blocks.{i}.{target}" for i in range(first, n) for target in targets]
     missing = [name for name in wanted if name not in linear]
     if missing or not wanted:
         tails = sorted({".".join(name.split(".")[2:]) for name in linear if name.startswith("blocks.")})
         raise ValueError(
-            f"An adapter needs linear layers {list(encoder.encoder.adapter_targets)} in the blocks of encoder "
-            f"{encoder.encoder.short!r}, but {missing[:2]} are not there (its blocks have: {tails or 'none'}). "
+            f"An adapter needs linear layers {list(targets)} in the blocks of encoder {encoder.encoder.short!r}, but "
+            f"{missing[:2] or 'such'} are not there (its blocks have: {tails or 'none'}). "
             "Name others with `pekasc.models.Encoder(..., adapter_targets=(...))`, or take `method=None` for the "
             "frozen encoder."
         )
@@ -104,3 +131,23 @@ def attach(encoder: FrozenEncoder, config: PeftConfig, random_state: int) -> Pef
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(random_state)
         return get_peft_model(encoder.model, config)
+
+
+@contextmanager
+def attached(encoder: FrozenEncoder, config: PeftConfig, random_state: int) -> Iterator[PeftModel]:
+    """Put a fresh adapter into the encoder's model for as long as the block lasts; then the encoder is as it was.
+
+    Some configurations train the encoder's own biases (``bias="all"``): those are put back as well, so that nothing
+    that one fold taught reaches the next.
+    """
+    own = dict(encoder.model.named_parameters())
+    peft_model = attach(encoder, config, random_state)
+    trained = [(parameter, parameter.detach().clone()) for parameter in own.values() if parameter.requires_grad]
+    try:
+        yield peft_model
+    finally:
+        encoder.model = peft_model.unload()
+        with torch.no_grad():
+            for parameter, before in trained:
+                parameter.copy_(before)
+        encoder.requires_grad_(False)

@@ -7,7 +7,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 _FIELDS = (
     "encoder", "encoder_digest", "tile_px", "mpp", "depth", "method", "genes", "head", "context_um", "info",
-    "gene_scores", "history", "selection", "files",
+    "gene_scores", "history", "selection", "files", "sha256",
 )  # fmt: skip
 MAIN = "pekasc.json"
 HEADS = "heads.safetensors"
@@ -42,13 +41,25 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _frame_to_json(frame: pd.DataFrame) -> str:
-    # 17 digits, so that a float survives; "table" would keep dtypes but refuses tuples
-    return frame.to_json(orient="split", double_precision=15)
+def _frame_to_json(frame: pd.DataFrame) -> dict[str, Any]:
+    # Python's own JSON writes the shortest text that gives the same float back; pandas rounds
+    return {
+        "index": list(frame.index),
+        "index_name": frame.index.name,
+        "columns": {str(name): frame[name].tolist() for name in frame},
+        "dtypes": {str(name): str(frame[name].dtype) for name in frame},
+    }
 
 
-def _frame_from_json(text: str) -> pd.DataFrame:
-    return pd.read_json(StringIO(text), orient="split", dtype=False, convert_axes=False, precise_float=True)
+def _frame_from_json(record: Mapping[str, Any]) -> pd.DataFrame:
+    index = pd.Index(record["index"], name=record["index_name"])
+    columns = {k: pd.Series(v, index=index, dtype=record["dtypes"][k]) for k, v in record["columns"].items()}
+    return pd.DataFrame(columns, index=index, columns=pd.Index(list(columns), dtype=object))
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    text = json.dumps({k: v for k, v in record.items() if k != "sha256"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def save(adapter: Adapter, path: Path) -> None:
@@ -60,9 +71,15 @@ def save(adapter: Adapter, path: Path) -> None:
         folder = Path(name) / "adapter"
         folder.mkdir()
         _write(adapter, folder)
-        if path.exists():
-            shutil.rmtree(path)
-        folder.rename(path)
+        if not path.exists():
+            folder.rename(path)
+            return
+        # what else the user keeps in the folder stays. The record goes first and comes last: a save that is cut short
+        # leaves a folder that says so instead of a mixture
+        for name in (MAIN, HEADS, PEFT_WEIGHTS, PEFT_CONFIG):
+            (path / name).unlink(missing_ok=True)
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == MAIN):
+            shutil.move(file, path / file.name)
 
 
 def _write(adapter: Adapter, folder: Path) -> None:
@@ -96,7 +113,8 @@ def _write(adapter: Adapter, folder: Path) -> None:
         "selection": _frame_to_json(adapter.selection),
         "files": {name: _sha256(folder / name) for name in files},
     }
-    (folder / MAIN).write_text(json.dumps(record, indent=1))
+    record = json.loads(json.dumps(record))  # as it will be read back
+    (folder / MAIN).write_text(json.dumps({**record, "sha256": _seal(record)}, indent=1))
 
 
 def _head_arrays(head: Head) -> dict[str, np.ndarray]:
@@ -196,4 +214,6 @@ def _read_record(path: Path) -> dict[str, Any]:
     missing = [name for name in _FIELDS if name not in record]
     if missing:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} lacks {missing}.")
+    if _seal(record) != record["sha256"]:
+        raise ValueError(f"The adapter in {path} is damaged: {MAIN} was changed after it was saved. Copy it again.")
     return record

@@ -15,6 +15,7 @@ class Teacher(Protocol):
     """What training asks of a teacher."""
 
     name: str
+    licence: str | None  # of what it learned elsewhere
 
     def embed(self, rows: np.ndarray) -> np.ndarray:
         """Return the embedding of training spots `rows`, (len(rows), D) float32; fitted on nothing but them."""
@@ -35,6 +36,7 @@ class PcaTeacher:
     """
 
     name = "pca"
+    licence: str | None = "none needed: fitted on the training spots"
 
     def __init__(self, expression: Matrix, n_components: int | None = None, random_state: int = 0) -> None:
         self.expression, self.n_components, self.random_state = expression, n_components, random_state
@@ -53,10 +55,12 @@ class StoredTeacher:
         Training spots x D.
     name
         Where it came from.
+    licence
+        Of the model that made it.
     """
 
-    def __init__(self, embedding: np.ndarray, name: str) -> None:
-        self.embedding, self.name = np.asarray(embedding, dtype=np.float32), name
+    def __init__(self, embedding: np.ndarray, name: str, licence: str | None = None) -> None:
+        self.embedding, self.name, self.licence = np.asarray(embedding, dtype=np.float32), name, licence
 
     def embed(self, rows: np.ndarray) -> np.ndarray:
         """Return the stored embedding of `rows`."""

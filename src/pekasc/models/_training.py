@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from pekasc.models._choose import Depth
 from pekasc.models._embed import features_of
 from pekasc.models._encoders import FrozenEncoder
-from pekasc.models._methods import attach
+from pekasc.models._methods import attached
 from pekasc.models._peka import (
     Recipe,
     cluster_head,
@@ -264,8 +264,9 @@ def train_student(
         Called after every epoch, while the adapter is in the encoder; returns the held-out error.
     """
     lesson = prepare_lesson(teacher, recipe, random_state)
-    peft_model = attach(encoder, config, random_state)
-    try:
+    # the caller's generator is left as it was, and what draws from it (dropout) draws the same every time
+    with torch.random.fork_rng(devices=[]), attached(encoder, config, random_state) as peft_model:
+        torch.manual_seed(random_state)
         student = Student(encoder, depth, lesson, recipe, random_state)
         history = _History(on_epoch)
         if epochs:
@@ -291,6 +292,3 @@ def train_student(
             {k: v.detach().cpu().clone() for k, v in student.cluster_head.state_dict().items()},
             history.rows,
         )
-    finally:
-        encoder.model = peft_model.unload()
-        encoder.requires_grad_(False)

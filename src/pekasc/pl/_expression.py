@@ -111,6 +111,8 @@ def expression(
     >>> sdata = pk.datasets.phantom(n_patients=1, size_um=600)
     >>> figure = pk.pl.expression(sdata, "DENSITY_001", layer="truth")  # here: the expected value
     """
+    if not isinstance(gene, str):
+        raise TypeError(f"`gene` must be the name of one gene, got {gene!r}: call once for each.")
     if background not in BACKGROUNDS:
         raise ValueError(f"`background={background!r}` is not known, use one of {list(BACKGROUNDS)}.")
     table = get_table(sdata, table_name)

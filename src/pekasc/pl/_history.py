@@ -89,8 +89,9 @@ def _losses(ax: Axes, frame: pd.DataFrame) -> None:
         ax.plot([], [], color=color, linewidth=1.8, label=name)
     ax.plot([], [], color=GREY, linewidth=0.8, label="the same, inner folds")
     ax.set_ylabel("training loss")
-    ax.set_ylim(bottom=0)
-    ax.legend(fontsize=SMALL, **_LEGEND)
+    # room above the curves for the legend
+    ax.set_ylim(0, ax.get_ylim()[1] * 1.35)
+    ax.legend(fontsize=SMALL, loc="upper right", ncols=2, **_LEGEND)
 
 
 def _held_out(ax: Axes, frame: pd.DataFrame) -> None:
@@ -120,4 +121,6 @@ def _held_out(ax: Axes, frame: pd.DataFrame) -> None:
     if low <= 1 <= high + 0.5 * (high - low):
         ax.axhline(1, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
     ax.set_ylabel("held-out error\n(1: mean predictor)")
-    ax.legend(fontsize=SMALL, **_LEGEND)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.25 * (high - low))
+    ax.legend(fontsize=SMALL, loc="upper right", ncols=2, **_LEGEND)

@@ -11,7 +11,7 @@ _Points = np.ndarray
 _GLASS_SATURATION = 0.15  # Otsu may not call anything more colourful than this background
 _BLACK = 0.1
 _ON_TISSUE = 0.1  # of the tile's area
-_CLEARLY = 0.2
+_CLEARLY = 0.1
 _STANDARD_ERRORS = 3.0
 
 # (x, y) in an image of w x h -> where the point would be, had the coordinates or the image been turned
@@ -92,17 +92,21 @@ def check_placement(
     factor = _scale_to_tissue(centres_px, size_px, tissue)
     problem = ""
     best = max(variants, key=lambda name: variants[name].sum())
-    if _clearly_better(variants[best], on_tissue):
-        problem = (
-            f"the coordinates seem to be {best}: {int(variants[best].sum())} of {len(x)} centres would lie on tissue, "
-            f"as they are {int(on_tissue.sum())} do. Correct them, or the transformation of the shapes or image"
-        )
-    elif factor is not None and _clearly_better(score(x * factor, y * factor)[1], on_tissue):
+    rescaled = score(x * (factor or 1), y * (factor or 1))[1]
+    turned = _clearly_better(variants[best], on_tissue)
+    # coordinates of another scale lie in a corner, and any turn may look better than that by chance
+    scaled = factor is not None and _clearly_better(rescaled, variants[best] if turned else on_tissue)
+    if factor is not None and scaled:
         problem = (
             f"the coordinates seem to be of another scale: x {x.min():.6g} to {x.max():.6g}, y {y.min():.6g} to "
             f"{y.max():.6g} on an image of {width} x {height} px; only {int(on_tissue.sum())} of {len(x)} centres "
-            f"lie on tissue, multiplied by about {factor:.3g} {int(score(x * factor, y * factor)[1].sum())} would. "
+            f"lie on tissue, multiplied by about {factor:.3g} {int(rescaled.sum())} would. "
             "Correct the transformation of the shapes or image (Space Ranger: full, hires or lowres image)"
+        )
+    elif turned:
+        problem = (
+            f"the coordinates seem to be {best}: {int(variants[best].sum())} of {len(x)} centres would lie on tissue, "
+            f"as they are {int(on_tissue.sum())} do. Correct them, or the transformation of the shapes or image"
         )
     elif 2 * inside.sum() < len(x):
         problem = (

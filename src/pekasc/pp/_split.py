@@ -10,7 +10,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from pekasc._keys import FOLD, check_free, check_key, write_uns
-from pekasc._sections import examples, writable_table
+from pekasc._sections import check_table, examples, get_table, writable_table
 
 
 def split(
@@ -65,6 +65,7 @@ def split(
     [0, 1, 2]
     """
     check_key(key_added)
+    check_table(get_table(data, table_name))
     table = writable_table(data, table_name)
     if groups not in table.obs:
         raise KeyError(f"Groups {groups!r} not found in `obs`. Available columns: {list(table.obs)}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, Literal
 
 from spatialdata import SpatialData
@@ -11,10 +10,8 @@ from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, write_
 from pekasc._sections import get_table, tiled_sections, writable_table
 from pekasc.models import Adapter, Encoder
 from pekasc.models._embed import autocast, embed, resolve_device
-from pekasc.models._encoders import FrozenEncoder, depth_tuple, resolve_encoder
+from pekasc.models._encoders import FrozenEncoder, depth_tuple, resolve_encoder, warn_of_scale
 from pekasc.tl import _inputs
-
-logger = logging.getLogger(__name__)
 
 
 def embed_tiles(
@@ -105,8 +102,7 @@ def embed_tiles(
         record |= {"encoder_digest": adapter.encoder_digest, "depth": adapter.info["depth"], "adapter": adapter.method}
     else:
         model = FrozenEncoder(row, spec.tile_px)
-        if row.mpp is not None and abs(spec.mpp / row.mpp - 1) > 0.05:
-            logger.warning("Encoder %r was trained at %g um/px; these tiles have %g.", row.short, row.mpp, spec.mpp)
+        warn_of_scale(row, spec.mpp)
         blocks = (-1,) if depth is None else depth_tuple(depth)
         blocks = tuple(model.check_depth(block) for block in blocks)
         features = embed(

@@ -112,6 +112,12 @@ def evaluate(
         )
     labels = _inputs.obs_groups(table, groups, rows)
     positions, sections = positions_um(data, table_name=table_name, key=key)[rows], section_labels(table)[rows]
+    unplaced = ~np.isfinite(positions).all(axis=1)
+    if unplaced.any():
+        raise ValueError(
+            f"{int(unplaced.sum())} spots of {sorted(set(sections[unplaced]))} have values in layers[{layer!r}] but no "
+            "position in um, since those sections came after the tiling. Run `pekasc.pp.tile(sdata)` again."
+        )
     names = table.var_names[genes]
     frames = []
     for group in np.unique(labels):

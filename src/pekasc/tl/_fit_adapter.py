@@ -95,7 +95,8 @@ def fit_adapter(
         stored embedding must not have been fitted on spots that are tested later.
     method
         ``"bone"`` (Block-Affine adaptation), ``"bat"``, ``"lora"``, any ``peft.PeftConfig``, or None for the frozen
-        encoder with the same head.
+        encoder with the same head. A configuration attaches to the layers that its ``target_modules`` names within a
+        block, such as ``["attn.qkv", "mlp.fc1"]``, else to the encoder's ``adapter_targets``.
     blocks
         Adapt all blocks up to `depth`, or the last few of them.
     depth
@@ -105,7 +106,8 @@ def fit_adapter(
         Spots to learn from: a boolean mask, a boolean column of obs, or a list of sections; all by default. Nothing
         outside is looked at.
     groups
-        Column of obs whose values are held out in turn, such as ``"patient"``; by default sections.
+        Column of obs whose values are held out in turn. By default ``"patient"``, if there is such a column with two
+        patients or more among the training spots, else sections.
     genes
         Genes to predict: names, a boolean mask, or a boolean column of var. By default those seen in at least 10 % of
         the spots of every training group.
@@ -116,12 +118,13 @@ def fit_adapter(
     gene_key
         Column of var with the names that the adapter is to use; by default ``var_names``.
     preset
-        ``"paper"``: the published numbers, exactly (rank 256, 100 clusters, 256 components, 50 epochs, the encoder's
-        own output as features); sizes never adapt.
+        ``"paper"``: the published training, exactly (rank 256, 100 clusters, 256 components, 50 epochs, the encoder's
+        own output as features); sizes never adapt. The head is that of every method here: its features are
+        standardised, and its penalty is chosen on held-out groups.
     rank, n_clusters, n_components, epochs, learning_rate, kd_weight, temperature
-        Change single numbers: rank of the adapter (64), structure labels (``min(100, n // 20)``), principal components
-        of teacher and head (``min(256, n - 1, d)``), most epochs to try (6), learning rate (3e-4), weight of
-        distillation (0.5), its temperature (2).
+        Change single numbers: rank of the adapter (64; a ``PeftConfig`` has its own), structure labels
+        (``min(100, n // 20)``), principal components of teacher and head (``min(256, n - 1, d)``), most epochs to try
+        (6), learning rate (3e-4), weight of distillation (0.5), its temperature (2).
     head
         From features to genes, on standardised principal components: ``"ridge"`` with one penalty,
         ``"ridge-per-gene"`` with one for each gene, or ``"mlp"``, a perceptron with two hidden layers.
@@ -134,7 +137,8 @@ def fit_adapter(
     precision
         ``"fp32"``, ``"bf16"`` or, on a GPU, ``"fp16"``.
     tile_px, mpp, images, image_mpp, um_coordinate_system, array
-        How to tile, for sections without tiles; see :func:`pekasc.pp.tile`.
+        How to tile, for sections without tiles; see :func:`pekasc.pp.tile`. All sections of the table are tiled, so
+        that it can be predicted next; only the tiles of training spots are read.
     table_name
         Name of the table.
     key
@@ -232,6 +236,7 @@ def fit_adapter(
         _log_left_out(candidates, keep, rows)
         expression = expression[np.searchsorted(candidates, rows)]
 
+        groups = _inputs.default_groups(table, rows) if groups is None else groups
         labels = _inputs.obs_groups(table, groups, rows)
         expressed = _inputs.expressed_genes(expression, labels)
         predicted = expressed if asked is None else asked

@@ -15,7 +15,7 @@ from spatialdata import SpatialData
 
 from pekasc import pp
 from pekasc._expression import Matrix, close_genes, gene_positions, no_overlap_message
-from pekasc._keys import SECTION, TILE_INSIDE, UNS
+from pekasc._keys import PATIENT, SECTION, TILE_INSIDE, UNS
 from pekasc._sections import (
     Section,
     get_table,
@@ -176,6 +176,17 @@ def obs_groups(adata: AnnData, groups: str | None, rows: np.ndarray) -> np.ndarr
     if column.isna().any():
         raise ValueError(f"{int(column.isna().sum())} training rows have no group in `obs[{groups!r}]`.")
     return column.astype(str).to_numpy(dtype=object)
+
+
+def default_groups(adata: AnnData, rows: np.ndarray) -> str | None:
+    """Return the column that is held out by default: patients, if rows `rows` have two or more; None means sections.
+
+    Sections of one patient are near-duplicate tissue, so whoever names patients has them held out whole.
+    """
+    if PATIENT not in adata.obs:
+        return None
+    column = adata.obs[PATIENT].iloc[rows]
+    return PATIENT if column.notna().all() and column.nunique() > 1 else None
 
 
 def seen(expression: Matrix) -> np.ndarray:

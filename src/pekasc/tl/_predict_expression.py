@@ -217,7 +217,7 @@ def _new_table(table: AnnData, values: np.ndarray, genes: list[str]) -> AnnData:
             new.obsm[name] = np.array(table.obsm[name])
     # the tiles and pixel sizes are those of the first table
     new.uns["pekasc"] = dict(table.uns.get("pekasc", {}))
-    new.uns["log1p"] = {}
+    new.uns["log1p"] = {"base": None}  # as scanpy.pp.log1p writes it
     region = attrs["region"]
     return TableModel.parse(
         new,
