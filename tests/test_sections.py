@@ -301,6 +301,7 @@ def test_images_that_are_not_rgb(scene: Scene, multi_scale: bool, convert: Calla
     result = np.asarray(section.pyramid.levels[0])
     if rgb.shape == convert(rgb).shape:
         assert np.abs(result.astype(int) - rgb).max() <= 1
+    np.testing.assert_allclose(result[0], rgb[0], atol=1)
     assert result.mean() == pytest.approx(rgb[: len(convert(rgb)) if len(convert(rgb)) < 3 else 3].mean(), abs=1)
 
 
@@ -313,7 +314,6 @@ def test_an_image_of_many_channels_is_no_h_and_e(scene: Scene) -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"Image 'odd' has 5 channels; .*is no H&E .*`images=`"):
         resolve_sections(sdata, images={"A_spots": "odd"}, image_mpp=0.5)
-    np.testing.assert_array_equal(result[0], rgb[0])
 
 
 def test_levels_and_channel_names(scene: Scene) -> None:
