@@ -121,6 +121,7 @@ def _held_out(ax: Axes, frame: pd.DataFrame) -> None:
     if low <= 1 <= high + 0.5 * (high - low):
         ax.axhline(1, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
     ax.set_ylabel("held-out error\n(1: mean predictor)")
+    # room above the curves; one column, since two are wider than the panel
     low, high = ax.get_ylim()
-    ax.set_ylim(low, high + 0.25 * (high - low))
-    ax.legend(fontsize=SMALL, loc="upper right", ncols=2, **_LEGEND)
+    ax.set_ylim(low, high + 0.35 * (high - low))
+    ax.legend(fontsize=SMALL, loc="upper right", **_LEGEND)
