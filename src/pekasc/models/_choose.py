@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,15 +70,51 @@ class Choice:
     table: pd.DataFrame
 
 
+def features_at(features: Mapping[Depth, np.ndarray], depth: Depth) -> np.ndarray:
+    """Return the features of a depth; those of several blocks are put side by side."""
+    if depth in features or depth is None:
+        return features[depth]
+    return np.concatenate([features[(block,)] for block in depth], axis=1)
+
+
 def choose(
-    features: Mapping[Depth, np.ndarray], y: Matrix, folds: Sequence[InnerFold], n_components: int | None
+    features: Mapping[Depth, np.ndarray],
+    y: Matrix,
+    folds: Sequence[InnerFold],
+    n_components: int | None,
+    seen: Callable[[np.ndarray], np.ndarray] = lambda x: x,
+    n_depths: int = 1,
 ) -> Choice:
-    """Return depth and penalty with the smallest held-out error, mean over folds weighted by held-out spots."""
+    """Return depth and penalty with the smallest held-out error, mean over folds weighted by held-out spots.
+
+    Parameters
+    ----------
+    features
+        Features of all training spots by depth, (n, d).
+    y, folds, n_components
+        See :func:`held_out_errors`.
+    seen
+        What the head reads, from the features of a depth.
+    n_depths
+        With more than 1, further blocks are put beside the best one, one at a time, as long as the error falls.
+    """
     weights = np.array([len(fold.held_out) for fold in folds], dtype=np.float64)
-    rows = []
-    for depth, x in features.items():
+
+    def tried(depth: Depth) -> pd.DataFrame:
+        x = seen(features_at(features, depth))
         error = np.average(held_out_errors(x, y, folds, n_components), axis=0, weights=weights)
-        rows += [{"depth": depth, "alpha": a, "error": e} for a, e in zip(ALPHAS, error, strict=True)]
-    table = pd.DataFrame(rows)
+        return pd.DataFrame({"depth": [depth] * len(ALPHAS), "alpha": ALPHAS, "error": error})
+
+    table = pd.concat([tried(depth) for depth in features], ignore_index=True)
     best = table.loc[table["error"].idxmin()]
+    singles = [depth for depth in features if depth is not None and len(depth) == 1]
+    while best["depth"] is not None and len(best["depth"]) < n_depths:
+        wider = [tuple(sorted({*best["depth"], *depth})) for depth in singles if depth[0] not in best["depth"]]
+        if not wider:
+            break
+        table = pd.concat([table, *(tried(depth) for depth in wider)], ignore_index=True)
+        found = table.loc[table["error"].idxmin()]
+        if len(found["depth"]) == len(best["depth"]):
+            break
+        best = found
     return Choice(best["depth"], float(best["alpha"]), table)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -15,7 +16,7 @@ from peft import PeftConfig
 
 from pekasc._expression import Matrix
 from pekasc.models._adapter import Adapter
-from pekasc.models._choose import Depth, candidate_depths, choose, held_out_errors
+from pekasc.models._choose import Depth, candidate_depths, choose, features_at, held_out_errors
 from pekasc.models._context import with_context
 from pekasc.models._embed import embed
 from pekasc.models._encoders import Encoder, FrozenEncoder, warn_of_scale
@@ -24,6 +25,7 @@ from pekasc.models._head_methods import FoldData, check_head
 from pekasc.models._heads import ALPHAS, RidgeHead, n_components_for
 from pekasc.models._methods import Method, make_config, method_name, target_layers
 from pekasc.models._peka import Recipe, n_clusters_for
+from pekasc.models._scores import pearson
 from pekasc.models._teachers import Teacher
 from pekasc.tiling import TileSource, TileSpec
 
@@ -63,9 +65,8 @@ class Options:
     method: Method
     blocks: str | int
     depth: Depth | str
+    n_depths: int
     recipe: Recipe
-    head: str
-    context_um: float | None
     n_components: int | None
     batch_size: int
     device: torch.device
@@ -74,38 +75,71 @@ class Options:
     progress: bool
 
 
+@dataclass(frozen=True)
+class Reader:
+    """What reads features: a head, and what it sees beside them. Several can share one training."""
+
+    head: str = "ridge"
+    context_um: float | None = None
+    beside_frozen: bool = False  # adapted features beside the frozen ones
+
+
 @dataclass
 class _Fit:
     """The state of one fit: what is known so far, and how to embed with what is in the encoder now."""
 
     model: FrozenEncoder
+    encoder: Encoder
+    spec: TileSpec
     data: Data
     teacher: Teacher
     options: Options
     folds: list[InnerFold]
 
     def embed(self, depths: Sequence[Depth], bar: bool = False) -> dict[Depth, np.ndarray]:
-        """Return the head's input for all training spots: features of their tiles, with their context."""
-        o, data = self.options, self.data
-        features = embed(
+        """Return features of all training tiles."""
+        o = self.options
+        return embed(
             self.model,
-            data.tiles,
+            self.data.tiles,
             depths,
             batch_size=o.batch_size,
             device=o.device,
             precision=o.precision,
             progress=o.progress and bar,
         )
-        return {d: with_context(x, data.coords_um, data.sections, o.context_um) for d, x in features.items()}
+
+    def seen(self, reader: Reader, features: np.ndarray, frozen: np.ndarray | None = None) -> np.ndarray:
+        """Return what a head reads: the features of the tiles, with their context."""
+        if reader.beside_frozen and frozen is not None:
+            features = np.concatenate([frozen, features], axis=1)
+        return with_context(features, self.data.coords_um, self.data.sections, reader.context_um)
 
 
-def fit(encoder: Encoder, spec: TileSpec, data: Data, teacher: Teacher, options: Options) -> Adapter:
-    """Return the adapter for the training spots in `data`.
+def fit(
+    encoder: Encoder,
+    spec: TileSpec,
+    data: Data,
+    teacher: Teacher,
+    options: Options,
+    readers: Sequence[Reader],
+    frozen: Mapping[Depth, np.ndarray] | None = None,
+) -> list[Adapter]:
+    """Return an adapter per reader for the training spots in `data`.
 
     Depth and penalty are chosen on frozen features, epochs and penalty again on those of adapters that never saw
     the held-out groups, all by the same held-out error; then one fit on all training groups with what was chosen.
+    Readers that choose the same depth share the training.
+
+    Parameters
+    ----------
+    encoder, spec, data, teacher, options, readers
+        What to fit, on what, and how.
+    frozen
+        Features of the training tiles by depth, where they are known already; else the tiles are embedded.
     """
-    check_head(options.head)
+    for reader in readers:
+        check_head(reader.head)
     model = FrozenEncoder(encoder, spec.tile_px)
     warn_of_scale(encoder, spec.mpp)
     depths = _depths(model, options.depth)
@@ -115,21 +149,30 @@ def fit(encoder: Encoder, spec: TileSpec, data: Data, teacher: Teacher, options:
     # two squares overlap as far as their diagonal reaches
     folds = inner_folds(data.groups, data.coords_um, data.sections, margin_um=spec.side_um * 2**0.5)
     _check_sizes(folds, options)
-    job = _Fit(model, data, teacher, options, folds)
+    job = _Fit(model, encoder, spec, data, teacher, options, folds)
 
-    frozen = job.embed(depths, bar=True)
-    chosen = choose(frozen, data.expression, folds, options.n_components)
-    selection = chosen.table.assign(stage="frozen", epochs=0)
-    logger.info(
-        "Depth %s chosen of %s: held-out error %.4f of the mean predictor's.",
-        chosen.depth, depths, chosen.table["error"].min(),
-    )  # fmt: skip
-    features = frozen[chosen.depth]
-    del frozen
-    if options.method is None:
-        inner = [_fold_data(features, data.expression, fold) for fold in folds]
-        return _result(job, encoder, spec, chosen.depth, None, features, inner, selection)
-    return _fit_student(job, encoder, spec, chosen.depth, features, selection)
+    features = job.embed(depths, bar=True) if frozen is None else {depth: frozen[depth] for depth in depths}
+    plans: dict[Depth, list[_Plan]] = {}
+    for i, reader in enumerate(readers):
+        seen = partial(job.seen, reader)
+        chosen = choose(features, data.expression, folds, options.n_components, seen, options.n_depths)
+        logger.info(
+            "Depth %s chosen of %s: held-out error %.4f of the mean predictor's.",
+            chosen.depth, depths, chosen.table["error"].min(),
+        )  # fmt: skip
+        plan = _Plan(i, reader, chosen.table.assign(stage="frozen", epochs=0))
+        plans.setdefault(chosen.depth, []).append(plan)
+    features = {depth: features_at(features, depth) for depth in plans}
+    made: dict[int, Adapter] = {}
+    for depth, members in plans.items():
+        if options.method is None:
+            for plan in members:
+                inner = _fold_data(job, plan.reader, [features[depth]] * len(folds))
+                seen_all = job.seen(plan.reader, features[depth])
+                made[plan.number] = _result(job, plan, depth, None, seen_all, inner, plan.selection)
+        else:
+            made.update(_fit_student(job, depth, features[depth], members))
+    return [made[i] for i in range(len(readers))]
 
 
 def _check_sizes(folds: list[InnerFold], options: Options) -> None:
@@ -155,68 +198,96 @@ def _depths(model: FrozenEncoder, depth: Depth | str) -> list[Depth]:
     return [tuple(model.check_depth(block) for block in depth)]  # type: ignore[arg-type]
 
 
-def _fold_data(features: np.ndarray, y: Matrix, fold: InnerFold) -> FoldData:
-    return FoldData(features[fold.train], y[fold.train], features[fold.held_out], y[fold.held_out])
+@dataclass
+class _Plan:
+    """One reader's way through the fit: its number, and what was tried for it so far."""
+
+    number: int
+    reader: Reader
+    selection: pd.DataFrame
+
+
+def _fold_data(
+    job: _Fit, reader: Reader, features: Sequence[np.ndarray], frozen: np.ndarray | None = None
+) -> list[FoldData]:
+    """Return what a reader's head learns from and is judged by, per inner fold, from that fold's features."""
+    out, y = [], job.data.expression
+    for fold, raw in zip(job.folds, features, strict=True):
+        x = job.seen(reader, raw, frozen)
+        out.append(FoldData(x[fold.train], y[fold.train], x[fold.held_out], y[fold.held_out]))
+    return out
 
 
 @dataclass
 class _FoldRun:
-    """What one inner fold measured: per epoch the held-out error per penalty, and what the head reads."""
+    """What one inner fold measured: per epoch the features, and per reader the held-out error per penalty."""
 
-    errors: dict[int, np.ndarray]
-    data: dict[int, FoldData]
+    features: dict[int, np.ndarray]
+    errors: dict[int, list[np.ndarray]]
     history: list[dict[str, Any]]
 
 
-def _fit_student(
-    job: _Fit, encoder: Encoder, spec: TileSpec, depth: Depth, frozen: np.ndarray, selection: pd.DataFrame
-) -> Adapter:
+def _fit_student(job: _Fit, depth: Depth, frozen: np.ndarray, plans: Sequence[_Plan]) -> dict[int, Adapter]:
     data, o = job.data, job.options
     assert o.method is not None  # for the type checker: fit() asked
     targets = target_layers(job.model, depth, o.blocks, o.method)
     config = make_config(o.method, o.recipe.rank, targets)
-    runs = [_run_fold(job, i, config, depth, frozen) for i in range(len(job.folds))]
+    readers = [plan.reader for plan in plans]
+    runs = [_run_fold(job, i, config, depth, frozen, readers) for i in range(len(job.folds))]
     weights = np.array([len(fold.held_out) for fold in job.folds], dtype=np.float64)
     tried = range(o.recipe.epochs + 1) if o.recipe.choose_epochs else [o.recipe.epochs]
-    rows = []
-    for epoch in tried:
-        error = np.average([run.errors[epoch] for run in runs], axis=0, weights=weights)
-        rows += [
-            {"depth": depth, "alpha": a, "error": e, "stage": "adapter", "epochs": epoch}
-            for a, e in zip(ALPHAS, error, strict=True)
-        ]
-    table = pd.DataFrame(rows)
-    best = table.loc[table["error"].idxmin()]
-    epochs = int(best["epochs"])
-    logger.info(
-        "%d epochs chosen of %s: held-out error %.4f of the mean predictor's.", epochs, list(tried), best["error"]
-    )
-    if epochs == 0:
-        logger.warning("No epoch of training beat the frozen encoder on held-out groups: the adapter is left at zero.")
-    history = [row for run in runs for row in run.history]
-    all_rows = np.arange(data.tiles.n)
+    tables, epochs = [], []
+    for i in range(len(plans)):
+        rows = []
+        for epoch in tried:
+            error = np.average([run.errors[epoch][i] for run in runs], axis=0, weights=weights)
+            rows += [
+                {"depth": depth, "alpha": a, "error": e, "stage": "adapter", "epochs": epoch}
+                for a, e in zip(ALPHAS, error, strict=True)
+            ]
+        table = pd.DataFrame(rows)
+        best = table.loc[table["error"].idxmin()]
+        tables.append(table)
+        epochs.append(int(best["epochs"]))
+        logger.info(
+            "%d epochs chosen of %s: held-out error %.4f of the mean predictor's.",
+            epochs[i],
+            list(tried),
+            best["error"],
+        )
+        if epochs[i] == 0:
+            logger.warning(
+                "No epoch of training beat the frozen encoder on held-out groups: the adapter is left at zero."
+            )
     adapted = {0: frozen}
 
-    trained = _train(job, config, depth, all_rows, epochs, lambda epoch: _keep(job, depth, adapted, epoch, epochs))
-    history += [{"fold": -1, "held_out": "", **row} for row in trained.history]
-    weights_out = {
-        "adapter": trained.adapter,
-        "projector": trained.projector,
-        "cluster_head": trained.cluster_head,
-    }
-    inner = [run.data[epochs] for run in runs]
-    adapter = _result(job, encoder, spec, depth, config, adapted[epochs], inner, pd.concat([selection, table]), epochs)
-    return replace(adapter, weights=weights_out, history=_history_frame(history))
+    def keep_features(epoch: int) -> float:
+        if epoch in epochs:
+            adapted[epoch] = job.embed([depth])[depth]
+        return float("nan")
+
+    trained = _train(job, config, depth, np.arange(data.tiles.n), max(epochs), set(epochs), keep_features)
+    first = [row for run in runs for row in run.history]
+    made = {}
+    for plan, table, epoch in zip(plans, tables, epochs, strict=True):
+        inner = _fold_data(job, plan.reader, [run.features[epoch] for run in runs], frozen)
+        final = [{"fold": -1, "held_out": "", **row} for row in trained.history if row["epoch"] <= epoch]
+        seen = job.seen(plan.reader, adapted[epoch], frozen)
+        selection = pd.concat([plan.selection, table])
+        adapter = _result(job, plan, depth, config, seen, inner, selection, epoch)
+        n_parameters = sum(tensor.numel() for tensor in trained.weights[epoch]["adapter"].values())
+        made[plan.number] = replace(
+            adapter,
+            info={**adapter.info, "n_parameters": n_parameters},
+            weights=trained.weights[epoch],
+            history=_history_frame([*first, *final]),
+        )
+    return made
 
 
-def _keep(job: _Fit, depth: Depth, store: dict[int, np.ndarray], epoch: int, wanted: int) -> float:
-    """Embed all training tiles after the last epoch, while the adapter is in the encoder."""
-    if epoch == wanted:
-        store[epoch] = job.embed([depth])[depth]
-    return float("nan")
-
-
-def _train(job: _Fit, config: PeftConfig, depth: Depth, rows: np.ndarray, epochs: int, on_epoch: Any) -> Any:
+def _train(
+    job: _Fit, config: PeftConfig, depth: Depth, rows: np.ndarray, epochs: int, keep: Collection[int], on_epoch: Any
+) -> Any:
     from pekasc.models._training import train_student
 
     o = job.options
@@ -233,20 +304,25 @@ def _train(job: _Fit, config: PeftConfig, depth: Depth, rows: np.ndarray, epochs
         precision=o.precision,
         random_state=o.random_state,
         progress=o.progress,
+        keep=keep,
         on_epoch=on_epoch,
     )
 
 
-def _run_fold(job: _Fit, number: int, config: PeftConfig, depth: Depth, frozen: np.ndarray) -> _FoldRun:
+def _run_fold(
+    job: _Fit, number: int, config: PeftConfig, depth: Depth, frozen: np.ndarray, readers: Sequence[Reader]
+) -> _FoldRun:
     """Train on one inner fold's training spots; measure the held-out ones after every epoch."""
     fold, o = job.folds[number], job.options
-    y = job.data.expression
     run = _FoldRun({}, {}, [])
 
     def measure(epoch: int, features: np.ndarray) -> float:
-        run.errors[epoch] = held_out_errors(features, y, [fold], o.n_components)[0]
-        run.data[epoch] = _fold_data(features, y, fold)
-        return float(run.errors[epoch].min())
+        run.features[epoch] = features
+        run.errors[epoch] = [
+            held_out_errors(job.seen(reader, features, frozen), job.data.expression, [fold], o.n_components)[0]
+            for reader in readers
+        ]
+        return float(run.errors[epoch][0].min())
 
     def on_epoch(epoch: int) -> float:
         if not o.recipe.choose_epochs and epoch < o.recipe.epochs:
@@ -255,13 +331,13 @@ def _run_fold(job: _Fit, number: int, config: PeftConfig, depth: Depth, frozen: 
 
     start = measure(0, frozen)
     logger.info("Inner fold %d of %d: %s held out.", number + 1, len(job.folds), fold.name)
-    trained = _train(job, config, depth, fold.train, o.recipe.epochs, on_epoch)
+    trained = _train(job, config, depth, fold.train, o.recipe.epochs, (), on_epoch)
     first = {"epoch": 0, "loss": np.nan, "kd": np.nan, "sa": np.nan, "val_error": start}
     run.history = [{"fold": number, "held_out": fold.name, **row} for row in [first, *trained.history]]
     return run
 
 
-def _gene_scores(job: _Fit, inner: Sequence[FoldData], setting: Any) -> pd.DataFrame:
+def _gene_scores(job: _Fit, head_name: str, inner: Sequence[FoldData], setting: Any) -> pd.DataFrame:
     """Return the Pearson correlation of every gene within each held-out section, mean over sections.
 
     What was chosen (depth, epochs, penalty) was chosen on these same groups, so the scores are slightly optimistic;
@@ -270,7 +346,7 @@ def _gene_scores(job: _Fit, inner: Sequence[FoldData], setting: Any) -> pd.DataF
     data, o = job.data, job.options
     correlations = []
     for part, fold in zip(inner, job.folds, strict=True):
-        head = check_head(o.head).fit(part.x, part.y, o.n_components, setting, o.random_state)
+        head = check_head(head_name).fit(part.x, part.y, o.n_components, setting, o.random_state)
         predicted = head.predict(part.x_held_out)
         for section in np.unique(data.sections[fold.held_out]):
             rows = np.flatnonzero(data.sections[fold.held_out] == section)
@@ -284,17 +360,6 @@ def _gene_scores(job: _Fit, inner: Sequence[FoldData], setting: Any) -> pd.DataF
     return pd.DataFrame({"pearson": mean, "n_sections": count}, index=pd.Index(list(data.genes), name="gene"))
 
 
-def pearson(predicted: np.ndarray, measured: Matrix) -> np.ndarray:
-    """Return the Pearson correlation of every column (genes,); NaN where either side is constant."""
-    y = measured if isinstance(measured, np.ndarray) else measured.toarray()
-    a = predicted.astype(np.float64) - predicted.mean(axis=0, dtype=np.float64)
-    b = y.astype(np.float64) - y.mean(axis=0, dtype=np.float64)
-    scale = np.sqrt((a * a).sum(axis=0) * (b * b).sum(axis=0))
-    # a constant column leaves rounding noise, not exactly 0
-    known = (np.ptp(predicted, axis=0) > 0) & (np.ptp(y, axis=0) > 0) & (scale > 0)
-    return np.divide((a * b).sum(axis=0), scale, out=np.full(y.shape[1], np.nan), where=known)
-
-
 _COLUMNS = ["fold", "held_out", "epoch", "loss", "kd", "sa", "val_error"]
 
 
@@ -304,21 +369,20 @@ def _history_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _result(
     job: _Fit,
-    encoder: Encoder,
-    spec: TileSpec,
+    plan: _Plan,
     depth: Depth,
     config: PeftConfig | None,
-    features: np.ndarray,
+    seen: np.ndarray,
     inner: Sequence[FoldData],
     selection: pd.DataFrame,
     epochs: int = 0,
 ) -> Adapter:
     """Choose the head's setting on the inner folds, fit it on all training spots, and put everything together."""
     data, o = job.data, job.options
-    method = check_head(o.head)
+    method = check_head(plan.reader.head)
     setting = method.choose(inner, o.n_components, o.random_state)
-    scores = _gene_scores(job, inner, setting)
-    head = method.fit(features, data.expression, o.n_components, setting, o.random_state)
+    scores = _gene_scores(job, plan.reader.head, inner, setting)
+    head = method.fit(seen, data.expression, o.n_components, setting, o.random_state)
     columns = ["stage", "depth", "epochs", "alpha", "error"]
     table = selection[columns].reset_index(drop=True)
     table["depth"] = ["own" if d is None else "+".join(str(b) for b in d) for d in table["depth"]]
@@ -331,26 +395,27 @@ def _result(
         "teacher": job.teacher.name,
         "teacher_licence": job.teacher.licence,
         "epochs": epochs,
-        "head": o.head,
+        "head": plan.reader.head,
         "alpha": float(np.median(head.alpha)) if isinstance(head, RidgeHead) else None,
-        "context_um": o.context_um,
+        "context_um": plan.reader.context_um,
         "n_components": int(head.projection.components.shape[0]),
         "n_clusters": None if config is None else n_clusters_for(int(data.tiles.n), o.recipe.n_clusters),
         "blocks": o.blocks,
         "rank": None if config is None else getattr(config, "r", None),
+        "n_parameters": 0,
         "random_state": o.random_state,
         "precision": o.precision,
         "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "scikit-learn")},
     }
     return Adapter(
-        encoder=encoder,
+        encoder=job.encoder,
         encoder_digest=job.model.digest,
-        spec=spec,
+        spec=job.spec,
         depth=depth,
         method=method_name(o.method),
         genes=tuple(str(gene) for gene in data.genes),
         head=head,
-        context_um=o.context_um,
+        context_um=plan.reader.context_um,
         config=config,
         weights={},
         gene_scores=scores,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -153,7 +153,7 @@ class Student(L.LightningModule):
 class _History(L.Callback):
     """Collect the mean losses of every epoch, and what `on_epoch` measures after it."""
 
-    def __init__(self, on_epoch: Callable[[int], float] | None) -> None:
+    def __init__(self, on_epoch: Callable[[int], float]) -> None:
         self.on_epoch, self.rows = on_epoch, list[dict[str, float]]()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -161,10 +161,9 @@ class _History(L.Callback):
         loss, kd, sa, n = pl_module.sums
         pl_module.sums = np.zeros(4)
         epoch = trainer.current_epoch + 1
-        row = {"epoch": epoch, "loss": loss / n, "kd": kd / n, "sa": sa / n, "val_error": np.nan}
-        if self.on_epoch is not None:
-            row["val_error"] = self.on_epoch(epoch)
-        self.rows.append(row)
+        self.rows.append(
+            {"epoch": epoch, "loss": loss / n, "kd": kd / n, "sa": sa / n, "val_error": self.on_epoch(epoch)}
+        )
 
 
 @contextmanager
@@ -208,21 +207,17 @@ def _plain_attention(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained student, on the CPU.
+    """What training left, on the CPU.
 
     Parameters
     ----------
-    adapter
-        Adapter weights in PEFT's own names.
-    projector, cluster_head
-        State dicts.
+    weights
+        After each epoch that was to be kept: ``"adapter"`` in PEFT's own names, ``"projector"``, ``"cluster_head"``.
     history
         One dict per epoch: epoch, loss, kd, sa, val_error.
     """
 
-    adapter: dict[str, Tensor]
-    projector: dict[str, Tensor]
-    cluster_head: dict[str, Tensor]
+    weights: dict[int, dict[str, dict[str, Tensor]]]
     history: list[dict[str, float]]
 
 
@@ -240,6 +235,7 @@ def train_student(
     precision: str,
     random_state: int,
     progress: bool,
+    keep: Collection[int] = (),
     on_epoch: Callable[[int], float] | None = None,
 ) -> Trained:
     """Train an adapter on the tiles `index` of `source`; the encoder is given back without it.
@@ -260,6 +256,8 @@ def train_student(
         Numbers of the training; `epochs` of it run.
     device, precision, random_state, progress
         As in ``tl.fit_adapter``.
+    keep
+        Epochs after which the weights are kept; 0 is before the first.
     on_epoch
         Called after every epoch, while the adapter is in the encoder; returns the held-out error.
     """
@@ -268,7 +266,23 @@ def train_student(
     with torch.random.fork_rng(devices=[]), attached(encoder, config, random_state) as peft_model:
         torch.manual_seed(random_state)
         student = Student(encoder, depth, lesson, recipe, random_state)
-        history = _History(on_epoch)
+        weights = {}
+
+        def state(module: nn.Module) -> dict[str, Tensor]:
+            return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
+
+        def after(epoch: int) -> float:
+            if epoch in keep:
+                adapter = get_peft_model_state_dict(peft_model)
+                weights[epoch] = {
+                    "adapter": {k: v.detach().cpu().clone() for k, v in adapter.items()},
+                    "projector": state(student.projector),
+                    "cluster_head": state(student.cluster_head),
+                }
+            return float("nan") if on_epoch is None or epoch == 0 else on_epoch(epoch)
+
+        after(0)
+        history = _History(after)
         if epochs:
             generator = torch.Generator().manual_seed(random_state)
             loader = DataLoader(_Shuffled(source, index, recipe.batch_size, generator), batch_size=None)
@@ -286,9 +300,4 @@ def train_student(
                     callbacks=[history],
                 )
                 trainer.fit(student, loader)
-        return Trained(
-            {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(peft_model).items()},
-            {k: v.detach().cpu().clone() for k, v in student.projector.state_dict().items()},
-            {k: v.detach().cpu().clone() for k, v in student.cluster_head.state_dict().items()},
-            history.rows,
-        )
+        return Trained(weights, history.rows)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pekasc.tiling._geometry import TileGeometry, TileSpec
 from pekasc.tiling._reader import ImagePyramid, TileReader
-from pekasc.tiling._stream import ArrayTiles, TileSource, TileStream, batches, cached
+from pekasc.tiling._stream import ArrayTiles, TileSource, TileStream, TileSubset, batches, cached
 
 __all__ = [
     "ArrayTiles",
@@ -18,6 +18,7 @@ __all__ = [
     "TileSource",
     "TileSpec",
     "TileStream",
+    "TileSubset",
     "batches",
     "cached",
 ]

@@ -105,6 +105,29 @@ class ArrayTiles:
         return np.array(self.array[check_index(index, self.n)])
 
 
+class TileSubset:
+    """Some tiles of a source, under numbers of their own.
+
+    Parameters
+    ----------
+    source
+        Where they come from.
+    index
+        Their numbers there, in the order that they get here.
+    """
+
+    def __init__(self, source: TileSource, index: np.ndarray) -> None:
+        self.source, self.index = source, check_index(index, source.n)
+        self.n, self.tile_px = len(self.index), source.tile_px
+        rank = np.empty(source.n, dtype=np.int64)
+        rank[source.reading_order] = np.arange(source.n)
+        self.reading_order = np.argsort(rank[self.index], kind="stable")
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        """Read tiles, (k, tile_px, tile_px, 3) uint8 in the order asked."""
+        return self.source.read(self.index[check_index(index, self.n)])
+
+
 def batches(
     source: TileSource, batch_size: int, *, index: np.ndarray | None = None, prefetch: int = 2
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -8,23 +8,19 @@ import warnings
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 from scipy.stats import rankdata
-from sklearn.neighbors import kneighbors_graph
 from spatialdata import SpatialData
 
 from pekasc._expression import Matrix, log1p_cp10k
 from pekasc._keys import PEKA, TILES, check_key, score_key
 from pekasc._sections import check_table, get_table, positions_um, section_labels, writable_table
-from pekasc.models._fit import pearson
+from pekasc.models._scores import pearson
 from pekasc.tl import _inputs
+from pekasc.tl._autocorrelation import MIN_SPOTS, morans_i
 
 logger = logging.getLogger(__name__)
 
 METRICS = ("pearson", "spearman", "rmse", "morans_i_ratio")
-_NEIGHBOURS = 6
-_MIN_SPOTS = 10
-_SIGNIFICANT = 0.05
 
 
 def evaluate(
@@ -223,11 +219,10 @@ def _morans_i(
     structured = np.zeros(predicted.shape[1], dtype=bool)
     for section in np.unique(sections):
         rows = np.flatnonzero(sections == section)
-        if rows.size < _MIN_SPOTS:
+        if rows.size < MIN_SPOTS:
             continue
-        graph = kneighbors_graph(positions[rows], _NEIGHBOURS)
         for i, values in enumerate((measured, predicted)):
-            value, significant = _autocorrelation(values[rows], graph)
+            value, significant = morans_i(values[rows], positions[rows])
             known = np.isfinite(value)
             sums[i][known] += value[known] * rows.size
             weight[i][known] += rows.size
@@ -235,21 +230,6 @@ def _morans_i(
                 structured |= significant
     out = np.divide(sums, weight, out=np.full(sums.shape, np.nan), where=weight > 0)
     return out[0], out[1], structured
-
-
-def _autocorrelation(values: np.ndarray, graph: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Return Moran's I of every column, NaN where it is constant, and whether its p value is below 5 %."""
-    import squidpy as sq
-
-    adata = AnnData(X=np.ascontiguousarray(values, dtype=np.float64), obsp={"spatial_connectivities": graph})
-    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-        # a constant gene has no autocorrelation: squidpy divides by 0 and gives NaN, which is what we report
-        warnings.simplefilter("ignore", RuntimeWarning)
-        frame = sq.gr.spatial_autocorr(
-            adata, mode="moran", genes=list(adata.var_names), n_perms=None, copy=True, show_progress_bar=False
-        )
-    frame = frame.reindex(adata.var_names)
-    return frame["I"].to_numpy(dtype=np.float64), frame["pval_norm"].to_numpy(dtype=np.float64) < _SIGNIFICANT
 
 
 def _report_constant(scores: pd.DataFrame) -> None:

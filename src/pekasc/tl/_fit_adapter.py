@@ -20,7 +20,7 @@ from pekasc.models import Adapter, Encoder
 from pekasc.models._choose import Depth
 from pekasc.models._embed import autocast, resolve_device
 from pekasc.models._encoders import depth_tuple, resolve_encoder
-from pekasc.models._fit import Data, Options, fit
+from pekasc.models._fit import Data, Options, Reader, fit
 from pekasc.models._head_methods import check_head
 from pekasc.models._heads import n_components_for
 from pekasc.models._methods import check_method
@@ -264,9 +264,8 @@ def fit_adapter(
             method,
             blocks,
             _depth(depth, preset),
+            1,
             recipe,
-            head,
-            context_um,
             n_components,
             batch_size,
             place,
@@ -274,7 +273,7 @@ def fit_adapter(
             random_state,
             progress,
         )
-        adapter = fit(row, spec, data, lessons, options)
+        adapter = fit(row, spec, data, lessons, options, [Reader(head, context_um)])[0]
     info = {**adapter.info, "target": "log1p(counts per 10,000)" if target == "log1p" else "as stored"}
     adapter = replace(adapter, info=info, trained_on=_inputs.places(training))
     write_uns(writable_table(sdata, table_name), key_added, _record(adapter), kind="adapter")

@@ -1,0 +1,104 @@
+"""How well a prediction agrees with what was measured. Pure arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pekasc._expression import Matrix
+
+
+def pearson(predicted: np.ndarray, measured: Matrix) -> np.ndarray:
+    """Return the Pearson correlation of every column (genes,); NaN where either side is constant."""
+    y = measured if isinstance(measured, np.ndarray) else measured.toarray()
+    a = predicted.astype(np.float64) - predicted.mean(axis=0, dtype=np.float64)
+    b = y.astype(np.float64) - y.mean(axis=0, dtype=np.float64)
+    scale = np.sqrt((a * a).sum(axis=0) * (b * b).sum(axis=0))
+    # a constant column leaves rounding noise, not exactly 0
+    known = (np.ptp(predicted, axis=0) > 0) & (np.ptp(y, axis=0) > 0) & (scale > 0)
+    return np.divide((a * b).sum(axis=0), scale, out=np.full(y.shape[1], np.nan), where=known)
+
+
+def gene_scores(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """Return the Pearson correlation of every gene (genes,), as a comparison of methods needs it.
+
+    NaN where the measured gene is constant: nothing could be known there. 0 where only the prediction is constant: no
+    method gains by not predicting a gene.
+    """
+    r = pearson(predicted, measured)
+    return np.where(np.isnan(r) & (np.ptp(measured, axis=0) > 0), 0.0, r)
+
+
+def mean_score(r: np.ndarray) -> float:
+    """Return the mean over genes that have a score; NaN if none has."""
+    known = np.isfinite(r)
+    return float(r[known].mean()) if known.any() else float("nan")
+
+
+def tissue_blocks(coords_um: np.ndarray, sections: np.ndarray, side_um: float) -> np.ndarray:
+    """Return the number of the square of `side_um` that every spot lies in, (n,) int64; none spans two sections."""
+    corner = np.floor(np.asarray(coords_um) / side_um).astype(np.int64)
+    _, section = np.unique(sections, return_inverse=True)
+    _, block = np.unique(np.column_stack([section, corner]), axis=0, return_inverse=True)
+    return block.ravel()
+
+
+class BlockScores:
+    """Mean correlation over genes of resampled blocks of tissue.
+
+    Correlations follow from sums over spots, and sums of blocks add up: a draw costs one row of a matrix product,
+    not a pass over the spots.
+
+    Parameters
+    ----------
+    measured
+        Measured expression, shape (n, genes).
+    blocks
+        Block of every spot, shape (n,).
+    n_draws
+        Number of bootstrap draws; each draws as many blocks as there are, with replacement.
+    random_state
+        Seed: the same draws for every method, so that differences are paired.
+    """
+
+    def __init__(self, measured: np.ndarray, blocks: np.ndarray, n_draws: int, random_state: int) -> None:
+        self.n_blocks = int(blocks.max()) + 1
+        generator = np.random.default_rng(random_state)
+        self.draws = generator.multinomial(self.n_blocks, np.full(self.n_blocks, 1 / self.n_blocks), size=n_draws)
+        self._member = np.zeros((self.n_blocks, len(blocks)))
+        self._member[blocks, np.arange(len(blocks))] = 1.0
+        # near the mean, so that differences of sums keep their digits
+        self._y = measured - measured.mean(axis=0, dtype=np.float64)
+        counts = self._member.sum(axis=1)
+        self._n = (self.draws @ counts)[:, None]
+        self._sum_y, self._sum_yy = self._drawn(self._y), self._drawn(self._y**2)
+        self._variation_y = self._sum_yy - self._sum_y**2 / self._n
+
+    def _drawn(self, values: np.ndarray) -> np.ndarray:
+        return self.draws @ (self._member @ values)
+
+    def __call__(self, predicted: np.ndarray) -> np.ndarray:
+        """Return the mean correlation of every draw, (n_draws,), by the rules of :func:`gene_scores`."""
+        x = predicted - predicted.mean(axis=0, dtype=np.float64)
+        sum_x = self._drawn(x)
+        variation_x = self._drawn(x**2) - sum_x**2 / self._n
+        covariance = self._drawn(x * self._y) - sum_x * self._sum_y / self._n
+        # a draw in which a gene does not vary leaves rounding noise
+        known = self._variation_y > 1e-9 * np.maximum(self._sum_yy, 1e-300)
+        varies = known & (variation_x > 1e-12)
+        r = np.divide(
+            covariance,
+            np.sqrt(np.where(varies, variation_x * self._variation_y, 1.0)),
+            out=np.zeros_like(covariance),
+            where=varies,
+        )
+        n_known = known.sum(axis=1)
+        return np.divide(np.where(known, r, 0.0).sum(axis=1), n_known, out=np.full(len(r), np.nan), where=n_known > 0)
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 2.5 and 97.5 % quantiles of bootstrap draws; NaN if none is known."""
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [0.025, 0.975])
+    return float(low), float(high)
