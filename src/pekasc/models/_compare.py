@@ -1,0 +1,196 @@
+"""One fold of a comparison: every method fitted on the same training spots, predicting the same held-out ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from sklearn.neighbors import kneighbors_graph
+
+from pekasc._expression import Matrix
+from pekasc.models._choose import Depth, choose, features_at
+from pekasc.models._context import with_context
+from pekasc.models._encoders import Encoder
+from pekasc.models._fit import Data, Options, Reader, fit
+from pekasc.models._folds import inner_folds
+from pekasc.models._head_methods import FoldData, check_head
+from pekasc.models._heads import RidgeHead
+from pekasc.models._methods import Method
+from pekasc.models._teachers import Teacher
+from pekasc.tiling import TileSpec, TileSubset
+
+CONTROLS = ("mean", "coordinates", "neighbours")
+READOUTS = ("frozen", "frozen-best", "teacher")
+BESIDE = "frozen+peka"
+_N_NEIGHBOURS = 6
+_DEGREE = 3
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is known in one fold.
+
+    Parameters
+    ----------
+    name
+        The held-out groups' names.
+    train, test
+        Positions among all spots, sorted.
+    data
+        All spots, with the genes that this fold predicts; of the test spots' expression nothing is read but by the
+        controls that say so.
+    teacher
+        Of the training spots, in their order.
+    """
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+    data: Data
+    teacher: Teacher
+
+    def training(self) -> Data:
+        """Return the training spots alone."""
+        d, at = self.data, self.train
+        tiles = TileSubset(d.tiles, at)
+        return Data(tiles, d.expression[at], d.genes, d.groups[at], d.sections[at], d.coords_um[at])
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a method predicted for the test spots, (n_test, genes) float32, and what was chosen on the way."""
+
+    predicted: np.ndarray
+    about: Mapping[str, Any]
+
+
+def dense(matrix: Matrix) -> np.ndarray:
+    """Return a matrix as an array."""
+    return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
+
+
+def depth_name(depth: Depth) -> str:
+    """Return a depth for tables."""
+    return "own" if depth is None else "+".join(str(block) for block in depth)
+
+
+def control(fold: Fold, name: str, reader: Reader, options: Options, margin_um: float) -> Prediction:
+    """Predict without the image: the training mean, the place in the section, or the measured neighbours' mean.
+
+    ``"neighbours"`` reads what was measured around a test spot, so it is no prediction but a mark to compare with:
+    what smoothing would give where every neighbour was sequenced.
+    """
+    d = fold.data
+    if name == "mean":
+        mean = np.asarray(d.expression[fold.train].mean(axis=0), dtype=np.float32).ravel()
+        return Prediction(np.tile(mean, (len(fold.test), 1)), {})
+    if name == "coordinates":
+        return read_out(fold, reader, {None: _polynomial(d.coords_um, d.sections)}, options, margin_um)
+    predicted = np.empty((len(fold.test), len(d.genes)), dtype=np.float32)
+    for section in np.unique(d.sections[fold.test]):
+        at = np.flatnonzero(d.sections[fold.test] == section)
+        measured = d.expression[fold.test[at]]
+        graph = kneighbors_graph(d.coords_um[fold.test[at]], min(_N_NEIGHBOURS, len(at) - 1))
+        predicted[at] = dense(graph @ measured) / graph.sum(axis=1).reshape(-1, 1)
+    return Prediction(predicted, {})
+
+
+def _polynomial(coords_um: np.ndarray, sections: np.ndarray) -> np.ndarray:
+    """Return powers of x and y up to the third, in each section from -1 to 1."""
+    scaled = np.empty(coords_um.shape)
+    for section in np.unique(sections):
+        at = sections == section
+        low, high = coords_um[at].min(axis=0), coords_um[at].max(axis=0)
+        scaled[at] = 2 * (coords_um[at] - low) / np.where(high > low, high - low, 1.0) - 1
+    x, y = scaled.T
+    powers = [x**i * y**j for i in range(_DEGREE + 1) for j in range(_DEGREE + 1 - i) if i + j]
+    return np.column_stack(powers).astype(np.float32)
+
+
+def read_out(
+    fold: Fold, reader: Reader, features: Mapping[Depth, np.ndarray], options: Options, margin_um: float
+) -> Prediction:
+    """Choose depth and the head's setting on the training groups, fit the head on them, and predict the test spots.
+
+    Parameters
+    ----------
+    fold, reader, options
+        What to predict, and how.
+    features
+        Features of all spots by depth, from which one is chosen.
+    margin_um
+        See :func:`pekasc.models._folds.inner_folds`.
+    """
+    d = fold.data
+
+    def seen(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        # the neighbours of training spots are training spots, those of test spots test spots
+        return with_context(x[rows], d.coords_um[rows], d.sections[rows], reader.context_um)
+
+    y = d.expression[fold.train]
+    groups, coords, sections = d.groups[fold.train], d.coords_um[fold.train], d.sections[fold.train]
+    folds = inner_folds(groups, coords, sections, margin_um)
+    chosen = choose(features, y, folds, options.n_components, lambda x: seen(x, fold.train), options.n_depths)
+    x = features_at(features, chosen.depth)
+    x_train = seen(x, fold.train)
+    method = check_head(reader.head)
+    inner = [FoldData(x_train[f.train], y[f.train], x_train[f.held_out], y[f.held_out]) for f in folds]
+    setting = method.choose(inner, options.n_components, options.random_state)
+    head = method.fit(x_train, y, options.n_components, setting, options.random_state)
+    about = {
+        "depth": depth_name(chosen.depth),
+        "alpha": float(np.median(head.alpha)) if isinstance(head, RidgeHead) else None,
+    }
+    return Prediction(head.predict(seen(x, fold.test)), about)
+
+
+def adapted(
+    fold: Fold,
+    encoder: Encoder,
+    spec: TileSpec,
+    method: Method,
+    readers: Sequence[Reader],
+    frozen: Mapping[Depth, np.ndarray],
+    options: Options,
+) -> list[Prediction]:
+    """Train an adapter on the training spots for every reader and predict the test spots.
+
+    Parameters
+    ----------
+    fold, encoder, spec, method, readers, options
+        What to train, and how.
+    frozen
+        Features of all spots by depth: test spots' are read only beside adapted ones.
+    """
+    start = time.perf_counter()
+    training = {depth: x[fold.train] for depth, x in frozen.items()}
+    adapters = fit(
+        encoder, spec, fold.training(), fold.teacher, replace(options, method=method), readers, frozen=training
+    )
+    seconds = time.perf_counter() - start
+    d = fold.data
+    coords, sections = d.coords_um[fold.test], d.sections[fold.test]
+    test = TileSubset(d.tiles, fold.test)
+    known: dict[tuple[Depth, int], np.ndarray] = {}
+    out = []
+    for reader, adapter in zip(readers, adapters, strict=True):
+        epochs = adapter.info["epochs"]
+        if (adapter.depth, epochs) not in known:
+            known[adapter.depth, epochs] = adapter.embed_source(
+                test, batch_size=options.batch_size, device=str(options.device), precision=options.precision
+            )
+        features = known[adapter.depth, epochs]
+        if reader.beside_frozen:
+            features = np.concatenate([features_at(frozen, adapter.depth)[fold.test], features], axis=1)
+        about = {
+            "depth": depth_name(adapter.depth),
+            "epochs": epochs,
+            "alpha": adapter.info["alpha"],
+            "n_parameters": adapter.info["n_parameters"],
+            "seconds": seconds,
+        }
+        out.append(Prediction(adapter.predict_features(features, coords, sections), about))
+    return out

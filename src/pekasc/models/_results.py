@@ -1,0 +1,72 @@
+"""Finished pieces of a comparison, kept so that none is computed twice: in memory, or in a folder that survives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return the SHA-256 of arrays and plain values, in order."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            array = np.ascontiguousarray(part.astype("U") if part.dtype == object else part)
+            sha.update(f"{array.dtype} {array.shape}".encode())
+            sha.update(array.view(np.uint8).data if array.size else b"")
+        else:
+            sha.update(json.dumps(part, sort_keys=True, default=str).encode())
+        sha.update(b"\n")
+    return sha.hexdigest()
+
+
+class Results:
+    """Arrays and plain facts under a name and a fingerprint of everything that they depend on.
+
+    Parameters
+    ----------
+    folder
+        Where they are kept; None keeps them in memory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder, self._memory = folder, dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]]()
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, name: str, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name}-{key[:16]}.npz"
+
+    def get(self, name: str, key: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Return what was put there, or None."""
+        if self.folder is None:
+            return self._memory.get(key)
+        path = self._path(name, key)
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = {k: stored[k] for k in stored.files}
+        except (OSError, ValueError, EOFError, KeyError) as error:
+            raise ValueError(
+                f"The stored result {path.name} cannot be read ({error}): delete it to compute it again."
+            ) from error
+        return arrays, json.loads(str(arrays.pop("about")))
+
+    def put(self, name: str, key: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+        """Keep arrays and facts; in a folder, a file is there whole or not at all."""
+        if self.folder is None:
+            self._memory[key] = dict(arrays), dict(about)
+            return
+        path = self._path(name, key)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        with part.open("wb") as file:
+            np.savez(file, about=np.array(json.dumps(dict(about))), **arrays)
+        os.replace(part, path)
