@@ -24,7 +24,7 @@ from pekasc.models._head_methods import FoldData, check_head
 from pekasc.models._heads import ALPHAS, RidgeHead, n_components_for
 from pekasc.models._methods import Method, make_config, method_name, target_layers
 from pekasc.models._peka import Recipe, n_clusters_for
-from pekasc.models._teachers import Teacher
+from pekasc.models._teachers import Teacher, check_finite
 from pekasc.tiling import TileSource, TileSpec
 
 logger = logging.getLogger(__name__)
@@ -106,6 +106,11 @@ def fit(encoder: Encoder, spec: TileSpec, data: Data, teacher: Teacher, options:
     the held-out groups, all by the same held-out error; then one fit on all training groups with what was chosen.
     """
     check_head(options.head)
+    if teacher.n_spots != data.tiles.n:
+        raise ValueError(
+            f"The teacher {teacher.name!r} knows {teacher.n_spots} spots, but there are {data.tiles.n} training spots: "
+            "its embedding needs one row for each, in their order."
+        )
     model = FrozenEncoder(encoder, spec.tile_px)
     warn_of_scale(encoder, spec.mpp)
     depths = _depths(model, options.depth)
@@ -226,7 +231,7 @@ def _train(job: _Fit, config: PeftConfig, depth: Depth, rows: np.ndarray, epochs
         config,
         job.data.tiles,
         rows,
-        job.teacher.embed(rows),
+        check_finite(job.teacher.embed(rows), job.teacher.name),
         recipe=o.recipe,
         epochs=epochs,
         device=o.device,
@@ -330,6 +335,7 @@ def _result(
         "held_out": [fold.name for fold in job.folds],
         "teacher": job.teacher.name,
         "teacher_licence": job.teacher.licence,
+        "teacher_digest": job.teacher.digest,
         "epochs": epochs,
         "head": o.head,
         "alpha": float(np.median(head.alpha)) if isinstance(head, RidgeHead) else None,

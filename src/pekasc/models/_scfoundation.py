@@ -11,6 +11,7 @@ Nature Methods 21, 1481-1491 (2024). doi:10.1038/s41592-024-02305-7
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pickle
 import re
@@ -41,7 +42,10 @@ VERSION = "cell"
 ARCHITECTURE = "mae_autobin"
 # target depth and own depth of the spot, beside the genes
 N_DEPTHS = 2
-BATCH_TOKENS = 32_768
+# about half a gigabyte for the official model; a spot with more tokens is a batch of its own
+MAX_TOKENS = 16_384
+# of the genes of the table or of the index, whichever are fewer; below it, names are of another kind or species
+MIN_OVERLAP = 0.1
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,8 @@ class Encoder(nn.Module):
 class ScFoundation(nn.Module):
     """The encoder of scFoundation with its embeddings.
 
-    In each sequence the spot's two depths stand first (position numbers after all genes), then its expressed genes, then
-    padding. Attention knows positions by their embedding only, so the order in memory changes no result.
+    In each sequence the spot's two depths stand first (position numbers after all genes), then its expressed genes,
+    then padding. Attention knows positions by their embedding only, so the order in memory changes no result.
 
     Parameters
     ----------
@@ -159,11 +163,9 @@ class ScFoundationTeacher:
         Names of those genes: symbols, as in the gene index.
     checkpoint
         Folder with the official files ``models.ckpt`` and ``OS_scRNA_gene_index.19264.tsv``.
-    fold
-        Target depth as a multiple of the spot's own total.
     device, precision
         See :func:`pekasc.models._embed.resolve_device` and :func:`pekasc.models._embed.autocast`.
-    batch_tokens
+    max_tokens
         Most tokens in a batch, padding included. A spot with more is a batch of its own.
     progress
         Show a bar.
@@ -173,7 +175,7 @@ class ScFoundationTeacher:
     n_genes
         Number of genes that scFoundation knows and the data have.
     digest
-        SHA-256 of the weights that are used.
+        SHA-256 of the weights that are used, and of the gene index.
 
     Raises
     ------
@@ -184,7 +186,7 @@ class ScFoundationTeacher:
     """
 
     name = "scfoundation"
-    licence: str | None = "terms of BioMap for the weights, see github.com/biomap-research/scFoundation"
+    licence: str | None = "MODEL_LICENSE of github.com/biomap-research/scFoundation (non-commercial research)"
 
     def __init__(
         self,
@@ -192,47 +194,49 @@ class ScFoundationTeacher:
         genes: Sequence[str],
         checkpoint: str | Path,
         *,
-        fold: float = 1.0,
+        max_tokens: int = MAX_TOKENS,
         device: torch.device | str = "cpu",
         precision: str = "fp32",
-        batch_tokens: int = BATCH_TOKENS,
         progress: bool = False,
     ) -> None:
-        if not 0 < fold < float("inf"):
-            raise ValueError(f"`fold={fold!r}` must be a positive number.")
-        if batch_tokens < 1:
-            raise ValueError(f"`batch_tokens={batch_tokens!r}` must be a positive whole number.")
+        if max_tokens < 1:
+            raise ValueError(f"`max_tokens={max_tokens!r}` must be a positive whole number.")
         model, known = load(checkpoint)
+        self.n_genes: int | None
         self.counts, self.n_genes = align(counts, genes, known)
-        self.digest = digest(model)
+        self.n_spots = int(self.counts.shape[0])
+        # what a position means is part of what the weights say
+        self.digest: str | None = hashlib.sha256("\n".join([digest(model), *known]).encode()).hexdigest()
         self.model = model.to(device)
-        self.fold, self.device, self.precision = fold, torch.device(device), precision
-        self.batch_tokens, self.progress = batch_tokens, progress
+        self.device, self.precision = torch.device(device), precision
+        self.max_tokens, self.progress = max_tokens, progress
 
-    def embed(self, rows: np.ndarray) -> np.ndarray:
-        """Return the embedding of spots `rows`, (len(rows), 4 * dim) float32, in their order.
+    def embed(self, train: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """Return the embedding of spots `rows`, (len(rows), 4 * dim) float32, in their order; `train` changes nothing.
 
         A spot with a single count, or none, has no depth tokens (log10(1) = 0 counts as absent), so no embedding: NaN.
         """
-        x = self.counts[np.asarray(rows)]
-        total = np.asarray(x.sum(axis=1), dtype=np.float64).ravel()
-        deep = np.flatnonzero(total * min(1.0, self.fold) > 1)
+        x = self.counts[np.asarray(train if rows is None else rows)]
+        total = np.asarray(x.sum(axis=1, dtype=np.float64)).ravel()
+        deep = np.flatnonzero(total > 1)
         if deep.size < total.size:
-            logger.warning("%d spots have too few counts for scFoundation: their embedding is NaN.",
-                           total.size - deep.size)  # fmt: skip
+            logger.warning(
+                "%d of %d spots have fewer than two counts of scFoundation's genes: their embedding is NaN.",
+                total.size - deep.size, total.size,
+            )  # fmt: skip
         out = np.full((len(total), 4 * self.model.config.hidden_dim), np.nan, dtype=np.float32)
         lengths = np.diff(x.indptr)[deep] + N_DEPTHS
         with torch.inference_mode(), tqdm(
             total=len(deep), desc="embed expression", unit="spot", disable=not self.progress
         ) as bar:  # fmt: skip
-            for batch in length_batches(lengths, self.batch_tokens):
+            for batch in length_batches(lengths, self.max_tokens):
                 out[deep[batch]] = self._embed_batch(x, total, deep[batch])
                 bar.update(len(batch))
         return out
 
     def _embed_batch(self, x: Matrix, total: np.ndarray, rows: np.ndarray) -> np.ndarray:
         values, positions, padding = (
-            torch.from_numpy(array).to(self.device) for array in sequences(x, total, rows, self.model.config, self.fold)
+            torch.from_numpy(array).to(self.device) for array in sequences(x, total, rows, self.model.config)
         )
         # in full precision: an expression value in bfloat16 would keep two digits
         tokens = self.model.tokens(values, positions, padding)
@@ -242,7 +246,7 @@ class ScFoundationTeacher:
 
 
 def sequences(
-    x: Matrix, total: np.ndarray, rows: np.ndarray, config: Config, fold: float
+    x: Matrix, total: np.ndarray, rows: np.ndarray, config: Config
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return values float32, position numbers int64 and padding bool of `rows`, each (len(rows), longest).
 
@@ -256,8 +260,6 @@ def sequences(
         Rows of `x`.
     config
         Of the model.
-    fold
-        Target depth as a multiple of the total.
     """
     longest = int(np.diff(x.indptr)[rows].max()) + N_DEPTHS
     values = np.full((len(rows), longest), config.pad_token_id, dtype=np.float32)
@@ -266,7 +268,7 @@ def sequences(
     for i, row in enumerate(rows):
         part = slice(x.indptr[row], x.indptr[row + 1])
         end = N_DEPTHS + part.stop - part.start
-        values[i, :N_DEPTHS] = np.log10(total[row] * fold), np.log10(total[row])
+        values[i, :N_DEPTHS] = np.log10(total[row])  # PEKA asks for the depth that the spot has
         values[i, N_DEPTHS:end] = np.log1p(SCALE * x.data[part] / total[row])
         positions[i, :N_DEPTHS] = config.seq_len - N_DEPTHS, config.seq_len - 1
         positions[i, N_DEPTHS:end] = x.indices[part]
@@ -290,24 +292,28 @@ def length_batches(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]
 def align(counts: Matrix, genes: Sequence[str], known: Sequence[str]) -> tuple[Matrix, int]:
     """Return counts in the order of `known`, (n, len(known)) CSR without stored zeros, and how many genes were found.
 
+    Columns of the same name are added up.
+
     Raises
     ------
     ValueError
-        If none of `genes` is known.
+        If next to none of `genes` is known.
     """
     column = gene_positions(np.asarray(known, dtype=object), list(genes))
     found = np.flatnonzero(column >= 0)
-    if not found.size:
+    there = np.unique(column[found])
+    if len(there) < MIN_OVERLAP * min(len(known), len(column)):
         raise ValueError(
-            f"scFoundation knows none of the {len(column)} genes of the table: it has symbols ({list(known[:3])}), the "
-            f"table {list(genes[:3])}. Name the column of `var` that holds symbols with `gene_key=`."
+            f"scFoundation knows {len(there) or 'none'} of the {len(column)} genes of the table: it has human symbols "
+            f"({list(known[:3])}), the table {list(genes[:3])}. If a column of `var` holds symbols, name it with "
+            "`gene_key=`."
         )
-    there = set(column[found])
-    missing = [gene for i, gene in enumerate(known) if i not in there]
-    if missing:
+    if len(there) < len(known):
+        absent = np.setdiff1d(np.arange(len(known)), there)
         logger.warning(
             "%d of the %d genes of scFoundation are not in the table and count as not expressed (such as %s); "
-            "%d of the table's %d genes are used.", len(missing), len(known), missing[:3], len(found), len(column),
+            "%d of the table's %d genes are read.",
+            len(absent), len(known), [known[i] for i in absent[:3]], len(found), len(column),
         )  # fmt: skip
     part = sparse.csr_matrix(sparse.csr_matrix(counts)[:, found])
     out = sparse.csr_matrix((part.data, column[found][part.indices], part.indptr), shape=(part.shape[0], len(known)))
@@ -428,7 +434,7 @@ def _weights(cell: Mapping[str, Any], model: ScFoundation) -> dict[str, Tensor]:
     for key, expected in wanted.items():
         if key not in found:
             raise ValueError(
-                f"The checkpoint is of another architecture: its weights lack {key!r}, of shape {tuple(expected.shape)}."
+                f"The checkpoint is of another architecture: its weights lack {key!r} {tuple(expected.shape)}."
             )
         _expect(f"shape of the weight {key!r}", tuple(found[key].shape), tuple(expected.shape))
     more = [key for key in found if key.startswith("encoder.") and key not in wanted]

@@ -89,9 +89,10 @@ class ScviTeacher:
     ) -> None:
         require_scvi()
         if n_latent is not None and n_latent < 1:
-            raise ValueError(f"`n_components={n_latent}` must be positive: it is the number of scVI's latent dimensions.")
+            raise ValueError(f"`n_components={n_latent}` must be positive: scVI's latent dimensions.")
         self.counts = sparse.csr_matrix(counts).astype(np.float32)
         self.n_spots = int(self.counts.shape[0])
+        self.n_genes: int | None = int(self.counts.shape[1])
         self.n_latent, self.epochs = N_LATENT if n_latent is None else n_latent, epochs
         self.device, self.random_state, self.progress = torch.device(device), random_state, progress
 
