@@ -357,7 +357,7 @@ def _read(path: Path) -> Any:
             f"{str(path)!r} cannot be read as plain weights: {error}. Objects other than tensors and plain values are "
             "never loaded, for they could run code: save the file again without them."
         ) from error
-    except (RuntimeError, EOFError) as error:
+    except (RuntimeError, EOFError, OSError) as error:
         raise OSError(f"{str(path)!r} is no checkpoint, or damaged: {error}.") from error
 
 
@@ -389,16 +389,23 @@ def read_config(cell: Mapping[str, Any]) -> Config:
     encoder = _at(merged, "encoder", path=path)
     _expect(f"{path} encoder.module_type", _at(encoder, "module_type", path=path), "transformer")
     _expect(f"{path} encoder.norm_first", bool(encoder.get("norm_first", False)), False)
-    width = {key: int(_at(encoder, key, path=f"{path} encoder")) for key in ("hidden_dim", "depth", "heads")}
-    if width["hidden_dim"] % width["heads"]:
-        raise ValueError(f"{path}: hidden_dim {width['hidden_dim']} is no multiple of heads {width['heads']}.")
+    sizes = {key: _number(encoder, key, path, whole=True) for key in ("hidden_dim", "depth", "heads")}
+    sizes |= {key: _number(merged, key, path, whole=True) for key in ("bin_num", "seq_len")}
+    if sizes["hidden_dim"] % sizes["heads"]:
+        raise ValueError(f"{path}: hidden_dim {sizes['hidden_dim']} is no multiple of heads {sizes['heads']}.")
     return Config(
-        **width,
-        bin_num=int(_at(merged, "bin_num", path=path)),
-        bin_alpha=float(_at(merged, "bin_alpha", path=path)),
-        pad_token_id=float(_at(merged, "pad_token_id", path=path)),
-        seq_len=int(_at(merged, "seq_len", path=path)),
+        **{key: int(value) for key, value in sizes.items()},  # type: ignore[arg-type]
+        bin_alpha=_number(merged, "bin_alpha", path),
+        pad_token_id=_number(merged, "pad_token_id", path),
     )
+
+
+def _number(mapping: Mapping[str, Any], key: str, path: str, whole: bool = False) -> float:
+    value = _at(mapping, key, path=path)
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or (whole and value < 1):
+        expected = "a positive whole number" if whole else "a number"
+        raise ValueError(f"This is no checkpoint of scFoundation: {path} `{key}` is {value!r}, expected {expected}.")
+    return value
 
 
 def _expect(what: str, found: Any, expected: Any) -> None:
@@ -412,14 +419,22 @@ def read_genes(path: Path, n: int) -> list[str]:
     Raises
     ------
     ValueError
-        If there is no column ``gene_name``, or the number is another.
+        If there is no column ``gene_name``, the number is another, or a gene is there twice.
+    OSError
+        If the file is no table.
     """
     # a gene may be called NA or NAN
-    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    try:
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    except ValueError as error:  # pandas' errors for what is no table, or no text
+        raise OSError(f"The gene index {str(path)!r} cannot be read as a table: {error}.") from error
     if "gene_name" not in table:
         raise ValueError(f"The gene index {path.name!r} has no column 'gene_name', only {list(table)}.")
     if len(table) != n:
         raise ValueError(f"The gene index {path.name!r} has {len(table)} genes, but the checkpoint was made for {n}.")
+    twice = table["gene_name"][table["gene_name"].duplicated()].tolist()
+    if twice:
+        raise ValueError(f"The gene index {path.name!r} names {len(twice)} genes more than once (such as {twice[:3]}).")
     return table["gene_name"].tolist()
 
 
@@ -436,6 +451,8 @@ def _weights(cell: Mapping[str, Any], model: ScFoundation) -> dict[str, Tensor]:
             raise ValueError(
                 f"The checkpoint is of another architecture: its weights lack {key!r} {tuple(expected.shape)}."
             )
+        if not isinstance(found[key], Tensor):
+            raise ValueError(f"The checkpoint is damaged: the weight {key!r} is {type(found[key]).__name__}.")
         _expect(f"shape of the weight {key!r}", tuple(found[key].shape), tuple(expected.shape))
     more = [key for key in found if key.startswith("encoder.") and key not in wanted]
     if more:
