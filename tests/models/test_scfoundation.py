@@ -129,9 +129,12 @@ def test_every_batch_that_runs_is_within_the_budget(
     sizes = []
     teacher = ScFoundationTeacher(counts, TABLE, files, max_tokens=50)
     encode = teacher.model.encoder.forward
-    monkeypatch.setattr(
-        teacher.model.encoder, "forward", lambda x, padding: (sizes.append(x.shape[:2]), encode(x, padding))[1]
-    )
+
+    def counted(x: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+        sizes.append(x.shape[:2])
+        return encode(x, padding)
+
+    monkeypatch.setattr(teacher.model.encoder, "forward", counted)
     teacher.embed(ALL)
     assert len(sizes) > 5 and max(n * length for n, length in sizes) <= 50
 

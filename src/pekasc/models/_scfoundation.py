@@ -394,7 +394,7 @@ def read_config(cell: Mapping[str, Any]) -> Config:
     if sizes["hidden_dim"] % sizes["heads"]:
         raise ValueError(f"{path}: hidden_dim {sizes['hidden_dim']} is no multiple of heads {sizes['heads']}.")
     return Config(
-        **{key: int(value) for key, value in sizes.items()},  # type: ignore[arg-type]
+        **{key: int(value) for key, value in sizes.items()},
         bin_alpha=_number(merged, "bin_alpha", path),
         pad_token_id=_number(merged, "pad_token_id", path),
     )

@@ -57,7 +57,7 @@ class ScviTeacher:
     n_latent
         Number of latent dimensions; None takes scvi-tools' own default, 10.
     epochs
-        Passes over the spots.
+        Passes over the spots; None takes 100, a quarter of scvi-tools' own default: there are four fits in one adapter.
     device
         Where to train.
     random_state
@@ -82,7 +82,7 @@ class ScviTeacher:
         counts: Matrix,
         n_latent: int | None = None,
         *,
-        epochs: int = EPOCHS,
+        epochs: int | None = None,
         device: torch.device | str = "cpu",
         random_state: int = 0,
         progress: bool = False,
@@ -93,7 +93,8 @@ class ScviTeacher:
         self.counts = sparse.csr_matrix(counts).astype(np.float32)
         self.n_spots = int(self.counts.shape[0])
         self.n_genes: int | None = int(self.counts.shape[1])
-        self.n_latent, self.epochs = N_LATENT if n_latent is None else n_latent, epochs
+        self.n_latent = N_LATENT if n_latent is None else n_latent
+        self.epochs = EPOCHS if epochs is None else epochs
         self.device, self.random_state, self.progress = torch.device(device), random_state, progress
 
     def embed(self, train: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:

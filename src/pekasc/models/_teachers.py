@@ -17,6 +17,9 @@ from pekasc.models._heads import n_components_for
 from pekasc.models._scfoundation import CHECKPOINT, GENE_INDEX, MAX_TOKENS, ScFoundationTeacher
 from pekasc.models._scvi import ScviTeacher
 
+# a PCA of more values than that keeps them sparse
+DENSE_VALUES = 2e7
+
 
 class Teacher(Protocol):
     """What training asks of a teacher."""
@@ -69,7 +72,7 @@ class PcaTeacher:
         n, d = x.shape
         k = n_components_for(n, d, self.n_components)
         # arpack keeps sparse data sparse; it cannot give all components, and small data are better dense
-        if n * d > 2e7 and k < min(n, d):
+        if n * d > DENSE_VALUES and k < min(n, d):
             pca = PCA(k, svd_solver="arpack", random_state=self.random_state).fit(x)
             return pca.transform(self.expression[rows]).astype(np.float32)
         pca = PCA(k, svd_solver="full").fit(_dense(x))
