@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -108,3 +109,68 @@ def scene() -> Callable[..., SpatialData]:
 def scene_truth() -> Callable[[np.ndarray, int, float], np.ndarray]:
     """Return :func:`scene_tiles`."""
     return scene_tiles
+
+
+def write_scfoundation(
+    folder: Path,
+    genes: Sequence[str],
+    *,
+    dim: int = 16,
+    depth: int = 2,
+    heads: int = 4,
+    bins: int = 7,
+    seed: int = 0,
+    change: Callable[[dict[str, Any]], None] | None = None,
+) -> Path:
+    """Write a random checkpoint of scFoundation and its gene index, laid out as the official files are.
+
+    `change` may alter what goes into ``models.ckpt`` before it is written.
+    """
+    import torch
+    from torch import nn
+
+    seq_len = len(genes) + 2
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Any:
+        return torch.randn(*shape, generator=generator) * 0.3
+
+    state = {
+        "token_emb.mlp.weight": random(bins, 1), "token_emb.mlp.bias": random(bins),
+        "token_emb.mlp2.weight": random(bins, bins), "token_emb.mlp2.bias": random(bins),
+        "token_emb.emb.weight": random(bins, dim) * 3, "token_emb.emb_mask.weight": random(1, dim),
+        "token_emb.emb_pad.weight": random(1, dim), "pos_emb.weight": random(seq_len + 1, dim),
+        "decoder_embed.weight": random(8, dim), "decoder_embed.bias": random(8), "norm.weight": random(8),
+        "to_final.weight": random(1, 8), "decoder.layers.0.weight": random(8, 8),
+    }  # fmt: skip
+    for name, shape in nn.TransformerEncoderLayer(dim, heads, 4 * dim, device="meta").named_parameters():
+        for layer in range(depth):
+            state[f"encoder.transformer_encoder.{layer}.{name}"] = random(*shape.shape)
+    state |= {"encoder.norm.weight": 1 + random(dim), "encoder.norm.bias": random(dim)}
+    module = {"depth": depth, "heads": heads, "module_type": "transformer", "norm_first": False}
+    model = {
+        "encoder": {"hidden_dim": dim, **module}, "decoder": {"hidden_dim": 8, **module, "module_type": "performer"},
+        "n_class": 104, "mask_token_id": 102, "pad_token_id": 103, "bin_num": bins, "bin_alpha": 1.0, "seq_len": 0,
+    }  # fmt: skip
+    version = {
+        "config": {
+            "model": "mae_autobin",
+            "model_config": {"mae_autobin": model},
+            "dataset_config": {"rnaseq": {"seq_len": seq_len, "data_dir": "somewhere"}},
+        },
+        "state_dict": {f"model.{name}": tensor for name, tensor in state.items()},
+    }
+    checkpoint: dict[str, Any] = {"cell": version, "gene": {"config": {}, "state_dict": {}}, "rde": {}}
+    if change is not None:
+        change(checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(checkpoint, folder / "models.ckpt")
+    index = pd.DataFrame({"gene_name": list(genes), "index": range(len(genes))})
+    index.to_csv(folder / "OS_scRNA_gene_index.19264.tsv", sep="\t", index=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scfoundation() -> Callable[..., Path]:
+    """Return :func:`write_scfoundation`."""
+    return write_scfoundation

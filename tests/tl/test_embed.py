@@ -89,7 +89,7 @@ def test_embedding_survives_the_disk(sections: sd.SpatialData, tmp_path: Path) -
 
 
 def test_unknown_teacher_and_too_many_components(sections: sd.SpatialData) -> None:
-    with pytest.raises(ValueError, match='choose "pca"'):
+    with pytest.raises(ValueError, match=r"choose one of \['pca', 'scvi', 'scfoundation'\]"):
         pk.tl.embed_expression(sections, "scfoundation-x")
     with pytest.raises(ValueError, match="`n_components=5000` does not fit"):
         pk.tl.embed_expression(sections, n_components=5000)

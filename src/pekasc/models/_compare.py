@@ -43,7 +43,7 @@ class Fold:
         All spots, with the genes that this fold predicts; of the test spots' expression nothing is read but by the
         controls that say so.
     teacher
-        Of the training spots, in their order.
+        Of all spots, fitted on whichever it is asked to.
     """
 
     name: str
@@ -57,6 +57,22 @@ class Fold:
         d, at = self.data, self.train
         tiles = TileSubset(d.tiles, at)
         return Data(tiles, d.expression[at], d.genes, d.groups[at], d.sections[at], d.coords_um[at])
+
+    def lesson(self) -> Teacher:
+        """Return the teacher as it knows the training spots alone, under their numbers."""
+        return _TeacherOfSome(self.teacher, self.train)
+
+
+class _TeacherOfSome:
+    """A teacher that only knows some of its spots."""
+
+    def __init__(self, teacher: Teacher, index: np.ndarray) -> None:
+        self.teacher, self.index, self.n_spots = teacher, index, len(index)
+        self.name, self.licence, self.digest = teacher.name, teacher.licence, teacher.digest
+
+    def embed(self, train: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """Return the embedding of `rows` by what was fitted on `train`, both among these spots."""
+        return self.teacher.embed(self.index[train], None if rows is None else self.index[rows])
 
 
 @dataclass(frozen=True)
@@ -168,7 +184,7 @@ def adapted(
     start = time.perf_counter()
     training = {depth: x[fold.train] for depth, x in frozen.items()}
     adapters = fit(
-        encoder, spec, fold.training(), fold.teacher, replace(options, method=method), readers, frozen=training
+        encoder, spec, fold.training(), fold.lesson(), replace(options, method=method), readers, frozen=training
     )
     seconds = time.perf_counter() - start
     d = fold.data

@@ -26,7 +26,7 @@ from pekasc.models._heads import ALPHAS, RidgeHead, n_components_for
 from pekasc.models._methods import Method, make_config, method_name, target_layers
 from pekasc.models._peka import Recipe, n_clusters_for
 from pekasc.models._scores import pearson
-from pekasc.models._teachers import Teacher
+from pekasc.models._teachers import Teacher, check_finite
 from pekasc.tiling import TileSource, TileSpec
 
 logger = logging.getLogger(__name__)
@@ -140,6 +140,11 @@ def fit(
     """
     for reader in readers:
         check_head(reader.head)
+    if teacher.n_spots != data.tiles.n:
+        raise ValueError(
+            f"The teacher {teacher.name!r} knows {teacher.n_spots} spots, but there are {data.tiles.n} training spots: "
+            "its embedding needs one row for each, in their order."
+        )
     model = FrozenEncoder(encoder, spec.tile_px)
     warn_of_scale(encoder, spec.mpp)
     depths = _depths(model, options.depth)
@@ -297,7 +302,7 @@ def _train(
         config,
         job.data.tiles,
         rows,
-        job.teacher.embed(rows),
+        check_finite(job.teacher.embed(rows), job.teacher.name),
         recipe=o.recipe,
         epochs=epochs,
         device=o.device,
@@ -394,6 +399,7 @@ def _result(
         "held_out": [fold.name for fold in job.folds],
         "teacher": job.teacher.name,
         "teacher_licence": job.teacher.licence,
+        "teacher_digest": job.teacher.digest,
         "epochs": epochs,
         "head": plan.reader.head,
         "alpha": float(np.median(head.alpha)) if isinstance(head, RidgeHead) else None,

@@ -68,5 +68,5 @@ class Results:
         path = self._path(name, key)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         with part.open("wb") as file:
-            np.savez(file, about=np.array(json.dumps(dict(about))), **arrays)
+            np.savez(file, allow_pickle=False, about=np.array(json.dumps(dict(about))), **arrays)
         os.replace(part, path)

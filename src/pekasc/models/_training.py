@@ -167,7 +167,7 @@ class _History(L.Callback):
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Keep Lightning's hints on loaders and devices out of the user's log; restore the levels afterwards."""
     names = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
     loggers = [logging.getLogger(name) for name in names]
@@ -286,7 +286,7 @@ def train_student(
         if epochs:
             generator = torch.Generator().manual_seed(random_state)
             loader = DataLoader(_Shuffled(source, index, recipe.batch_size, generator), batch_size=None)
-            with _quiet_lightning(), _plain_attention(encoder.model, device):
+            with quiet_lightning(), _plain_attention(encoder.model, device):
                 trainer = L.Trainer(
                     max_epochs=epochs,
                     accelerator=device.type,

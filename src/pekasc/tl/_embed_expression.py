@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 import numpy as np
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from pekasc._expression import log1p_cp10k
+from pekasc._expression import counts, gene_names, log1p_cp10k
 from pekasc._keys import check_free, check_key, feature_key, write_uns
 from pekasc._sections import check_table, get_table, section_labels, writable_table
-from pekasc.models._teachers import pca_scores
+from pekasc.models._embed import autocast, resolve_device
+from pekasc.models._scfoundation import MAX_TOKENS
+from pekasc.models._teachers import TEACHERS, Source, check_checkpoint
 from pekasc.tl import _inputs
 
 
@@ -18,46 +23,81 @@ def embed_expression(
     teacher: str = "pca",
     *,
     layer: str | None = None,
+    checkpoint: str | Path | None = None,
+    gene_key: str | None = None,
     n_components: int | None = None,
+    max_tokens: int = MAX_TOKENS,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     table_name: str = "table",
     key_added: str | None = None,
     random_state: int = 0,
+    progress: bool = True,
 ) -> None:
     """Embed every spot's expression with a teacher, to look at it or to hand it to `fit_adapter`.
 
-    It is fitted on all spots of the table, so do not teach with it what is tested on some of them:
-    ``fit_adapter(teacher="pca")`` fits its own on the training spots of every fold.
+    ``"pca"`` and ``"scvi"`` are fitted on all spots of the table, so do not teach with their embedding what is tested
+    on some of them: ``fit_adapter(teacher="pca")`` fits its own on the training spots of every fold. ``"scfoundation"``
+    is frozen and knows a spot by its own counts alone; what is stored can be taught with as it is.
 
     Parameters
     ----------
     data
         Spots with counts.
     teacher
-        ``"pca"``: PCA of log1p(1e4 * count / total) over the genes seen in at least 10 % of spots of every section.
+        ``"pca"``: PCA of log1p(1e4 * count / total). ``"scvi"``: latent means of scVI, 100 epochs on the counts (needs
+        ``pip install "pekasc[scvi]"``). Both over the genes seen in at least 10 % of spots of every section.
+        ``"scfoundation"``: the embedding of a cell by scFoundation, from `checkpoint`.
     layer
         Layer with counts. By default ``X`` if it holds counts, else ``layers["counts"]``.
+    checkpoint
+        Folder with scFoundation's official files ``models.ckpt`` and ``OS_scRNA_gene_index.19264.tsv``. Their weights
+        have a licence of their own.
+    gene_key
+        Column of var with gene symbols, by which scFoundation finds its genes; by default ``var_names``.
     n_components
-        Number of components; by default ``min(256, n - 1, d)``.
+        Number of components of PCA, by default ``min(256, n - 1, d)``, or of latent dimensions of scVI, by default 10.
+        scFoundation has its own.
+    max_tokens
+        scFoundation: most tokens in a batch, one for every gene that a spot has. Fewer need less memory.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+    precision
+        Of scFoundation: ``"fp32"``, ``"bf16"`` or, on a GPU, ``"fp16"``.
     table_name
         Name of the table in a SpatialData.
     key_added
         Key in obsm; by default ``"X_{teacher}"``.
     random_state
-        Seed of the solver.
+        Seed of the solver, and of scVI.
+    progress
+        Show a progress bar.
 
     Returns
     -------
     None, and writes
 
     ``obsm[key_added]``
-        The embedding, float32, NaN in rows without counts.
+        The embedding, float32, NaN in rows without counts (scFoundation: with fewer than two of its genes).
     ``uns["pekasc"][key_added]``
-        Teacher and parameters.
+        Teacher, parameters, and the licence and digest of its weights.
 
     Raises
     ------
+    KeyError
+        If `layer` or `gene_key` is not there.
     ValueError
-        If the teacher is not known, there are no counts, or `n_components` does not fit.
+        If the teacher is not known, there are no counts, `n_components` does not fit, the checkpoint is of another
+        architecture, or scFoundation knows next to none of the genes.
+    OSError
+        If a file of the checkpoint is missing or cannot be read.
+    ImportError
+        If scVI is asked for and not installed.
+
+    References
+    ----------
+    scVI: Lopez et al., Nature Methods 2018, doi:10.1038/s41592-018-0229-2. scFoundation: Hao et al., Nature Methods
+    2024, doi:10.1038/s41592-024-02305-7.
 
     Examples
     --------
@@ -67,27 +107,53 @@ def embed_expression(
     >>> sdata["table"].obsm["X_pca"].shape[1]
     10
     """
-    if teacher != "pca":
-        raise ValueError(
-            f'`teacher={teacher!r}` is not known here: choose "pca". An embedding made elsewhere goes into `obsm`, and '
-            f"`fit_adapter(teacher={teacher!r})` takes it from there."
-        )
-    name = feature_key(teacher) if key_added is None else check_key(key_added)
     table = get_table(data, table_name)
+    if teacher not in TEACHERS:
+        raise ValueError(
+            f"`teacher={teacher!r}` is not known here: choose one of {list(TEACHERS)}. An embedding made elsewhere "
+            f"goes into `obsm`, and `fit_adapter(teacher={teacher!r})` takes it from there."
+        )
+    row = TEACHERS[teacher]
+    check_checkpoint(teacher, checkpoint)
+    if n_components is not None and not row.fitted:
+        raise ValueError(f"`teacher={teacher!r}` has dimensions of its own: leave `n_components=` out.")
+    name = feature_key(teacher) if key_added is None else check_key(key_added)
+    place = resolve_device(device)
+    autocast(place, precision)
     check_table(table)
     check_free(table, name, "features", slot="obsm")
-    expression = log1p_cp10k(table, layer)
-    rows = np.flatnonzero(np.asarray(expression.sum(axis=1)).ravel() > 0)
-    labels = section_labels(table)[rows]
-    genes = _inputs.expressed_genes(expression[rows], labels)
-    if not genes.size:
+    names = gene_names(table, gene_key)
+    raw = counts(table, layer)
+    rows = np.flatnonzero(np.asarray(raw.sum(axis=1)).ravel() > 0)
+    if not rows.size:
+        raise ValueError("No spot has counts.")
+    genes = _inputs.expressed_genes(raw[rows], section_labels(table)[rows])
+    if row.fitted and not genes.size:
         raise ValueError("No gene is seen in at least 10 % of the spots of every section.")
-    scores = pca_scores(expression[rows][:, genes], n_components, random_state)
-    table = writable_table(data, table_name)
-    table.obsm[name] = _inputs.by_row(scores, rows, table.n_obs)
-    write_uns(
-        table,
-        name,
-        {"teacher": teacher, "n_components": scores.shape[1], "n_genes": genes.size, "n_spots": rows.size},
-        kind="features",
+    source = Source(
+        expression=None if row.counts else log1p_cp10k(table, layer)[rows],
+        counts=raw[rows] if row.counts else None,
+        genes=names,
+        expressed=genes,
+        n_components=n_components,
+        checkpoint=checkpoint,
+        max_tokens=max_tokens,
+        device=place,
+        precision=precision,
+        random_state=random_state,
+        progress=progress,
     )
+    made = row.make(source)
+    embedding = made.embed(np.arange(rows.size))
+    record = {
+        "teacher": teacher,
+        "fitted": row.fitted,
+        "licence": made.licence,
+        "digest": made.digest,
+        "n_components": embedding.shape[1],
+        "n_genes": made.n_genes,
+        "n_spots": rows.size,
+    }
+    table = writable_table(data, table_name)
+    table.obsm[name] = _inputs.by_row(embedding, rows, table.n_obs)
+    write_uns(table, name, record, kind="features")

@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
-from anndata import AnnData
 from peft import PeftConfig
 from spatialdata import SpatialData
 
-from pekasc._expression import Matrix, gene_names, target_matrix
-from pekasc._keys import ADAPTER, TILES, check_free, check_key, read_uns, write_uns
+from pekasc._expression import Matrix, counts, gene_names, target_matrix
+from pekasc._keys import ADAPTER, TILES, check_free, check_key, write_uns
 from pekasc._sections import check_table, get_table, section_labels, writable_table
 from pekasc.models import Adapter, Encoder
 from pekasc.models._choose import Depth
@@ -25,9 +24,10 @@ from pekasc.models._head_methods import check_head
 from pekasc.models._heads import n_components_for
 from pekasc.models._methods import check_method
 from pekasc.models._peka import PAPER, Recipe
-from pekasc.models._teachers import PcaTeacher, StoredTeacher, Teacher
+from pekasc.models._teachers import TEACHERS, Source, StoredTeacher, Teacher
 from pekasc.tiling import TileSpec, cached
 from pekasc.tl import _inputs
+from pekasc.tl._teachers import stored_key, stored_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ def fit_adapter(
     *,
     encoder: str | Encoder = "tiny",
     teacher: str = "pca",
+    checkpoint: str | Path | None = None,
     method: str | PeftConfig | None = "bone",
     blocks: Literal["all"] | int = "all",
     depth: int | tuple[int, ...] | None = None,
@@ -91,8 +92,13 @@ def fit_adapter(
     encoder
         A name (``"tiny"`` comes with the package; any timm or ``hf-hub:`` name) or a :class:`pekasc.models.Encoder`.
     teacher
-        ``"pca"`` of log-normalised expression, fitted on the training spots of each fold, or a key of ``obsm``. A
-        stored embedding must not have been fitted on spots that are tested later.
+        ``"pca"`` of log-normalised expression or ``"scvi"`` (latent means of 10 dimensions, 100 epochs on the counts;
+        needs ``pip install "pekasc[scvi]"``), both fitted on the training spots of each fold; ``"scfoundation"``,
+        frozen, from `checkpoint`; or a key of ``obsm``. A stored embedding must not have been fitted on spots that
+        are tested later.
+    checkpoint
+        Folder with scFoundation's official files ``models.ckpt`` and ``OS_scRNA_gene_index.19264.tsv``. Without it,
+        ``teacher="scfoundation"`` is what :func:`pekasc.tl.embed_expression` stored.
     method
         ``"bone"`` (Block-Affine adaptation), ``"bat"``, ``"lora"``, any ``peft.PeftConfig``, or None for the frozen
         encoder with the same head. A configuration attaches to the layers that its ``target_modules`` names within a
@@ -116,7 +122,8 @@ def fit_adapter(
     target
         ``"log1p"``: log1p(1e4 * count / total of the spot). ``"as_is"``: log data as stored.
     gene_key
-        Column of var with the names that the adapter is to use; by default ``var_names``.
+        Column of var with the names that the adapter is to use, and by which scFoundation finds its genes (symbols);
+        by default ``var_names``.
     preset
         ``"paper"``: the published training, exactly (rank 256, 100 clusters, 256 components, 50 epochs, the encoder's
         own output as features); sizes never adapt. The head is that of every method here: its features are
@@ -165,7 +172,9 @@ def fit_adapter(
         If counts are needed and there are none, sizes do not fit the training spots, the encoder cannot take the
         tiles or has no layers to adapt, or genes do not overlap.
     OSError
-        If the encoder's weights cannot be fetched or read.
+        If the encoder's weights cannot be fetched or read, or a file of the teacher's checkpoint.
+    ImportError
+        If scVI is asked for and not installed.
 
     References
     ----------
@@ -207,7 +216,7 @@ def fit_adapter(
     candidates = np.flatnonzero(mask)
     expression = target_matrix(table[candidates], layer, target)
     asked = None if genes is None else _inputs.wanted_genes(table, names, genes)
-    stored = None if teacher == "pca" else _stored_teacher(table, teacher)
+    stored = stored_key(table, teacher, checkpoint)
 
     pixel_size = {
         "images": images,
@@ -246,12 +255,32 @@ def fit_adapter(
                 "or the counts are too shallow."
             )
         _log_choices(row, teacher, method, groups, labels, predicted, asked is None)
-        n_components_for(rows.size, expressed.size, n_components)
         lessons: Teacher
-        if stored is None:
-            lessons = PcaTeacher(expression[:, expressed], n_components, random_state)
+        if stored is not None:
+            lessons = stored_teacher(table, stored, teacher, rows)
         else:
-            lessons = StoredTeacher(_finite(stored[rows], teacher), teacher)
+            if teacher == "pca":
+                n_components_for(rows.size, expressed.size, n_components)
+            row_of_teacher = TEACHERS[teacher]
+            source = Source(
+                expression=expression,
+                # log data as stored are no counts: those are looked for where they are by default
+                counts=counts(table[rows], layer if target == "log1p" else None) if row_of_teacher.counts else None,
+                genes=names,
+                expressed=expressed,
+                # scVI's latent dimensions are no principal components
+                n_components=n_components if teacher == "pca" else None,
+                checkpoint=checkpoint,
+                device=place,
+                precision=precision,
+                random_state=random_state,
+                progress=progress,
+            )
+            lessons = row_of_teacher.make(source)
+            if method is not None and not row_of_teacher.fitted:
+                # the same in every fold: once, and before hours of training
+                embedding = lessons.embed(np.arange(rows.size))
+                lessons = StoredTeacher(embedding, lessons.name, lessons.licence, lessons.digest)
         data = Data(
             tiles=cached(stream, max_memory=max_memory),
             expression=expression[:, predicted],
@@ -341,33 +370,6 @@ def _log_choices(
     where = "sections" if groups is None else f"obs[{groups!r}]"
     logger.info("Held out in turn: %s (%s).", where, ", ".join(names[:6]) + (", ..." if len(names) > 6 else ""))
     logger.info("%d genes%s.", genes.size, ", seen in 10 % of spots of every group" if default else "")
-
-
-def _stored_teacher(adata: AnnData, key: str) -> np.ndarray:
-    found = next((name for name in (key, f"X_{key}") if name in adata.obsm), None)
-    if found is None:
-        raise KeyError(
-            f'`teacher={key!r}` is neither "pca" nor a key of `obsm`: {list(adata.obsm)}. '
-            "Compute it first with `pekasc.tl.embed_expression`, or store an embedding there."
-        )
-    record = read_uns(adata, found)
-    if record and "n_spots" in record:
-        logger.warning(
-            "The teacher obsm[%r] was fitted on %s spots of this table: if spots that you will test on were among "
-            "them, what it teaches leaks.", found, record["n_spots"],
-        )  # fmt: skip
-    value = adata.obsm[found]
-    return np.asarray(value.to_numpy() if isinstance(value, pd.DataFrame) else value, dtype=np.float32)
-
-
-def _finite(embedding: np.ndarray, key: str) -> np.ndarray:
-    bad = ~np.isfinite(embedding).all(axis=1)
-    if bad.any():
-        raise ValueError(
-            f"The teacher's embedding {key!r} has NaN or infinite values in {int(bad.sum())} of {len(bad)} training "
-            "spots: leave those out with `train=`, or embed them."
-        )
-    return embedding
 
 
 def _record(adapter: Adapter) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""What `embed_expression` and `fit_adapter` share in making a teacher from a table."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from pekasc._keys import feature_key, read_uns
+from pekasc.models._teachers import TEACHERS, StoredTeacher, check_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+def stored_key(adata: AnnData, teacher: str, checkpoint: str | Path | None) -> str | None:
+    """Return the key in obsm where the embedding of `teacher` is, or None for one of the registry, to be made.
+
+    A teacher that needs official files is looked for in obsm where those were not given.
+
+    Raises
+    ------
+    TypeError
+        If `teacher` is no string.
+    KeyError
+        If it is neither in the registry nor in obsm.
+    ValueError
+        If `checkpoint` is missing, or there for a teacher that reads no files.
+    """
+    if not isinstance(teacher, str):
+        raise TypeError(f"`teacher` must be a name or a key of `obsm`, got {type(teacher).__name__}.")
+    if teacher in TEACHERS:
+        key = feature_key(teacher)
+        if TEACHERS[teacher].files and checkpoint is None and key in adata.obsm:
+            return key
+        check_checkpoint(teacher, checkpoint)
+        return None
+    found = next((name for name in (teacher, f"X_{teacher}") if name in adata.obsm), None)
+    if found is None:
+        raise KeyError(
+            f"`teacher={teacher!r}` is neither one of {list(TEACHERS)} nor a key of `obsm`: {list(adata.obsm)}. "
+            "Compute it first with `pekasc.tl.embed_expression`, or store an embedding there."
+        )
+    if checkpoint is not None:
+        raise ValueError(f"`teacher={teacher!r}` is read from `obsm[{found!r}]`: leave `checkpoint=` out.")
+    return found
+
+
+def stored_teacher(adata: AnnData, key: str, name: str, rows: np.ndarray) -> StoredTeacher:
+    """Return the embedding of rows `rows` in ``obsm[key]`` as a teacher called `name`.
+
+    Raises
+    ------
+    ValueError
+        If it is no matrix, or not finite in `rows`.
+    """
+    record = read_uns(adata, key) or {}
+    if "n_spots" in record and record.get("fitted", True):
+        logger.warning(
+            "The teacher obsm[%r] was fitted on %s spots of this table: if spots that you will test on were among "
+            "them, what it teaches leaks.", key, record["n_spots"],
+        )  # fmt: skip
+    value = adata.obsm[key]
+    value = value.to_numpy() if isinstance(value, pd.DataFrame) else value
+    value = value[rows].toarray() if sparse.issparse(value) else np.asarray(value)[rows]
+    return StoredTeacher(value, name, record.get("licence"), record.get("digest"))
