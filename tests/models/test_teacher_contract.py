@@ -200,7 +200,7 @@ def test_an_embedding_with_holes() -> None:
 def test_a_teacher_of_another_length_is_refused_before_anything_runs() -> None:
     from pekasc.models._embed import resolve_device
     from pekasc.models._encoders import resolve_encoder
-    from pekasc.models._fit import Data, Options, fit
+    from pekasc.models._fit import Data, Options, Reader, fit
     from pekasc.models._peka import Recipe
     from pekasc.tiling import ArrayTiles, TileSpec
 
@@ -208,8 +208,13 @@ def test_a_teacher_of_another_length_is_refused_before_anything_runs() -> None:
     tiles = ArrayTiles(np.zeros((n, 56, 56, 3), dtype=np.uint8))
     labels = np.repeat(["a", "b"], n // 2)
     data = Data(tiles, np.ones((n, 2)), ["x", "y"], labels, labels, np.zeros((n, 2)))
-    options = Options(
-        "bone", "all", "choose", Recipe(), "ridge", None, None, 8, resolve_device("cpu"), "fp32", 0, False
-    )
+    options = Options("bone", "all", "choose", 1, Recipe(), None, 8, resolve_device("cpu"), "fp32", 0, False)
     with pytest.raises(ValueError, match="teacher 'mine' knows 39 spots, but there are 40 training spots"):
-        fit(resolve_encoder("tiny"), TileSpec(56, 2.0), data, StoredTeacher(np.ones((39, 3)), "mine"), options)
+        fit(
+            resolve_encoder("tiny"),
+            TileSpec(56, 2.0),
+            data,
+            StoredTeacher(np.ones((39, 3)), "mine"),
+            options,
+            [Reader()],
+        )

@@ -69,6 +69,7 @@ class _TeacherOfSome:
     def __init__(self, teacher: Teacher, index: np.ndarray) -> None:
         self.teacher, self.index, self.n_spots = teacher, index, len(index)
         self.name, self.licence, self.digest = teacher.name, teacher.licence, teacher.digest
+        self.n_genes = teacher.n_genes
 
     def embed(self, train: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
         """Return the embedding of `rows` by what was fitted on `train`, both among these spots."""

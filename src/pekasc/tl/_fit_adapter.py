@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,17 +16,16 @@ from pekasc._expression import Matrix, counts, gene_names, target_matrix
 from pekasc._keys import ADAPTER, TILES, check_free, check_key, write_uns
 from pekasc._sections import check_table, get_table, section_labels, writable_table
 from pekasc.models import Adapter, Encoder
-from pekasc.models._choose import Depth
 from pekasc.models._embed import autocast, resolve_device
-from pekasc.models._encoders import depth_tuple, resolve_encoder
+from pekasc.models._encoders import resolve_encoder
 from pekasc.models._fit import Data, Options, Reader, fit
 from pekasc.models._head_methods import check_head
 from pekasc.models._heads import n_components_for
 from pekasc.models._methods import check_method
-from pekasc.models._peka import PAPER, Recipe
 from pekasc.models._teachers import TEACHERS, Source, StoredTeacher, Teacher
-from pekasc.tiling import TileSpec, cached
+from pekasc.tiling import cached
 from pekasc.tl import _inputs
+from pekasc.tl._options import make_recipe, wanted_depth, wanted_spec, whole
 from pekasc.tl._teachers import stored_key, stored_teacher
 
 logger = logging.getLogger(__name__)
@@ -196,12 +195,12 @@ def fit_adapter(
         raise ValueError(f"`context_um={context_um!r}` must be a positive radius in um, or None.")
     row = resolve_encoder(encoder)
     method = check_method(method)
-    recipe = _recipe(
+    recipe = make_recipe(
         preset, rank=rank, n_clusters=n_clusters, epochs=epochs, learning_rate=learning_rate, kd_weight=kd_weight,
         temperature=temperature,
     )  # fmt: skip
     if n_components is not None:
-        n_components = _whole("n_components", n_components)
+        n_components = whole("n_components", n_components)
     if preset == "paper" and n_components is None:
         n_components = 256
     place = resolve_device(device)
@@ -224,7 +223,7 @@ def fit_adapter(
         "um_coordinate_system": um_coordinate_system,
         "array": array,
     }
-    spec_wanted = _spec(tile_px, mpp)
+    spec_wanted = wanted_spec(tile_px, mpp)
     with _inputs.untiled_on_error(sdata, table_name=table_name, key=key):
         sections, spec = _inputs.ensure_tiles(
             sdata, table_name=table_name, key=key, pixel_size=pixel_size, spec=spec_wanted
@@ -292,7 +291,7 @@ def fit_adapter(
         options = Options(
             method,
             blocks,
-            _depth(depth, preset),
+            wanted_depth(depth, preset),
             1,
             recipe,
             n_components,
@@ -307,39 +306,6 @@ def fit_adapter(
     adapter = replace(adapter, info=info, trained_on=_inputs.places(training))
     write_uns(writable_table(sdata, table_name), key_added, _record(adapter), kind="adapter")
     return adapter
-
-
-def _recipe(preset: str | None, **changes: Any) -> Recipe:
-    if preset not in (None, "paper"):
-        raise ValueError(f'`preset={preset!r}` is not known: give "paper" or None.')
-    given = {k: v for k, v in changes.items() if v is not None}
-    for name in given.keys() & {"rank", "n_clusters", "epochs"}:
-        given[name] = _whole(name, given[name])
-    recipe = replace(PAPER if preset else Recipe(), **given)
-    for name in ("rank", "epochs", "learning_rate", "temperature"):
-        if getattr(recipe, name) <= 0 and not (name == "epochs" and recipe.epochs == 0):
-            raise ValueError(f"`{name}={getattr(recipe, name)}` must be positive.")
-    if not 0 <= recipe.kd_weight <= 1:
-        raise ValueError(f"`kd_weight={recipe.kd_weight}` must lie between 0 and 1.")
-    return recipe
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"`{name}` must be a whole number, got {value!r}.")
-    return int(value)
-
-
-def _spec(tile_px: int | None, mpp: float | None) -> TileSpec | None:
-    if tile_px is None and mpp is None:
-        return None
-    return TileSpec(224 if tile_px is None else tile_px, 0.5 if mpp is None else mpp)
-
-
-def _depth(depth: int | tuple[int, ...] | None, preset: str | None) -> Depth | str:
-    if depth is None:
-        return None if preset == "paper" else "choose"
-    return depth_tuple(depth)
 
 
 def _usable(expression: Matrix, target: str) -> np.ndarray:

@@ -1,0 +1,49 @@
+"""What a user's arguments say about how to train, checked: shared by the calls that fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from numbers import Integral
+from typing import Any
+
+from pekasc.models._choose import Depth
+from pekasc.models._encoders import depth_tuple
+from pekasc.models._peka import PAPER, Recipe
+from pekasc.tiling import TileSpec
+
+
+def make_recipe(preset: str | None, **changes: Any) -> Recipe:
+    """Return the numbers of the training: the default ones or a preset, with single ones changed."""
+    if preset not in (None, "paper"):
+        raise ValueError(f'`preset={preset!r}` is not known: give "paper" or None.')
+    given = {k: v for k, v in changes.items() if v is not None}
+    for name in given.keys() & {"rank", "n_clusters", "epochs"}:
+        given[name] = whole(name, given[name])
+    recipe = replace(PAPER if preset else Recipe(), **given)
+    for name in ("rank", "epochs", "learning_rate", "temperature"):
+        if getattr(recipe, name) <= 0 and not (name == "epochs" and recipe.epochs == 0):
+            raise ValueError(f"`{name}={getattr(recipe, name)}` must be positive.")
+    if not 0 <= recipe.kd_weight <= 1:
+        raise ValueError(f"`kd_weight={recipe.kd_weight}` must lie between 0 and 1.")
+    return recipe
+
+
+def whole(name: str, value: Any) -> int:
+    """Return a whole number, whatever its type."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"`{name}` must be a whole number, got {value!r}.")
+    return int(value)
+
+
+def wanted_spec(tile_px: int | None, mpp: float | None) -> TileSpec | None:
+    """Return the tiles that were asked for, None if neither number was given."""
+    if tile_px is None and mpp is None:
+        return None
+    return TileSpec(224 if tile_px is None else tile_px, 0.5 if mpp is None else mpp)
+
+
+def wanted_depth(depth: int | tuple[int, ...] | None, preset: str | None) -> Depth | str:
+    """Return the depth to take, or `"choose"`."""
+    if depth is None:
+        return None if preset == "paper" else "choose"
+    return depth_tuple(depth)
