@@ -18,6 +18,7 @@ from pekasc.models._fit import Data, Options, Reader, fit
 from pekasc.models._folds import inner_folds
 from pekasc.models._head_methods import FoldData, check_head
 from pekasc.models._heads import RidgeHead
+from pekasc.models._hest import hest_predict
 from pekasc.models._methods import Method
 from pekasc.models._teachers import Teacher
 from pekasc.tiling import TileSpec, TileSubset
@@ -162,6 +163,46 @@ def read_out(
         "alpha": float(np.median(head.alpha)) if isinstance(head, RidgeHead) else None,
     }
     return Prediction(head.predict(seen(x, fold.test)), about)
+
+
+def hest_read_out(fold: Fold, features: np.ndarray, reader: Reader) -> Prediction:
+    """Predict the test spots as HEST-Bench does, from the features (n, d) of all spots."""
+    d = fold.data
+
+    def seen(rows: np.ndarray) -> np.ndarray:
+        return with_context(features[rows], d.coords_um[rows], d.sections[rows], reader.context_um)
+
+    return Prediction(
+        hest_predict(seen(fold.train), dense(d.expression[fold.train]), seen(fold.test)), {"depth": "own"}
+    )
+
+
+def hest_adapted(
+    fold: Fold,
+    encoder: Encoder,
+    spec: TileSpec,
+    method: Method,
+    readers: Sequence[Reader],
+    frozen: Mapping[Depth, np.ndarray],
+    options: Options,
+) -> list[Prediction]:
+    """Train an adapter on the training spots, and predict the test spots from its features as HEST-Bench does."""
+    start = time.perf_counter()
+    training = {depth: x[fold.train] for depth, x in frozen.items()}
+    # the head of the fit only counts epochs here
+    adapter = fit(
+        encoder, spec, fold.training(), fold.lesson(), replace(options, method=method), [Reader()], frozen=training
+    )[0]
+    features = adapter.embed_source(
+        fold.data.tiles, batch_size=options.batch_size, device=str(options.device), precision=options.precision
+    )
+    about = {
+        "epochs": adapter.info["epochs"],
+        "n_parameters": adapter.info["n_parameters"],
+        "seconds": time.perf_counter() - start,
+    }
+    out = [hest_read_out(fold, features, reader) for reader in readers]
+    return [Prediction(p.predicted, {**p.about, **about}) for p in out]
 
 
 def adapted(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig, MissConfig, PeftConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, HRAConfig, LoraConfig, MissConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
 from pekasc.models._choose import Depth
@@ -18,9 +18,20 @@ _METHODS: Mapping[str, Callable[[int, list[str]], PeftConfig]] = {
     "bone": lambda r, targets: MissConfig(r=r, target_modules=targets, init_weights=True),
     "bat": lambda r, targets: MissConfig(r=r, target_modules=targets, init_weights="bat"),
     "lora": lambda r, targets: LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets),
+    "dora": lambda r, targets: LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets, use_dora=True),
+    # the steps are filled in when the length of the training is known
+    "adalora": lambda r, targets: AdaLoraConfig(
+        init_r=r * 3 // 2, target_r=r, lora_alpha=2 * r, target_modules=targets, total_step=1
+    ),
+    "hra": lambda r, targets: HRAConfig(r=r, target_modules=targets),
 }
 
 Method = str | PeftConfig | None
+
+
+def known_methods() -> list[str]:
+    """Return the names of the methods."""
+    return list(_METHODS)
 
 
 def method_name(method: Method) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pekasc.tl._cross_validate import cross_validate
 from pekasc.tl._embed_expression import embed_expression
 from pekasc.tl._embed_tiles import embed_tiles
 from pekasc.tl._evaluate import evaluate
 from pekasc.tl._fit_adapter import fit_adapter
 from pekasc.tl._predict_expression import predict_expression
 
-__all__ = ["embed_expression", "embed_tiles", "evaluate", "fit_adapter", "predict_expression"]
+__all__ = ["cross_validate", "embed_expression", "embed_tiles", "evaluate", "fit_adapter", "predict_expression"]
