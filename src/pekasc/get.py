@@ -15,10 +15,11 @@ from pekasc._keys import PEKA, SECTION, TILES, UNS
 from pekasc._sections import get_table, positions_um, section_labels, section_readers, tiled_sections
 from pekasc.tiling import TileStream
 
-__all__ = ["expression", "tiles"]
+__all__ = ["comparison", "expression", "tiles"]
 
 logger = logging.getLogger(__name__)
 
+_MIN_GROUPS = 5  # an interval over fewer would be made up
 _BLOCK = 64  # tiles per dask block: about 10 MB at 224 px
 
 
@@ -173,3 +174,77 @@ def _section_names(table: AnnData) -> np.ndarray:
     pairs = set(zip(regions, named, strict=True))
     one_to_one = len(pairs) == len(set(regions)) == len(set(named))
     return named if one_to_one else regions
+
+
+def comparison(frame: pd.DataFrame, *, rival: str = "frozen-best", n_bootstrap: int = 10_000) -> pd.DataFrame:
+    """Sum up what :func:`pekasc.tl.cross_validate` returned: one row per method, with its difference to a rival.
+
+    Scores are taken within sections, then averaged over the sections of a fold and over seeds, so that every held-out
+    group counts the same.
+
+    Parameters
+    ----------
+    frame
+        What `cross_validate` returned, several of them joined included.
+    rival
+        Method to compare with, of the same encoder, context and genes.
+    n_bootstrap
+        Draws of groups for the interval.
+
+    Returns
+    -------
+    Indexed by encoder, ``context_um``, genes and method: ``n_folds``; ``pearson``, the mean over folds; ``difference``
+    to the rival; ``n_better``, folds in which it is above 0; ``difference_low`` and ``difference_high``, a 95 %
+    bootstrap interval over folds, NaN where there are fewer than five; then each fold's ``pearson`` and ``difference``
+    under ``"{fold} pearson"`` and ``"{fold} difference"``.
+
+    Raises
+    ------
+    ValueError
+        If `frame` is no comparison, or the rival is not in it.
+
+    Examples
+    --------
+    >>> import pekasc as pk
+    >>> sdata = pk.datasets.phantom(n_patients=2, size_um=1000)
+    >>> pk.pp.tile(sdata, tile_px=56, mpp=2.0)
+    >>> frame = pk.tl.cross_validate(sdata, methods=["mean", "frozen"], genes="svg", n_genes=20, progress=False)
+    >>> float(pk.get.comparison(frame, rival="mean").loc[("tiny", 0.0, "svg", "mean"), "pearson"])
+    0.0
+    """
+    by = ["encoder", "context_um", "genes", "method"]
+    missing = [c for c in (*by, "fold", "section", "pearson") if c not in frame]
+    if missing or "gene" in frame:
+        raise ValueError(
+            f"`frame` is no comparison of methods: columns {missing or 'of single genes'}. Give what "
+            "`pekasc.tl.cross_validate` returns without `per_gene=True`."
+        )
+    if rival not in set(frame["method"]):
+        raise ValueError(f"`rival={rival!r}` is not among the methods compared: {sorted(set(frame['method']))}.")
+    sections = frame[frame["section"] != "pooled"]
+    scores = sections.groupby([*by, "fold"], sort=False)["pearson"].mean().unstack("fold")
+    own = scores.xs(rival, level="method")
+    difference = scores - own.reindex(scores.index.droplevel("method")).to_numpy()
+    difference[scores.index.get_level_values("method") == rival] = np.nan
+    generator = np.random.default_rng(0)
+    rows = []
+    for values, deltas in zip(scores.to_numpy(), difference.to_numpy(), strict=True):
+        known = deltas[np.isfinite(deltas)]
+        low = high = np.nan
+        if known.size >= _MIN_GROUPS:
+            draws = known[generator.integers(known.size, size=(n_bootstrap, known.size))].mean(axis=1)
+            low, high = np.quantile(draws, [0.025, 0.975])
+        rows.append(
+            {
+                "n_folds": int(np.isfinite(values).sum()),
+                "pearson": np.nanmean(values) if np.isfinite(values).any() else np.nan,
+                "difference": known.mean() if known.size else np.nan,
+                "n_better": int((known > 0).sum()),
+                "difference_low": low,
+                "difference_high": high,
+            }
+        )
+    out = pd.DataFrame(rows, index=scores.index)
+    for fold in scores:
+        out[f"{fold} pearson"], out[f"{fold} difference"] = scores[fold], difference[fold]
+    return out

@@ -128,6 +128,17 @@ def make_config(method: str | PeftConfig, rank: int, targets: list[str]) -> Peft
     return _METHODS[method](rank, targets)
 
 
+def with_steps(config: PeftConfig, n_steps: int) -> PeftConfig:
+    """Return the configuration for a training of at most `n_steps`: AdaLoRA plans its ranks over that length.
+
+    It starts to take rank away after a tenth of the steps and ends a third before the last, unless told otherwise.
+    """
+    if not isinstance(config, AdaLoraConfig) or config.total_step != 1:
+        return config
+    plan: Any = {**config.to_dict(), "total_step": n_steps, "tinit": n_steps // 10, "tfinal": n_steps // 3}
+    return type(config).from_peft_type(**plan)
+
+
 def attach(encoder: FrozenEncoder, config: PeftConfig, random_state: int) -> PeftModel:
     """Put a fresh adapter into the encoder's model, in place; ``unload()`` of what is returned takes it out."""
     for name in config.target_modules or ():  # type: ignore[attr-defined]

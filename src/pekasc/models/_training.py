@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from pekasc.models._choose import Depth
 from pekasc.models._embed import features_of
 from pekasc.models._encoders import FrozenEncoder
-from pekasc.models._methods import attached
+from pekasc.models._methods import attached, with_steps
 from pekasc.models._peka import (
     Recipe,
     cluster_head,
@@ -116,6 +116,7 @@ class Student(L.LightningModule):
             torch.manual_seed(random_state)
             self.projector = projector(width, lesson.embedding.shape[1])
         self.sums = np.zeros(4)
+        self.allocate: Callable[[int], None] | None = None
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch of (tiles, rows of the lesson)."""
@@ -138,6 +139,11 @@ class Student(L.LightningModule):
             )
         self.sums += np.array([float(loss.detach()), float(kd.detach()), float(sa.detach()), 1.0]) * len(rows)
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let a method that moves rank between layers do so, while the gradients are there."""
+        if self.allocate is not None:
+            self.allocate(self.global_step)
 
     def configure_optimizers(self) -> Any:
         """Return AdamW over adapter and projector, with the recipe's steps in the learning rate."""
@@ -262,10 +268,12 @@ def train_student(
         Called after every epoch, while the adapter is in the encoder; returns the held-out error.
     """
     lesson = prepare_lesson(teacher, recipe, random_state)
+    config = with_steps(config, -(-len(index) // recipe.batch_size) * max(recipe.epochs, 1))
     # the caller's generator is left as it was, and what draws from it (dropout) draws the same every time
     with torch.random.fork_rng(devices=[]), attached(encoder, config, random_state) as peft_model:
         torch.manual_seed(random_state)
         student = Student(encoder, depth, lesson, recipe, random_state)
+        student.allocate = getattr(peft_model.base_model, "update_and_allocate", None)
         weights = {}
 
         def state(module: nn.Module) -> dict[str, Tensor]:

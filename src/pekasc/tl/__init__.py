@@ -7,6 +7,15 @@ from pekasc.tl._embed_expression import embed_expression
 from pekasc.tl._embed_tiles import embed_tiles
 from pekasc.tl._evaluate import evaluate
 from pekasc.tl._fit_adapter import fit_adapter
+from pekasc.tl._leakage_audit import leakage_audit
 from pekasc.tl._predict_expression import predict_expression
 
-__all__ = ["cross_validate", "embed_expression", "embed_tiles", "evaluate", "fit_adapter", "predict_expression"]
+__all__ = [
+    "cross_validate",
+    "embed_expression",
+    "embed_tiles",
+    "evaluate",
+    "fit_adapter",
+    "leakage_audit",
+    "predict_expression",
+]

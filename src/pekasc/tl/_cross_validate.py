@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
-from numbers import Real
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,44 +17,31 @@ from scipy import sparse
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
-from pekasc._expression import Matrix, counts, gene_names, log1p_cp10k
+from pekasc._expression import counts, gene_names, log1p_cp10k
 from pekasc._keys import TILES, check_key
 from pekasc._sections import check_table, get_table, section_labels
 from pekasc.models import Encoder
-from pekasc.models._choose import Depth, candidate_depths
 from pekasc.models._compare import (
     BESIDE,
     CONTROLS,
     READOUTS,
-    Fold,
-    Prediction,
-    adapted,
-    control,
-    dense,
-    hest_adapted,
-    hest_read_out,
-    read_out,
 )
-from pekasc.models._embed import autocast, embed, resolve_device
-from pekasc.models._encoders import FrozenEncoder, resolve_encoder
-from pekasc.models._fit import Data, Options, Reader
+from pekasc.models._embed import autocast, resolve_device
+from pekasc.models._encoders import resolve_encoder
+from pekasc.models._fit import Options
 from pekasc.models._head_methods import check_head
-from pekasc.models._hest import hest_genes
 from pekasc.models._methods import Method, check_method, known_methods, method_name
 from pekasc.models._results import Results, fingerprint
-from pekasc.models._scores import BlockScores, gene_scores, interval, mean_score, tissue_blocks
-from pekasc.models._teachers import TEACHERS, Source, StoredTeacher, Teacher
-from pekasc.tiling import TileSource, TileSpec, cached
+from pekasc.tiling import cached
 from pekasc.tl import _inputs
-from pekasc.tl._gene_sets import check_gene_sets, choose_gene_sets
+from pekasc.tl._comparison import HEST, Run, Spots
+from pekasc.tl._comparison_table import score_fold
+from pekasc.tl._gene_sets import check_gene_sets
 from pekasc.tl._options import make_recipe, whole
 from pekasc.tl._teachers import stored_key, stored_teacher
 
 logger = logging.getLogger(__name__)
 
-RIVAL = "frozen-best"
-POOLED = "pooled"
-HEST = "hest"
 _MIN_TEST = 10
 _NOT_IN_HEST = ("frozen-best", "coordinates", BESIDE)
 
@@ -134,10 +118,10 @@ def cross_validate(
     teacher, checkpoint
         As in :func:`pekasc.tl.fit_adapter`. A stored embedding must not have been fitted on spots that are tested.
     groups
-        Column of obs; each of its values is held out once. By default ``"patient"``, if there is such a column with
-        two patients or more, else sections, with a warning.
+        Column of obs; each of its values is held out once, and in turn inside the training spots. By default
+        ``"patient"``, if there is such a column with two patients or more, else sections, with a warning.
     folds
-        Instead of `groups`: a column of obs with the number of the fold in which a row is held out, as
+        Which spots are held out, if not one group after the other: a column of obs with the number of the fold in which a row is held out, as
         :func:`pekasc.pp.split` writes it, or a mapping from a name to ``(train, test)``, each a boolean mask, a boolean
         column of obs or a list of sections.
     genes
@@ -243,19 +227,20 @@ def cross_validate(
     table = get_table(sdata, table_name)
     check_table(table)
     spots = _read(sdata, table, layer, gene_key, teacher, checkpoint, table_name, key, groups, folds, max_memory)
-    sets = check_gene_sets(genes, spots.genes) if protocol == "nested" else {HEST: None}
+    sets: dict[str, list[str] | None] = {HEST: None}
+    if protocol == "nested":
+        sets = check_gene_sets(genes, spots.genes)
     results = Results(None if store is None else Path(store))
-    run = _Run(spots, asked, contexts, head, tuple(seeds), protocol, sets, n_genes, options, results, checkpoint)
+    run = Run(spots, asked, contexts, head, tuple(seeds), protocol, sets, n_genes, options, results, checkpoint)
     frames = []
     units = len(rows_of_encoders) * len(spots.folds) * (len(asked) + (len(run.seeds) - 1) * len(run.trained))
     with tqdm(total=units, desc="cross-validate", unit="fit", disable=not progress) as bar:
         for row in rows_of_encoders:
             frames += [
-                _score(fold, found, spots, per_gene, block_um, n_bootstrap) for fold, found in run.of_encoder(row, bar)
+                score_fold(fold, found, spots, per_gene, block_um, n_bootstrap)
+                for fold, found in run.of_encoder(row, bar)
             ]
-    frame = pd.concat(frames, ignore_index=True)
-    _report(frame, spots)
-    return frame
+    return pd.concat(frames, ignore_index=True)
 
 
 def check_methods(methods: Any, protocol: str) -> dict[str, Method]:
@@ -301,29 +286,11 @@ def _several(values: Any) -> list[Any]:
 def _contexts(context_um: Any) -> list[float | None]:
     values = list(context_um) if isinstance(context_um, Sequence) else [context_um]
     for value in values:
-        if value is not None and not (isinstance(value, Real) and 0 < value < float("inf")):
+        if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
             raise ValueError(f"`context_um={value!r}` must be a positive radius in um, or None.")
     if not values or len(set(values)) < len(values):
         raise ValueError(f"`context_um={context_um!r}` must hold each radius once.")
     return values
-
-
-@dataclass(frozen=True)
-class _Spots:
-    """All spots of the comparison, in one order; what a fold may see of them is decided later."""
-
-    tiles: TileSource
-    spec: TileSpec
-    log: Matrix
-    raw: Matrix | None
-    genes: list[str]
-    groups: np.ndarray
-    sections: np.ndarray
-    coords_um: np.ndarray
-    folds: dict[str, tuple[np.ndarray, np.ndarray]]
-    teacher: str
-    stored: StoredTeacher | None
-    fingerprint: str
 
 
 def _read(
@@ -338,9 +305,7 @@ def _read(
     groups: str | None,
     folds: Any,
     max_memory: int,
-) -> _Spots:
-    if groups is not None and folds is not None:
-        raise ValueError("`groups=` and `folds=` both say what is held out: give one of them.")
+) -> Spots:
     names = [str(name) for name in gene_names(table, gene_key)]
     stored = stored_key(table, teacher, checkpoint)
     raw_all = counts(table, layer)
@@ -351,9 +316,9 @@ def _read(
         if not sections:
             raise ValueError("No spot has both a tile and counts.")
         stream, rows = _inputs.tile_stream(sections, spec)
-        groups = _inputs.default_groups(table, rows) if groups is None and folds is None else groups
+        groups = _inputs.default_groups(table, rows) if groups is None else groups
         parts = _folds(table, groups, folds, rows)
-        labels = _labels(table, groups, folds, rows)
+        labels = _inputs.obs_groups(table, groups, rows)
         log = log1p_cp10k(table[rows], layer)
         raw = sparse.csr_matrix(raw_all[rows])
         coords = np.concatenate([section.centres_um for section in sections])
@@ -364,17 +329,10 @@ def _read(
             raw.data, raw.indices, raw.indptr, np.array(names), labels.astype("U"), of.astype("U"), coords, places,
             asdict(spec), None if embedding is None else fingerprint(embedding.embedding), checkpoint,
         )  # fmt: skip
-        return _Spots(
+        return Spots(
             cached(stream, max_memory=max_memory), spec, log, raw, names, labels, of, coords, parts, teacher, embedding,
             print_of_data,
         )  # fmt: skip
-
-
-def _labels(table: AnnData, groups: str | None, folds: Any, rows: np.ndarray) -> np.ndarray:
-    """Return the groups that are held out inside the training spots."""
-    if groups is None and folds is not None:
-        groups = _inputs.default_groups(table, rows)
-    return _inputs.obs_groups(table, groups, rows)
 
 
 def _folds(
@@ -423,305 +381,3 @@ def _each(labels: np.ndarray, what: str) -> dict[str, tuple[np.ndarray, np.ndarr
             "Give sections of another patient, other `groups=`, or `folds=`."
         )
     return {str(n): (np.flatnonzero(labels != n), np.flatnonzero(labels == n)) for n in names}
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What one method predicted in a fold."""
-
-    encoder: str
-    method: str
-    context_um: float | None
-    seed: int
-    prediction: Prediction
-
-
-@dataclass(frozen=True)
-class _FoldOf:
-    """A fold with its genes: positions in the table of those that are predicted, and where each set lies in them."""
-
-    fold: Fold
-    sets: dict[str, np.ndarray]
-    measured: np.ndarray
-
-
-@dataclass
-class _Run:
-    """The comparison: what is asked for, and what is known so far."""
-
-    spots: _Spots
-    methods: dict[str, Method]
-    contexts: list[float | None]
-    head: str
-    seeds: tuple[int, ...]
-    protocol: str
-    sets: dict[str, list[str] | None]
-    n_genes: int
-    options: Options
-    results: Results
-    checkpoint: str | Path | None
-
-    def __post_init__(self) -> None:
-        self._made: dict[str, _FoldOf] = {}
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"`seeds={self.seeds}` must hold each seed once.")
-
-    @property
-    def trained(self) -> dict[str, Method]:
-        """The methods that train an adapter."""
-        return {name: m for name, m in self.methods.items() if m not in (*CONTROLS, *READOUTS)}
-
-    def of_encoder(self, row: Encoder, bar: Any) -> Iterator[tuple[_FoldOf, list[_Found]]]:
-        """Yield what every method predicted, fold by fold."""
-        spots = self.spots
-        model = FrozenEncoder(row, spots.spec.tile_px)
-        frozen = self._frozen(model)
-        last: Depth = None if self.protocol == HEST else (model.n_blocks,)
-        common = {
-            "data": spots.fingerprint,
-            "encoder": row.to_dict() | {"weights": model.digest},
-            "teacher": spots.teacher,
-            "head": self.head,
-            "protocol": self.protocol,
-            "genes": self.sets,
-            "n_genes": self.n_genes,
-            "options": _plain(self.options),
-            "version": version("pekasc"),
-        }
-        for name in spots.folds:
-            of = self._fold(name)
-            found: list[_Found] = []
-            for label, method in self.methods.items():
-                for seed in self.seeds if label in self.trained else self.seeds[:1]:
-                    found += self._unit(of, row, label, method, seed, frozen, last, common)
-                    bar.update()
-            yield of, found
-
-    def _unit(
-        self,
-        of: _FoldOf,
-        row: Encoder,
-        label: str,
-        method: Method,
-        seed: int,
-        frozen: Mapping[Depth, np.ndarray],
-        last: Depth,
-        common: dict[str, Any],
-    ) -> list[_Found]:
-        """Return what one method predicted in every context: from the store, or computed now and kept there."""
-        fold = of.fold
-        about_method = method.to_dict() if isinstance(method, PeftConfig) else method
-        keys = {
-            context: fingerprint(common, fold.train, fold.test, about_method, context, seed)
-            for context in self.contexts
-        }
-        title = f"{fold.name}-{row.short}-{label}".replace("/", "_").replace(" ", "_")
-        known = {context: self.results.get(title, k) for context, k in keys.items()}
-        todo = [context for context, stored in known.items() if stored is None]
-        out = {c: Prediction(s[0]["predicted"], s[1]) for c, s in known.items() if s is not None}
-        if todo:
-            start = time.perf_counter()
-            readers = [Reader(self.head, context, method == BESIDE) for context in todo]
-            made = self._predict(fold, row, method, readers, replace(self.options, random_state=seed), frozen, last)
-            for context, prediction in zip(todo, made, strict=True):
-                about = {"seconds": time.perf_counter() - start, **prediction.about}
-                out[context] = Prediction(prediction.predicted.astype(np.float32), about)
-                self.results.put(title, keys[context], {"predicted": out[context].predicted}, about)
-        return [_Found(row.short, label, context, seed, out[context]) for context in self.contexts]
-
-    def _predict(
-        self,
-        fold: Fold,
-        row: Encoder,
-        method: Method,
-        readers: list[Reader],
-        options: Options,
-        frozen: Mapping[Depth, np.ndarray],
-        last: Depth,
-    ) -> list[Prediction]:
-        spec = self.spots.spec
-        margin = spec.side_um * 2**0.5
-        if method in CONTROLS:
-            return [control(fold, str(method), reader, options, margin) for reader in readers]
-        if self.protocol == HEST:
-            if method in READOUTS:
-                x = frozen[None] if method == "frozen" else fold.teacher.embed(fold.train, np.arange(fold.data.tiles.n))
-                return [hest_read_out(fold, x, reader) for reader in readers]
-            return hest_adapted(fold, row, spec, method, readers, frozen, options)
-        if method == "teacher":
-            every = {None: fold.teacher.embed(fold.train, np.arange(fold.data.tiles.n))}
-            return [read_out(fold, reader, every, options, margin) for reader in readers]
-        if method in READOUTS:
-            features = {last: frozen[last]} if method == "frozen" else frozen
-            return [read_out(fold, reader, features, options, margin) for reader in readers]
-        return adapted(fold, row, spec, "bone" if method == BESIDE else method, readers, frozen, options)
-
-    def _frozen(self, model: FrozenEncoder) -> dict[Depth, np.ndarray]:
-        """Return the frozen features of all spots at every depth that may be asked for."""
-        spots, o = self.spots, self.options
-        depths: list[Depth] = [None] if self.protocol == HEST else candidate_depths(model.n_blocks)
-        if not set(self.methods.values()) - {*CONTROLS, "teacher"}:
-            return {}
-        key = fingerprint(spots.fingerprint, model.digest, [list(d) if d else None for d in depths], o.precision)
-        title = f"frozen-{model.encoder.short}"
-        stored = self.results.get(title, key)
-        if stored is None:
-            made = embed(model, spots.tiles, depths, batch_size=o.batch_size, device=o.device, precision=o.precision)
-            stored = {str(i): made[depth] for i, depth in enumerate(depths)}, {}
-            self.results.put(title, key, *stored)
-        return {depth: stored[0][str(i)] for i, depth in enumerate(depths)}
-
-    def _fold(self, name: str) -> _FoldOf:
-        """Return a fold with its genes; what is chosen for it reads the training spots alone (but in "hest")."""
-        if name in self._made:
-            return self._made[name]
-        spots = self.spots
-        train, test = spots.folds[name]
-        expressed = _inputs.expressed_genes(spots.log[train], spots.groups[train])
-        if not expressed.size:
-            raise ValueError(f"Fold {name!r}: no gene is seen in at least 10 % of the spots of every training group.")
-        if self.protocol == HEST:
-            assert spots.raw is not None  # for the type checker
-            target = spots.raw.astype(np.float64).log1p().tocsr()
-            chosen = {HEST: hest_genes(spots.raw, spots.genes, spots.sections, self.n_genes)}
-        else:
-            target = spots.log
-            chosen = self._genes(name, expressed)
-        predicted = np.unique(np.concatenate(list(chosen.values())))
-        data = Data(
-            spots.tiles,
-            target[:, predicted],
-            [spots.genes[i] for i in predicted],
-            spots.groups,
-            spots.sections,
-            spots.coords_um,
-        )
-        fold = Fold(name, train, test, data, self._teacher(expressed))
-        sets = {s: np.searchsorted(predicted, at) for s, at in chosen.items()}
-        self._made[name] = _FoldOf(fold, sets, dense(data.expression[test]))
-        return self._made[name]
-
-    def _genes(self, name: str, expressed: np.ndarray) -> dict[str, np.ndarray]:
-        spots = self.spots
-        train = spots.folds[name][0]
-        key = fingerprint(spots.fingerprint, train, expressed, self.sets, self.n_genes)
-        stored = self.results.get(f"genes-{name}", key)
-        if stored is None:
-            made = choose_gene_sets(
-                self.sets, spots.genes, spots.log[train], spots.coords_um[train], spots.sections[train], expressed,
-                self.n_genes,
-            )  # fmt: skip
-            stored = made, {}
-            self.results.put(f"genes-{name}", key, *stored)
-        return stored[0]
-
-    def _teacher(self, expressed: np.ndarray) -> Teacher:
-        spots, o = self.spots, self.options
-        if spots.stored is not None:
-            return spots.stored
-        row = TEACHERS[spots.teacher]
-        return row.make(
-            Source(
-                expression=spots.log,
-                counts=spots.raw if row.counts else None,
-                genes=np.array(spots.genes, dtype=object),
-                expressed=expressed,
-                n_components=o.n_components if spots.teacher == "pca" else None,
-                checkpoint=self.checkpoint,
-                device=o.device,
-                precision=o.precision,
-                random_state=o.random_state,
-            )
-        )
-
-
-def _plain(options: Options) -> dict[str, Any]:
-    """Return what a result depends on; where it was computed is no part of it."""
-    named = {k: getattr(options, k) for k in ("blocks", "depth", "n_depths", "n_components", "precision")}
-    return {**named, "recipe": asdict(options.recipe)}
-
-
-def _score(
-    of: _FoldOf, found: list[_Found], spots: _Spots, per_gene: bool, block_um: float, n_draws: int
-) -> pd.DataFrame:
-    fold = of.fold
-    sections = spots.sections[fold.test]
-    frames = []
-    for section in [POOLED, *np.unique(sections)]:
-        at = np.arange(len(fold.test)) if section == POOLED else np.flatnonzero(sections == section)
-        for name, columns in of.sets.items():
-            measured = of.measured[np.ix_(at, columns)]
-            about = {
-                "fold": fold.name, "section": str(section), "genes": name, "n_train": len(fold.train), "n_test": len(at)
-            }  # fmt: skip
-            if per_gene:
-                frames += [_gene_rows(of, f, at, columns, measured, about) for f in found]
-                continue
-            blocks = tissue_blocks(spots.coords_um[fold.test[at]], sections[at], block_um)
-            draw = BlockScores(measured, blocks, n_draws, random_state=0)
-            frames.append(_mean_rows(found, at, columns, measured, about, draw))
-    return pd.concat(frames, ignore_index=True)
-
-
-def _identity(f: _Found) -> dict[str, Any]:
-    return {"encoder": f.encoder, "method": f.method, "context_um": f.context_um or 0.0, "seed": f.seed}
-
-
-def _gene_rows(
-    of: _FoldOf, f: _Found, at: np.ndarray, columns: np.ndarray, measured: np.ndarray, about: dict[str, Any]
-) -> pd.DataFrame:
-    predicted = f.prediction.predicted[np.ix_(at, columns)]
-    names = [of.fold.data.genes[i] for i in columns]
-    rmse = np.sqrt(np.square(predicted - measured).mean(axis=0))
-    return pd.DataFrame(
-        {**about, **_identity(f), "gene": names, "pearson": gene_scores(predicted, measured), "rmse": rmse}
-    )
-
-
-def _mean_rows(
-    found: list[_Found],
-    at: np.ndarray,
-    columns: np.ndarray,
-    measured: np.ndarray,
-    about: dict[str, Any],
-    draw: BlockScores,
-) -> pd.DataFrame:
-    parts = [f.prediction.predicted[np.ix_(at, columns)] for f in found]
-    scores = [mean_score(gene_scores(part, measured)) for part in parts]
-    draws = [draw(part) for part in parts]
-    undefined = int((np.ptp(measured, axis=0) == 0).sum())
-    rival = {f.context_um: i for i, f in enumerate(found) if f.method == RIVAL}
-    rows = []
-    for i, f in enumerate(found):
-        low, high = interval(draws[i])
-        row = {
-            **about, **_identity(f), "n_genes": len(columns), "n_undefined": undefined, "pearson": scores[i],
-            "pearson_low": low, "pearson_high": high,
-            "rmse": float(np.sqrt(np.square(parts[i] - measured).mean())),
-        }  # fmt: skip
-        j = rival.get(f.context_um)
-        difference = (np.nan, np.nan, np.nan)
-        if j is not None and j != i:
-            difference = (scores[i] - scores[j], *interval(draws[i] - draws[j]))
-        row |= dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True))
-        chosen = f.prediction.about
-        rows.append(row | {k: chosen.get(k) for k in ("depth", "epochs", "alpha", "n_parameters", "seconds")})
-    return pd.DataFrame(rows)
-
-
-def _report(frame: pd.DataFrame, spots: _Spots) -> None:
-    """Say which genes have no score."""
-    for name, (_, test) in spots.folds.items():
-        if "n_undefined" in frame and not (frame.loc[frame["fold"] == name, "n_undefined"] > 0).any():
-            continue
-        varies = np.asarray(spots.log[test].max(axis=0).todense()).ravel() if sparse.issparse(spots.log) else None
-        never = [] if varies is None else [g for g, top in zip(spots.genes, varies, strict=True) if top == 0]
-        n = int(frame.loc[frame["fold"] == name, "n_undefined"].max()) if "n_undefined" in frame else 0
-        if n:
-            warnings.warn(
-                f"Fold {name!r}: up to {n} genes of a set are constant among the test spots of a section, so they have "
-                f"no score there and are left out of its mean{f' (never seen: {never[:3]})' if never else ''}; "
-                "`per_gene=True` names them.",
-                UserWarning,
-                stacklevel=3,
-            )

@@ -1,0 +1,280 @@
+"""The work of a comparison: every method on every fold, each piece computed once and kept."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peft import PeftConfig
+
+from pekasc._expression import Matrix
+from pekasc.models import Encoder
+from pekasc.models._choose import Depth, candidate_depths
+from pekasc.models._compare import (
+    BESIDE,
+    CONTROLS,
+    READOUTS,
+    Fold,
+    Prediction,
+    adapted,
+    control,
+    dense,
+    hest_adapted,
+    hest_read_out,
+    read_out,
+)
+from pekasc.models._embed import embed
+from pekasc.models._encoders import FrozenEncoder
+from pekasc.models._fit import Data, Options, Reader
+from pekasc.models._hest import hest_genes
+from pekasc.models._methods import Method
+from pekasc.models._results import Results, fingerprint
+from pekasc.models._teachers import TEACHERS, Source, StoredTeacher, Teacher
+from pekasc.tiling import TileSource, TileSpec
+from pekasc.tl import _inputs
+from pekasc.tl._gene_sets import choose_gene_sets
+
+logger = logging.getLogger(__name__)
+
+HEST = "hest"
+RIVAL = "frozen-best"
+
+
+@dataclass(frozen=True)
+class Spots:
+    """All spots of the comparison, in one order; what a fold may see of them is decided later."""
+
+    tiles: TileSource
+    spec: TileSpec
+    log: Matrix
+    raw: Matrix | None
+    genes: list[str]
+    groups: np.ndarray
+    sections: np.ndarray
+    coords_um: np.ndarray
+    folds: dict[str, tuple[np.ndarray, np.ndarray]]
+    teacher: str
+    stored: StoredTeacher | None
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one method predicted in a fold."""
+
+    encoder: str
+    method: str
+    context_um: float | None
+    seed: int
+    prediction: Prediction
+
+
+@dataclass(frozen=True)
+class FoldGenes:
+    """A fold with its genes: positions in the table of those that are predicted, and where each set lies in them."""
+
+    fold: Fold
+    sets: dict[str, np.ndarray]
+    measured: np.ndarray
+
+
+@dataclass
+class Run:
+    """The comparison: what is asked for, and what is known so far."""
+
+    spots: Spots
+    methods: dict[str, Method]
+    contexts: list[float | None]
+    head: str
+    seeds: tuple[int, ...]
+    protocol: str
+    sets: dict[str, list[str] | None]
+    n_genes: int
+    options: Options
+    results: Results
+    checkpoint: str | Path | None
+
+    def __post_init__(self) -> None:
+        self._made: dict[str, FoldGenes] = {}
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"`seeds={self.seeds}` must hold each seed once.")
+
+    @property
+    def trained(self) -> dict[str, Method]:
+        """The methods that train an adapter."""
+        return {name: m for name, m in self.methods.items() if m not in (*CONTROLS, *READOUTS)}
+
+    def of_encoder(self, row: Encoder, bar: Any) -> Iterator[tuple[FoldGenes, list[Found]]]:
+        """Yield what every method predicted, fold by fold."""
+        spots = self.spots
+        model = FrozenEncoder(row, spots.spec.tile_px)
+        frozen = self._frozen(model)
+        last: Depth = None if self.protocol == HEST else (model.n_blocks,)
+        common = {
+            "data": spots.fingerprint,
+            "encoder": row.to_dict() | {"weights": model.digest},
+            "teacher": spots.teacher,
+            "head": self.head,
+            "protocol": self.protocol,
+            "genes": self.sets,
+            "n_genes": self.n_genes,
+            "options": _plain(self.options),
+            "version": version("pekasc"),
+        }
+        for name in spots.folds:
+            of = self._fold(name)
+            found: list[Found] = []
+            for label, method in self.methods.items():
+                for seed in self.seeds if label in self.trained else self.seeds[:1]:
+                    found += self._unit(of, row, label, method, seed, frozen, last, common)
+                    bar.update()
+            yield of, found
+
+    def _unit(
+        self,
+        of: FoldGenes,
+        row: Encoder,
+        label: str,
+        method: Method,
+        seed: int,
+        frozen: Mapping[Depth, np.ndarray],
+        last: Depth,
+        common: dict[str, Any],
+    ) -> list[Found]:
+        """Return what one method predicted in every context: from the store, or computed now and kept there."""
+        fold = of.fold
+        about_method = method.to_dict() if isinstance(method, PeftConfig) else method
+        keys = {
+            context: fingerprint(common, fold.train, fold.test, about_method, context, seed)
+            for context in self.contexts
+        }
+        title = f"{fold.name}-{row.short}-{label}".replace("/", "_").replace(" ", "_")
+        known = {context: self.results.get(title, k) for context, k in keys.items()}
+        todo = [context for context, stored in known.items() if stored is None]
+        out = {c: Prediction(s[0]["predicted"], s[1]) for c, s in known.items() if s is not None}
+        if todo:
+            start = time.perf_counter()
+            readers = [Reader(self.head, context, method == BESIDE) for context in todo]
+            made = self._predict(fold, row, method, readers, replace(self.options, random_state=seed), frozen, last)
+            for context, prediction in zip(todo, made, strict=True):
+                about = {"seconds": time.perf_counter() - start, **prediction.about}
+                out[context] = Prediction(prediction.predicted.astype(np.float32), about)
+                self.results.put(title, keys[context], {"predicted": out[context].predicted}, about)
+        return [Found(row.short, label, context, seed, out[context]) for context in self.contexts]
+
+    def _predict(
+        self,
+        fold: Fold,
+        row: Encoder,
+        method: Method,
+        readers: list[Reader],
+        options: Options,
+        frozen: Mapping[Depth, np.ndarray],
+        last: Depth,
+    ) -> list[Prediction]:
+        spec = self.spots.spec
+        margin = spec.side_um * 2**0.5
+        if method in CONTROLS:
+            return [control(fold, str(method), reader, options, margin) for reader in readers]
+        if self.protocol == HEST:
+            if method in READOUTS:
+                x = frozen[None] if method == "frozen" else fold.teacher.embed(fold.train, np.arange(fold.data.tiles.n))
+                return [hest_read_out(fold, x, reader) for reader in readers]
+            return hest_adapted(fold, row, spec, method, readers, frozen, options)
+        if method == "teacher":
+            every: dict[Depth, np.ndarray] = {None: fold.teacher.embed(fold.train, np.arange(fold.data.tiles.n))}
+            return [read_out(fold, reader, every, options, margin) for reader in readers]
+        if method in READOUTS:
+            features = {last: frozen[last]} if method == "frozen" else frozen
+            return [read_out(fold, reader, features, options, margin) for reader in readers]
+        return adapted(fold, row, spec, "bone" if method == BESIDE else method, readers, frozen, options)
+
+    def _frozen(self, model: FrozenEncoder) -> dict[Depth, np.ndarray]:
+        """Return the frozen features of all spots at every depth that may be asked for."""
+        spots, o = self.spots, self.options
+        depths: list[Depth] = [None] if self.protocol == HEST else candidate_depths(model.n_blocks)
+        if not set(self.methods.values()) - {*CONTROLS, "teacher"}:
+            return {}
+        key = fingerprint(spots.fingerprint, model.digest, [list(d) if d else None for d in depths], o.precision)
+        title = f"frozen-{model.encoder.short}"
+        stored = self.results.get(title, key)
+        if stored is None:
+            made = embed(model, spots.tiles, depths, batch_size=o.batch_size, device=o.device, precision=o.precision)
+            stored = {str(i): made[depth] for i, depth in enumerate(depths)}, {}
+            self.results.put(title, key, *stored)
+        return {depth: stored[0][str(i)] for i, depth in enumerate(depths)}
+
+    def _fold(self, name: str) -> FoldGenes:
+        """Return a fold with its genes; what is chosen for it reads the training spots alone (but in "hest")."""
+        if name in self._made:
+            return self._made[name]
+        spots = self.spots
+        train, test = spots.folds[name]
+        expressed = _inputs.expressed_genes(spots.log[train], spots.groups[train])
+        if not expressed.size:
+            raise ValueError(f"Fold {name!r}: no gene is seen in at least 10 % of the spots of every training group.")
+        if self.protocol == HEST:
+            assert spots.raw is not None  # for the type checker
+            target = spots.raw.astype(np.float64).log1p().tocsr()
+            chosen = {HEST: hest_genes(spots.raw, spots.genes, spots.sections, self.n_genes)}
+        else:
+            target = spots.log
+            chosen = self._genes(name, expressed)
+        predicted = np.unique(np.concatenate(list(chosen.values())))
+        data = Data(
+            spots.tiles,
+            target[:, predicted],
+            [spots.genes[i] for i in predicted],
+            spots.groups,
+            spots.sections,
+            spots.coords_um,
+        )
+        fold = Fold(name, train, test, data, self._teacher(expressed))
+        sets = {s: np.searchsorted(predicted, at) for s, at in chosen.items()}
+        self._made[name] = FoldGenes(fold, sets, dense(data.expression[test]))
+        return self._made[name]
+
+    def _genes(self, name: str, expressed: np.ndarray) -> dict[str, np.ndarray]:
+        spots = self.spots
+        train = spots.folds[name][0]
+        key = fingerprint(spots.fingerprint, train, expressed, self.sets, self.n_genes)
+        stored = self.results.get(f"genes-{name}", key)
+        if stored is None:
+            made = choose_gene_sets(
+                self.sets, spots.genes, spots.log[train], spots.coords_um[train], spots.sections[train], expressed,
+                self.n_genes,
+            )  # fmt: skip
+            stored = made, {}
+            self.results.put(f"genes-{name}", key, *stored)
+        return stored[0]
+
+    def _teacher(self, expressed: np.ndarray) -> Teacher:
+        spots, o = self.spots, self.options
+        if spots.stored is not None:
+            return spots.stored
+        row = TEACHERS[spots.teacher]
+        return row.make(
+            Source(
+                expression=spots.log,
+                counts=spots.raw if row.counts else None,
+                genes=np.array(spots.genes, dtype=object),
+                expressed=expressed,
+                n_components=o.n_components if spots.teacher == "pca" else None,
+                checkpoint=self.checkpoint,
+                device=o.device,
+                precision=o.precision,
+                random_state=o.random_state,
+            )
+        )
+
+
+def _plain(options: Options) -> dict[str, Any]:
+    """Return what a result depends on; where it was computed is no part of it."""
+    named = {k: getattr(options, k) for k in ("blocks", "depth", "n_depths", "n_components", "precision")}
+    return {**named, "recipe": asdict(options.recipe)}

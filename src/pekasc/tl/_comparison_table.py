@@ -1,0 +1,95 @@
+"""From predictions to the rows of a comparison."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pekasc.models._scores import BlockScores, gene_scores, interval, mean_score, tissue_blocks
+from pekasc.tl._comparison import RIVAL, FoldGenes, Found, Spots
+
+POOLED = "pooled"
+_MIN_BLOCKS = 4
+
+
+def score_fold(
+    of: FoldGenes, found: list[Found], spots: Spots, per_gene: bool, block_um: float, n_draws: int
+) -> pd.DataFrame:
+    """Return the rows of one fold, see :func:`pekasc.tl.cross_validate`."""
+    fold = of.fold
+    sections = spots.sections[fold.test]
+    frames = []
+    undefined: set[str] = set()
+    for section in [POOLED, *np.unique(sections)]:
+        at = np.arange(len(fold.test)) if section == POOLED else np.flatnonzero(sections == section)
+        for name, columns in of.sets.items():
+            measured = of.measured[np.ix_(at, columns)]
+            undefined |= {fold.data.genes[columns[i]] for i in np.flatnonzero(np.ptp(measured, axis=0) == 0)}
+            about = {
+                "fold": fold.name, "section": str(section), "genes": name, "n_train": len(fold.train), "n_test": len(at)
+            }  # fmt: skip
+            if per_gene:
+                frames += [_gene_rows(of, f, at, columns, measured, about) for f in found]
+                continue
+            blocks = tissue_blocks(spots.coords_um[fold.test[at]], sections[at], block_um)
+            # an interval from a handful of blocks would be made up
+            draw = BlockScores(measured, blocks, n_draws, random_state=0) if blocks.max() + 1 >= _MIN_BLOCKS else None
+            frames.append(_mean_rows(found, at, columns, measured, about, draw))
+    if undefined:
+        names = sorted(undefined)
+        warnings.warn(
+            f"Fold {fold.name!r}: {len(names)} genes are constant among the test spots of a section, so they have no score "
+            f"there and are left out of its mean: {names[:5]}{', ...' if len(names) > 5 else ''}.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def _identity(f: Found) -> dict[str, Any]:
+    return {"encoder": f.encoder, "method": f.method, "context_um": f.context_um or 0.0, "seed": f.seed}
+
+
+def _gene_rows(
+    of: FoldGenes, f: Found, at: np.ndarray, columns: np.ndarray, measured: np.ndarray, about: dict[str, Any]
+) -> pd.DataFrame:
+    predicted = f.prediction.predicted[np.ix_(at, columns)]
+    names = [of.fold.data.genes[i] for i in columns]
+    rmse = np.sqrt(np.square(predicted - measured).mean(axis=0))
+    return pd.DataFrame(
+        {**about, **_identity(f), "gene": names, "pearson": gene_scores(predicted, measured), "rmse": rmse}
+    )
+
+
+def _mean_rows(
+    found: list[Found],
+    at: np.ndarray,
+    columns: np.ndarray,
+    measured: np.ndarray,
+    about: dict[str, Any],
+    draw: BlockScores | None,
+) -> pd.DataFrame:
+    parts = [f.prediction.predicted[np.ix_(at, columns)] for f in found]
+    scores = [mean_score(gene_scores(part, measured)) for part in parts]
+    draws = [np.full(1, np.nan) if draw is None else draw(part) for part in parts]
+    undefined = int((np.ptp(measured, axis=0) == 0).sum())
+    rival = {f.context_um: i for i, f in enumerate(found) if f.method == RIVAL}
+    rows = []
+    for i, f in enumerate(found):
+        low, high = interval(draws[i])
+        row = {
+            **about, **_identity(f), "n_genes": len(columns), "n_undefined": undefined, "pearson": scores[i],
+            "pearson_low": low, "pearson_high": high,
+            "rmse": float(np.sqrt(np.square(parts[i] - measured).mean())),
+        }  # fmt: skip
+        j = rival.get(f.context_um)
+        difference = (np.nan, np.nan, np.nan)
+        if j is not None and j != i:
+            difference = (scores[i] - scores[j], *interval(draws[i] - draws[j]))
+        row |= dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True))
+        chosen = f.prediction.about
+        rows.append(row | {k: chosen.get(k) for k in ("depth", "epochs", "alpha", "n_parameters", "seconds")})
+    return pd.DataFrame(rows)

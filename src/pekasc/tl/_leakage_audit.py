@@ -1,0 +1,93 @@
+"""`tl.leakage_audit`: what folds of random spots would have claimed, beside the honest figure."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from peft import PeftConfig
+from spatialdata import SpatialData
+
+from pekasc._sections import check_table, get_table
+from pekasc.tl._cross_validate import cross_validate
+
+logger = logging.getLogger(__name__)
+
+
+def leakage_audit(
+    sdata: SpatialData,
+    *,
+    methods: Sequence[str | PeftConfig] | Mapping[str, str | PeftConfig] = ("frozen-best", "bone"),
+    groups: str | None = None,
+    random_state: int = 0,
+    table_name: str = "table",
+    **options: Any,
+) -> pd.DataFrame:
+    """Score the same methods under folds of random spots and under folds of groups.
+
+    Neighbouring spots share tissue and, where tiles overlap, pixels; sections of one patient share the tumour. A test
+    spot between training spots is half known, so folds of random spots claim what no new patient will show.
+
+    Parameters
+    ----------
+    sdata
+        Sections with tiles.
+    methods, groups
+        As in :func:`pekasc.tl.cross_validate`.
+    random_state
+        Seed of the random folds; there are as many as groups.
+    table_name
+        Name of the table.
+    options
+        Everything else that :func:`pekasc.tl.cross_validate` takes, but `folds` and `per_gene`.
+
+    Returns
+    -------
+    Indexed by encoder, ``context_um``, genes and method: ``grouped`` and ``random_spots``, mean Pearson correlation over
+    genes, within sections, mean over sections and folds; ``inflation``, their difference, and ``inflation_relative``,
+    over the grouped score.
+
+    Raises
+    ------
+    TypeError
+        If `folds` or `per_gene` is given.
+    ValueError
+        As :func:`pekasc.tl.cross_validate`.
+
+    Examples
+    --------
+    >>> import pekasc as pk
+    >>> sdata = pk.datasets.phantom(n_patients=2, size_um=1000)
+    >>> pk.pp.tile(sdata, tile_px=56, mpp=2.0)
+    >>> audit = pk.tl.leakage_audit(sdata, methods=["frozen"], genes="svg", n_genes=20, progress=False)
+    >>> list(audit.columns)
+    ['grouped', 'random_spots', 'inflation', 'inflation_relative']
+    """
+    for name in ("folds", "per_gene"):
+        if name in options:
+            raise TypeError(f"`{name}=` cannot be given: the audit makes its own folds and compares means over genes.")
+    honest = cross_validate(sdata, methods=methods, groups=groups, table_name=table_name, **options)
+    table = get_table(sdata, table_name)
+    check_table(table)
+    n_folds = honest["fold"].nunique()
+    number = np.random.default_rng(random_state).permutation(table.n_obs) % n_folds
+    folds = {f"random{i + 1}": (number != i, number == i) for i in range(n_folds)}
+    leaky = cross_validate(sdata, methods=methods, groups=groups, folds=folds, table_name=table_name, **options)
+    out = pd.DataFrame({"grouped": _within_sections(honest), "random_spots": _within_sections(leaky)})
+    out["inflation"] = out["random_spots"] - out["grouped"]
+    out["inflation_relative"] = out["inflation"] / out["grouped"].where(out["grouped"] > 0)
+    for key, row in out.iterrows():
+        logger.info(
+            "%s: folds of random spots claim %.3f, held-out groups show %.3f: an inflation of %+.3f.",
+            " ".join(str(part) for part in key), row["random_spots"], row["grouped"], row["inflation"],  # type: ignore[union-attr]
+        )  # fmt: skip
+    return out
+
+
+def _within_sections(frame: pd.DataFrame) -> pd.Series:
+    sections = frame[frame["section"] != "pooled"]
+    by = ["encoder", "context_um", "genes", "method"]
+    return sections.groupby([*by, "fold"], sort=False)["pearson"].mean().groupby(by, sort=False).mean()
