@@ -41,8 +41,8 @@ def score_fold(
     if undefined:
         names = sorted(undefined)
         warnings.warn(
-            f"Fold {fold.name!r}: {len(names)} genes are constant among the test spots of a section, so they have no score "
-            f"there and are left out of its mean: {names[:5]}{', ...' if len(names) > 5 else ''}.",
+            f"Fold {fold.name!r}: {len(names)} genes are constant among the test spots of a section, so they have no "
+            f"score there and are left out of its mean: {names[:5]}{', ...' if len(names) > 5 else ''}.",
             UserWarning,
             stacklevel=3,
         )

@@ -121,9 +121,9 @@ def cross_validate(
         Column of obs; each of its values is held out once, and in turn inside the training spots. By default
         ``"patient"``, if there is such a column with two patients or more, else sections, with a warning.
     folds
-        Which spots are held out, if not one group after the other: a column of obs with the number of the fold in which a row is held out, as
-        :func:`pekasc.pp.split` writes it, or a mapping from a name to ``(train, test)``, each a boolean mask, a boolean
-        column of obs or a list of sections.
+        Which spots are held out, if not one group after the other: a column of obs with the number of the fold in which
+        a row is held out, as :func:`pekasc.pp.split` writes it, or a mapping from a name to ``(train, test)``, each a
+        boolean mask, a boolean column of obs or a list of sections.
     genes
         ``"svg"`` (highest Moran's I, mean over training sections), ``"hvg"`` (scanpy's highly variable genes),
         ``"expressed"`` (seen in at least 10 % of the spots of every training group), chosen in the fold; or a list of

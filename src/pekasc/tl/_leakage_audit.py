@@ -46,8 +46,8 @@ def leakage_audit(
 
     Returns
     -------
-    Indexed by encoder, ``context_um``, genes and method: ``grouped`` and ``random_spots``, mean Pearson correlation over
-    genes, within sections, mean over sections and folds; ``inflation``, their difference, and ``inflation_relative``,
+    Indexed by encoder, ``context_um``, genes and method: ``grouped`` and ``random_spots``, mean Pearson correlation
+    over genes, within sections, mean over sections and folds; ``inflation``, their difference, and ``inflation_relative``,
     over the grouped score.
 
     Raises
@@ -82,7 +82,7 @@ def leakage_audit(
     for key, row in out.iterrows():
         logger.info(
             "%s: folds of random spots claim %.3f, held-out groups show %.3f: an inflation of %+.3f.",
-            " ".join(str(part) for part in key), row["random_spots"], row["grouped"], row["inflation"],  # type: ignore[union-attr]
+            " ".join(str(part) for part in key), row["random_spots"], row["grouped"], row["inflation"],
         )  # fmt: skip
     return out
 
