@@ -47,7 +47,7 @@ def leakage_audit(
     Returns
     -------
     Indexed by encoder, ``context_um``, genes and method: ``grouped`` and ``random_spots``, mean Pearson correlation
-    over genes, within sections, mean over sections and folds; ``inflation``, their difference, and ``inflation_relative``,
+    over genes, within sections, mean over sections and folds; ``inflation``, their difference; ``inflation_relative``,
     over the grouped score.
 
     Raises
