@@ -2,11 +2,11 @@
 
     python benchmarks/hest_scale.py --out FOLDER
 
-The paper that pekasc implements trains on 206,123 tiles. A folder of that many is generated: 50 samples, every second one
-with a whole slide image (pyramid of JPEG tiles, level 0 at 2 um per pixel) and without patches, the others with stored
-patches only. A tile shows 112 um as always, but has 28 pixels (4 um per pixel), so that the images fit a small disk. The
-encoder is tiny and random: the figure is the memory of everything around an encoder. Data are made in a process of
-their own, so that only reading and what follows counts.
+The paper that pekasc implements trains on 206,123 tiles. A folder of that many is generated: 50 samples, every second
+one with a whole slide image (pyramid of JPEG tiles, level 0 at 2 um per pixel) and without patches, the others with
+stored patches only. A tile shows 112 um as always, but has 28 pixels (4 um per pixel), so that the images fit a small
+disk. The encoder is tiny and random: the figure is the memory of everything around an encoder. Data are made in a
+process of their own, so that only reading and what follows counts.
 """
 
 from __future__ import annotations

@@ -247,7 +247,9 @@ def test_lazy_images_travel_to_other_processes(hest: Make) -> None:
     level = _tiff.tiff_levels(folder.file("wsis", "INT1"))[0]
     again = pickle.loads(pickle.dumps(level))
     _tiff._opened.cache_clear()
-    np.testing.assert_array_equal(np.moveaxis(again[:, 10:90, 5:300].compute(), 0, -1), folder.pixels["INT1"][10:90, 5:300])
+    np.testing.assert_array_equal(
+        np.moveaxis(again[:, 10:90, 5:300].compute(), 0, -1), folder.pixels["INT1"][10:90, 5:300]
+    )
 
 
 def test_jpeg_tiles(hest: Make) -> None:
@@ -330,7 +332,9 @@ def test_pixel_size_is_checked_against_the_pitch(hest: Make) -> None:
     folder.edit_metadata("INT1", inter_spot_dist=105.0)
     pk.io.read_hest(folder.path, "INT1")
     # indices that are no grid
-    folder.edit_metadata("INT1", inter_spot_dist=100.0, pixel_size_um_estimated=1.0, st_technology="Spatial Transcriptomics")
+    folder.edit_metadata(
+        "INT1", inter_spot_dist=100.0, pixel_size_um_estimated=1.0, st_technology="Spatial Transcriptomics"
+    )
     with pytest.raises(ValueError, match="cannot be checked against the spots' pitch.*do not fit an array of type"):
         pk.io.read_hest(folder.path, "INT1")
 

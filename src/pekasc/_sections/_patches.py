@@ -136,7 +136,7 @@ def check_patches(file: PatchFile, rows: np.ndarray, centres_px: np.ndarray, sid
     if bad.any():
         worst = int(np.argmax(off))
         raise ValueError(
-            f"Section {region!r}: {int(bad.sum())} of {off.size} patches do not lie around their spots: that of barcode "
-            f"{file.barcodes[rows[there][worst]]!r} has its middle {off[worst]:.4g} px from its spot, with a side of "
-            f"{side_px:.4g} px. Patches, spots and transformations must be of the same image at full resolution."
+            f"Section {region!r}: {int(bad.sum())} of {off.size} patches do not lie around their spots: that of "
+            f"barcode {file.barcodes[rows[there][worst]]!r} has its middle {off[worst]:.4g} px from its spot, with a "
+            f"side of {side_px:.4g} px. Patches, spots and transformations must be of the same image at full resolution."
         )

@@ -266,8 +266,8 @@ def _patch_system(
         )
     if um_coordinate_system is not None:
         raise ValueError(
-            f"`um_coordinate_system={um_coordinate_system!r}` needs an image, and section {region!r} has stored patches "
-            "only. Leave it out: the reader recorded the pixel size, or give `image_mpp=`."
+            f"`um_coordinate_system={um_coordinate_system!r}` needs an image, and section {region!r} has stored "
+            "patches only. Leave it out: the reader recorded the pixel size, or give `image_mpp=`."
         )
     width, height = (int(n) for n in stored["size_px"])
     return system, affine(shapes, system), (width, height)

@@ -153,8 +153,8 @@ def _reader(section: Section, spec: TileSpec, **kwargs: Any) -> TileReader | Pat
     if abs(side_um / spec.side_um - 1) > _SAME_VIEW:
         raise ValueError(
             f"The stored patches of section {section.name!r} show {side_um:.4g} um, the tiles are to show "
-            f"{spec.side_um:.4g} um ({spec.tile_px} px at {spec.mpp:g} um/px). Patches cannot show anything but what was "
-            f"cut: take `mpp={side_um / spec.tile_px:.4g}` with {spec.tile_px} px, or tile the image itself."
+            f"{spec.side_um:.4g} um ({spec.tile_px} px at {spec.mpp:g} um/px). Patches show what was cut and "
+            f"nothing else: take `mpp={side_um / spec.tile_px:.4g}` with {spec.tile_px} px, or tile the image itself."
         )
     known = min(section.size_px) > 0
     inside = geometry.inside(*section.size_px) if known else np.full(len(geometry), np.nan, dtype=np.float32)

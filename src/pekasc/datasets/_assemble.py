@@ -103,7 +103,8 @@ def lazy_levels(source: RegionSource, *, chunk_px: int, token: Any) -> list[da.A
 def multiscale(levels: Sequence[da.Array], coordinate_system: str) -> DataTree | DataArray:
     """Return levels (c, y, x), finest first, as an image of SpatialData in pixels of the first.
 
-    It is multi-scale if there are several levels."""
+    It is multi-scale if there are several levels.
+    """
     from spatialdata.models import Image2DModel
     from spatialdata.transformations import Identity, set_transformation
     from xarray import DataArray, Dataset, DataTree

@@ -106,8 +106,8 @@ def read_hest(
     - ``obs``: section (the sample), patient, barcode, region, spot_id; array_row, array_col and in_tissue where a
       sample has them. Names are ``{sample}_{barcode}``
     - ``obsm["spatial"]``: centres in pixels
-    - ``uns["pekasc"]``: image_mpp (the metadata's ``pixel_size_um_estimated``), patches (where stored patches are), hest
-      (the metadata of every sample, as JSON)
+    - ``uns["pekasc"]``: image_mpp (the metadata's ``pixel_size_um_estimated``), patches (where stored patches are),
+      hest (the metadata of every sample, as JSON)
 
     Raises
     ------
@@ -121,7 +121,7 @@ def read_hest(
 
     Notes
     -----
-    The pitch of Visium and Spatial Transcriptomics spots is taken over the grid indices ``array_row`` and ``array_col``,
+    The pitch of Visium and Spatial Transcriptomics spots is taken over the indices ``array_row`` and ``array_col``,
     with the metadata's ``inter_spot_dist``. Binned data (Xenium, Visium HD) have no such indices; their bins lie on a
     square grid without jitter, so the grid is found from the centres. What cannot be checked is said in the log.
 
@@ -216,7 +216,7 @@ def _read_sample(folder: Path, name: str, wanted: pd.Index | None, strict: bool)
     image, stored = folder / "wsis" / f"{name}.tif", folder / "patches" / f"{name}.h5"
     if not image.is_file() and not stored.is_file():
         raise FileNotFoundError(
-            f"Sample {name!r} has neither an image, {str(image)!r}, nor patches, {str(stored)!r}: at least one is needed."
+            f"Sample {name!r} has neither an image, {str(image)!r}, nor patches, {str(stored)!r}: one is needed."
         )
     adata = _expression(folder / "st" / f"{name}.h5ad", name)
     counts, genes = _counts(adata, name, wanted)
@@ -330,7 +330,7 @@ def _check_pitch(
         return
     grid = kind or "st"  # a square one
     try:
-        found = array_pixel_size(grid, *index.T, centres, name) * float(pitch) / ARRAYS[grid][2]
+        found = array_pixel_size(grid, index[:, 0], index[:, 1], centres, name) * float(pitch) / ARRAYS[grid][2]
     except ValueError as error:
         if kind is None:
             logger.info("sample %s: its spots lie on no square grid; its pixel size is not checked.", name)
@@ -452,7 +452,7 @@ def _patients(samples: list[_Sample], given: Mapping[str, str]) -> dict[str, str
             patients[sample.name] = label if len(titles[label]) == 1 else f"{label} ({title})"
     if unknown:
         logger.warning(
-            "The metadata of %s name no patient; each counts as a patient of its own. If some are of one patient, say so "
-            "with `patient=`, or groups of patients will leak.", ", ".join(unknown),
+            "The metadata of %s name no patient; each counts as a patient of its own. If some are of one patient, say "
+            "so with `patient=`, or groups of patients will leak.", ", ".join(unknown),
         )  # fmt: skip
     return patients

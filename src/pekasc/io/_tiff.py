@@ -69,7 +69,8 @@ def tiff_levels(path: Path) -> list[da.Array]:
         n_channels = dict(zip(axes, shape, strict=True)).get("S", 1)
         if axes not in ("YXS", "SYX") or n_channels not in (3, 4) or dtype != np.uint8:
             raise ValueError(
-                f"The image {str(path)!r} (level {i}) must be RGB of uint8, but has axes {axes}, shape {shape}, {dtype}."
+                f"The image {str(path)!r} (level {i}) must be RGB of uint8, but has axes {axes}, shape {shape}, "
+                f"{dtype}."
             )
         if end > stat.st_size:
             raise ValueError(
