@@ -138,5 +138,5 @@ def check_patches(file: PatchFile, rows: np.ndarray, centres_px: np.ndarray, sid
         raise ValueError(
             f"Section {region!r}: {int(bad.sum())} of {off.size} patches do not lie around their spots: that of "
             f"barcode {file.barcodes[rows[there][worst]]!r} has its middle {off[worst]:.4g} px from its spot, with a "
-            f"side of {side_px:.4g} px. Patches, spots and transformations must be of the same image at full resolution."
+            f"side of {side_px:.4g} px. Patches, spots and transformations must be of one image at full resolution."
         )
