@@ -447,6 +447,21 @@ def test_a_damaged_patch_is_named(hest: Make) -> None:
         pk.get.tiles(sdata).compute()
 
 
+def test_a_damaged_tile_of_the_image_is_named(hest: Make) -> None:
+    folder = hest(jpeg=True, patches=False)
+    file = folder.file("wsis", "INT1")
+    with tifffile.TiffFile(file) as tiff:
+        where, size = tiff.pages[0].dataoffsets[5], tiff.pages[0].databytecounts[5]
+    with file.open("r+b") as raw:
+        raw.seek(where)
+        raw.write(bytes(size))
+    sdata = pk.io.read_hest(folder.path, "INT1")
+    with pytest.raises(
+        OSError, match=r"INT1\.tif' cannot be read at level 0, rows 0:800, columns 0:800; it is damaged"
+    ):
+        pk.pp.tile(sdata, tile_px=SIDE_PX, mpp=MPP)
+
+
 def test_image_that_is_no_rgb(hest: Make) -> None:
     folder = hest()
     tifffile.imwrite(folder.file("wsis", "INT1"), np.zeros((800, 800), np.uint16))

@@ -27,11 +27,16 @@ class _TiffLevel:
 
     def __getitem__(self, index: tuple[slice, slice, slice]) -> np.ndarray:
         c, y, x = index
-        array = _opened(self.path, self.stamp, self.level)
-        if self.interleaved:
+        try:
+            array = _opened(self.path, self.stamp, self.level)
             # alpha, where there is one, is left out
-            return np.ascontiguousarray(np.moveaxis(array[y, x][..., :3], -1, 0)[c])
-        return np.ascontiguousarray(array[:3, y, x][c])
+            pixels = np.moveaxis(array[y, x][..., :3], -1, 0) if self.interleaved else array[:3, y, x]
+        except (OSError, RuntimeError, ValueError) as error:  # what decoders raise names no file
+            raise OSError(
+                f"The image {self.path!r} cannot be read at level {self.level}, rows {y.start}:{y.stop}, columns "
+                f"{x.start}:{x.stop}; it is damaged there: {error}"
+            ) from error
+        return np.ascontiguousarray(pixels[c])
 
 
 @lru_cache(maxsize=_OPEN_FILES)
