@@ -125,6 +125,12 @@ def test_patches_are_enough(hest: Make) -> None:
     with_image = pk.io.read_hest(hest(2).path, ["INT1", "INT2"])
     pk.pp.tile(with_image, tile_px=SIDE_PX, mpp=MPP)
     np.testing.assert_array_equal(table.obs["tile_inside"], with_image["table"].obs["tile_inside"])
+    folder = hest(image=False)
+    folder.edit_metadata("INT1", fullres_px_width=None)
+    unknown = pk.io.read_hest(folder.path, "INT1")
+    pk.pp.tile(unknown, tile_px=SIDE_PX, mpp=MPP)
+    assert unknown["table"].obs["tile_inside"].isna().all()
+    assert len(by_barcode(unknown)) == len(folder.patches["INT1"])
 
 
 def test_every_tool_works_on_patches(hest: Make, tmp_path: Path) -> None:
@@ -456,9 +462,7 @@ def test_a_damaged_tile_of_the_image_is_named(hest: Make) -> None:
         raw.seek(where)
         raw.write(bytes(size))
     sdata = pk.io.read_hest(folder.path, "INT1")
-    with pytest.raises(
-        OSError, match=r"INT1\.tif' cannot be read at level 0, rows 0:800, columns 0:800; it is damaged"
-    ):
+    with pytest.raises(OSError, match=r"INT1\.tif' cannot be read at level 0, rows 0:800, columns 0:800"):
         pk.pp.tile(sdata, tile_px=SIDE_PX, mpp=MPP)
 
 

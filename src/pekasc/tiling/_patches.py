@@ -110,7 +110,7 @@ class PatchFile:
         with h5py.File(self.path, "r") as file:
             # runs of neighbours: HDF5 is slow with lists of rows
             starts = np.flatnonzero(np.diff(wanted, prepend=-2) > 1)
-            for start, stop in zip(starts, [*starts[1:], len(wanted)], strict=True):
+            for start, stop in zip(starts, np.append(starts, len(wanted))[1:], strict=True):
                 first, last = int(wanted[start]), int(wanted[stop - 1])
                 try:
                     file["img"].read_direct(out, np.s_[first : last + 1], np.s_[start:stop])
