@@ -89,7 +89,8 @@ def read_hest(
     sample_id
         Name of a sample, or several.
     genes
-        Genes to keep. By default those that all samples have: a gene that a sample did not measure is not 0 there.
+        Genes to keep; fewer take less memory. By default those that all samples have: a gene that a sample did not
+        measure is not 0 there.
     patient
         Patient of each sample, where the metadata names none or the wrong one: ``{"TENX95": "A"}``.
     strict
@@ -155,10 +156,9 @@ def read_hest(
             images[sample.image_name] = _assemble.multiscale(sample.levels, sample.name)
         shapes[sample.region] = _assemble.spots(sample.centres_px, sample.radius_px, sample.name)
         obs.append(sample.obs.assign(section=sample.name, patient=patients[sample.name]))
-        # the sample's own matrix is let go as soon as it is copied
         order = sample.genes.get_indexer(kept)
         counts.append(sample.counts[:, order])
-        del sample.counts
+        del sample.counts  # the sample's own matrix is let go as soon as it is copied
     table = _assemble.table(
         vstack(counts, format="csr"),
         _joint(obs),
