@@ -21,6 +21,8 @@ PEKA = "peka"
 ADAPTER = "adapter"
 SECTION = "section"
 PATIENT = "patient"
+BARCODE = "barcode"
+PATCHES = "patches"
 
 _VALID = re.compile(r"[A-Za-z0-9_.\-]+")
 _JSON = "json:"

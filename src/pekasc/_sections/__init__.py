@@ -6,18 +6,32 @@ that element. Everything else in pekasc sees arrays.
 
 from __future__ import annotations
 
-from pekasc._sections._images import image_id, overview
+from pekasc._sections._images import overview
+from pekasc._sections._patches import (
+    check_patches,
+    describe_patches,
+    join_patches,
+    patch_side_px,
+    write_patch_records,
+)
+from pekasc._sections._pixel_size import ARRAYS, array_pixel_size, check_mpp
 from pekasc._sections._resolve import Section, resolve_sections
 from pekasc._sections._table import check_table, examples, get_table, region_rows, section_labels, writable_table
 from pekasc._sections._tiled import positions_um, section_readers, tile_record, tiled_sections
 
 __all__ = [
+    "ARRAYS",
     "Section",
+    "array_pixel_size",
+    "check_mpp",
+    "check_patches",
     "check_table",
+    "describe_patches",
     "examples",
     "get_table",
-    "image_id",
+    "join_patches",
     "overview",
+    "patch_side_px",
     "positions_um",
     "region_rows",
     "resolve_sections",
@@ -26,4 +40,5 @@ __all__ = [
     "tile_record",
     "tiled_sections",
     "writable_table",
+    "write_patch_records",
 ]

@@ -126,6 +126,12 @@ def _rgb_order(level: DataArray) -> DataArray:
     return level
 
 
+def has_image(sdata: SpatialData, region: str, images: Mapping[str, str] | None) -> bool:
+    """Tell whether an image is named for a section, or shares a coordinate system with its shapes."""
+    systems = coordinate_systems(sdata.shapes[region])
+    return region in (images or {}) or any(systems & coordinate_systems(image) for image in sdata.images.values())
+
+
 def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | None, regions: Iterable[str] = ()) -> str:
     """Return the name of the image of a section; `regions` are all regions of the table.
 

@@ -14,15 +14,18 @@ from anndata import AnnData
 from geopandas import GeoDataFrame
 from spatialdata import SpatialData
 
-from pekasc._keys import IMAGE_MPP, read_uns
+from pekasc._keys import BARCODE, IMAGE_MPP, read_uns
 from pekasc._sections._images import (
     affine,
     choose_image,
     coordinate_systems,
+    has_image,
+    image_id,
     image_pyramid,
     image_size,
     transform,
 )
+from pekasc._sections._patches import check_patches, join_patches, open_patches, patch_record
 from pekasc._sections._pixel_size import (
     ARRAYS,
     VISIUM_SPOT_UM,
@@ -32,7 +35,7 @@ from pekasc._sections._pixel_size import (
     nearest_orthogonal,
 )
 from pekasc._sections._table import check_table, examples, get_table, region_rows, table_keys
-from pekasc.tiling import ImagePyramid
+from pekasc.tiling import ImagePyramid, PatchFile
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +49,8 @@ class Section:
     name
         The region: name of the shapes element.
     image_name, coordinate_system
-        The image and the coordinate system that links it to the shapes.
+        The image and the coordinate system that links it to the shapes. With stored patches: the image that they were
+        cut from, which need not be there.
     rows
         Positions of the observations in the table, ascending.
     ids
@@ -61,8 +65,15 @@ class Section:
         (3, 3) map of the shapes' own coordinates to level-0 pixels.
     mpp, mpp_source
         um per level-0 pixel, and from what it is known.
+    size_px
+        Width and height of level 0; (0, 0) if not known.
     pyramid
-        The image.
+        The image; None where there are stored patches only.
+    patches, patch_rows, patch_side_px
+        The stored patches, where tiles are taken from them, the row of the file for each observation (-1: none), and
+        the side of a patch in level-0 pixels.
+    patches_id
+        What tells the section's stored patches from others, whether tiles are taken from them or not.
     """
 
     name: str
@@ -76,7 +87,12 @@ class Section:
     shapes_to_px: np.ndarray
     mpp: float
     mpp_source: str
-    pyramid: ImagePyramid
+    size_px: tuple[int, int]
+    pyramid: ImagePyramid | None
+    patches: PatchFile | None = None
+    patch_rows: np.ndarray | None = None
+    patch_side_px: float = float("nan")
+    patches_id: str = ""
 
     def take(self, keep: np.ndarray) -> Section:
         """Return the section with some of its observations, given by a mask or by positions."""
@@ -86,7 +102,13 @@ class Section:
             ids=self.ids[keep],
             centres_px=self.centres_px[keep],
             centres_um=self.centres_um[keep],
+            patch_rows=None if self.patch_rows is None else self.patch_rows[keep],
         )
+
+    def picture_ids(self) -> list[str]:
+        """Return what tells this section's picture from others: by its image, by its stored patches, or both."""
+        ids = [] if self.pyramid is None else [image_id(self.pyramid)]
+        return [*ids, self.patches_id] if self.patches_id else ids
 
 
 def resolve_sections(
@@ -97,14 +119,17 @@ def resolve_sections(
     image_mpp: float | Mapping[str, float] | None = None,
     um_coordinate_system: str | None = None,
     array: str | None = None,
+    patches: bool | None = None,
     strict: bool = True,
 ) -> list[Section]:
     """Return the sections of a table, one for each of its regions.
 
+    `patches` says whether tiles come from stored patches; None: where a section has some and no image.
+
     Raises
     ------
     KeyError
-        If a table, column, region, image or coordinate system is not there.
+        If a table, column, region, image, coordinate system or stored patches are not there.
     ValueError
         If the table's names or ids are not unique, rows have no shape, the image or its pixel size is unclear, or
         the image is not RGB of uint8.
@@ -119,17 +144,29 @@ def resolve_sections(
     _check_arguments(sdata, by_region, images, image_mpp, um_coordinate_system, array)
     sections = []
     for region, rows in by_region.items():
-        image_name = choose_image(sdata, region, images, by_region)
+        stored = patch_record(table, region)
+        if patches and stored is None:
+            raise KeyError(
+                f"`patches=True`, but no stored patches are recorded for section {region!r}: a reader such as "
+                "`pekasc.io.read_hest` does that where it finds them."
+            )
+        there = has_image(sdata, region, images)
+        from_patches = bool(patches) or (patches is None and stored is not None and not there)
+        if from_patches and stored is not None and not there:
+            image_name = stored["image"]
+        else:
+            image_name = choose_image(sdata, region, images, by_region)
         section = _place(sdata, table, region, rows, image_name, um_coordinate_system)
         sources = _pixel_sizes(sdata, table, section, image_mpp, um_coordinate_system, array)
         mpp, source = choose_pixel_size(
             sources,
             region=region,
             image_name=image_name,
-            size_px=image_size(sdata.images[image_name]),
+            size_px=section.size_px,
             strict=strict,
         )
-        sections.append(scaled(sdata, section, mpp, source, um_coordinate_system))
+        section = scaled(sdata, section, mpp, source, um_coordinate_system)
+        sections.append(with_patches(table, section) if from_patches else section)
     return sections
 
 
@@ -186,12 +223,18 @@ def _place(
     sdata: SpatialData, table: AnnData, region: str, rows: np.ndarray, image_name: str, um_coordinate_system: str | None
 ) -> Section:
     """Return a section whose micrometers are still to be filled in."""
-    shapes, image = sdata.shapes[region], sdata.images[image_name]
-    pyramid = image_pyramid(image_name, image)
+    shapes = sdata.shapes[region]
+    stored = patch_record(table, region)
     _, _, instance_key = table_keys(table)
     ids = table.obs[instance_key].to_numpy()[rows]
     centroids = _centroids(shapes, ids, region)
-    system, shapes_to_px = _shared_system(sdata, region, image_name, um_coordinate_system)
+    pyramid = None
+    if image_name in sdata.images:
+        image = sdata.images[image_name]
+        pyramid, size_px = image_pyramid(image_name, image), image_size(image)
+        system, shapes_to_px = _shared_system(sdata, region, image_name, um_coordinate_system)
+    else:
+        system, shapes_to_px, size_px = _patch_system(shapes, region, stored, um_coordinate_system)
     centres = transform(shapes_to_px, centroids)
     return Section(
         name=region,
@@ -205,8 +248,44 @@ def _place(
         shapes_to_px=shapes_to_px,
         mpp=np.nan,
         mpp_source="",
+        size_px=size_px,
         pyramid=pyramid,
+        patches_id="" if stored is None else stored["id"],
     )
+
+
+def _patch_system(
+    shapes: GeoDataFrame, region: str, stored: Mapping[str, Any] | None, um_coordinate_system: str | None
+) -> tuple[str, np.ndarray, tuple[int, int]]:
+    """Return the coordinate system of stored patches, the map from shapes to it, and the size of their image."""
+    system = None if stored is None else stored["coordinate_system"]
+    if stored is None or system not in coordinate_systems(shapes):
+        raise ValueError(
+            f"Section {region!r} has no image, and its shapes (in {sorted(coordinate_systems(shapes))}) are not in the "
+            f"coordinate system of stored patches, {system!r}."
+        )
+    if um_coordinate_system is not None:
+        raise ValueError(
+            f"`um_coordinate_system={um_coordinate_system!r}` needs an image, and section {region!r} has stored "
+            "patches only. Leave it out: the reader recorded the pixel size, or give `image_mpp=`."
+        )
+    width, height = (int(n) for n in stored["size_px"])
+    return system, affine(shapes, system), (width, height)
+
+
+def with_patches(table: AnnData, section: Section) -> Section:
+    """Return a placed and scaled section whose tiles come from its stored patches, checked against its spots."""
+    stored = patch_record(table, section.name)
+    if stored is None or BARCODE not in table.obs:
+        raise KeyError(
+            f"The tiles of section {section.name!r} are stored patches, but "
+            + ("their record is" if stored is None else f"the column {BARCODE!r} that joins them to spots is")
+            + " not in the table any more. Read the sample again."
+        )
+    file = open_patches(table, section.name, stored)
+    rows = join_patches(file, table.obs[BARCODE].iloc[section.rows], section.name)
+    check_patches(file, rows, section.centres_px, stored["side_px"], section.name)
+    return replace(section, patches=file, patch_rows=rows, patch_side_px=float(stored["side_px"]))
 
 
 def _centroids(shapes: GeoDataFrame, ids: np.ndarray, region: str) -> np.ndarray:
@@ -340,8 +419,10 @@ def scaled(sdata: SpatialData, section: Section, mpp: float, source: str, um_coo
     """Return a placed section with its micrometers: axes along its coordinate system, size from the pixel size."""
     if um_coordinate_system is not None:
         px_to_um = _um_map(sdata, section, um_coordinate_system)
-    else:
+    elif section.pyramid is not None:
         px_to_um = affine(sdata.images[section.image_name], section.coordinate_system)
+    else:
+        px_to_um = np.eye(3)
     if source == "um_coordinate_system":
         um_to_px = np.linalg.inv(px_to_um[:2, :2])
         centres_um = transform(px_to_um, section.centres_px)

@@ -12,9 +12,12 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from pekasc._keys import IMAGE_MPP, TILES, read_uns, tile_shapes_name
-from pekasc._sections._resolve import Section, _check_region, _place, resolve_sections, scaled
+from pekasc._sections._patches import patch_record
+from pekasc._sections._resolve import Section, _check_region, _place, resolve_sections, scaled, with_patches
 from pekasc._sections._table import check_table, get_table, region_rows
-from pekasc.tiling import TileGeometry, TileReader, TileSpec
+from pekasc.tiling import PatchReader, TileGeometry, TileReader, TileSpec
+
+_SAME_VIEW = 0.02  # patches were cut to whole pixels
 
 
 def tile_record(table: AnnData, key: str = TILES) -> dict[str, Any] | None:
@@ -72,7 +75,8 @@ def _recorded_section(
     """Return a section with all its rows, placed and scaled as it was recorded."""
     known = record["sections"][region]
     _check_region(sdata, region)
-    if known["image"] not in sdata.images:
+    from_patches = bool(known.get("patches", False))
+    if known["image"] not in sdata.images and not (from_patches and patch_record(table, region)):
         raise KeyError(
             f"Section {region!r} was tiled on the image {known['image']!r}, which is not in `sdata.images` any more: "
             f"{list(sdata.images)}. Run `{call}` again."
@@ -89,12 +93,12 @@ def _recorded_section(
             f"Section {region!r}: the image, a transformation or the pixel size has changed since it was tiled "
             f"({changed}). Run `{call}` again."
         )
-    return section
+    return with_patches(table, section) if from_patches else section
 
 
 def _changed(section: Section, known: dict[str, Any]) -> str | None:
     """Tell what is not as it was recorded; an image that was cropped since still shows the same tiles."""
-    size = np.array(section.pyramid.levels[0].shape[:0:-1], dtype=np.float64)
+    size = np.array(section.size_px, dtype=np.float64)
     then = {name: np.asarray(known[name], dtype=np.float64) for name in ("um_to_px", "shapes_to_px", "size_px")}
     # where the image begins in the one that was tiled
     start = (then["shapes_to_px"] - section.shapes_to_px)[:2, 2]
@@ -128,9 +132,33 @@ def _warn_of_untiled(
         )
 
 
-def section_readers(sections: Iterable[Section], spec: TileSpec, **kwargs: Any) -> list[TileReader]:
-    """Return a reader of tiles for each section; `kwargs` go to :class:`~pekasc.tiling.TileReader`."""
-    return [TileReader(s.pyramid, TileGeometry(s.centres_px, s.um_to_px, spec), **kwargs) for s in sections]
+def section_readers(sections: Iterable[Section], spec: TileSpec, **kwargs: Any) -> list[TileReader | PatchReader]:
+    """Return a reader of tiles for each section; `kwargs` go to :class:`~pekasc.tiling.TileReader`.
+
+    Raises
+    ------
+    ValueError
+        If stored patches show another field of view than the tiles.
+    """
+    return [_reader(section, spec, **kwargs) for section in sections]
+
+
+def _reader(section: Section, spec: TileSpec, **kwargs: Any) -> TileReader | PatchReader:
+    geometry = TileGeometry(section.centres_px, section.um_to_px, spec)
+    if section.patches is None or section.patch_rows is None:
+        if section.pyramid is None:
+            raise ValueError(f"Section {section.name!r} has neither an image nor stored patches to read tiles from.")
+        return TileReader(section.pyramid, geometry, **kwargs)
+    side_um = section.patch_side_px * section.mpp
+    if abs(side_um / spec.side_um - 1) > _SAME_VIEW:
+        raise ValueError(
+            f"The stored patches of section {section.name!r} show {side_um:.4g} um, the tiles are to show "
+            f"{spec.side_um:.4g} um ({spec.tile_px} px at {spec.mpp:g} um/px). Patches show what was cut and "
+            f"nothing else: take `mpp={side_um / spec.tile_px:.4g}` with {spec.tile_px} px, or tile the image itself."
+        )
+    known = min(section.size_px) > 0
+    inside = geometry.inside(*section.size_px) if known else np.full(len(geometry), np.nan, dtype=np.float32)
+    return PatchReader(section.patches, section.patch_rows, spec, inside)
 
 
 def positions_um(data: SpatialData | AnnData, *, table_name: str = "table", key: str = TILES) -> np.ndarray:

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from dask.base import tokenize
 
-from pekasc._keys import IMAGE_MPP, write_uns
+from pekasc._keys import BARCODE, IMAGE_MPP, write_uns
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from geopandas import GeoDataFrame
     from scipy.sparse import csr_matrix
-    from xarray import DataTree
+    from xarray import DataArray, DataTree
 
 REGION, INSTANCE = "region", "spot_id"
 _SMALLEST_PX = 1024  # the coarsest level of a pyramid fits a square of this side
@@ -100,12 +100,19 @@ def lazy_levels(source: RegionSource, *, chunk_px: int, token: Any) -> list[da.A
     return out
 
 
-def multiscale(levels: Sequence[da.Array], coordinate_system: str) -> DataTree:
-    """Return levels (c, y, x), finest first, as a multi-scale image of SpatialData in pixels of the first."""
+def multiscale(levels: Sequence[da.Array], coordinate_system: str) -> DataTree | DataArray:
+    """Return levels (c, y, x), finest first, as an image of SpatialData in pixels of the first.
+
+    It is multi-scale if there are several levels.
+    """
     from spatialdata.models import Image2DModel
     from spatialdata.transformations import Identity, set_transformation
     from xarray import DataArray, Dataset, DataTree
 
+    if len(levels) == 1:
+        return Image2DModel.parse(
+            levels[0], dims=("c", "y", "x"), c_coords=["r", "g", "b"], transformations={coordinate_system: Identity()}
+        )
     nodes = {}
     _, height, width = levels[0].shape
     for i, level in enumerate(levels):
@@ -145,7 +152,8 @@ def table(
     counts
         Spots x genes.
     obs
-        With columns section, patient, array_row, array_col, and the spots of a section in the order of its shapes.
+        With columns section, patient, and barcode, or array_row and array_col, after which rows are named; the spots of
+        a section in the order of its shapes.
     var
         One row a gene.
     centres_px
@@ -161,9 +169,11 @@ def table(
         obs[column] = pd.Categorical(obs[column], categories=list(dict.fromkeys(obs[column])))
     obs[REGION] = pd.Categorical([f"{s}_spots" for s in obs["section"]])
     obs[INSTANCE] = obs.groupby("section", observed=True).cumcount().to_numpy().astype(np.int64)
-    obs.index = pd.Index(
-        [f"{s}_{x}x{y}" for s, x, y in zip(obs["section"], obs["array_col"], obs["array_row"], strict=True)]
-    )
+    if BARCODE in obs:
+        names = obs[BARCODE]
+    else:
+        names = [f"{x}x{y}" for x, y in zip(obs["array_col"], obs["array_row"], strict=True)]
+    obs.index = pd.Index([f"{section}_{name}" for section, name in zip(obs["section"], names, strict=True)])
     adata = AnnData(counts, obs=obs, var=var, obsm={"spatial": np.asarray(centres_px, dtype=np.float64)})
     write_uns(adata, IMAGE_MPP, image_mpp)
     regions = [str(region) for region in obs[REGION].cat.categories]

@@ -25,7 +25,7 @@ from pekasc.datasets._phantom_image import STATES, SlideParams, render_region, s
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
-    from xarray import DataTree
+    from xarray import DataArray, DataTree
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +247,7 @@ def _grid(params: SlideParams, array: Array) -> tuple[np.ndarray, np.ndarray]:
     return grid, start + grid * pitch
 
 
-def _image(params: SlideParams, name: str, lazy: bool) -> DataTree:
+def _image(params: SlideParams, name: str, lazy: bool) -> DataTree | DataArray:
     levels = _assemble.lazy_levels(Slide(params), chunk_px=_CHUNK_PX, token=params)
     if not lazy:
         levels = _draw(Slide(params), levels)

@@ -1,1 +1,7 @@
-"""Readers for data formats (HEST-1k and others come with later releases)."""
+"""Readers for data formats."""
+
+from __future__ import annotations
+
+from pekasc.io._hest import read_hest
+
+__all__ = ["read_hest"]

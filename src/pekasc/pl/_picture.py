@@ -71,6 +71,10 @@ def picture(section: Section, box: Box, max_px: int = 1000) -> tuple[np.ndarray,
     centres = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
     centres_px = section.centres_px[0] + (centres - section.centres_um[0]) @ section.um_to_px.T
     geometry = TileGeometry(centres_px, section.um_to_px, TileSpec(block, mpp))
+    if section.pyramid is None:  # stored patches only: no picture of the whole
+        return np.full((rows, columns, 3), 255, np.uint8), (
+            box[0], box[0] + columns * mpp, box[1] + rows * mpp, box[1],
+        )  # fmt: skip
     reader = TileReader(section.pyramid, geometry, max_memory=_MAX_MEMORY)
     canvas = np.empty((n_y * block, n_x * block, 3), dtype=np.uint8)
     for i in range(n_y):

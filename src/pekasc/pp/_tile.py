@@ -28,7 +28,7 @@ from pekasc._sections import (
     writable_table,
 )
 from pekasc.pp._placement import check_placement
-from pekasc.tiling import TileGeometry, TileReader, TileSpec
+from pekasc.tiling import PatchReader, TileGeometry, TileReader, TileSpec
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def tile(
     image_mpp: float | Mapping[str, float] | None = None,
     um_coordinate_system: str | None = None,
     array: str | None = None,
+    patches: bool | None = None,
     table_name: str = "table",
     key_added: str = TILES,
     strict: bool = True,
@@ -75,6 +76,11 @@ def tile(
     array
         ``"visium"`` or ``"st"``: take the pixel size from the pitch (100 or 200 um) and the grid indices in the columns
         ``array_row`` and ``array_col``. For Visium without these columns, the stored spot diameter stands for 65 um.
+    patches
+        Whether to take tiles from patches that were cut before and that a reader recorded
+        (:func:`pekasc.io.read_hest`), instead of from the image. None: where a section has patches and no image. They
+        must show as much tissue as the tiles, ``tile_px * mpp``, and are resampled to `tile_px`; spots without a patch
+        get no tile.
     table_name
         Name of the table.
     key_added
@@ -90,17 +96,19 @@ def tile(
     ``sdata.shapes["{region}_{key_added}"]``
         The squares, in the coordinates of the spots, index = instance ids. Spots with an ``in_tissue`` of 0 have none.
     ``table.obs["tile_inside"]``
-        Fraction of each tile inside the image, float32, NaN where there is no tile.
+        Fraction of each tile inside the image, float32, NaN where there is no tile or the image's size is not known.
     ``table.uns["pekasc"][key_added]``
         Tile size, pixel sizes and images.
 
     Raises
     ------
     KeyError
-        If the table, a region, an image, a column or a coordinate system is not there.
+        If the table, a region, an image, a column, a coordinate system or stored patches are not there.
     ValueError
         If the pixel size is unknown or contradicted, the image is unclear or not RGB of uint8, names or ids are not
-        unique, rows have no shape, or the coordinates do not fit the image.
+        unique, rows have no shape, the coordinates do not fit the image, or stored patches do not fit the tiles.
+    FileNotFoundError
+        If the file of stored patches is gone.
 
     Examples
     --------
@@ -120,9 +128,10 @@ def tile(
         image_mpp=image_mpp,
         um_coordinate_system=um_coordinate_system,
         array=array,
+        patches=patches,
         strict=strict,
     )
-    sections = [_in_tissue(table, section) for section in sections]
+    sections = [_with_patch(_in_tissue(table, section)) for section in sections]
     _check_names(sdata, table, sections, key_added)
     for section in sections:
         _check_place(section, spec, strict)
@@ -159,6 +168,22 @@ def _in_tissue(table: AnnData, section: Section) -> Section:
     return section.take(keep)
 
 
+def _with_patch(section: Section) -> Section:
+    if section.patch_rows is None:
+        return section
+    keep = section.patch_rows >= 0
+    if not keep.any():
+        raise ValueError(f"Section {section.name!r}: none of its {keep.size} spots on tissue has a stored patch.")
+    if not keep.all():
+        warnings.warn(
+            f"Section {section.name!r}: {int((~keep).sum())} of {keep.size} spots have no stored patch and get no tile "
+            f"(ids {examples(section.ids[~keep])}).",
+            UserWarning,
+            stacklevel=3,
+        )
+    return section.take(keep)
+
+
 def _check_names(sdata: SpatialData, table: AnnData, sections: list[Section], key: str) -> None:
     record = tile_record(table, key)
     if record is None and read_uns(table, key) is not None:
@@ -177,13 +202,14 @@ def _check_names(sdata: SpatialData, table: AnnData, sections: list[Section], ke
 
 
 def _check_place(section: Section, spec: TileSpec, strict: bool) -> None:
-    levels = section.pyramid.levels
-    height, width = levels[0].shape[1:]
+    if min(section.size_px) == 0:
+        logger.info("section %s: the size of its image is not known; the spots' place is not checked.", section.name)
+        return
     side_px = spec.side_um / section.mpp
-    picture = overview(levels)
+    picture = None if section.pyramid is None else overview(section.pyramid.levels)
     if picture is None:
-        logger.info("section %s: the image has no coarse level to look for tissue in; not checked.", section.name)
-    placement = check_placement(section.centres_px, (width, height), picture, side_px)
+        logger.info("section %s: no image with a coarse level to look for tissue in; not checked.", section.name)
+    placement = check_placement(section.centres_px, section.size_px, picture, side_px)
     if placement.problem:
         message = f"Section {section.name!r} on image {section.image_name!r}: {placement.problem}"
         if strict:
@@ -216,15 +242,17 @@ def _section_record(section: Section) -> dict[str, Any]:
         "coordinate_system": section.coordinate_system,
         "um_to_px": section.um_to_px,
         "shapes_to_px": section.shapes_to_px.copy(),
-        "size_px": np.array(section.pyramid.levels[0].shape[:0:-1]),
+        "size_px": np.array(section.size_px),
         "mpp": section.mpp,
         "source": section.mpp_source,
+        "patches": section.patches is not None,
     }
 
 
-def _log(section: Section, reader: TileReader, spec: TileSpec) -> None:
+def _log(section: Section, reader: TileReader | PatchReader, spec: TileSpec) -> None:
+    where = f"read from level {reader.level}" if isinstance(reader, TileReader) else "taken from stored patches"
     logger.info(
-        "section %s: %d tiles of %d px (%g um) on image %s, %.4g um per pixel (from %s), read from level %d.",
+        "section %s: %d tiles of %d px (%g um) on image %s, %.4g um per pixel (from %s), %s.",
         section.name,
         section.rows.size,
         spec.tile_px,
@@ -232,15 +260,16 @@ def _log(section: Section, reader: TileReader, spec: TileSpec) -> None:
         section.image_name,
         section.mpp,
         section.mpp_source,
-        reader.level,
+        where,
     )
     if reader.upsampling > 1:
         logger.log(
             logging.WARNING if reader.upsampling > _COARSE else logging.INFO,
-            "section %s: the image is %.3g times coarser than the tiles (%.4g um against %.4g um): interpolated.",
+            "section %s: the %s %.3g times coarser than the tiles (%.4g um against %.4g um): interpolated.",
             section.name,
+            "image is" if isinstance(reader, TileReader) else "stored patches are",
             reader.upsampling,
-            section.mpp,
+            reader.upsampling * spec.mpp,
             spec.mpp,
         )
 

@@ -1,18 +1,22 @@
 """Tiles as pure arrays: geometry, chunk-wise reading with area resampling, ordered batches.
 
 Nothing here knows SpatialData or torch. `TileGeometry` says where the tiles of one section lie on its
-image, `TileReader` reads them, `TileStream` joins several sections, `batches` reads ahead.
+image, `TileReader` reads them, `PatchReader` takes them from a file, `TileStream` joins several sections, `batches`
+reads ahead.
 """
 
 from __future__ import annotations
 
 from pekasc.tiling._geometry import TileGeometry, TileSpec
+from pekasc.tiling._patches import PatchFile, PatchReader
 from pekasc.tiling._reader import ImagePyramid, TileReader
 from pekasc.tiling._stream import ArrayTiles, TileSource, TileStream, TileSubset, batches, cached
 
 __all__ = [
     "ArrayTiles",
     "ImagePyramid",
+    "PatchFile",
+    "PatchReader",
     "TileGeometry",
     "TileReader",
     "TileSource",

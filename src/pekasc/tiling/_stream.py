@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pekasc.tiling._geometry import check_positive
+from pekasc.tiling._patches import PatchReader
 from pekasc.tiling._reader import TileReader, check_index
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class TileStream:
         One reader for each section; all of one tile size.
     """
 
-    def __init__(self, readers: Sequence[TileReader]) -> None:
+    def __init__(self, readers: Sequence[TileReader | PatchReader]) -> None:
         sizes = sorted({reader.tile_px for reader in readers})
         if len(sizes) != 1:
             raise ValueError(f"A stream needs readers of one tile size, got {sizes if sizes else 'no reader'}.")

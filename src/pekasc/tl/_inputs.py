@@ -19,7 +19,6 @@ from pekasc._keys import PATIENT, SECTION, TILE_INSIDE, UNS
 from pekasc._sections import (
     Section,
     get_table,
-    image_id,
     section_labels,
     section_readers,
     tile_record,
@@ -251,7 +250,8 @@ def places(sections: Iterable[Section]) -> dict[str, np.ndarray]:
     """
     found: dict[str, list[np.ndarray]] = {}
     for section in sections:
-        found.setdefault(image_id(section.pyramid), []).append(section.centres_px)
+        for name in section.picture_ids():
+            found.setdefault(name, []).append(section.centres_px)
     return {name: np.concatenate(centres) for name, centres in found.items()}
 
 
@@ -259,12 +259,12 @@ def trained_rows(sections: Iterable[Section], spec: TileSpec, trained_on: Mappin
     """Return the table rows whose tile's centre lies within half a tile of one that the adapter was trained on."""
     rows = [np.empty(0, dtype=np.int64)]
     for section in sections:
-        known = trained_on.get(image_id(section.pyramid))
-        if known is None:
+        known = [trained_on[name] for name in section.picture_ids() if name in trained_on]
+        if not known:
             continue
         # on the coarser of an anisotropic pixel's two sides: rather a spot too many than a leak
         side_px = spec.side_um * np.linalg.norm(section.um_to_px, axis=1).max()
-        rows.append(section.rows[cKDTree(known).query(section.centres_px)[0] < side_px / 2])
+        rows.append(section.rows[cKDTree(np.concatenate(known)).query(section.centres_px)[0] < side_px / 2])
     return np.concatenate(rows)
 
 

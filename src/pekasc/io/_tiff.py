@@ -1,0 +1,97 @@
+"""Pyramidal TIFF files as lazy arrays: a chunk is decoded when it is computed, nothing is kept."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask.base import tokenize
+
+_CHUNK_PX = 1024  # about; whole tiles of the file
+_OPEN_FILES = 16  # levels held open at a time, however many slides there are
+
+
+class _TiffLevel:
+    """One level of a TIFF, (3, y, x) uint8, as dask wants an array; another process opens the file for itself."""
+
+    ndim = 3
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, path: str, stamp: tuple[int, int], level: int, axes: str, shape: tuple[int, ...]) -> None:
+        self.path, self.stamp, self.level = path, stamp, level
+        self.interleaved = axes == "YXS"
+        self.shape = (3, *shape[:2]) if self.interleaved else (3, *shape[1:])
+
+    def __getitem__(self, index: tuple[slice, slice, slice]) -> np.ndarray:
+        c, y, x = index
+        try:
+            array = _opened(self.path, self.stamp, self.level)
+            # alpha, where there is one, is left out
+            pixels = np.moveaxis(array[y, x][..., :3], -1, 0) if self.interleaved else array[:3, y, x]
+        except (OSError, RuntimeError, ValueError) as error:  # what decoders raise names no file
+            raise OSError(
+                f"The image {self.path!r} cannot be read at level {self.level}, rows {y.start}:{y.stop}, columns "
+                f"{x.start}:{x.stop}; it is damaged there: {error}"
+            ) from error
+        return np.ascontiguousarray(pixels[c])
+
+
+@lru_cache(maxsize=_OPEN_FILES)
+def _opened(path: str, stamp: tuple[int, int], level: int) -> Any:
+    """Return a level as a zarr array; `stamp` makes a file that has changed another one."""
+    import tifffile
+    import zarr
+
+    return zarr.open_array(tifffile.imread(path, aszarr=True, series=0, level=level), mode="r")
+
+
+def tiff_levels(path: Path) -> list[da.Array]:
+    """Return the levels of an RGB TIFF, finest first, as dask arrays (3, y, x) of uint8.
+
+    Raises
+    ------
+    ValueError
+        If the file is no TIFF, is cut short, or is not RGB of uint8.
+    """
+    import tifffile
+
+    path = path.resolve()
+    stat = path.stat()
+    stamp = (stat.st_mtime_ns, stat.st_size)
+    try:
+        with tifffile.TiffFile(path) as file:
+            found = [
+                (str(level.axes), tuple(level.shape), np.dtype(level.dtype), level.keyframe.chunks, _end(level))
+                for level in file.series[0].levels
+            ]
+    except (tifffile.TiffFileError, IndexError, OSError) as error:
+        raise ValueError(f"The image {str(path)!r} cannot be read as TIFF: {error}") from error
+    arrays = []
+    for i, (axes, shape, dtype, chunks, end) in enumerate(found):
+        n_channels = dict(zip(axes, shape, strict=True)).get("S", 1)
+        if axes not in ("YXS", "SYX") or n_channels not in (3, 4) or dtype != np.uint8:
+            raise ValueError(
+                f"The image {str(path)!r} (level {i}) must be RGB of uint8, but has axes {axes}, shape {shape}, "
+                f"{dtype}."
+            )
+        if end > stat.st_size:
+            raise ValueError(
+                f"The image {str(path)!r} is cut short: it has {stat.st_size} bytes, level {i} ends at {end}. "
+                "Download it again."
+            )
+        level = _TiffLevel(str(path), stamp, i, axes, shape)
+        # chunks of the file, (y, x, c), without the channels: several tiles at once
+        tile = [n for n in chunks if n > 4][:2]
+        steps = tuple(n * max(1, _CHUNK_PX // n) for n in tile) if len(tile) == 2 else (_CHUNK_PX, level.shape[2])
+        name = f"pekasc-tiff-{tokenize(str(path), stamp, i)}"
+        arrays.append(da.from_array(level, chunks=(3, *steps), name=name, meta=np.empty((0, 0, 0), np.uint8)))
+    return arrays
+
+
+def _end(level: Any) -> int:
+    """Return where the last byte of a level lies in the file."""
+    page = level.keyframe
+    return int(np.max(np.add(page.dataoffsets, page.databytecounts))) if len(page.dataoffsets) else 0

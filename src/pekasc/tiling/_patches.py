@@ -1,0 +1,170 @@
+"""Tiles that were cut before, in an HDF5 file with one row a tile."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pekasc.tiling import _resample
+from pekasc.tiling._geometry import TileSpec
+from pekasc.tiling._reader import check_index
+
+_BARCODES = ("barcode", "barcodes")  # newer and older files
+
+
+class PatchFile:
+    """An HDF5 file of patches: ``img`` (n, side, side, 3), ``coords`` (n, 2) and ``barcode`` (n, 1).
+
+    The file is opened for each read and closed again: nothing is held, and another process can use the object.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Attributes
+    ----------
+    barcodes
+        (n,) strings, unique.
+    corners_px
+        (n, 2) float64: x, y of the patches' upper left corners in pixels of the image that they were cut from, or None.
+    side
+        Pixels along the side of a patch as it is stored.
+    attrs
+        What the file says of the patches: ``pixel_size``, ``patch_size_src``, ...
+    id
+        16 hex digits that tell the patches by what they show.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file is not there.
+    ValueError
+        If the file is no HDF5, is damaged, or does not hold what it should.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"The patches {str(self.path)!r} are not there.")
+        try:
+            self._open()
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"The patches {str(self.path)!r} cannot be read; the file is damaged or was not downloaded to its end: "
+                f"{error}"
+            ) from error
+
+    def _open(self) -> None:
+        import h5py
+
+        with h5py.File(self.path, "r") as file:
+            names = next((name for name in _BARCODES if name in file), None)
+            if "img" not in file or names is None:
+                raise ValueError(
+                    f"The patches {str(self.path)!r} hold {sorted(file)}; needed are 'img' and 'barcode' "
+                    "(and 'coords', where they come from)."
+                )
+            shape, dtype = file["img"].shape, file["img"].dtype
+            if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or dtype != np.uint8:
+                raise ValueError(
+                    f"The patches {str(self.path)!r} must be uint8 of shape (n, side, side, 3), got {dtype} of {shape}."
+                )
+            self.barcodes = np.array([_text(b) for b in file[names][:].reshape(-1)], dtype=object)
+            corners = file["coords"][:].astype(np.float64).reshape(-1, 2) if "coords" in file else None
+            # the same facts stand at the pixels, or, in some releases, at the coordinates
+            self.attrs: dict[str, Any] = dict(file["coords"].attrs) if "coords" in file else {}
+            self.attrs |= dict(file["img"].attrs)
+            self.n, self.side = int(shape[0]), int(shape[1])
+            sha = hashlib.sha256(f"{shape} {'|'.join(self.barcodes)}".encode())
+            for i in sorted({0, self.n // 2, self.n - 1} if self.n else set()):
+                sha.update(np.ascontiguousarray(file["img"][i]).tobytes())
+        self.corners_px = corners
+        self.id = sha.hexdigest()[:16]
+        for what, found in (("barcodes", self.barcodes), ("coordinates", corners)):
+            if found is not None and len(found) != self.n:
+                raise ValueError(f"The patches {str(self.path)!r} hold {self.n} images and {len(found)} {what}.")
+        names_seen, counts = np.unique(self.barcodes.astype(str), return_counts=True)
+        if (counts > 1).any():
+            twice = names_seen[counts > 1]
+            raise ValueError(
+                f"The patches {str(self.path)!r} have duplicate barcodes: {[str(b) for b in twice[:3]]}"
+                f"{', ...' if len(twice) > 3 else ''}; which patch belongs to which spot is not known."
+            )
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Read patches, (k, side, side, 3) uint8, in the order of `rows`.
+
+        Raises
+        ------
+        OSError
+            If a patch cannot be read; says which.
+        """
+        import h5py
+
+        wanted, back = np.unique(rows, return_inverse=True)
+        out = np.empty((len(wanted), self.side, self.side, 3), np.uint8)
+        with h5py.File(self.path, "r") as file:
+            # runs of neighbours: HDF5 is slow with lists of rows
+            starts = np.flatnonzero(np.diff(wanted, prepend=-2) > 1)
+            for start, stop in zip(starts, np.append(starts, len(wanted))[1:], strict=True):
+                first, last = int(wanted[start]), int(wanted[stop - 1])
+                try:
+                    file["img"].read_direct(out, np.s_[first : last + 1], np.s_[start:stop])
+                except (OSError, RuntimeError) as error:
+                    raise OSError(f"Patches {first} to {last} of {str(self.path)!r} cannot be read: {error}") from error
+        return out[back]
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+class PatchReader:
+    """Read the tiles of one section from stored patches of the same field of view, resampled to the tile's pixels.
+
+    Fewer pixels are the exact area average, more are linear interpolation, as :class:`~pekasc.tiling.TileReader` does.
+
+    Parameters
+    ----------
+    file
+        The patches.
+    rows
+        Row of the file for each tile.
+    spec
+        Size of the tiles.
+    inside
+        Fraction of each tile inside the image, where that is known.
+
+    Attributes
+    ----------
+    n, tile_px, inside, upsampling, reading_order
+        As in :class:`~pekasc.tiling.TileReader`.
+    """
+
+    def __init__(self, file: PatchFile, rows: np.ndarray, spec: TileSpec, inside: np.ndarray) -> None:
+        self.file = file
+        self.rows = check_index(rows, file.n)
+        self.n = len(self.rows)
+        self.tile_px = spec.tile_px
+        self.inside = inside
+        self.upsampling = max(1.0, spec.tile_px / file.side)
+        self.reading_order = np.argsort(self.rows, kind="stable").astype(np.int64)
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        """Read tiles, (k, tile_px, tile_px, 3) uint8 in the order asked."""
+        patches = self.file.read(self.rows[check_index(index, self.n)])
+        if self.tile_px == self.file.side:
+            return patches
+        step = self.file.side / self.tile_px
+        tiles = np.empty((len(patches), self.tile_px, self.tile_px, 3), np.uint8)
+        for patch, tile in zip(patches, tiles, strict=True):
+            window = np.ascontiguousarray(np.moveaxis(patch, -1, 0))
+            _resample.resample_axes(window, 0.0, step, 0.0, step, False, tile)
+        return tiles
+
+    def release(self) -> None:
+        """Do nothing: no patch is kept between calls."""
