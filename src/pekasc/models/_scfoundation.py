@@ -42,7 +42,7 @@ VERSION = "cell"
 ARCHITECTURE = "mae_autobin"
 # target depth and own depth of the spot, beside the genes
 N_DEPTHS = 2
-# about half a gigabyte for the official model; a spot with more tokens is a batch of its own
+# about 0.7 GB for the official model in single precision; a spot with more tokens is a batch of its own
 MAX_TOKENS = 16_384
 # of the genes of the table or of the index, whichever are fewer; below it, names are of another kind or species
 MIN_OVERLAP = 0.1
