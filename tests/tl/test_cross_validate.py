@@ -1,0 +1,335 @@
+"""tl.cross_validate and tl.leakage_audit: nothing leaks, nothing is computed twice, nothing is dropped in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from peft import LoraConfig
+from scipy.sparse import csr_matrix
+from spatialdata import SpatialData
+
+import pekasc as pk
+from pekasc.models import _compare
+from pekasc.models._methods import known_methods
+
+QUICK: dict[str, Any] = {"genes": "svg", "n_genes": 8, "device": "cpu", "progress": False}
+SMALL: dict[str, Any] = {**QUICK, "epochs": 1, "rank": 8, "blocks": 1, "n_depths": 1}
+
+
+def by_method(frame: pd.DataFrame, section: str = "pooled") -> pd.Series:
+    return frame[frame["section"] == section].groupby("method")["pearson"].mean()
+
+
+def same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    return one.drop(columns="seconds").equals(other.drop(columns="seconds"))
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows by every method that is computed."""
+    done: list[str] = []
+    for name in ("control", "read_out", "adapted"):
+        original: Callable[..., Any] = getattr(_compare, name)
+
+        def spy(*args: Any, original: Any = original, name: str = name, **kwargs: Any) -> Any:
+            done.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(f"pekasc.tl._comparison.{name}", spy)
+    return done
+
+
+def test_one_row_per_fold_section_method_context_and_set(tiled: SpatialData) -> None:
+    frame = pk.tl.cross_validate(
+        tiled, methods=["mean", "frozen", "frozen-best"], genes=["svg", "hvg"], n_genes=8, context_um=[None, 200.0],
+        device="cpu", progress=False,
+    )  # fmt: skip
+    assert not frame.duplicated(["fold", "section", "method", "context_um", "seed", "genes"]).any()
+    assert len(frame) == 2 * 2 * 3 * 2 * 2
+    assert set(frame["fold"]) == {"P1", "P2"}
+    assert set(frame.loc[frame["fold"] == "P1", "section"]) == {"pooled", "P1S1_spots"}
+    assert (frame.loc[frame["genes"] == "svg", "n_genes"] == 8).all()
+    assert set(frame["context_um"]) == {0.0, 200.0}
+    assert (frame.loc[frame["method"] == "mean", "pearson"] == 0).all()
+    best = frame["method"] == "frozen-best"
+    assert frame.loc[best, "difference"].isna().all() and frame.loc[~best, "difference"].notna().all()
+    # blocks of 1 mm: a section of 0.7 mm has too few for an interval, and none is made up
+    assert frame["pearson_low"].isna().all()
+
+
+def test_frozen_equals_fit_adapter_and_evaluate(tiled: SpatialData) -> None:
+    genes = list(tiled["table"].var_names[:6])
+    frame = pk.tl.cross_validate(tiled, methods=["frozen-best"], genes=genes, n_depths=1, device="cpu", progress=False)
+    adapter = pk.tl.fit_adapter(tiled, method=None, train=["P1S1_spots"], genes=genes, device="cpu", progress=False)
+    pk.tl.predict_expression(tiled, adapter, device="cpu", progress=False)
+    want = pk.tl.evaluate(tiled)["pearson"].mean()
+    got = frame.loc[(frame["fold"] == "P2") & (frame["section"] == "P2S1_spots"), "pearson"].item()
+    assert got == pytest.approx(want, abs=1e-4)
+
+
+def test_an_adapter_equals_fit_adapter_and_evaluate(tiled: SpatialData) -> None:
+    genes = list(tiled["table"].var_names[:6])
+    how: dict[str, Any] = {"epochs": 2, "rank": 8, "device": "cpu", "progress": False, "genes": genes}
+    frame = pk.tl.cross_validate(tiled, methods=["bone"], n_depths=1, seeds=[4], **how)
+    adapter = pk.tl.fit_adapter(tiled, train=["P1S1_spots"], random_state=4, **how)
+    pk.tl.predict_expression(tiled, adapter, device="cpu", progress=False)
+    row = frame[(frame["fold"] == "P2") & (frame["section"] == "P2S1_spots")].iloc[0]
+    assert row["pearson"] == pytest.approx(pk.tl.evaluate(tiled)["pearson"].mean(), abs=1e-4)
+    assert row["epochs"] == adapter.info["epochs"] and row["depth"] == adapter.info["depth"]
+
+
+def test_test_spots_teach_nothing(tiled: SpatialData) -> None:
+    """Whatever the test spots express, what is predicted for them stays the same."""
+    methods = ["mean", "coordinates", "frozen", "frozen-best", "bone", "frozen+peka"]
+    folds = {"P2": (["P1S1_spots"], ["P2S1_spots"])}
+    how: dict[str, Any] = {**SMALL, "genes": ["svg", "hvg"], "methods": methods, "folds": folds}
+    before = _predictions(tiled, **how)
+    table = tiled["table"]
+    test = np.flatnonzero(table.obs["region"] == "P2S1_spots")
+    counts = table.X.toarray()
+    counts[test] = np.random.default_rng(0).permutation(counts[test].ravel()).reshape(counts[test].shape)
+    table.X = csr_matrix(counts)
+    after = _predictions(tiled, **how)
+    assert before.keys() == after.keys() and len(before) == len(methods)
+    for name, value in before.items():
+        np.testing.assert_array_equal(value, after[name], err_msg=name)
+    # and a training spot does teach
+    counts[np.flatnonzero(table.obs["region"] == "P1S1_spots")[0]] *= 9
+    table.X = csr_matrix(counts)
+    assert not np.array_equal(_predictions(tiled, **how)["frozen"], before["frozen"])
+
+
+def _predictions(sdata: SpatialData, **how: Any) -> dict[str, np.ndarray]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        pk.tl.cross_validate(sdata, store=folder, **how)
+        out = {}
+        for path in Path(folder).glob("P2-*.npz"):
+            with np.load(path) as stored:
+                out[path.stem.removeprefix("P2-tiny-").rsplit("-", 1)[0]] = stored["predicted"]
+        return out
+
+
+def test_goes_on_where_it_was_interrupted(tiled: SpatialData, tmp_path: Path, counted: list[str]) -> None:
+    whole = pk.tl.cross_validate(tiled, methods=["mean", "frozen", "bone"], **SMALL)
+    assert counted.count("adapted") == 2
+    counted.clear()
+    pk.tl.cross_validate(tiled, methods=["mean", "bone"], store=tmp_path, **SMALL)
+    assert sorted(set(counted)) == ["adapted", "control"]
+    # half of it is lost, and a file is left half written
+    lost = sorted(tmp_path.glob("P2-*bone*.npz"))
+    assert len(lost) == 1
+    lost[0].rename(tmp_path / f".{lost[0].name}.1.part")
+    counted.clear()
+    resumed = pk.tl.cross_validate(tiled, methods=["mean", "frozen", "bone"], store=tmp_path, **SMALL)
+    assert counted.count("adapted") == 1 and counted.count("control") == 0
+    assert same(whole, resumed)
+    # other settings are other results
+    counted.clear()
+    pk.tl.cross_validate(tiled, methods=["mean", "bone"], store=tmp_path, **{**SMALL, "rank": 4})
+    assert counted.count("adapted") == 2
+
+
+def test_other_counts_are_not_taken_from_the_store(tiled: SpatialData, tmp_path: Path) -> None:
+    first = pk.tl.cross_validate(tiled, methods=["frozen"], store=tmp_path, **QUICK)
+    tiled["table"].X = csr_matrix(np.random.default_rng(0).permutation(tiled["table"].X.toarray()))
+    second = pk.tl.cross_validate(tiled, methods=["frozen"], store=tmp_path, **QUICK)
+    assert not np.allclose(by_method(first), by_method(second))
+
+
+def test_a_damaged_result_is_named(tiled: SpatialData, tmp_path: Path) -> None:
+    pk.tl.cross_validate(tiled, methods=["mean"], store=tmp_path, **QUICK)
+    path = next(tmp_path.glob("P1-*mean*.npz"))
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match=rf"{path.name} cannot be read .* delete it to compute it again"):
+        pk.tl.cross_validate(tiled, methods=["mean"], store=tmp_path, **QUICK)
+
+
+def test_contexts_share_one_training(tiled: SpatialData, counted: list[str]) -> None:
+    both = pk.tl.cross_validate(tiled, methods=["bone"], context_um=[None, 200.0], **SMALL)
+    assert counted.count("adapted") == 2  # one a fold
+    one = pk.tl.cross_validate(tiled, methods=["bone"], context_um=200.0, **SMALL)
+    assert same(both[both["context_um"] == 200.0].reset_index(drop=True), one)
+
+
+@pytest.mark.parametrize(
+    "method", [*known_methods(), LoraConfig(r=4)], ids=lambda m: m if isinstance(m, str) else "own"
+)
+def test_every_method_trains_and_comes_back(tiled: SpatialData, tmp_path: Path, method: Any) -> None:
+    adapter = pk.tl.fit_adapter(
+        tiled, method=method, preset="paper", rank=8, n_clusters=4, n_components=10, epochs=2, blocks=1, depth=2,
+        learning_rate=3e-3, train=["P1S1_spots"], device="cpu", progress=False,
+    )  # fmt: skip
+    assert adapter.info["n_parameters"] > 0
+    tiles = pk.get.tiles(tiled)[:4].to_numpy()
+    features = adapter.embed(tiles, mpp=2.0, device="cpu")
+    plain = pk.tl.fit_adapter(
+        tiled, method=None, depth=2, train=["P1S1_spots"], device="cpu", progress=False
+    ).embed(tiles, mpp=2.0, device="cpu")  # fmt: skip
+    assert np.abs(features - plain).max() > 1e-5
+    adapter.save(tmp_path / "adapter")
+    again = pk.Adapter.load(tmp_path / "adapter").embed(tiles, mpp=2.0, device="cpu")
+    np.testing.assert_array_equal(features, again)
+    merged = adapter.merge()
+    assert not [name for name, _ in merged.named_modules() if "lora" in name or "miss" in name or "hra" in name]
+
+
+def test_teacher_is_an_upper_bound_and_neighbours_smooth(tiled: SpatialData) -> None:
+    scores = by_method(pk.tl.cross_validate(tiled, methods=["mean", "neighbours", "teacher", "frozen"], **QUICK))
+    assert scores["teacher"] > scores["frozen"] > scores["mean"] == 0
+    assert scores["neighbours"] > 0.1
+
+
+def test_neighbours_mean(tiled: SpatialData) -> None:
+    folds = {"P2": (["P1S1_spots"], ["P2S1_spots"])}
+    genes = list(tiled["table"].var_names[:3])
+    predicted = _predictions(tiled, methods=["neighbours"], folds=folds, genes=genes, device="cpu", progress=False)
+    part = pk.get.tiles(tiled)["tile"].to_numpy()
+    table = tiled["table"][part]
+    table = table[(table.obs["region"] == "P2S1_spots").to_numpy()]
+    counts = table.X.toarray()
+    log = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))[:, :3]
+    xy = table.obsm["spatial"]
+    at = np.argsort(np.linalg.norm(xy[:1] - xy, axis=1), kind="stable")[1:7]
+    order = np.argsort([list(table.var_names).index(g) for g in genes])
+    np.testing.assert_allclose(predicted["neighbours"][0], log[at][:, order].mean(axis=0), atol=1e-5)
+
+
+def test_constant_genes_are_named(tiled: SpatialData) -> None:
+    table = tiled["table"]
+    counts = table.X.toarray()
+    counts[np.flatnonzero(table.obs["region"] == "P2S1_spots"), 1] = 0
+    table.X = csr_matrix(counts)
+    genes = list(table.var_names[:4])
+    folds = {"P2": (["P1S1_spots"], ["P2S1_spots"])}
+    how: dict[str, Any] = {"methods": ["mean", "frozen"], "genes": genes, "folds": folds, **{"progress": False}}
+    with pytest.warns(UserWarning, match=rf"Fold 'P2': 1 genes are constant .*\['{genes[1]}'\]"):
+        frame = pk.tl.cross_validate(tiled, **how)
+    assert (frame["n_undefined"] == 1).all() and frame["pearson"].notna().all()
+    with pytest.warns(UserWarning, match="constant"):
+        single = pk.tl.cross_validate(tiled, per_gene=True, **how)
+    nan = single.loc[single["pearson"].isna(), "gene"].unique()
+    assert list(nan) == [genes[1]]
+    assert len(single) == 2 * 2 * 4
+
+
+def test_shuffled_labels_score_nothing(tiled: SpatialData) -> None:
+    table = tiled["table"]
+    counts = table.X.toarray()
+    rng = np.random.default_rng(0)
+    regions = table.obs["region"].to_numpy()
+    means = []
+    for _ in range(6):
+        order = np.arange(len(counts))
+        for region in np.unique(regions):
+            at = np.flatnonzero(regions == region)
+            order[at] = rng.permutation(at)
+        table.X = csr_matrix(counts[order])
+        means.append(by_method(pk.tl.cross_validate(tiled, methods=["frozen", "frozen-best"], **QUICK)))
+    frame = pd.DataFrame(means)
+    assert (frame.mean().abs() < 3 * frame.std() / len(frame) ** 0.5 + 0.02).all()
+
+
+def test_hest_protocol(tiled: SpatialData) -> None:
+    frame = pk.tl.cross_validate(
+        tiled, methods=["mean", "frozen", "teacher", "bone"], protocol="hest", **{**SMALL, "n_clusters": 3}
+    )
+    assert set(frame["genes"]) == {"hest"}
+    assert by_method(frame)["teacher"] > by_method(frame)["frozen"]
+    with pytest.raises(
+        ValueError, match='`protocol="hest"` chooses nothing inside the fold, so it has no .frozen-best'
+    ):
+        pk.tl.cross_validate(tiled, methods=["frozen-best"], protocol="hest", **QUICK)
+
+
+def test_folds_by_column_and_by_section(tiled: SpatialData) -> None:
+    pk.pp.split(tiled, groups="patient")
+    by_column = pk.tl.cross_validate(tiled, methods=["frozen"], folds="fold", **QUICK)
+    by_patient = pk.tl.cross_validate(tiled, methods=["frozen"], groups="patient", **QUICK)
+    assert set(by_column["fold"]) == {"0", "1"}
+    np.testing.assert_array_equal(by_column["pearson"], by_patient["pearson"])
+    tiled["table"].obs["patient"] = "one"
+    with pytest.warns(UserWarning, match="say little about another patient"):
+        pk.tl.cross_validate(tiled, methods=["mean"], **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"methods": ["bones"]}, ValueError, "'bones' is not known. Choose from .*'frozen-best'"),
+        ({"methods": []}, ValueError, "`methods=` is empty"),
+        ({"methods": [LoraConfig(r=2), "lora"]}, ValueError, "two of one name"),
+        ({"methods": ["mean"], "protocol": "loo"}, ValueError, '`protocol=.loo.` is not known. Choose "nested"'),
+        ({"genes": ["svgs"]}, KeyError, "1 of 1 genes are not in the table: .*'svg'"),
+        ({"genes": {"mine": []}}, ValueError, "the set 'mine' is empty"),
+        ({"folds": "folds"}, KeyError, "`folds='folds'` not found in `obs`"),
+        ({"folds": {"a": ["P1S1_spots"]}}, TypeError, r"`folds\['a'\]` must be a pair \(train, test\)"),
+        ({"folds": {"a": (["P1S1"], ["P1S1"])}}, ValueError, "spots are in training and in test"),
+        ({"groups": "one"}, ValueError, r"single group in obs\['one'\], 'x': nothing is left to train on"),
+        ({"groups": "few"}, ValueError, "Fold 'few' has [0-9]+ training and 4 test spots .* at least 10"),
+        ({"context_um": -1}, ValueError, "positive radius in um"),
+        ({"seeds": []}, ValueError, "must hold each seed once"),
+        ({"teacher": "nobody"}, KeyError, "neither one of .* nor a key of `obsm`"),
+        ({"encoders": ["tiny", "tiny"]}, ValueError, "names one twice"),
+    ],
+)
+def test_bad_input(tiled: SpatialData, how: dict[str, Any], error: type[Exception], message: str) -> None:
+    obs = tiled["table"].obs
+    obs["one"] = "x"
+    obs["few"] = np.where(np.arange(len(obs)) < 4, "few", "many")
+    before = obs.copy()
+    with pytest.raises(error, match=message):
+        pk.tl.cross_validate(tiled, **{"methods": ["mean"], "device": "cpu", "progress": False, **how})
+    pd.testing.assert_frame_equal(obs, before)
+
+
+def test_a_teacher_with_nan_is_refused(tiled: SpatialData) -> None:
+    tiled["table"].obsm["X_mine"] = np.full((tiled["table"].n_obs, 3), np.nan)
+    with pytest.raises(ValueError, match="NaN or infinite values"):
+        pk.tl.cross_validate(tiled, methods=["bone"], teacher="mine", **SMALL)
+
+
+def test_audit_finds_the_leak_of_neighbouring_spots(tiled: SpatialData) -> None:
+    """Expression that is smooth noise, which no image shows: only folds of random spots predict it."""
+    table = tiled["table"]
+    rng = np.random.default_rng(0)
+    xy = table.obsm["spatial"] / np.ptp(table.obsm["spatial"], axis=0)
+    rates = np.empty(table.shape)
+    for region in table.obs["region"].unique():
+        at = np.flatnonzero(table.obs["region"] == region)
+        waves = np.sin(4 * xy[at] @ rng.normal(size=(2, table.n_vars)) + rng.uniform(0, 6, table.n_vars))
+        rates[at] = np.exp(1.5 * waves + 2)
+    table.X = csr_matrix(rng.poisson(rates).astype(np.float32))
+    audit = pk.tl.leakage_audit(tiled, methods=["coordinates"], **QUICK)
+    row = audit.loc[("tiny", 0.0, "svg", "coordinates")]
+    assert row["random_spots"] > row["grouped"] + 0.3
+    assert row["inflation"] == pytest.approx(row["random_spots"] - row["grouped"])
+    with pytest.raises(TypeError, match="`folds=` cannot be given"):
+        pk.tl.leakage_audit(tiled, folds="fold")
+
+
+def test_comparison_sums_up(tiled: SpatialData) -> None:
+    frame = pk.tl.cross_validate(tiled, methods=["mean", "frozen", "frozen-best"], **QUICK)
+    table = pk.get.comparison(frame)
+    sections = frame[frame["section"] != "pooled"]
+    row = table.loc[("tiny", 0.0, "svg", "frozen")]
+    own = sections[sections["method"] == "frozen"].set_index("fold")["pearson"]
+    best = sections[sections["method"] == "frozen-best"].set_index("fold")["pearson"]
+    assert row["pearson"] == pytest.approx(own.mean())
+    assert row["difference"] == pytest.approx((own - best).mean())
+    assert row["P1 difference"] == pytest.approx(own["P1"] - best["P1"])
+    assert row["n_better"] == int((own > best).sum()) and row["n_folds"] == 2
+    assert np.isnan(row["difference_low"])  # two folds have no interval
+    many = pd.concat([frame.assign(fold=frame["fold"] + str(i)) for i in range(3)])
+    low = pk.get.comparison(many).loc[("tiny", 0.0, "svg", "frozen")]
+    assert low["difference_low"] <= low["difference"] <= low["difference_high"]
+    with pytest.raises(ValueError, match="`rival='bone'` is not among"):
+        pk.get.comparison(frame, rival="bone")
+    with pytest.raises(ValueError, match="no comparison of methods"):
+        pk.get.comparison(frame.drop(columns="section"))
