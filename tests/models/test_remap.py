@@ -140,15 +140,14 @@ def test_timm_names_stay() -> None:
     assert to_timm({"odd": torch.zeros(1)}).keys() == {"odd"}
 
 
-def test_names_that_are_not_known_reach_the_error(tmp_path: Path) -> None:
-    row = pk.models.Encoder("vit_tiny_patch16_224", weights=tmp_path / "w.safetensors", model_kwargs={"depth": 1})
-    state = {
-        "embeddings.patch_embeddings.projection.weight": torch.zeros(192, 3, 16, 16),
-        "encoder.layer.0.attention.gate.weight": torch.zeros(1),
-    }
-    save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"do not fit.*encoder\.layer\.0\.attention\.gate\.weight"):
-        FrozenEncoder(row, 32)
+def test_names_that_are_not_known_stay_so_that_loading_names_them(tmp_path: Path) -> None:
+    model = timm.create_model("vit_base_patch14_reg4_dinov2", num_classes=0, img_size=56, **COMMON)
+    theirs = _as_transformers(model.state_dict(), swiglu=False)
+    theirs["encoder.layer.0.attention.gate.weight"] = torch.zeros(1)
+    save_file({name: tensor.clone() for name, tensor in theirs.items()}, tmp_path / "w.safetensors")
+    row = pk.models.Encoder("vit_base_patch14_reg4_dinov2", weights=tmp_path / "w.safetensors", model_kwargs=COMMON)
+    with pytest.raises(ValueError, match=r"do not fit(.|\n)*Unexpected.*encoder\.layer\.0\.attention\.gate\.weight"):
+        FrozenEncoder(row, 56)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])

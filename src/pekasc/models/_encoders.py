@@ -316,7 +316,7 @@ def _build(encoder: Encoder, kwargs: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _match_grid(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def _match_grid(model: Any, state: Mapping[str, Tensor]) -> None:
     """Give the model the grid of positions that the weights were saved with, whatever tiles they were trained on."""
     mine, theirs = getattr(model, "pos_embed", None), state.get("pos_embed")
     if mine is None or theirs is None or mine.shape == theirs.shape or not hasattr(model, "set_input_size"):
