@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from importlib.metadata import metadata
 from pathlib import Path
@@ -87,6 +88,72 @@ def _copy_notebooks() -> None:
 
 
 _copy_notebooks()
+
+
+def _write_encoders() -> None:
+    # the page on encoders is the table that the package itself reads, so that the two cannot differ
+    from pekasc.models import list_encoders
+
+    def link(text: str) -> str:
+        text = re.sub(r"doi:(10\.\S+[^.\s])", r"[doi:\1](https://doi.org/\1)", text)
+        text = re.sub(r"arXiv:(\d+\.\d+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+        return re.sub(r"(?<!/)(huggingface\.co/\S+)", r"[\1](https://\1)", text)
+
+    def lines(header: list[str], rows: list[list[str]]) -> list[str]:
+        return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+    table = list_encoders()
+    models = [
+        [
+            f"`{row.Index}`",
+            f"[{row.hub}](https://huggingface.co/{row.hub})" if row.hub else "[in the package](tiny.md)",
+            f"{row.parameters:.0f}",
+            str(row.width),
+            str(row.n_blocks),
+            str(row.patch),
+            str(row.registers or "–"),
+            f"{row.mpp:g}" if row.mpp == row.mpp else "–",
+            row.licence,
+            "yes" if row.gated else "no",
+        ]
+        for row in table.itertuples()
+    ]
+    inputs = [
+        [
+            f"`{row.Index}`",
+            f"`{row.architecture}`",
+            ", ".join(f"{value:.4g}" for value in row.mean),
+            ", ".join(f"{value:.4g}" for value in row.std),
+            row.pooling or "–",
+            link(row.citation or "[the page on it](tiny.md)"),
+        ]
+        for row in table.itertuples()
+    ]
+    for name, header, rows in (
+        (
+            "models",
+            [
+                "name",
+                "weights",
+                "parameters, M",
+                "width",
+                "blocks",
+                "patch, px",
+                "registers",
+                "um/px",
+                "licence",
+                "gated",
+            ],
+            models,
+        ),
+        ("inputs", ["name", "architecture in timm", "mean", "std", "pooling", "cite"], inputs),
+    ):
+        (HERE / "generated" / f"encoders_{name}.inc").write_text(
+            "\n".join(lines(header, rows)) + "\n", encoding="utf-8"
+        )
+
+
+_write_encoders()
 
 
 def _free_text_returns(

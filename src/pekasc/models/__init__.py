@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from pekasc.models._adapter import Adapter
-from pekasc.models._encoders import Encoder
+from pekasc.models._encoders import Encoder, get_encoder, list_encoders
 
-__all__ = ["Adapter", "Encoder"]
+__all__ = ["Adapter", "Encoder", "get_encoder", "list_encoders"]

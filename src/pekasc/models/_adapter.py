@@ -230,8 +230,9 @@ class Adapter:
         """Return a plain timm model with the adapter merged into its weights, cut after the adapter's depth.
 
         Its ``forward_features`` gives the adapted tokens, final norm applied; the class token beside the mean patch
-        token are the features of this adapter (for several depths: of the deepest; where the encoder's own output is
-        read, calling the model gives it).
+        token are the features of this adapter (for several depths: of the deepest). Where the
+        encoder's own output is read, they are that or its class token, see ``pooling`` of :class:`Encoder`; where that
+        is None, calling the model gives it.
 
         Raises
         ------

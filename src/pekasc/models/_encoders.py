@@ -7,27 +7,35 @@ import difflib
 import hashlib
 import json
 import logging
+import math
 import pickle
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import pandas as pd
 import timm
 import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pekasc._keys import short_name
+from pekasc.models._remap import to_timm
 
 logger = logging.getLogger(__name__)
 
 RANDOM = "random"
 PACKAGED = "package:"
 _HUB = ("hf-hub:", "hf_hub:")
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -35,17 +43,18 @@ _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 class Encoder:
     """Describe an image encoder: which timm architecture, which weights, which input statistics.
 
-    Goes wherever ``encoder=`` stands, beside a name of the registry or a timm name.
+    Goes wherever ``encoder=`` stands, beside a name of :func:`list_encoders` or a timm name.
 
     Parameters
     ----------
     name
         A timm model name (``"vit_small_patch14_dinov2"``) or a hub name (``"hf-hub:owner/model"``).
     weights
-        Path of a local state dict (``.safetensors``, or a file for ``torch.load(weights_only=True)``);
+        Path of a local state dict (``.safetensors``, or a file for ``torch.load(weights_only=True)``), under the
+        names of timm, of transformers' ViT and DINOv2, or of DINOv2's repository;
         None takes the pretrained weights from the hub; ``"random"`` asks for random weights (seed 0).
     model_kwargs
-        Passed to :func:`timm.create_model`.
+        Passed to :func:`timm.create_model`; ``mlp_layer`` by its name in :mod:`timm.layers`.
     mean, std
         Input statistics per channel for values in 0-1; None takes those of timm's configuration.
     mpp
@@ -60,6 +69,16 @@ class Encoder:
         What to cite.
     note
         Logged when the encoder is taken by its name.
+    hub
+        Repository on the Hugging Face hub (``"owner/model"``) with the weights for the architecture `name`; None
+        leaves it to timm, which knows the weights of its own names and of ``hf-hub:`` names.
+    hub_file
+        The file there; by default ``model.safetensors``, else ``pytorch_model.bin``.
+    gated
+        Whether the hub asks for terms to be accepted before it gives the weights.
+    pooling
+        What the authors take as a tile's features, for ``preset="paper"``: the ``"class"`` token, or
+        ``"class+mean"``, the class token beside the mean patch token. None is what the model itself returns.
 
     Examples
     --------
@@ -79,6 +98,10 @@ class Encoder:
     licence: str | None = None
     citation: str | None = None
     note: str | None = None
+    hub: str | None = None
+    hub_file: str | None = None
+    gated: bool = False
+    pooling: Literal["class", "class+mean"] | None = None
 
     @property
     def short(self) -> str:
@@ -102,25 +125,112 @@ class Encoder:
         return cls(**values)
 
 
-def _tiny() -> Encoder:
-    row = json.loads(files("pekasc.models").joinpath("weights", "tiny.json").read_text())
-    return Encoder(
-        name=row["architecture"],
-        weights=f"{PACKAGED}tiny.safetensors",
-        model_kwargs=row["model_kwargs"],
-        mean=tuple(row["mean"]),
-        std=tuple(row["std"]),
-        key="tiny",
-        licence=row["licence"],
-        note="encoder 'tiny' is for trying pekasc out, not for a paper: see the page on it in the documentation.",
-    )
+# facts of a row of the table that are no part of an Encoder: the built model has them
+_FACTS = ("library", "width", "n_blocks", "heads", "patch", "registers", "parameters")
 
 
-_REGISTRY = {"tiny": _tiny}
+@cache
+def _table() -> dict[str, dict[str, Any]]:
+    folder = files("pekasc.models")
+    tiny = json.loads(folder.joinpath("weights", "tiny.json").read_text())
+    kwargs = tiny["model_kwargs"]
+    row = {
+        "architecture": tiny["architecture"],
+        "weights": f"{PACKAGED}tiny.safetensors",
+        "model_kwargs": kwargs,
+        "library": "timm",
+        "mean": tiny["mean"],
+        "std": tiny["std"],
+        "width": kwargs["embed_dim"],
+        "n_blocks": kwargs["depth"],
+        "heads": kwargs["num_heads"],
+        "patch": 14,
+        "registers": 0,
+        "parameters": 4.9,
+        "licence": tiny["licence"],
+        "gated": False,
+        "note": "encoder 'tiny' is for trying pekasc out, not for a paper: see the page on it in the documentation.",
+    }
+    return {"tiny": row, **tomllib.loads(folder.joinpath("encoders.toml").read_text())}
+
+
+def list_encoders() -> pd.DataFrame:
+    """List the encoders that have a name here, with what is known of them.
+
+    Returns
+    -------
+    One row per encoder, index ``name`` (what ``encoder=`` takes). Columns: ``architecture`` (timm's name), ``hub``
+    (repository of the weights), ``library`` (whose model the weights were released for), ``width``, ``n_blocks``,
+    ``heads``, ``patch`` (pixels), ``registers``, ``parameters`` (millions), ``mpp`` (um per pixel of the training
+    tiles; NaN if there were several, or it is not known), ``mean``, ``std``, ``pooling`` (the authors' own),
+    ``licence``, ``gated`` and ``citation``.
+
+    Examples
+    --------
+    >>> import pekasc as pk
+    >>> table = pk.models.list_encoders()
+    >>> table.query("not gated and width <= 384").index.tolist()
+    ['tiny', 'lunit-s8', 'lunit-s16', 'kaiko-s8', 'kaiko-s16', 'dinov2-s']
+    """
+    columns = (
+        "architecture", "hub", "library", "width", "n_blocks", "heads", "patch", "registers", "parameters", "mpp",
+        "mean", "std", "pooling", "licence", "gated", "citation",
+    )  # fmt: skip
+    rows = {name: {column: row.get(column) for column in columns} for name, row in _table().items()}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns)).rename_axis("name")
+    for column in ("mean", "std"):
+        table[column] = table[column].map(tuple)
+    return table.astype({"mpp": float, "parameters": float, "gated": bool})
+
+
+def get_encoder(name: str) -> Encoder:
+    """Return the row of an encoder that :func:`list_encoders` lists, for instance to give it local weights.
+
+    Parameters
+    ----------
+    name
+        Its name.
+
+    Returns
+    -------
+    The row; ``dataclasses.replace(row, weights=PATH)`` reads the weights from a file.
+
+    Raises
+    ------
+    TypeError
+        If `name` is not a string.
+    ValueError
+        If there is no encoder of that name.
+
+    Examples
+    --------
+    >>> import dataclasses
+    >>> import pekasc as pk
+    >>> row = pk.models.get_encoder("uni2-h")
+    >>> dataclasses.replace(row, weights="pytorch_model.bin").short
+    'uni2-h'
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"`name` must be a string, got {type(name).__name__}.")
+    if name not in _table():
+        raise ValueError(
+            f"`name={name!r}` is no encoder of `pekasc.models.list_encoders()`.{_close(name)} For timm and hub names "
+            "write `pekasc.models.Encoder(name)`."
+        )
+    row = dict(_table()[name])
+    values = {key: value for key, value in row.items() if key not in _FACTS}
+    return Encoder.from_dict({"key": name, "name": values.pop("architecture"), **values})
+
+
+def _close(name: str, *more: str) -> str:
+    """Return the part of an error that names what may have been meant; our own names first, whatever their case."""
+    ours = difflib.get_close_matches(name.lower().replace("_", "-"), list(_table()), n=3)
+    close = [*ours, *difflib.get_close_matches(name, more, n=3)][:4]
+    return f" Close names: {', '.join(close)}." if close else ""
 
 
 def resolve_encoder(encoder: str | Encoder) -> Encoder:
-    """Return the row for `encoder`: a name of the registry, a timm or ``hf-hub:`` name, or a row itself.
+    """Return the row for `encoder`: a name of the table, a timm or ``hf-hub:`` name, or a row itself.
 
     Raises
     ------
@@ -133,8 +243,8 @@ def resolve_encoder(encoder: str | Encoder) -> Encoder:
         return encoder
     if not isinstance(encoder, str):
         raise TypeError(f"`encoder` must be a name or a pekasc.models.Encoder, got {type(encoder).__name__}.")
-    if encoder in _REGISTRY:
-        row = _REGISTRY[encoder]()
+    if encoder in _table():
+        row = get_encoder(encoder)
         if row.note:
             logger.warning(row.note)
         return row
@@ -145,10 +255,9 @@ def resolve_encoder(encoder: str | Encoder) -> Encoder:
             f"`encoder={encoder!r}` is a path, which does not say what model it holds. Name the architecture: "
             f'`encoder=pekasc.models.Encoder("vit_small_patch14_dinov2", weights={encoder!r})`.'
         )
-    close = difflib.get_close_matches(encoder, [*_REGISTRY, *timm.list_models()], n=3)
     raise ValueError(
-        f"`encoder={encoder!r}` is not known. Give one of {sorted(_REGISTRY)}, a timm model name, 'hf-hub:owner/model' "
-        f"or a `pekasc.models.Encoder`.{' Close names: ' + ', '.join(close) + '.' if close else ''}"
+        f"`encoder={encoder!r}` is not known. Give a name of `pekasc.models.list_encoders()`, a timm model name, "
+        f"'hf-hub:owner/model' or a `pekasc.models.Encoder`.{_close(encoder, *timm.list_models())}"
     )
 
 
@@ -184,16 +293,19 @@ def _create(encoder: Encoder) -> nn.Module:
 
 
 def _build(encoder: Encoder, kwargs: dict[str, Any]) -> nn.Module:
+    # a layer stands in a row as a name, so that rows stay plain values; timm takes names for all but this one
+    if isinstance(layer := kwargs.get("mlp_layer"), str):
+        if not hasattr(timm.layers, layer):
+            raise ValueError(f"`model_kwargs`: timm.layers has no `mlp_layer` named {layer!r}.")
+        kwargs = {**kwargs, "mlp_layer": getattr(timm.layers, layer)}
     if encoder.weights == RANDOM:
         return timm.create_model(encoder.name, pretrained=False, **kwargs)
-    if encoder.weights is None:
+    if encoder.weights is None and encoder.hub is None:
         return _create_pretrained(encoder, kwargs)
-    if str(encoder.weights).startswith(PACKAGED):
-        path = Path(str(files("pekasc.models").joinpath("weights", str(encoder.weights)[len(PACKAGED) :])))
-    else:
-        path = Path(encoder.weights)
-    state = _read_state_dict(path)
+    path = _weights_path(encoder)
+    state = to_timm(_read_state_dict(path))
     model = timm.create_model(encoder.name, pretrained=False, **kwargs)
+    _match_grid(model, state)
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -204,19 +316,70 @@ def _build(encoder: Encoder, kwargs: dict[str, Any]) -> nn.Module:
     return model
 
 
+def _match_grid(model: Any, state: Mapping[str, Tensor]) -> None:
+    """Give the model the grid of positions that the weights were saved with, whatever tiles they were trained on."""
+    mine, theirs = getattr(model, "pos_embed", None), state.get("pos_embed")
+    if mine is None or theirs is None or mine.shape == theirs.shape or not hasattr(model, "set_input_size"):
+        return
+    patches: Any = model.patch_embed
+    n = theirs.shape[1] - (mine.shape[1] - patches.num_patches)  # less what precedes the patches
+    side = math.isqrt(max(n, 0))
+    if side and side * side == n:
+        model.set_input_size(img_size=(side * patches.patch_size[0], side * patches.patch_size[1]))
+
+
+def _weights_path(encoder: Encoder) -> Path:
+    if encoder.weights is None:
+        return _hub_path(encoder)
+    if str(encoder.weights).startswith(PACKAGED):
+        return Path(str(files("pekasc.models").joinpath("weights", str(encoder.weights)[len(PACKAGED) :])))
+    return Path(encoder.weights)
+
+
+def _hub_path(encoder: Encoder) -> Path:
+    """Return the file with the weights in the hub's cache, fetched if it is not there."""
+    hub = str(encoder.hub)
+    names = _HUB_FILES if encoder.hub_file is None else (encoder.hub_file,)
+    for name in names:
+        # what was fetched once is read without asking the hub again, so that it works without a network
+        cached = try_to_load_from_cache(hub, name)
+        if isinstance(cached, str):
+            return Path(cached)
+    for name in names:
+        try:
+            return Path(hf_hub_download(hub, name))
+        except LocalEntryNotFoundError as error:  # no network: another name would fail as well
+            raise _unreachable(encoder, hub, error) from error
+        except EntryNotFoundError as error:
+            if name == names[-1]:
+                raise _unreachable(encoder, hub, error) from error
+        except (OSError, ValueError, RuntimeError) as error:
+            raise _unreachable(encoder, hub, error) from error
+    raise AssertionError  # for the type checker: the loop returns or raises
+
+
 def _create_pretrained(encoder: Encoder, kwargs: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(encoder.name, pretrained=True, **kwargs)
     except (OSError, ValueError, RuntimeError) as error:
         # huggingface_hub's errors (gated, not found, offline) derive from OSError and ValueError
-        hub = encoder.name.split(":", 1)[-1]
-        raise OSError(
-            f"The weights of {encoder.name!r} could not be fetched from the model hub ({type(error).__name__}). "
-            f"If the model is gated, accept its terms at https://huggingface.co/{hub} and log in with `hf auth login`. "
-            "Without a network, fetch the file elsewhere and give it with "
-            f'`pekasc.models.Encoder({encoder.name!r}, weights="PATH")`; `weights="random"` gives random weights, and '
-            '`encoder="tiny"` needs no network.'
-        ) from error
+        raise _unreachable(encoder, encoder.name.split(":", 1)[-1], error) from error
+
+
+def _unreachable(encoder: Encoder, hub: str, error: Exception) -> OSError:
+    mine = encoder.key if encoder.key in _table() else None
+    terms = "The model is gated:" if encoder.gated else "If the model is gated,"
+    local = (
+        f'`dataclasses.replace(pekasc.models.get_encoder({mine!r}), weights="PATH")`'
+        if mine
+        else f'`pekasc.models.Encoder({encoder.name!r}, weights="PATH")`'
+    )
+    return OSError(
+        f"The weights of {mine or encoder.name!r} could not be fetched from the model hub ({type(error).__name__}). "
+        f"{terms} accept its terms at https://huggingface.co/{hub} and log in with `hf auth login`. "
+        f'Without a network, fetch the file elsewhere and give it with {local}; `weights="random"` gives random '
+        'weights, and `encoder="tiny"` needs no network.'
+    )
 
 
 def depth_tuple(depth: Any) -> tuple[int, ...]:
@@ -376,8 +539,13 @@ class FrozenEncoder(nn.Module):
         return [pooled[order[depth]] for depth in depths]
 
     def own_output(self, x: Tensor) -> Tensor:
-        """Return the encoder's own pooled output (n, width), as its authors pool it."""
-        return self.model(x)
+        """Return the encoder's own output, as its authors pool it: (n, width), or twice that for ``"class+mean"``."""
+        if self.encoder.pooling is None:
+            return self.model(x)
+        tokens = self.model.forward_features(x)
+        if self.encoder.pooling == "class":
+            return tokens[:, 0]
+        return torch.cat([tokens[:, 0], tokens[:, self.model.num_prefix_tokens :].mean(dim=1)], dim=1)
 
     def cut(self, depth: int) -> None:
         """Drop the blocks after `depth`; the final norm stays."""
