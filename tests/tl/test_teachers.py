@@ -135,7 +135,7 @@ def lessons(monkeypatch: pytest.MonkeyPatch) -> Lessons:
     def of(sdata: SpatialData, **options: Any) -> Teacher:
         found: list[Teacher] = []
 
-        def stop(encoder: Any, spec: Any, data: Any, teacher: Teacher, settings: Any) -> None:
+        def stop(encoder: Any, spec: Any, data: Any, teacher: Teacher, settings: Any, *_: Any) -> None:
             assert teacher.n_spots == data.tiles.n
             found.append(teacher)
             raise Stop

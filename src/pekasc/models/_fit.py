@@ -283,6 +283,7 @@ def _fit_student(job: _Fit, depth: Depth, frozen: np.ndarray, plans: Sequence[_P
         n_parameters = sum(tensor.numel() for tensor in trained.weights[epoch]["adapter"].values())
         made[plan.number] = replace(
             adapter,
+            config=trained.configs[epoch],
             info={**adapter.info, "n_parameters": n_parameters},
             weights=trained.weights[epoch],
             history=_history_frame([*first, *final]),

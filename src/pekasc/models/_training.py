@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -219,11 +220,14 @@ class Trained:
     ----------
     weights
         After each epoch that was to be kept: ``"adapter"`` in PEFT's own names, ``"projector"``, ``"cluster_head"``.
+    configs
+        The configuration that fits those weights: AdaLoRA notes in it which ranks are left.
     history
         One dict per epoch: epoch, loss, kd, sa, val_error.
     """
 
     weights: dict[int, dict[str, dict[str, Tensor]]]
+    configs: dict[int, PeftConfig]
     history: list[dict[str, float]]
 
 
@@ -274,7 +278,7 @@ def train_student(
         torch.manual_seed(random_state)
         student = Student(encoder, depth, lesson, recipe, random_state)
         student.allocate = getattr(peft_model.base_model, "update_and_allocate", None)
-        weights = {}
+        weights, configs = {}, {}
 
         def state(module: nn.Module) -> dict[str, Tensor]:
             return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
@@ -287,6 +291,7 @@ def train_student(
                     "projector": state(student.projector),
                     "cluster_head": state(student.cluster_head),
                 }
+                configs[epoch] = deepcopy(peft_model.active_peft_config)
             return float("nan") if on_epoch is None or epoch == 0 else on_epoch(epoch)
 
         after(0)
@@ -308,4 +313,4 @@ def train_student(
                     callbacks=[history],
                 )
                 trainer.fit(student, loader)
-        return Trained(weights, history.rows)
+        return Trained(weights, configs, history.rows)

@@ -99,9 +99,10 @@ def fit_adapter(
         Folder with scFoundation's official files ``models.ckpt`` and ``OS_scRNA_gene_index.19264.tsv``. Without it,
         ``teacher="scfoundation"`` is what :func:`pekasc.tl.embed_expression` stored.
     method
-        ``"bone"`` (Block-Affine adaptation), ``"bat"``, ``"lora"``, any ``peft.PeftConfig``, or None for the frozen
-        encoder with the same head. A configuration attaches to the layers that its ``target_modules`` names within a
-        block, such as ``["attn.qkv", "mlp.fc1"]``, else to the encoder's ``adapter_targets``.
+        ``"bone"`` (Block-Affine adaptation), ``"bat"``, ``"lora"``, ``"dora"``, ``"adalora"``, ``"hra"``, any
+        ``peft.PeftConfig``, or None for the frozen encoder with the same head. A configuration attaches to the layers
+        that its ``target_modules`` names within a block, such as ``["attn.qkv", "mlp.fc1"]``, else to the encoder's
+        ``adapter_targets``.
     blocks
         Adapt all blocks up to `depth`, or the last few of them.
     depth

@@ -41,7 +41,7 @@ def leakage_audit(
         Seed of the random folds; there are as many as groups.
     table_name
         Name of the table.
-    options
+    **options
         Everything else that :func:`pekasc.tl.cross_validate` takes, but `folds` and `per_gene`.
 
     Returns
