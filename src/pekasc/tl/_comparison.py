@@ -61,6 +61,7 @@ class Spots:
     folds: dict[str, tuple[np.ndarray, np.ndarray]]
     teacher: str
     stored: StoredTeacher | None
+    tiles_fingerprint: str
     fingerprint: str
 
 
@@ -118,7 +119,7 @@ class Run:
         last: Depth = None if self.protocol == HEST else (model.n_blocks,)
         common = {
             "data": spots.fingerprint,
-            "encoder": row.to_dict() | {"weights": model.digest},
+            "encoder": _row(model),
             "teacher": spots.teacher,
             "head": self.head,
             "protocol": self.protocol,
@@ -201,7 +202,8 @@ class Run:
         depths: list[Depth] = [None] if self.protocol == HEST else candidate_depths(model.n_blocks)
         if not set(self.methods.values()) - {*CONTROLS, "teacher"}:
             return {}
-        key = fingerprint(spots.fingerprint, model.digest, [list(d) if d else None for d in depths], o.precision)
+        # whatever is measured there, tiles look the same
+        key = fingerprint(spots.tiles_fingerprint, _row(model), [list(d) if d else None for d in depths], o.precision)
         title = f"frozen-{model.encoder.short}"
         stored = self.results.get(title, key)
         if stored is None:
@@ -272,6 +274,11 @@ class Run:
                 random_state=o.random_state,
             )
         )
+
+
+def _row(model: FrozenEncoder) -> dict[str, Any]:
+    """Return what features depend on: the row, its weights by what they are and not where."""
+    return model.encoder.to_dict() | {"weights": model.digest}
 
 
 def _plain(options: Options) -> dict[str, Any]:

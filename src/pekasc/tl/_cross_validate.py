@@ -325,13 +325,14 @@ def _read(
         of = section_labels(table)[rows]
         embedding = None if stored is None else stored_teacher(table, stored, teacher, rows)
         places = {name: fingerprint(centres) for name, centres in sorted(_inputs.places(sections).items())}
+        print_of_tiles = fingerprint(of.astype("U"), coords, places, asdict(spec))
         print_of_data = fingerprint(
-            raw.data, raw.indices, raw.indptr, np.array(names), labels.astype("U"), of.astype("U"), coords, places,
-            asdict(spec), None if embedding is None else fingerprint(embedding.embedding), checkpoint,
+            raw.data, raw.indices, raw.indptr, np.array(names), labels.astype("U"), print_of_tiles,
+            None if embedding is None else fingerprint(embedding.embedding), checkpoint,
         )  # fmt: skip
         return Spots(
             cached(stream, max_memory=max_memory), spec, log, raw, names, labels, of, coords, parts, teacher, embedding,
-            print_of_data,
+            print_of_tiles, print_of_data,
         )  # fmt: skip
 
 

@@ -1,0 +1,181 @@
+"""PEKA against its rivals, leak-free, on real breast tissue: adapters of equal rank or equal budget, both splits.
+
+    python benchmarks/honest_peka.py --her2st PATH --vits PATH --out results/honest
+
+Sections C2 and C3 train and C4 tests (same patient), or C2, C3, C4 train and B4 tests (another patient). ViT-S/14 on
+tiles of 112 px at 1.0 um/px, float32. Everything goes through ``tl.cross_validate``: genes (50 spatially variable, 50
+highly variable), teacher, depth, epochs and penalty come from the training sections alone. Finished pieces are kept in
+the folder ``--out``; a run that was interrupted goes on from them, and ``--only tables`` prints what is there.
+
+Parts: ``rank`` (all methods at rank 64), ``budget`` (ranks at which each has as many parameters as Block-Affine at rank
+64), ``audit`` (folds of random spots beside sections), ``shuffled`` (labels permuted within sections).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from peft import HRAConfig, LoraConfig, MissConfig
+
+import pekasc as pk
+
+FOLDS = {"C4": (["C2", "C3"], ["C4"]), "B4": (["C2", "C3", "C4"], ["B4"])}
+READOUTS = ["mean", "coordinates", "neighbours", "teacher", "frozen", "frozen-best"]
+ADAPTERS = ["bone", "frozen+peka", "lora", "dora", "bat", "adalora", "hra"]
+# on the ViT-S's qkv (384 to 1152), Block-Affine at rank 64 has 64 * 1152 = 73,728 parameters a block
+BUDGET: dict[str, Any] = {
+    "bone r=64": MissConfig(r=64, init_weights=True),
+    "lora r=48": LoraConfig(r=48, lora_alpha=96),
+    "dora r=47": LoraConfig(r=47, lora_alpha=94, use_dora=True),
+    "hra r=32": HRAConfig(r=32),
+}
+CONTEXTS = [None, 300.0]
+N_SHUFFLED = 20
+PACKAGES = ("pekasc", "torch", "timm", "peft", "lightning", "scanpy", "scikit-learn", "numpy")
+
+
+def load(path: Path) -> Any:
+    sdata = pk.datasets.her2st(("B4", "C2", "C3", "C4"), path=path)
+    pk.pp.tile(sdata, tile_px=112, mpp=1.0)
+    return sdata
+
+
+def run(sdata: Any, encoder: Any, out: Path, seeds: list[int], methods: Any, **how: Any) -> pd.DataFrame:
+    return pk.tl.cross_validate(
+        sdata, encoders=encoder, methods=methods, context_um=CONTEXTS, seeds=seeds, store=out / "store", device="cpu",
+        **{"folds": FOLDS, **how},
+    )  # fmt: skip
+
+
+def run_audit(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
+    """Sections of one patient: what is claimed by folds of random spots among them, and by holding one out."""
+    rows = sdata["table"].obs["section"].isin(["C2", "C3", "C4"]).to_numpy()
+    number = np.full(len(rows), -1)
+    number[rows] = np.random.default_rng(0).permutation(int(rows.sum())) % 3
+    grouped = {s: ([t for t in ("C2", "C3", "C4") if t != s], [s]) for s in ("C2", "C3", "C4")}
+    spots = {f"random{i}": ((number >= 0) & (number != i), number == i) for i in range(3)}
+    parts = []
+    for name, folds in (("grouped", grouped), ("random spots", spots)):
+        frame = run(sdata, encoder, out, [0], ["coordinates", "frozen", "frozen-best", "bone"], folds=folds)
+        parts.append(frame.assign(folds=name))
+    return pd.concat(parts)
+
+
+def run_shuffled(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
+    """Permute expression within sections: what is left of every method's score."""
+    table = sdata["table"]
+    counts = table.X.copy()
+    parts = []
+    for seed in range(N_SHUFFLED):
+        rng = np.random.default_rng(seed)
+        order = np.arange(table.n_obs)
+        for section in table.obs["section"].unique():
+            at = np.flatnonzero(table.obs["section"] == section)
+            order[at] = rng.permutation(at)
+        table.X = counts[order]
+        methods = ["coordinates", "frozen", "frozen-best", *(["bone"] if seed < 5 else [])]
+        parts.append(run(sdata, encoder, out, [0], methods, folds={"C4": FOLDS["C4"]}).assign(repeat=seed))
+    table.X = counts
+    return pd.concat(parts)
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "| " + " | ".join("---" for _ in frame) + " |"]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False)]) + "\n"
+
+
+def score_table(frame: pd.DataFrame) -> str:
+    """One row per method: mean over seeds per split, gene set and context; difference to frozen-best of the means."""
+    pooled = frame[frame["section"] == "pooled"]
+    rows = []
+    for method in pooled["method"].unique():
+        of = pooled[pooled["method"] == method]
+        seeds = of["seed"].nunique()
+        parameters = of["n_parameters"].dropna()
+        row: dict[str, Any] = {
+            "method": method, "seeds": seeds, "parameters": int(parameters.median()) if len(parameters) else 0
+        }  # fmt: skip
+        gains = []
+        for fold in FOLDS:
+            for genes in ("svg", "hvg"):
+                for context in (0.0, 300.0):
+                    at = (pooled["fold"] == fold) & (pooled["genes"] == genes) & (pooled["context_um"] == context)
+                    own = of.loc[at, "pearson"].mean()
+                    best = pooled.loc[at & (pooled["method"] == "frozen-best"), "pearson"].mean()
+                    gains.append(own / best - 1)
+                    row[f"{fold} {genes}{' +ctx' if context else ''}"] = f"{own:.3f}"
+        row["mean gain over frozen-best"] = f"{100 * np.mean(gains):+.1f} %"
+        rows.append(row)
+    return markdown(pd.DataFrame(rows))
+
+
+def audit_table(frame: pd.DataFrame) -> str:
+    sections = frame[frame["section"] != "pooled"]
+    by = ["genes", "context_um", "method", "folds", "fold"]
+    mean = sections.groupby(by)["pearson"].mean().groupby(by[:-1]).mean().unstack("folds")
+    mean["inflation"] = mean["random spots"] - mean["grouped"]
+    return markdown(mean.round(3).reset_index())
+
+
+def shuffled_table(frame: pd.DataFrame) -> str:
+    pooled = frame[frame["section"] == "pooled"]
+    by = ["method", "genes", "context_um"]
+    table = pooled.groupby(by)["pearson"].agg(["count", "mean", "std", "max"]).reset_index()
+    table["mean / se"] = table["mean"] / (table["std"] / table["count"] ** 0.5)
+    return markdown(table.round(3))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--her2st", type=Path, help="folder with B4, C2, C3, C4")
+    parser.add_argument("--vits", type=Path, help="weights of the ViT-S/14")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", choices=["readouts", "rank", "budget", "audit", "shuffled", "tables"])
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    torch.set_num_threads(arguments.threads)
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    only = arguments.only
+    if only != "tables":
+        sdata = load(arguments.her2st)
+        encoder = pk.models.Encoder("vit_small_patch14_dinov2", weights=arguments.vits)
+        if only in (None, "readouts"):
+            run(sdata, encoder, out, [0], READOUTS).to_csv(out / "readouts.csv")
+        if only in (None, "audit"):
+            run_audit(sdata, encoder, out).to_csv(out / "audit.csv")
+        if only in (None, "shuffled"):
+            run_shuffled(sdata, encoder, out).to_csv(out / "shuffled.csv")
+        for i in range(1, len(arguments.seeds) + 1):
+            # a seed of all methods before the next, so that an interrupted run has whole tables
+            for part, methods in (
+                ("rank", [*READOUTS, *ADAPTERS]),
+                ("budget", {"frozen-best": "frozen-best", **BUDGET}),
+            ):
+                if only in (None, part):
+                    run(sdata, encoder, out, arguments.seeds[:i], methods).to_csv(out / f"{part}.csv")
+    for part, table in (
+        ("readouts", score_table), ("rank", score_table), ("budget", score_table), ("audit", audit_table),
+        ("shuffled", shuffled_table),
+    ):  # fmt: skip
+        if (out / f"{part}.csv").exists():
+            print(f"{part}\n\n{table(pd.read_csv(out / f'{part}.csv'))}")
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    print(f"{os.cpu_count()} {platform.machine()} cores. Python {platform.python_version()}, {versions}.")
+
+
+if __name__ == "__main__":
+    main()
