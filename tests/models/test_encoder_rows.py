@@ -252,3 +252,11 @@ def test_pooling_of_the_authors() -> None:
             tokens = encoder.model.forward_features(x)
     torch.testing.assert_close(own["class"], own[None])
     torch.testing.assert_close(own["class+mean"], torch.cat([tokens[:, 0], tokens[:, 5:].mean(1)], 1))
+
+
+def test_a_row_is_the_callers_own_and_hub_names_are_known() -> None:
+    row = pk.models.get_encoder("uni2-h")
+    row.model_kwargs["depth"] = 3  # type: ignore[index]
+    assert pk.models.get_encoder("uni2-h").model_kwargs["depth"] != 3
+    assert resolve_encoder("hf-hub:MahmoodLab/UNI2-h") == pk.models.get_encoder("uni2-h")
+    assert resolve_encoder("hf-hub:somebody/else").key is None

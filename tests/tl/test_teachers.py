@@ -281,3 +281,33 @@ def test_scvi_teaches(tiled: SpatialData, lessons: Lessons, monkeypatch: pytest.
     adapter = pk.tl.fit_adapter(tiled, teacher="scvi", train=TRAIN, n_components=12, **SMALL)
     assert adapter.info["teacher"] == "scvi"
     assert adapter.weights["projector"]["2.weight"].shape[0] == 10  # latent dimensions are no principal components
+
+
+def test_a_comparison_asks_a_frozen_teacher_once_and_knows_its_files(
+    tiled: SpatialData, scfoundation: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = list(tiled["table"].var_names)
+    asked: list[int] = []
+    original = ScFoundationTeacher.embed
+
+    def spy(self: Any, *args: Any) -> np.ndarray:
+        asked.append(1)
+        return original(self, *args)
+
+    monkeypatch.setattr(ScFoundationTeacher, "embed", spy)
+    how: dict[str, Any] = {
+        "methods": ["teacher", "bone"], "teacher": "scfoundation", "genes": names[:5], "epochs": 1, "rank": 8,
+        "blocks": 1, "store": tmp_path / "store", **QUIET,
+    }  # fmt: skip
+    first = pk.tl.cross_validate(tiled, checkpoint=scfoundation(tmp_path / "files", names, seed=1), **how)
+    assert len(asked) == 1
+    again = pk.tl.cross_validate(tiled, checkpoint=scfoundation(tmp_path / "files", names, seed=2), **how)
+    scores = [f.loc[f["method"] == "teacher", "pearson"].to_numpy() for f in (first, again)]
+    assert not np.allclose(*scores)
+
+
+def test_an_embedding_of_another_width_is_not_what_was_written(tiled: SpatialData) -> None:
+    pk.tl.embed_expression(tiled)
+    tiled["table"].obsm["X_pca"] = np.ones((tiled["table"].n_obs, 2), dtype=np.float32)
+    with pytest.raises(ValueError, match="has 2 columns, but .* wrote .* there: it holds something else now"):
+        pk.tl.fit_adapter(tiled, teacher="X_pca", **SMALL)

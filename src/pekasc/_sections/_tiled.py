@@ -121,6 +121,9 @@ def _warn_of_untiled(
     tiled = np.zeros(table.n_obs, dtype=bool)
     for section in sections:
         tiled[section.rows] = True
+        if section.patches is not None:
+            # spots without a stored patch were counted when the section was tiled, and no call will tile them
+            tiled[by_region[section.name]] = True
     if "in_tissue" in table.obs:
         tiled |= table.obs["in_tissue"].astype(str).isin(["0", "0.0", "False"]).to_numpy()
     missing = {region: int((~tiled[rows]).sum()) for region, rows in by_region.items()}

@@ -77,10 +77,10 @@ def read_hest(
 ) -> SpatialData:
     """Read one or several samples of HEST-1k as it is downloaded: image, spots, counts, stored patches.
 
-    Images are read lazily, level by level of their pyramids, and stored patches where they are needed: memory holds the
-    counts and little more. A sample may come with its image, with its patches, or with both: :func:`pekasc.pp.tile`
-    cuts tiles out of the image where there is one, and takes the patches else, or with ``patches=True``. Patches are
-    joined to spots by barcode.
+    Images are read lazily, level by level of their pyramids, and stored patches where they are needed: memory holds
+    the counts (joining the samples takes twice their size for a moment). A sample may come with its image, with its
+    patches, or with both: :func:`pekasc.pp.tile` cuts tiles out of the image where there is one, and takes the patches
+    else, or with ``patches=True``. Patches are joined to spots by barcode.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -217,7 +218,7 @@ def get_encoder(name: str) -> Encoder:
             f"`name={name!r}` is no encoder of `pekasc.models.list_encoders()`.{_close(name)} For timm and hub names "
             "write `pekasc.models.Encoder(name)`."
         )
-    row = dict(_table()[name])
+    row = copy.deepcopy(_table()[name])  # the table is read once for all
     values = {key: value for key, value in row.items() if key not in _FACTS}
     return Encoder.from_dict({"key": name, "name": values.pop("architecture"), **values})
 
@@ -248,7 +249,14 @@ def resolve_encoder(encoder: str | Encoder) -> Encoder:
         if row.note:
             logger.warning(row.note)
         return row
-    if encoder.startswith(_HUB) or timm.is_model(encoder):
+    if encoder.startswith(_HUB):
+        hub = encoder.split(":", 1)[1]
+        known = [name for name, row in _table().items() if row.get("hub") == hub]
+        if len(known) == 1:
+            logger.info("%r is known as %r: taking its arguments and input statistics.", encoder, known[0])
+            return get_encoder(known[0])
+        return Encoder(encoder)
+    if timm.is_model(encoder):
         return Encoder(encoder)
     if encoder.endswith(_WEIGHT_SUFFIXES) or Path(encoder).exists():
         raise ValueError(
@@ -375,7 +383,8 @@ def _unreachable(encoder: Encoder, hub: str, error: Exception) -> OSError:
         else f'`pekasc.models.Encoder({encoder.name!r}, weights="PATH")`'
     )
     return OSError(
-        f"The weights of {mine or encoder.name!r} could not be fetched from the model hub ({type(error).__name__}). "
+        f"The weights of {mine or encoder.name!r} could not be fetched from the model hub ({type(error).__name__}: "
+        f"{str(error)[:200]}). "
         f"{terms} accept its terms at https://huggingface.co/{hub} and log in with `hf auth login`. "
         f'Without a network, fetch the file elsewhere and give it with {local}; `weights="random"` gives random '
         'weights, and `encoder="tiny"` needs no network.'

@@ -35,7 +35,7 @@ from pekasc.models._fit import Data, Options, Reader
 from pekasc.models._hest import hest_genes
 from pekasc.models._methods import Method
 from pekasc.models._results import Results, fingerprint
-from pekasc.models._teachers import TEACHERS, Source, StoredTeacher, Teacher
+from pekasc.models._teachers import TEACHERS, Source, StoredTeacher, Teacher, check_finite
 from pekasc.tiling import TileSource, TileSpec
 from pekasc.tl import _inputs
 from pekasc.tl._gene_sets import choose_gene_sets
@@ -185,16 +185,20 @@ class Run:
             return [control(fold, str(method), reader, options, margin) for reader in readers]
         if self.protocol == HEST:
             if method in READOUTS:
-                x = frozen[None] if method == "frozen" else fold.teacher.embed(fold.train, np.arange(fold.data.tiles.n))
+                x = frozen[None] if method == "frozen" else self._taught(fold)
                 return [hest_read_out(fold, x, reader) for reader in readers]
             return hest_adapted(fold, row, spec, method, readers, frozen, options)
         if method == "teacher":
-            every: dict[Depth, np.ndarray] = {None: fold.teacher.embed(fold.train, np.arange(fold.data.tiles.n))}
+            every: dict[Depth, np.ndarray] = {None: self._taught(fold)}
             return [read_out(fold, reader, every, options, margin) for reader in readers]
         if method in READOUTS:
             features = {last: frozen[last]} if method == "frozen" else frozen
             return [read_out(fold, reader, features, options, margin) for reader in readers]
         return adapted(fold, row, spec, "bone" if method == BESIDE else method, readers, frozen, options)
+
+    def _taught(self, fold: Fold) -> np.ndarray:
+        """Return what a teacher that learned from the training spots says of all spots."""
+        return check_finite(fold.teacher.embed(fold.train, np.arange(fold.data.tiles.n)), fold.teacher.name)
 
     def _frozen(self, model: FrozenEncoder) -> dict[Depth, np.ndarray]:
         """Return the frozen features of all spots at every depth that may be asked for."""

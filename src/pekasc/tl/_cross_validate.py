@@ -17,7 +17,7 @@ from scipy import sparse
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
-from pekasc._expression import counts, gene_names, log1p_cp10k
+from pekasc._expression import Matrix, counts, gene_names, log1p_cp10k
 from pekasc._keys import TILES, check_key
 from pekasc._sections import check_table, get_table, section_labels
 from pekasc.models import Encoder
@@ -32,6 +32,7 @@ from pekasc.models._fit import Options
 from pekasc.models._head_methods import check_head
 from pekasc.models._methods import Method, check_method, known_methods, method_name
 from pekasc.models._results import Results, fingerprint
+from pekasc.models._teachers import TEACHERS, Source, StoredTeacher, TeacherRow
 from pekasc.tiling import cached
 from pekasc.tl import _inputs
 from pekasc.tl._comparison import HEST, Run, Spots
@@ -226,7 +227,11 @@ def cross_validate(
     check_key(key)
     table = get_table(sdata, table_name)
     check_table(table)
-    spots = _read(sdata, table, layer, gene_key, teacher, checkpoint, table_name, key, groups, folds, max_memory)
+    uses_teacher = any(method not in (*CONTROLS, "frozen", "frozen-best") for method in asked.values())
+    spots = _read(
+        sdata, table, layer, gene_key, teacher, checkpoint, table_name, key, groups, folds, max_memory, uses_teacher,
+        options,
+    )  # fmt: skip
     sets: dict[str, list[str] | None] = {HEST: None}
     if protocol == "nested":
         sets = check_gene_sets(genes, spots.genes)
@@ -305,6 +310,8 @@ def _read(
     groups: str | None,
     folds: Any,
     max_memory: int,
+    uses_teacher: bool,
+    options: Options,
 ) -> Spots:
     names = [str(name) for name in gene_names(table, gene_key)]
     stored = stored_key(table, teacher, checkpoint)
@@ -323,17 +330,42 @@ def _read(
         raw = sparse.csr_matrix(raw_all[rows])
         coords = np.concatenate([section.centres_um for section in sections])
         of = section_labels(table)[rows]
-        embedding = None if stored is None else stored_teacher(table, stored, teacher, rows)
+        embedding = None
+        if uses_teacher and stored is not None:
+            embedding = stored_teacher(table, stored, teacher, rows)
+        elif uses_teacher and not TEACHERS[teacher].fitted:
+            # a frozen teacher says the same in every fold: it is asked once
+            embedding = _asked_once(TEACHERS[teacher], log, raw, names, checkpoint, options)
+        unknown = 0 if embedding is None else int((~np.isfinite(embedding.embedding).all(axis=1)).sum())
+        if unknown:
+            raise ValueError(
+                f"The teacher's embedding {teacher!r} has NaN or infinite values in {unknown} of {rows.size} spots: "
+                "leave them out of the object, or take another teacher."
+            )
         places = {name: fingerprint(centres) for name, centres in sorted(_inputs.places(sections).items())}
         print_of_tiles = fingerprint(of.astype("U"), coords, places, asdict(spec))
         print_of_data = fingerprint(
             raw.data, raw.indices, raw.indptr, np.array(names), labels.astype("U"), print_of_tiles,
-            None if embedding is None else fingerprint(embedding.embedding), checkpoint,
+            None if embedding is None else fingerprint(embedding.embedding),
         )  # fmt: skip
         return Spots(
             cached(stream, max_memory=max_memory), spec, log, raw, names, labels, of, coords, parts, teacher, embedding,
             print_of_tiles, print_of_data,
         )  # fmt: skip
+
+
+def _asked_once(
+    row: TeacherRow, log: Matrix, raw: Matrix, names: list[str], checkpoint: str | Path | None, options: Options
+) -> StoredTeacher:
+    """Return what a frozen teacher says of all spots."""
+    genes = np.array(names, dtype=object)
+    teacher = row.make(
+        Source(
+            log, raw, genes, np.arange(len(names)), checkpoint=checkpoint, device=options.device,
+            precision=options.precision,
+        )
+    )  # fmt: skip
+    return StoredTeacher(teacher.embed(np.arange(log.shape[0])), teacher.name, teacher.licence, teacher.digest)
 
 
 def _folds(

@@ -55,7 +55,7 @@ def stored_teacher(adata: AnnData, key: str, name: str, rows: np.ndarray) -> Sto
     Raises
     ------
     ValueError
-        If it is no matrix, or not finite in `rows`.
+        If it is no matrix, not what was written there, or not finite in `rows`.
     """
     record = read_uns(adata, key) or {}
     if "n_spots" in record and record.get("fitted", True):
@@ -66,4 +66,11 @@ def stored_teacher(adata: AnnData, key: str, name: str, rows: np.ndarray) -> Sto
     value = adata.obsm[key]
     value = value.to_numpy() if isinstance(value, pd.DataFrame) else value
     value = value[rows].toarray() if sparse.issparse(value) else np.asarray(value)[rows]
+    # whose weights it came from is only said of what was written with that record
+    width = value.shape[1] if value.ndim == 2 else 0
+    if record.get("n_components", width) != width:
+        raise ValueError(
+            f"obsm[{key!r}] has {width} columns, but `pekasc.tl.embed_expression` wrote {record['n_components']} "
+            "there: it holds something else now. Store that under another key, or embed again."
+        )
     return StoredTeacher(value, name, record.get("licence"), record.get("digest"))
