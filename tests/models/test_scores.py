@@ -73,3 +73,12 @@ def test_interval_covers_and_narrows() -> None:
 
 def test_interval_of_nothing_is_nan() -> None:
     assert np.isnan(interval(np.array([np.nan]))).all()
+
+
+def test_draws_keep_the_number_of_blocks_of_a_section() -> None:
+    blocks = np.arange(12)
+    sections = np.repeat(["a", "b"], [4, 8])
+    draws = BlockScores(
+        np.random.default_rng(0).normal(size=(12, 2)), blocks, 50, random_state=0, strata=sections
+    ).draws
+    assert (draws[:, :4].sum(axis=1) == 4).all() and (draws[:, 4:].sum(axis=1) == 8).all()

@@ -12,9 +12,12 @@ import pytest
 from peft import LoraConfig
 from scipy.sparse import csr_matrix
 from spatialdata import SpatialData
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import get_transformation
 
 import pekasc as pk
 from pekasc.models import _compare
+from pekasc.models._encoders import resolve_encoder
 from pekasc.models._methods import known_methods
 
 QUICK: dict[str, Any] = {"genes": "svg", "n_genes": 8, "device": "cpu", "progress": False}
@@ -239,14 +242,20 @@ def test_shuffled_labels_score_nothing(tiled: SpatialData) -> None:
 
 def test_hest_protocol(tiled: SpatialData) -> None:
     frame = pk.tl.cross_validate(
-        tiled, methods=["mean", "frozen", "teacher", "bone"], protocol="hest", **{**SMALL, "n_clusters": 3}
-    )
+        tiled, methods=["mean", "frozen", "teacher", "bone"], protocol="hest", n_genes=8, epochs=1, rank=8, blocks=1,
+        n_clusters=3, device="cpu", progress=False,
+    )  # fmt: skip
     assert set(frame["genes"]) == {"hest"}
     assert by_method(frame)["teacher"] > by_method(frame)["frozen"]
     with pytest.raises(
         ValueError, match='`protocol="hest"` chooses nothing inside the fold, so it has no .frozen-best'
     ):
-        pk.tl.cross_validate(tiled, methods=["frozen-best"], protocol="hest", **QUICK)
+        pk.tl.cross_validate(tiled, methods=["frozen-best"], protocol="hest")
+    with pytest.raises(ValueError, match="has genes and a regression of its own"):
+        pk.tl.cross_validate(tiled, methods=["frozen"], protocol="hest", head="mlp")
+    pooled = frame[(frame["section"] == "pooled") & (frame["method"] == "frozen")]
+    table = pk.get.comparison(frame, rival="frozen")
+    assert table.loc[("tiny", 0.0, "hest", "frozen"), "pearson"] == pytest.approx(pooled["pearson"].mean())
 
 
 def test_folds_by_column_and_by_section(tiled: SpatialData) -> None:
@@ -265,6 +274,13 @@ def test_folds_by_column_and_by_section(tiled: SpatialData) -> None:
     [
         ({"methods": ["bones"]}, ValueError, "'bones' is not known. Choose from .*'frozen-best'"),
         ({"methods": []}, ValueError, "`methods=` is empty"),
+        ({"methods": [None]}, ValueError, "None is the frozen encoder of `fit_adapter`; say"),
+        ({"methods": ["adalora"], "epochs": 1, "blocks": 1}, ValueError, "AdaLoRA plans its ranks .* too few"),
+        ({"n_genes": 0}, ValueError, "`n_genes=0`.* must be positive"),
+        ({"block_um": 0}, ValueError, "`block_um=0` must be positive"),
+        ({"encoders": []}, ValueError, "`encoders=` is empty"),
+        ({"folds": {}}, ValueError, "`folds=` is empty"),
+        ({"genes": {"mine": "svg"}}, KeyError, "not in the table: .'svg'"),
         ({"methods": [LoraConfig(r=2), "lora"]}, ValueError, "two of one name"),
         ({"methods": ["mean"], "protocol": "loo"}, ValueError, '`protocol=.loo.` is not known. Choose "nested"'),
         ({"genes": ["svgs"]}, KeyError, "1 of 1 genes are not in the table: .*'svg'"),
@@ -334,3 +350,75 @@ def test_comparison_sums_up(tiled: SpatialData) -> None:
         pk.get.comparison(frame, rival="bone")
     with pytest.raises(ValueError, match="no comparison of methods"):
         pk.get.comparison(frame.drop(columns="section"))
+
+
+def test_names_configurations_and_rivals(tiled: SpatialData, tmp_path: Path, counted: list[str]) -> None:
+    """A configuration, its layers in whatever order, a name that no file can have, and a rival under another name."""
+    table = tiled["table"]
+    table.obs["patient"] = table.obs["patient"].astype(str).str.replace("P", "P/")
+    config = LoraConfig(r=4, target_modules=["attn.qkv", "attn.proj", "mlp.fc1"])
+    methods = {"best": "frozen-best", "my/lora": config}
+    genes = {"about": list(table.var_names[:4]), "file": list(table.var_names[4:8])}
+    how: dict[str, Any] = {**SMALL, "genes": genes, "methods": methods, "store": tmp_path}
+    frame = pk.tl.cross_validate(tiled, **how)
+    assert set(frame["fold"]) == {"P/1", "P/2"}
+    assert frame.loc[frame["method"] == "my/lora", "difference"].notna().all()
+    counted.clear()
+    assert same(pk.tl.cross_validate(tiled, **how), frame)
+    assert not counted
+
+
+def test_encoders_of_the_same_weights_are_told_apart(tiled: SpatialData, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    row = resolve_encoder("tiny")
+    other = replace(row, mean=(0.1, 0.2, 0.3), key="other", note=None)
+    both = pk.tl.cross_validate(tiled, methods=["frozen"], encoders=[row, other], store=tmp_path, **QUICK)
+    alone = pk.tl.cross_validate(tiled, methods=["frozen"], encoders=other, **QUICK)
+    part = both[both["encoder"] == "other"].reset_index(drop=True)
+    assert same(part, alone)
+    assert not np.allclose(part["pearson"], both.loc[both["encoder"] == "tiny", "pearson"])
+
+
+def test_another_image_is_not_taken_from_the_store(tiled: SpatialData, tmp_path: Path) -> None:
+    first = pk.tl.cross_validate(tiled, methods=["frozen"], store=tmp_path, **QUICK)
+    image = tiled["P2S1_he"]["scale0/image"]
+    pixels = image.to_numpy().copy()
+    pixels[:, 100:300, 100:300] = 255 - pixels[:, 100:300, 100:300]
+    tiled["P2S1_he"] = Image2DModel.parse(
+        pixels,
+        dims=("c", "y", "x"),
+        scale_factors=[2],
+        transformations=get_transformation(tiled["P2S1_he"], get_all=True),
+    )
+    try:
+        second = pk.tl.cross_validate(tiled, methods=["frozen"], store=tmp_path, **QUICK)
+    except ValueError as error:  # the tiles know that their image changed
+        assert "image" in str(error)
+    else:
+        assert not np.allclose(first["pearson"], second["pearson"])
+
+
+def test_folds_that_cut_a_group_are_warned_of(tiled: SpatialData) -> None:
+    number = np.arange(tiled["table"].n_obs) % 2
+    folds = {"odd": (number == 0, number == 1)}
+    with pytest.warns(UserWarning, match=r"Folds \['odd'\] have spots of one group in training and in test"):
+        pk.tl.cross_validate(tiled, methods=["mean"], folds=folds, **QUICK)
+
+
+def test_a_patient_without_a_name_is_an_error(tiled: SpatialData) -> None:
+    patient = tiled["table"].obs["patient"].astype(object)
+    patient.iloc[0] = None
+    tiled["table"].obs["patient"] = patient
+    with pytest.raises(ValueError, match="1 spots have no patient in `obs.'patient'.`, others have"):
+        pk.tl.cross_validate(tiled, methods=["mean"], **QUICK)
+
+
+def test_a_small_section_has_no_score_of_its_own(tiled: SpatialData) -> None:
+    number = np.arange(tiled["table"].n_obs)
+    first = (tiled["table"].obs["region"] == "P1S1_spots").to_numpy()
+    test = ~first | (number == number[first][0])
+    with pytest.warns(UserWarning, match="sections .*P1S1_spots.* have fewer than 10 test spots"):
+        frame = pk.tl.cross_validate(tiled, methods=["mean", "frozen"], folds={"a": (~test, test)}, **QUICK)
+    assert frame.loc[frame["section"] == "P1S1_spots", "pearson"].isna().all()
+    assert frame.loc[frame["section"] != "P1S1_spots", "pearson"].notna().all()

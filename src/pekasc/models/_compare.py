@@ -109,10 +109,12 @@ def control(fold: Fold, name: str, reader: Reader, options: Options, margin_um: 
         return read_out(fold, reader, {None: _polynomial(d.coords_um, d.sections)}, options, margin_um)
     predicted = np.empty((len(fold.test), len(d.genes)), dtype=np.float32)
     for section in np.unique(d.sections[fold.test]):
-        at = np.flatnonzero(d.sections[fold.test] == section)
-        measured = d.expression[fold.test[at]]
-        graph = kneighbors_graph(d.coords_um[fold.test[at]], min(_N_NEIGHBOURS, len(at) - 1))
-        predicted[at] = dense(graph @ measured) / graph.sum(axis=1).reshape(-1, 1)
+        # every spot of the section that was measured, whichever side of the fold it is on
+        at = np.flatnonzero(d.sections == section)
+        graph = kneighbors_graph(d.coords_um[at], min(_N_NEIGHBOURS, len(at) - 1))
+        mean = dense(graph @ d.expression[at]) / np.asarray(graph.sum(axis=1)).reshape(-1, 1)
+        inside = np.isin(fold.test, at)
+        predicted[inside] = mean[np.searchsorted(at, fold.test[inside])]
     return Prediction(predicted, {})
 
 

@@ -27,6 +27,7 @@ _METHODS: Mapping[str, Callable[[int, list[str]], PeftConfig]] = {
 }
 
 Method = str | PeftConfig | None
+_MIN_ADALORA_STEPS = 2
 
 
 def known_methods() -> list[str]:
@@ -135,6 +136,11 @@ def with_steps(config: PeftConfig, n_steps: int) -> PeftConfig:
     """
     if not isinstance(config, AdaLoraConfig) or config.total_step != 1:
         return config
+    if n_steps < _MIN_ADALORA_STEPS:
+        raise ValueError(
+            f"AdaLoRA plans its ranks over the steps of the training, and {n_steps} are too few: give more spots or "
+            f"`epochs=`, at least {_MIN_ADALORA_STEPS} batches, or take another method."
+        )
     plan: Any = {**config.to_dict(), "total_step": n_steps, "tinit": n_steps // 10, "tfinal": n_steps // 3}
     return type(config).from_peft_type(**plan)
 

@@ -1,4 +1,4 @@
-"""Finished pieces of a comparison, kept so that none is computed twice: in memory, or in a folder that survives."""
+"""Finished pieces of a comparison, kept in a folder so that none is computed twice."""
 
 from __future__ import annotations
 
@@ -22,9 +22,14 @@ def fingerprint(*parts: Any) -> str:
             sha.update(f"{array.dtype} {array.shape}".encode())
             sha.update(array.view(np.uint8).data if array.size else b"")
         else:
-            sha.update(json.dumps(part, sort_keys=True, default=str).encode())
+            sha.update(json.dumps(part, sort_keys=True, default=_plain).encode())
         sha.update(b"\n")
     return sha.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    # a set has no order of its own
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 
 
 class Results:
@@ -33,11 +38,11 @@ class Results:
     Parameters
     ----------
     folder
-        Where they are kept; None keeps them in memory.
+        Where they are kept; None keeps nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self.folder, self._memory = folder, dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]]()
+        self.folder = folder
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -48,7 +53,7 @@ class Results:
     def get(self, name: str, key: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """Return what was put there, or None."""
         if self.folder is None:
-            return self._memory.get(key)
+            return None
         path = self._path(name, key)
         if not path.exists():
             return None
@@ -64,7 +69,6 @@ class Results:
     def put(self, name: str, key: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
         """Keep arrays and facts; in a folder, a file is there whole or not at all."""
         if self.folder is None:
-            self._memory[key] = dict(arrays), dict(about)
             return
         path = self._path(name, key)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")

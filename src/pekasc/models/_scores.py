@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import sparse
 
 from pekasc._expression import Matrix
 
@@ -58,17 +59,32 @@ class BlockScores:
         Number of bootstrap draws; each draws as many blocks as there are, with replacement.
     random_state
         Seed: the same draws for every method, so that differences are paired.
+    strata
+        Section of every spot, (n,): each draw has as many blocks of a section as the section has.
     """
 
-    def __init__(self, measured: np.ndarray, blocks: np.ndarray, n_draws: int, random_state: int) -> None:
+    def __init__(
+        self,
+        measured: np.ndarray,
+        blocks: np.ndarray,
+        n_draws: int,
+        random_state: int,
+        strata: np.ndarray | None = None,
+    ) -> None:
         self.n_blocks = int(blocks.max()) + 1
         generator = np.random.default_rng(random_state)
-        self.draws = generator.multinomial(self.n_blocks, np.full(self.n_blocks, 1 / self.n_blocks), size=n_draws)
-        self._member = np.zeros((self.n_blocks, len(blocks)))
-        self._member[blocks, np.arange(len(blocks))] = 1.0
+        of_block = np.zeros(self.n_blocks, dtype=np.int64)
+        if strata is not None:
+            of_block[blocks] = np.unique(strata, return_inverse=True)[1].ravel()
+        self.draws = np.zeros((n_draws, self.n_blocks), dtype=np.int64)
+        for stratum in np.unique(of_block):
+            at = np.flatnonzero(of_block == stratum)
+            self.draws[:, at] = generator.multinomial(at.size, np.full(at.size, 1 / at.size), size=n_draws)
+        ones = np.ones(len(blocks))
+        self._member = sparse.csr_matrix((ones, (blocks, np.arange(len(blocks)))), shape=(self.n_blocks, len(blocks)))
         # near the mean, so that differences of sums keep their digits
         self._y = measured - measured.mean(axis=0, dtype=np.float64)
-        counts = self._member.sum(axis=1)
+        counts = np.bincount(blocks, minlength=self.n_blocks).astype(np.float64)
         self._n = (self.draws @ counts)[:, None]
         self._sum_y, self._sum_yy = self._drawn(self._y), self._drawn(self._y**2)
         self._variation_y = self._sum_yy - self._sum_y**2 / self._n

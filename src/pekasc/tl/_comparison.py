@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -71,6 +72,7 @@ class Found:
 
     encoder: str
     method: str
+    kind: Any  # what stands behind the name
     context_um: float | None
     seed: int
     prediction: Prediction
@@ -111,9 +113,16 @@ class Run:
         """The methods that train an adapter."""
         return {name: m for name, m in self.methods.items() if m not in (*CONTROLS, *READOUTS)}
 
+    def varies(self, label: str) -> bool:
+        """Tell whether a method draws random numbers."""
+        drawn = self.head == "mlp" and self.methods[label] not in ("mean", "neighbours")
+        return label in self.trained or drawn or (self.methods[label] == "teacher" and self.spots.teacher == "scvi")
+
     def of_encoder(self, row: Encoder, bar: Any) -> Iterator[tuple[FoldGenes, list[Found]]]:
         """Yield what every method predicted, fold by fold."""
         spots = self.spots
+        if self.protocol == HEST and row.pooling == "class+mean":
+            row = replace(row, pooling="class")  # as HEST-Bench reads every encoder
         model = FrozenEncoder(row, spots.spec.tile_px)
         frozen = self._frozen(model)
         last: Depth = None if self.protocol == HEST else (model.n_blocks,)
@@ -132,7 +141,7 @@ class Run:
             of = self._fold(name)
             found: list[Found] = []
             for label, method in self.methods.items():
-                for seed in self.seeds if label in self.trained else self.seeds[:1]:
+                for seed in self.seeds if self.varies(label) else self.seeds[:1]:
                     found += self._unit(of, row, label, method, seed, frozen, last, common)
                     bar.update()
             yield of, found
@@ -155,7 +164,7 @@ class Run:
             context: fingerprint(common, fold.train, fold.test, about_method, context, seed)
             for context in self.contexts
         }
-        title = f"{fold.name}-{row.short}-{label}".replace("/", "_").replace(" ", "_")
+        title = _file_name(f"{fold.name}-{row.short}-{label}")
         known = {context: self.results.get(title, k) for context, k in keys.items()}
         todo = [context for context, stored in known.items() if stored is None]
         out = {c: Prediction(s[0]["predicted"], s[1]) for c, s in known.items() if s is not None}
@@ -167,7 +176,7 @@ class Run:
                 about = {"seconds": time.perf_counter() - start, **prediction.about}
                 out[context] = Prediction(prediction.predicted.astype(np.float32), about)
                 self.results.put(title, keys[context], {"predicted": out[context].predicted}, about)
-        return [Found(row.short, label, context, seed, out[context]) for context in self.contexts]
+        return [Found(row.short, label, method, context, seed, out[context]) for context in self.contexts]
 
     def _predict(
         self,
@@ -190,7 +199,9 @@ class Run:
             return hest_adapted(fold, row, spec, method, readers, frozen, options)
         if method == "teacher":
             every: dict[Depth, np.ndarray] = {None: self._taught(fold)}
-            return [read_out(fold, reader, every, options, margin) for reader in readers]
+            # what a spot expresses is known: its neighbours' noise would only blur the bound
+            bound = read_out(fold, replace(readers[0], context_um=None), every, options, margin)
+            return [bound for _ in readers]
         if method in READOUTS:
             features = {last: frozen[last]} if method == "frozen" else frozen
             return [read_out(fold, reader, features, options, margin) for reader in readers]
@@ -204,7 +215,7 @@ class Run:
         """Return the frozen features of all spots at every depth that may be asked for."""
         spots, o = self.spots, self.options
         depths: list[Depth] = [None] if self.protocol == HEST else candidate_depths(model.n_blocks)
-        if not set(self.methods.values()) - {*CONTROLS, "teacher"}:
+        if all(method in (*CONTROLS, "teacher") for method in self.methods.values()):
             return {}
         # whatever is measured there, tiles look the same
         key = fingerprint(spots.tiles_fingerprint, _row(model), [list(d) if d else None for d in depths], o.precision)
@@ -250,15 +261,16 @@ class Run:
         spots = self.spots
         train = spots.folds[name][0]
         key = fingerprint(spots.fingerprint, train, expressed, self.sets, self.n_genes)
-        stored = self.results.get(f"genes-{name}", key)
+        title = _file_name(f"genes-{name}")
+        stored = self.results.get(title, key)
         if stored is None:
             made = choose_gene_sets(
                 self.sets, spots.genes, spots.log[train], spots.coords_um[train], spots.sections[train], expressed,
                 self.n_genes,
             )  # fmt: skip
-            stored = made, {}
-            self.results.put(f"genes-{name}", key, *stored)
-        return stored[0]
+            stored = {f"set{i}": at for i, at in enumerate(made.values())}, {"names": list(made)}
+            self.results.put(title, key, *stored)
+        return {set_name: stored[0][f"set{i}"] for i, set_name in enumerate(stored[1]["names"])}
 
     def _teacher(self, expressed: np.ndarray) -> Teacher:
         spots, o = self.spots, self.options
@@ -278,6 +290,10 @@ class Run:
                 random_state=o.random_state,
             )
         )
+
+
+def _file_name(title: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.+=\-]+", "_", title)
 
 
 def _row(model: FrozenEncoder) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pekasc.models._scores import BlockScores, gene_scores, interval, mean_score
 from pekasc.tl._comparison import RIVAL, FoldGenes, Found, Spots
 
 POOLED = "pooled"
+MIN_TEST = 10
 _MIN_BLOCKS = 4
 
 
@@ -23,21 +24,35 @@ def score_fold(
     sections = spots.sections[fold.test]
     frames = []
     undefined: set[str] = set()
+    small: set[str] = set()
     for section in [POOLED, *np.unique(sections)]:
         at = np.arange(len(fold.test)) if section == POOLED else np.flatnonzero(sections == section)
         for name, columns in of.sets.items():
             measured = of.measured[np.ix_(at, columns)]
-            undefined |= {fold.data.genes[columns[i]] for i in np.flatnonzero(np.ptp(measured, axis=0) == 0)}
+            if len(at) >= MIN_TEST:
+                undefined |= {fold.data.genes[columns[i]] for i in np.flatnonzero(np.ptp(measured, axis=0) == 0)}
             about = {
                 "fold": fold.name, "section": str(section), "genes": name, "n_train": len(fold.train), "n_test": len(at)
             }  # fmt: skip
+            if len(at) < MIN_TEST:
+                small.add(str(section))
+                measured = np.full_like(measured, np.nan)
             if per_gene:
                 frames += [_gene_rows(of, f, at, columns, measured, about) for f in found]
                 continue
             blocks = tissue_blocks(spots.coords_um[fold.test[at]], sections[at], block_um)
             # an interval from a handful of blocks would be made up
-            draw = BlockScores(measured, blocks, n_draws, random_state=0) if blocks.max() + 1 >= _MIN_BLOCKS else None
+            draw = None
+            if blocks.max() + 1 >= _MIN_BLOCKS and len(at) >= MIN_TEST:
+                draw = BlockScores(measured, blocks, n_draws, random_state=0, strata=sections[at])
             frames.append(_mean_rows(found, at, columns, measured, about, draw))
+    if small:
+        warnings.warn(
+            f"Fold {fold.name!r}: the sections {sorted(small)} have fewer than {MIN_TEST} test spots, too few for a "
+            "score of their own: it is NaN.",
+            UserWarning,
+            stacklevel=3,
+        )
     if undefined:
         names = sorted(undefined)
         warnings.warn(
@@ -76,7 +91,7 @@ def _mean_rows(
     scores = [mean_score(gene_scores(part, measured)) for part in parts]
     draws = [np.full(1, np.nan) if draw is None else draw(part) for part in parts]
     undefined = int((np.ptp(measured, axis=0) == 0).sum())
-    rival = {f.context_um: i for i, f in enumerate(found) if f.method == RIVAL}
+    rival = {f.context_um: i for i, f in enumerate(found) if f.kind == RIVAL}
     rows = []
     for i, f in enumerate(found):
         low, high = interval(draws[i])

@@ -33,17 +33,16 @@ from pekasc.models._head_methods import check_head
 from pekasc.models._methods import Method, check_method, known_methods, method_name
 from pekasc.models._results import Results, fingerprint
 from pekasc.models._teachers import TEACHERS, Source, StoredTeacher, TeacherRow
-from pekasc.tiling import cached
+from pekasc.tiling import ArrayTiles, cached
 from pekasc.tl import _inputs
 from pekasc.tl._comparison import HEST, Run, Spots
-from pekasc.tl._comparison_table import score_fold
+from pekasc.tl._comparison_table import MIN_TEST, score_fold
 from pekasc.tl._gene_sets import check_gene_sets
 from pekasc.tl._options import make_recipe, whole
 from pekasc.tl._teachers import stored_key, stored_teacher
 
 logger = logging.getLogger(__name__)
 
-_MIN_TEST = 10
 _NOT_IN_HEST = ("frozen-best", "coordinates", BESIDE)
 
 
@@ -60,7 +59,7 @@ def cross_validate(
     n_genes: int = 50,
     head: Literal["ridge", "ridge-per-gene", "mlp"] = "ridge",
     context_um: float | None | Sequence[float | None] = None,
-    seeds: Sequence[int] = (0,),
+    seeds: int | Sequence[int] = (0,),
     protocol: Literal["nested", "hest"] = "nested",
     per_gene: bool = False,
     layer: str | None = None,
@@ -105,7 +104,7 @@ def cross_validate(
         ``"neighbours"``
             The mean of the six nearest spots' measured expression: no prediction, but what smoothing would give.
         ``"teacher"``
-            The head on the teacher's embedding of the test spots' own expression: an upper bound.
+            The head on the teacher's embedding of the test spots' own expression, without context: an upper bound.
         ``"frozen"``
             The head on the frozen encoder's last block.
         ``"frozen-best"``
@@ -200,10 +199,19 @@ def cross_validate(
     >>> sorted(frame["method"].unique())
     ['frozen', 'mean']
     """
+    if protocol == HEST and (head != "ridge" or tuple(_several(genes)) != ("svg", "hvg")):
+        raise ValueError('`protocol="hest"` has genes and a regression of its own: leave `genes=` and `head=` out.')
+    if whole("n_genes", n_genes) < 1 or whole("n_bootstrap", n_bootstrap) < 1 or not block_um > 0:
+        raise ValueError(
+            f"`n_genes={n_genes}`, `n_bootstrap={n_bootstrap}` and `block_um={block_um}` must be positive."
+        )
+    seeds = [seeds] if isinstance(seeds, int) else seeds
     asked = check_methods(methods, protocol)
     contexts = _contexts(context_um)
     check_head(head)
     rows_of_encoders = [resolve_encoder(e) for e in _several(encoders)]
+    if not rows_of_encoders:
+        raise ValueError("`encoders=` is empty.")
     if len({row.short for row in rows_of_encoders}) < len(rows_of_encoders):
         raise ValueError("`encoders=` names one twice; give `key=` to tell them apart: `Encoder(..., key=...)`.")
     recipe = make_recipe(
@@ -266,6 +274,10 @@ def check_methods(methods: Any, protocol: str) -> dict[str, Method]:
         )
     out: dict[str, Method] = {}
     for name, method in given.items():
+        if method is None:
+            raise ValueError(
+                '`methods=`: None is the frozen encoder of `fit_adapter`; say "frozen" or "frozen-best" here.'
+            )
         fixed = isinstance(method, str) and method in (*CONTROLS, *READOUTS, BESIDE)
         if not fixed and isinstance(method, str) and method not in known_methods():
             raise ValueError(
@@ -281,7 +293,7 @@ def check_methods(methods: Any, protocol: str) -> dict[str, Method]:
 
 
 def _name(method: Any) -> str:
-    return method if isinstance(method, str) else method_name(check_method(method))
+    return method if isinstance(method, str) else "None" if method is None else method_name(check_method(method))
 
 
 def _several(values: Any) -> list[Any]:
@@ -326,6 +338,8 @@ def _read(
         groups = _inputs.default_groups(table, rows) if groups is None else groups
         parts = _folds(table, groups, folds, rows)
         labels = _inputs.obs_groups(table, groups, rows)
+        if folds is not None:
+            _warn_of_leaks(parts, labels)
         log = log1p_cp10k(table[rows], layer)
         raw = sparse.csr_matrix(raw_all[rows])
         coords = np.concatenate([section.centres_um for section in sections])
@@ -343,15 +357,30 @@ def _read(
                 "leave them out of the object, or take another teacher."
             )
         places = {name: fingerprint(centres) for name, centres in sorted(_inputs.places(sections).items())}
-        print_of_tiles = fingerprint(of.astype("U"), coords, places, asdict(spec))
+        tiles = cached(stream, max_memory=max_memory)
+        # every pixel counts: two images may differ where only some tiles lie
+        pixels = fingerprint(tiles.array) if isinstance(tiles, ArrayTiles) else None
+        print_of_tiles = fingerprint(of.astype("U"), coords, places, asdict(spec), pixels)
         print_of_data = fingerprint(
             raw.data, raw.indices, raw.indptr, np.array(names), labels.astype("U"), print_of_tiles,
             None if embedding is None else fingerprint(embedding.embedding),
         )  # fmt: skip
         return Spots(
-            cached(stream, max_memory=max_memory), spec, log, raw, names, labels, of, coords, parts, teacher, embedding,
+            tiles, spec, log, raw, names, labels, of, coords, parts, teacher, embedding,
             print_of_tiles, print_of_data,
         )  # fmt: skip
+
+
+def _warn_of_leaks(parts: dict[str, tuple[np.ndarray, np.ndarray]], labels: np.ndarray) -> None:
+    """Say where spots of one group are on both sides of a fold."""
+    cut = [name for name, (train, test) in parts.items() if set(labels[train]) & set(labels[test])]
+    if cut:
+        warnings.warn(
+            f"Folds {cut} have spots of one group in training and in test: neighbouring and serial tissue makes their "
+            "scores too good. `pekasc.tl.leakage_audit` shows by how much.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _asked_once(
@@ -374,6 +403,8 @@ def _folds(
     """Return training and test spots of every fold, as positions among `rows`."""
     out: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     if isinstance(folds, Mapping):
+        if not folds:
+            raise ValueError("`folds=` is empty.")
         for name, pair in folds.items():
             if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
                 raise TypeError(f"`folds[{name!r}]` must be a pair (train, test), got {pair!r}.")
@@ -398,10 +429,10 @@ def _folds(
             )
         out = _each(_inputs.obs_groups(table, groups, rows), "the sections" if groups is None else f"obs[{groups!r}]")
     for name, (train, test) in out.items():
-        if test.size < _MIN_TEST or not train.size:
+        if test.size < MIN_TEST or not train.size:
             raise ValueError(
                 f"Fold {name!r} has {train.size} training and {test.size} test spots with tile and counts: at least "
-                f"{_MIN_TEST} test spots are needed for a score. Join groups, or leave this one out with `folds=`."
+                f"{MIN_TEST} test spots are needed for a score. Join groups, or leave this one out with `folds=`."
             )
     return out
 

@@ -42,7 +42,10 @@ def check_gene_sets(genes: Any, names: Sequence[str]) -> dict[str, list[str] | N
         genes = [genes]
     sets: dict[str, list[str] | None]
     if isinstance(genes, Mapping):
-        sets = {str(name): [str(gene) for gene in given] for name, given in genes.items()}
+        sets = {
+            str(name): [given] if isinstance(given, str) else [str(gene) for gene in given]
+            for name, given in genes.items()
+        }
     elif len(genes) and all(gene in CHOSEN for gene in genes):
         sets = {str(name): None for name in genes}
     else:

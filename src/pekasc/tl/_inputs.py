@@ -185,7 +185,14 @@ def default_groups(adata: AnnData, rows: np.ndarray) -> str | None:
     if PATIENT not in adata.obs:
         return None
     column = adata.obs[PATIENT].iloc[rows]
-    return PATIENT if column.notna().all() and column.nunique() > 1 else None
+    if column.nunique() < 2:
+        return None
+    if column.isna().any():
+        raise ValueError(
+            f"{int(column.isna().sum())} spots have no patient in `obs[{PATIENT!r}]`, others have: fill it, leave "
+            "them out, or say what to hold out with `groups=`."
+        )
+    return PATIENT
 
 
 def seen(expression: Matrix) -> np.ndarray:
