@@ -258,5 +258,6 @@ def test_a_row_is_the_callers_own_and_hub_names_are_known() -> None:
     row = pk.models.get_encoder("uni2-h")
     row.model_kwargs["depth"] = 3  # type: ignore[index]
     assert pk.models.get_encoder("uni2-h").model_kwargs["depth"] != 3
-    assert resolve_encoder("hf-hub:MahmoodLab/UNI2-h") == pk.models.get_encoder("uni2-h")
+    known = resolve_encoder("hf-hub:MahmoodLab/UNI2-h")
+    assert known == replace(pk.models.get_encoder("uni2-h"), key="UNI2-h") and known.short == "UNI2-h"
     assert resolve_encoder("hf-hub:somebody/else").key is None

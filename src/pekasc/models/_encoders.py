@@ -254,7 +254,8 @@ def resolve_encoder(encoder: str | Encoder) -> Encoder:
         known = [name for name, row in _table().items() if row.get("hub") == hub]
         if len(known) == 1:
             logger.info("%r is known as %r: taking its arguments and input statistics.", encoder, known[0])
-            return get_encoder(known[0])
+            # slots are named after what was asked for
+            return dataclasses.replace(get_encoder(known[0]), key=short_name(encoder))
         return Encoder(encoder)
     if timm.is_model(encoder):
         return Encoder(encoder)
