@@ -422,3 +422,22 @@ def test_a_small_section_has_no_score_of_its_own(tiled: SpatialData) -> None:
         frame = pk.tl.cross_validate(tiled, methods=["mean", "frozen"], folds={"a": (~test, test)}, **QUICK)
     assert frame.loc[frame["section"] == "P1S1_spots", "pearson"].isna().all()
     assert frame.loc[frame["section"] != "P1S1_spots", "pearson"].notna().all()
+
+
+def test_one_patients_sections_are_held_out_inside_a_fold() -> None:
+    """As fit_adapter does by itself on the same training spots."""
+    sdata = pk.datasets.phantom(n_patients=2, n_sections=2, size_um=600, mpp=1.0, n_genes=24)
+    pk.pp.tile(sdata, tile_px=56, mpp=2.0)
+    train = ["P1S1_spots", "P1S2_spots"]
+    genes = list(sdata["table"].var_names[:6])
+    how: dict[str, Any] = {"genes": genes, "device": "cpu", "progress": False}
+    folds = {"P2": (train, ["P2S1_spots", "P2S2_spots"])}
+    frame = pk.tl.cross_validate(sdata, methods=["frozen-best"], n_depths=1, folds=folds, **how)
+    adapter = pk.tl.fit_adapter(sdata, method=None, train=train, **how)
+    assert adapter.info["held_out"] == train
+    assert frame.iloc[0]["alpha"] == pytest.approx(adapter.info["alpha"])
+    assert frame.iloc[0]["depth"] == adapter.info["depth"]
+    pk.tl.predict_expression(sdata, adapter, device="cpu", progress=False)
+    want = pk.tl.evaluate(sdata).groupby("group")["pearson"].mean()
+    for section, value in want.items():
+        assert frame.loc[frame["section"] == section, "pearson"].item() == pytest.approx(value, abs=1e-4)

@@ -57,6 +57,7 @@ class Spots:
     raw: Matrix | None
     genes: list[str]
     groups: np.ndarray
+    default_groups: bool
     sections: np.ndarray
     coords_um: np.ndarray
     folds: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -161,7 +162,9 @@ class Run:
         fold = of.fold
         about_method = method.to_dict() if isinstance(method, PeftConfig) else method
         keys = {
-            context: fingerprint(common, fold.train, fold.test, about_method, context, seed)
+            context: fingerprint(
+                common, fold.train, fold.test, fold.data.groups.astype("U"), about_method, context, seed
+            )
             for context in self.contexts
         }
         title = _file_name(f"{fold.name}-{row.short}-{label}")
@@ -233,7 +236,10 @@ class Run:
             return self._made[name]
         spots = self.spots
         train, test = spots.folds[name]
-        expressed = _inputs.expressed_genes(spots.log[train], spots.groups[train])
+        # by default as fit_adapter would choose on these spots: one patient's sections are held out in turn
+        single = spots.default_groups and len(np.unique(spots.groups[train])) < 2
+        groups = spots.sections if single else spots.groups
+        expressed = _inputs.expressed_genes(spots.log[train], groups[train])
         if not expressed.size:
             raise ValueError(f"Fold {name!r}: no gene is seen in at least 10 % of the spots of every training group.")
         if self.protocol == HEST:
@@ -248,7 +254,7 @@ class Run:
             spots.tiles,
             target[:, predicted],
             [spots.genes[i] for i in predicted],
-            spots.groups,
+            groups,
             spots.sections,
             spots.coords_um,
         )

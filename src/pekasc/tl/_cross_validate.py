@@ -335,6 +335,7 @@ def _read(
         if not sections:
             raise ValueError("No spot has both a tile and counts.")
         stream, rows = _inputs.tile_stream(sections, spec)
+        by_default = groups is None
         groups = _inputs.default_groups(table, rows) if groups is None else groups
         parts = _folds(table, groups, folds, rows)
         labels = _inputs.obs_groups(table, groups, rows)
@@ -366,7 +367,7 @@ def _read(
             None if embedding is None else fingerprint(embedding.embedding),
         )  # fmt: skip
         return Spots(
-            tiles, spec, log, raw, names, labels, of, coords, parts, teacher, embedding,
+            tiles, spec, log, raw, names, labels, by_default, of, coords, parts, teacher, embedding,
             print_of_tiles, print_of_data,
         )  # fmt: skip
 
