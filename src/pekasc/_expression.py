@@ -44,6 +44,11 @@ def _matrix(adata: AnnData, layer: str | None) -> Matrix:
     return out
 
 
+def dense(matrix: Matrix) -> np.ndarray:
+    """Return a matrix as an array."""
+    return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
+
+
 def _values(matrix: Matrix) -> np.ndarray:
     return matrix.data if sparse.issparse(matrix) else np.asarray(matrix).ravel()
 

@@ -306,6 +306,12 @@ def test_bad_input(tiled: SpatialData, how: dict[str, Any], error: type[Exceptio
     pd.testing.assert_frame_equal(obs, before)
 
 
+def test_a_teacher_that_no_method_asks_is_not_read(tiled: SpatialData) -> None:
+    tiled["table"].obsm["X_mine"] = np.full((tiled["table"].n_obs, 3), np.nan)
+    frame = pk.tl.cross_validate(tiled, methods=["frozen"], teacher="mine", **QUICK)
+    assert same(frame, pk.tl.cross_validate(tiled, methods=["frozen"], **QUICK))
+
+
 def test_a_teacher_with_nan_is_refused(tiled: SpatialData) -> None:
     tiled["table"].obsm["X_mine"] = np.full((tiled["table"].n_obs, 3), np.nan)
     with pytest.raises(ValueError, match="NaN or infinite values"):

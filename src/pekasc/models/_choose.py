@@ -17,6 +17,11 @@ Depth = tuple[int, ...] | None  # block(s) whose features are taken; None is the
 MAX_DEPTHS = 12
 
 
+def depth_name(depth: Depth) -> str:
+    """Return a depth for tables."""
+    return "own" if depth is None else "+".join(str(block) for block in depth)
+
+
 def candidate_depths(n_blocks: int) -> list[Depth]:
     """Return every block, or twelve evenly spaced ones of a deeper encoder; the last is always among them."""
     depths = np.unique(np.rint(np.linspace(n_blocks, 1, min(n_blocks, MAX_DEPTHS))).astype(int))

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from sklearn.neighbors import kneighbors_graph
 
-from pekasc._expression import Matrix
-from pekasc.models._choose import Depth, choose, features_at
+from pekasc._expression import dense
+from pekasc.models._adapter import Adapter
+from pekasc.models._choose import Depth, choose, depth_name, features_at
 from pekasc.models._context import with_context
 from pekasc.models._encoders import Encoder
 from pekasc.models._fit import Data, Options, Reader, fit
@@ -44,14 +45,14 @@ class Fold:
         All spots, with the genes that this fold predicts; of the test spots' expression nothing is read but by the
         controls that say so.
     teacher
-        Of all spots, fitted on whichever it is asked to.
+        Of all spots, fitted on whichever it is asked to; None where no method asks.
     """
 
     name: str
     train: np.ndarray
     test: np.ndarray
     data: Data
-    teacher: Teacher
+    teacher: Teacher | None
 
     def training(self) -> Data:
         """Return the training spots alone."""
@@ -61,6 +62,7 @@ class Fold:
 
     def lesson(self) -> Teacher:
         """Return the teacher as it knows the training spots alone, under their numbers."""
+        assert self.teacher is not None  # for the type checker: a method asked for it
         return _TeacherOfSome(self.teacher, self.train)
 
 
@@ -83,16 +85,6 @@ class Prediction:
 
     predicted: np.ndarray
     about: Mapping[str, Any]
-
-
-def dense(matrix: Matrix) -> np.ndarray:
-    """Return a matrix as an array."""
-    return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
-
-
-def depth_name(depth: Depth) -> str:
-    """Return a depth for tables."""
-    return "own" if depth is None else "+".join(str(block) for block in depth)
 
 
 def control(fold: Fold, name: str, reader: Reader, options: Options, margin_um: float) -> Prediction:
@@ -157,7 +149,7 @@ def read_out(
     x = features_at(features, chosen.depth)
     x_train = seen(x, fold.train)
     method = check_head(reader.head)
-    inner = [FoldData(x_train[f.train], y[f.train], x_train[f.held_out], y[f.held_out]) for f in folds]
+    inner = [FoldData.of(x_train, y, f) for f in folds]
     setting = method.choose(inner, options.n_components, options.random_state)
     head = method.fit(x_train, y, options.n_components, setting, options.random_state)
     about = {
@@ -179,6 +171,21 @@ def hest_read_out(fold: Fold, features: np.ndarray, reader: Reader) -> Predictio
     )
 
 
+def _trained(
+    fold: Fold,
+    encoder: Encoder,
+    spec: TileSpec,
+    method: Method,
+    readers: Sequence[Reader],
+    frozen: Mapping[Depth, np.ndarray],
+    options: Options,
+) -> list[Adapter]:
+    """Return an adapter per reader, fitted on the training spots alone."""
+    training = {depth: x[fold.train] for depth, x in frozen.items()}
+    how = replace(options, method=method)
+    return fit(encoder, spec, fold.training(), fold.lesson(), how, readers, frozen=training)
+
+
 def hest_adapted(
     fold: Fold,
     encoder: Encoder,
@@ -190,11 +197,8 @@ def hest_adapted(
 ) -> list[Prediction]:
     """Train an adapter on the training spots, and predict the test spots from its features as HEST-Bench does."""
     start = time.perf_counter()
-    training = {depth: x[fold.train] for depth, x in frozen.items()}
     # the head of the fit only counts epochs here
-    adapter = fit(
-        encoder, spec, fold.training(), fold.lesson(), replace(options, method=method), [Reader()], frozen=training
-    )[0]
+    adapter = _trained(fold, encoder, spec, method, [Reader()], frozen, options)[0]
     features = adapter.embed_source(
         fold.data.tiles, batch_size=options.batch_size, device=str(options.device), precision=options.precision
     )
@@ -226,10 +230,7 @@ def adapted(
         Features of all spots by depth: test spots' are read only beside adapted ones.
     """
     start = time.perf_counter()
-    training = {depth: x[fold.train] for depth, x in frozen.items()}
-    adapters = fit(
-        encoder, spec, fold.training(), fold.lesson(), replace(options, method=method), readers, frozen=training
-    )
+    adapters = _trained(fold, encoder, spec, method, readers, frozen, options)
     seconds = time.perf_counter() - start
     d = fold.data
     coords, sections = d.coords_um[fold.test], d.sections[fold.test]

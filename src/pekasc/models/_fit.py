@@ -16,7 +16,7 @@ from peft import PeftConfig
 
 from pekasc._expression import Matrix
 from pekasc.models._adapter import Adapter
-from pekasc.models._choose import Depth, candidate_depths, choose, features_at, held_out_errors
+from pekasc.models._choose import Depth, candidate_depths, choose, depth_name, features_at, held_out_errors
 from pekasc.models._context import with_context
 from pekasc.models._embed import embed
 from pekasc.models._encoders import Encoder, FrozenEncoder, warn_of_scale
@@ -219,7 +219,7 @@ def _fold_data(
     out, y = [], job.data.expression
     for fold, raw in zip(job.folds, features, strict=True):
         x = job.seen(reader, raw, frozen)
-        out.append(FoldData(x[fold.train], y[fold.train], x[fold.held_out], y[fold.held_out]))
+        out.append(FoldData.of(x, y, fold))
     return out
 
 
@@ -391,9 +391,9 @@ def _result(
     head = method.fit(seen, data.expression, o.n_components, setting, o.random_state)
     columns = ["stage", "depth", "epochs", "alpha", "error"]
     table = selection[columns].reset_index(drop=True)
-    table["depth"] = ["own" if d is None else "+".join(str(b) for b in d) for d in table["depth"]]
+    table["depth"] = [depth_name(d) for d in table["depth"]]
     info = {
-        "depth": "own" if depth is None else "+".join(str(b) for b in depth),
+        "depth": depth_name(depth),
         "n_spots": int(data.tiles.n),
         "groups": [str(g) for g in np.unique(data.groups)],
         "sections": [str(s) for s in np.unique(data.sections)],

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pekasc._expression import Matrix
+from pekasc._expression import Matrix, dense
+from pekasc.models._folds import InnerFold
 from pekasc.models._heads import ALPHAS, FoldFit, Projection, RidgeHead, alpha_per_gene, fit_ridge
 from pekasc.models._mlp import MAX_EPOCHS, MlpHead, fit_mlp
 from pekasc.models._moments import moments
@@ -43,6 +44,11 @@ class FoldData:
     y: Matrix
     x_held_out: np.ndarray
     y_held_out: Matrix
+
+    @classmethod
+    def of(cls, x: np.ndarray, y: Matrix, fold: InnerFold) -> FoldData:
+        """Return the part of a fold from features and expression of all training spots."""
+        return cls(x[fold.train], y[fold.train], x[fold.held_out], y[fold.held_out])
 
 
 class HeadMethod(Protocol):
@@ -94,7 +100,7 @@ class Mlp:
         """Return the number of epochs with the smallest relative error, mean over folds weighted by spots."""
         errors = np.zeros((len(folds), MAX_EPOCHS))
         for i, fold in enumerate(folds):
-            measured = fold.y_held_out if isinstance(fold.y_held_out, np.ndarray) else fold.y_held_out.toarray()
+            measured = dense(fold.y_held_out)
             base = float(np.square(measured - np.asarray(fold.y.mean(axis=0)).ravel()).sum()) or 1.0
 
             def measure(

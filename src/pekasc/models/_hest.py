@@ -24,6 +24,19 @@ N_GENES = 50
 _N_COMPONENTS = 256
 
 
+def highly_variable(expression: Matrix, n_genes: int) -> np.ndarray:
+    """Return which genes are scanpy's highly variable ones (default flavour), boolean (genes,)."""
+    import scanpy as sc
+
+    names = pd.Index([str(i) for i in range(expression.shape[1])])
+    adata = AnnData(sparse.csr_matrix(expression), var=pd.DataFrame(index=names))
+    adata.uns["log1p"] = {"base": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        sc.pp.highly_variable_genes(adata, n_top_genes=n_genes)
+    return adata.var["highly_variable"].to_numpy()
+
+
 def hest_genes(counts: Matrix, names: Sequence[str], samples: np.ndarray, n_genes: int = N_GENES) -> np.ndarray:
     """Return positions of the genes of HEST-Bench, in the order of the table.
 
@@ -41,20 +54,14 @@ def hest_genes(counts: Matrix, names: Sequence[str], samples: np.ndarray, n_gene
     n_genes
         How many to choose.
     """
-    import scanpy as sc
-
     keep = np.array(["BLANK" not in str(name) and "Control" not in str(name) for name in names])
     for sample in np.unique(samples):
         part = counts[samples == sample]
         seen = np.asarray((part > 0).sum(axis=0)).ravel()
         keep &= seen >= np.ceil(0.1 * part.shape[0])
     at = np.flatnonzero(keep)
-    adata = AnnData(sparse.csr_matrix(counts[:, at]).astype(np.float32), var=pd.DataFrame(index=[str(i) for i in at]))
-    sc.pp.log1p(adata)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        sc.pp.highly_variable_genes(adata, n_top_genes=min(n_genes, len(at)))
-    return at[adata.var["highly_variable"].to_numpy()]
+    log = sparse.csr_matrix(counts[:, at]).astype(np.float32).log1p()
+    return at[highly_variable(log, min(n_genes, len(at)))]
 
 
 def hest_predict(train: np.ndarray, y_train: np.ndarray, test: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pekasc._expression import Matrix
+from pekasc._expression import Matrix, dense
 from pekasc.models._heads import Projection, n_components_for, projection_of_rows
 
 HIDDEN = 512
@@ -78,10 +78,10 @@ def fit_mlp(
     projection = projection_of_rows(features, n_components_for(n, d, n_components))
     scores = projection(features)
     spread = max(float(scores.std()), 1e-12)
-    dense = np.asarray(y if isinstance(y, np.ndarray) else y.toarray(), dtype=np.float64)
-    intercept = dense.mean(axis=0)
+    measured = np.asarray(dense(y), dtype=np.float64)
+    intercept = measured.mean(axis=0)
     x = torch.from_numpy((scores / spread).astype(np.float32))
-    target = torch.from_numpy((dense - intercept).astype(np.float32))
+    target = torch.from_numpy((measured - intercept).astype(np.float32))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(random_state)
         sizes = (x.shape[1], HIDDEN, HIDDEN, target.shape[1])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from pekasc._expression import Matrix
+from pekasc._expression import Matrix, dense
 
 
 def pearson(predicted: np.ndarray, measured: Matrix) -> np.ndarray:
     """Return the Pearson correlation of every column (genes,); NaN where either side is constant."""
-    y = measured if isinstance(measured, np.ndarray) else measured.toarray()
+    y = dense(measured)
     a = predicted.astype(np.float64) - predicted.mean(axis=0, dtype=np.float64)
     b = y.astype(np.float64) - y.mean(axis=0, dtype=np.float64)
     scale = np.sqrt((a * a).sum(axis=0) * (b * b).sum(axis=0))

@@ -9,10 +9,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from scipy import sparse
 from sklearn.decomposition import PCA
 
-from pekasc._expression import Matrix
+from pekasc._expression import Matrix, dense
 from pekasc.models._heads import n_components_for
 from pekasc.models._scfoundation import CHECKPOINT, GENE_INDEX, MAX_TOKENS, ScFoundationTeacher
 from pekasc.models._scvi import ScviTeacher
@@ -75,8 +74,8 @@ class PcaTeacher:
         if n * d > DENSE_VALUES and k < min(n, d):
             pca = PCA(k, svd_solver="arpack", random_state=self.random_state).fit(x)
             return pca.transform(self.expression[rows]).astype(np.float32)
-        pca = PCA(k, svd_solver="full").fit(_dense(x))
-        return pca.transform(_dense(self.expression[rows])).astype(np.float32)
+        pca = PCA(k, svd_solver="full").fit(dense(x).astype(np.float64))
+        return pca.transform(dense(self.expression[rows]).astype(np.float64)).astype(np.float32)
 
 
 class StoredTeacher:
@@ -113,6 +112,12 @@ class StoredTeacher:
         return self.embedding[train if rows is None else rows]
 
 
+def asked_once(teacher: Teacher) -> StoredTeacher:
+    """Return what a frozen teacher says of all its spots, which is the same in every fold."""
+    embedding = teacher.embed(np.arange(teacher.n_spots))
+    return StoredTeacher(embedding, teacher.name, teacher.licence, teacher.digest)
+
+
 def check_finite(embedding: np.ndarray, name: str) -> np.ndarray:
     """Return `embedding` if all of it is finite.
 
@@ -128,10 +133,6 @@ def check_finite(embedding: np.ndarray, name: str) -> np.ndarray:
             "spots: leave those out with `train=`, or embed them."
         )
     return embedding
-
-
-def _dense(x: Matrix) -> np.ndarray:
-    return (x.toarray() if sparse.issparse(x) else np.asarray(x)).astype(np.float64)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from peft import PeftConfig
 
-from pekasc._expression import Matrix
+from pekasc._expression import Matrix, dense
 from pekasc.models import Encoder
 from pekasc.models._choose import Depth, candidate_depths
 from pekasc.models._compare import (
@@ -25,7 +25,6 @@ from pekasc.models._compare import (
     Prediction,
     adapted,
     control,
-    dense,
     hest_adapted,
     hest_read_out,
     read_out,
@@ -54,7 +53,7 @@ class Spots:
     tiles: TileSource
     spec: TileSpec
     log: Matrix
-    raw: Matrix | None
+    raw: Matrix
     genes: list[str]
     groups: np.ndarray
     default_groups: bool
@@ -102,22 +101,19 @@ class Run:
     n_genes: int
     options: Options
     results: Results
-    checkpoint: str | Path | None
 
     def __post_init__(self) -> None:
         self._made: dict[str, FoldGenes] = {}
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"`seeds={self.seeds}` must hold each seed once.")
 
-    @property
-    def trained(self) -> dict[str, Method]:
-        """The methods that train an adapter."""
-        return {name: m for name, m in self.methods.items() if m not in (*CONTROLS, *READOUTS)}
-
-    def varies(self, label: str) -> bool:
-        """Tell whether a method draws random numbers."""
-        drawn = self.head == "mlp" and self.methods[label] not in ("mean", "neighbours")
-        return label in self.trained or drawn or (self.methods[label] == "teacher" and self.spots.teacher == "scvi")
+    def seeds_of(self, label: str) -> tuple[int, ...]:
+        """Return the seeds that a method runs with: one is enough for what draws no random numbers."""
+        method = self.methods[label]
+        trained = method not in (*CONTROLS, *READOUTS)
+        drawn = self.head == "mlp" and method not in ("mean", "neighbours")
+        varies = trained or drawn or (method == "teacher" and self.spots.teacher == "scvi")
+        return self.seeds if varies else self.seeds[:1]
 
     def of_encoder(self, row: Encoder, bar: Any) -> Iterator[tuple[FoldGenes, list[Found]]]:
         """Yield what every method predicted, fold by fold."""
@@ -142,7 +138,7 @@ class Run:
             of = self._fold(name)
             found: list[Found] = []
             for label, method in self.methods.items():
-                for seed in self.seeds if self.varies(label) else self.seeds[:1]:
+                for seed in self.seeds_of(label):
                     found += self._unit(of, row, label, method, seed, frozen, last, common)
                     bar.update()
             yield of, found
@@ -212,6 +208,7 @@ class Run:
 
     def _taught(self, fold: Fold) -> np.ndarray:
         """Return what a teacher that learned from the training spots says of all spots."""
+        assert fold.teacher is not None  # for the type checker: a method asked for it
         return check_finite(fold.teacher.embed(fold.train, np.arange(fold.data.tiles.n)), fold.teacher.name)
 
     def _frozen(self, model: FrozenEncoder) -> dict[Depth, np.ndarray]:
@@ -243,9 +240,7 @@ class Run:
         if not expressed.size:
             raise ValueError(f"Fold {name!r}: no gene is seen in at least 10 % of the spots of every training group.")
         if self.protocol == HEST:
-            assert spots.raw is not None  # for the type checker
-            target = spots.raw.astype(np.float64).log1p().tocsr()
-            chosen = {HEST: hest_genes(spots.raw, spots.genes, spots.sections, self.n_genes)}
+            target, chosen = self._hest
         else:
             target = spots.log
             chosen = self._genes(name, expressed)
@@ -263,6 +258,13 @@ class Run:
         self._made[name] = FoldGenes(fold, sets, dense(data.expression[test]))
         return self._made[name]
 
+    @cached_property
+    def _hest(self) -> tuple[Matrix, dict[str, np.ndarray]]:
+        """HEST-Bench's target of all genes and its choice of genes, the same in every fold."""
+        raw = self.spots.raw
+        genes = hest_genes(raw, self.spots.genes, self.spots.sections, self.n_genes)
+        return raw.astype(np.float64).log1p().tocsr(), {HEST: genes}
+
     def _genes(self, name: str, expressed: np.ndarray) -> dict[str, np.ndarray]:
         spots = self.spots
         train = spots.folds[name][0]
@@ -278,11 +280,14 @@ class Run:
             self.results.put(title, key, *stored)
         return {set_name: stored[0][f"set{i}"] for i, set_name in enumerate(stored[1]["names"])}
 
-    def _teacher(self, expressed: np.ndarray) -> Teacher:
+    def _teacher(self, expressed: np.ndarray) -> Teacher | None:
+        """Return what teaches in a fold; None where no method asks for a teacher that was not read."""
         spots, o = self.spots, self.options
         if spots.stored is not None:
             return spots.stored
-        row = TEACHERS[spots.teacher]
+        row = TEACHERS.get(spots.teacher)
+        if row is None or not row.fitted:
+            return None
         return row.make(
             Source(
                 expression=spots.log,
@@ -290,7 +295,6 @@ class Run:
                 genes=np.array(spots.genes, dtype=object),
                 expressed=expressed,
                 n_components=o.n_components if spots.teacher == "pca" else None,
-                checkpoint=self.checkpoint,
                 device=o.device,
                 precision=o.precision,
                 random_state=o.random_state,

@@ -27,23 +27,25 @@ def score_fold(
     small: set[str] = set()
     for section in [POOLED, *np.unique(sections)]:
         at = np.arange(len(fold.test)) if section == POOLED else np.flatnonzero(sections == section)
+        enough = len(at) >= MIN_TEST
+        if not enough:
+            small.add(str(section))
         for name, columns in of.sets.items():
             measured = of.measured[np.ix_(at, columns)]
-            if len(at) >= MIN_TEST:
+            if enough:
                 undefined |= {fold.data.genes[columns[i]] for i in np.flatnonzero(np.ptp(measured, axis=0) == 0)}
+            else:
+                measured = np.full_like(measured, np.nan)
             about = {
                 "fold": fold.name, "section": str(section), "genes": name, "n_train": len(fold.train), "n_test": len(at)
             }  # fmt: skip
-            if len(at) < MIN_TEST:
-                small.add(str(section))
-                measured = np.full_like(measured, np.nan)
             if per_gene:
                 frames += [_gene_rows(of, f, at, columns, measured, about) for f in found]
                 continue
             blocks = tissue_blocks(spots.coords_um[fold.test[at]], sections[at], block_um)
             # an interval from a handful of blocks would be made up
             draw = None
-            if blocks.max() + 1 >= _MIN_BLOCKS and len(at) >= MIN_TEST:
+            if enough and blocks.max() + 1 >= _MIN_BLOCKS:
                 draw = BlockScores(measured, blocks, n_draws, random_state=0, strata=sections[at])
             frames.append(_mean_rows(found, at, columns, measured, about, draw))
     if small:

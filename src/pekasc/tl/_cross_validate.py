@@ -32,7 +32,7 @@ from pekasc.models._fit import Options
 from pekasc.models._head_methods import check_head
 from pekasc.models._methods import Method, check_method, known_methods, method_name
 from pekasc.models._results import Results, fingerprint
-from pekasc.models._teachers import TEACHERS, Source, StoredTeacher, TeacherRow
+from pekasc.models._teachers import TEACHERS, Source, StoredTeacher, TeacherRow, asked_once
 from pekasc.tiling import ArrayTiles, cached
 from pekasc.tl import _inputs
 from pekasc.tl._comparison import HEST, Run, Spots
@@ -244,9 +244,9 @@ def cross_validate(
     if protocol == "nested":
         sets = check_gene_sets(genes, spots.genes)
     results = Results(None if store is None else Path(store))
-    run = Run(spots, asked, contexts, head, tuple(seeds), protocol, sets, n_genes, options, results, checkpoint)
+    run = Run(spots, asked, contexts, head, tuple(seeds), protocol, sets, n_genes, options, results)
     frames = []
-    units = len(rows_of_encoders) * len(spots.folds) * (len(asked) + (len(run.seeds) - 1) * len(run.trained))
+    units = len(rows_of_encoders) * len(spots.folds) * sum(len(run.seeds_of(label)) for label in asked)
     with tqdm(total=units, desc="cross-validate", unit="fit", disable=not progress) as bar:
         for row in rows_of_encoders:
             frames += [
@@ -350,7 +350,7 @@ def _read(
             embedding = stored_teacher(table, stored, teacher, rows)
         elif uses_teacher and not TEACHERS[teacher].fitted:
             # a frozen teacher says the same in every fold: it is asked once
-            embedding = _asked_once(TEACHERS[teacher], log, raw, names, checkpoint, options)
+            embedding = _frozen_teacher(TEACHERS[teacher], log, raw, names, checkpoint, options)
         unknown = 0 if embedding is None else int((~np.isfinite(embedding.embedding).all(axis=1)).sum())
         if unknown:
             raise ValueError(
@@ -384,18 +384,16 @@ def _warn_of_leaks(parts: dict[str, tuple[np.ndarray, np.ndarray]], labels: np.n
         )
 
 
-def _asked_once(
+def _frozen_teacher(
     row: TeacherRow, log: Matrix, raw: Matrix, names: list[str], checkpoint: str | Path | None, options: Options
 ) -> StoredTeacher:
     """Return what a frozen teacher says of all spots."""
     genes = np.array(names, dtype=object)
-    teacher = row.make(
-        Source(
-            log, raw, genes, np.arange(len(names)), checkpoint=checkpoint, device=options.device,
-            precision=options.precision,
-        )
+    source = Source(
+        log, raw, genes, np.arange(len(names)), checkpoint=checkpoint, device=options.device,
+        precision=options.precision,
     )  # fmt: skip
-    return StoredTeacher(teacher.embed(np.arange(log.shape[0])), teacher.name, teacher.licence, teacher.digest)
+    return asked_once(row.make(source))
 
 
 def _folds(

@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy.stats import rankdata
 from spatialdata import SpatialData
 
-from pekasc._expression import Matrix, log1p_cp10k
+from pekasc._expression import Matrix, dense, log1p_cp10k
 from pekasc._keys import PEKA, TILES, check_key, score_key
 from pekasc._sections import check_table, get_table, positions_um, section_labels, writable_table
 from pekasc.models._scores import pearson
@@ -188,7 +188,7 @@ def _without_training(table: AnnData, rows: np.ndarray, layer: str, include_trai
 def _score(
     genes: pd.Index, group: str, predicted: np.ndarray, measured: Matrix, positions: np.ndarray, sections: np.ndarray
 ) -> pd.DataFrame:
-    y = measured if isinstance(measured, np.ndarray) else measured.toarray()
+    y = dense(measured)
     i_measured, i_predicted, structured = _morans_i(predicted, y, positions, sections)
     # a ratio to no spatial structure says nothing, and would rule any mean over genes
     ratio = np.divide(i_predicted, i_measured, out=np.full(len(genes), np.nan), where=structured & (i_measured > 0))

@@ -22,7 +22,7 @@ from pekasc.models._fit import Data, Options, Reader, fit
 from pekasc.models._head_methods import check_head
 from pekasc.models._heads import n_components_for
 from pekasc.models._methods import check_method
-from pekasc.models._teachers import TEACHERS, Source, StoredTeacher, Teacher
+from pekasc.models._teachers import TEACHERS, Source, Teacher, asked_once
 from pekasc.tiling import cached
 from pekasc.tl import _inputs
 from pekasc.tl._options import make_recipe, wanted_depth, wanted_spec, whole
@@ -279,8 +279,7 @@ def fit_adapter(
             lessons = row_of_teacher.make(source)
             if method is not None and not row_of_teacher.fitted:
                 # the same in every fold: once, and before hours of training
-                embedding = lessons.embed(np.arange(rows.size))
-                lessons = StoredTeacher(embedding, lessons.name, lessons.licence, lessons.digest)
+                lessons = asked_once(lessons)
         data = Data(
             tiles=cached(stream, max_memory=max_memory),
             expression=expression[:, predicted],
@@ -290,17 +289,17 @@ def fit_adapter(
             coords_um=np.concatenate([section.centres_um for section in training]),
         )
         options = Options(
-            method,
-            blocks,
-            wanted_depth(depth, preset),
-            1,
-            recipe,
-            n_components,
-            batch_size,
-            place,
-            precision,
-            random_state,
-            progress,
+            method=method,
+            blocks=blocks,
+            depth=wanted_depth(depth, preset),
+            n_depths=1,
+            recipe=recipe,
+            n_components=n_components,
+            batch_size=batch_size,
+            device=place,
+            precision=precision,
+            random_state=random_state,
+            progress=progress,
         )
         adapter = fit(row, spec, data, lessons, options, [Reader(head, context_um)])[0]
     info = {**adapter.info, "target": "log1p(counts per 10,000)" if target == "log1p" else "as stored"}

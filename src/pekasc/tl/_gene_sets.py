@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from anndata import AnnData
-from scipy import sparse
 
-from pekasc._expression import Matrix
+from pekasc._expression import Matrix, dense
+from pekasc.models._hest import highly_variable
 from pekasc.tl._autocorrelation import MIN_SPOTS, morans_i
 
 logger = logging.getLogger(__name__)
@@ -74,23 +71,9 @@ def spatially_variable(expression: Matrix, coords_um: np.ndarray, sections: np.n
         at = np.flatnonzero(sections == section)
         if at.size < MIN_SPOTS:
             continue
-        part = expression[at]
-        value = morans_i(part.toarray() if sparse.issparse(part) else part, coords_um[at])[0]
+        value = morans_i(dense(expression[at]), coords_um[at])[0]
         values.append(np.nan_to_num(value))
     return np.mean(values, axis=0) if values else np.zeros(expression.shape[1])
-
-
-def highly_variable(expression: Matrix, n_genes: int) -> np.ndarray:
-    """Return which genes are scanpy's highly variable ones (default flavour), boolean (genes,)."""
-    import scanpy as sc
-
-    names = pd.Index([str(i) for i in range(expression.shape[1])])
-    adata = AnnData(sparse.csr_matrix(expression), var=pd.DataFrame(index=names))
-    adata.uns["log1p"] = {"base": None}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        sc.pp.highly_variable_genes(adata, n_top_genes=n_genes)
-    return adata.var["highly_variable"].to_numpy()
 
 
 def choose_gene_sets(
