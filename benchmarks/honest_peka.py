@@ -3,7 +3,7 @@
     python benchmarks/honest_peka.py --her2st PATH --vits PATH --out results/honest
 
 Sections C2 and C3 train and C4 tests (same patient), or C2, C3, C4 train and B4 tests (another patient). ViT-S/14 on
-tiles of 112 px at 1.0 um/px, float32. Everything goes through ``tl.cross_validate``: genes (50 spatially variable, 50
+tiles of 112 px at 1.0 um/px, bfloat16. Everything goes through ``tl.cross_validate``: genes (50 spatially variable, 50
 highly variable), teacher, depth, epochs and penalty come from the training sections alone. Finished pieces are kept in
 the folder ``--out``; a run that was interrupted goes on from them, and ``--only tables`` prints what is there.
 
@@ -40,6 +40,7 @@ BUDGET: dict[str, Any] = {
     "hra r=32": HRAConfig(r=32),
 }
 CONTEXTS = [None, 300.0]
+PRECISION: Any = "bf16"  # twice as fast as float32 on CPUs that have it
 N_SHUFFLED = 20
 PACKAGES = ("pekasc", "torch", "timm", "peft", "lightning", "scanpy", "scikit-learn", "numpy")
 
@@ -53,7 +54,7 @@ def load(path: Path) -> Any:
 def run(sdata: Any, encoder: Any, out: Path, seeds: list[int], methods: Any, **how: Any) -> pd.DataFrame:
     return pk.tl.cross_validate(
         sdata, encoders=encoder, methods=methods, context_um=CONTEXTS, seeds=seeds, store=out / "store", device="cpu",
-        **{"folds": FOLDS, **how},
+        precision=PRECISION, **{"folds": FOLDS, **how},
     )  # fmt: skip
 
 

@@ -208,7 +208,7 @@ def test_a_teacher_of_another_length_is_refused_before_anything_runs() -> None:
     tiles = ArrayTiles(np.zeros((n, 56, 56, 3), dtype=np.uint8))
     labels = np.repeat(["a", "b"], n // 2)
     data = Data(tiles, np.ones((n, 2)), ["x", "y"], labels, labels, np.zeros((n, 2)))
-    options = Options("bone", "all", "choose", 1, Recipe(), None, 8, resolve_device("cpu"), "fp32", 0, False)
+    options = Options("bone", "all", "choose", Recipe(), None, 8, resolve_device("cpu"), "fp32", 0, False)
     with pytest.raises(ValueError, match="teacher 'mine' knows 39 spots, but there are 40 training spots"):
         fit(
             resolve_encoder("tiny"),

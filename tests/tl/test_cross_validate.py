@@ -78,7 +78,7 @@ def test_frozen_equals_fit_adapter_and_evaluate(tiled: SpatialData) -> None:
 def test_an_adapter_equals_fit_adapter_and_evaluate(tiled: SpatialData) -> None:
     genes = list(tiled["table"].var_names[:6])
     how: dict[str, Any] = {"epochs": 2, "rank": 8, "device": "cpu", "progress": False, "genes": genes}
-    frame = pk.tl.cross_validate(tiled, methods=["bone"], n_depths=1, seeds=[4], **how)
+    frame = pk.tl.cross_validate(tiled, methods=["bone"], seeds=[4], **how)
     adapter = pk.tl.fit_adapter(tiled, train=["P1S1_spots"], random_state=4, **how)
     pk.tl.predict_expression(tiled, adapter, device="cpu", progress=False)
     row = frame[(frame["fold"] == "P2") & (frame["section"] == "P2S1_spots")].iloc[0]
@@ -277,6 +277,7 @@ def test_folds_by_column_and_by_section(tiled: SpatialData) -> None:
         ({"methods": [None]}, ValueError, "None is the frozen encoder of `fit_adapter`; say"),
         ({"methods": ["adalora"], "epochs": 1, "blocks": 1}, ValueError, "AdaLoRA plans its ranks .* too few"),
         ({"n_genes": 0}, ValueError, "`n_genes=0`.* must be positive"),
+        ({"n_depths": 0}, ValueError, "`n_depths=0` must be positive"),
         ({"block_um": 0}, ValueError, "`block_um=0` must be positive"),
         ({"encoders": []}, ValueError, "`encoders=` is empty"),
         ({"folds": {}}, ValueError, "`folds=` is empty"),

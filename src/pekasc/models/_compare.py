@@ -123,7 +123,12 @@ def _polynomial(coords_um: np.ndarray, sections: np.ndarray) -> np.ndarray:
 
 
 def read_out(
-    fold: Fold, reader: Reader, features: Mapping[Depth, np.ndarray], options: Options, margin_um: float
+    fold: Fold,
+    reader: Reader,
+    features: Mapping[Depth, np.ndarray],
+    options: Options,
+    margin_um: float,
+    n_depths: int = 1,
 ) -> Prediction:
     """Choose depth and the head's setting on the training groups, fit the head on them, and predict the test spots.
 
@@ -135,6 +140,8 @@ def read_out(
         Features of all spots by depth, from which one is chosen.
     margin_um
         See :func:`pekasc.models._folds.inner_folds`.
+    n_depths
+        Most depths whose features are put side by side.
     """
     d = fold.data
 
@@ -145,7 +152,7 @@ def read_out(
     y = d.expression[fold.train]
     groups, coords, sections = d.groups[fold.train], d.coords_um[fold.train], d.sections[fold.train]
     folds = inner_folds(groups, coords, sections, margin_um)
-    chosen = choose(features, y, folds, options.n_components, lambda x: seen(x, fold.train), options.n_depths)
+    chosen = choose(features, y, folds, options.n_components, lambda x: seen(x, fold.train), n_depths)
     x = features_at(features, chosen.depth)
     x_train = seen(x, fold.train)
     method = check_head(reader.head)

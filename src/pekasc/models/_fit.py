@@ -16,7 +16,7 @@ from peft import PeftConfig
 
 from pekasc._expression import Matrix
 from pekasc.models._adapter import Adapter
-from pekasc.models._choose import Depth, candidate_depths, choose, depth_name, features_at, held_out_errors
+from pekasc.models._choose import Choice, Depth, candidate_depths, choose, depth_name, features_at, held_out_errors
 from pekasc.models._context import with_context
 from pekasc.models._embed import embed
 from pekasc.models._encoders import Encoder, FrozenEncoder, warn_of_scale
@@ -65,7 +65,6 @@ class Options:
     method: Method
     blocks: str | int
     depth: Depth | str
-    n_depths: int
     recipe: Recipe
     n_components: int | None
     batch_size: int
@@ -129,7 +128,7 @@ def fit(
 
     Depth and penalty are chosen on frozen features, epochs and penalty again on those of adapters that never saw
     the held-out groups, all by the same held-out error; then one fit on all training groups with what was chosen.
-    Readers that choose the same depth share the training.
+    The depth of an adapter is chosen without context, so that readers share the training.
 
     Parameters
     ----------
@@ -158,13 +157,17 @@ def fit(
 
     features = job.embed(depths, bar=True) if frozen is None else {depth: frozen[depth] for depth in depths}
     plans: dict[Depth, list[_Plan]] = {}
+    known: dict[Reader, Choice] = {}
     for i, reader in enumerate(readers):
-        seen = partial(job.seen, reader)
-        chosen = choose(features, data.expression, folds, options.n_components, seen, options.n_depths)
-        logger.info(
-            "Depth %s chosen of %s: held-out error %.4f of the mean predictor's.",
-            chosen.depth, depths, chosen.table["error"].min(),
-        )  # fmt: skip
+        # an adapter is trained on tiles alone, so its depth is chosen on theirs: readers then share the training
+        by = reader if options.method is None else Reader()
+        if by not in known:
+            known[by] = choose(features, data.expression, folds, options.n_components, partial(job.seen, by))
+            logger.info(
+                "Depth %s chosen of %s: held-out error %.4f of the mean predictor's.",
+                known[by].depth, depths, known[by].table["error"].min(),
+            )  # fmt: skip
+        chosen = known[by]
         plan = _Plan(i, reader, chosen.table.assign(stage="frozen", epochs=0))
         plans.setdefault(chosen.depth, []).append(plan)
     features = {depth: features_at(features, depth) for depth in plans}

@@ -99,6 +99,7 @@ class Run:
     protocol: str
     sets: dict[str, list[str] | None]
     n_genes: int
+    n_depths: int
     options: Options
     results: Results
 
@@ -131,51 +132,63 @@ class Run:
             "protocol": self.protocol,
             "genes": self.sets,
             "n_genes": self.n_genes,
+            "n_depths": self.n_depths,
             "options": _plain(self.options),
             "version": version("pekasc"),
         }
         for name in spots.folds:
             of = self._fold(name)
             found: list[Found] = []
-            for label, method in self.methods.items():
-                for seed in self.seeds_of(label):
-                    found += self._unit(of, row, label, method, seed, frozen, last, common)
-                    bar.update()
-            yield of, found
+            for labels in self._units():
+                for seed in self.seeds_of(labels[0]):
+                    found += self._unit(of, row, labels, seed, frozen, last, common)
+                    bar.update(len(labels))
+            # in the order of the methods that were asked for, whatever was trained together
+            yield of, sorted(found, key=lambda f: list(self.methods).index(f.method))
+
+    def _units(self) -> list[list[str]]:
+        """Return methods by what is computed at once: adapted features alone and beside frozen ones share a training."""
+        trained: dict[str, list[str]] = {}
+        for label, method in self.methods.items():
+            trained.setdefault("bone" if method in (BESIDE, "bone") else f"alone {label}", []).append(label)
+        return list(trained.values())
 
     def _unit(
         self,
         of: FoldGenes,
         row: Encoder,
-        label: str,
-        method: Method,
+        labels: list[str],
         seed: int,
         frozen: Mapping[Depth, np.ndarray],
         last: Depth,
         common: dict[str, Any],
     ) -> list[Found]:
-        """Return what one method predicted in every context: from the store, or computed now and kept there."""
+        """Return what methods of one training predicted in every context: from the store, or computed and kept now."""
         fold = of.fold
-        about_method = method.to_dict() if isinstance(method, PeftConfig) else method
-        keys = {
-            context: fingerprint(
-                common, fold.train, fold.test, fold.data.groups.astype("U"), about_method, context, seed
-            )
-            for context in self.contexts
-        }
-        title = _file_name(f"{fold.name}-{row.short}-{label}")
-        known = {context: self.results.get(title, k) for context, k in keys.items()}
-        todo = [context for context, stored in known.items() if stored is None]
-        out = {c: Prediction(s[0]["predicted"], s[1]) for c, s in known.items() if s is not None}
+        asked = [(label, context) for label in labels for context in self.contexts]
+        out: dict[tuple[str, float | None], Prediction] = {}
+        keys: dict[tuple[str, float | None], tuple[str, str]] = {}
+        for label, context in asked:
+            method = self.methods[label]
+            about_method = method.to_dict() if isinstance(method, PeftConfig) else method
+            key = fingerprint(common, fold.train, fold.test, fold.data.groups.astype("U"), about_method, context, seed)
+            keys[label, context] = _file_name(f"{fold.name}-{row.short}-{label}"), key
+            stored = self.results.get(*keys[label, context])
+            if stored is not None:
+                out[label, context] = Prediction(stored[0]["predicted"], stored[1])
+        todo = [unit for unit in asked if unit not in out]
         if todo:
             start = time.perf_counter()
-            readers = [Reader(self.head, context, method == BESIDE) for context in todo]
+            method = self.methods[labels[0]]
+            readers = [Reader(self.head, context, self.methods[label] == BESIDE) for label, context in todo]
             made = self._predict(fold, row, method, readers, replace(self.options, random_state=seed), frozen, last)
-            for context, prediction in zip(todo, made, strict=True):
+            for unit, prediction in zip(todo, made, strict=True):
                 about = {"seconds": time.perf_counter() - start, **prediction.about}
-                out[context] = Prediction(prediction.predicted.astype(np.float32), about)
-                self.results.put(title, keys[context], {"predicted": out[context].predicted}, about)
-        return [Found(row.short, label, method, context, seed, out[context]) for context in self.contexts]
+                out[unit] = Prediction(prediction.predicted.astype(np.float32), about)
+                self.results.put(*keys[unit], {"predicted": out[unit].predicted}, about)
+        return [
+            Found(row.short, label, self.methods[label], context, seed, out[label, context]) for label, context in asked
+        ]
 
     def _predict(
         self,
@@ -203,7 +216,7 @@ class Run:
             return [bound for _ in readers]
         if method in READOUTS:
             features = {last: frozen[last]} if method == "frozen" else frozen
-            return [read_out(fold, reader, features, options, margin) for reader in readers]
+            return [read_out(fold, reader, features, options, margin, self.n_depths) for reader in readers]
         return adapted(fold, row, spec, "bone" if method == BESIDE else method, readers, frozen, options)
 
     def _taught(self, fold: Fold) -> np.ndarray:
@@ -313,5 +326,5 @@ def _row(model: FrozenEncoder) -> dict[str, Any]:
 
 def _plain(options: Options) -> dict[str, Any]:
     """Return what a result depends on; where it was computed is no part of it."""
-    named = {k: getattr(options, k) for k in ("blocks", "depth", "n_depths", "n_components", "precision")}
+    named = {k: getattr(options, k) for k in ("blocks", "depth", "n_components", "precision")}
     return {**named, "recipe": asdict(options.recipe)}

@@ -145,7 +145,7 @@ def cross_validate(
     blocks, rank, n_clusters, n_components, epochs, learning_rate, kd_weight, temperature, smooth_um
         As in :func:`pekasc.tl.fit_adapter`.
     n_depths
-        Most blocks whose features are put side by side.
+        Most blocks whose features ``"frozen-best"`` puts side by side, as long as the held-out error falls.
     batch_size, device, precision
         As in :func:`pekasc.tl.fit_adapter`.
     block_um, n_bootstrap
@@ -206,6 +206,8 @@ def cross_validate(
         raise ValueError(
             f"`n_genes={n_genes}`, `n_bootstrap={n_bootstrap}` and `block_um={block_um}` must be positive."
         )
+    if whole("n_depths", n_depths) < 1:
+        raise ValueError(f"`n_depths={n_depths}` must be positive.")
     seeds = [seeds] if isinstance(seeds, int) else seeds
     asked = check_methods(methods, protocol)
     contexts = _contexts(context_um)
@@ -223,7 +225,6 @@ def cross_validate(
         method=None,
         blocks=blocks,
         depth="choose" if protocol == "nested" else None,
-        n_depths=whole("n_depths", n_depths),
         recipe=recipe,
         n_components=None if n_components is None else whole("n_components", n_components),
         batch_size=batch_size,
@@ -245,7 +246,7 @@ def cross_validate(
     if protocol == "nested":
         sets = check_gene_sets(genes, spots.genes)
     results = Results(None if store is None else Path(store))
-    run = Run(spots, asked, contexts, head, tuple(seeds), protocol, sets, n_genes, options, results)
+    run = Run(spots, asked, contexts, head, tuple(seeds), protocol, sets, n_genes, n_depths, options, results)
     frames = []
     units = len(rows_of_encoders) * len(spots.folds) * sum(len(run.seeds_of(label)) for label in asked)
     with tqdm(total=units, desc="cross-validate", unit="fit", disable=not progress) as bar:

@@ -297,7 +297,6 @@ def fit_adapter(
             method=method,
             blocks=blocks,
             depth=wanted_depth(depth, preset),
-            n_depths=1,
             recipe=recipe,
             n_components=n_components,
             batch_size=batch_size,
