@@ -147,7 +147,7 @@ class Run:
             yield of, sorted(found, key=lambda f: list(self.methods).index(f.method))
 
     def _units(self) -> list[list[str]]:
-        """Return methods by what is computed at once: adapted features alone and beside frozen ones share a training."""
+        """Return methods by training: adapted features, alone or beside frozen ones, share one."""
         trained: dict[str, list[str]] = {}
         for label, method in self.methods.items():
             trained.setdefault("bone" if method in (BESIDE, "bone") else f"alone {label}", []).append(label)
