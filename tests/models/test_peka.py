@@ -17,7 +17,6 @@ from pekasc.models._peka import (
     PAPER,
     Recipe,
     cluster_head,
-    denoised,
     losses,
     n_clusters_for,
     orient,
@@ -100,29 +99,6 @@ def test_a_lesson_leaves_the_callers_random_numbers_alone_and_repeats() -> None:
     assert torch.equal(raw.embedding, torch.from_numpy(x))
 
 
-def test_the_lesson_is_averaged_over_neighbours_of_the_same_section() -> None:
-    rng = np.random.default_rng(0)
-    embedding = rng.normal(size=(6, 3)).astype(np.float32)
-    coords = np.array([[0, 0], [200, 0], [0, 200], [900, 900], [0, 0], [200, 0]], dtype=float)
-    sections = np.array(["a", "a", "a", "a", "b", "b"])
-    got = denoised(embedding, coords, sections, Recipe(smooth_um=250, lesson_components=None))
-    around = [embedding[[1, 2]].mean(0), embedding[0], embedding[0], embedding[3], embedding[5], embedding[4]]
-    np.testing.assert_allclose(got, (embedding + np.array(around)) / 2, rtol=1e-6)
-    np.testing.assert_array_equal(denoised(embedding, coords, sections, PAPER), embedding)
-
-
-def test_the_lesson_keeps_the_leading_components() -> None:
-    x, _ = blobs(100)
-    coords, sections = np.zeros((100, 2)), np.repeat("a", 100)
-    got = denoised(x, coords, sections, Recipe(smooth_um=0, lesson_components=3))
-    centred = x - x.mean(axis=0)
-    u, s, _ = np.linalg.svd(centred, full_matrices=False)
-    assert got.shape == (100, 3) and got.dtype == np.float32
-    np.testing.assert_allclose(np.abs(got), np.abs(u[:, :3] * s[:3]), rtol=1e-3, atol=1e-3)
-    # fewer dimensions than components: nothing to cut
-    np.testing.assert_array_equal(denoised(x, coords, sections, Recipe(smooth_um=0)), x)
-
-
 def test_orient_gives_the_eight_orientations() -> None:
     tile = torch.arange(4 * 4 * 3, dtype=torch.uint8).reshape(1, 4, 4, 3)
     turned = orient(tile.repeat(400, 1, 1, 1), torch.Generator().manual_seed(0))
@@ -161,7 +137,6 @@ def test_published_numbers() -> None:
     assert (PAPER.learning_rate, PAPER.weight_decay, PAPER.batch_size, PAPER.gradient_clip) == (1e-4, 0.0, 32, 1.0)
     assert (PAPER.step_epochs, PAPER.epochs, PAPER.choose_epochs, PAPER.augment) == (10, 50, False, False)
     assert (PAPER.head_learning_rate, PAPER.head_epochs) == (1e-4, 20)
-    assert (PAPER.smooth_um, PAPER.lesson_components, PAPER.standardise_teacher) == (0, None, False)
 
 
 def test_number_of_clusters_adapts_and_explicit_ones_must_fit() -> None:

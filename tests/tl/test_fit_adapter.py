@@ -319,8 +319,6 @@ RESNET = pk.models.Encoder("resnet18", weights="random")
         ({"layer": "truth"}, ValueError, r"layers\['truth'\] has values that are no integers"),
         ({"learning_rate": -1.0}, ValueError, "`learning_rate=-1.0` must be positive"),
         ({"kd_weight": 2}, ValueError, "between 0 and 1"),
-        ({"smooth_um": -5}, ValueError, "`smooth_um=-5` must be a radius in um, or 0"),
-        ({"smooth_um": float("nan")}, ValueError, "`smooth_um=nan` must be"),
         ({"device": "cuda:77"}, ValueError, "cannot be used"),
         ({"precision": "fp8"}, ValueError, "`precision='fp8'` is not known"),
         ({"key_added": "a/b"}, ValueError, "cannot be stored"),

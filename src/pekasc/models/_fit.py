@@ -24,7 +24,7 @@ from pekasc.models._folds import InnerFold, inner_folds
 from pekasc.models._head_methods import FoldData, check_head
 from pekasc.models._heads import ALPHAS, RidgeHead, n_components_for
 from pekasc.models._methods import Method, make_config, method_name, target_layers
-from pekasc.models._peka import Recipe, denoised, n_clusters_for
+from pekasc.models._peka import Recipe, n_clusters_for
 from pekasc.models._scores import pearson
 from pekasc.models._teachers import Teacher, check_finite
 from pekasc.tiling import TileSource, TileSpec
@@ -299,15 +299,14 @@ def _train(
 ) -> Any:
     from pekasc.models._training import train_student
 
-    o, data = job.options, job.data
-    said = check_finite(job.teacher.embed(rows), job.teacher.name)
+    o = job.options
     return train_student(
         job.model,
         depth,
         config,
-        data.tiles,
+        job.data.tiles,
         rows,
-        denoised(said, data.coords_um[rows], data.sections[rows], o.recipe),
+        check_finite(job.teacher.embed(rows), job.teacher.name),
         recipe=o.recipe,
         epochs=epochs,
         device=o.device,
@@ -411,7 +410,6 @@ def _result(
         "context_um": plan.reader.context_um,
         "n_components": int(head.projection.components.shape[0]),
         "n_clusters": None if config is None else n_clusters_for(int(data.tiles.n), o.recipe.n_clusters),
-        "smooth_um": None if config is None else o.recipe.smooth_um,
         "blocks": o.blocks,
         "rank": None if config is None else getattr(config, "r", None),
         "n_parameters": 0,

@@ -11,11 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torch.nn import functional
-
-from pekasc.models._context import neighbour_means
 
 HIDDEN = 512
 
@@ -50,11 +47,6 @@ class Recipe:
         Choose the number of epochs (0 among them: the frozen encoder) by the held-out error.
     standardise_teacher
         Divide the teacher's embedding by its overall standard deviation on training spots.
-    smooth_um
-        The teacher speaks for a spot and its surroundings: half its own embedding, half the mean of the training spots
-        within so many micrometers; 0 takes each spot by itself.
-    lesson_components
-        Principal components of that which the student learns; None leaves the embedding as it is.
     """
 
     rank: int = 64
@@ -72,8 +64,6 @@ class Recipe:
     augment: bool = True
     choose_epochs: bool = True
     standardise_teacher: bool = True
-    smooth_um: float = 250.0
-    lesson_components: int | None = 32
 
 
 PAPER = Recipe(
@@ -88,8 +78,6 @@ PAPER = Recipe(
     augment=False,
     choose_epochs=False,
     standardise_teacher=False,
-    smooth_um=0.0,
-    lesson_components=None,
 )
 
 
@@ -108,30 +96,6 @@ def n_clusters_for(n_spots: int, n_clusters: int | None) -> int:
             f"`n_clusters={n_clusters}` does not fit {n_spots} training spots: give 2 to {n_spots}, or None to adapt."
         )
     return n_clusters
-
-
-def denoised(embedding: np.ndarray, coords_um: np.ndarray, sections: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Return the teacher's embedding as the student learns it: averaged over the surroundings, leading components.
-
-    A spot's counts are few, its neighbours' tissue is much the same: half of what is said of it comes from them. Only
-    the rows given here are read, so nothing reaches training spots from outside.
-
-    Parameters
-    ----------
-    embedding
-        Of the training spots, (n, D).
-    coords_um, sections
-        Position of every spot in its section, (n, 2), and which that is, (n,).
-    recipe
-        How far, and how many components.
-    """
-    if recipe.smooth_um:
-        around = neighbour_means(coords_um, sections, recipe.smooth_um) @ embedding
-        embedding = (0.5 * embedding + 0.5 * around).astype(np.float32)
-    k = recipe.lesson_components
-    if k is None or k >= min(embedding.shape):
-        return embedding
-    return PCA(k, svd_solver="full").fit_transform(embedding.astype(np.float64)).astype(np.float32)
 
 
 def structure_labels(embedding: np.ndarray, n_clusters: int, random_state: int) -> np.ndarray:

@@ -72,7 +72,6 @@ def cross_validate(
     learning_rate: float | None = None,
     kd_weight: float | None = None,
     temperature: float | None = None,
-    smooth_um: float | None = None,
     n_depths: int = 2,
     batch_size: int = 64,
     device: str = "auto",
@@ -142,7 +141,7 @@ def cross_validate(
         Return a row for every gene.
     layer, gene_key
         As in :func:`pekasc.tl.fit_adapter`.
-    blocks, rank, n_clusters, n_components, epochs, learning_rate, kd_weight, temperature, smooth_um
+    blocks, rank, n_clusters, n_components, epochs, learning_rate, kd_weight, temperature
         As in :func:`pekasc.tl.fit_adapter`.
     n_depths
         Most blocks whose features ``"frozen-best"`` puts side by side, as long as the held-out error falls.
@@ -219,7 +218,7 @@ def cross_validate(
         raise ValueError("`encoders=` names one twice; give `key=` to tell them apart: `Encoder(..., key=...)`.")
     recipe = make_recipe(
         None, rank=rank, n_clusters=n_clusters, epochs=epochs, learning_rate=learning_rate, kd_weight=kd_weight,
-        temperature=temperature, smooth_um=smooth_um,
+        temperature=temperature,
     )  # fmt: skip
     options = Options(
         method=None,

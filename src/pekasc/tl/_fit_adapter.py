@@ -54,7 +54,6 @@ def fit_adapter(
     learning_rate: float | None = None,
     kd_weight: float | None = None,
     temperature: float | None = None,
-    smooth_um: float | None = None,
     head: Literal["ridge", "ridge-per-gene", "mlp"] = "ridge",
     context_um: float | None = None,
     batch_size: int = 64,
@@ -133,10 +132,6 @@ def fit_adapter(
         Change single numbers: rank of the adapter (64; a ``PeftConfig`` has its own), structure labels
         (``min(100, n // 20)``), principal components of teacher and head (``min(256, n - 1, d)``), most epochs to try
         (6), learning rate (3e-4), weight of distillation (0.5), its temperature (2).
-    smooth_um
-        The lesson of a spot is half the teacher's embedding of its own expression, half the mean of that of the
-        training spots of its section within so many micrometers (250; 0 with ``preset="paper"``); the 32 leading
-        principal components of this are learned. 0 takes every spot by itself. What is predicted is never smoothed.
     head
         From features to genes, on standardised principal components: ``"ridge"`` with one penalty,
         ``"ridge-per-gene"`` with one for each gene, or ``"mlp"``, a perceptron with two hidden layers.
@@ -203,7 +198,7 @@ def fit_adapter(
     method = check_method(method)
     recipe = make_recipe(
         preset, rank=rank, n_clusters=n_clusters, epochs=epochs, learning_rate=learning_rate, kd_weight=kd_weight,
-        temperature=temperature, smooth_um=smooth_um,
+        temperature=temperature,
     )  # fmt: skip
     if n_components is not None:
         n_components = whole("n_components", n_components)

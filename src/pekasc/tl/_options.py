@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 from pekasc.models._choose import Depth
@@ -23,8 +23,6 @@ def make_recipe(preset: str | None, **changes: Any) -> Recipe:
     for name in ("rank", "epochs", "learning_rate", "temperature"):
         if getattr(recipe, name) <= 0 and not (name == "epochs" and recipe.epochs == 0):
             raise ValueError(f"`{name}={getattr(recipe, name)}` must be positive.")
-    if not (isinstance(recipe.smooth_um, Real) and 0 <= recipe.smooth_um < float("inf")):
-        raise ValueError(f"`smooth_um={recipe.smooth_um!r}` must be a radius in um, or 0 for none.")
     if not 0 <= recipe.kd_weight <= 1:
         raise ValueError(f"`kd_weight={recipe.kd_weight}` must lie between 0 and 1.")
     return recipe
