@@ -1,0 +1,317 @@
+"""What was tried to make the adapter transfer better: one change at a time, five splits of real breast tissue.
+
+    python benchmarks/transfer_ideas.py --her2st PATH --vits PATH --out results/ideas
+    python benchmarks/transfer_ideas.py --out results/ideas --only table
+
+A quick look, to find out what deserves a place in the training: one fit per idea and split, no inner folds. After 2, 4
+and 6 epochs ridge is read off for every penalty, and the best penalty on the test section is taken, for the frozen
+encoder as for the adapter: scores are too good by that choice, and only differences between rows mean anything. ViT-S/14
+cut at the depth that held-out training sections choose for the frozen encoder, 112 px at 1.0 um/px, bfloat16, seed 0.
+Every finished fit is kept in the folder ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from peft import PeftModel
+from sklearn.decomposition import PCA
+from torch import nn
+from torch.nn import functional
+
+import pekasc as pk
+from pekasc._expression import log1p_cp10k
+from pekasc.models._choose import candidate_depths, choose, features_at
+from pekasc.models._context import neighbour_means, with_context
+from pekasc.models._encoders import FrozenEncoder
+from pekasc.models._folds import inner_folds
+from pekasc.models._heads import ALPHAS, fit_ridge
+from pekasc.models._methods import attached, make_config, target_layers
+from pekasc.models._peka import (
+    Recipe,
+    cluster_head,
+    losses,
+    n_clusters_for,
+    orient,
+    projector,
+    structure_labels,
+    train_cluster_head,
+)
+from pekasc.models._scores import pearson
+from pekasc.models._training import _plain_attention
+from pekasc.tl._gene_sets import choose_gene_sets
+
+SPLITS = {
+    "C4": (["C2", "C3"], ["C4"]),
+    "C3": (["C2", "C4"], ["C3"]),
+    "C2": (["C3", "C4"], ["C2"]),
+    "B4": (["C2", "C3", "C4"], ["B4"]),
+    "B to C": (["B4"], ["C2", "C3", "C4"]),
+}
+CONTEXTS = (None, 300.0)
+AFTER = (2, 4, 6)
+
+
+@dataclass(frozen=True)
+class Idea:
+    """One way to train; the defaults are those of ``tl.fit_adapter``."""
+
+    blocks: Any = "all"
+    clusters: int | None = None
+    components: int | None = None  # of the teacher, after all else
+    smooth: float = 0.0  # weight of the mean of neighbours within 250 um
+    centred: bool = False  # the mean of every section taken off the teacher
+    kd: float = 0.5
+    sa: float = 0.5
+    matching: float = 0.0  # mean squared error to the teacher's embedding
+    genes: float = 0.0  # mean squared error of a linear map to the genes' expression
+    stain: float = 0.0  # jitter of optical density
+    ema: float = 0.0  # running mean of the adapter's weights, per step
+    learning_rate: float = 3e-4
+
+
+IDEAS = {
+    "as it is": Idea(),
+    "32 components of the teacher": Idea(components=32),
+    "teacher smoothed, weight 1/4": Idea(smooth=0.25, components=32),
+    "teacher smoothed, weight 1/2": Idea(smooth=0.5, components=32),
+    "teacher smoothed, weight 4/5": Idea(smooth=0.8, components=32),
+    "teacher centred in sections": Idea(centred=True),
+    "teacher centred and smoothed": Idea(centred=True, smooth=0.5, components=32),
+    "twice as many clusters": Idea(clusters=2),
+    "distillation only": Idea(kd=1, sa=0),
+    "structure alignment only": Idea(kd=0, sa=1),
+    "feature matching beside": Idea(matching=1, components=32),
+    "feature matching only": Idea(kd=0, sa=0, matching=1, components=32),
+    "gene expression beside": Idea(genes=1),
+    "gene expression only": Idea(kd=0, sa=0, genes=1),
+    "stain jitter": Idea(stain=0.15),
+    "running mean of weights": Idea(ema=0.95),
+    "last 3 blocks": Idea(blocks=3),
+    "learning rate 1e-4": Idea(learning_rate=1e-4),
+    "learning rate 1e-3": Idea(learning_rate=1e-3),
+}
+
+
+class Spots:
+    """All spots, and the encoder."""
+
+    def __init__(self, her2st: Path, vits: Path) -> None:
+        sdata = pk.datasets.her2st(("B4", "C2", "C3", "C4"), path=her2st)
+        pk.pp.tile(sdata, tile_px=112, mpp=1.0)
+        table = sdata["table"]
+        self.tiles = torch.from_numpy(pk.get.tiles(sdata).to_numpy())
+        self.log = log1p_cp10k(table, None).toarray().astype(np.float32)
+        self.genes = list(table.var_names)
+        self.sections = table.obs["section"].astype(str).to_numpy()
+        self.coords = np.asarray(pk.get.expression(sdata, layer=None).obsm["spatial"])
+        encoder = pk.models.Encoder("vit_small_patch14_dinov2", weights=vits)
+        self.encoder = FrozenEncoder(encoder, 112)
+        self.frozen = self.embed([int(d[0]) for d in candidate_depths(self.encoder.n_blocks) if d])
+
+    def embed(self, depths: list[int], rows: np.ndarray | None = None) -> dict[Any, np.ndarray]:
+        rows = np.arange(len(self.tiles)) if rows is None else rows
+        parts = []
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            for at in torch.from_numpy(rows).split(64):
+                parts.append([f.float().numpy() for f in self.encoder(self.encoder.normalise(self.tiles[at]), depths)])
+        return {(depth,): np.concatenate([part[i] for part in parts]) for i, depth in enumerate(depths)}
+
+    def seen(self, x: np.ndarray, rows: np.ndarray, context: float | None) -> np.ndarray:
+        return with_context(x, self.coords[rows], self.sections[rows], context)
+
+
+def stained(tiles: torch.Tensor, amount: float, generator: torch.Generator) -> torch.Tensor:
+    """Return tiles whose optical densities of haematoxylin, eosin and the rest are scaled by up to `amount`."""
+    stains = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])  # Ruifrok and Johnston
+    density = -torch.log((tiles.float() + 1) / 256) @ torch.linalg.inv(stains)
+    factor = 1 + amount * (2 * torch.rand(len(tiles), 1, 1, 3, generator=generator) - 1)
+    return (256 * torch.exp(-(density * factor) @ stains) - 1).clamp(0, 255)
+
+
+def scores(
+    spots: Spots,
+    genes: tuple[np.ndarray, dict[str, np.ndarray]],
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+) -> list[dict[str, Any]]:
+    """Return the mean correlation per gene set and context, at the best penalty for both sets together.
+
+    Parameters
+    ----------
+    spots, genes
+        Everything, and the genes with where each set lies in them.
+    train, test
+        Numbers of the spots, and their features.
+    """
+    union, sets = genes
+    (rows_train, x_train), (rows_test, x_test) = train, test
+    out = []
+    for context in CONTEXTS:
+        fit = fit_ridge(spots.seen(x_train, rows_train, context), spots.log[np.ix_(rows_train, union)])
+        x, y = spots.seen(x_test, rows_test, context), spots.log[np.ix_(rows_test, union)]
+        best: dict[str, float] = {}
+        for alpha in ALPHAS[ALPHAS > 1]:
+            r = np.nan_to_num(pearson(fit.head(alpha).predict(x), y))
+            found = {name: float(r[at].mean()) for name, at in sets.items()}
+            if not best or sum(found.values()) > sum(best.values()):
+                best = found
+        out += [{"context": context or 0, "genes": name, "pearson": value} for name, value in best.items()]
+    return out
+
+
+def lesson(spots: Spots, idea: Idea, rows: np.ndarray, expressed: np.ndarray) -> np.ndarray:
+    """Return what the teacher says of the training spots, of standard deviation 1."""
+    x = spots.log[np.ix_(rows, expressed)].astype(np.float64)
+    sections = spots.sections[rows]
+    if idea.centred:
+        for section in np.unique(sections):
+            x[sections == section] -= x[sections == section].mean(axis=0)
+    if idea.smooth:
+        around = neighbour_means(spots.coords[rows], sections, 250.0) @ x
+        x = (1 - idea.smooth) * x + idea.smooth * around
+    t = PCA(idea.components or min(256, len(x) - 1), svd_solver="full").fit_transform(x)
+    return np.asarray(t / t.std(), dtype=np.float32)
+
+
+def run(spots: Spots, idea: Idea, split: str, epochs: int) -> list[dict[str, Any]]:
+    """Train one adapter; return the scores of the frozen encoder (epoch 0) and after some epochs."""
+    train_sections, test_sections = SPLITS[split]
+    rows = np.flatnonzero(np.isin(spots.sections, train_sections))
+    test = np.flatnonzero(np.isin(spots.sections, test_sections))
+    of = spots.sections[rows]
+    seen = [(spots.log[spots.sections == s] > 0).mean(axis=0) >= 0.1 for s in train_sections]
+    expressed = np.flatnonzero(np.all(seen, axis=0))
+    sets = choose_gene_sets(
+        {"svg": None, "hvg": None}, spots.genes, spots.log[rows], spots.coords[rows], of, expressed, 50
+    )
+    union = np.unique(np.concatenate(list(sets.values())))
+    genes = union, {name: np.searchsorted(union, at) for name, at in sets.items()}
+    y = spots.log[np.ix_(rows, union)]
+    folds = inner_folds(of, spots.coords[rows], of, margin_um=112 * 2**0.5)
+    depth = choose({d: x[rows] for d, x in spots.frozen.items()}, y, folds, None).depth
+    assert depth is not None
+    frozen = features_at(spots.frozen, depth)
+    out = [{"epoch": 0, **row} for row in scores(spots, genes, (rows, frozen[rows]), (test, frozen[test]))]
+
+    t = torch.from_numpy(lesson(spots, idea, rows, expressed))
+    k = n_clusters_for(len(rows), None) * (idea.clusters or 1)
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    labels = torch.from_numpy(structure_labels(t.numpy(), k, 0))
+    head = cluster_head(t.shape[1], k)
+    recipe = Recipe()
+    train_cluster_head(head, t, labels, recipe, generator)
+    target = torch.from_numpy((y - y.mean(axis=0)) / y.std())
+    width = frozen.shape[1]
+    student, linear = projector(width, t.shape[1]), nn.Linear(width, len(union))
+    mean, deviation = (torch.from_numpy(v) for v in (frozen[rows].mean(axis=0), frozen[rows].std(axis=0) + 1e-6))
+    config = make_config("bone", recipe.rank, target_layers(spots.encoder, depth, idea.blocks))
+    with attached(spots.encoder, config, 0) as peft_model, _plain_attention(spots.encoder.model, torch.device("cpu")):
+        trained = [p for p in _parameters(peft_model) if p.requires_grad]
+        everything = [*trained, *student.parameters(), *linear.parameters()]
+        optimiser = torch.optim.AdamW(everything, lr=idea.learning_rate, weight_decay=recipe.weight_decay)
+        average = [p.detach().clone() for p in trained]
+        for epoch in range(1, epochs + 1):
+            for batch in torch.randperm(len(rows), generator=generator).split(recipe.batch_size):
+                tiles = orient(spots.tiles[torch.from_numpy(rows)[batch]], generator)
+                if idea.stain:
+                    tiles = stained(tiles, idea.stain, generator)
+                with torch.autocast("cpu", torch.bfloat16):
+                    features = spots.encoder(spots.encoder.normalise(tiles), list(depth))
+                features = torch.cat(features, dim=1).float()
+                said = student(features)
+                kd, sa = losses(head, t[batch], said, labels[batch], recipe.temperature)
+                loss = idea.kd * kd + idea.sa * sa
+                if idea.matching:
+                    loss = loss + idea.matching * functional.mse_loss(said, t[batch]) * t.shape[1] / 8
+                if idea.genes:
+                    told = linear((features - mean) / deviation)
+                    loss = loss + idea.genes * functional.mse_loss(told, target[batch])
+                optimiser.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(everything, recipe.gradient_clip)
+                optimiser.step()
+                with torch.no_grad():
+                    for kept, now in zip(average, trained, strict=True):
+                        kept.lerp_(now, 1 - idea.ema)
+            if epoch in AFTER:
+                live = [p.detach().clone() for p in trained]
+                _put(trained, average)
+                x = features_at(spots.embed(list(depth), np.concatenate([rows, test])), depth)
+                _put(trained, live)
+                out += [
+                    {"epoch": epoch, **row}
+                    for row in scores(spots, genes, (rows, x[: len(rows)]), (test, x[len(rows) :]))
+                ]
+    return out
+
+
+def _parameters(model: PeftModel) -> list[nn.Parameter]:
+    return list(model.parameters())
+
+
+def _put(parameters: list[nn.Parameter], values: list[torch.Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+def table(frame: pd.DataFrame) -> str:
+    """Return one row per idea: gain over the frozen encoder, mean over gene sets, contexts and epochs 4 and 6."""
+    keys = ["idea", "split", "context", "genes"]
+    frozen = frame[frame["epoch"] == 0].set_index(keys)["pearson"]
+    late = frame[frame["epoch"] >= 4].groupby(keys)["pearson"].mean()
+    gain = (late / frozen - 1).rename("gain").reset_index()
+    wide = gain.pivot_table(index="idea", columns="split", values="gain")[list(SPLITS)]
+    wide = wide.reindex([idea for idea in IDEAS if idea in wide.index])
+    wide["mean"] = wide.mean(axis=1)
+    lines = ["| idea | " + " | ".join(wide.columns) + " |", "| --- |" + " --- |" * len(wide.columns)]
+    lines += [f"| {idea} | " + " | ".join(f"{100 * v:+.1f} %" for v in row) + " |" for idea, row in wide.iterrows()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--her2st", type=Path, help="folder with B4, C2, C3, C4")
+    parser.add_argument("--vits", type=Path, help="weights of the ViT-S/14")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", choices=["table"])
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / "ideas.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    if arguments.only is None:
+        spots = Spots(arguments.her2st, arguments.vits)
+        done = {(line["idea"], line["split"]) for line in lines}
+        for name, idea in IDEAS.items():
+            for split in SPLITS:
+                if (name, split) in done:
+                    continue
+                new = [{"idea": name, "split": split, **row} for row in run(spots, idea, split, max(AFTER))]
+                with file.open("a") as out:
+                    out.writelines(json.dumps(row) + "\n" for row in new)
+                lines += new
+                print(name, split, flush=True)
+    print(table(pd.DataFrame(lines)))
+    names = ("pekasc", "torch", "timm", "peft", "scikit-learn", "numpy")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    print(f"{os.cpu_count()} {platform.machine()} cores. Python {platform.python_version()}, {versions}.")
+
+
+if __name__ == "__main__":
+    main()
