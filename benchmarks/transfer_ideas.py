@@ -5,7 +5,7 @@
 
 A quick look, to find out what deserves a place in the training: one fit per idea and split, no inner folds. After 2, 4
 and 6 epochs ridge is read off for every penalty, and the best penalty on the test section is taken, for the frozen
-encoder as for the adapter: scores are too good by that choice, and only differences between rows mean anything. ViT-S/14
+encoder as for the adapter: scores are too good by that choice, and only differences between rows count. ViT-S/14
 cut at the depth that held-out training sections choose for the frozen encoder, 112 px at 1.0 um/px, bfloat16, seed 0.
 Every finished fit is kept in the folder ``--out``.
 """

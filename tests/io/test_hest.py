@@ -321,6 +321,16 @@ def test_patients(hest: Make, caplog: pytest.LogCaptureFixture) -> None:
     assert patients(patient={"INT2": "B"}) == ["Patient 1", "B"]
     with pytest.raises(KeyError, match=r"`patient` names \['INT3'\]"):
         patients(patient={"INT3": "B"})
+    with pytest.raises(ValueError, match=r"`patient` says nothing for \['INT2'\]"):
+        patients(patient={"INT2": None})
+
+
+@pytest.mark.parametrize("key", ["spot_diameter", "inter_spot_dist", "fullres_px_width"])
+def test_metadata_that_are_no_numbers(hest: Make, key: str) -> None:
+    folder = hest()
+    folder.edit_metadata("INT1", **{key: "about 100"})
+    with pytest.raises(ValueError, match=f"sample 'INT1': '{key}' must be a positive number, got 'about 100'"):
+        pk.io.read_hest(folder.path, "INT1")
 
 
 def test_gene_names_that_repeat_are_numbered(hest: Make) -> None:

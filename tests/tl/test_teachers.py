@@ -102,6 +102,8 @@ def test_a_spots_scfoundation_does_not_depend_on_others(untiled: SpatialData, fi
         ("pca", {"checkpoint": "x"}, ValueError, r"reads no files: .*\['scfoundation'\]"),
         ("pca", {"layer": "truth"}, ValueError, r"layers\['truth'\] has values that are no integers"),
         ("pca", {"n_components": 25}, ValueError, "`n_components=25` does not fit"),
+        ("pca", {"n_components": "5"}, TypeError, "`n_components` must be a whole number, got '5'"),
+        ("scfoundation", {"checkpoint": "x", "max_tokens": 1e4}, TypeError, "`max_tokens` must be a whole number"),
         ("geneformer", {}, ValueError, r"choose one of .*`fit_adapter\(teacher='geneformer'\)` takes it from there"),
     ],
 )

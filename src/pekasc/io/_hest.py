@@ -146,6 +146,9 @@ def read_hest(
     unknown = sorted(set(patient or {}) - set(names))
     if unknown:
         raise KeyError(f"`patient` names {unknown}, the samples are {names}.")
+    unnamed = [sample for sample, label in (patient or {}).items() if pd.isna(label) or not str(label).strip()]
+    if unnamed:
+        raise ValueError(f"`patient` says nothing for {unnamed}: give a name, or leave the sample out of it.")
     wanted = None if genes is None else _check_genes(genes)
     samples = [_read_sample(folder, name, wanted, strict) for name in names]
     kept = _common_genes(samples) if wanted is None else wanted
@@ -237,12 +240,16 @@ def _read_sample(folder: Path, name: str, wanted: pd.Index | None, strict: bool)
     patches = None
     if stored.is_file():
         patches = _patches(stored, name, obs[BARCODE], centres, mpp, size_px, strict)
-    diameter_um = _known(metadata, "spot_diameter") or _known(metadata, "inter_spot_dist") or _SPOT_UM.get(kind or "")
+    diameter_um = (
+        _number(metadata, "spot_diameter", name)
+        or _number(metadata, "inter_spot_dist", name)
+        or _SPOT_UM.get(kind or "")
+    )
     if diameter_um is None:
         diameter_um = 100.0
         logger.info("sample %s: the metadata has no spot diameter; drawn as %g um.", name, diameter_um)
     return _Sample(
-        name, metadata, counts, genes, obs, centres, float(diameter_um) / 2 / mpp, mpp, levels, patches
+        name, metadata, counts, genes, obs, centres, diameter_um / 2 / mpp, mpp, levels, patches
     )  # fmt: skip
 
 
@@ -262,6 +269,18 @@ def _known(metadata: Mapping[str, Any], key: str) -> Any:
     """Return a value of the metadata; what is empty or not a number is missing."""
     value = metadata.get(key)
     return None if value is None or value == "" or (isinstance(value, float) and np.isnan(value)) else value
+
+
+def _number(metadata: Mapping[str, Any], key: str, name: str) -> float | None:
+    """Return a positive number of the metadata; None where it is missing or 0, as unknown ones are written."""
+    value = _known(metadata, key)
+    try:
+        number = 0.0 if value is None else float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"The metadata of sample {name!r}: {key!r} must be a positive number, got {value!r}.")
+    return number or None
 
 
 def _expression(file: Path, name: str) -> AnnData:
@@ -314,7 +333,7 @@ def _check_pitch(
     strict: bool,
 ) -> None:
     """Check the metadata's pixel size against the distance of the spots."""
-    pitch = _known(metadata, "inter_spot_dist") or (ARRAYS[kind][2] if kind else None)
+    pitch = _number(metadata, "inter_spot_dist", name) or (ARRAYS[kind][2] if kind else None)
     if pitch is None:
         logger.info("sample %s: the metadata names no pitch; its pixel size is not checked.", name)
         return
@@ -371,7 +390,7 @@ def _bins(centres: np.ndarray) -> np.ndarray | None:
 
 def _size_px(name: str, metadata: Mapping[str, Any], levels: list[da.Array], strict: bool) -> tuple[int, int]:
     """Return width and height of the image at full resolution, (0, 0) if they are not known."""
-    stated = tuple(int(_known(metadata, f"fullres_px_{side}") or 0) for side in ("width", "height"))
+    stated = tuple(int(_number(metadata, f"fullres_px_{side}", name) or 0) for side in ("width", "height"))
     if not levels:
         return stated[0], stated[1]
     size = (int(levels[0].shape[2]), int(levels[0].shape[1]))

@@ -16,6 +16,7 @@ from pekasc.models._embed import autocast, resolve_device
 from pekasc.models._scfoundation import MAX_TOKENS
 from pekasc.models._teachers import TEACHERS, Source, check_checkpoint
 from pekasc.tl import _inputs
+from pekasc.tl._options import whole
 
 
 def embed_expression(
@@ -117,6 +118,8 @@ def embed_expression(
     check_checkpoint(teacher, checkpoint)
     if n_components is not None and not row.fitted:
         raise ValueError(f"`teacher={teacher!r}` has dimensions of its own: leave `n_components=` out.")
+    n_components = None if n_components is None else whole("n_components", n_components)
+    max_tokens = whole("max_tokens", max_tokens)
     name = feature_key(teacher) if key_added is None else check_key(key_added)
     place = resolve_device(device)
     autocast(place, precision)
