@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from peft import HRAConfig, LoraConfig, MissConfig
+from peft import HRAConfig, LoraConfig
 
 import pekasc as pk
 
@@ -34,7 +34,7 @@ READOUTS = ["mean", "coordinates", "neighbours", "teacher", "frozen", "frozen-be
 ADAPTERS = ["bone", "frozen+peka", "lora", "dora", "bat", "adalora", "hra"]
 # on the ViT-S's qkv (384 to 1152), Block-Affine at rank 64 has 64 * 1152 = 73,728 parameters a block
 BUDGET: dict[str, Any] = {
-    "bone r=64": MissConfig(r=64, init_weights=True),
+    "bone": "bone",  # r=64
     "lora r=48": LoraConfig(r=48, lora_alpha=96),
     "dora r=47": LoraConfig(r=47, lora_alpha=94, use_dora=True),
     "hra r=32": HRAConfig(r=32),
