@@ -7,7 +7,7 @@ tiles of 112 px at 1.0 um/px, bfloat16. Everything goes through ``tl.cross_valid
 highly variable), teacher, depth, epochs and penalty come from the training sections alone. Finished pieces are kept in
 the folder ``--out``; a run that was interrupted goes on from them, and ``--only tables`` prints what is there.
 
-Parts: ``rank`` (all methods at rank 64), ``budget`` (ranks at which each has as many parameters as Block-Affine at rank
+Parts: ``rank`` (all methods at rank 64), ``budget`` (at most as many parameters as Block-Affine at rank
 64), ``audit`` (folds of random spots beside sections), ``shuffled`` (labels permuted within sections).
 """
 
@@ -148,6 +148,8 @@ def main() -> None:
     parser.add_argument("--only", choices=["readouts", "rank", "budget", "audit", "shuffled", "tables"])
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
+    if arguments.only != "tables" and not (arguments.her2st and arguments.vits):
+        parser.error("--her2st and --vits are needed")
     warnings.filterwarnings("ignore")
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     torch.set_num_threads(arguments.threads)

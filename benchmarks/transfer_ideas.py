@@ -290,6 +290,8 @@ def main() -> None:
     parser.add_argument("--only", choices=["table"])
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
+    if arguments.only != "table" and not (arguments.her2st and arguments.vits):
+        parser.error("--her2st and --vits are needed")
     warnings.filterwarnings("ignore")
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)

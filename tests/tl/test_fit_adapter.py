@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from peft import LoraConfig
+from peft import HRAConfig, LoraConfig
 from scipy.sparse import csr_matrix
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
@@ -333,6 +333,22 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(
     before = _state(tiled)
     with pytest.raises(error, match=message):
         pk.tl.fit_adapter(tiled, **{"train": TRAIN, **SMALL, **options})
+    assert _state(tiled) == before
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (LoraConfig(r=4, init_lora_weights=False), "'lora' does not begin as the frozen encoder"),
+        (LoraConfig(r=4, init_lora_weights="pissa"), "'lora' left the encoder changed"),
+        (HRAConfig(r=5), "'hra' does not begin as the frozen encoder.*an even rank for HRA"),
+    ],
+    ids=["random", "pissa", "odd"],
+)
+def test_an_adapter_has_to_begin_as_the_frozen_encoder(tiled: SpatialData, method: Any, message: str) -> None:
+    before = _state(tiled)
+    with pytest.raises(ValueError, match=message):
+        pk.tl.fit_adapter(tiled, train=TRAIN, **{**SMALL, "method": method})
     assert _state(tiled) == before
 
 

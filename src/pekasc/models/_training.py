@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from pekasc.models._choose import Depth
 from pekasc.models._embed import features_of
 from pekasc.models._encoders import FrozenEncoder
-from pekasc.models._methods import attached, with_steps
+from pekasc.models._methods import attached, method_name, with_steps
 from pekasc.models._peka import (
     Recipe,
     cluster_head,
@@ -33,6 +33,7 @@ from pekasc.models._peka import (
 )
 from pekasc.tiling import TileSource, batches
 
+_CHECKED = 4  # tiles on which an adapter is compared with the frozen encoder
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -273,8 +274,16 @@ def train_student(
     """
     lesson = prepare_lesson(teacher, recipe, random_state)
     config = with_steps(config, -(-len(index) // recipe.batch_size) * max(recipe.epochs, 1))
+    some = torch.from_numpy(source.read(index[:_CHECKED]))
+    frozen = _features(encoder, some, depth)
     # the caller's generator is left as it was, and what draws from it (dropout) draws the same every time
     with torch.random.fork_rng(devices=[]), attached(encoder, config, random_state) as peft_model:
+        if not _same(_features(encoder, some, depth), frozen):
+            raise ValueError(
+                f"The adapter {method_name(config)!r} does not begin as the frozen encoder: its features differ before "
+                "any training, so zero epochs would not be the frozen encoder. Take an initialisation that adds nothing "
+                "(`init_lora_weights=True`; an even rank for HRA)."
+            )
         torch.manual_seed(random_state)
         student = Student(encoder, depth, lesson, recipe, random_state)
         student.allocate = getattr(peft_model.base_model, "update_and_allocate", None)
@@ -313,4 +322,20 @@ def train_student(
                     callbacks=[history],
                 )
                 trainer.fit(student, loader)
-        return Trained(weights, configs, history.rows)
+    if not _same(_features(encoder, some, depth), frozen):
+        raise ValueError(
+            f"The adapter {method_name(config)!r} left the encoder changed: its initialisation rewrites frozen "
+            "weights. Take one that leaves them alone (`init_lora_weights=True`)."
+        )
+    return Trained(weights, configs, history.rows)
+
+
+def _features(encoder: FrozenEncoder, tiles: Tensor, depth: Depth) -> Tensor:
+    """Return the features of a few tiles, in full precision."""
+    with torch.inference_mode():
+        return features_of(encoder, encoder.normalise(tiles.to(encoder.mean.device)), [depth])[0].clone()
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    # far above what a sum in another order changes, far below what a random adapter does
+    return bool((a - b).abs().max() <= 1e-2 * max(float(b.std()), 1e-6))
