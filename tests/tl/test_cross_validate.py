@@ -277,6 +277,8 @@ def test_folds_by_column_and_by_section(tiled: SpatialData) -> None:
         ({"methods": [None]}, ValueError, "None is the frozen encoder of `fit_adapter`; say"),
         ({"methods": ["adalora"], "epochs": 1, "blocks": 1}, ValueError, "AdaLoRA plans its ranks .* too few"),
         ({"n_genes": 0}, ValueError, "`n_genes=0`.* must be positive"),
+        ({"genes": None}, ValueError, "`genes=None`: name sets"),
+        ({"seeds": [0.5]}, TypeError, "`seeds` must be a whole number, got 0.5"),
         ({"n_depths": 0}, ValueError, "`n_depths=0` must be positive"),
         ({"block_um": 0}, ValueError, "`block_um=0` must be positive"),
         ({"encoders": []}, ValueError, "`encoders=` is empty"),

@@ -281,8 +281,8 @@ def train_student(
         if not _same(_features(encoder, some, depth), frozen):
             raise ValueError(
                 f"The adapter {method_name(config)!r} does not begin as the frozen encoder: its features differ before "
-                "any training, so zero epochs would not be the frozen encoder. Take an initialisation that adds nothing "
-                "(`init_lora_weights=True`; an even rank for HRA)."
+                "any training, and zero epochs have to be the frozen encoder. Take an initialisation that adds "
+                "nothing (`init_lora_weights=True`; an even rank for HRA)."
             )
         torch.manual_seed(random_state)
         student = Student(encoder, depth, lesson, recipe, random_state)

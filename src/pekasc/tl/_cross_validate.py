@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ from pekasc.tiling import ArrayTiles, cached
 from pekasc.tl import _inputs
 from pekasc.tl._comparison import HEST, Run, Spots
 from pekasc.tl._comparison_table import MIN_TEST, score_fold
-from pekasc.tl._gene_sets import check_gene_sets
+from pekasc.tl._gene_sets import CHOSEN, check_gene_sets
 from pekasc.tl._options import make_recipe, whole
 from pekasc.tl._teachers import stored_key, stored_teacher
 
@@ -199,6 +200,8 @@ def cross_validate(
     >>> sorted(frame["method"].unique())
     ['frozen', 'mean']
     """
+    if genes is None:
+        raise ValueError(f"`genes=None`: name sets that are chosen in the fold ({list(CHOSEN)}), or genes.")
     if protocol == HEST and (head != "ridge" or tuple(_several(genes)) != ("svg", "hvg")):
         raise ValueError('`protocol="hest"` has genes and a regression of its own: leave `genes=` and `head=` out.')
     if whole("n_genes", n_genes) < 1 or whole("n_bootstrap", n_bootstrap) < 1 or not block_um > 0:
@@ -207,7 +210,8 @@ def cross_validate(
         )
     if whole("n_depths", n_depths) < 1:
         raise ValueError(f"`n_depths={n_depths}` must be positive.")
-    seeds = [seeds] if isinstance(seeds, int) else seeds
+    several: Any = [seeds] if isinstance(seeds, Integral) else seeds
+    seeds = [whole("seeds", seed) for seed in several]
     asked = check_methods(methods, protocol)
     contexts = _contexts(context_um)
     check_head(head)
@@ -304,7 +308,7 @@ def _several(values: Any) -> list[Any]:
 def _contexts(context_um: Any) -> list[float | None]:
     values = list(context_um) if isinstance(context_um, Sequence) else [context_um]
     for value in values:
-        if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
+        if value is not None and not (isinstance(value, Real) and 0 < float(value) < float("inf")):
             raise ValueError(f"`context_um={value!r}` must be a positive radius in um, or None.")
     if not values or len(set(values)) < len(values):
         raise ValueError(f"`context_um={context_um!r}` must hold each radius once.")
