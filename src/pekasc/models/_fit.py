@@ -156,30 +156,22 @@ def fit(
     job = _Fit(model, encoder, spec, data, teacher, options, folds)
 
     features = job.embed(depths, bar=True) if frozen is None else {depth: frozen[depth] for depth in depths}
-    plans: dict[Depth, list[_Plan]] = {}
-    known: dict[Reader, Choice] = {}
-    for i, reader in enumerate(readers):
-        # an adapter is trained on tiles alone, so its depth is chosen on theirs: readers then share the training
-        by = reader if options.method is None else Reader()
-        if by not in known:
-            known[by] = choose(features, data.expression, folds, options.n_components, partial(job.seen, by))
-            logger.info(
-                "Depth %s chosen of %s: held-out error %.4f of the mean predictor's.",
-                known[by].depth, depths, known[by].table["error"].min(),
-            )  # fmt: skip
-        chosen = known[by]
-        plan = _Plan(i, reader, chosen.table.assign(stage="frozen", epochs=0))
-        plans.setdefault(chosen.depth, []).append(plan)
-    features = {depth: features_at(features, depth) for depth in plans}
-    made: dict[int, Adapter] = {}
-    for depth, members in plans.items():
-        if options.method is None:
-            for plan in members:
-                inner = _fold_data(job, plan.reader, [features[depth]] * len(folds))
-                seen_all = job.seen(plan.reader, features[depth])
-                made[plan.number] = _result(job, plan, depth, None, seen_all, inner, plan.selection)
-        else:
-            made.update(_fit_student(job, depth, features[depth], members))
+
+    def chosen_by(reader: Reader) -> Choice:
+        choice = choose(features, data.expression, folds, options.n_components, partial(job.seen, reader))
+        logger.info(
+            "Depth %s chosen of %s: held-out error %.4f of the mean predictor's.",
+            choice.depth, depths, choice.table["error"].min(),
+        )  # fmt: skip
+        return choice
+
+    if options.method is None:
+        return [_frozen(job, i, reader, chosen_by(reader), features) for i, reader in enumerate(readers)]
+    # an adapter is trained on tiles alone, so its depth is chosen on theirs: readers then share the training
+    choice = chosen_by(Reader())
+    frozen_stage = choice.table.assign(stage="frozen", epochs=0)
+    plans = [_Plan(i, reader, frozen_stage) for i, reader in enumerate(readers)]
+    made = _fit_student(job, choice.depth, features_at(features, choice.depth), plans)
     return [made[i] for i in range(len(readers))]
 
 
@@ -224,6 +216,14 @@ def _fold_data(
         x = job.seen(reader, raw, frozen)
         out.append(FoldData.of(x, y, fold))
     return out
+
+
+def _frozen(job: _Fit, number: int, reader: Reader, choice: Choice, features: Mapping[Depth, np.ndarray]) -> Adapter:
+    """Return the frozen encoder with a head, at the depth that this reader chose."""
+    at = features_at(features, choice.depth)
+    inner = _fold_data(job, reader, [at] * len(job.folds))
+    plan = _Plan(number, reader, choice.table.assign(stage="frozen", epochs=0))
+    return _result(job, plan, choice.depth, None, job.seen(reader, at), inner, plan.selection)
 
 
 @dataclass

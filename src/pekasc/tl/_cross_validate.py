@@ -210,8 +210,7 @@ def cross_validate(
         )
     if whole("n_depths", n_depths) < 1:
         raise ValueError(f"`n_depths={n_depths}` must be positive.")
-    several: Any = [seeds] if isinstance(seeds, Integral) else seeds
-    seeds = [whole("seeds", seed) for seed in several]
+    seeds = [whole("seeds", seed) for seed in _several(seeds)]
     asked = check_methods(methods, protocol)
     contexts = _contexts(context_um)
     check_head(head)
@@ -302,7 +301,7 @@ def _name(method: Any) -> str:
 
 
 def _several(values: Any) -> list[Any]:
-    return [values] if isinstance(values, str | Encoder | PeftConfig) else list(values)
+    return [values] if isinstance(values, str | Encoder | PeftConfig | Integral) else list(values)
 
 
 def _contexts(context_um: Any) -> list[float | None]:
