@@ -16,12 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +32,7 @@ from sklearn.neighbors import kneighbors_graph
 from spatialdata import SpatialData
 
 import pekasc as pk
+from _machine import machine
 from pekasc.models._choose import Depth, candidate_depths, choose
 from pekasc.models._folds import inner_folds
 from pekasc.models._heads import fit_ridge
@@ -51,7 +49,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 CONTROL_TEST, HEAD_REPEATS, WHOLE_REPEATS = "C4", 100, 5
 BLOCK_UM, N_BOOTSTRAP = 1000.0, 1000
-PACKAGES = ("pekasc", "torch", "timm", "peft", "lightning", "spatialdata", "scanpy", "scikit-learn", "numpy")
 
 logger = logging.getLogger("her2st_main")
 
@@ -399,8 +396,7 @@ def tables(store: Store) -> str:
     done = store.read().drop_duplicates(["split", "method", "seed", "genes"], keep="last")
     parts = [score_table(done, "pearson"), score_table(done, "rmse"), choice_table(done)]
     parts += [difference_table(done, store), control_table(done)]
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    parts.append(f"{os.cpu_count()} {platform.machine()} cores. Python {platform.python_version()}, {versions}.\n")
+    parts.append(f"{machine()}\n")
     return "\n".join(parts)
 
 

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import platform
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 import pekasc as pk
+from _machine import machine
 
 N_TRAIN = [2, 4, 8, 16]
 N_TEST = 4
@@ -89,9 +87,7 @@ def main() -> None:
         )  # fmt: skip
         pd.concat(frames).to_csv(out / "phantom.csv")
     print(table(pd.read_csv(out / "phantom.csv", dtype={"fold": str})))
-    names = ("pekasc", "torch", "timm", "peft", "lightning", "scanpy", "scikit-learn", "numpy")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
-    print(f"{os.cpu_count()} {platform.machine()} cores. Python {platform.python_version()}, {versions}.")
+    print(machine())
 
 
 if __name__ == "__main__":

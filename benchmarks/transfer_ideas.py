@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import warnings
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,7 @@ from torch import nn
 from torch.nn import functional
 
 import pekasc as pk
+from _machine import machine
 from pekasc._expression import log1p_cp10k
 from pekasc.models._choose import candidate_depths, choose, features_at
 from pekasc.models._context import neighbour_means, with_context
@@ -54,9 +52,9 @@ from pekasc.tl._gene_sets import choose_gene_sets
 
 SPLITS = {
     "C4": (["C2", "C3"], ["C4"]),
+    "B4": (["C2", "C3", "C4"], ["B4"]),
     "C3": (["C2", "C4"], ["C3"]),
     "C2": (["C3", "C4"], ["C2"]),
-    "B4": (["C2", "C3", "C4"], ["B4"]),
     "B to C": (["B4"], ["C2", "C3", "C4"]),
 }
 CONTEXTS = (None, 300.0)
@@ -274,7 +272,8 @@ def table(frame: pd.DataFrame) -> str:
     frozen = frame[frame["epoch"] == 0].set_index(keys)["pearson"]
     late = frame[frame["epoch"] >= 4].groupby(keys)["pearson"].mean()
     gain = (late / frozen - 1).rename("gain").reset_index()
-    wide = gain.pivot_table(index="idea", columns="split", values="gain")[list(SPLITS)]
+    wide = gain.pivot_table(index="idea", columns="split", values="gain")
+    wide = wide[[split for split in SPLITS if split in wide]]  # of those that are done so far
     wide = wide.reindex([idea for idea in IDEAS if idea in wide.index])
     wide["mean"] = wide.mean(axis=1)
     lines = ["| idea | " + " | ".join(wide.columns) + " |", "| --- |" + " --- |" * len(wide.columns)]
@@ -300,8 +299,8 @@ def main() -> None:
     if arguments.only is None:
         spots = Spots(arguments.her2st, arguments.vits)
         done = {(line["idea"], line["split"]) for line in lines}
-        for name, idea in IDEAS.items():
-            for split in SPLITS:
+        for split in SPLITS:  # all ideas on one split before the next, so that an interrupted run has a table
+            for name, idea in IDEAS.items():
                 if (name, split) in done:
                     continue
                 new = [{"idea": name, "split": split, **row} for row in run(spots, idea, split, max(AFTER))]
@@ -310,9 +309,7 @@ def main() -> None:
                 lines += new
                 print(name, split, flush=True)
     print(table(pd.DataFrame(lines)))
-    names = ("pekasc", "torch", "timm", "peft", "scikit-learn", "numpy")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
-    print(f"{os.cpu_count()} {platform.machine()} cores. Python {platform.python_version()}, {versions}.")
+    print(machine())
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pekasc as pk
 from pekasc.models import _compare
 from pekasc.models._encoders import resolve_encoder
 from pekasc.models._methods import known_methods
+from pekasc.models._teachers import TEACHERS, PcaTeacher, Source
 
 QUICK: dict[str, Any] = {"genes": "svg", "n_genes": 8, "device": "cpu", "progress": False}
 SMALL: dict[str, Any] = {**QUICK, "epochs": 1, "rank": 8, "blocks": 1, "n_depths": 1}
@@ -338,6 +340,48 @@ def test_audit_finds_the_leak_of_neighbouring_spots(tiled: SpatialData) -> None:
     assert row["inflation"] == pytest.approx(row["random_spots"] - row["grouped"])
     with pytest.raises(TypeError, match="`folds=` cannot be given"):
         pk.tl.leakage_audit(tiled, folds="fold")
+
+
+def test_the_audit_makes_five_random_folds_at_most(tiled: SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tiled["table"]
+    table.obs["many"] = [f"g{i % 7}" for i in range(table.n_obs)]
+    asked: list[Any] = []
+    original = pk.tl.cross_validate
+
+    def spy(*args: Any, **kwargs: Any) -> pd.DataFrame:
+        asked.append(kwargs.get("folds"))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr("pekasc.tl._leakage_audit.cross_validate", spy)
+    pk.tl.leakage_audit(tiled, methods=["mean"], groups="many", **QUICK)
+    assert [None if folds is None else len(folds) for folds in asked] == [None, 5]
+    held_out = np.sum([test for _, test in asked[1].values()], axis=0)
+    np.testing.assert_array_equal(held_out, 1)
+
+
+def test_a_teacher_that_draws_runs_once_per_seed(tiled: SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def make(source: Source) -> PcaTeacher:
+        assert source.expression is not None
+        drawn.append(source.random_state)
+        return PcaTeacher(source.expression[:, source.expressed], 4 + source.random_state)
+
+    row = replace(TEACHERS["pca"], make=make)
+    monkeypatch.setitem(TEACHERS, "scvi", row)
+    frame = pk.tl.cross_validate(tiled, methods=["teacher"], teacher="scvi", seeds=[0, 3], **QUICK)
+    assert set(drawn) == {0, 3}
+    scores = frame[frame["section"] == "pooled"].groupby("seed")["pearson"].mean()
+    assert scores[0] != scores[3]
+
+
+def test_genes_are_checked_before_anything_is_read(tiled: SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_tiles(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("pekasc.tl._cross_validate._read", no_tiles)
+    with pytest.raises(KeyError, match="not in the table"):
+        pk.tl.cross_validate(tiled, genes=["nothing"], device="cpu", progress=False)
 
 
 def test_comparison_sums_up(tiled: SpatialData) -> None:

@@ -21,6 +21,7 @@ from spatialdata.transformations import get_transformation
 
 import pekasc as pk
 from pekasc._keys import read_uns
+from pekasc.models._choose import choose
 
 Bits = Callable[[pk.Adapter], dict[str, bytes]]
 TRAIN = ["P1S1_spots"]
@@ -358,6 +359,23 @@ def test_an_error_leaves_no_tiles_behind(untiled: SpatialData, options: dict[str
     with pytest.raises(ValueError, match="n_clusters|needs linear layers"):
         pk.tl.fit_adapter(untiled, **{"tile_px": 56, "mpp": 2.0, **SMALL, **options})
     assert _state(untiled) == before
+
+
+def test_more_blocks_than_the_depth_that_was_chosen(
+    tiled: SpatialData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def first(features: Any, *args: Any) -> Any:
+        return replace(choose(features, *args), depth=(1,))
+
+    monkeypatch.setattr("pekasc.models._fit.choose", first)
+    options = {**SMALL, "depth": None, "blocks": 2}
+    with caplog.at_level("INFO"):
+        adapter = pk.tl.fit_adapter(tiled, **options)
+    assert adapter.depth == (1,)
+    assert "Features are taken after block 1, so all of these blocks are adapted, not 2" in caplog.text
+    # a depth of the user's own choice is another matter
+    with pytest.raises(ValueError, match="`blocks=2` does not fit"):
+        pk.tl.fit_adapter(tiled, **{**options, "depth": 1})
 
 
 def test_preset_paper_never_adapts(tiled: SpatialData) -> None:

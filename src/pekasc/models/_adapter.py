@@ -55,7 +55,8 @@ class Adapter:
         One row per epoch and fold: ``fold`` (-1 is the final fit), ``held_out``, ``epoch``, ``loss``, ``kd``, ``sa``,
         ``val_error`` (squared error on held-out groups over that of the mean predictor).
     selection
-        What was tried and its held-out error: ``stage``, ``depth``, ``epochs``, ``alpha``, ``error``.
+        What was tried and its held-out error: ``stage``, ``depth``, ``epochs``, ``alpha``, ``error``. Rows of stage
+        ``"frozen"`` choose an adapter's depth and are without context; those of stage ``"adapter"`` have it.
     info
         Plain facts: target, groups, numbers of spots, seeds, choices, versions, licences.
     trained_on

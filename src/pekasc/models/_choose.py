@@ -87,7 +87,7 @@ def choose(
     y: Matrix,
     folds: Sequence[InnerFold],
     n_components: int | None,
-    seen: Callable[[np.ndarray], np.ndarray] = lambda x: x,
+    seen: Callable[[np.ndarray, InnerFold], np.ndarray] | None = None,
     n_depths: int = 1,
 ) -> Choice:
     """Return depth and penalty with the smallest held-out error, mean over folds weighted by held-out spots.
@@ -99,15 +99,19 @@ def choose(
     y, folds, n_components
         See :func:`held_out_errors`.
     seen
-        What the head reads, from the features of a depth.
+        What the head reads in a fold, from the features of a depth; None for those alone.
     n_depths
         With more than 1, further blocks are put beside the best one, one at a time, as long as the error falls.
     """
     weights = np.array([len(fold.held_out) for fold in folds], dtype=np.float64)
 
     def tried(depth: Depth) -> pd.DataFrame:
-        x = seen(features_at(features, depth))
-        error = np.average(held_out_errors(x, y, folds, n_components), axis=0, weights=weights)
+        x = features_at(features, depth)
+        if seen is None:
+            errors = held_out_errors(x, y, folds, n_components)
+        else:
+            errors = np.concatenate([held_out_errors(seen(x, f), y, [f], n_components) for f in folds])
+        error = np.average(errors, axis=0, weights=weights)
         return pd.DataFrame({"depth": [depth] * len(ALPHAS), "alpha": ALPHAS, "error": error})
 
     table = pd.concat([tried(depth) for depth in features], ignore_index=True)

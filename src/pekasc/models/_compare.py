@@ -16,7 +16,7 @@ from pekasc.models._choose import Depth, choose, depth_name, features_at
 from pekasc.models._context import with_context
 from pekasc.models._encoders import Encoder
 from pekasc.models._fit import Data, Options, Reader, fit
-from pekasc.models._folds import inner_folds
+from pekasc.models._folds import InnerFold, inner_folds
 from pekasc.models._head_methods import FoldData, check_head
 from pekasc.models._heads import RidgeHead
 from pekasc.models._hest import hest_predict
@@ -45,7 +45,7 @@ class Fold:
         All spots, with the genes that this fold predicts; of the test spots' expression nothing is read but by the
         controls that say so.
     teacher
-        Of all spots, fitted on whichever it is asked to; None where no method asks.
+        Of all spots, fitted on whichever it is asked to; None where it is not asked.
     """
 
     name: str
@@ -145,25 +145,29 @@ def read_out(
     """
     d = fold.data
 
-    def seen(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        # the neighbours of training spots are training spots, those of test spots test spots
-        return with_context(x[rows], d.coords_um[rows], d.sections[rows], reader.context_um)
-
     y = d.expression[fold.train]
     groups, coords, sections = d.groups[fold.train], d.coords_um[fold.train], d.sections[fold.train]
     folds = inner_folds(groups, coords, sections, margin_um)
-    chosen = choose(features, y, folds, options.n_components, lambda x: seen(x, fold.train), n_depths)
-    x = features_at(features, chosen.depth)
-    x_train = seen(x, fold.train)
+
+    def seen(x: np.ndarray, inner: InnerFold | None = None) -> np.ndarray:
+        # the neighbours of training spots are training spots, on their side of an inner fold
+        return with_context(x, coords, sections, reader.context_um, inner)
+
+    training = {depth: x[fold.train] for depth, x in features.items()}
+    context = None if reader.context_um is None else seen
+    chosen = choose(training, y, folds, options.n_components, context, n_depths)
+    x = features_at(training, chosen.depth)
     method = check_head(reader.head)
-    inner = [FoldData.of(x_train, y, f) for f in folds]
+    inner = [FoldData.of(seen(x, f), y, f) for f in folds]
     setting = method.choose(inner, options.n_components, options.random_state)
-    head = method.fit(x_train, y, options.n_components, setting, options.random_state)
+    head = method.fit(seen(x), y, options.n_components, setting, options.random_state)
     about = {
         "depth": depth_name(chosen.depth),
         "alpha": float(np.median(head.alpha)) if isinstance(head, RidgeHead) else None,
     }
-    return Prediction(head.predict(seen(x, fold.test)), about)
+    test = features_at(features, chosen.depth)[fold.test]
+    test = with_context(test, d.coords_um[fold.test], d.sections[fold.test], reader.context_um)
+    return Prediction(head.predict(test), about)
 
 
 def hest_read_out(fold: Fold, features: np.ndarray, reader: Reader) -> Prediction:

@@ -6,6 +6,8 @@ import numpy as np
 from scipy import sparse
 from scipy.spatial import cKDTree
 
+from pekasc.models._folds import InnerFold
+
 
 def neighbour_means(
     coords_um: np.ndarray, sections: np.ndarray, radius_um: float, *, include_self: bool = False
@@ -45,7 +47,11 @@ def neighbour_means(
 
 
 def with_context(
-    features: np.ndarray, coords_um: np.ndarray, sections: np.ndarray, radius_um: float | None
+    features: np.ndarray,
+    coords_um: np.ndarray,
+    sections: np.ndarray,
+    radius_um: float | None,
+    fold: InnerFold | None = None,
 ) -> np.ndarray:
     """Return the features beside the mean features of the neighbours, (n, 2 * d) float32; unchanged without a radius.
 
@@ -55,8 +61,15 @@ def with_context(
         Shape (n, d).
     coords_um, sections, radius_um
         See :func:`neighbour_means`.
+    fold
+        Where a fold cuts sections, neighbours are those on a spot's own side of it: held-out tissue is as unseen from
+        the training side as that of another section.
     """
     if radius_um is None:
         return features
+    if fold is not None:
+        side = np.zeros(len(sections), dtype=np.int64)  # the margin between the sides
+        side[fold.train], side[fold.held_out] = 1, 2
+        sections = 3 * np.unique(sections, return_inverse=True)[1] + side
     mean = neighbour_means(coords_um, sections, radius_um) @ features
     return np.concatenate([features, mean.astype(np.float32)], axis=1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -23,7 +22,7 @@ from pekasc.models._encoders import Encoder, FrozenEncoder, warn_of_scale
 from pekasc.models._folds import InnerFold, inner_folds
 from pekasc.models._head_methods import FoldData, check_head
 from pekasc.models._heads import ALPHAS, RidgeHead, n_components_for
-from pekasc.models._methods import Method, make_config, method_name, target_layers
+from pekasc.models._methods import Method, last_block, make_config, method_name, target_layers
 from pekasc.models._peka import Recipe, n_clusters_for
 from pekasc.models._scores import pearson
 from pekasc.models._teachers import Teacher, check_finite
@@ -108,11 +107,17 @@ class _Fit:
             progress=o.progress and bar,
         )
 
-    def seen(self, reader: Reader, features: np.ndarray, frozen: np.ndarray | None = None) -> np.ndarray:
-        """Return what a head reads: the features of the tiles, with their context."""
+    def seen(
+        self,
+        reader: Reader,
+        features: np.ndarray,
+        frozen: np.ndarray | None = None,
+        fold: InnerFold | None = None,
+    ) -> np.ndarray:
+        """Return what a head reads: the features of the tiles, with their context on their side of an inner fold."""
         if reader.beside_frozen and frozen is not None:
             features = np.concatenate([frozen, features], axis=1)
-        return with_context(features, self.data.coords_um, self.data.sections, reader.context_um)
+        return with_context(features, self.data.coords_um, self.data.sections, reader.context_um, fold)
 
 
 def fit(
@@ -158,7 +163,8 @@ def fit(
     features = job.embed(depths, bar=True) if frozen is None else {depth: frozen[depth] for depth in depths}
 
     def chosen_by(reader: Reader) -> Choice:
-        choice = choose(features, data.expression, folds, options.n_components, partial(job.seen, reader))
+        seen = None if reader.context_um is None else lambda x, fold: job.seen(reader, x, fold=fold)
+        choice = choose(features, data.expression, folds, options.n_components, seen)
         logger.info(
             "Depth %s chosen of %s: held-out error %.4f of the mean predictor's.",
             choice.depth, depths, choice.table["error"].min(),
@@ -213,7 +219,7 @@ def _fold_data(
     """Return what a reader's head learns from and is judged by, per inner fold, from that fold's features."""
     out, y = [], job.data.expression
     for fold, raw in zip(job.folds, features, strict=True):
-        x = job.seen(reader, raw, frozen)
+        x = job.seen(reader, raw, frozen, fold)
         out.append(FoldData.of(x, y, fold))
     return out
 
@@ -238,7 +244,12 @@ class _FoldRun:
 def _fit_student(job: _Fit, depth: Depth, frozen: np.ndarray, plans: Sequence[_Plan]) -> dict[int, Adapter]:
     data, o = job.data, job.options
     assert o.method is not None  # for the type checker: fit() asked
-    targets = target_layers(job.model, depth, o.blocks, o.method)
+    blocks, n_blocks = o.blocks, last_block(job.model, depth)
+    if blocks != "all" and o.depth == "choose" and int(blocks) > n_blocks:
+        # what fits the encoder may not fit the depth that this training set chose
+        logger.info("Features are taken after block %d, so all of these blocks are adapted, not %s.", n_blocks, blocks)
+        blocks = "all"
+    targets = target_layers(job.model, depth, blocks, o.method)
     config = make_config(o.method, o.recipe.rank, targets)
     readers = [plan.reader for plan in plans]
     runs = [_run_fold(job, i, config, depth, frozen, readers) for i in range(len(job.folds))]
@@ -328,7 +339,7 @@ def _run_fold(
     def measure(epoch: int, features: np.ndarray) -> float:
         run.features[epoch] = features
         run.errors[epoch] = [
-            held_out_errors(job.seen(reader, features, frozen), job.data.expression, [fold], o.n_components)[0]
+            held_out_errors(job.seen(reader, features, frozen, fold), job.data.expression, [fold], o.n_components)[0]
             for reader in readers
         ]
         return float(run.errors[epoch][0].min())

@@ -85,6 +85,7 @@ class FoldGenes:
     fold: Fold
     sets: dict[str, np.ndarray]
     measured: np.ndarray
+    expressed: np.ndarray  # positions of the genes that a fitted teacher reads
 
 
 @dataclass
@@ -132,7 +133,6 @@ class Run:
             "protocol": self.protocol,
             "genes": self.sets,
             "n_genes": self.n_genes,
-            "n_depths": self.n_depths,
             "options": _plain(self.options),
             "version": version("pekasc"),
         }
@@ -171,6 +171,8 @@ class Run:
         for label, context in asked:
             method = self.methods[label]
             about_method = method.to_dict() if isinstance(method, PeftConfig) else method
+            if method == RIVAL:
+                about_method = f"{RIVAL} of {self.n_depths}"
             key = fingerprint(common, fold.train, fold.test, fold.data.groups.astype("U"), about_method, context, seed)
             keys[label, context] = _file_name(f"{fold.name}-{row.short}-{label}"), key
             stored = self.results.get(*keys[label, context])
@@ -181,6 +183,7 @@ class Run:
             start = time.perf_counter()
             method = self.methods[labels[0]]
             readers = [Reader(self.head, context, self.methods[label] == BESIDE) for label, context in todo]
+            fold = replace(fold, teacher=self._teacher(of.expressed, seed))
             made = self._predict(fold, row, method, readers, replace(self.options, random_state=seed), frozen, last)
             for unit, prediction in zip(todo, made, strict=True):
                 about = {"seconds": time.perf_counter() - start, **prediction.about}
@@ -266,9 +269,9 @@ class Run:
             spots.sections,
             spots.coords_um,
         )
-        fold = Fold(name, train, test, data, self._teacher(expressed))
+        fold = Fold(name, train, test, data, teacher=None)
         sets = {s: np.searchsorted(predicted, at) for s, at in chosen.items()}
-        self._made[name] = FoldGenes(fold, sets, dense(data.expression[test]))
+        self._made[name] = FoldGenes(fold, sets, dense(data.expression[test]), expressed)
         return self._made[name]
 
     @cached_property
@@ -293,8 +296,8 @@ class Run:
             self.results.put(title, key, *stored)
         return {set_name: stored[0][f"set{i}"] for i, set_name in enumerate(stored[1]["names"])}
 
-    def _teacher(self, expressed: np.ndarray) -> Teacher | None:
-        """Return what teaches in a fold; None where no method asks for a teacher that was not read."""
+    def _teacher(self, expressed: np.ndarray, seed: int) -> Teacher | None:
+        """Return what teaches in a fold with a seed; None where no method asks for a teacher that was not read."""
         spots, o = self.spots, self.options
         if spots.stored is not None:
             return spots.stored
@@ -310,7 +313,7 @@ class Run:
                 n_components=o.n_components if spots.teacher == "pca" else None,
                 device=o.device,
                 precision=o.precision,
-                random_state=o.random_state,
+                random_state=seed,
             )
         )
 

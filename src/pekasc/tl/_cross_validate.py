@@ -110,6 +110,7 @@ def cross_validate(
             The head on the frozen encoder's last block.
         ``"frozen-best"``
             The same at the depth that the training groups choose, up to `n_depths` blocks side by side: the rival.
+            ``fit_adapter(method=None)`` takes one block, as `n_depths=1` does here.
         ``"bone"``, ``"bat"``, ``"lora"``, ``"dora"``, ``"adalora"``, ``"hra"``, or a ``peft.PeftConfig``
             PEKA with that adapter.
         ``"frozen+peka"``
@@ -128,13 +129,15 @@ def cross_validate(
     genes
         ``"svg"`` (highest Moran's I, mean over training sections), ``"hvg"`` (scanpy's highly variable genes),
         ``"expressed"`` (seen in at least 10 % of the spots of every training group), chosen in the fold; or a list of
-        genes, or a mapping from names to lists.
+        genes, or a mapping from names to lists. One fit predicts the genes of all sets, and choices minimise the error
+        over all of them together.
     n_genes
         Genes in a set that is chosen.
     head, context_um
-        As in :func:`pekasc.tl.fit_adapter`; several radii (with None for none) share one training.
+        As in :func:`pekasc.tl.fit_adapter`; several radii (with None for none) share one training, and so the depth of
+        an adapter, which is chosen without context.
     seeds
-        Seeds of the training; what has no random numbers runs once.
+        Seeds of the training, and of a fitted teacher that draws random numbers; what draws none runs once.
     protocol
         ``"nested"``, or ``"hest"``: genes, target, features and regression of HEST-Bench, for comparison with its
         published figures. Its genes are chosen on test samples as well.
@@ -239,14 +242,14 @@ def cross_validate(
     check_key(key)
     table = get_table(sdata, table_name)
     check_table(table)
+    sets: dict[str, list[str] | None] = {HEST: None}
+    if protocol == "nested":
+        sets = check_gene_sets(genes, [str(name) for name in gene_names(table, gene_key)])
     uses_teacher = any(method not in (*CONTROLS, "frozen", "frozen-best") for method in asked.values())
     spots = _read(
         sdata, table, layer, gene_key, teacher, checkpoint, table_name, key, groups, folds, max_memory, uses_teacher,
         options,
     )  # fmt: skip
-    sets: dict[str, list[str] | None] = {HEST: None}
-    if protocol == "nested":
-        sets = check_gene_sets(genes, spots.genes)
     results = Results(None if store is None else Path(store))
     run = Run(spots, asked, contexts, head, tuple(seeds), protocol, sets, n_genes, n_depths, options, results)
     frames = []

@@ -136,7 +136,8 @@ def fit_adapter(
         From features to genes, on standardised principal components: ``"ridge"`` with one penalty,
         ``"ridge-per-gene"`` with one for each gene, or ``"mlp"``, a perceptron with two hidden layers.
     context_um
-        Spatial context: the head also reads the mean features of the neighbours within so many micrometers.
+        Spatial context: the head also reads the mean features of the neighbours within so many micrometers. The depth
+        of an adapter is chosen without it, penalty and epochs with it.
     batch_size
         Tiles at once when embedding.
     device

@@ -18,6 +18,8 @@ from pekasc.tl._cross_validate import cross_validate
 
 logger = logging.getLogger(__name__)
 
+MAX_FOLDS = 5
+
 
 def leakage_audit(
     sdata: SpatialData,
@@ -42,7 +44,7 @@ def leakage_audit(
     methods, groups
         As in :func:`pekasc.tl.cross_validate`.
     random_state
-        Seed of the random folds; there are as many as groups.
+        Seed of the random folds; there are as many as groups, and at most 5.
     table_name
         Name of the table.
     **options
@@ -76,7 +78,7 @@ def leakage_audit(
     honest = cross_validate(sdata, methods=methods, groups=groups, table_name=table_name, **options)
     table = get_table(sdata, table_name)
     check_table(table)
-    n_folds = honest["fold"].nunique()
+    n_folds = min(MAX_FOLDS, honest["fold"].nunique())
     number = np.random.default_rng(random_state).permutation(table.n_obs) % n_folds
     folds = {f"random{i + 1}": (number != i, number == i) for i in range(n_folds)}
     with warnings.catch_warnings():
