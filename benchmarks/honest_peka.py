@@ -7,8 +7,9 @@ tiles of 112 px at 1.0 um/px, bfloat16. Everything goes through ``tl.cross_valid
 highly variable), teacher, depth, epochs and penalty come from the training sections alone. Finished pieces are kept in
 the folder ``--out``; a run that was interrupted goes on from them, and ``--only tables`` prints what is there.
 
-Parts: ``rank`` (all methods at rank 64), ``budget`` (at most as many parameters as Block-Affine at rank
-64), ``audit`` (folds of random spots beside sections), ``shuffled`` (labels permuted within sections).
+Parts: ``rank`` (all methods at rank 64), ``budget`` (at most as many parameters as Block-Affine at rank 64), ``heads``
+(ridge, ridge per gene, MLP), ``audit`` (folds of random spots beside sections), ``shuffled`` (labels permuted within
+sections).
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ import pekasc as pk
 from _machine import machine
 
 FOLDS = {"C4": (["C2", "C3"], ["C4"]), "B4": (["C2", "C3", "C4"], ["B4"])}
+ALL_FOLDS = {
+    **FOLDS,
+    "C3": (["C2", "C4"], ["C3"]),
+    "C2": (["C3", "C4"], ["C2"]),
+    "B to C": (["B4"], ["C2", "C3", "C4"]),
+}
 READOUTS = ["mean", "coordinates", "neighbours", "teacher", "frozen", "frozen-best"]
 ADAPTERS = ["bone", "frozen+peka", "lora", "dora", "bat", "adalora", "hra"]
 # on the ViT-S's qkv (384 to 1152), Block-Affine at rank 64 has 64 * 1152 = 73,728 parameters a block. PEFT multiplies
@@ -80,11 +87,25 @@ def run_shuffled(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
             order[at] = rng.permutation(at)
         table.X = counts[order]
         # of the adapters fewer, and shorter: each is three trainings
-        methods = ["coordinates", "neighbours", "frozen", "frozen-best", *(ADAPTERS if seed < N_SHUFFLED_FITS else [])]
+        methods = [*READOUTS, *(ADAPTERS if seed < N_SHUFFLED_FITS else [])]
         how: dict[str, Any] = {"folds": {"C4": FOLDS["C4"]}, "epochs": 2}
         parts.append(run(sdata, encoder, out, [0], methods, **how).assign(repeat=seed))
     table.X = counts
     return pd.concat(parts)
+
+
+def run_heads(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
+    """Read the frozen encoder with every head."""
+    heads: list[Any] = ["ridge", "ridge-per-gene", "mlp"]
+    parts = [run(sdata, encoder, out, [0], ["frozen", "frozen-best"], head=head, folds=ALL_FOLDS) for head in heads]
+    return pd.concat(parts)
+
+
+def heads_table(frame: pd.DataFrame) -> str:
+    of = frame[(frame["section"] == "pooled") & (frame["method"] == "frozen-best")]
+    table = of.pivot_table(index=["genes", "context_um", "head"], columns="fold", values="pearson")[list(ALL_FOLDS)]
+    table["mean"] = table.mean(axis=1)
+    return markdown(table.round(3).reset_index())
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -123,12 +144,13 @@ def difference_table(frame: pd.DataFrame, method: str = "bone") -> str:
     rows = []
     for (fold, genes, context), of in pooled.groupby(["fold", "genes", "context_um"], sort=False):
         own, mean = of[of["method"] == method], of.groupby("method")["pearson"].mean()
+        low, high = own["difference_low"].mean(), own["difference_high"].mean()
         each = ", ".join(f"{value:+.3f}" for value in own["difference"])
         rows.append(
             {
                 "test": f"{fold} {genes}{' +ctx' if context else ''}",
                 "difference to frozen-best": f"{own['difference'].mean():+.3f} ({each})",
-                "95 % interval": f"{own['difference_low'].mean():+.3f} to {own['difference_high'].mean():+.3f}",
+                "95 % interval, mean of the seeds' ends": f"{low:+.3f} to {high:+.3f}",
                 "relative": f"{100 * (mean[method] / mean['frozen-best'] - 1):+.1f} %",
                 "relative to frozen last": f"{100 * (mean[method] / mean['frozen'] - 1):+.0f} %",
             }
@@ -154,7 +176,7 @@ def main() -> None:
     parser.add_argument("--vits", type=Path, help="weights of the ViT-S/14")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", choices=["readouts", "rank", "budget", "audit", "shuffled", "tables"])
+    parser.add_argument("--only", choices=["readouts", "heads", "rank", "budget", "audit", "shuffled", "tables"])
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.only != "tables" and not (arguments.her2st and arguments.vits):
@@ -170,6 +192,8 @@ def main() -> None:
         encoder = pk.models.Encoder("vit_small_patch14_dinov2", weights=arguments.vits)
         if only in (None, "readouts"):
             run(sdata, encoder, out, [0], READOUTS).to_csv(out / "readouts.csv")
+        if only in (None, "heads"):
+            run_heads(sdata, encoder, out).to_csv(out / "heads.csv")
         if only in (None, "audit"):
             run_audit(load(arguments.her2st, ("C2", "C3", "C4")), encoder, out).to_csv(out / "audit.csv")
         if only in (None, "shuffled"):
@@ -184,7 +208,7 @@ def main() -> None:
                     run(sdata, encoder, out, arguments.seeds[:i], methods).to_csv(out / f"{part}.csv")
     for part, table in (
         ("readouts", score_table), ("rank", score_table), ("rank", difference_table), ("budget", score_table),
-        ("audit", audit_table), ("shuffled", shuffled_table),
+        ("audit", audit_table), ("heads", heads_table), ("shuffled", shuffled_table),
     ):  # fmt: skip
         if (out / f"{part}.csv").exists():
             print(f"{part}\n\n{table(pd.read_csv(out / f'{part}.csv'))}")

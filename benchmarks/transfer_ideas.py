@@ -76,6 +76,9 @@ class Idea:
     genes: float = 0.0  # mean squared error of a linear map to the genes' expression
     stain: float = 0.0  # jitter of optical density
     ema: float = 0.0  # running mean of the adapter's weights, per step
+    relational: float = 0.0  # mean squared error between the similarities of spots
+    beside: int = 0  # features of a block so many before are put beside, in training and reading
+    orient: bool = True
     learning_rate: float = 3e-4
 
 
@@ -97,6 +100,9 @@ IDEAS = {
     "stain jitter": Idea(stain=0.15),
     "running mean of weights": Idea(ema=0.95),
     "last 3 blocks": Idea(blocks=3),
+    "two depths side by side": Idea(beside=3),
+    "relational loss beside": Idea(relational=1),
+    "no turns and flips": Idea(orient=False),
     "learning rate 1e-4": Idea(learning_rate=1e-4),
     "learning rate 1e-3": Idea(learning_rate=1e-3),
 }
@@ -203,6 +209,9 @@ def run(spots: Spots, idea: Idea, split: str, epochs: int) -> list[dict[str, Any
     frozen = features_at(spots.frozen, depth)
     out = [{"epoch": 0, **row} for row in scores(spots, genes, (rows, frozen[rows]), (test, frozen[test]))]
 
+    if idea.beside:
+        depth = (max(1, depth[-1] - idea.beside), *depth)
+        frozen = features_at(spots.frozen, depth)
     t = torch.from_numpy(lesson(spots, idea, rows, expressed))
     k = n_clusters_for(len(rows), None) * (idea.clusters or 1)
     generator = torch.Generator().manual_seed(0)
@@ -223,7 +232,9 @@ def run(spots: Spots, idea: Idea, split: str, epochs: int) -> list[dict[str, Any
         average = [p.detach().clone() for p in trained]
         for epoch in range(1, epochs + 1):
             for batch in torch.randperm(len(rows), generator=generator).split(recipe.batch_size):
-                tiles = orient(spots.tiles[torch.from_numpy(rows)[batch]], generator)
+                tiles = spots.tiles[torch.from_numpy(rows)[batch]]
+                if idea.orient:
+                    tiles = orient(tiles, generator)
                 if idea.stain:
                     tiles = stained(tiles, idea.stain, generator)
                 with torch.autocast("cpu", torch.bfloat16):
@@ -232,6 +243,11 @@ def run(spots: Spots, idea: Idea, split: str, epochs: int) -> list[dict[str, Any
                 said = student(features)
                 kd, sa = losses(head, t[batch], said, labels[batch], recipe.temperature)
                 loss = idea.kd * kd + idea.sa * sa
+                if idea.relational:
+                    similar = [functional.normalize(v - v.mean(dim=0)) for v in (said, t[batch])]
+                    loss = loss + idea.relational * functional.mse_loss(
+                        similar[0] @ similar[0].T, similar[1] @ similar[1].T
+                    )
                 if idea.matching:
                     loss = loss + idea.matching * functional.mse_loss(said, t[batch]) * t.shape[1] / 8
                 if idea.genes:

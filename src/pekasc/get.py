@@ -195,13 +195,14 @@ def comparison(frame: pd.DataFrame, *, rival: str = "frozen-best", n_bootstrap: 
     -------
     Indexed by encoder, ``context_um``, genes and method: ``n_folds``; ``pearson``, the mean over folds; ``difference``
     to the rival; ``n_better``, folds in which it is above 0; ``difference_low`` and ``difference_high``, a 95 %
-    bootstrap interval over folds, NaN where there are fewer than five; then each fold's ``pearson`` and ``difference``
+    bootstrap interval over folds, each a held-out group or several: NaN where there are fewer than five, or where a
+    fold has spots of one group on both sides; then each fold's ``pearson`` and ``difference``
     under ``"{fold} pearson"`` and ``"{fold} difference"``.
 
     Raises
     ------
     ValueError
-        If `frame` is no comparison, or the rival is not in it.
+        If `frame` is no comparison, holds rows twice (of two heads or teachers), or the rival is not in it.
 
     Examples
     --------
@@ -213,7 +214,7 @@ def comparison(frame: pd.DataFrame, *, rival: str = "frozen-best", n_bootstrap: 
     0.0
     """
     by = ["encoder", "context_um", "genes", "method"]
-    missing = [c for c in (*by, "fold", "section", "pearson") if c not in frame]
+    missing = [c for c in (*by, "fold", "section", "seed", "whole_groups", "pearson") if c not in frame]
     if missing or "gene" in frame:
         raise ValueError(
             f"`frame` is no comparison of methods: columns {missing or 'of single genes'}. Give what "
@@ -221,6 +222,13 @@ def comparison(frame: pd.DataFrame, *, rival: str = "frozen-best", n_bootstrap: 
         )
     if rival not in set(frame["method"]):
         raise ValueError(f"`rival={rival!r}` is not among the methods compared: {sorted(set(frame['method']))}.")
+    twice = frame.duplicated([*by, "fold", "section", "seed"])
+    if twice.any():
+        heads, teachers = (sorted(set(frame[column])) for column in ("head", "teacher"))
+        raise ValueError(
+            f"`frame` holds {int(twice.sum())} rows of one method, fold and seed twice (heads {heads}, teachers "
+            f"{teachers}): sum up frames of other settings one by one."
+        )
     # HEST-Bench pools the spots of a fold
     pooled = frame["section"] == "pooled"
     sections = frame[np.where(frame["genes"] == "hest", pooled, ~pooled)]
@@ -233,7 +241,7 @@ def comparison(frame: pd.DataFrame, *, rival: str = "frozen-best", n_bootstrap: 
     for values, deltas in zip(scores.to_numpy(), difference.to_numpy(), strict=True):
         known = deltas[np.isfinite(deltas)]
         low = high = np.nan
-        if known.size >= _MIN_GROUPS:
+        if known.size >= _MIN_GROUPS and frame["whole_groups"].all():
             draws = known[generator.integers(known.size, size=(n_bootstrap, known.size))].mean(axis=1)
             low, high = np.quantile(draws, [0.025, 0.975])
         rows.append(

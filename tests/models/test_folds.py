@@ -16,9 +16,9 @@ def spots(n: int, n_sections: int, seed: int = 0) -> tuple[np.ndarray, np.ndarra
 
 @pytest.mark.parametrize("n_groups", [2, 3, 7])
 def test_groups_are_never_mixed(n_groups: int) -> None:
-    coords, sections = spots(210, 1)
+    coords, _ = spots(210, 1)
     groups = np.random.default_rng(1).permutation(np.arange(210) % n_groups).astype(str)
-    folds = inner_folds(groups, coords, sections, margin_um=112)
+    folds = inner_folds(groups, coords, groups, margin_um=112)
     assert len(folds) == min(MAX_FOLDS, n_groups)
     held_out = np.concatenate([fold.held_out for fold in folds])
     np.testing.assert_array_equal(np.sort(held_out), np.arange(210))  # every spot is held out once
@@ -26,6 +26,14 @@ def test_groups_are_never_mixed(n_groups: int) -> None:
         assert not set(groups[fold.train]) & set(groups[fold.held_out])
         assert len(fold.train) + len(fold.held_out) == 210
         assert fold.name == "+".join(sorted(set(groups[fold.held_out])))
+
+
+def test_groups_that_cut_a_section_keep_a_margin() -> None:
+    coords, sections = spots(300, 1)
+    groups = np.where(coords[:, 0] < 1500, "left", "right")
+    for fold in inner_folds(groups, coords, sections, margin_um=150):
+        assert len(fold.train) + len(fold.held_out) < 300
+        assert cdist(coords[fold.train], coords[fold.held_out]).min() >= 150
 
 
 @pytest.mark.parametrize("n_sections", [1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
+import torch
+from anndata import AnnData
 from peft import LoraConfig
 from scipy.sparse import csr_matrix
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 from spatialdata.transformations import get_transformation
 
 import pekasc as pk
 from pekasc.models import _compare
-from pekasc.models._encoders import resolve_encoder
+from pekasc.models._encoders import FrozenEncoder, resolve_encoder
 from pekasc.models._methods import known_methods
 from pekasc.models._teachers import TEACHERS, PcaTeacher, Source
 
@@ -342,6 +350,119 @@ def test_audit_finds_the_leak_of_neighbouring_spots(tiled: SpatialData) -> None:
         pk.tl.leakage_audit(tiled, folds="fold")
 
 
+def test_groups_that_leak_are_said_whoever_names_them(tiled: SpatialData) -> None:
+    table = tiled["table"]
+    table.obs["any"] = [f"g{i % 2}" for i in range(table.n_obs)]
+    with pytest.warns(UserWarning, match="spots of one section in training and in test"):
+        frame = pk.tl.cross_validate(tiled, methods=["mean"], groups="any", **QUICK)
+    assert not frame["whole_groups"].any()
+    # two sections of one patient
+    table.obs["patient"] = "P1"
+    with pytest.warns(UserWarning, match="spots of one patient in training and in test"):
+        frame = pk.tl.cross_validate(tiled, methods=["mean"], groups="region", **QUICK)
+    assert not frame["whole_groups"].any()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Folds .* have spots")
+        warnings.filterwarnings("ignore", message="There are not two patients")
+        pk.tl.cross_validate(tiled, methods=["mean"], **QUICK)
+        table.obs["patient"] = table.obs["region"]
+        frame = pk.tl.cross_validate(tiled, methods=["mean"], **QUICK)
+    assert frame["whole_groups"].all()
+
+
+def test_a_teacher_that_saw_the_test_spots_is_refused(tiled: SpatialData) -> None:
+    pk.tl.embed_expression(tiled, "pca", n_components=5)
+    with pytest.raises(ValueError, match="fitted by `embed_expression` on .* Give `teacher='pca'`"):
+        pk.tl.cross_validate(tiled, methods=["teacher"], teacher="X_pca", **QUICK)
+
+
+def test_intervals_are_over_whole_groups_and_frames_of_one_setting(tiled: SpatialData) -> None:
+    frame = pk.tl.cross_validate(tiled, methods=["frozen", "mean"], **QUICK)
+    five = pd.concat([frame[frame["fold"] == frame["fold"].iloc[0]].assign(fold=f"patient {i}") for i in range(5)])
+    row = ("tiny", 0.0, "svg", "frozen")
+    assert np.isfinite(pk.get.comparison(five, rival="mean").loc[row, "difference_low"])
+    assert np.isnan(pk.get.comparison(five.assign(whole_groups=False), rival="mean").loc[row, "difference_low"])
+    with pytest.raises(ValueError, match=r"twice \(heads \['mlp', 'ridge'\]"):
+        pk.get.comparison(pd.concat([frame, frame.assign(head="mlp")]), rival="mean")
+
+
+def test_every_seed_has_its_own_rival(tiled: SpatialData) -> None:
+    frame = pk.tl.cross_validate(tiled, methods=["frozen", "frozen-best"], head="mlp", seeds=[0, 1], **QUICK)
+    at = frame[frame["section"] == "pooled"].set_index(["method", "fold", "seed"])
+    assert at.loc["frozen-best", "difference"].isna().all()
+    gap = at.loc["frozen", "pearson"] - at.loc["frozen-best", "pearson"]
+    np.testing.assert_allclose(at.loc["frozen", "difference"], gap, atol=1e-12)
+
+
+def test_a_radius_without_neighbours_is_refused(tiled: SpatialData) -> None:
+    match = r"`context_um=0.3`: no spot has a neighbour within it; the nearest neighbour is 1\d\d(\.\d)? um away"
+    with pytest.raises(ValueError, match=match):
+        pk.tl.cross_validate(tiled, methods=["frozen"], context_um=0.3, **QUICK)
+    with pytest.raises(ValueError, match=match):
+        pk.tl.fit_adapter(tiled, method=None, context_um=0.3, device="cpu", progress=False)
+
+
+def test_genes_that_nobody_can_learn_are_named(tiled: SpatialData) -> None:
+    table = tiled["table"]
+    counts = table.X.toarray()
+    gene = table.var_names[3]
+    counts[(table.obs["region"] == "P1S1_spots").to_numpy(), 3] = 0
+    counts[(table.obs["region"] == "P2S1_spots").to_numpy(), 3] = np.arange((table.obs["region"] == "P2S1_spots").sum())
+    table.X = csr_matrix(counts)
+    how = {**QUICK, "genes": [gene, table.var_names[0], table.var_names[1]]}
+    with pytest.warns(UserWarning, match=f"1 genes are constant among the training spots, .* count 0: .'{gene}'"):
+        frame = pk.tl.cross_validate(tiled, methods=["frozen"], folds={"a": (["P1S1_spots"], ["P2S1_spots"])}, **how)
+    assert (frame["n_untaught"] == 1).all()
+
+
+def test_a_spot_alone_in_its_section_has_no_neighbours(tiled: SpatialData) -> None:
+    table = tiled["table"]
+    second = np.flatnonzero(table.obs["region"] == "P2S1_spots")
+    counts = table.X.toarray()
+    counts[second[1:]] = 0
+    table.X = csr_matrix(counts)
+    first = np.flatnonzero(table.obs["region"] == "P1S1_spots")
+    test = np.zeros(table.n_obs, dtype=bool)
+    test[[*first[:12], second[0]]] = True
+    folds = {"a": (~test, test)}
+    with pytest.warns(UserWarning):
+        frame = pk.tl.cross_validate(tiled, methods=["neighbours"], folds=folds, **QUICK)
+    assert np.isfinite(frame.loc[frame["section"] == "pooled", "pearson"]).all()
+
+
+def test_hest_is_said_to_be_another_where_tiles_are(tiled: SpatialData) -> None:
+    with pytest.warns(UserWarning, match="HEST-Bench has tiles of 224 px at 0.5 um/px, these are 56 px at 2"):
+        frame = pk.tl.cross_validate(tiled, methods=["frozen"], protocol="hest", device="cpu", progress=False)
+    # the same by scikit-learn and scanpy alone
+    table = tiled["table"]
+    encoder = FrozenEncoder(replace(resolve_encoder("tiny"), pooling="class"), 56)
+    with torch.inference_mode():
+        x = encoder.own_output(encoder.normalise(torch.from_numpy(pk.get.tiles(tiled).to_numpy()))).numpy()
+    counts = table.X.toarray()
+    seen = np.all(
+        [
+            (counts[table.obs["region"] == region] > 0).sum(axis=0)
+            >= np.ceil(0.1 * (table.obs["region"] == region).sum())
+            for region in table.obs["region"].unique()
+        ],
+        axis=0,
+    )
+    some = AnnData(np.log1p(counts[:, seen]))
+    sc.pp.highly_variable_genes(some, n_top_genes=min(50, int(seen.sum())))
+    y = np.log1p(counts[:, seen][:, some.var["highly_variable"]].astype(np.float64))
+    for fold, score in frame[frame["section"] == "pooled"].set_index("fold")["pearson"].items():
+        test = (table.obs["patient"] == fold).to_numpy()
+        n_components = min(256, int((~test).sum()), x.shape[1])
+        reduce = make_pipeline(StandardScaler(), PCA(n_components, random_state=1)).fit(x[~test])
+        alpha = 100 / (n_components * y.shape[1])
+        ridge = Ridge(alpha=alpha, fit_intercept=False, solver="lsqr", max_iter=1000, random_state=0)
+        predicted = ridge.fit(reduce.transform(x[~test]), y[~test]).predict(reduce.transform(x[test]))
+        r = [np.corrcoef(predicted[:, i], y[test][:, i])[0, 1] for i in range(y.shape[1])]
+        assert score == pytest.approx(np.mean(r), abs=1e-6)
+    with pytest.raises(ValueError, match="leave `genes=`, `head=` and `n_depths=` out"):
+        pk.tl.cross_validate(tiled, methods=["frozen"], protocol="hest", n_depths=1, device="cpu", progress=False)
+
+
 def test_the_audit_makes_five_random_folds_at_most(tiled: SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tiled["table"]
     table.obs["many"] = [f"g{i % 7}" for i in range(table.n_obs)]
@@ -455,7 +576,7 @@ def test_another_image_is_not_taken_from_the_store(tiled: SpatialData, tmp_path:
 def test_folds_that_cut_a_group_are_warned_of(tiled: SpatialData) -> None:
     number = np.arange(tiled["table"].n_obs) % 2
     folds = {"odd": (number == 0, number == 1)}
-    with pytest.warns(UserWarning, match=r"Folds \['odd'\] have spots of one group in training and in test"):
+    with pytest.warns(UserWarning, match=r"Folds \['odd'\] have spots of one section in training and in test"):
         pk.tl.cross_validate(tiled, methods=["mean"], folds=folds, **QUICK)
 
 

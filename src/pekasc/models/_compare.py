@@ -103,6 +103,9 @@ def control(fold: Fold, name: str, reader: Reader, options: Options, margin_um: 
     for section in np.unique(d.sections[fold.test]):
         # every spot of the section that was measured, whichever side of the fold it is on
         at = np.flatnonzero(d.sections == section)
+        if len(at) == 1:  # nothing was measured around it
+            predicted[fold.test == at[0]] = np.asarray(d.expression[fold.train].mean(axis=0)).ravel()
+            continue
         graph = kneighbors_graph(d.coords_um[at], min(_N_NEIGHBOURS, len(at) - 1))
         mean = dense(graph @ d.expression[at]) / np.asarray(graph.sum(axis=1)).reshape(-1, 1)
         inside = np.isin(fold.test, at)

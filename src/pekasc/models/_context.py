@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 from scipy import sparse
 from scipy.spatial import cKDTree
 
 from pekasc.models._folds import InnerFold
+
+logger = logging.getLogger(__name__)
 
 
 def neighbour_means(
@@ -44,6 +48,36 @@ def neighbour_means(
     i, j = np.concatenate([i, alone]), np.concatenate([j, alone])
     degree = np.bincount(i, minlength=n)
     return sparse.csr_matrix((1 / degree[i], (i, j)), shape=(n, n))
+
+
+def check_radius(coords_um: np.ndarray, sections: np.ndarray, radius_um: float | None) -> None:
+    """Check that a radius finds neighbours.
+
+    Raises
+    ------
+    ValueError
+        If no spot has any within it.
+    """
+    if radius_um is None:
+        return
+    nearest = np.full(len(coords_um), np.inf)
+    for section in np.unique(sections):
+        at = np.flatnonzero(sections == section)
+        if at.size > 1:
+            nearest[at] = cKDTree(coords_um[at]).query(coords_um[at], k=2)[0][:, 1]
+    alone = int((nearest > radius_um * (1 + 1e-3)).sum())
+    known = nearest[np.isfinite(nearest)]
+    away = f"the nearest neighbour is {np.median(known):.4g} um away in the median" if known.size else "none has any"
+    if alone == len(coords_um):
+        raise ValueError(
+            f"`context_um={radius_um:g}`: no spot has a neighbour within it; {away}. Give a larger radius in "
+            "micrometers, or None."
+        )
+    if alone > len(coords_um) / 2:
+        logger.warning(
+            "context_um=%g: %d of %d spots have no neighbour within it, and no context; %s.",
+            radius_um, alone, len(coords_um), away,
+        )  # fmt: skip
 
 
 def with_context(

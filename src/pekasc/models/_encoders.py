@@ -160,11 +160,11 @@ def list_encoders() -> pd.DataFrame:
 
     Returns
     -------
-    One row per encoder, index ``name`` (what ``encoder=`` takes). Columns: ``architecture`` (timm's name), ``hub``
-    (repository of the weights), ``library`` (whose model the weights were released for), ``width``, ``n_blocks``,
-    ``heads``, ``patch`` (pixels), ``registers``, ``parameters`` (millions), ``mpp`` (um per pixel of the training
-    tiles; NaN if there were several, or it is not known), ``mean``, ``std``, ``pooling`` (the authors' own),
-    ``licence``, ``gated`` and ``citation``.
+    One row per encoder, index ``name`` (what ``encoder=`` takes). Columns: ``architecture`` (timm's name),
+    ``model_kwargs`` (what it is built with beside), ``hub`` (repository of the weights), ``library`` (whose model the
+    weights were released for), ``width``, ``n_blocks``, ``heads``, ``patch`` (pixels), ``registers``, ``parameters``
+    (millions), ``mpp`` (um per pixel of the training tiles; NaN if there were several, or it is not known), ``mean``,
+    ``std``, ``pooling`` (the authors' own), ``licence``, ``gated`` and ``citation``.
 
     Examples
     --------
@@ -174,13 +174,14 @@ def list_encoders() -> pd.DataFrame:
     ['tiny', 'lunit-s8', 'lunit-s16', 'kaiko-s8', 'kaiko-s16', 'dinov2-s']
     """
     columns = (
-        "architecture", "hub", "library", "width", "n_blocks", "heads", "patch", "registers", "parameters", "mpp",
-        "mean", "std", "pooling", "licence", "gated", "citation",
+        "architecture", "model_kwargs", "hub", "library", "width", "n_blocks", "heads", "patch", "registers",
+        "parameters", "mpp", "mean", "std", "pooling", "licence", "gated", "citation",
     )  # fmt: skip
     rows = {name: {column: row.get(column) for column in columns} for name, row in _table().items()}
     table = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns)).rename_axis("name")
     for column in ("mean", "std"):
         table[column] = table[column].map(tuple)
+    table["model_kwargs"] = [dict(row.get("model_kwargs", {})) for row in _table().values()]
     return table.astype({"mpp": float, "parameters": float, "gated": bool})
 
 

@@ -43,8 +43,8 @@ def inner_folds(groups: np.ndarray, coords_um: np.ndarray, sections: np.ndarray,
     sections
         Section of every spot, shape (n,).
     margin_um
-        With one group: training spots nearer than this to a held-out spot of their section are left out, so
-        that no held-out tile shares tissue with a training tile.
+        Training spots nearer than this to a held-out spot of their section are left out, so that no held-out tile
+        shares tissue with a training tile.
 
     Raises
     ------
@@ -56,7 +56,11 @@ def inner_folds(groups: np.ndarray, coords_um: np.ndarray, sections: np.ndarray,
         n_folds = min(MAX_FOLDS, len(names))
         splits = GroupKFold(n_folds).split(np.zeros(len(groups)), groups=groups)
         folds = [
-            InnerFold(train, held_out, "+".join(str(g) for g in np.unique(groups[held_out])))
+            InnerFold(
+                _away(train, held_out, coords_um, sections, margin_um),
+                held_out,
+                "+".join(str(g) for g in np.unique(groups[held_out])),
+            )
             for train, held_out in splits
         ]
     else:
@@ -68,6 +72,18 @@ def inner_folds(groups: np.ndarray, coords_um: np.ndarray, sections: np.ndarray,
             f"leave too few in fold(s) {short}. Give more spots or sections, or other `groups=`."
         )
     return sorted(folds, key=lambda fold: fold.name)
+
+
+def _away(
+    train: np.ndarray, held_out: np.ndarray, coords_um: np.ndarray, sections: np.ndarray, margin_um: float
+) -> np.ndarray:
+    """Return the training spots that keep their distance from held-out spots of the same section."""
+    keep = np.ones(len(train), dtype=bool)
+    for section in np.intersect1d(sections[train], sections[held_out]):
+        inside = held_out[sections[held_out] == section]
+        rest = np.flatnonzero(sections[train] == section)
+        keep[rest] = cKDTree(coords_um[inside]).query(coords_um[train[rest]])[0] >= margin_um
+    return train[keep]
 
 
 def _blocks(coords_um: np.ndarray, sections: np.ndarray, margin_um: float) -> list[InnerFold]:
@@ -84,13 +100,7 @@ def _blocks(coords_um: np.ndarray, sections: np.ndarray, margin_um: float) -> li
     folds = []
     for i in range(MAX_FOLDS):
         held_out = np.flatnonzero(band == i)
-        keep = band != i
-        for section in np.unique(sections):
-            inside = held_out[sections[held_out] == section]
-            rest = np.flatnonzero(keep & (sections == section))
-            if inside.size and rest.size:
-                distance = cKDTree(coords_um[inside]).query(coords_um[rest])[0]
-                keep[rest[distance < margin_um]] = False
-        folds.append(InnerFold(np.flatnonzero(keep), held_out, f"block{i + 1}"))
+        train = _away(np.flatnonzero(band != i), held_out, coords_um, sections, margin_um)
+        folds.append(InnerFold(train, held_out, f"block{i + 1}"))
     logger.info("One training group: choices are made on %d contiguous blocks of its tissue.", MAX_FOLDS)
     return folds

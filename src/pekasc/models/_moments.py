@@ -68,6 +68,9 @@ class Moments:
         return Moments(np.zeros(matrix.shape[1]), self.n, x @ matrix, matrix.T @ xx @ matrix, self.y, self.yy, xy)
 
 
+_ROWS = 32_768
+
+
 def column_sum(y: Matrix, power: int = 1) -> np.ndarray:
     """Return sums of y ** power, in double precision from the start: over many spots a sum of float32 drifts."""
     if sparse.issparse(y):
@@ -87,8 +90,13 @@ def moments(features: np.ndarray, y: Matrix, shift: np.ndarray | None = None) ->
     shift
         See :class:`Moments`; none by default.
     """
-    x = np.asarray(features, dtype=np.float64)
-    shift = np.zeros(x.shape[1]) if shift is None else shift
-    x = x - shift
-    xy = np.asarray((y.T @ x).T if sparse.issparse(y) else x.T @ y, dtype=np.float64)
-    return Moments(shift, len(x), x.sum(axis=0), x.T @ x, column_sum(y), column_sum(y, power=2), xy)
+    n, d = features.shape
+    shift = np.zeros(d) if shift is None else shift
+    sums, xx, xy = np.zeros(d), np.zeros((d, d)), np.zeros((d, y.shape[1]))
+    for start in range(0, n, _ROWS):  # in parts: double precision of everything would be another copy, twice as large
+        part = slice(start, start + _ROWS)
+        x = features[part].astype(np.float64) - shift
+        sums += x.sum(axis=0)
+        xx += x.T @ x
+        xy += np.asarray((y[part].T @ x).T if sparse.issparse(y) else x.T @ y[part], dtype=np.float64)
+    return Moments(shift, n, sums, xx, column_sum(y), column_sum(y, power=2), xy)

@@ -129,8 +129,8 @@ def check_finite(embedding: np.ndarray, name: str) -> np.ndarray:
     bad = ~np.isfinite(embedding).all(axis=1)
     if bad.any():
         raise ValueError(
-            f"The teacher's embedding {name!r} has NaN or infinite values in {int(bad.sum())} of {len(bad)} training "
-            "spots: leave those out with `train=`, or embed them."
+            f"The teacher's embedding {name!r} has NaN or infinite values in {int(bad.sum())} of {len(bad)} spots: "
+            "embed them, or leave them out (`train=` of `fit_adapter`, or a subset of the object)."
         )
     return embedding
 

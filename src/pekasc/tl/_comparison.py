@@ -30,7 +30,7 @@ from pekasc.models._compare import (
     read_out,
 )
 from pekasc.models._embed import embed
-from pekasc.models._encoders import FrozenEncoder
+from pekasc.models._encoders import FrozenEncoder, warn_of_scale
 from pekasc.models._fit import Data, Options, Reader
 from pekasc.models._hest import hest_genes
 from pekasc.models._methods import Method
@@ -60,6 +60,7 @@ class Spots:
     sections: np.ndarray
     coords_um: np.ndarray
     folds: dict[str, tuple[np.ndarray, np.ndarray]]
+    leaky: frozenset[str]  # folds with spots of one section, patient or group on both sides
     teacher: str
     stored: StoredTeacher | None
     tiles_fingerprint: str
@@ -73,6 +74,7 @@ class Found:
     encoder: str
     method: str
     kind: Any  # what stands behind the name
+    teacher: str  # "" where none is asked
     context_um: float | None
     seed: int
     prediction: Prediction
@@ -123,6 +125,7 @@ class Run:
         if self.protocol == HEST and row.pooling == "class+mean":
             row = replace(row, pooling="class")  # as HEST-Bench reads every encoder
         model = FrozenEncoder(row, spots.spec.tile_px)
+        warn_of_scale(row, spots.spec.mpp)
         frozen = self._frozen(model)
         last: Depth = None if self.protocol == HEST else (model.n_blocks,)
         common = {
@@ -134,7 +137,7 @@ class Run:
             "genes": self.sets,
             "n_genes": self.n_genes,
             "options": _plain(self.options),
-            "version": version("pekasc"),
+            "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "scikit-learn")},
         }
         for name in spots.folds:
             of = self._fold(name)
@@ -190,8 +193,12 @@ class Run:
                 out[unit] = Prediction(prediction.predicted.astype(np.float32), about)
                 self.results.put(*keys[unit], {"predicted": out[unit].predicted}, about)
         return [
-            Found(row.short, label, self.methods[label], context, seed, out[label, context]) for label, context in asked
+            Found(row.short, label, self.methods[label], self._teacher_of(label), context, seed, out[label, context])
+            for label, context in asked
         ]
+
+    def _teacher_of(self, label: str) -> str:
+        return "" if self.methods[label] in (*CONTROLS, "frozen", RIVAL) else self.spots.teacher
 
     def _predict(
         self,

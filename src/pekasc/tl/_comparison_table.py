@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pekasc._expression import dense
 from pekasc.models._scores import BlockScores, gene_scores, interval, mean_score, tissue_blocks
 from pekasc.tl._comparison import RIVAL, FoldGenes, Found, Spots
 
@@ -17,13 +18,23 @@ _MIN_BLOCKS = 4
 
 
 def score_fold(
-    of: FoldGenes, found: list[Found], spots: Spots, per_gene: bool, block_um: float, n_draws: int
+    of: FoldGenes, found: list[Found], spots: Spots, head: str, per_gene: bool, block_um: float, n_draws: int
 ) -> pd.DataFrame:
     """Return the rows of one fold, see :func:`pekasc.tl.cross_validate`."""
     fold = of.fold
     sections = spots.sections[fold.test]
     frames = []
     undefined: set[str] = set()
+    taught = dense(fold.data.expression[fold.train])
+    untaught = np.ptp(taught, axis=0) == 0
+    if untaught.any():
+        names = [fold.data.genes[int(i)] for i in np.flatnonzero(untaught)]
+        warnings.warn(
+            f"Fold {fold.name!r}: {len(names)} genes are constant among the training spots, so nobody can learn them "
+            f"and they count 0: {names}.",
+            UserWarning,
+            stacklevel=3,
+        )
     small: set[str] = set()
     for section in [POOLED, *np.unique(sections)]:
         at = np.arange(len(fold.test)) if section == POOLED else np.flatnonzero(sections == section)
@@ -37,7 +48,9 @@ def score_fold(
             else:
                 measured = np.full_like(measured, np.nan)
             about = {
-                "fold": fold.name, "section": str(section), "genes": name, "n_train": len(fold.train), "n_test": len(at)
+                "fold": fold.name, "section": str(section), "genes": name, "whole_groups": fold.name not in spots.leaky,
+                "head": head, "n_train": len(fold.train), "n_test": len(at),
+                "n_untaught": int(untaught[columns].sum()),
             }  # fmt: skip
             if per_gene:
                 frames += [_gene_rows(of, f, at, columns, measured, about) for f in found]
@@ -59,7 +72,7 @@ def score_fold(
         names = sorted(undefined)
         warnings.warn(
             f"Fold {fold.name!r}: {len(names)} genes are constant among the test spots of a section, so they have no "
-            f"score there and are left out of its mean: {names[:5]}{', ...' if len(names) > 5 else ''}.",
+            f"score there and are left out of its mean: {names}.",
             UserWarning,
             stacklevel=3,
         )
@@ -67,7 +80,10 @@ def score_fold(
 
 
 def _identity(f: Found) -> dict[str, Any]:
-    return {"encoder": f.encoder, "method": f.method, "context_um": f.context_um or 0.0, "seed": f.seed}
+    return {
+        "encoder": f.encoder, "method": f.method, "teacher": f.teacher, "context_um": f.context_um or 0.0,
+        "seed": f.seed,
+    }  # fmt: skip
 
 
 def _gene_rows(
@@ -93,7 +109,7 @@ def _mean_rows(
     scores = [mean_score(gene_scores(part, measured)) for part in parts]
     draws = [np.full(1, np.nan) if draw is None else draw(part) for part in parts]
     undefined = int((np.ptp(measured, axis=0) == 0).sum())
-    rival = {f.context_um: i for i, f in enumerate(found) if f.kind == RIVAL}
+    rivals = {(f.context_um, f.seed): i for i, f in enumerate(found) if f.kind == RIVAL}
     rows = []
     for i, f in enumerate(found):
         low, high = interval(draws[i])
@@ -102,9 +118,11 @@ def _mean_rows(
             "pearson_low": low, "pearson_high": high,
             "rmse": float(np.sqrt(np.square(parts[i] - measured).mean())),
         }  # fmt: skip
-        j = rival.get(f.context_um)
+        # a rival that draws no random numbers ran once, for all seeds
+        once = [j for (context, _), j in rivals.items() if context == f.context_um]
+        j = rivals.get((f.context_um, f.seed), once[0] if len(once) == 1 else None)
         difference = (np.nan, np.nan, np.nan)
-        if j is not None and j != i:
+        if j is not None and f.kind != RIVAL:
             difference = (scores[i] - scores[j], *interval(draws[i] - draws[j]))
         row |= dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True))
         chosen = f.prediction.about

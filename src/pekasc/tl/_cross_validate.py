@@ -19,7 +19,7 @@ from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
 from pekasc._expression import Matrix, counts, gene_names, log1p_cp10k
-from pekasc._keys import TILES, check_key
+from pekasc._keys import PATIENT, TILES, check_key, read_uns
 from pekasc._sections import check_table, get_table, section_labels
 from pekasc.models import Encoder
 from pekasc.models._compare import (
@@ -27,6 +27,7 @@ from pekasc.models._compare import (
     CONTROLS,
     READOUTS,
 )
+from pekasc.models._context import check_radius
 from pekasc.models._embed import autocast, resolve_device
 from pekasc.models._encoders import resolve_encoder
 from pekasc.models._fit import Options
@@ -44,6 +45,8 @@ from pekasc.tl._teachers import stored_key, stored_teacher
 
 logger = logging.getLogger(__name__)
 
+HEST_TILES = (224, 0.5)
+_N_DEPTHS = 2
 _NOT_IN_HEST = ("frozen-best", "coordinates", BESIDE)
 
 
@@ -73,7 +76,7 @@ def cross_validate(
     learning_rate: float | None = None,
     kd_weight: float | None = None,
     temperature: float | None = None,
-    n_depths: int = 2,
+    n_depths: int = _N_DEPTHS,
     batch_size: int = 64,
     device: str = "auto",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
@@ -118,7 +121,8 @@ def cross_validate(
     encoders
         One or several encoders, as in :func:`pekasc.tl.fit_adapter`.
     teacher, checkpoint
-        As in :func:`pekasc.tl.fit_adapter`. A stored embedding must not have been fitted on spots that are tested.
+        As in :func:`pekasc.tl.fit_adapter`. A stored embedding must not have been fitted on spots that are tested: what
+        `embed_expression` fitted on this table is an error.
     groups
         Column of obs; each of its values is held out once, and in turn inside the training spots. By default
         ``"patient"``, if there is such a column with two patients or more, else sections, with a warning.
@@ -165,11 +169,14 @@ def cross_validate(
 
     ``fold``, ``section``
         The held-out groups; a section of them, or ``"pooled"`` for the spots of all together.
-    ``encoder``, ``method``, ``context_um``, ``seed``, ``genes``
+    ``whole_groups``
+        Whether no section, patient or group is on both sides of the fold; elsewhere scores are too good.
+    ``encoder``, ``method``, ``head``, ``teacher``, ``context_um``, ``seed``, ``genes``
         What was done; ``context_um`` is 0 without.
-    ``n_genes``, ``n_undefined``
-        Genes of the set, and those that are constant in the test spots: they have no score and are left out of the
-        mean. Where only a prediction is constant, the gene counts 0.
+    ``n_genes``, ``n_undefined``, ``n_untaught``
+        Genes of the set; those that are constant in the test spots: they have no score and are left out of the
+        mean; and those that are constant in the training spots, which nobody can learn: they count 0, as does every
+        gene whose prediction is constant.
     ``n_train``, ``n_test``
         Spots.
     ``pearson``, ``pearson_low``, ``pearson_high``, ``rmse``
@@ -205,8 +212,10 @@ def cross_validate(
     """
     if genes is None:
         raise ValueError(f"`genes=None`: name sets that are chosen in the fold ({list(CHOSEN)}), or genes.")
-    if protocol == HEST and (head != "ridge" or tuple(_several(genes)) != ("svg", "hvg")):
-        raise ValueError('`protocol="hest"` has genes and a regression of its own: leave `genes=` and `head=` out.')
+    if protocol == HEST and (head != "ridge" or tuple(_several(genes)) != ("svg", "hvg") or n_depths != _N_DEPTHS):
+        raise ValueError(
+            '`protocol="hest"` has genes and a regression of its own: leave `genes=`, `head=` and `n_depths=` out.'
+        )
     if whole("n_genes", n_genes) < 1 or whole("n_bootstrap", n_bootstrap) < 1 or not block_um > 0:
         raise ValueError(
             f"`n_genes={n_genes}`, `n_bootstrap={n_bootstrap}` and `block_um={block_um}` must be positive."
@@ -246,18 +255,25 @@ def cross_validate(
     if protocol == "nested":
         sets = check_gene_sets(genes, [str(name) for name in gene_names(table, gene_key)])
     uses_teacher = any(method not in (*CONTROLS, "frozen", "frozen-best") for method in asked.values())
+    results = Results(None if store is None else Path(store))
     spots = _read(
         sdata, table, layer, gene_key, teacher, checkpoint, table_name, key, groups, folds, max_memory, uses_teacher,
-        options,
+        options, contexts, results,
     )  # fmt: skip
-    results = Results(None if store is None else Path(store))
+    if protocol == HEST and (spots.spec.tile_px, spots.spec.mpp) != HEST_TILES:
+        warnings.warn(
+            f"HEST-Bench has tiles of {HEST_TILES[0]} px at {HEST_TILES[1]} um/px, these are {spots.spec.tile_px} px "
+            f"at {spots.spec.mpp:g}: scores do not compare with its published ones.",
+            UserWarning,
+            stacklevel=2,
+        )
     run = Run(spots, asked, contexts, head, tuple(seeds), protocol, sets, n_genes, n_depths, options, results)
     frames = []
     units = len(rows_of_encoders) * len(spots.folds) * sum(len(run.seeds_of(label)) for label in asked)
     with tqdm(total=units, desc="cross-validate", unit="fit", disable=not progress) as bar:
         for row in rows_of_encoders:
             frames += [
-                score_fold(fold, found, spots, per_gene, block_um, n_bootstrap)
+                score_fold(fold, found, spots, head, per_gene, block_um, n_bootstrap)
                 for fold, found in run.of_encoder(row, bar)
             ]
     return pd.concat(frames, ignore_index=True)
@@ -331,6 +347,8 @@ def _read(
     max_memory: int,
     uses_teacher: bool,
     options: Options,
+    contexts: Sequence[float | None],
+    results: Results,
 ) -> Spots:
     names = [str(name) for name in gene_names(table, gene_key)]
     stored = stored_key(table, teacher, checkpoint)
@@ -346,24 +364,23 @@ def _read(
         groups = _inputs.default_groups(table, rows) if groups is None else groups
         parts = _folds(table, groups, folds, rows)
         labels = _inputs.obs_groups(table, groups, rows)
-        if folds is not None:
-            _warn_of_leaks(parts, labels)
+        of = section_labels(table)[rows]
+        patients = table.obs[PATIENT].astype(str).to_numpy()[rows] if PATIENT in table.obs else labels
+        # held out by default, sections of one patient have had their warning
+        known = {"section": of, "group": labels} if folds is None and by_default else None
+        leaky = _warn_of_leaks(parts, known or {"section": of, "patient": patients, "group": labels})
         log = log1p_cp10k(table[rows], layer)
         raw = sparse.csr_matrix(raw_all[rows])
         coords = np.concatenate([section.centres_um for section in sections])
-        of = section_labels(table)[rows]
+        for radius in contexts:
+            check_radius(coords, of, radius)
         embedding = None
         if uses_teacher and stored is not None:
+            _check_not_fitted(table, stored, teacher)
             embedding = stored_teacher(table, stored, teacher, rows)
         elif uses_teacher and not TEACHERS[teacher].fitted:
             # a frozen teacher says the same in every fold: it is asked once
-            embedding = _frozen_teacher(TEACHERS[teacher], log, raw, names, checkpoint, options)
-        unknown = 0 if embedding is None else int((~np.isfinite(embedding.embedding).all(axis=1)).sum())
-        if unknown:
-            raise ValueError(
-                f"The teacher's embedding {teacher!r} has NaN or infinite values in {unknown} of {rows.size} spots: "
-                "leave them out of the object, or take another teacher."
-            )
+            embedding = _frozen_teacher(TEACHERS[teacher], log, raw, names, checkpoint, options, results)
         places = {name: fingerprint(centres) for name, centres in sorted(_inputs.places(sections).items())}
         tiles = cached(stream, max_memory=max_memory)
         # every pixel counts: two images may differ where only some tiles lie
@@ -374,33 +391,60 @@ def _read(
             None if embedding is None else fingerprint(embedding.embedding),
         )  # fmt: skip
         return Spots(
-            tiles, spec, log, raw, names, labels, by_default, of, coords, parts, teacher, embedding,
+            tiles, spec, log, raw, names, labels, by_default, of, coords, parts, leaky, teacher, embedding,
             print_of_tiles, print_of_data,
         )  # fmt: skip
 
 
-def _warn_of_leaks(parts: dict[str, tuple[np.ndarray, np.ndarray]], labels: np.ndarray) -> None:
-    """Say where spots of one group are on both sides of a fold."""
-    cut = [name for name, (train, test) in parts.items() if set(labels[train]) & set(labels[test])]
-    if cut:
-        warnings.warn(
-            f"Folds {cut} have spots of one group in training and in test: neighbouring and serial tissue makes their "
-            "scores too good. `pekasc.tl.leakage_audit` shows by how much.",
-            UserWarning,
-            stacklevel=4,
+def _warn_of_leaks(parts: dict[str, tuple[np.ndarray, np.ndarray]], units: Mapping[str, np.ndarray]) -> frozenset[str]:
+    """Return the folds that have spots of one section, patient or group on both sides, and say so."""
+    leaky: set[str] = set()
+    for what, labels in units.items():
+        cut = [name for name, (train, test) in parts.items() if set(labels[train]) & set(labels[test])]
+        if set(cut) - leaky:
+            warnings.warn(
+                f"Folds {cut} have spots of one {what} in training and in test: neighbouring and serial tissue makes "
+                "their scores too good. `pekasc.tl.leakage_audit` shows by how much.",
+                UserWarning,
+                stacklevel=4,
+            )
+        leaky |= set(cut)
+    return frozenset(leaky)
+
+
+def _check_not_fitted(table: AnnData, key: str, teacher: str) -> None:
+    record = read_uns(table, key) or {}
+    if "n_spots" in record and record.get("fitted", True):
+        raise ValueError(
+            f"The teacher obsm[{key!r}] was fitted by `embed_expression` on {record['n_spots']} spots of this table, "
+            "those that are tested among them: it would leak. Give "
+            f"`teacher={str(record.get('teacher', 'pca'))!r}`, which is fitted in every fold."
         )
 
 
 def _frozen_teacher(
-    row: TeacherRow, log: Matrix, raw: Matrix, names: list[str], checkpoint: str | Path | None, options: Options
+    row: TeacherRow,
+    log: Matrix,
+    raw: Matrix,
+    names: list[str],
+    checkpoint: str | Path | None,
+    options: Options,
+    results: Results,
 ) -> StoredTeacher:
-    """Return what a frozen teacher says of all spots."""
+    """Return what a frozen teacher says of all spots, from the store where it was asked before."""
     genes = np.array(names, dtype=object)
     source = Source(
         log, raw, genes, np.arange(len(names)), checkpoint=checkpoint, device=options.device,
         precision=options.precision,
     )  # fmt: skip
-    return asked_once(row.make(source))
+    made = row.make(source)
+    key = fingerprint(raw.data, raw.indices, raw.indptr, np.array(names), made.name, made.digest, options.precision)
+    stored = results.get(f"teacher-{made.name}", key)
+    if stored is not None:
+        return StoredTeacher(stored[0]["embedding"], made.name, made.licence, made.digest)
+    embedding = asked_once(made)
+    results.put(f"teacher-{made.name}", key, {"embedding": embedding.embedding}, {})
+    return embedding
 
 
 def _folds(

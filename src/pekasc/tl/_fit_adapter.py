@@ -16,6 +16,7 @@ from pekasc._expression import Matrix, counts, gene_names, target_matrix
 from pekasc._keys import ADAPTER, TILES, check_free, check_key, write_uns
 from pekasc._sections import check_table, get_table, section_labels, writable_table
 from pekasc.models import Adapter, Encoder
+from pekasc.models._context import check_radius
 from pekasc.models._embed import autocast, resolve_device
 from pekasc.models._encoders import resolve_encoder
 from pekasc.models._fit import Data, Options, Reader, fit
@@ -289,6 +290,7 @@ def fit_adapter(
             sections=section_labels(table)[rows],
             coords_um=np.concatenate([section.centres_um for section in training]),
         )
+        check_radius(data.coords_um, data.sections, context_um)
         options = Options(
             method=method,
             blocks=blocks,

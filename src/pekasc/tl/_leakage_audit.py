@@ -83,7 +83,7 @@ def leakage_audit(
     folds = {f"random{i + 1}": (number != i, number == i) for i in range(n_folds)}
     with warnings.catch_warnings():
         # that these folds leak is the point
-        warnings.filterwarnings("ignore", message="Folds .* have spots of one group")
+        warnings.filterwarnings("ignore", message="Folds .* have spots of one (section|patient|group)")
         leaky = cross_validate(sdata, methods=methods, groups=groups, folds=folds, table_name=table_name, **options)
     out = pd.DataFrame({"grouped": _scores(honest), "random_spots": _scores(leaky)})
     out["inflation"] = out["random_spots"] - out["grouped"]

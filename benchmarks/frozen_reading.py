@@ -1,0 +1,128 @@
+"""Reading the frozen encoder better: several views of a tile, tiles at two scales, spatial context.
+
+    python benchmarks/frozen_reading.py --her2st PATH --vits PATH
+
+Five splits of her2st (C4 from C2 and C3, C3, C2, B4 from C2 to C4, C2 to C4 from B4); 50 spatially variable and 50
+highly variable genes. Tiles of 112 px at 1.0 um/px; ``views``: the mean of the features over eight turns and flips, of
+training and test tiles alike; ``scales``: features of tiles of 112 px at 2.0 um/px (twice the field) beside. Depth and
+penalty by the held-out error of training sections (``pekasc.models._choose``), one depth for both scales. ViT-S/14,
+bfloat16; no random numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import pekasc as pk
+from _machine import machine
+from pekasc._expression import log1p_cp10k
+from pekasc.models._choose import Depth, candidate_depths, choose, features_at
+from pekasc.models._context import with_context
+from pekasc.models._encoders import FrozenEncoder
+from pekasc.models._folds import inner_folds
+from pekasc.models._heads import fit_ridge
+from pekasc.models._scores import gene_scores, mean_score
+from pekasc.tl._gene_sets import choose_gene_sets
+
+SPLITS = {
+    "C4": (["C2", "C3"], ["C4"]),
+    "C3": (["C2", "C4"], ["C3"]),
+    "C2": (["C3", "C4"], ["C2"]),
+    "B4": (["C2", "C3", "C4"], ["B4"]),
+    "B to C": (["B4"], ["C2", "C3", "C4"]),
+}
+CONTEXTS = (None, 300.0)
+
+
+def views(tiles: torch.Tensor) -> list[torch.Tensor]:
+    """Return the eight turns and flips of tiles (n, y, x, 3)."""
+    turned = [torch.rot90(tiles, k, (1, 2)) for k in range(4)]
+    return [*turned, *(view.flip(2) for view in turned)]
+
+
+def embed(encoder: FrozenEncoder, tiles: torch.Tensor, depths: list[int]) -> list[dict[Depth, np.ndarray]]:
+    """Return features by depth: of the tiles as they are, and the mean over views."""
+    plain, mean = [], []
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        for part in tiles.split(32):
+            of_views = [encoder(encoder.normalise(view), depths) for view in views(part)]
+            plain.append([f.float().numpy() for f in of_views[0]])
+            mean.append([torch.stack(fs).float().mean(dim=0).numpy() for fs in zip(*of_views, strict=True)])
+    return [
+        {(depth,): np.concatenate([part[i] for part in parts]) for i, depth in enumerate(depths)}
+        for parts in (plain, mean)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--her2st", type=Path, required=True, help="folder with B4, C2, C3, C4")
+    parser.add_argument("--vits", type=Path, required=True, help="weights of the ViT-S/14")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(arguments.threads)
+    sdata = pk.datasets.her2st(("B4", "C2", "C3", "C4"), path=arguments.her2st)
+    encoder = FrozenEncoder(pk.models.Encoder("vit_small_patch14_dinov2", weights=arguments.vits), 112)
+    depths = [int(d[0]) for d in candidate_depths(encoder.n_blocks) if d]
+    seen: dict[str, list[dict[Depth, np.ndarray]]] = {}
+    for name, mpp in (("near", 1.0), ("far", 2.0)):
+        pk.pp.tile(sdata, tile_px=112, mpp=mpp, strict=False)
+        seen[name] = embed(encoder, torch.from_numpy(pk.get.tiles(sdata).to_numpy()), depths)
+    both = [
+        {d: np.concatenate([near[d], far[d]], axis=1) for d in near} for near, far in zip(*seen.values(), strict=True)
+    ]
+    ways = {"tile": seen["near"][0], "views": seen["near"][1], "scales": both[0], "views and scales": both[1]}
+    table = sdata["table"]
+    log = log1p_cp10k(table, None).toarray().astype(np.float32)
+    sections = table.obs["section"].astype(str).to_numpy()
+    coords = np.asarray(pk.get.expression(sdata, layer=None).obsm["spatial"])
+    rows: list[dict[str, Any]] = []
+    for split, (train_sections, test_sections) in SPLITS.items():
+        train, test = (np.flatnonzero(np.isin(sections, part)) for part in (train_sections, test_sections))
+        expressed = np.all([(log[sections == s] > 0).mean(axis=0) >= 0.1 for s in train_sections], axis=0)
+        sets = choose_gene_sets(
+            {"svg": None, "hvg": None}, list(table.var_names), log[train], coords[train], sections[train],
+            np.flatnonzero(expressed), 50,
+        )  # fmt: skip
+        union = np.unique(np.concatenate(list(sets.values())))
+        y = log[np.ix_(train, union)]
+        folds = inner_folds(sections[train], coords[train], sections[train], margin_um=224 * 2**0.5)
+        for way, features in ways.items():
+            for context in CONTEXTS:
+
+                def read(
+                    x: np.ndarray, fold: Any = None, context: float | None = context, at: np.ndarray = train
+                ) -> Any:
+                    return with_context(x, coords[at], sections[at], context, fold)
+
+                training = {d: x[train] for d, x in features.items()}
+                chosen = choose(training, y, folds, None, None if context is None else read)
+                head = fit_ridge(read(features_at(training, chosen.depth)), y).head(chosen.alpha)
+                predicted = head.predict(read(features_at(features, chosen.depth)[test], at=test))
+                r = gene_scores(predicted, log[np.ix_(test, union)])
+                for name, at in sets.items():
+                    score = mean_score(r[np.searchsorted(union, at)])
+                    rows.append({"way": way, "context": context or 0, "split": split, "genes": name, "pearson": score})
+    frame = pd.DataFrame(rows)
+    wide = frame.pivot_table(index=["way", "context"], columns=["split", "genes"], values="pearson")
+    wide = wide.loc[[(way, context or 0) for way in ways for context in CONTEXTS]]
+    relative = (wide / wide.loc["tile"].reindex(wide.index, level="context") - 1).mean(axis=1)
+    columns = [(split, name) for split in SPLITS for name in ("svg", "hvg")]
+    print("| way | context | " + " | ".join(" ".join(c) for c in columns) + " | mean change to tile |")
+    print("| --- " * (len(columns) + 3) + "|")
+    for (way, context), row in wide.iterrows():
+        cells = " | ".join(f"{row[c]:.3f}" for c in columns)
+        print(f"| {way} | {context:g} um | {cells} | {100 * relative[way, context]:+.1f} % |")
+    print(f"\n{arguments.threads} threads. {machine()}")
+
+
+if __name__ == "__main__":
+    main()
