@@ -122,6 +122,7 @@ def _write_encoders() -> None:
         [
             f"`{row.Index}`",
             f"`{row.architecture}`",
+            ", ".join(f"`{key}={value}`" for key, value in row.model_kwargs.items()) or "–",
             ", ".join(f"{value:.4g}" for value in row.mean),
             ", ".join(f"{value:.4g}" for value in row.std),
             row.pooling or "–",
@@ -146,7 +147,7 @@ def _write_encoders() -> None:
             ],
             models,
         ),
-        ("inputs", ["name", "architecture in timm", "mean", "std", "pooling", "cite"], inputs),
+        ("inputs", ["name", "architecture in timm", "its arguments", "mean", "std", "pooling", "cite"], inputs),
     ):
         (HERE / "generated" / f"encoders_{name}.inc").write_text(
             "\n".join(lines(header, rows)) + "\n", encoding="utf-8"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,23 @@ def test_order(encoder: FrozenEncoder, tiles: np.ndarray) -> None:
     index = np.array([7, 0, 10, 3])
     some = embed(encoder, Shuffled(tiles), [(3,)], batch_size=3, device=CPU, index=index)[(3,)]
     np.testing.assert_allclose(some, plain[index], atol=1e-5)
+
+
+def test_features_beyond_the_memory_lie_in_files(
+    encoder: FrozenEncoder, tiles: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how: dict[str, Any] = {"batch_size": 4, "device": CPU}
+    plain = embed(encoder, Shuffled(tiles), [(1,), (3,)], **how)
+    size = plain[1,].nbytes
+    inside = embed(encoder, Shuffled(tiles), [(1,), (3,)], max_memory=2 * size, **how)
+    outside = embed(encoder, Shuffled(tiles), [(1,), (3,)], max_memory=2 * size - 1, **how)
+    for depth, x in plain.items():
+        assert not isinstance(inside[depth], np.memmap) and isinstance(outside[depth], np.memmap)
+        np.testing.assert_array_equal(inside[depth], x)
+        np.testing.assert_array_equal(outside[depth], x)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(OSError, match="Set TMPDIR to a folder with room, or raise `max_memory`"):
+        embed(encoder, Shuffled(tiles), [(1,)], max_memory=1, **how)
 
 
 def test_depths_in_one_pass(encoder: FrozenEncoder, tiles: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

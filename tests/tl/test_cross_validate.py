@@ -480,6 +480,25 @@ def test_the_audit_makes_five_random_folds_at_most(tiled: SpatialData, monkeypat
     np.testing.assert_array_equal(held_out, 1)
 
 
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"methods": ["bat"], "rank": 7}, "rank that divides both sides"),
+        ({"methods": ["bone"], "blocks": 99}, "`blocks=99` does not fit"),
+        ({"methods": ["frozen+peka"], "blocks": 99}, "`blocks=99` does not fit"),
+    ],
+)
+def test_adapters_that_cannot_be_fail_before_the_work(
+    tiled: SpatialData, how: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_work(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("pekasc.tl._comparison.embed", no_work)
+    with pytest.raises(ValueError, match=message):
+        pk.tl.cross_validate(tiled, **{**QUICK, **how})
+
+
 def test_a_teacher_that_draws_runs_once_per_seed(tiled: SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
 

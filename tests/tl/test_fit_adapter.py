@@ -361,6 +361,12 @@ def test_an_error_leaves_no_tiles_behind(untiled: SpatialData, options: dict[str
     assert _state(untiled) == before
 
 
+def test_little_memory_gives_the_same_adapter(tiled: SpatialData, all_bits: Bits) -> None:
+    # several epochs and folds, whose features all lie in files
+    plain = pk.tl.fit_adapter(tiled, **{**SMALL, "epochs": 2})
+    assert all_bits(pk.tl.fit_adapter(tiled, max_memory=1, **{**SMALL, "epochs": 2})) == all_bits(plain)
+
+
 def test_more_blocks_than_the_depth_that_was_chosen(
     tiled: SpatialData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

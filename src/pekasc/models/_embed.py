@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -71,6 +73,7 @@ def embed(
     index: np.ndarray | None = None,
     progress: bool = False,
     description: str = "embed tiles",
+    max_memory: int | None = None,
 ) -> dict[Depth, np.ndarray]:
     """Return features of tiles, one float32 array (n, d) per entry of `depths`, in the order of `index`.
 
@@ -92,6 +95,13 @@ def embed(
         Show a bar.
     description
         What the bar says.
+    max_memory
+        Bytes that the features may take in memory; beyond, they lie in temporary files, which go away with them.
+
+    Raises
+    ------
+    OSError
+        If the temporary folder has no room.
     """
     index = np.arange(source.n) if index is None else np.asarray(index, dtype=np.int64)
     if not index.size:
@@ -110,7 +120,23 @@ def embed(
             for depth, part in zip(depths, parts, strict=True):
                 values = part.float().cpu().numpy()
                 if depth not in out:
-                    out[depth] = np.empty((len(index), values.shape[1]), dtype=np.float32)
+                    share = None if max_memory is None else max_memory // len(depths)
+                    out[depth] = _room(len(index), values.shape[1], share)
                 out[depth][row[positions]] = values
             bar.update(len(positions))
     return out
+
+
+def _room(n: int, width: int, max_memory: int | None) -> np.ndarray:
+    """Return an array for features, (n, width) float32: in memory, or in a temporary file without a name."""
+    size = 4 * n * width
+    if max_memory is None or size <= max_memory:
+        return np.empty((n, width), dtype=np.float32)
+    file = tempfile.TemporaryFile(prefix="pekasc-features-")
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if size > free:
+        raise OSError(
+            f"Features of {n} tiles take {size / 1e9:.1f} GB, and the temporary folder {tempfile.gettempdir()} has "
+            f"{free / 1e9:.1f} GB left. Set TMPDIR to a folder with room, or raise `max_memory`."
+        )
+    return np.memmap(file, dtype=np.float32, mode="w+", shape=(n, width))

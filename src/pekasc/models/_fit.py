@@ -71,6 +71,7 @@ class Options:
     precision: str
     random_state: int
     progress: bool
+    max_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ class _Fit:
     options: Options
     folds: list[InnerFold]
 
-    def embed(self, depths: Sequence[Depth], bar: bool = False) -> dict[Depth, np.ndarray]:
-        """Return features of all training tiles."""
+    def embed(self, depths: Sequence[Depth], bar: bool = False, n_kept: int = 1) -> dict[Depth, np.ndarray]:
+        """Return features of all training tiles; `n_kept` says how many such results are kept side by side."""
         o = self.options
         return embed(
             self.model,
@@ -105,6 +106,7 @@ class _Fit:
             device=o.device,
             precision=o.precision,
             progress=o.progress and bar,
+            max_memory=None if o.max_memory is None else o.max_memory // n_kept,
         )
 
     def seen(
@@ -347,7 +349,8 @@ def _run_fold(
     def on_epoch(epoch: int) -> float:
         if not o.recipe.choose_epochs and epoch < o.recipe.epochs:
             return float("nan")
-        return measure(epoch, job.embed([depth])[depth])
+        # the features of every epoch are kept until the best one is known
+        return measure(epoch, job.embed([depth], n_kept=len(job.folds) * o.recipe.epochs)[depth])
 
     start = measure(0, frozen)
     logger.info("Inner fold %d of %d: %s held out.", number + 1, len(job.folds), fold.name)

@@ -33,7 +33,7 @@ from pekasc.models._embed import embed
 from pekasc.models._encoders import FrozenEncoder, warn_of_scale
 from pekasc.models._fit import Data, Options, Reader
 from pekasc.models._hest import hest_genes
-from pekasc.models._methods import Method
+from pekasc.models._methods import Method, attached, make_config, target_layers
 from pekasc.models._results import Results, fingerprint
 from pekasc.models._teachers import TEACHERS, Source, StoredTeacher, Teacher, check_finite
 from pekasc.tiling import TileSource, TileSpec
@@ -126,6 +126,7 @@ class Run:
             row = replace(row, pooling="class")  # as HEST-Bench reads every encoder
         model = FrozenEncoder(row, spots.spec.tile_px)
         warn_of_scale(row, spots.spec.mpp)
+        self._check_adapters(model)
         frozen = self._frozen(model)
         last: Depth = None if self.protocol == HEST else (model.n_blocks,)
         common = {
@@ -148,6 +149,18 @@ class Run:
                     bar.update(len(labels))
             # in the order of the methods that were asked for, whatever was trained together
             yield of, sorted(found, key=lambda f: list(self.methods).index(f.method))
+
+    def _check_adapters(self, model: FrozenEncoder) -> None:
+        """Attach every adapter once: what cannot be, fails before hours of embedding."""
+        o = self.options
+        for method in self.methods.values():
+            if method in (*CONTROLS, *READOUTS):
+                continue
+            of = "bone" if method == BESIDE else method
+            assert of is not None  # for the type checker: check_methods() asked
+            targets = target_layers(model, None if self.protocol == HEST else (model.n_blocks,), o.blocks, of)
+            with attached(model, make_config(of, o.recipe.rank, targets), 0):
+                pass
 
     def _units(self) -> list[list[str]]:
         """Return methods by training: adapted features, alone or beside frozen ones, share one."""

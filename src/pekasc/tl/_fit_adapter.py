@@ -157,7 +157,7 @@ def fit_adapter(
     random_state
         Seed of every random number. The same seed gives the same adapter on the same machine.
     max_memory
-        Bytes of tiles to keep in memory; more go to a temporary file.
+        Bytes of tiles to keep in memory, and as many of features; more go to temporary files.
     progress
         Show progress bars.
 
@@ -302,6 +302,7 @@ def fit_adapter(
             precision=precision,
             random_state=random_state,
             progress=progress,
+            max_memory=max_memory,
         )
         adapter = fit(row, spec, data, lessons, options, [Reader(head, context_um)])[0]
     info = {**adapter.info, "target": "log1p(counts per 10,000)" if target == "log1p" else "as stored"}

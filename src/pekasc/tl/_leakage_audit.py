@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -75,16 +76,20 @@ def leakage_audit(
     for name in ("folds", "per_gene"):
         if name in options:
             raise TypeError(f"`{name}=` cannot be given: the audit makes its own folds and compares means over genes.")
-    honest = cross_validate(sdata, methods=methods, groups=groups, table_name=table_name, **options)
-    table = get_table(sdata, table_name)
-    check_table(table)
-    n_folds = min(MAX_FOLDS, honest["fold"].nunique())
-    number = np.random.default_rng(random_state).permutation(table.n_obs) % n_folds
-    folds = {f"random{i + 1}": (number != i, number == i) for i in range(n_folds)}
-    with warnings.catch_warnings():
-        # that these folds leak is the point
-        warnings.filterwarnings("ignore", message="Folds .* have spots of one (section|patient|group)")
-        leaky = cross_validate(sdata, methods=methods, groups=groups, folds=folds, table_name=table_name, **options)
+    options |= {"methods": methods, "groups": groups, "table_name": table_name}
+    with TemporaryDirectory(prefix="pekasc-audit-") as folder:
+        # tiles are embedded once for both
+        options["store"] = options.get("store") or folder
+        honest = cross_validate(sdata, **options)
+        table = get_table(sdata, table_name)
+        check_table(table)
+        n_folds = min(MAX_FOLDS, honest["fold"].nunique())
+        number = np.random.default_rng(random_state).permutation(table.n_obs) % n_folds
+        folds = {f"random{i + 1}": (number != i, number == i) for i in range(n_folds)}
+        with warnings.catch_warnings():
+            # that these folds leak is the point
+            warnings.filterwarnings("ignore", message="Folds .* have spots of one (section|patient|group)")
+            leaky = cross_validate(sdata, folds=folds, **options)
     out = pd.DataFrame({"grouped": _scores(honest), "random_spots": _scores(leaky)})
     out["inflation"] = out["random_spots"] - out["grouped"]
     out["inflation_relative"] = out["inflation"] / out["grouped"].where(out["grouped"] > 0)
