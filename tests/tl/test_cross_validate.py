@@ -148,6 +148,7 @@ def test_goes_on_where_it_was_interrupted(tiled: SpatialData, tmp_path: Path, co
     counted.clear()
     pk.tl.cross_validate(tiled, methods=["mean", "bone"], store=tmp_path, **{**SMALL, "rank": 4})
     assert counted.count("adapted") == 2
+    assert counted.count("control") == 0  # which have no rank
 
 
 def test_other_counts_are_not_taken_from_the_store(tiled: SpatialData, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ class Spots:
     leaky: frozenset[str]  # folds with spots of one section, patient or group on both sides
     teacher: str
     stored: StoredTeacher | None
+    teacher_fingerprint: str
     tiles_fingerprint: str
     fingerprint: str
 
@@ -132,12 +133,10 @@ class Run:
         common = {
             "data": spots.fingerprint,
             "encoder": _row(model),
-            "teacher": spots.teacher,
             "head": self.head,
             "protocol": self.protocol,
             "genes": self.sets,
             "n_genes": self.n_genes,
-            "options": _plain(self.options),
             "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "scikit-learn")},
         }
         for name in spots.folds:
@@ -189,7 +188,10 @@ class Run:
             about_method = method.to_dict() if isinstance(method, PeftConfig) else method
             if method == RIVAL:
                 about_method = f"{RIVAL} of {self.n_depths}"
-            key = fingerprint(common, fold.train, fold.test, fold.data.groups.astype("U"), about_method, context, seed)
+            key = fingerprint(
+                common, fold.train, fold.test, fold.data.groups.astype("U"), about_method, context, seed,
+                self._depends_on(label),
+            )  # fmt: skip
             keys[label, context] = _file_name(f"{fold.name}-{row.short}-{label}"), key
             stored = self.results.get(*keys[label, context])
             if stored is not None:
@@ -209,6 +211,16 @@ class Run:
             Found(row.short, label, self.methods[label], self._teacher_of(label), context, seed, out[label, context])
             for label, context in asked
         ]
+
+    def _depends_on(self, label: str) -> dict[str, Any]:
+        """Return the options that a method depends on; where it was computed is no part of them."""
+        o = self.options
+        out: dict[str, Any] = {"n_components": o.n_components, "precision": o.precision}
+        if self._teacher_of(label):
+            out["teacher"] = self.spots.teacher, self.spots.teacher_fingerprint
+        if self.methods[label] not in (*CONTROLS, *READOUTS):
+            out |= {"blocks": o.blocks, "depth": o.depth, "recipe": asdict(o.recipe)}
+        return out
 
     def _teacher_of(self, label: str) -> str:
         return "" if self.methods[label] in (*CONTROLS, "frozen", RIVAL) else self.spots.teacher
@@ -345,9 +357,3 @@ def _file_name(title: str) -> str:
 def _row(model: FrozenEncoder) -> dict[str, Any]:
     """Return what features depend on: the row, its weights by what they are and not where."""
     return model.encoder.to_dict() | {"weights": model.digest}
-
-
-def _plain(options: Options) -> dict[str, Any]:
-    """Return what a result depends on; where it was computed is no part of it."""
-    named = {k: getattr(options, k) for k in ("blocks", "depth", "n_components", "precision")}
-    return {**named, "recipe": asdict(options.recipe)}

@@ -387,12 +387,12 @@ def _read(
         pixels = fingerprint(tiles.array) if isinstance(tiles, ArrayTiles) else None
         print_of_tiles = fingerprint(of.astype("U"), coords, places, asdict(spec), pixels)
         print_of_data = fingerprint(
-            raw.data, raw.indices, raw.indptr, np.array(names), labels.astype("U"), print_of_tiles,
-            None if embedding is None else fingerprint(embedding.embedding),
+            raw.data, raw.indices, raw.indptr, np.array(names), labels.astype("U"), print_of_tiles
         )  # fmt: skip
+        print_of_teacher = "" if embedding is None else fingerprint(embedding.embedding)
         return Spots(
             tiles, spec, log, raw, names, labels, by_default, of, coords, parts, leaky, teacher, embedding,
-            print_of_tiles, print_of_data,
+            print_of_teacher, print_of_tiles, print_of_data,
         )  # fmt: skip
 
 
