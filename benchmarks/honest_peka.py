@@ -36,7 +36,11 @@ ALL_FOLDS = {
     "B to C": (["B4"], ["C2", "C3", "C4"]),
 }
 READOUTS = ["mean", "coordinates", "neighbours", "teacher", "frozen", "frozen-best"]
-ADAPTERS = ["bone", "frozen+peka", "lora", "dora", "bat", "adalora", "hra"]
+ADAPTERS: dict[str, Any] = {
+    **{name: name for name in ("bone", "frozen+peka", "lora", "dora", "bat")},
+    "adalora": AdaLoraConfig(init_r=96, target_r=64, lora_alpha=128, total_step=1),  # LoRA's alpha
+    "hra": "hra",
+}
 # on the ViT-S's qkv (384 to 1152), Block-Affine at rank 64 has 64 * 1152 = 73,728 parameters a block. PEFT multiplies
 # HRA's reflections out one by one at every step: 192 would fill the budget and take half a day, 64 has a third of it.
 # AdaLoRA's update is a product of three small numbers, which at the usual alpha hardly moves: here it is 64 times that
@@ -87,7 +91,7 @@ def run_shuffled(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
             order[at] = rng.permutation(at)
         table.X = counts[order]
         # of the adapters fewer, and shorter: each is three trainings
-        methods = [*READOUTS, *(ADAPTERS if seed < N_SHUFFLED_FITS else [])]
+        methods = {**{name: name for name in READOUTS}, **(ADAPTERS if seed < N_SHUFFLED_FITS else {})}
         how: dict[str, Any] = {"folds": {"C4": FOLDS["C4"]}, "epochs": 2}
         parts.append(run(sdata, encoder, out, [0], methods, **how).assign(repeat=seed))
     table.X = counts
@@ -201,7 +205,7 @@ def main() -> None:
         for i in range(1, len(arguments.seeds) + 1):
             # a seed of all methods before the next, so that an interrupted run has whole tables
             for part, methods in (
-                ("rank", [*READOUTS, *ADAPTERS]),
+                ("rank", {**{name: name for name in READOUTS}, **ADAPTERS}),
                 ("budget", BUDGET),
             ):
                 if only in (None, part):
