@@ -19,8 +19,8 @@ _METHODS: Mapping[str, Callable[[int, list[str]], PeftConfig]] = {
     "bat": lambda r, targets: MissConfig(r=r, target_modules=targets, init_weights="bat"),
     "lora": lambda r, targets: LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets),
     "dora": lambda r, targets: LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets, use_dora=True),
-    # PEFT begins with factors of 0.02 and singular values of 0, and divides by the rank: with LoRA's alpha the update is
-    # a hundredth of LoRA's, and nothing is learned. The steps are filled in when the length of the training is known
+    # PEFT begins with factors of 0.02 and singular values of 0, and divides by the rank: with LoRA's alpha the update
+    # is a hundredth of LoRA's, and nothing is learned. The steps are filled in when the length of the training is known
     "adalora": lambda r, targets: AdaLoraConfig(
         init_r=r * 3 // 2, target_r=r, lora_alpha=128 * r, target_modules=targets, total_step=1
     ),
