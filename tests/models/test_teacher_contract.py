@@ -191,7 +191,7 @@ def test_a_stored_embedding_that_is_no_matrix_of_numbers(x: np.ndarray) -> None:
 def test_an_embedding_with_holes() -> None:
     x = np.zeros((5, 2), dtype=np.float32)
     x[1, 0], x[3, 1] = np.nan, np.inf
-    with pytest.raises(ValueError, match="embedding 'mine' has NaN or infinite values in 2 of 5 training spots"):
+    with pytest.raises(ValueError, match="embedding 'mine' has NaN or infinite values in 2 of 5 spots"):
         StoredTeacher(x, "mine")
     with pytest.raises(ValueError, match="2 of 5"):
         check_finite(x, "mine")

@@ -244,7 +244,7 @@ def test_counts_are_found_beside_log_data(tiled: SpatialData, files: Path, lesso
         (np.zeros((1, 3, 2)), r"must be a matrix of numbers, .* it has shape \(\d+, 3, 2\)"),
         (np.zeros((1, 0)), r"must be a matrix of numbers"),
         (np.full((1, 2), "a"), "must be a matrix of numbers"),
-        (np.full((1, 2), np.inf), r"'mine' has NaN or infinite values in (\d+) of \1 training spots"),
+        (np.full((1, 2), np.inf), r"'mine' has NaN or infinite values in (\d+) of \1 spots"),
     ],
 )
 def test_an_embedding_that_cannot_teach(tiled: SpatialData, value: np.ndarray, message: str) -> None:
