@@ -6,7 +6,7 @@ import os
 import platform
 from importlib.metadata import version
 
-PACKAGES = ("pekasc", "torch", "timm", "peft", "lightning", "scanpy", "scikit-learn", "numpy")
+PACKAGES = ("pekasc", "torch", "timm", "peft", "lightning", "spatialdata", "scanpy", "scikit-learn", "numpy")
 
 
 def machine(packages: tuple[str, ...] = PACKAGES) -> str:

@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 
 import pekasc as pk
+from _her2st import ALL_FOLDS, chosen_genes
 from _machine import machine
 from pekasc._expression import log1p_cp10k
 from pekasc.models._choose import Depth, candidate_depths, choose, features_at
@@ -29,15 +30,7 @@ from pekasc.models._encoders import FrozenEncoder
 from pekasc.models._folds import inner_folds
 from pekasc.models._heads import fit_ridge
 from pekasc.models._scores import gene_scores, mean_score
-from pekasc.tl._gene_sets import choose_gene_sets
 
-SPLITS = {
-    "C4": (["C2", "C3"], ["C4"]),
-    "C3": (["C2", "C4"], ["C3"]),
-    "C2": (["C3", "C4"], ["C2"]),
-    "B4": (["C2", "C3", "C4"], ["B4"]),
-    "B to C": (["B4"], ["C2", "C3", "C4"]),
-}
 CONTEXTS = (None, 300.0)
 
 
@@ -85,14 +78,9 @@ def main() -> None:
     sections = table.obs["section"].astype(str).to_numpy()
     coords = np.asarray(pk.get.expression(sdata, layer=None).obsm["spatial"])
     rows: list[dict[str, Any]] = []
-    for split, (train_sections, test_sections) in SPLITS.items():
+    for split, (train_sections, test_sections) in ALL_FOLDS.items():
         train, test = (np.flatnonzero(np.isin(sections, part)) for part in (train_sections, test_sections))
-        expressed = np.all([(log[sections == s] > 0).mean(axis=0) >= 0.1 for s in train_sections], axis=0)
-        sets = choose_gene_sets(
-            {"svg": None, "hvg": None}, list(table.var_names), log[train], coords[train], sections[train],
-            np.flatnonzero(expressed), 50,
-        )  # fmt: skip
-        union = np.unique(np.concatenate(list(sets.values())))
+        _, union, sets = chosen_genes(log[train], list(table.var_names), coords[train], sections[train])
         y = log[np.ix_(train, union)]
         folds = inner_folds(sections[train], coords[train], sections[train], margin_um=224 * 2**0.5)
         for way, features in ways.items():
@@ -109,13 +97,13 @@ def main() -> None:
                 predicted = head.predict(read(features_at(features, chosen.depth)[test], at=test))
                 r = gene_scores(predicted, log[np.ix_(test, union)])
                 for name, at in sets.items():
-                    score = mean_score(r[np.searchsorted(union, at)])
+                    score = mean_score(r[at])
                     rows.append({"way": way, "context": context or 0, "split": split, "genes": name, "pearson": score})
     frame = pd.DataFrame(rows)
     wide = frame.pivot_table(index=["way", "context"], columns=["split", "genes"], values="pearson")
     wide = wide.loc[[(way, context or 0) for way in ways for context in CONTEXTS]]
     relative = (wide / wide.loc["tile"].reindex(wide.index, level="context") - 1).mean(axis=1)
-    columns = [(split, name) for split in SPLITS for name in ("svg", "hvg")]
+    columns = [(split, name) for split in ALL_FOLDS for name in ("svg", "hvg")]
     print("| way | context | " + " | ".join(" ".join(c) for c in columns) + " | mean change to tile |")
     print("| --- " * (len(columns) + 3) + "|")
     for (way, context), row in wide.iterrows():

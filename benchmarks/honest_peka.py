@@ -26,15 +26,9 @@ import torch
 from peft import AdaLoraConfig, LoraConfig
 
 import pekasc as pk
+from _her2st import ALL_FOLDS, FOLDS
 from _machine import machine
 
-FOLDS = {"C4": (["C2", "C3"], ["C4"]), "B4": (["C2", "C3", "C4"], ["B4"])}
-ALL_FOLDS = {
-    **FOLDS,
-    "C3": (["C2", "C4"], ["C3"]),
-    "C2": (["C3", "C4"], ["C2"]),
-    "B to C": (["B4"], ["C2", "C3", "C4"]),
-}
 READOUTS = ["mean", "coordinates", "neighbours", "teacher", "frozen", "frozen-best"]
 ADAPTERS: dict[str, Any] = {
     **{name: name for name in ("bone", "frozen+peka", "lora", "dora", "bat")},

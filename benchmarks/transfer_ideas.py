@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn import functional
 
 import pekasc as pk
+from _her2st import ALL_FOLDS, chosen_genes
 from _machine import machine
 from pekasc._expression import log1p_cp10k
 from pekasc.models._choose import candidate_depths, choose, features_at
@@ -48,15 +49,7 @@ from pekasc.models._peka import (
 )
 from pekasc.models._scores import pearson
 from pekasc.models._training import _plain_attention
-from pekasc.tl._gene_sets import choose_gene_sets
 
-SPLITS = {
-    "C4": (["C2", "C3"], ["C4"]),
-    "B4": (["C2", "C3", "C4"], ["B4"]),
-    "C3": (["C2", "C4"], ["C3"]),
-    "C2": (["C3", "C4"], ["C2"]),
-    "B to C": (["B4"], ["C2", "C3", "C4"]),
-}
 CONTEXTS = (None, 300.0)
 AFTER = (2, 4, 6)
 
@@ -191,17 +184,12 @@ def lesson(spots: Spots, idea: Idea, rows: np.ndarray, expressed: np.ndarray) ->
 
 def run(spots: Spots, idea: Idea, split: str, epochs: int) -> list[dict[str, Any]]:
     """Train one adapter; return the scores of the frozen encoder (epoch 0) and after some epochs."""
-    train_sections, test_sections = SPLITS[split]
+    train_sections, test_sections = ALL_FOLDS[split]
     rows = np.flatnonzero(np.isin(spots.sections, train_sections))
     test = np.flatnonzero(np.isin(spots.sections, test_sections))
     of = spots.sections[rows]
-    seen = [(spots.log[spots.sections == s] > 0).mean(axis=0) >= 0.1 for s in train_sections]
-    expressed = np.flatnonzero(np.all(seen, axis=0))
-    sets = choose_gene_sets(
-        {"svg": None, "hvg": None}, spots.genes, spots.log[rows], spots.coords[rows], of, expressed, 50
-    )
-    union = np.unique(np.concatenate(list(sets.values())))
-    genes = union, {name: np.searchsorted(union, at) for name, at in sets.items()}
+    expressed, union, sets = chosen_genes(spots.log[rows], spots.genes, spots.coords[rows], of)
+    genes = union, sets
     y = spots.log[np.ix_(rows, union)]
     folds = inner_folds(of, spots.coords[rows], of, margin_um=112 * 2**0.5)
     depth = choose({d: x[rows] for d, x in spots.frozen.items()}, y, folds, None).depth
@@ -289,7 +277,7 @@ def table(frame: pd.DataFrame) -> str:
     late = frame[frame["epoch"] >= 4].groupby(keys)["pearson"].mean()
     gain = (late / frozen - 1).rename("gain").reset_index()
     wide = gain.pivot_table(index="idea", columns="split", values="gain")
-    wide = wide[[split for split in SPLITS if split in wide]]  # of those that are done so far
+    wide = wide[[split for split in ALL_FOLDS if split in wide]]  # of those that are done so far
     wide = wide.reindex([idea for idea in IDEAS if idea in wide.index])
     wide["mean"] = wide.mean(axis=1)
     lines = ["| idea | " + " | ".join(wide.columns) + " |", "| --- |" + " --- |" * len(wide.columns)]
@@ -315,7 +303,7 @@ def main() -> None:
     if arguments.only is None:
         spots = Spots(arguments.her2st, arguments.vits)
         done = {(line["idea"], line["split"]) for line in lines}
-        for split in SPLITS:  # all ideas on one split before the next, so that an interrupted run has a table
+        for split in ALL_FOLDS:  # all ideas on one split before the next, so that an interrupted run has a table
             for name, idea in IDEAS.items():
                 if (name, split) in done:
                     continue

@@ -31,6 +31,16 @@ _N_NEIGHBOURS = 6
 _DEGREE = 3
 
 
+def is_trained(method: Method) -> bool:
+    """Tell whether a method trains an adapter."""
+    return method not in (*CONTROLS, *READOUTS)
+
+
+def asks_teacher(method: Method) -> bool:
+    """Tell whether a method needs a teacher."""
+    return is_trained(method) or method == "teacher"
+
+
 @dataclass(frozen=True)
 class Fold:
     """What is known in one fold.

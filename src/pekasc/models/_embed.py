@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +13,7 @@ from tqdm.auto import tqdm
 
 from pekasc.models._choose import Depth
 from pekasc.models._encoders import FrozenEncoder
-from pekasc.tiling import TileSource, batches
+from pekasc.tiling import TileSource, batches, check_temporary_room
 
 logger = logging.getLogger(__name__)
 
@@ -132,11 +131,6 @@ def _room(n: int, width: int, max_memory: int | None) -> np.ndarray:
     size = 4 * n * width
     if max_memory is None or size <= max_memory:
         return np.empty((n, width), dtype=np.float32)
+    check_temporary_room(size, f"Features of {n} tiles")
     file = tempfile.TemporaryFile(prefix="pekasc-features-")
-    free = shutil.disk_usage(tempfile.gettempdir()).free
-    if size > free:
-        raise OSError(
-            f"Features of {n} tiles take {size / 1e9:.1f} GB, and the temporary folder {tempfile.gettempdir()} has "
-            f"{free / 1e9:.1f} GB left. Set TMPDIR to a folder with room, or raise `max_memory`."
-        )
     return np.memmap(file, dtype=np.float32, mode="w+", shape=(n, width))

@@ -174,13 +174,10 @@ def fit(
         return choice
 
     if options.method is None:
-        return [_frozen(job, i, reader, chosen_by(reader), features) for i, reader in enumerate(readers)]
+        return [_frozen(job, reader, chosen_by(reader), features) for reader in readers]
     # an adapter is trained on tiles alone, so its depth is chosen on theirs: readers then share the training
     choice = chosen_by(Reader())
-    frozen_stage = choice.table.assign(stage="frozen", epochs=0)
-    plans = [_Plan(i, reader, frozen_stage) for i, reader in enumerate(readers)]
-    made = _fit_student(job, choice.depth, features_at(features, choice.depth), plans)
-    return [made[i] for i in range(len(readers))]
+    return _fit_student(job, choice, features_at(features, choice.depth), readers)
 
 
 def _check_sizes(folds: list[InnerFold], options: Options) -> None:
@@ -206,15 +203,6 @@ def _depths(model: FrozenEncoder, depth: Depth | str) -> list[Depth]:
     return [tuple(model.check_depth(block) for block in depth)]  # type: ignore[arg-type]
 
 
-@dataclass
-class _Plan:
-    """One reader's way through the fit: its number, and what was tried for it so far."""
-
-    number: int
-    reader: Reader
-    selection: pd.DataFrame
-
-
 def _fold_data(
     job: _Fit, reader: Reader, features: Sequence[np.ndarray], frozen: np.ndarray | None = None
 ) -> list[FoldData]:
@@ -226,12 +214,16 @@ def _fold_data(
     return out
 
 
-def _frozen(job: _Fit, number: int, reader: Reader, choice: Choice, features: Mapping[Depth, np.ndarray]) -> Adapter:
+def _frozen(job: _Fit, reader: Reader, choice: Choice, features: Mapping[Depth, np.ndarray]) -> Adapter:
     """Return the frozen encoder with a head, at the depth that this reader chose."""
     at = features_at(features, choice.depth)
     inner = _fold_data(job, reader, [at] * len(job.folds))
-    plan = _Plan(number, reader, choice.table.assign(stage="frozen", epochs=0))
-    return _result(job, plan, choice.depth, None, job.seen(reader, at), inner, plan.selection)
+    return _result(job, reader, choice.depth, None, job.seen(reader, at), inner, _stage_of(choice))
+
+
+def _stage_of(choice: Choice) -> pd.DataFrame:
+    """Return what was tried among frozen features, as rows of an adapter's selection."""
+    return choice.table.assign(stage="frozen", epochs=0)
 
 
 @dataclass
@@ -243,8 +235,8 @@ class _FoldRun:
     history: list[dict[str, Any]]
 
 
-def _fit_student(job: _Fit, depth: Depth, frozen: np.ndarray, plans: Sequence[_Plan]) -> dict[int, Adapter]:
-    data, o = job.data, job.options
+def _fit_student(job: _Fit, choice: Choice, frozen: np.ndarray, readers: Sequence[Reader]) -> list[Adapter]:
+    data, o, depth = job.data, job.options, choice.depth
     assert o.method is not None  # for the type checker: fit() asked
     blocks, n_blocks = o.blocks, last_block(job.model, depth)
     if blocks != "all" and o.depth == "choose" and int(blocks) > n_blocks:
@@ -253,12 +245,11 @@ def _fit_student(job: _Fit, depth: Depth, frozen: np.ndarray, plans: Sequence[_P
         blocks = "all"
     targets = target_layers(job.model, depth, blocks, o.method)
     config = make_config(o.method, o.recipe.rank, targets)
-    readers = [plan.reader for plan in plans]
     runs = [_run_fold(job, i, config, depth, frozen, readers) for i in range(len(job.folds))]
     weights = np.array([len(fold.held_out) for fold in job.folds], dtype=np.float64)
     tried = range(o.recipe.epochs + 1) if o.recipe.choose_epochs else [o.recipe.epochs]
     tables, epochs = [], []
-    for i in range(len(plans)):
+    for i in range(len(readers)):
         rows = []
         for epoch in tried:
             error = np.average([run.errors[epoch][i] for run in runs], axis=0, weights=weights)
@@ -289,20 +280,22 @@ def _fit_student(job: _Fit, depth: Depth, frozen: np.ndarray, plans: Sequence[_P
 
     trained = _train(job, config, depth, np.arange(data.tiles.n), max(epochs), set(epochs), keep_features)
     first = [row for run in runs for row in run.history]
-    made = {}
-    for plan, table, epoch in zip(plans, tables, epochs, strict=True):
-        inner = _fold_data(job, plan.reader, [run.features[epoch] for run in runs], frozen)
+    made = []
+    for reader, table, epoch in zip(readers, tables, epochs, strict=True):
+        inner = _fold_data(job, reader, [run.features[epoch] for run in runs], frozen)
         final = [{"fold": -1, "held_out": "", **row} for row in trained.history if row["epoch"] <= epoch]
-        seen = job.seen(plan.reader, adapted[epoch], frozen)
-        selection = pd.concat([plan.selection, table])
-        adapter = _result(job, plan, depth, config, seen, inner, selection, epoch)
+        seen = job.seen(reader, adapted[epoch], frozen)
+        selection = pd.concat([_stage_of(choice), table])
+        adapter = _result(job, reader, depth, config, seen, inner, selection, epoch)
         n_parameters = sum(tensor.numel() for tensor in trained.weights[epoch]["adapter"].values())
-        made[plan.number] = replace(
-            adapter,
-            config=trained.configs[epoch],
-            info={**adapter.info, "n_parameters": n_parameters},
-            weights=trained.weights[epoch],
-            history=_history_frame([*first, *final]),
+        made.append(
+            replace(
+                adapter,
+                config=trained.configs[epoch],
+                info={**adapter.info, "n_parameters": n_parameters},
+                weights=trained.weights[epoch],
+                history=_history_frame([*first, *final]),
+            )
         )
     return made
 
@@ -392,7 +385,7 @@ def _history_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _result(
     job: _Fit,
-    plan: _Plan,
+    reader: Reader,
     depth: Depth,
     config: PeftConfig | None,
     seen: np.ndarray,
@@ -402,9 +395,9 @@ def _result(
 ) -> Adapter:
     """Choose the head's setting on the inner folds, fit it on all training spots, and put everything together."""
     data, o = job.data, job.options
-    method = check_head(plan.reader.head)
+    method = check_head(reader.head)
     setting = method.choose(inner, o.n_components, o.random_state)
-    scores = _gene_scores(job, plan.reader.head, inner, setting)
+    scores = _gene_scores(job, reader.head, inner, setting)
     head = method.fit(seen, data.expression, o.n_components, setting, o.random_state)
     columns = ["stage", "depth", "epochs", "alpha", "error"]
     table = selection[columns].reset_index(drop=True)
@@ -419,9 +412,9 @@ def _result(
         "teacher_licence": job.teacher.licence,
         "teacher_digest": job.teacher.digest,
         "epochs": epochs,
-        "head": plan.reader.head,
+        "head": reader.head,
         "alpha": float(np.median(head.alpha)) if isinstance(head, RidgeHead) else None,
-        "context_um": plan.reader.context_um,
+        "context_um": reader.context_um,
         "n_components": int(head.projection.components.shape[0]),
         "n_clusters": None if config is None else n_clusters_for(int(data.tiles.n), o.recipe.n_clusters),
         "blocks": o.blocks,
@@ -439,7 +432,7 @@ def _result(
         method=method_name(o.method),
         genes=tuple(str(gene) for gene in data.genes),
         head=head,
-        context_um=plan.reader.context_um,
+        context_um=reader.context_um,
         config=config,
         weights={},
         gene_scores=scores,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -65,6 +65,16 @@ class Results:
                 f"The stored result {path.name} cannot be read ({error}): delete it to compute it again."
             ) from error
         return arrays, json.loads(str(arrays.pop("about")))
+
+    def kept(
+        self, name: str, key: str, make: Callable[[], tuple[dict[str, np.ndarray], dict[str, Any]]]
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return what was put there; else what `make` gives, put there now."""
+        found = self.get(name, key)
+        if found is None:
+            found = make()
+            self.put(name, key, *found)
+        return found
 
     def put(self, name: str, key: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
         """Keep arrays and facts; in a folder, a file is there whole or not at all."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pekasc.tiling._geometry import TileGeometry, TileSpec
 from pekasc.tiling._patches import PatchFile, PatchReader
 from pekasc.tiling._reader import ImagePyramid, TileReader
-from pekasc.tiling._stream import ArrayTiles, TileSource, TileStream, TileSubset, batches, cached
+from pekasc.tiling._stream import ArrayTiles, TileSource, TileStream, TileSubset, batches, cached, check_temporary_room
 
 __all__ = [
     "ArrayTiles",
@@ -25,4 +25,5 @@ __all__ = [
     "TileSubset",
     "batches",
     "cached",
+    "check_temporary_room",
 ]

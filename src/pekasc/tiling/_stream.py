@@ -184,6 +184,23 @@ class _TemporaryTiles(ArrayTiles):
         self._folder = folder
 
 
+def check_temporary_room(size: int, what: str) -> None:
+    """Check that `size` bytes of something fit the temporary folder.
+
+    Raises
+    ------
+    OSError
+        If they do not.
+    """
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OSError(
+            f"{what} take {size / 1e9:.1f} GB, and the temporary folder {folder} has {free / 1e9:.1f} GB left. "
+            "Set TMPDIR to a folder with room, or raise `max_memory`."
+        )
+
+
 def cached(source: TileSource, *, max_memory: int) -> TileSource:
     """Read all tiles once, for use in many passes.
 
@@ -214,13 +231,8 @@ def cached(source: TileSource, *, max_memory: int) -> TileSource:
         logger.info("Keeping %d tiles of %d px in memory (%.0f MB).", source.n, source.tile_px, size / 1e6)
         tiles = np.empty(shape, np.uint8)
     else:
+        check_temporary_room(size, f"{source.n} tiles")
         folder = tempfile.TemporaryDirectory(prefix="pekasc-tiles-")
-        free = shutil.disk_usage(folder.name).free
-        if size > free:
-            raise OSError(
-                f"{source.n} tiles take {size / 1e9:.1f} GB, and the temporary folder {folder.name} has "
-                f"{free / 1e9:.1f} GB left. Set TMPDIR to a folder with room, or raise `max_memory`."
-            )
         logger.info(
             "Keeping %d tiles of %d px in a temporary file (%.0f MB, more than max_memory=%.0f MB).",
             source.n,

@@ -24,9 +24,11 @@ from pekasc.models._compare import (
     Fold,
     Prediction,
     adapted,
+    asks_teacher,
     control,
     hest_adapted,
     hest_read_out,
+    is_trained,
     read_out,
 )
 from pekasc.models._embed import embed
@@ -115,9 +117,8 @@ class Run:
     def seeds_of(self, label: str) -> tuple[int, ...]:
         """Return the seeds that a method runs with: one is enough for what draws no random numbers."""
         method = self.methods[label]
-        trained = method not in (*CONTROLS, *READOUTS)
         drawn = self.head == "mlp" and method not in ("mean", "neighbours")
-        varies = trained or drawn or (method == "teacher" and self.spots.teacher == "scvi")
+        varies = is_trained(method) or drawn or (method == "teacher" and self.spots.teacher == "scvi")
         return self.seeds if varies else self.seeds[:1]
 
     def of_encoder(self, row: Encoder, bar: Any) -> Iterator[tuple[FoldGenes, list[Found]]]:
@@ -153,7 +154,7 @@ class Run:
         """Attach every adapter once: what cannot be, fails before hours of embedding."""
         o = self.options
         for method in self.methods.values():
-            if method in (*CONTROLS, *READOUTS):
+            if not is_trained(method):
                 continue
             of = "bone" if method == BESIDE else method
             assert of is not None  # for the type checker: check_methods() asked
@@ -201,7 +202,8 @@ class Run:
             start = time.perf_counter()
             method = self.methods[labels[0]]
             readers = [Reader(self.head, context, self.methods[label] == BESIDE) for label, context in todo]
-            fold = replace(fold, teacher=self._teacher(of.expressed, seed))
+            if asks_teacher(method):
+                fold = replace(fold, teacher=self._teacher(of.expressed, seed))
             made = self._predict(fold, row, method, readers, replace(self.options, random_state=seed), frozen, last)
             for unit, prediction in zip(todo, made, strict=True):
                 about = {"seconds": time.perf_counter() - start, **prediction.about}
@@ -218,12 +220,12 @@ class Run:
         out: dict[str, Any] = {"n_components": o.n_components, "precision": o.precision}
         if self._teacher_of(label):
             out["teacher"] = self.spots.teacher, self.spots.teacher_fingerprint
-        if self.methods[label] not in (*CONTROLS, *READOUTS):
+        if is_trained(self.methods[label]):
             out |= {"blocks": o.blocks, "depth": o.depth, "recipe": asdict(o.recipe)}
         return out
 
     def _teacher_of(self, label: str) -> str:
-        return "" if self.methods[label] in (*CONTROLS, "frozen", RIVAL) else self.spots.teacher
+        return self.spots.teacher if asks_teacher(self.methods[label]) else ""
 
     def _predict(
         self,
@@ -267,13 +269,13 @@ class Run:
             return {}
         # whatever is measured there, tiles look the same
         key = fingerprint(spots.tiles_fingerprint, _row(model), [list(d) if d else None for d in depths], o.precision)
-        title = f"frozen-{model.encoder.short}"
-        stored = self.results.get(title, key)
-        if stored is None:
+
+        def make() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             made = embed(model, spots.tiles, depths, batch_size=o.batch_size, device=o.device, precision=o.precision)
-            stored = {str(i): made[depth] for i, depth in enumerate(depths)}, {}
-            self.results.put(title, key, *stored)
-        return {depth: stored[0][str(i)] for i, depth in enumerate(depths)}
+            return {str(i): made[depth] for i, depth in enumerate(depths)}, {}
+
+        features, _ = self.results.kept(f"frozen-{model.encoder.short}", key, make)
+        return {depth: features[str(i)] for i, depth in enumerate(depths)}
 
     def _fold(self, name: str) -> FoldGenes:
         """Return a fold with its genes; what is chosen for it reads the training spots alone (but in "hest")."""
@@ -317,16 +319,16 @@ class Run:
         spots = self.spots
         train = spots.folds[name][0]
         key = fingerprint(spots.fingerprint, train, expressed, self.sets, self.n_genes)
-        title = _file_name(f"genes-{name}")
-        stored = self.results.get(title, key)
-        if stored is None:
+
+        def make() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             made = choose_gene_sets(
                 self.sets, spots.genes, spots.log[train], spots.coords_um[train], spots.sections[train], expressed,
                 self.n_genes,
             )  # fmt: skip
-            stored = {f"set{i}": at for i, at in enumerate(made.values())}, {"names": list(made)}
-            self.results.put(title, key, *stored)
-        return {set_name: stored[0][f"set{i}"] for i, set_name in enumerate(stored[1]["names"])}
+            return {f"set{i}": at for i, at in enumerate(made.values())}, {"names": list(made)}
+
+        sets, about = self.results.kept(_file_name(f"genes-{name}"), key, make)
+        return {set_name: sets[f"set{i}"] for i, set_name in enumerate(about["names"])}
 
     def _teacher(self, expressed: np.ndarray, seed: int) -> Teacher | None:
         """Return what teaches in a fold with a seed; None where no method asks for a teacher that was not read."""

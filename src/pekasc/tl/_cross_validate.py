@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +19,14 @@ from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
 from pekasc._expression import Matrix, counts, gene_names, log1p_cp10k
-from pekasc._keys import PATIENT, TILES, check_key, read_uns
+from pekasc._keys import PATIENT, TILES, check_key
 from pekasc._sections import check_table, get_table, section_labels
 from pekasc.models import Encoder
 from pekasc.models._compare import (
     BESIDE,
     CONTROLS,
     READOUTS,
+    asks_teacher,
 )
 from pekasc.models._context import check_radius
 from pekasc.models._embed import autocast, resolve_device
@@ -40,8 +41,8 @@ from pekasc.tl import _inputs
 from pekasc.tl._comparison import HEST, Run, Spots
 from pekasc.tl._comparison_table import MIN_TEST, score_fold
 from pekasc.tl._gene_sets import CHOSEN, check_gene_sets
-from pekasc.tl._options import make_recipe, whole
-from pekasc.tl._teachers import stored_key, stored_teacher
+from pekasc.tl._options import check_context, make_recipe, whole
+from pekasc.tl._teachers import fitted_here, stored_key, stored_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +255,7 @@ def cross_validate(
     sets: dict[str, list[str] | None] = {HEST: None}
     if protocol == "nested":
         sets = check_gene_sets(genes, [str(name) for name in gene_names(table, gene_key)])
-    uses_teacher = any(method not in (*CONTROLS, "frozen", "frozen-best") for method in asked.values())
+    uses_teacher = any(asks_teacher(method) for method in asked.values())
     results = Results(None if store is None else Path(store))
     spots = _read(
         sdata, table, layer, gene_key, teacher, checkpoint, table_name, key, groups, folds, max_memory, uses_teacher,
@@ -326,8 +327,7 @@ def _several(values: Any) -> list[Any]:
 def _contexts(context_um: Any) -> list[float | None]:
     values = list(context_um) if isinstance(context_um, Sequence) else [context_um]
     for value in values:
-        if value is not None and not (isinstance(value, Real) and 0 < float(value) < float("inf")):
-            raise ValueError(f"`context_um={value!r}` must be a positive radius in um, or None.")
+        check_context(value)
     if not values or len(set(values)) < len(values):
         raise ValueError(f"`context_um={context_um!r}` must hold each radius once.")
     return values
@@ -366,9 +366,10 @@ def _read(
         labels = _inputs.obs_groups(table, groups, rows)
         of = section_labels(table)[rows]
         patients = table.obs[PATIENT].astype(str).to_numpy()[rows] if PATIENT in table.obs else labels
-        # held out by default, sections of one patient have had their warning
-        known = {"section": of, "group": labels} if folds is None and by_default else None
-        leaky = _warn_of_leaks(parts, known or {"section": of, "patient": patients, "group": labels})
+        units = {"section": of, "patient": patients, "group": labels}
+        if folds is None and by_default:
+            del units["patient"]  # held out by default, sections of one patient have had their warning
+        leaky = _warn_of_leaks(parts, units)
         log = log1p_cp10k(table[rows], layer)
         raw = sparse.csr_matrix(raw_all[rows])
         coords = np.concatenate([section.centres_um for section in sections])
@@ -376,7 +377,7 @@ def _read(
             check_radius(coords, of, radius)
         embedding = None
         if uses_teacher and stored is not None:
-            _check_not_fitted(table, stored, teacher)
+            _check_not_fitted(table, stored)
             embedding = stored_teacher(table, stored, teacher, rows)
         elif uses_teacher and not TEACHERS[teacher].fitted:
             # a frozen teacher says the same in every fold: it is asked once
@@ -412,9 +413,9 @@ def _warn_of_leaks(parts: dict[str, tuple[np.ndarray, np.ndarray]], units: Mappi
     return frozenset(leaky)
 
 
-def _check_not_fitted(table: AnnData, key: str, teacher: str) -> None:
-    record = read_uns(table, key) or {}
-    if "n_spots" in record and record.get("fitted", True):
+def _check_not_fitted(table: AnnData, key: str) -> None:
+    record = fitted_here(table, key)
+    if record is not None:
         raise ValueError(
             f"The teacher obsm[{key!r}] was fitted by `embed_expression` on {record['n_spots']} spots of this table, "
             "those that are tested among them: it would leak. Give "
@@ -439,12 +440,8 @@ def _frozen_teacher(
     )  # fmt: skip
     made = row.make(source)
     key = fingerprint(raw.data, raw.indices, raw.indptr, np.array(names), made.name, made.digest, options.precision)
-    stored = results.get(f"teacher-{made.name}", key)
-    if stored is not None:
-        return StoredTeacher(stored[0]["embedding"], made.name, made.licence, made.digest)
-    embedding = asked_once(made)
-    results.put(f"teacher-{made.name}", key, {"embedding": embedding.embedding}, {})
-    return embedding
+    said, _ = results.kept(f"teacher-{made.name}", key, lambda: ({"embedding": asked_once(made).embedding}, {}))
+    return StoredTeacher(said["embedding"], made.name, made.licence, made.digest)
 
 
 def _folds(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ from pekasc.models._methods import check_method
 from pekasc.models._teachers import TEACHERS, Source, Teacher, asked_once
 from pekasc.tiling import cached
 from pekasc.tl import _inputs
-from pekasc.tl._options import make_recipe, wanted_depth, wanted_spec, whole
+from pekasc.tl._options import check_context, make_recipe, wanted_depth, wanted_spec, whole
 from pekasc.tl._teachers import stored_key, stored_teacher
 
 logger = logging.getLogger(__name__)
@@ -194,8 +193,7 @@ def fit_adapter(
     """
     check_key(key_added)
     check_head(head)
-    if context_um is not None and not (isinstance(context_um, Real) and 0 < context_um < float("inf")):
-        raise ValueError(f"`context_um={context_um!r}` must be a positive radius in um, or None.")
+    check_context(context_um)
     row = resolve_encoder(encoder)
     method = check_method(method)
     recipe = make_recipe(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from pekasc.models._choose import Depth
@@ -33,6 +33,12 @@ def whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"`{name}` must be a whole number, got {value!r}.")
     return int(value)
+
+
+def check_context(context_um: Any) -> None:
+    """Check that a radius is None or a positive number; whether it finds neighbours is seen when spots are read."""
+    if context_um is not None and not (isinstance(context_um, Real) and 0 < float(context_um) < float("inf")):
+        raise ValueError(f"`context_um={context_um!r}` must be a positive radius in um, or None.")
 
 
 def wanted_spec(tile_px: int | None, mpp: float | None) -> TileSpec | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,6 +50,12 @@ def stored_key(adata: AnnData, teacher: str, checkpoint: str | Path | None) -> s
     return found
 
 
+def fitted_here(adata: AnnData, key: str) -> dict[str, Any] | None:
+    """Return the record of an embedding in ``obsm[key]`` that was fitted on spots of this table; None if it was not."""
+    record = read_uns(adata, key) or {}
+    return record if "n_spots" in record and record.get("fitted", True) else None
+
+
 def stored_teacher(adata: AnnData, key: str, name: str, rows: np.ndarray) -> StoredTeacher:
     """Return the embedding of rows `rows` in ``obsm[key]`` as a teacher called `name`.
 
@@ -58,7 +65,7 @@ def stored_teacher(adata: AnnData, key: str, name: str, rows: np.ndarray) -> Sto
         If it is no matrix, not what was written there, or not finite in `rows`.
     """
     record = read_uns(adata, key) or {}
-    if "n_spots" in record and record.get("fitted", True):
+    if fitted_here(adata, key) is not None:
         logger.warning(
             "The teacher obsm[%r] was fitted on %s spots of this table: if spots that you will test on were among "
             "them, what it teaches leaks.", key, record["n_spots"],
