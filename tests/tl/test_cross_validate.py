@@ -151,6 +151,38 @@ def test_goes_on_where_it_was_interrupted(tiled: SpatialData, tmp_path: Path, co
     assert counted.count("control") == 0  # which have no rank
 
 
+def test_frozen_features_are_kept_in_files_that_are_read_as_needed(
+    tiled: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how: dict[str, Any] = {"methods": ["frozen-best", "bone"], **SMALL}
+    plain = pk.tl.cross_validate(tiled, **how)
+    # more than may be held in memory, without a store and with one
+    assert same(pk.tl.cross_validate(tiled, max_memory=1, **how), plain)
+    assert same(pk.tl.cross_validate(tiled, store=tmp_path, max_memory=1, **how), plain)
+    (kept,) = tmp_path.glob("frozen-tiny-*")
+    assert len(list(kept.glob("*.npy"))) > 1  # one of every depth
+    for path in tmp_path.glob("P*.npz"):
+        path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("pekasc.tl._comparison.embed", None)  # computed once
+        assert same(pk.tl.cross_validate(tiled, store=tmp_path, **how), plain)
+    damaged = sorted(kept.glob("*.npy"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=f"The stored result {kept.name} cannot be read .* delete it to compute it"):
+        pk.tl.cross_validate(tiled, store=tmp_path, **{**how, "n_genes": 7})
+
+
+def test_differences_per_gene_add_up_to_that_of_the_mean(tiled: SpatialData) -> None:
+    how: dict[str, Any] = {"methods": ["mean", "frozen", "frozen-best"], **QUICK}
+    genes, mean = pk.tl.cross_validate(tiled, per_gene=True, **how), pk.tl.cross_validate(tiled, **how)
+    keys = ["fold", "section", "method"]
+    expected = mean.set_index(keys)["difference"].dropna().sort_index()
+    found = genes.groupby(keys)["difference"].mean().dropna().sort_index()
+    assert len(expected) == 2 * 2 * 2
+    pd.testing.assert_series_equal(found, expected)
+    assert genes.loc[genes["method"] == "frozen-best", "difference"].isna().all()
+
+
 def test_other_counts_are_not_taken_from_the_store(tiled: SpatialData, tmp_path: Path) -> None:
     first = pk.tl.cross_validate(tiled, methods=["frozen"], store=tmp_path, **QUICK)
     tiled["table"].X = csr_matrix(np.random.default_rng(0).permutation(tiled["table"].X.toarray()))

@@ -121,6 +121,10 @@ def test_without_scvi_it_says_how_to_install_it(tiled: SpatialData, monkeypatch:
         pk.tl.embed_expression(tiled, "scvi", **QUIET)
     with pytest.raises(ImportError, match=r'pip install "pekasc\[scvi\]"'):
         pk.tl.fit_adapter(tiled, teacher="scvi", train=TRAIN, **SMALL)
+    # not after an hour of embedding
+    monkeypatch.setattr("pekasc.tl._comparison.embed", None)
+    with pytest.raises(ImportError, match=r'pip install "pekasc\[scvi\]"'):
+        pk.tl.cross_validate(tiled, methods=["frozen", "bone"], teacher="scvi", device="cpu", progress=False)
 
 
 class Stop(Exception):

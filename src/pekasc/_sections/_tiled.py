@@ -135,20 +135,29 @@ def _warn_of_untiled(
         )
 
 
-def section_readers(sections: Iterable[Section], spec: TileSpec, **kwargs: Any) -> list[TileReader | PatchReader]:
+def section_readers(
+    sections: Iterable[Section], spec: TileSpec, *, wider: bool = False, **kwargs: Any
+) -> list[TileReader | PatchReader]:
     """Return a reader of tiles for each section; `kwargs` go to :class:`~pekasc.tiling.TileReader`.
+
+    Tiles that are `wider` than those that were tiled come from the image, stored patches or not.
 
     Raises
     ------
     ValueError
-        If stored patches show another field of view than the tiles.
+        If stored patches show another field of view than the tiles, or wider tiles are asked for without an image.
     """
-    return [_reader(section, spec, **kwargs) for section in sections]
+    return [_reader(section, spec, wider, **kwargs) for section in sections]
 
 
-def _reader(section: Section, spec: TileSpec, **kwargs: Any) -> TileReader | PatchReader:
+def _reader(section: Section, spec: TileSpec, wider: bool, **kwargs: Any) -> TileReader | PatchReader:
     geometry = TileGeometry(section.centres_px, section.um_to_px, spec)
-    if section.patches is None or section.patch_rows is None:
+    if wider and section.pyramid is None:
+        raise ValueError(
+            f"Section {section.name!r} has stored patches and no image, so nothing of the tissue around them can be "
+            f"read at {spec.mpp:g} um/px: leave `scales=` out, or read the slide too."
+        )
+    if wider or section.patches is None or section.patch_rows is None:
         if section.pyramid is None:
             raise ValueError(f"Section {section.name!r} has neither an image nor stored patches to read tiles from.")
         return TileReader(section.pyramid, geometry, **kwargs)

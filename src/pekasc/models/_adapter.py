@@ -63,6 +63,10 @@ class Adapter:
         Where the training tiles lay: centres (n, 2) in level-0 pixels, by a digest of the image's content.
     context_um
         Radius in um of the neighbours whose mean features the head reads beside a tile's own; None without.
+    scales
+        Multiples of the pixel size at which tiles are read; features of all of them stand side by side.
+    orientations
+        Features are the mean over so many turns and flips of a tile.
     """
 
     encoder: Encoder
@@ -80,6 +84,8 @@ class Adapter:
     info: Mapping[str, Any]
     trained_on: Mapping[str, np.ndarray] = field(default_factory=dict)
     context_um: float | None = None
+    scales: tuple[float, ...] = (1.0,)
+    orientations: int = 1
 
     @cached_property
     def _model(self) -> FrozenEncoder:
@@ -115,13 +121,22 @@ class Adapter:
             )
 
     def embed_source(
-        self, source: TileSource, *, batch_size: int, device: str, precision: str, progress: bool = False
+        self,
+        source: TileSource,
+        wider: Sequence[TileSource] = (),
+        *,
+        batch_size: int,
+        device: str,
+        precision: str,
+        progress: bool = False,
     ) -> np.ndarray:
-        """Return adapted features (n, d), float32, of a stream of tiles that was checked before."""
+        """Return adapted features (n, d), float32, of tiles that were checked before, `wider` ones at every scale."""
         features = embed(
             self._model,
             source,
             [self.depth],
+            wider=wider,
+            orientations=self.orientations,
             batch_size=batch_size,
             device=resolve_device(device),
             precision=precision,
@@ -134,6 +149,7 @@ class Adapter:
         tiles: np.ndarray,
         *,
         mpp: float,
+        wider: Sequence[np.ndarray] = (),
         batch_size: int = 64,
         device: str = "auto",
         precision: str = "fp32",
@@ -146,6 +162,9 @@ class Adapter:
             Shape (n, y, x, 3), uint8, RGB.
         mpp
             Their pixel size in um.
+        wider
+            Tiles of the same shape around the same centres at every further scale (``scales[1:]``), such as
+            those of ``2 * mpp``: needed by an adapter that reads several.
         batch_size, device, precision
             As in :func:`pekasc.tl.embed_tiles`.
 
@@ -156,12 +175,19 @@ class Adapter:
         Raises
         ------
         ValueError
-            If the tiles are of another size, field of view or dtype, or the encoder's weights are not those that
-            the adapter was trained on.
+            If the tiles are of another size, field of view or dtype, a scale is missing, or the encoder's weights are
+            not those that the adapter was trained on.
         """
-        source = ArrayTiles(np.asarray(tiles))
+        source, *more = (ArrayTiles(np.asarray(array)) for array in (tiles, *wider))
         self.check_tiles(source.tile_px, mpp)
-        return self.embed_source(source, batch_size=batch_size, device=device, precision=precision)
+        shapes = [array.array.shape for array in more]
+        if len(more) != len(self.scales) - 1 or set(shapes) - {source.array.shape}:
+            further = ", ".join(f"{scale * self.spec.mpp:g} um/px" for scale in self.scales[1:])
+            raise ValueError(
+                f"This adapter reads tiles at {len(self.scales)} scales, so `wider=` needs {len(self.scales) - 1} "
+                f"arrays of shape {source.array.shape}{f', of {further}' if further else ''}; got shapes {shapes}."
+            )
+        return self.embed_source(source, more, batch_size=batch_size, device=device, precision=precision)
 
     def predict(
         self,
@@ -170,6 +196,7 @@ class Adapter:
         mpp: float,
         coords_um: np.ndarray | None = None,
         section: np.ndarray | None = None,
+        wider: Sequence[np.ndarray] = (),
         batch_size: int = 64,
         device: str = "auto",
         precision: str = "fp32",
@@ -185,6 +212,8 @@ class Adapter:
         coords_um, section
             Positions in um (n, 2) and sections (n,) of the tiles, all of one section by default: needed by a head
             with spatial context (:attr:`context_um`), not read by another.
+        wider
+            As in :meth:`embed`.
         batch_size, device, precision
             As in :func:`pekasc.tl.embed_tiles`.
 
@@ -202,7 +231,7 @@ class Adapter:
                 f"The head of this adapter reads the neighbours within {self.context_um:g} um, so it needs to know "
                 "where the tiles lie: give `coords_um=` (n, 2) in um, and `section=` if they are of several."
             )
-        features = self.embed(tiles, mpp=mpp, batch_size=batch_size, device=device, precision=precision)
+        features = self.embed(tiles, mpp=mpp, wider=wider, batch_size=batch_size, device=device, precision=precision)
         if coords_um is None:
             return self.head.predict(features)
         n = len(features)
@@ -231,7 +260,8 @@ class Adapter:
         """Return a plain timm model with the adapter merged into its weights, cut after the adapter's depth.
 
         Its ``forward_features`` gives the adapted tokens, final norm applied; the class token beside the mean patch
-        token are the features of this adapter (for several depths: of the deepest). Where the
+        token are the features of this adapter (for several depths: of the deepest; for several scales or orientations:
+        of one of them). Where the
         encoder's own output is read, they are that or its class token, see ``pooling`` of :class:`Encoder`; where that
         is None, calling the model gives it.
 
@@ -298,6 +328,7 @@ class Adapter:
             f"  teacher     {info['teacher']}",
             f"  predicts    {len(self.genes)} genes, {info['target']}",
             f"  head        {info['head']}{context}",
+            *self._extras(),
         ]
         if len(scores):
             best = ", ".join(f"{gene} {score:.2f}" for gene, score in scores.head(3).items())
@@ -311,6 +342,15 @@ class Adapter:
         lines.append(f"  licence     encoder: {self.encoder.licence or unknown}")
         lines.append(f"              teacher: {info.get('teacher_licence') or unknown}")
         return "\n".join(lines)
+
+    def _extras(self) -> list[str]:
+        """Return what is read beside a tile as it is, as lines of the summary."""
+        out = []
+        if len(self.scales) > 1:
+            out.append(f"  scales      {', '.join(f'{scale * self.spec.mpp:g} um/px' for scale in self.scales)}")
+        if self.orientations > 1:
+            out.append(f"  reads       the mean over {self.orientations} orientations of a tile")
+        return out
 
 
 def _shorten(names: Sequence[str], n: int = 6) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +73,28 @@ class Choice:
     depth: Depth
     alpha: float
     table: pd.DataFrame
+
+
+class FeaturesOfSome(Mapping[Depth, np.ndarray]):
+    """Features of some spots by depth, cut from those of all spots when they are asked for.
+
+    Features of all depths of a large data set do not fit memory twice, and hardly once.
+    """
+
+    def __init__(self, features: Mapping[Depth, np.ndarray], rows: np.ndarray) -> None:
+        self.features, self.rows = features, rows
+
+    def __getitem__(self, depth: Depth) -> np.ndarray:
+        return np.asarray(self.features[depth][self.rows])
+
+    def __contains__(self, depth: object) -> bool:
+        return depth in self.features  # without cutting anything
+
+    def __iter__(self) -> Iterator[Depth]:
+        return iter(self.features)
+
+    def __len__(self) -> int:
+        return len(self.features)
 
 
 def features_at(features: Mapping[Depth, np.ndarray], depth: Depth) -> np.ndarray:

@@ -12,7 +12,7 @@ from sklearn.neighbors import kneighbors_graph
 
 from pekasc._expression import dense
 from pekasc.models._adapter import Adapter
-from pekasc.models._choose import Depth, choose, depth_name, features_at
+from pekasc.models._choose import Depth, FeaturesOfSome, choose, depth_name, features_at
 from pekasc.models._context import with_context
 from pekasc.models._encoders import Encoder
 from pekasc.models._fit import Data, Options, Reader, fit
@@ -67,8 +67,12 @@ class Fold:
     def training(self) -> Data:
         """Return the training spots alone."""
         d, at = self.data, self.train
-        tiles = TileSubset(d.tiles, at)
-        return Data(tiles, d.expression[at], d.genes, d.groups[at], d.sections[at], d.coords_um[at])
+        tiles, *wider = self.tiles(at)
+        return Data(tiles, d.expression[at], d.genes, d.groups[at], d.sections[at], d.coords_um[at], wider)
+
+    def tiles(self, rows: np.ndarray) -> list[TileSubset]:
+        """Return the tiles of some spots at every scale."""
+        return [TileSubset(source, rows) for source in (self.data.tiles, *self.data.wider)]
 
     def lesson(self) -> Teacher:
         """Return the teacher as it knows the training spots alone, under their numbers."""
@@ -166,7 +170,7 @@ def read_out(
         # the neighbours of training spots are training spots, on their side of an inner fold
         return with_context(x, coords, sections, reader.context_um, inner)
 
-    training = {depth: x[fold.train] for depth, x in features.items()}
+    training = FeaturesOfSome(features, fold.train)
     context = None if reader.context_um is None else seen
     chosen = choose(training, y, folds, options.n_components, context, n_depths)
     x = features_at(training, chosen.depth)
@@ -178,7 +182,7 @@ def read_out(
         "depth": depth_name(chosen.depth),
         "alpha": float(np.median(head.alpha)) if isinstance(head, RidgeHead) else None,
     }
-    test = features_at(features, chosen.depth)[fold.test]
+    test = features_at(FeaturesOfSome(features, fold.test), chosen.depth)
     test = with_context(test, d.coords_um[fold.test], d.sections[fold.test], reader.context_um)
     return Prediction(head.predict(test), about)
 
@@ -205,8 +209,8 @@ def _trained(
     options: Options,
 ) -> list[Adapter]:
     """Return an adapter per reader, fitted on the training spots alone."""
-    training = {depth: x[fold.train] for depth, x in frozen.items()}
     how = replace(options, method=method)
+    training = FeaturesOfSome(frozen, fold.train)
     return fit(encoder, spec, fold.training(), fold.lesson(), how, readers, frozen=training)
 
 
@@ -258,18 +262,19 @@ def adapted(
     seconds = time.perf_counter() - start
     d = fold.data
     coords, sections = d.coords_um[fold.test], d.sections[fold.test]
-    test = TileSubset(d.tiles, fold.test)
+    test, *wider = fold.tiles(fold.test)
     known: dict[tuple[Depth, int], np.ndarray] = {}
     out = []
     for reader, adapter in zip(readers, adapters, strict=True):
         epochs = adapter.info["epochs"]
         if (adapter.depth, epochs) not in known:
             known[adapter.depth, epochs] = adapter.embed_source(
-                test, batch_size=options.batch_size, device=str(options.device), precision=options.precision
-            )
+                test, wider, batch_size=options.batch_size, device=str(options.device),
+                precision=options.precision,
+            )  # fmt: skip
         features = known[adapter.depth, epochs]
         if reader.beside_frozen:
-            features = np.concatenate([features_at(frozen, adapter.depth)[fold.test], features], axis=1)
+            features = np.concatenate([features_at(FeaturesOfSome(frozen, fold.test), adapter.depth), features], axis=1)
         about = {
             "depth": depth_name(adapter.depth),
             "epochs": epochs,

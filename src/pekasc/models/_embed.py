@@ -17,6 +17,8 @@ from pekasc.tiling import TileSource, batches, check_temporary_room
 
 logger = logging.getLogger(__name__)
 
+ORIENTATIONS = (1, 2, 4, 8)
+_QUARTERS = (0, 2, 1, 3)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -61,11 +63,30 @@ def features_of(encoder: FrozenEncoder, x: torch.Tensor, depths: Sequence[Depth]
     ]
 
 
+def turned(x: torch.Tensor, number: int) -> torch.Tensor:
+    """Return tiles (..., y, x) in one of their eight orientations: 0 as they are, 1 half round, 4 to 7 mirrored."""
+    x = torch.rot90(x, _QUARTERS[number % 4], (-2, -1))
+    return x.flip(-1) if number >= 4 else x
+
+
+def oriented_features(
+    encoder: FrozenEncoder, x: torch.Tensor, depths: Sequence[Depth], orientations: int
+) -> list[torch.Tensor]:
+    """Return what :func:`features_of` does, float32, mean over the first so many orientations of the tiles."""
+    total = [part.float() for part in features_of(encoder, x, depths)]
+    for number in range(1, orientations):
+        for sums, part in zip(total, features_of(encoder, turned(x, number), depths), strict=True):
+            sums += part.float()
+    return [sums / orientations for sums in total]
+
+
 def embed(
     encoder: FrozenEncoder,
     source: TileSource,
     depths: Sequence[Depth],
     *,
+    wider: Sequence[TileSource] = (),
+    orientations: int = 1,
     batch_size: int,
     device: torch.device,
     precision: str = "fp32",
@@ -76,6 +97,8 @@ def embed(
 ) -> dict[Depth, np.ndarray]:
     """Return features of tiles, one float32 array (n, d) per entry of `depths`, in the order of `index`.
 
+    With `wider` tiles, (n, scales * d): the features of every scale side by side.
+
     Parameters
     ----------
     encoder
@@ -84,6 +107,10 @@ def embed(
         Where tiles are read from.
     depths
         Block numbers whose features are concatenated; None is the encoder's own output.
+    wider
+        The same tiles at further scales, under the same numbers.
+    orientations
+        Features are the mean over so many turns and flips of a tile.
     batch_size
         Tiles at once.
     device, precision
@@ -105,24 +132,27 @@ def embed(
     index = np.arange(source.n) if index is None else np.asarray(index, dtype=np.int64)
     if not index.size:
         raise ValueError("There are no tiles to embed.")
+    sources = [source, *wider]
     row = np.full(source.n, -1, dtype=np.int64)
     row[index] = np.arange(len(index))
-    order = source.reading_order[row[source.reading_order] >= 0]
     out: dict[Depth, np.ndarray] = {}
     encoder = encoder.to(device)
-    stream = batches(source, batch_size, index=order)
-    with torch.inference_mode(), tqdm(total=len(index), desc=description, unit="tile", disable=not progress) as bar:
-        for positions, tiles in stream:
-            x = encoder.normalise(torch.from_numpy(tiles).to(device))
-            with autocast(device, precision):
-                parts = features_of(encoder, x, depths)
-            for depth, part in zip(depths, parts, strict=True):
-                values = part.float().cpu().numpy()
-                if depth not in out:
-                    share = None if max_memory is None else max_memory // len(depths)
-                    out[depth] = _room(len(index), values.shape[1], share)
-                out[depth][row[positions]] = values
-            bar.update(len(positions))
+    total = len(index) * len(sources)
+    with torch.inference_mode(), tqdm(total=total, desc=description, unit="tile", disable=not progress) as bar:
+        for scale, tiles_at in enumerate(sources):
+            order = tiles_at.reading_order[row[tiles_at.reading_order] >= 0]
+            for positions, tiles in batches(tiles_at, batch_size, index=order):
+                x = encoder.normalise(torch.from_numpy(tiles).to(device))
+                with autocast(device, precision):
+                    parts = oriented_features(encoder, x, depths, orientations)
+                for depth, part in zip(depths, parts, strict=True):
+                    values = part.cpu().numpy()
+                    width = values.shape[1]
+                    if depth not in out:
+                        share = None if max_memory is None else max_memory // len(depths)
+                        out[depth] = _room(len(index), len(sources) * width, share)
+                    out[depth][row[positions], scale * width : (scale + 1) * width] = values
+                bar.update(len(positions))
     return out
 
 

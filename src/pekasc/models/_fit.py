@@ -47,6 +47,8 @@ class Data:
         Group and section of every spot.
     coords_um
         Positions in the section, (n, 2).
+    wider
+        The same tiles at every further scale.
     """
 
     tiles: TileSource
@@ -55,6 +57,7 @@ class Data:
     groups: np.ndarray
     sections: np.ndarray
     coords_um: np.ndarray
+    wider: Sequence[TileSource] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class Options:
     random_state: int
     progress: bool
     max_memory: int | None = None
+    scales: tuple[float, ...] = (1.0,)
+    orientations: int = 1
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,8 @@ class _Fit:
             self.model,
             self.data.tiles,
             depths,
+            wider=self.data.wider,
+            orientations=o.orientations,
             batch_size=o.batch_size,
             device=o.device,
             precision=o.precision,
@@ -157,12 +164,13 @@ def fit(
     if options.method is not None:
         # before hours of embedding: is there anything to attach to, and can the spots support the labels?
         target_layers(model, depths[-1], options.blocks, options.method)
-    # two squares overlap as far as their diagonal reaches
-    folds = inner_folds(data.groups, data.coords_um, data.sections, margin_um=spec.side_um * 2**0.5)
+    folds = inner_folds(data.groups, data.coords_um, data.sections, margin_um(spec, options.scales))
     _check_sizes(folds, options)
     job = _Fit(model, encoder, spec, data, teacher, options, folds)
 
-    features = job.embed(depths, bar=True) if frozen is None else {depth: frozen[depth] for depth in depths}
+    features = job.embed(depths, bar=True) if frozen is None else frozen
+    if list(features) != depths:
+        raise ValueError(f"Features of the depths {depths} are needed, got those of {list(features)}.")
 
     def chosen_by(reader: Reader) -> Choice:
         seen = None if reader.context_um is None else lambda x, fold: job.seen(reader, x, fold=fold)
@@ -178,6 +186,11 @@ def fit(
     # an adapter is trained on tiles alone, so its depth is chosen on theirs: readers then share the training
     choice = chosen_by(Reader())
     return _fit_student(job, choice, features_at(features, choice.depth), readers)
+
+
+def margin_um(spec: TileSpec, scales: Sequence[float]) -> float:
+    """Return how far apart spots are that share no pixel: two squares overlap as far as their diagonal reaches."""
+    return float(spec.side_um * max(scales) * 2**0.5)
 
 
 def _check_sizes(folds: list[InnerFold], options: Options) -> None:
@@ -415,6 +428,8 @@ def _result(
         "head": reader.head,
         "alpha": float(np.median(head.alpha)) if isinstance(head, RidgeHead) else None,
         "context_um": reader.context_um,
+        "scales": list(o.scales),
+        "orientations": o.orientations,
         "n_components": int(head.projection.components.shape[0]),
         "n_clusters": None if config is None else n_clusters_for(int(data.tiles.n), o.recipe.n_clusters),
         "blocks": o.blocks,
@@ -433,6 +448,8 @@ def _result(
         genes=tuple(str(gene) for gene in data.genes),
         head=head,
         context_um=reader.context_um,
+        scales=o.scales,
+        orientations=o.orientations,
         config=config,
         weights={},
         gene_scores=scores,

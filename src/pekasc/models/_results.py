@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,27 @@ class Results:
             found = make()
             self.put(name, key, *found)
         return found
+
+    def kept_large(self, name: str, key: str, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
+        """Return large arrays: without a folder what `make` gives, else read from files as they are needed."""
+        if self.folder is None:
+            return make()
+        folder = self.folder / f"{name}-{key[:16]}"
+        if not folder.exists():
+            part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+            part.mkdir(exist_ok=True)
+            for i, array in enumerate(make()):
+                np.save(part / f"{i:03}.npy", array, allow_pickle=False)
+            try:
+                os.replace(part, folder)
+            except OSError:  # another run was first
+                shutil.rmtree(part)
+        try:
+            return [np.load(file, mmap_mode="r", allow_pickle=False) for file in sorted(folder.glob("*.npy"))]
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"The stored result {folder.name} cannot be read ({error}): delete it to compute it again."
+            ) from error
 
     def put(self, name: str, key: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
         """Keep arrays and facts; in a folder, a file is there whole or not at all."""

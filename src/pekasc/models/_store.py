@@ -26,10 +26,10 @@ from pekasc.tiling import TileSpec
 if TYPE_CHECKING:
     from pekasc.models._adapter import Adapter
 
-FORMAT = 2
+FORMAT = 3
 _FIELDS = (
-    "encoder", "encoder_digest", "tile_px", "mpp", "depth", "method", "genes", "head", "context_um", "info",
-    "gene_scores", "history", "selection", "files", "sha256",
+    "encoder", "encoder_digest", "tile_px", "mpp", "depth", "method", "genes", "head", "context_um", "scales",
+    "orientations", "info", "gene_scores", "history", "selection", "files", "sha256",
 )  # fmt: skip
 MAIN = "pekasc.json"
 HEADS = "heads.safetensors"
@@ -107,6 +107,8 @@ def _write(adapter: Adapter, folder: Path) -> None:
         "genes": list(adapter.genes),
         "head": "mlp" if isinstance(adapter.head, MlpHead) else "ridge",
         "context_um": adapter.context_um,
+        "scales": list(adapter.scales),
+        "orientations": adapter.orientations,
         "info": dict(adapter.info),
         "gene_scores": _frame_to_json(adapter.gene_scores),
         "history": _frame_to_json(adapter.history),
@@ -179,6 +181,8 @@ def load(path: Path) -> dict[str, Any]:
         "genes": tuple(record["genes"]),
         "head": _head(record["head"], array),
         "context_um": record["context_um"],
+        "scales": tuple(record["scales"]),
+        "orientations": record["orientations"],
         "config": config,
         "weights": weights,
         "gene_scores": _frame_from_json(record["gene_scores"]),

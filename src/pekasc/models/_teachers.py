@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from pekasc._expression import Matrix, dense
 from pekasc.models._heads import n_components_for
 from pekasc.models._scfoundation import CHECKPOINT, GENE_INDEX, MAX_TOKENS, ScFoundationTeacher
-from pekasc.models._scvi import ScviTeacher
+from pekasc.models._scvi import ScviTeacher, require_scvi
 
 # a PCA of more values than that keeps them sparse
 DENSE_VALUES = 2e7
@@ -186,12 +186,15 @@ class TeacherRow:
         Whether it reads raw counts, else log-normalised expression.
     files
         What `checkpoint=` has to hold; none for a teacher without official files.
+    require
+        Raises ImportError where a package that it needs is missing.
     """
 
     make: Callable[[Source], Teacher]
     fitted: bool
     counts: bool
     files: tuple[str, ...] = ()
+    require: Callable[[], Any] | None = None
 
 
 def _pca(source: Source) -> Teacher:
@@ -225,7 +228,7 @@ def _scfoundation(source: Source) -> Teacher:
 
 TEACHERS: Mapping[str, TeacherRow] = {
     "pca": TeacherRow(_pca, fitted=True, counts=False),
-    "scvi": TeacherRow(_scvi, fitted=True, counts=True),
+    "scvi": TeacherRow(_scvi, fitted=True, counts=True, require=require_scvi),
     "scfoundation": TeacherRow(_scfoundation, fitted=False, counts=True, files=(CHECKPOINT, GENE_INDEX)),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -33,7 +33,7 @@ from pekasc.models._compare import (
 )
 from pekasc.models._embed import embed
 from pekasc.models._encoders import FrozenEncoder, warn_of_scale
-from pekasc.models._fit import Data, Options, Reader
+from pekasc.models._fit import Data, Options, Reader, margin_um
 from pekasc.models._hest import hest_genes
 from pekasc.models._methods import Method, attached, make_config, target_layers
 from pekasc.models._results import Results, fingerprint
@@ -53,6 +53,7 @@ class Spots:
     """All spots of the comparison, in one order; what a fold may see of them is decided later."""
 
     tiles: TileSource
+    wider: Sequence[TileSource]
     spec: TileSpec
     log: Matrix
     raw: Matrix
@@ -138,6 +139,7 @@ class Run:
             "protocol": self.protocol,
             "genes": self.sets,
             "n_genes": self.n_genes,
+            "orientations": self.options.orientations,
             "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "scikit-learn")},
         }
         for name in spots.folds:
@@ -238,7 +240,7 @@ class Run:
         last: Depth,
     ) -> list[Prediction]:
         spec = self.spots.spec
-        margin = spec.side_um * 2**0.5
+        margin = margin_um(spec, self.options.scales)
         if method in CONTROLS:
             return [control(fold, str(method), reader, options, margin) for reader in readers]
         if self.protocol == HEST:
@@ -268,14 +270,18 @@ class Run:
         if all(method in (*CONTROLS, "teacher") for method in self.methods.values()):
             return {}
         # whatever is measured there, tiles look the same
-        key = fingerprint(spots.tiles_fingerprint, _row(model), [list(d) if d else None for d in depths], o.precision)
+        key = fingerprint(
+            spots.tiles_fingerprint, _row(model), [list(d) if d else None for d in depths], o.precision, o.orientations
+        )
 
-        def make() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-            made = embed(model, spots.tiles, depths, batch_size=o.batch_size, device=o.device, precision=o.precision)
-            return {str(i): made[depth] for i, depth in enumerate(depths)}, {}
+        def make() -> list[np.ndarray]:
+            made = embed(
+                model, spots.tiles, depths, wider=spots.wider, orientations=o.orientations, batch_size=o.batch_size,
+                device=o.device, precision=o.precision, max_memory=o.max_memory,
+            )  # fmt: skip
+            return [made[depth] for depth in depths]
 
-        features, _ = self.results.kept(f"frozen-{model.encoder.short}", key, make)
-        return {depth: features[str(i)] for i, depth in enumerate(depths)}
+        return dict(zip(depths, self.results.kept_large(f"frozen-{model.encoder.short}", key, make), strict=True))
 
     def _fold(self, name: str) -> FoldGenes:
         """Return a fold with its genes; what is chosen for it reads the training spots alone (but in "hest")."""
@@ -302,6 +308,7 @@ class Run:
             groups,
             spots.sections,
             spots.coords_um,
+            spots.wider,
         )
         fold = Fold(name, train, test, data, teacher=None)
         sets = {s: np.searchsorted(predicted, at) for s, at in chosen.items()}

@@ -53,7 +53,7 @@ def score_fold(
                 "n_untaught": int(untaught[columns].sum()),
             }  # fmt: skip
             if per_gene:
-                frames += [_gene_rows(of, f, at, columns, measured, about) for f in found]
+                frames.append(_gene_rows(of, found, at, columns, measured, about))
                 continue
             blocks = tissue_blocks(spots.coords_um[fold.test[at]], sections[at], block_um)
             # an interval from a handful of blocks would be made up
@@ -86,15 +86,39 @@ def _identity(f: Found) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _rivals(found: list[Found]) -> list[int | None]:
+    """Return for every row where its rival is: of the same context and seed, or the one that ran for all seeds."""
+    there = {(f.context_um, f.seed): i for i, f in enumerate(found) if f.kind == RIVAL}
+    out: list[int | None] = []
+    for f in found:
+        # a rival that draws no random numbers ran once
+        once = [i for (context, _), i in there.items() if context == f.context_um]
+        rival = there.get((f.context_um, f.seed), once[0] if len(once) == 1 else None)
+        out.append(None if f.kind == RIVAL else rival)
+    return out
+
+
 def _gene_rows(
-    of: FoldGenes, f: Found, at: np.ndarray, columns: np.ndarray, measured: np.ndarray, about: dict[str, Any]
+    of: FoldGenes,
+    found: list[Found],
+    at: np.ndarray,
+    columns: np.ndarray,
+    measured: np.ndarray,
+    about: dict[str, Any],
 ) -> pd.DataFrame:
-    predicted = f.prediction.predicted[np.ix_(at, columns)]
     names = [of.fold.data.genes[i] for i in columns]
-    rmse = np.sqrt(np.square(predicted - measured).mean(axis=0))
-    return pd.DataFrame(
-        {**about, **_identity(f), "gene": names, "pearson": gene_scores(predicted, measured), "rmse": rmse}
-    )
+    parts = [f.prediction.predicted[np.ix_(at, columns)] for f in found]
+    scores = [gene_scores(part, measured) for part in parts]
+    frames = []
+    for f, part, score, rival in zip(found, parts, scores, _rivals(found), strict=True):
+        rmse = np.sqrt(np.square(part - measured).mean(axis=0))
+        difference = np.nan if rival is None else score - scores[rival]
+        frames.append(
+            pd.DataFrame(
+                {**about, **_identity(f), "gene": names, "pearson": score, "difference": difference, "rmse": rmse}
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
 
 
 def _mean_rows(
@@ -109,21 +133,17 @@ def _mean_rows(
     scores = [mean_score(gene_scores(part, measured)) for part in parts]
     draws = [np.full(1, np.nan) if draw is None else draw(part) for part in parts]
     undefined = int((np.ptp(measured, axis=0) == 0).sum())
-    rivals = {(f.context_um, f.seed): i for i, f in enumerate(found) if f.kind == RIVAL}
     rows = []
-    for i, f in enumerate(found):
+    for i, (f, rival) in enumerate(zip(found, _rivals(found), strict=True)):
         low, high = interval(draws[i])
         row = {
             **about, **_identity(f), "n_genes": len(columns), "n_undefined": undefined, "pearson": scores[i],
             "pearson_low": low, "pearson_high": high,
             "rmse": float(np.sqrt(np.square(parts[i] - measured).mean())),
         }  # fmt: skip
-        # a rival that draws no random numbers ran once, for all seeds
-        once = [j for (context, _), j in rivals.items() if context == f.context_um]
-        j = rivals.get((f.context_um, f.seed), once[0] if len(once) == 1 else None)
         difference = (np.nan, np.nan, np.nan)
-        if j is not None and f.kind != RIVAL:
-            difference = (scores[i] - scores[j], *interval(draws[i] - draws[j]))
+        if rival is not None:
+            difference = (scores[i] - scores[rival], *interval(draws[i] - draws[rival]))
         row |= dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True))
         chosen = f.prediction.about
         rows.append(row | {k: chosen.get(k) for k in ("depth", "epochs", "alpha", "n_parameters", "seconds")})

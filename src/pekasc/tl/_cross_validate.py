@@ -41,7 +41,7 @@ from pekasc.tl import _inputs
 from pekasc.tl._comparison import HEST, Run, Spots
 from pekasc.tl._comparison_table import MIN_TEST, score_fold
 from pekasc.tl._gene_sets import CHOSEN, check_gene_sets
-from pekasc.tl._options import check_context, make_recipe, whole
+from pekasc.tl._options import check_context, check_orientations, check_scales, make_recipe, whole
 from pekasc.tl._teachers import fitted_here, stored_key, stored_teacher
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,8 @@ def cross_validate(
     n_genes: int = 50,
     head: Literal["ridge", "ridge-per-gene", "mlp"] = "ridge",
     context_um: float | None | Sequence[float | None] = None,
+    scales: float | Sequence[float] = (1,),
+    orientations: int = 1,
     seeds: int | Sequence[int] = (0,),
     protocol: Literal["nested", "hest"] = "nested",
     per_gene: bool = False,
@@ -141,6 +143,8 @@ def cross_validate(
     head, context_um
         As in :func:`pekasc.tl.fit_adapter`; several radii (with None for none) share one training, and so the depth of
         an adapter, which is chosen without context.
+    scales, orientations
+        As in :func:`pekasc.tl.fit_adapter`, for every method that reads the image.
     seeds
         Seeds of the training, and of a fitted teacher that draws random numbers; what draws none runs once.
     protocol
@@ -188,7 +192,8 @@ def cross_validate(
     ``depth``, ``epochs``, ``alpha``, ``n_parameters``, ``seconds``
         What was chosen, trainable parameters of the adapter, seconds of its training.
 
-    With `per_gene`: a row for every gene of every set, with ``gene`` and ``pearson`` (NaN where it is undefined).
+    With `per_gene`: a row for every gene of every set, with ``gene``, ``pearson`` (NaN where it is undefined),
+    ``difference`` to ``"frozen-best"`` and ``rmse``.
     :func:`pekasc.get.comparison` sums the rows up.
 
     Raises
@@ -217,6 +222,9 @@ def cross_validate(
         raise ValueError(
             '`protocol="hest"` has genes and a regression of its own: leave `genes=`, `head=` and `n_depths=` out.'
         )
+    scales, orientations = check_scales(scales), check_orientations(orientations)
+    if protocol == HEST and (len(scales) > 1 or orientations > 1):
+        raise ValueError('`protocol="hest"` reads a tile once and as it is: leave `scales=` and `orientations=` out.')
     if whole("n_genes", n_genes) < 1 or whole("n_bootstrap", n_bootstrap) < 1 or not block_um > 0:
         raise ValueError(
             f"`n_genes={n_genes}`, `n_bootstrap={n_bootstrap}` and `block_um={block_um}` must be positive."
@@ -247,6 +255,9 @@ def cross_validate(
         precision=precision,
         random_state=0,
         progress=False,
+        max_memory=max_memory,
+        scales=scales,
+        orientations=orientations,
     )
     autocast(options.device, precision)
     check_key(key)
@@ -383,16 +394,20 @@ def _read(
             # a frozen teacher says the same in every fold: it is asked once
             embedding = _frozen_teacher(TEACHERS[teacher], log, raw, names, checkpoint, options, results)
         places = {name: fingerprint(centres) for name, centres in sorted(_inputs.places(sections).items())}
-        tiles = cached(stream, max_memory=max_memory)
+        share = max(1, max_memory // len(options.scales))
+        tiles, *wider = (
+            cached(source, max_memory=share)
+            for source in (stream, *_inputs.wider_streams(sections, spec, options.scales))
+        )
         # every pixel counts: two images may differ where only some tiles lie
-        pixels = fingerprint(tiles.array) if isinstance(tiles, ArrayTiles) else None
-        print_of_tiles = fingerprint(of.astype("U"), coords, places, asdict(spec), pixels)
+        pixels = [fingerprint(t.array) if isinstance(t, ArrayTiles) else None for t in (tiles, *wider)]
+        print_of_tiles = fingerprint(of.astype("U"), coords, places, asdict(spec), options.scales, pixels)
         print_of_data = fingerprint(
             raw.data, raw.indices, raw.indptr, np.array(names), labels.astype("U"), print_of_tiles
         )  # fmt: skip
         print_of_teacher = "" if embedding is None else fingerprint(embedding.embedding)
         return Spots(
-            tiles, spec, log, raw, names, labels, by_default, of, coords, parts, leaky, teacher, embedding,
+            tiles, wider, spec, log, raw, names, labels, by_default, of, coords, parts, leaky, teacher, embedding,
             print_of_teacher, print_of_tiles, print_of_data,
         )  # fmt: skip
 

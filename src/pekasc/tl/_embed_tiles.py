@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from spatialdata import SpatialData
@@ -12,6 +13,7 @@ from pekasc.models import Adapter, Encoder
 from pekasc.models._embed import autocast, embed, resolve_device
 from pekasc.models._encoders import FrozenEncoder, depth_tuple, resolve_encoder, warn_of_scale
 from pekasc.tl import _inputs
+from pekasc.tl._options import check_orientations, check_scales
 
 
 def embed_tiles(
@@ -19,6 +21,8 @@ def embed_tiles(
     encoder: str | Encoder | Adapter,
     *,
     depth: int | tuple[int, ...] | None = None,
+    scales: float | Sequence[float] = (1,),
+    orientations: int = 1,
     batch_size: int = 64,
     device: str = "auto",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
@@ -41,6 +45,8 @@ def embed_tiles(
     depth
         Number of blocks after which features are taken, or several, whose features are concatenated; the last block
         by default. An adapter has its own.
+    scales, orientations
+        As in :func:`pekasc.tl.fit_adapter`; an adapter has its own.
     batch_size
         Tiles at once.
     device
@@ -85,19 +91,28 @@ def embed_tiles(
     """
     place = resolve_device(device)
     autocast(place, precision)
+    scales, orientations = check_scales(scales), check_orientations(orientations)
     adapter = encoder if isinstance(encoder, Adapter) else None
     row = encoder.encoder if isinstance(encoder, Adapter) else resolve_encoder(encoder)
     name = check_key(key_added) if key_added is not None else feature_key(PEKA if adapter else row.short)
     check_free(get_table(sdata, table_name), name, "features", slot="obsm")
     sections, spec = tiled_sections(sdata, table_name=table_name, key=key)
     stream, rows = _inputs.tile_stream(sections, spec)
-    record: dict[str, Any] = {"tile_px": spec.tile_px, "mpp": spec.mpp, "encoder": row.to_dict()}
+    of = adapter.scales if adapter is not None else scales
+    views = adapter.orientations if adapter is not None else orientations
+    record: dict[str, Any] = {
+        "tile_px": spec.tile_px, "mpp": spec.mpp, "scales": list(of), "orientations": views, "encoder": row.to_dict()
+    }  # fmt: skip
     if adapter is not None:
-        if depth is not None:
-            raise ValueError("An adapter has its own depth: leave `depth=` out.")
+        if depth is not None or len(scales) > 1 or orientations > 1:
+            raise ValueError(
+                "An adapter has its own depth, scales and orientations: leave `depth=`, `scales=` and "
+                "`orientations=` out."
+            )
         adapter.check_tiles(spec.tile_px, spec.mpp)
+        wider = _inputs.wider_streams(sections, spec, adapter.scales)
         features = adapter.embed_source(
-            stream, batch_size=batch_size, device=device, precision=precision, progress=progress
+            stream, wider, batch_size=batch_size, device=device, precision=precision, progress=progress
         )
         record |= {"encoder_digest": adapter.encoder_digest, "depth": adapter.info["depth"], "adapter": adapter.method}
     else:
@@ -106,8 +121,9 @@ def embed_tiles(
         blocks = (-1,) if depth is None else depth_tuple(depth)
         blocks = tuple(model.check_depth(block) for block in blocks)
         features = embed(
-            model, stream, [blocks], batch_size=batch_size, device=place, precision=precision, progress=progress
-        )[blocks]
+            model, stream, [blocks], wider=_inputs.wider_streams(sections, spec, scales), orientations=orientations,
+            batch_size=batch_size, device=place, precision=precision, progress=progress,
+        )[blocks]  # fmt: skip
         record |= {"encoder_digest": model.digest, "depth": "+".join(str(b) for b in blocks)}
     table = writable_table(sdata, table_name)
     table.obsm[name] = _inputs.by_row(features, rows, table.n_obs)

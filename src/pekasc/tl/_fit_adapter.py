@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,15 @@ from pekasc.models._methods import check_method
 from pekasc.models._teachers import TEACHERS, Source, Teacher, asked_once
 from pekasc.tiling import cached
 from pekasc.tl import _inputs
-from pekasc.tl._options import check_context, make_recipe, wanted_depth, wanted_spec, whole
+from pekasc.tl._options import (
+    check_context,
+    check_orientations,
+    check_scales,
+    make_recipe,
+    wanted_depth,
+    wanted_spec,
+    whole,
+)
 from pekasc.tl._teachers import stored_key, stored_teacher
 
 logger = logging.getLogger(__name__)
@@ -56,6 +65,8 @@ def fit_adapter(
     temperature: float | None = None,
     head: Literal["ridge", "ridge-per-gene", "mlp"] = "ridge",
     context_um: float | None = None,
+    scales: float | Sequence[float] = (1,),
+    orientations: int = 1,
     batch_size: int = 64,
     device: str = "auto",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
@@ -138,6 +149,12 @@ def fit_adapter(
     context_um
         Spatial context: the head also reads the mean features of the neighbours within so many micrometers. The depth
         of an adapter is chosen without it, penalty and epochs with it.
+    scales
+        Tiles at several scales: multiples of the pixel size at which the tissue around a spot is read, in as many
+        pixels; 1, the tile itself, comes first. Features stand side by side; the adapter is trained on the tile itself.
+    orientations
+        Several views: features are the mean over so many turns and flips of a tile (1, 2, 4 or 8), of training spots
+        and of those that are predicted alike.
     batch_size
         Tiles at once when embedding.
     device
@@ -194,6 +211,7 @@ def fit_adapter(
     check_key(key_added)
     check_head(head)
     check_context(context_um)
+    scales, orientations = check_scales(scales), check_orientations(orientations)
     row = resolve_encoder(encoder)
     method = check_method(method)
     recipe = make_recipe(
@@ -280,8 +298,13 @@ def fit_adapter(
             if method is not None and not row_of_teacher.fitted:
                 # the same in every fold: once, and before hours of training
                 lessons = asked_once(lessons)
+        share = max(1, max_memory // len(scales))
+        tiles, *wider = (
+            cached(source, max_memory=share) for source in (stream, *_inputs.wider_streams(training, spec, scales))
+        )
         data = Data(
-            tiles=cached(stream, max_memory=max_memory),
+            tiles=tiles,
+            wider=wider,
             expression=expression[:, predicted],
             genes=[str(name) for name in names[predicted]],
             groups=labels,
@@ -301,6 +324,8 @@ def fit_adapter(
             random_state=random_state,
             progress=progress,
             max_memory=max_memory,
+            scales=scales,
+            orientations=orientations,
         )
         adapter = fit(row, spec, data, lessons, options, [Reader(head, context_um)])[0]
     info = {**adapter.info, "target": "log1p(counts per 10,000)" if target == "log1p" else "as stored"}

@@ -85,6 +85,18 @@ def tile_stream(sections: Sequence[Section], spec: TileSpec) -> tuple[TileSource
     return TileStream(section_readers(sections, spec)), np.concatenate([section.rows for section in sections])
 
 
+def wider_streams(sections: Sequence[Section], spec: TileSpec, scales: Sequence[float]) -> list[TileSource]:
+    """Return the same tiles at every further scale, `scales[1:]`: as many pixels, each so many times as large.
+
+    Raises
+    ------
+    ValueError
+        If a section has stored patches and no image: nothing around them is known.
+    """
+    specs = [TileSpec(spec.tile_px, spec.mpp * scale) for scale in scales[1:]]
+    return [TileStream(section_readers(sections, wider, wider=True)) for wider in specs]
+
+
 def by_label(values: Any, names: pd.Index, argument: str) -> Any:
     """Return a Series in the order of `names`, joined by its index; anything else, or a Series without one, as it is.
 

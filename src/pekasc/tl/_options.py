@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from pekasc.models._choose import Depth
+from pekasc.models._embed import ORIENTATIONS
 from pekasc.models._encoders import depth_tuple
 from pekasc.models._peka import PAPER, Recipe
 from pekasc.tiling import TileSpec
@@ -39,6 +40,25 @@ def check_context(context_um: Any) -> None:
     """Check that a radius is None or a positive number; whether it finds neighbours is seen when spots are read."""
     if context_um is not None and not (isinstance(context_um, Real) and 0 < float(context_um) < float("inf")):
         raise ValueError(f"`context_um={context_um!r}` must be a positive radius in um, or None.")
+
+
+def check_scales(scales: Any) -> tuple[float, ...]:
+    """Return the multiples of a tile's pixel size at which it is read: 1, the tile itself, and wider ones."""
+    values = [scales] if isinstance(scales, Real) else list(scales)
+    good = all(isinstance(value, Real) and 0 < float(value) < float("inf") for value in values)
+    if not good or values[:1] != [1] or len(set(values)) < len(values):
+        raise ValueError(
+            f"`scales={scales!r}` must be multiples of the tile's pixel size, 1 (the tile itself) before the others, "
+            "each once: `scales=(1, 2)` also reads tiles of twice the field of view."
+        )
+    return tuple(float(value) for value in values)
+
+
+def check_orientations(orientations: Any) -> int:
+    """Return how many turns and flips of a tile its features are the mean of."""
+    if orientations not in ORIENTATIONS:
+        raise ValueError(f"`orientations={orientations!r}` must be one of {list(ORIENTATIONS)}.")
+    return int(orientations)
 
 
 def wanted_spec(tile_px: int | None, mpp: float | None) -> TileSpec | None:

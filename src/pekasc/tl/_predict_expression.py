@@ -138,8 +138,9 @@ def predict_expression(
         )
         adapter.check_tiles(spec.tile_px, spec.mpp)
         stream, rows = _inputs.tile_stream(sections, spec)
+        wider = _inputs.wider_streams(sections, spec, adapter.scales)
         features = adapter.embed_source(
-            stream, batch_size=batch_size, device=device, precision=precision, progress=progress
+            stream, wider, batch_size=batch_size, device=device, precision=precision, progress=progress
         )
     places = np.concatenate([section.centres_um for section in sections])
     names_of = np.repeat([section.name for section in sections], [section.rows.size for section in sections])

@@ -30,6 +30,8 @@ def stored_key(adata: AnnData, teacher: str, checkpoint: str | Path | None) -> s
         If it is neither in the registry nor in obsm.
     ValueError
         If `checkpoint` is missing, or there for a teacher that reads no files.
+    ImportError
+        If the teacher needs a package that is not installed.
     """
     if not isinstance(teacher, str):
         raise TypeError(f"`teacher` must be a name or a key of `obsm`, got {type(teacher).__name__}.")
@@ -38,6 +40,9 @@ def stored_key(adata: AnnData, teacher: str, checkpoint: str | Path | None) -> s
         if TEACHERS[teacher].files and checkpoint is None and key in adata.obsm:
             return key
         check_checkpoint(teacher, checkpoint)
+        require = TEACHERS[teacher].require
+        if require is not None:
+            require()  # now, not after an hour of embedding
         return None
     found = next((name for name in (teacher, f"X_{teacher}") if name in adata.obsm), None)
     if found is None:

@@ -1,0 +1,139 @@
+"""Reading an adapter better: several views of a tile, tiles at two scales, spatial context.
+
+    python benchmarks/adapter_reading.py --her2st PATH --vits PATH --out results/reading
+    python benchmarks/adapter_reading.py --out results/reading --only table
+
+What ``frozen_reading.py`` shows for the frozen encoder, with the adapter trained on tiles of 112 px at 1.0 um/px as
+always: five epochs on all training spots, one seed. The tile of twice the field (112 px at 2.0 um/px) is read by the
+frozen encoder or with the adapter in it; ``views`` is the mean over eight turns and flips. A quick look as in
+``transfer_ideas.py``: the best penalty on the test section is taken in every row, so only differences between rows
+count. ViT-S/14 cut at the depth that held-out training sections choose, bfloat16. Finished splits are kept in ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import pekasc as pk
+from _her2st import ALL_FOLDS, chosen_genes
+from _machine import machine
+from frozen_reading import embed
+from pekasc.models._choose import choose, features_at
+from pekasc.models._folds import inner_folds
+from pekasc.models._methods import make_config, target_layers
+from pekasc.models._peka import Recipe
+from pekasc.models._training import train_student
+from pekasc.tiling import ArrayTiles
+from transfer_ideas import Idea, Spots, lesson, scores
+
+EPOCHS = 5
+CPU = torch.device("cpu")
+
+
+def run(spots: Spots, far_tiles: torch.Tensor, split: str) -> list[dict[str, Any]]:
+    """Train one adapter; return the scores of every way to read it and the frozen encoder."""
+    train_sections, test_sections = ALL_FOLDS[split]
+    rows = np.flatnonzero(np.isin(spots.sections, train_sections))
+    test = np.flatnonzero(np.isin(spots.sections, test_sections))
+    of = spots.sections[rows]
+    expressed, union, sets = chosen_genes(spots.log[rows], spots.genes, spots.coords[rows], of)
+    folds = inner_folds(of, spots.coords[rows], of, margin_um=224 * 2**0.5)
+    depth = choose({d: x[rows] for d, x in spots.frozen.items()}, spots.log[np.ix_(rows, union)], folds, None).depth
+    assert depth is not None
+    at = np.concatenate([rows, test])
+
+    def seen() -> dict[str, np.ndarray]:
+        out = {}
+        for name, tiles in (("near", spots.tiles), ("far", far_tiles)):
+            plain, mean = embed(spots.encoder, tiles[torch.from_numpy(at)], list(depth))
+            out[name], out[f"{name} views"] = features_at(plain, depth), features_at(mean, depth)
+        return out
+
+    frozen, adapted = seen(), {}
+    recipe = Recipe()
+    config = make_config("bone", recipe.rank, target_layers(spots.encoder, depth, "all"))
+
+    def after(epoch: int) -> float:
+        if epoch == EPOCHS:
+            adapted.update(seen())
+        return float("nan")
+
+    train_student(
+        spots.encoder, depth, config, ArrayTiles(spots.tiles.numpy()), rows, lesson(spots, Idea(), rows, expressed),
+        recipe=recipe, epochs=EPOCHS, device=CPU, precision="bf16", random_state=0, progress=False, on_epoch=after,
+    )  # fmt: skip
+    out = []
+    for views in ("", " views"):
+        ways = {
+            f"frozen{views}": [frozen[f"near{views}"]],
+            f"frozen{views}, two scales": [frozen[f"near{views}"], frozen[f"far{views}"]],
+            f"adapter{views}": [adapted[f"near{views}"]],
+            f"adapter{views}, wide tile frozen": [adapted[f"near{views}"], frozen[f"far{views}"]],
+            f"adapter{views}, wide tile adapted": [adapted[f"near{views}"], adapted[f"far{views}"]],
+        }
+        for way, parts in ways.items():
+            x = np.concatenate(parts, axis=1)
+            found = scores(spots, (union, sets), (rows, x[: len(rows)]), (test, x[len(rows) :]))
+            out += [{"split": split, "way": way, **row} for row in found]
+    return out
+
+
+def table(frame: pd.DataFrame) -> str:
+    """Return one row per way and context: scores, and the mean change to the frozen encoder read the plain way."""
+    wide = frame.pivot_table(index=["way", "context"], columns=["split", "genes"], values="pearson")
+    ways = list(dict.fromkeys(frame["way"]))
+    columns = [(s, g) for s in ALL_FOLDS if s in set(frame["split"]) for g in ("svg", "hvg")]
+    lines = ["| way | context | " + " | ".join(" ".join(c) for c in columns) + " | mean change to frozen | to frozen, read alike |"]
+    lines.append("| --- " * (len(columns) + 4) + "|")
+    for way in ways:
+        alike = "frozen" + (" views" if "views" in way else "") + (", two scales" if "wide" in way or "scales" in way else "")
+        for context in sorted(set(frame["context"])):
+            row = wide.loc[(way, context)]
+            change = [100 * float((row / wide.loc[(to, context)] - 1).mean()) for to in ("frozen", alike)]
+            cells = " | ".join(f"{row[c]:.3f}" for c in columns)
+            lines.append(f"| {way} | {context:g} um | {cells} | {change[0]:+.1f} % | {change[1]:+.1f} % |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--her2st", type=Path, help="folder with B4, C2, C3, C4")
+    parser.add_argument("--vits", type=Path, help="weights of the ViT-S/14")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", choices=["table"])
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    if arguments.only != "table" and not (arguments.her2st and arguments.vits):
+        parser.error("--her2st and --vits are needed")
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / "reading.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    if arguments.only is None:
+        spots = Spots(arguments.her2st, arguments.vits)
+        sdata = pk.datasets.her2st(("B4", "C2", "C3", "C4"), path=arguments.her2st)
+        pk.pp.tile(sdata, tile_px=112, mpp=2.0, strict=False)
+        far = torch.from_numpy(pk.get.tiles(sdata).to_numpy())
+        for split in ALL_FOLDS:
+            if split in {line["split"] for line in lines}:
+                continue
+            new = run(spots, far, split)
+            with file.open("a") as out:
+                out.writelines(json.dumps(row) + "\n" for row in new)
+            lines += new
+            print(split, flush=True)
+    print(table(pd.DataFrame(lines)))
+    print(machine())
+
+
+if __name__ == "__main__":
+    main()
