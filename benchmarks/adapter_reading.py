@@ -7,7 +7,7 @@ What ``frozen_reading.py`` shows for the frozen encoder, with the adapter traine
 always: five epochs on all training spots, one seed. The tile of twice the field (112 px at 2.0 um/px) is read by the
 frozen encoder or with the adapter in it; ``views`` is the mean over eight turns and flips. A quick look as in
 ``transfer_ideas.py``: the best penalty on the test section is taken in every row, so only differences between rows
-count. ViT-S/14 cut at the depth that held-out training sections choose, bfloat16. Finished splits are kept in ``--out``.
+count. ViT-S/14 cut at the depth that held-out training sections choose, bfloat16. Finished splits stay in ``--out``.
 """
 
 from __future__ import annotations
@@ -91,10 +91,18 @@ def table(frame: pd.DataFrame) -> str:
     wide = frame.pivot_table(index=["way", "context"], columns=["split", "genes"], values="pearson")
     ways = list(dict.fromkeys(frame["way"]))
     columns = [(s, g) for s in ALL_FOLDS if s in set(frame["split"]) for g in ("svg", "hvg")]
-    lines = ["| way | context | " + " | ".join(" ".join(c) for c in columns) + " | mean change to frozen | to frozen, read alike |"]
+    lines = [
+        "| way | context | "
+        + " | ".join(" ".join(c) for c in columns)
+        + " | mean change to frozen | to frozen, read alike |"
+    ]
     lines.append("| --- " * (len(columns) + 4) + "|")
     for way in ways:
-        alike = "frozen" + (" views" if "views" in way else "") + (", two scales" if "wide" in way or "scales" in way else "")
+        alike = (
+            "frozen"
+            + (" views" if "views" in way else "")
+            + (", two scales" if "wide" in way or "scales" in way else "")
+        )
         for context in sorted(set(frame["context"])):
             row = wide.loc[(way, context)]
             change = [100 * float((row / wide.loc[(to, context)] - 1).mean()) for to in ("frozen", alike)]

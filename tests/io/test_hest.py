@@ -155,6 +155,22 @@ def test_every_tool_works_on_patches(hest: Make, tmp_path: Path) -> None:
     assert again["table"].obs["peka_train"].all()
 
 
+def test_wider_tiles_than_the_stored_patches_come_from_the_image(hest: Make) -> None:
+    how: dict[str, Any] = {"depth": 1, "device": "cpu", "progress": False}
+    both = pk.io.read_hest(hest().path, "INT1")
+    pk.pp.tile(both, tile_px=SIDE_PX, mpp=MPP, patches=True)
+    pk.tl.embed_tiles(both, "tiny", scales=(1, 2), **how)
+    pk.pp.tile(both, tile_px=SIDE_PX, mpp=2 * MPP, patches=False, key_added="wide")
+    pk.tl.embed_tiles(both, "tiny", key="wide", key_added="wide_features", **how)
+    features, wide = both["table"].obsm["X_tiny"], both["table"].obsm["wide_features"]
+    tiled = ~np.isnan(features[:, 0])
+    np.testing.assert_allclose(features[tiled, wide.shape[1] :], wide[tiled], atol=1e-5)
+    patches = pk.io.read_hest(hest(image=False).path, "INT1")
+    pk.pp.tile(patches, tile_px=SIDE_PX, mpp=MPP)
+    with pytest.raises(ValueError, match="stored patches and no image, so nothing of the tissue around.*`scales=` out"):
+        pk.tl.embed_tiles(patches, "tiny", scales=(1, 2), **how)
+
+
 def test_patches_are_averaged_down(hest: Make) -> None:
     folder = hest(image=False)
     sdata = pk.io.read_hest(folder.path, "INT1")

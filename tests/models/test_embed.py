@@ -62,6 +62,29 @@ def test_features_beyond_the_memory_lie_in_files(
         embed(encoder, Shuffled(tiles), [(1,)], max_memory=1, **how)
 
 
+def test_scales_side_by_side(encoder: FrozenEncoder, tiles: np.ndarray) -> None:
+    how: dict[str, Any] = {"batch_size": 4, "device": CPU, "orientations": 2}
+    wide = tiles[::-1].copy()
+    depths = [(1,), (3, 1)]
+    near, far = (embed(encoder, ArrayTiles(array), depths, **how) for array in (tiles, wide))
+    both = embed(encoder, ArrayTiles(tiles), depths, wider=[Shuffled(wide)], max_memory=1, **how)
+    for depth in depths:
+        np.testing.assert_allclose(both[depth], np.concatenate([near[depth], far[depth]], axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 8])
+def test_features_are_the_mean_over_orientations(encoder: FrozenEncoder, tiles: np.ndarray, n: int) -> None:
+    how: dict[str, Any] = {"batch_size": 16, "device": CPU}
+    turned = [np.rot90(tiles, k, (1, 2)) for k in (0, 2, 1, 3)]
+    views = [*turned, *(view[:, :, ::-1] for view in turned)][:n]
+    singles = [embed(encoder, ArrayTiles(view.copy()), [(3,)], **how)[3,] for view in views]
+    mean = embed(encoder, ArrayTiles(tiles), [(3,)], orientations=n, **how)[3,]
+    np.testing.assert_allclose(mean, np.mean(singles, axis=0), atol=1e-5)
+    if n == 8:  # it makes no difference how a tile lies
+        again = embed(encoder, ArrayTiles(views[-1].copy()), [(3,)], orientations=n, **how)[3,]
+        np.testing.assert_allclose(again, mean, atol=1e-4)
+
+
 def test_depths_in_one_pass(encoder: FrozenEncoder, tiles: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     single = {d: embed(encoder, ArrayTiles(tiles), [d], batch_size=11, device=CPU)[d] for d in ((1,), (3,), None)}
     calls: list[int] = []

@@ -75,19 +75,21 @@ def test_one_row_per_fold_section_method_context_and_set(tiled: SpatialData) -> 
     assert frame["pearson_low"].isna().all()
 
 
-def test_frozen_equals_fit_adapter_and_evaluate(tiled: SpatialData) -> None:
-    genes = list(tiled["table"].var_names[:6])
-    frame = pk.tl.cross_validate(tiled, methods=["frozen-best"], genes=genes, n_depths=1, device="cpu", progress=False)
-    adapter = pk.tl.fit_adapter(tiled, method=None, train=["P1S1_spots"], genes=genes, device="cpu", progress=False)
+@pytest.mark.parametrize("reading", [{}, {"scales": (1, 0.5), "orientations": 2}], ids=["plain", "scales"])
+def test_frozen_equals_fit_adapter_and_evaluate(tiled: SpatialData, reading: dict[str, Any]) -> None:
+    how: dict[str, Any] = {"genes": list(tiled["table"].var_names[:6]), "device": "cpu", "progress": False, **reading}
+    frame = pk.tl.cross_validate(tiled, methods=["frozen-best"], n_depths=1, **how)
+    adapter = pk.tl.fit_adapter(tiled, method=None, train=["P1S1_spots"], **how)
     pk.tl.predict_expression(tiled, adapter, device="cpu", progress=False)
     want = pk.tl.evaluate(tiled)["pearson"].mean()
     got = frame.loc[(frame["fold"] == "P2") & (frame["section"] == "P2S1_spots"), "pearson"].item()
     assert got == pytest.approx(want, abs=1e-4)
 
 
-def test_an_adapter_equals_fit_adapter_and_evaluate(tiled: SpatialData) -> None:
+@pytest.mark.parametrize("reading", [{}, {"scales": (1, 0.5), "orientations": 2}], ids=["plain", "scales"])
+def test_an_adapter_equals_fit_adapter_and_evaluate(tiled: SpatialData, reading: dict[str, Any]) -> None:
     genes = list(tiled["table"].var_names[:6])
-    how: dict[str, Any] = {"epochs": 2, "rank": 8, "device": "cpu", "progress": False, "genes": genes}
+    how: dict[str, Any] = {"epochs": 2, "rank": 8, "device": "cpu", "progress": False, "genes": genes, **reading}
     frame = pk.tl.cross_validate(tiled, methods=["bone"], seeds=[4], **how)
     adapter = pk.tl.fit_adapter(tiled, train=["P1S1_spots"], random_state=4, **how)
     pk.tl.predict_expression(tiled, adapter, device="cpu", progress=False)
@@ -154,7 +156,7 @@ def test_goes_on_where_it_was_interrupted(tiled: SpatialData, tmp_path: Path, co
 def test_frozen_features_are_kept_in_files_that_are_read_as_needed(
     tiled: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    how: dict[str, Any] = {"methods": ["frozen-best", "bone"], **SMALL}
+    how: dict[str, Any] = {"methods": ["frozen-best"], **QUICK}
     plain = pk.tl.cross_validate(tiled, **how)
     # more than may be held in memory, without a store and with one
     assert same(pk.tl.cross_validate(tiled, max_memory=1, **how), plain)
@@ -337,6 +339,11 @@ def test_folds_by_column_and_by_section(tiled: SpatialData) -> None:
         ({"groups": "one"}, ValueError, r"single group in obs\['one'\], 'x': nothing is left to train on"),
         ({"groups": "few"}, ValueError, "Fold 'few' has [0-9]+ training and 4 test spots .* at least 10"),
         ({"context_um": -1}, ValueError, "positive radius in um"),
+        ({"scales": (2, 1)}, ValueError, r"`scales=\(2, 1\)` must be multiples .* 1 \(the tile itself\) before"),
+        ({"scales": (1, -2)}, ValueError, r"`scales=\(1, -2\)` must be multiples"),
+        ({"scales": (1, 2, 2)}, ValueError, "each once"),
+        ({"orientations": 3}, ValueError, r"`orientations=3` must be one of \[1, 2, 4, 8\]"),
+        ({"protocol": "hest", "scales": (1, 2)}, ValueError, "reads a tile once and as it is"),
         ({"seeds": []}, ValueError, "must hold each seed once"),
         ({"teacher": "nobody"}, KeyError, "neither one of .* nor a key of `obsm`"),
         ({"encoders": ["tiny", "tiny"]}, ValueError, "names one twice"),

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from spatialdata.transformations import get_transformation
 import pekasc as pk
 from pekasc._keys import read_uns
 from pekasc.models._choose import choose
+from pekasc.models._fit import margin_um
+from pekasc.tiling import TileSpec
 
 Bits = Callable[[pk.Adapter], dict[str, bytes]]
 TRAIN = ["P1S1_spots"]
@@ -300,6 +303,8 @@ RESNET = pk.models.Encoder("resnet18", weights="random")
         ({"encoder": "tinny"}, ValueError, "Close names: tiny"),
         ({"method": "bon"}, ValueError, "`method='bon'` is not known"),
         ({"depth": 7}, ValueError, "has 6 blocks: give 1 to 6"),
+        ({"scales": 2}, ValueError, r"`scales=2` must be multiples .*`scales=\(1, 2\)`"),
+        ({"orientations": "all"}, ValueError, r"`orientations='all'` must be one of \[1, 2, 4, 8\]"),
         ({"blocks": 9}, ValueError, "`blocks=9` does not fit"),
         ({"genes": ["ENSG1", "ENSG2"]}, ValueError, r"None of the 2 genes .*`gene_key=`"),
         ({"genes": ["STATE_TUMOUR_01"]}, ValueError, "None of the 1 genes"),
@@ -484,3 +489,56 @@ def test_tiles_of_another_scale_than_the_encoders_are_said(
     row = replace(pk.models._encoders.resolve_encoder("tiny"), mpp=0.5)
     pk.tl.fit_adapter(tiled, encoder=row, **QUICK)
     assert "Encoder 'tiny' was trained at 0.5 um/px; these tiles have 2." in caplog.text
+
+
+def test_tiles_at_two_scales_and_in_several_orientations(tiled: SpatialData, tmp_path: Path) -> None:
+    adapter = pk.tl.fit_adapter(tiled, scales=(1, 2), orientations=2, **SMALL)
+    assert adapter.scales == (1.0, 2.0) and adapter.orientations == 2
+    assert "scales      2 um/px, 4 um/px" in str(adapter) and "the mean over 2 orientations" in str(adapter)
+    pk.tl.predict_expression(tiled, adapter, device="cpu", progress=False)
+    width = adapter.head.projection.mean.shape[0]
+    assert tiled["table"].obsm["X_peka"].shape[1] == width == 2 * pk.tl.fit_adapter(
+        tiled, method=None, depth=2, device="cpu", progress=False
+    ).head.projection.mean.shape[0]  # fmt: skip
+
+    # the same from arrays, and after a save
+    pk.pp.tile(tiled, tile_px=56, mpp=4.0, key_added="wide")
+    near, wide = (pk.get.tiles(tiled, key=key).to_numpy()[:9] for key in ("tiles", "wide"))
+    adapter.save(tmp_path / "adapter")
+    for one in (adapter, pk.Adapter.load(tmp_path / "adapter")):
+        predicted = one.predict(near, mpp=2.0, wider=[wide], device="cpu")
+        np.testing.assert_allclose(predicted, _predicted(tiled, one)[:9], atol=1e-4)
+    pk.tl.embed_tiles(tiled, adapter, key_added="X_again", device="cpu", progress=False)
+    np.testing.assert_allclose(tiled["table"].obsm["X_again"], tiled["table"].obsm["X_peka"], atol=1e-5)
+    assert read_uns(tiled["table"], "X_again")["scales"] == [1.0, 2.0]
+
+    for wider in ([], [wide, wide], [wide[:3]]):
+        with pytest.raises(ValueError, match=r"reads tiles at 2 scales, so `wider=` needs 1 arrays .* of 4 um/px; got"):
+            adapter.predict(near, mpp=2.0, wider=wider)
+    with pytest.raises(ValueError, match="has its own depth, scales and orientations"):
+        pk.tl.embed_tiles(tiled, adapter, scales=(1, 2))
+
+
+def _predicted(sdata: SpatialData, adapter: pk.Adapter) -> np.ndarray:
+    columns = sdata["table"].var_names.get_indexer(list(adapter.genes))
+    return np.asarray(sdata["table"].layers["peka"][:, columns])
+
+
+def test_a_frozen_encoder_at_two_scales(tiled: SpatialData) -> None:
+    how: dict[str, Any] = {"depth": 2, "device": "cpu", "progress": False}
+    pk.pp.tile(tiled, tile_px=56, mpp=4.0, key_added="wide")
+    pk.tl.embed_tiles(tiled, "tiny", key_added="near", **how)
+    pk.tl.embed_tiles(tiled, "tiny", key="wide", key_added="wide_features", **how)
+    pk.tl.embed_tiles(tiled, "tiny", scales=(1, 2), key_added="both", **how)
+    table = tiled["table"]
+    side_by_side = np.concatenate([table.obsm["near"], table.obsm["wide_features"]], axis=1)
+    np.testing.assert_allclose(table.obsm["both"], side_by_side, atol=1e-5)
+    with pytest.raises(ValueError, match=r"Too few training spots .* with 316.8 um around .* smaller `scales=`"):
+        # one section of 0.7 mm: held out in blocks
+        pk.tl.fit_adapter(tiled, train=TRAIN, method=None, scales=(1, 2), **how)
+
+
+def test_inner_folds_keep_the_widest_tiles_apart() -> None:
+    spec = TileSpec(112, 1.0)
+    assert margin_um(spec, (1.0,)) == pytest.approx(112 * 2**0.5)
+    assert margin_um(spec, (1.0, 2.0)) == pytest.approx(224 * 2**0.5)
