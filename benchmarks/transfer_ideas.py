@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from peft import PeftModel
-from sklearn.decomposition import PCA
+from peft import LoraConfig, PeftConfig, PeftModel
+from sklearn.decomposition import PCA, FactorAnalysis
 from torch import nn
 from torch.nn import functional
 
@@ -52,6 +52,7 @@ from pekasc.models._training import _plain_attention
 
 CONTEXTS = (None, 300.0)
 AFTER = (2, 4, 6)
+N_BLOCKS = 7  # up to the depth that is chosen on most splits; deeper ones have rank 48
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Idea:
     blocks: Any = "all"
     clusters: int | None = None
     components: int | None = None  # of the teacher, after all else
+    factors: int | None = None  # a factor model's instead: every gene has noise of its own
+    ranks: tuple[int, int] | None = None  # LoRA instead of Block-Affine, of the first block's rank to the last's
     smooth: float = 0.0  # weight of the mean of neighbours within 250 um
     centred: bool = False  # the mean of every section taken off the teacher
     kd: float = 0.5
@@ -95,6 +98,10 @@ IDEAS = {
     "last 3 blocks": Idea(blocks=3),
     "two depths side by side": Idea(beside=3),
     "relational loss beside": Idea(relational=1),
+    "factor model of 32 factors as teacher": Idea(factors=32),
+    "LoRA of rank 48": Idea(ranks=(48, 48)),
+    "LoRA, rank 16 to 80 from first to last block": Idea(ranks=(16, 80)),
+    "LoRA, rank 80 to 16 from first to last block": Idea(ranks=(80, 16)),
     "no turns and flips": Idea(orient=False),
     "learning rate 1e-4": Idea(learning_rate=1e-4),
     "learning rate 1e-3": Idea(learning_rate=1e-3),
@@ -178,6 +185,9 @@ def lesson(spots: Spots, idea: Idea, rows: np.ndarray, expressed: np.ndarray) ->
     if idea.smooth:
         around = neighbour_means(spots.coords[rows], sections, 250.0) @ x
         x = (1 - idea.smooth) * x + idea.smooth * around
+    if idea.factors:
+        t = FactorAnalysis(idea.factors, max_iter=200, random_state=0).fit_transform(x)
+        return np.asarray(t / t.std(), dtype=np.float32)
     t = PCA(idea.components or min(256, len(x) - 1), svd_solver="full").fit_transform(x)
     return np.asarray(t / t.std(), dtype=np.float32)
 
@@ -212,7 +222,7 @@ def run(spots: Spots, idea: Idea, split: str, epochs: int) -> list[dict[str, Any
     width = frozen.shape[1]
     student, linear = projector(width, t.shape[1]), nn.Linear(width, len(union))
     mean, deviation = (torch.from_numpy(v) for v in (frozen[rows].mean(axis=0), frozen[rows].std(axis=0) + 1e-6))
-    config = make_config("bone", recipe.rank, target_layers(spots.encoder, depth, idea.blocks))
+    config = make_config(_method(idea), recipe.rank, target_layers(spots.encoder, depth, idea.blocks))
     with attached(spots.encoder, config, 0) as peft_model, _plain_attention(spots.encoder.model, torch.device("cpu")):
         trained = [p for p in _parameters(peft_model) if p.requires_grad]
         everything = [*trained, *student.parameters(), *linear.parameters()]
@@ -258,6 +268,18 @@ def run(spots: Spots, idea: Idea, split: str, epochs: int) -> list[dict[str, Any
                     for row in scores(spots, genes, (rows, x[: len(rows)]), (test, x[len(rows) :]))
                 ]
     return out
+
+
+def _method(idea: Idea) -> str | PeftConfig:
+    """Return Block-Affine, or LoRA with a rank for every block; its scaling is 2 whatever the rank."""
+    if idea.ranks is None:
+        return "bone"
+    ranks = np.rint(np.linspace(*idea.ranks, N_BLOCKS)).astype(int).tolist()
+    names = [rf"blocks\.{i}\.attn\.qkv" for i in range(N_BLOCKS)]
+    return LoraConfig(
+        r=48, lora_alpha=96, rank_pattern=dict(zip(names, ranks, strict=True)),
+        alpha_pattern={name: 2 * rank for name, rank in zip(names, ranks, strict=True)},
+    )  # fmt: skip
 
 
 def _parameters(model: PeftModel) -> list[nn.Parameter]:
