@@ -47,7 +47,7 @@ BUDGET: dict[str, Any] = {
 CONTEXTS = [None, 300.0]
 PRECISION: Any = "bf16"  # twice as fast as float32 on CPUs that have it
 N_SHUFFLED = 20
-N_SHUFFLED_FITS = 5
+N_SHUFFLED_FITS = 3
 
 
 def load(path: Path, sections: tuple[str, ...] = ("B4", "C2", "C3", "C4")) -> Any:
