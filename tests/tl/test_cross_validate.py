@@ -185,6 +185,13 @@ def test_differences_per_gene_add_up_to_that_of_the_mean(tiled: SpatialData) -> 
     assert genes.loc[genes["method"] == "frozen-best", "difference"].isna().all()
 
 
+def test_torch_keeps_its_number_of_threads(tiled: SpatialData) -> None:
+    # numba's OpenMP layer, under scanpy and squidpy, sets that of the whole process
+    assert torch.get_num_threads() == 1
+    pk.tl.cross_validate(tiled, methods=["frozen"], genes=["svg", "hvg"], n_genes=8, device="cpu", progress=False)
+    assert torch.get_num_threads() == 1
+
+
 def test_other_counts_are_not_taken_from_the_store(tiled: SpatialData, tmp_path: Path) -> None:
     first = pk.tl.cross_validate(tiled, methods=["frozen"], store=tmp_path, **QUICK)
     tiled["table"].X = csr_matrix(np.random.default_rng(0).permutation(tiled["table"].X.toarray()))

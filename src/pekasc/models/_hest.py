@@ -19,11 +19,13 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from pekasc._expression import Matrix
+from pekasc._threads import torch_threads_kept
 
 N_GENES = 50
 _N_COMPONENTS = 256
 
 
+@torch_threads_kept()
 def highly_variable(expression: Matrix, n_genes: int) -> np.ndarray:
     """Return which genes are scanpy's highly variable ones (default flavour), boolean (genes,)."""
     import scanpy as sc

@@ -8,11 +8,14 @@ import numpy as np
 from anndata import AnnData
 from sklearn.neighbors import kneighbors_graph
 
+from pekasc._threads import torch_threads_kept
+
 N_NEIGHBOURS = 6
 MIN_SPOTS = 10
 _SIGNIFICANT = 0.05
 
 
+@torch_threads_kept()
 def morans_i(values: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return Moran's I of every column, NaN where it is constant, and whether its p value is below 5 %.
 
