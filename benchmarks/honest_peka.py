@@ -63,13 +63,16 @@ def run(sdata: Any, encoder: Any, out: Path, seeds: list[int], methods: Any, **h
     )  # fmt: skip
 
 
-def run_audit(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
-    """Sections of one patient: what is claimed by folds of random spots among them, and by holding one out."""
-    audit = pk.tl.leakage_audit(
-        sdata, methods=["coordinates", "frozen", "frozen-best", "bone"], encoders=encoder, groups="section",
-        context_um=CONTEXTS, store=out / "store", device="cpu", precision=PRECISION,
-    )  # fmt: skip
-    return audit.reset_index()
+def run_audit(her2st: Path, encoder: Any, out: Path) -> pd.DataFrame:
+    """Random spots, beside holding out a section of one patient (C2, C3, C4), and a patient (B4, and those)."""
+    parts = []
+    for groups, sections in (("section", ("C2", "C3", "C4")), ("patient", ("B4", "C2", "C3", "C4"))):
+        audit = pk.tl.leakage_audit(
+            load(her2st, sections), methods=["coordinates", "frozen", "frozen-best", "bone"], encoders=encoder,
+            groups=groups, context_um=CONTEXTS, store=out / "store", device="cpu", precision=PRECISION,
+        )  # fmt: skip
+        parts.append(audit.reset_index().assign(held_out=groups))
+    return pd.concat(parts)
 
 
 def run_shuffled(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
@@ -157,7 +160,8 @@ def difference_table(frame: pd.DataFrame, method: str = "bone") -> str:
 
 
 def audit_table(frame: pd.DataFrame) -> str:
-    return markdown(frame.drop(columns="encoder").round(3))
+    first = ["held_out", "genes", "context_um", "method"]
+    return markdown(frame.set_index(first).drop(columns="encoder").round(3).reset_index())
 
 
 def shuffled_table(frame: pd.DataFrame) -> str:
@@ -193,7 +197,7 @@ def main() -> None:
         if only in (None, "heads"):
             run_heads(sdata, encoder, out).to_csv(out / "heads.csv")
         if only in (None, "audit"):
-            run_audit(load(arguments.her2st, ("C2", "C3", "C4")), encoder, out).to_csv(out / "audit.csv")
+            run_audit(arguments.her2st, encoder, out).to_csv(out / "audit.csv", index=False)
         if only in (None, "shuffled"):
             run_shuffled(sdata, encoder, out).to_csv(out / "shuffled.csv")
         for i in range(1, len(arguments.seeds) + 1):
