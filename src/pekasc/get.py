@@ -13,23 +13,27 @@ from spatialdata import SpatialData
 
 from pekasc._keys import PEKA, SECTION, TILES, UNS
 from pekasc._sections import get_table, positions_um, section_labels, section_readers, tiled_sections
-from pekasc.tiling import TileStream
+from pekasc.tiling import TileSpec, TileStream
 
 __all__ = ["comparison", "expression", "tiles"]
 
 logger = logging.getLogger(__name__)
 
+_SETTINGS = ("head", "teacher", "scales", "orientations")
 _MIN_GROUPS = 5  # an interval over fewer would be made up
 _BLOCK = 64  # tiles per dask block: about 10 MB at 224 px
 
 
-def tiles(sdata: SpatialData, *, table_name: str = "table", key: str = TILES) -> xr.DataArray:
+def tiles(sdata: SpatialData, *, scale: float = 1.0, table_name: str = "table", key: str = TILES) -> xr.DataArray:
     """Return the tiles as a lazy array in the order of the table's rows.
 
     Parameters
     ----------
     sdata
         Sections that :func:`pekasc.pp.tile` has tiled.
+    scale
+        Multiple of the tiles' pixel size: 2 shows twice the field of view around the same centres, in as many pixels,
+        as ``scales=`` of :func:`pekasc.tl.fit_adapter` reads it.
     table_name
         Name of the table.
     key
@@ -59,7 +63,9 @@ def tiles(sdata: SpatialData, *, table_name: str = "table", key: str = TILES) ->
     from dask import delayed
 
     sections, spec = tiled_sections(sdata, table_name=table_name, key=key)
-    stream = TileStream(section_readers(sections, spec))
+    if scale != 1:
+        spec = TileSpec(spec.tile_px, spec.mpp * scale)
+    stream = TileStream(section_readers(sections, spec, further=scale != 1))
     rows = np.concatenate([section.rows for section in sections])
     order = np.argsort(rows, kind="stable")
     shape = (spec.tile_px, spec.tile_px, 3)
@@ -202,7 +208,7 @@ def comparison(frame: pd.DataFrame, *, rival: str = "frozen-best", n_bootstrap: 
     Raises
     ------
     ValueError
-        If `frame` is no comparison, holds rows twice (of two heads or teachers), or the rival is not in it.
+        If `frame` is no comparison, holds rows twice (of two heads, teachers or scales), or the rival is not in it.
 
     Examples
     --------
@@ -224,10 +230,10 @@ def comparison(frame: pd.DataFrame, *, rival: str = "frozen-best", n_bootstrap: 
         raise ValueError(f"`rival={rival!r}` is not among the methods compared: {sorted(set(frame['method']))}.")
     twice = frame.duplicated([*by, "fold", "section", "seed"])
     if twice.any():
-        heads, teachers = (sorted(set(frame[column])) for column in ("head", "teacher"))
+        found = {column: sorted(set(frame[column])) for column in _SETTINGS if column in frame}
         raise ValueError(
-            f"`frame` holds {int(twice.sum())} rows of one method, fold and seed twice (heads {heads}, teachers "
-            f"{teachers}): sum up frames of other settings one by one."
+            f"`frame` holds {int(twice.sum())} rows of one method, fold and seed twice (settings: {found}): sum up "
+            "frames of other settings one by one."
         )
     # HEST-Bench pools the spots of a fold
     pooled = frame["section"] == "pooled"

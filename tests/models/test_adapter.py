@@ -17,6 +17,7 @@ import torch
 from peft import PeftModel
 
 import pekasc as pk
+from pekasc.models import _store
 from pekasc.models._encoders import FrozenEncoder
 
 
@@ -171,10 +172,10 @@ def test_a_foreign_folder(copy: Path, tmp_path: Path) -> None:
     main = copy / "pekasc.json"
     record = json.loads(main.read_text())
     main.write_text(json.dumps({**record, "format": 99}))
-    with pytest.raises(ValueError, match="has format 99, this .*pekasc reads 2: update pekasc"):
+    with pytest.raises(ValueError, match="has format 99, this .*pekasc reads 3: update pekasc"):
         pk.Adapter.load(copy)
     main.write_text(json.dumps({**record, "format": 1}))
-    with pytest.raises(ValueError, match="has format 1, this .*pekasc reads 2: fit it again"):
+    with pytest.raises(ValueError, match="has format 1, this .*pekasc reads 3: fit it again"):
         pk.Adapter.load(copy)
     main.write_text(json.dumps({"hello": 1}))
     with pytest.raises(ValueError, match="lacks the fields"):
@@ -190,6 +191,16 @@ def test_a_foreign_folder(copy: Path, tmp_path: Path) -> None:
         pk.Adapter.load(copy)
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         pk.Adapter.load(tmp_path / "nowhere")
+
+
+def test_an_adapter_from_before_there_were_scales(copy: Path, adapter: pk.Adapter, tiles: np.ndarray) -> None:
+    main = copy / "pekasc.json"
+    record = json.loads(main.read_text())
+    old = {k: v for k, v in record.items() if k not in ("scales", "orientations", "sha256")} | {"format": 2}
+    main.write_text(json.dumps({**old, "sha256": _store._seal(old)}))
+    loaded = pk.Adapter.load(copy)
+    assert loaded.scales == (1.0,) and loaded.orientations == 1
+    np.testing.assert_array_equal(loaded.predict(tiles, mpp=2.0), adapter.predict(tiles, mpp=2.0))
 
 
 def test_a_record_that_lacks_a_field_is_a_damaged_one(copy: Path) -> None:

@@ -67,7 +67,7 @@ def test_scales_side_by_side(encoder: FrozenEncoder, tiles: np.ndarray) -> None:
     wide = tiles[::-1].copy()
     depths = [(1,), (3, 1)]
     near, far = (embed(encoder, ArrayTiles(array), depths, **how) for array in (tiles, wide))
-    both = embed(encoder, ArrayTiles(tiles), depths, wider=[Shuffled(wide)], max_memory=1, **how)
+    both = embed(encoder, ArrayTiles(tiles), depths, further=[Shuffled(wide)], max_memory=1, **how)
     for depth in depths:
         np.testing.assert_allclose(both[depth], np.concatenate([near[depth], far[depth]], axis=1), atol=1e-5)
 

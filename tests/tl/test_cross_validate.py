@@ -29,6 +29,7 @@ from pekasc.models import _compare
 from pekasc.models._encoders import FrozenEncoder, resolve_encoder
 from pekasc.models._methods import known_methods
 from pekasc.models._teachers import TEACHERS, PcaTeacher, Source
+from pekasc.tl import _comparison
 
 QUICK: dict[str, Any] = {"genes": "svg", "n_genes": 8, "device": "cpu", "progress": False}
 SMALL: dict[str, Any] = {**QUICK, "epochs": 1, "rank": 8, "blocks": 1, "n_depths": 1}
@@ -162,6 +163,7 @@ def test_frozen_features_are_kept_in_files_that_are_read_as_needed(
     assert same(pk.tl.cross_validate(tiled, max_memory=1, **how), plain)
     assert same(pk.tl.cross_validate(tiled, store=tmp_path, max_memory=1, **how), plain)
     (kept,) = tmp_path.glob("frozen-tiny-*")
+    assert not list(tmp_path.glob(".*"))  # nothing half done
     assert len(list(kept.glob("*.npy"))) > 1  # one of every depth
     for path in tmp_path.glob("P*.npz"):
         path.unlink()
@@ -170,8 +172,49 @@ def test_frozen_features_are_kept_in_files_that_are_read_as_needed(
         assert same(pk.tl.cross_validate(tiled, store=tmp_path, **how), plain)
     damaged = sorted(kept.glob("*.npy"))[0]
     damaged.write_bytes(damaged.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=f"The stored result {kept.name} cannot be read .* delete it to compute it"):
-        pk.tl.cross_validate(tiled, store=tmp_path, **{**how, "n_genes": 7})
+    for harm in (lambda: None, damaged.unlink, lambda: (kept / "about.json").unlink()):
+        harm()
+        with pytest.raises(ValueError, match=f"The stored result {kept.name} cannot be read .* delete it to compute"):
+            pk.tl.cross_validate(tiled, store=tmp_path, **{**how, "n_genes": 7})
+
+
+def test_features_of_all_depths_are_not_in_memory_at_once(
+    tiled: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    original = _comparison.read_out
+
+    def spy(fold: Any, reader: Any, features: Any, *rest: Any) -> Any:
+        seen.extend(features.values())
+        return original(fold, reader, features, *rest)
+
+    monkeypatch.setattr(_comparison, "read_out", spy)
+    for how in ({"max_memory": 1}, {"store": tmp_path}):
+        seen.clear()
+        pk.tl.cross_validate(tiled, methods=["frozen-best"], **{**QUICK, **how})
+        assert seen and all(isinstance(x, np.memmap) for x in seen)
+
+
+def test_every_reading_has_its_own_place_in_a_store(tiled: SpatialData, tmp_path: Path, counted: list[str]) -> None:
+    how: dict[str, Any] = {"methods": ["mean", "frozen"], **QUICK}
+    for reading in ({}, {"scales": (1, 0.5)}, {"orientations": 2}):
+        counted.clear()
+        stored = pk.tl.cross_validate(tiled, store=tmp_path, **how, **reading)
+        # what reads no image is computed once
+        assert counted.count("control") == (2 if not reading else 0) and counted.count("read_out") == 2
+        assert same(stored, pk.tl.cross_validate(tiled, **how, **reading))
+    assert (stored["orientations"] == 2).all() and (stored["scales"] == "1").all()
+    other = pk.tl.cross_validate(tiled, store=tmp_path, scales=(1, 0.5), **how)
+    with pytest.raises(ValueError, match=r"rows of one method, fold and seed twice .*'scales': \['1', '1\+0.5'\]"):
+        pk.get.comparison(pd.concat([stored, other]), rival="mean")
+
+
+def test_too_few_spots_beside_the_widest_tiles_are_found_before_embedding(
+    tiled: SpatialData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pekasc.tl._comparison.embed", None)
+    with pytest.raises(ValueError, match="Too few training spots .* Within 316.8 um"):
+        pk.tl.cross_validate(tiled, methods=["frozen"], scales=(1, 2), **QUICK)
 
 
 def test_differences_per_gene_add_up_to_that_of_the_mean(tiled: SpatialData) -> None:
@@ -429,7 +472,7 @@ def test_intervals_are_over_whole_groups_and_frames_of_one_setting(tiled: Spatia
     row = ("tiny", 0.0, "svg", "frozen")
     assert np.isfinite(pk.get.comparison(five, rival="mean").loc[row, "difference_low"])
     assert np.isnan(pk.get.comparison(five.assign(whole_groups=False), rival="mean").loc[row, "difference_low"])
-    with pytest.raises(ValueError, match=r"twice \(heads \['mlp', 'ridge'\]"):
+    with pytest.raises(ValueError, match=r"twice \(settings: .*'head': \['mlp', 'ridge'\]"):
         pk.get.comparison(pd.concat([frame, frame.assign(head="mlp")]), rival="mean")
 
 

@@ -304,6 +304,8 @@ RESNET = pk.models.Encoder("resnet18", weights="random")
         ({"method": "bon"}, ValueError, "`method='bon'` is not known"),
         ({"depth": 7}, ValueError, "has 6 blocks: give 1 to 6"),
         ({"scales": 2}, ValueError, r"`scales=2` must be multiples .*`scales=\(1, 2\)`"),
+        ({"scales": None}, ValueError, r"`scales=None` must be multiples"),
+        ({"orientations": True}, ValueError, r"`orientations=True` must be one of"),
         ({"orientations": "all"}, ValueError, r"`orientations='all'` must be one of \[1, 2, 4, 8\]"),
         ({"blocks": 9}, ValueError, "`blocks=9` does not fit"),
         ({"genes": ["ENSG1", "ENSG2"]}, ValueError, r"None of the 2 genes .*`gene_key=`"),
@@ -502,19 +504,24 @@ def test_tiles_at_two_scales_and_in_several_orientations(tiled: SpatialData, tmp
     ).head.projection.mean.shape[0]  # fmt: skip
 
     # the same from arrays, and after a save
-    pk.pp.tile(tiled, tile_px=56, mpp=4.0, key_added="wide")
-    near, wide = (pk.get.tiles(tiled, key=key).to_numpy()[:9] for key in ("tiles", "wide"))
+    near, wide = (pk.get.tiles(tiled, scale=scale).to_numpy()[:9] for scale in (1, 2))
     adapter.save(tmp_path / "adapter")
     for one in (adapter, pk.Adapter.load(tmp_path / "adapter")):
-        predicted = one.predict(near, mpp=2.0, wider=[wide], device="cpu")
+        predicted = one.predict(near, mpp=2.0, scales={4.0: wide}, device="cpu")
         np.testing.assert_allclose(predicted, _predicted(tiled, one)[:9], atol=1e-4)
     pk.tl.embed_tiles(tiled, adapter, key_added="X_again", device="cpu", progress=False)
     np.testing.assert_allclose(tiled["table"].obsm["X_again"], tiled["table"].obsm["X_peka"], atol=1e-5)
     assert read_uns(tiled["table"], "X_again")["scales"] == [1.0, 2.0]
 
-    for wider in ([], [wide, wide], [wide[:3]]):
-        with pytest.raises(ValueError, match=r"reads tiles at 2 scales, so `wider=` needs 1 arrays .* of 4 um/px; got"):
-            adapter.predict(near, mpp=2.0, wider=wider)
+    for scales, error, message in (
+        (None, ValueError, r"also reads tiles of 4 um/px .* got tiles of \[\]"),
+        ({3.0: wide}, ValueError, r"also reads tiles of 4 um/px .* got tiles of \[3.0\]"),
+        ({4.0: wide, 8.0: wide}, ValueError, r"got tiles of \[4.0, 8.0\]"),
+        ({4.0: wide[:3]}, ValueError, r"the tiles of 4 um/px have shape \(3, 56, 56, 3\), the others \(9, "),
+        (wide, TypeError, r"must map pixel sizes in um to tiles, such as \{4: wide\}, got ndarray"),
+    ):
+        with pytest.raises(error, match=message):
+            adapter.predict(near, mpp=2.0, scales=scales)
     with pytest.raises(ValueError, match="has its own depth, scales and orientations"):
         pk.tl.embed_tiles(tiled, adapter, scales=(1, 2))
 
@@ -526,19 +533,42 @@ def _predicted(sdata: SpatialData, adapter: pk.Adapter) -> np.ndarray:
 
 def test_a_frozen_encoder_at_two_scales(tiled: SpatialData) -> None:
     how: dict[str, Any] = {"depth": 2, "device": "cpu", "progress": False}
+    plain = pk.tl.fit_adapter(tiled, method=None, **how)
+    with pytest.raises(ValueError, match="reads tiles at one scale, 2 um/px: leave `scales=` out"):
+        plain.predict(pk.get.tiles(tiled)[:2].to_numpy(), mpp=2.0, scales={4.0: np.zeros((2, 56, 56, 3), np.uint8)})
     pk.pp.tile(tiled, tile_px=56, mpp=4.0, key_added="wide")
+    np.testing.assert_array_equal(pk.get.tiles(tiled, key="wide"), pk.get.tiles(tiled, scale=2))
     pk.tl.embed_tiles(tiled, "tiny", key_added="near", **how)
     pk.tl.embed_tiles(tiled, "tiny", key="wide", key_added="wide_features", **how)
     pk.tl.embed_tiles(tiled, "tiny", scales=(1, 2), key_added="both", **how)
     table = tiled["table"]
     side_by_side = np.concatenate([table.obsm["near"], table.obsm["wide_features"]], axis=1)
     np.testing.assert_allclose(table.obsm["both"], side_by_side, atol=1e-5)
-    with pytest.raises(ValueError, match=r"Too few training spots .* with 316.8 um around .* smaller `scales=`"):
+    with pytest.raises(ValueError, match=r"Too few training spots .* Within 316.8 um .* the widest tile"):
         # one section of 0.7 mm: held out in blocks
         pk.tl.fit_adapter(tiled, train=TRAIN, method=None, scales=(1, 2), **how)
+    with pytest.raises(ValueError, match="At scale 50, tiles of 5600 um lie to 9.% outside of their images"):
+        pk.tl.embed_tiles(tiled, "tiny", scales=(1, 50), **how)
 
 
 def test_inner_folds_keep_the_widest_tiles_apart() -> None:
     spec = TileSpec(112, 1.0)
     assert margin_um(spec, (1.0,)) == pytest.approx(112 * 2**0.5)
     assert margin_um(spec, (1.0, 2.0)) == pytest.approx(224 * 2**0.5)
+
+
+def test_tissue_that_a_wide_tile_saw_is_training_tissue(tiled: SpatialData) -> None:
+    table = tiled["table"]
+    x = np.array([g.x for g in tiled["P1S1_spots"].geometry])
+    left = np.zeros(table.n_obs, dtype=bool)
+    left[: len(x)] = x < np.median(x)
+    left |= (table.obs["region"] == "P2S1_spots").to_numpy()
+    how: dict[str, Any] = {"method": None, "depth": 1, "train": left, "device": "cpu", "progress": False}
+    known = []
+    for scales in ((1,), (1, 4)):
+        adapter = pk.tl.fit_adapter(tiled, scales=scales, groups="patient", **how)
+        pk.tl.predict_expression(tiled, adapter, device="cpu", progress=False)
+        known.append(table.obs["peka_train"].to_numpy(dtype=bool).copy())
+        assert read_uns(table, "X_peka")["scales"] == [float(scale) for scale in scales]
+    np.testing.assert_array_equal(known[0], left)
+    assert known[1][left].all() and known[1].sum() > left.sum() + 5

@@ -136,28 +136,28 @@ def _warn_of_untiled(
 
 
 def section_readers(
-    sections: Iterable[Section], spec: TileSpec, *, wider: bool = False, **kwargs: Any
+    sections: Iterable[Section], spec: TileSpec, *, further: bool = False, **kwargs: Any
 ) -> list[TileReader | PatchReader]:
     """Return a reader of tiles for each section; `kwargs` go to :class:`~pekasc.tiling.TileReader`.
 
-    Tiles that are `wider` than those that were tiled come from the image, stored patches or not.
+    Tiles that are `further` than those that were tiled come from the image, stored patches or not.
 
     Raises
     ------
     ValueError
-        If stored patches show another field of view than the tiles, or wider tiles are asked for without an image.
+        If stored patches show another field of view than the tiles, or further tiles are asked for without an image.
     """
-    return [_reader(section, spec, wider, **kwargs) for section in sections]
+    return [_reader(section, spec, further, **kwargs) for section in sections]
 
 
-def _reader(section: Section, spec: TileSpec, wider: bool, **kwargs: Any) -> TileReader | PatchReader:
+def _reader(section: Section, spec: TileSpec, further: bool, **kwargs: Any) -> TileReader | PatchReader:
     geometry = TileGeometry(section.centres_px, section.um_to_px, spec)
-    if wider and section.pyramid is None:
+    if further and section.pyramid is None:
         raise ValueError(
-            f"Section {section.name!r} has stored patches and no image, so nothing of the tissue around them can be "
-            f"read at {spec.mpp:g} um/px: leave `scales=` out, or read the slide too."
+            f"Tiles are also to be read at {spec.mpp:g} um/px, but section {section.name!r} has stored patches and no "
+            "image: nothing beyond the patches is known. Read the slide too, or work at one scale."
         )
-    if wider or section.patches is None or section.patch_rows is None:
+    if further or section.patches is None or section.patch_rows is None:
         if section.pyramid is None:
             raise ValueError(f"Section {section.name!r} has neither an image nor stored patches to read tiles from.")
         return TileReader(section.pyramid, geometry, **kwargs)

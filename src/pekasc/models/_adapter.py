@@ -123,19 +123,19 @@ class Adapter:
     def embed_source(
         self,
         source: TileSource,
-        wider: Sequence[TileSource] = (),
+        further: Sequence[TileSource] = (),
         *,
         batch_size: int,
         device: str,
         precision: str,
         progress: bool = False,
     ) -> np.ndarray:
-        """Return adapted features (n, d), float32, of tiles that were checked before, `wider` ones at every scale."""
+        """Return adapted features (n, d), float32, of tiles that were checked before, `further` ones at every scale."""
         features = embed(
             self._model,
             source,
             [self.depth],
-            wider=wider,
+            further=further,
             orientations=self.orientations,
             batch_size=batch_size,
             device=resolve_device(device),
@@ -149,7 +149,7 @@ class Adapter:
         tiles: np.ndarray,
         *,
         mpp: float,
-        wider: Sequence[np.ndarray] = (),
+        scales: Mapping[float, np.ndarray] | None = None,
         batch_size: int = 64,
         device: str = "auto",
         precision: str = "fp32",
@@ -162,9 +162,10 @@ class Adapter:
             Shape (n, y, x, 3), uint8, RGB.
         mpp
             Their pixel size in um.
-        wider
-            Tiles of the same shape around the same centres at every further scale (``scales[1:]``), such as
-            those of ``2 * mpp``: needed by an adapter that reads several.
+        scales
+            For an adapter that reads several scales (:attr:`scales`): tiles of the same shape around the same centres
+            at each of the others, by their pixel size in um, such as ``{2.0: wide}``;
+            ``pekasc.get.tiles(sdata, scale=2)`` reads them.
         batch_size, device, precision
             As in :func:`pekasc.tl.embed_tiles`.
 
@@ -178,16 +179,36 @@ class Adapter:
             If the tiles are of another size, field of view or dtype, a scale is missing, or the encoder's weights are
             not those that the adapter was trained on.
         """
-        source, *more = (ArrayTiles(np.asarray(array)) for array in (tiles, *wider))
+        source = ArrayTiles(np.asarray(tiles))
         self.check_tiles(source.tile_px, mpp)
-        shapes = [array.array.shape for array in more]
-        if len(more) != len(self.scales) - 1 or set(shapes) - {source.array.shape}:
-            further = ", ".join(f"{scale * self.spec.mpp:g} um/px" for scale in self.scales[1:])
-            raise ValueError(
-                f"This adapter reads tiles at {len(self.scales)} scales, so `wider=` needs {len(self.scales) - 1} "
-                f"arrays of shape {source.array.shape}{f', of {further}' if further else ''}; got shapes {shapes}."
-            )
+        more = [ArrayTiles(array) for array in self._further(source, scales)]
         return self.embed_source(source, more, batch_size=batch_size, device=device, precision=precision)
+
+    def _further(self, source: ArrayTiles, scales: Mapping[float, np.ndarray] | None) -> list[np.ndarray]:
+        """Return the tiles of the further scales in their order, checked against the first ones."""
+        wanted = [scale * self.spec.mpp for scale in self.scales[1:]]
+        if scales is not None and not isinstance(scales, Mapping):
+            raise TypeError(
+                f"`scales` must map pixel sizes in um to tiles, such as {{{2 * self.spec.mpp:g}: wide}}, got "
+                f"{type(scales).__name__}."
+            )
+        given = {float(mpp): np.asarray(array) for mpp, array in (scales or {}).items()}
+        found = [next((m for m in given if abs(m / mpp - 1) <= TOLERANCE), None) for mpp in wanted]
+        if not wanted and given:
+            raise ValueError(f"This adapter reads tiles at one scale, {self.spec.mpp:g} um/px: leave `scales=` out.")
+        if None in found or len(given) != len(wanted):
+            listed = ", ".join(f"{mpp:g}" for mpp in wanted)
+            raise ValueError(
+                f"This adapter also reads tiles of {listed} um/px around the same centres: give them as "
+                f"`scales={{um/px: tiles}}`; got tiles of {sorted(given)} um/px."
+            )
+        arrays = [given[m] for m in found if m is not None]
+        for mpp, array in zip(wanted, arrays, strict=True):
+            if array.shape != source.array.shape:
+                raise ValueError(
+                    f"`scales`: the tiles of {mpp:g} um/px have shape {array.shape}, the others {source.array.shape}."
+                )
+        return arrays
 
     def predict(
         self,
@@ -196,7 +217,7 @@ class Adapter:
         mpp: float,
         coords_um: np.ndarray | None = None,
         section: np.ndarray | None = None,
-        wider: Sequence[np.ndarray] = (),
+        scales: Mapping[float, np.ndarray] | None = None,
         batch_size: int = 64,
         device: str = "auto",
         precision: str = "fp32",
@@ -212,7 +233,7 @@ class Adapter:
         coords_um, section
             Positions in um (n, 2) and sections (n,) of the tiles, all of one section by default: needed by a head
             with spatial context (:attr:`context_um`), not read by another.
-        wider
+        scales
             As in :meth:`embed`.
         batch_size, device, precision
             As in :func:`pekasc.tl.embed_tiles`.
@@ -231,7 +252,7 @@ class Adapter:
                 f"The head of this adapter reads the neighbours within {self.context_um:g} um, so it needs to know "
                 "where the tiles lie: give `coords_um=` (n, 2) in um, and `section=` if they are of several."
             )
-        features = self.embed(tiles, mpp=mpp, wider=wider, batch_size=batch_size, device=device, precision=precision)
+        features = self.embed(tiles, mpp=mpp, scales=scales, batch_size=batch_size, device=device, precision=precision)
         if coords_um is None:
             return self.head.predict(features)
         n = len(features)
@@ -260,8 +281,8 @@ class Adapter:
         """Return a plain timm model with the adapter merged into its weights, cut after the adapter's depth.
 
         Its ``forward_features`` gives the adapted tokens, final norm applied; the class token beside the mean patch
-        token are the features of this adapter (for several depths: of the deepest; for several scales or orientations:
-        of one of them). Where the
+        token are the features of this adapter. For several depths, they are those of the deepest; for several scales
+        or orientations, of the tile that is given: put scales side by side, take the mean over orientations. Where the
         encoder's own output is read, they are that or its class token, see ``pooling`` of :class:`Encoder`; where that
         is None, calling the model gives it.
 

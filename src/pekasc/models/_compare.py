@@ -67,12 +67,12 @@ class Fold:
     def training(self) -> Data:
         """Return the training spots alone."""
         d, at = self.data, self.train
-        tiles, *wider = self.tiles(at)
-        return Data(tiles, d.expression[at], d.genes, d.groups[at], d.sections[at], d.coords_um[at], wider)
+        tiles, *further = self.tiles(at)
+        return Data(tiles, d.expression[at], d.genes, d.groups[at], d.sections[at], d.coords_um[at], further)
 
     def tiles(self, rows: np.ndarray) -> list[TileSubset]:
         """Return the tiles of some spots at every scale."""
-        return [TileSubset(source, rows) for source in (self.data.tiles, *self.data.wider)]
+        return [TileSubset(source, rows) for source in (self.data.tiles, *self.data.further)]
 
     def lesson(self) -> Teacher:
         """Return the teacher as it knows the training spots alone, under their numbers."""
@@ -262,14 +262,14 @@ def adapted(
     seconds = time.perf_counter() - start
     d = fold.data
     coords, sections = d.coords_um[fold.test], d.sections[fold.test]
-    test, *wider = fold.tiles(fold.test)
+    test, *further = fold.tiles(fold.test)
     known: dict[tuple[Depth, int], np.ndarray] = {}
     out = []
     for reader, adapter in zip(readers, adapters, strict=True):
         epochs = adapter.info["epochs"]
         if (adapter.depth, epochs) not in known:
             known[adapter.depth, epochs] = adapter.embed_source(
-                test, wider, batch_size=options.batch_size, device=str(options.device),
+                test, further, batch_size=options.batch_size, device=str(options.device),
                 precision=options.precision,
             )  # fmt: skip
         features = known[adapter.depth, epochs]

@@ -13,12 +13,13 @@ from tqdm.auto import tqdm
 
 from pekasc.models._choose import Depth
 from pekasc.models._encoders import FrozenEncoder
+from pekasc.models._peka import turned
 from pekasc.tiling import TileSource, batches, check_temporary_room
 
 logger = logging.getLogger(__name__)
 
 ORIENTATIONS = (1, 2, 4, 8)
-_QUARTERS = (0, 2, 1, 3)
+_VIEWS = (0, 2, 1, 3, 4, 6, 5, 7)  # 2: as it is and half round; 4: all turns; 8: their mirror images too
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -63,19 +64,13 @@ def features_of(encoder: FrozenEncoder, x: torch.Tensor, depths: Sequence[Depth]
     ]
 
 
-def turned(x: torch.Tensor, number: int) -> torch.Tensor:
-    """Return tiles (..., y, x) in one of their eight orientations: 0 as they are, 1 half round, 4 to 7 mirrored."""
-    x = torch.rot90(x, _QUARTERS[number % 4], (-2, -1))
-    return x.flip(-1) if number >= 4 else x
-
-
 def oriented_features(
     encoder: FrozenEncoder, x: torch.Tensor, depths: Sequence[Depth], orientations: int
 ) -> list[torch.Tensor]:
     """Return what :func:`features_of` does, float32, mean over the first so many orientations of the tiles."""
     total = [part.float() for part in features_of(encoder, x, depths)]
-    for number in range(1, orientations):
-        for sums, part in zip(total, features_of(encoder, turned(x, number), depths), strict=True):
+    for number in _VIEWS[1:orientations]:
+        for sums, part in zip(total, features_of(encoder, turned(x, number, (-2, -1)), depths), strict=True):
             sums += part.float()
     return [sums / orientations for sums in total]
 
@@ -85,7 +80,7 @@ def embed(
     source: TileSource,
     depths: Sequence[Depth],
     *,
-    wider: Sequence[TileSource] = (),
+    further: Sequence[TileSource] = (),
     orientations: int = 1,
     batch_size: int,
     device: torch.device,
@@ -97,7 +92,7 @@ def embed(
 ) -> dict[Depth, np.ndarray]:
     """Return features of tiles, one float32 array (n, d) per entry of `depths`, in the order of `index`.
 
-    With `wider` tiles, (n, scales * d): the features of every scale side by side.
+    With `further` tiles, (n, scales * d): the features of every scale side by side.
 
     Parameters
     ----------
@@ -107,7 +102,7 @@ def embed(
         Where tiles are read from.
     depths
         Block numbers whose features are concatenated; None is the encoder's own output.
-    wider
+    further
         The same tiles at further scales, under the same numbers.
     orientations
         Features are the mean over so many turns and flips of a tile.
@@ -132,7 +127,7 @@ def embed(
     index = np.arange(source.n) if index is None else np.asarray(index, dtype=np.int64)
     if not index.size:
         raise ValueError("There are no tiles to embed.")
-    sources = [source, *wider]
+    sources = [source, *further]
     row = np.full(source.n, -1, dtype=np.int64)
     row[index] = np.arange(len(index))
     out: dict[Depth, np.ndarray] = {}
@@ -153,6 +148,7 @@ def embed(
                         out[depth] = _room(len(index), len(sources) * width, share)
                     out[depth][row[positions], scale * width : (scale + 1) * width] = values
                 bar.update(len(positions))
+            getattr(tiles_at, "release", lambda: None)()  # decoded chunks of one scale are of no use to the next
     return out
 
 

@@ -47,7 +47,7 @@ class Data:
         Group and section of every spot.
     coords_um
         Positions in the section, (n, 2).
-    wider
+    further
         The same tiles at every further scale.
     """
 
@@ -57,7 +57,7 @@ class Data:
     groups: np.ndarray
     sections: np.ndarray
     coords_um: np.ndarray
-    wider: Sequence[TileSource] = ()
+    further: Sequence[TileSource] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class _Fit:
             self.model,
             self.data.tiles,
             depths,
-            wider=self.data.wider,
+            further=self.data.further,
             orientations=o.orientations,
             batch_size=o.batch_size,
             device=o.device,

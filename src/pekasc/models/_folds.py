@@ -69,8 +69,8 @@ def inner_folds(groups: np.ndarray, coords_um: np.ndarray, sections: np.ndarray,
     if short or not folds:
         raise ValueError(
             f"Too few training spots to choose anything on held-out ones: {len(groups)} spots in {len(names)} group(s) "
-            f"leave too few in fold(s) {short}, with {margin_um:.4g} um around held-out spots in which no spot trains, "
-            "so that no pixel is seen twice. Give more spots or sections, other `groups=`, or smaller `scales=`."
+            f"leave too few in fold(s) {short}. Within {margin_um:.4g} um of a section's held-out spots none trains: "
+            "that is the diagonal of the widest tile. Give more spots or sections, other `groups=`, or smaller tiles."
         )
     return sorted(folds, key=lambda fold: fold.name)
 

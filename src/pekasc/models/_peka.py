@@ -172,13 +172,18 @@ def losses(
     return kd, functional.cross_entropy(logits, labels)
 
 
+def turned(tiles: Tensor, number: int, axes: tuple[int, int]) -> Tensor:
+    """Return tiles in one of their eight orientations: turned by so many quarters, from 4 on mirrored as well."""
+    out = torch.rot90(tiles, number % 4, axes)
+    return out.flip(axes[1]) if number >= 4 else out
+
+
 def orient(tiles: Tensor, generator: torch.Generator) -> Tensor:
     """Return every tile (n, y, x, 3) in one of its eight orientations, drawn from `generator`."""
     choice = torch.randint(8, (len(tiles),), generator=generator)
     out = tiles.clone()
-    for k in range(8):
-        rows = (choice == k).nonzero().squeeze(1)
+    for number in range(8):
+        rows = (choice == number).nonzero().squeeze(1)
         if len(rows):
-            turned = torch.rot90(tiles[rows], k % 4, dims=(1, 2))
-            out[rows] = turned.flip(2) if k >= 4 else turned
+            out[rows] = turned(tiles[rows], number, (1, 2))
     return out

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+
+_ABOUT = "about.json"
 
 
 def fingerprint(*parts: Any) -> str:
@@ -83,17 +85,23 @@ class Results:
             return make()
         folder = self.folder / f"{name}-{key[:16]}"
         if not folder.exists():
-            part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-            part.mkdir(exist_ok=True)
-            for i, array in enumerate(make()):
-                np.save(part / f"{i:03}.npy", array, allow_pickle=False)
+            part = Path(tempfile.mkdtemp(dir=self.folder, prefix=f".{folder.name}-"))
             try:
-                os.replace(part, folder)
-            except OSError:  # another run was first
-                shutil.rmtree(part)
+                arrays = make()
+                for i, array in enumerate(arrays):
+                    np.save(part / f"{i:03}.npy", array, allow_pickle=False)
+                (part / _ABOUT).write_text(json.dumps({"n_arrays": len(arrays)}))
+                try:
+                    part.rename(folder)
+                except OSError:
+                    if not folder.exists():  # else another run was first
+                        raise
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
         try:
-            return [np.load(file, mmap_mode="r", allow_pickle=False) for file in sorted(folder.glob("*.npy"))]
-        except (OSError, ValueError, EOFError) as error:
+            n_arrays = json.loads((folder / _ABOUT).read_text())["n_arrays"]
+            return [np.load(folder / f"{i:03}.npy", mmap_mode="r", allow_pickle=False) for i in range(n_arrays)]
+        except (OSError, ValueError, EOFError, KeyError) as error:
             raise ValueError(
                 f"The stored result {folder.name} cannot be read ({error}): delete it to compute it again."
             ) from error
@@ -103,7 +111,12 @@ class Results:
         if self.folder is None:
             return
         path = self._path(name, key)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with part.open("wb") as file:
-            np.savez(file, allow_pickle=False, about=np.array(json.dumps(dict(about))), **arrays)
-        os.replace(part, path)
+        # a name of its own: process numbers repeat between the machines of a cluster
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=f".{path.name}-", delete=False) as file:
+            part = Path(file.name)
+            try:
+                np.savez(file, allow_pickle=False, about=np.array(json.dumps(dict(about))), **arrays)
+            except BaseException:
+                part.unlink()
+                raise
+        part.replace(path)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pekasc.models._adapter import Adapter
 
 FORMAT = 3
+_ADDED = {"scales": [1.0], "orientations": 1}  # since format 2, with what was done before
 _FIELDS = (
     "encoder", "encoder_digest", "tile_px", "mpp", "depth", "method", "genes", "head", "context_um", "scales",
     "orientations", "info", "gene_scores", "history", "selection", "files", "sha256",
@@ -209,15 +210,16 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} is no JSON ({error}).") from error
     if not isinstance(record, dict) or "format" not in record or "files" not in record:
         raise ValueError(f"{path} holds no adapter of pekasc: {MAIN} lacks the fields of one.")
-    if record["format"] != FORMAT:
+    if record["format"] not in (FORMAT - 1, FORMAT):
         newer = isinstance(record["format"], int) and record["format"] > FORMAT
         raise ValueError(
             f"The adapter in {path} has format {record['format']}, this pekasc reads {FORMAT}: "
             f"{'update pekasc' if newer else 'fit it again, or load it with the version that saved it'}."
         )
-    missing = [name for name in _FIELDS if name not in record]
+    old = record["format"] < FORMAT
+    missing = [name for name in _FIELDS if name not in record and not (old and name in _ADDED)]
     if missing:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} lacks {missing}.")
     if _seal(record) != record["sha256"]:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} was changed after it was saved. Copy it again.")
-    return record
+    return {**_ADDED, **record} if old else record

@@ -80,6 +80,11 @@ class TileStream:
             tiles[own] = self.readers[i].read(index[own] - self.offsets[i])
         return tiles
 
+    def release(self) -> None:
+        """Forget the decoded chunks kept between calls."""
+        for reader in self.readers:
+            reader.release()
+
 
 class ArrayTiles:
     """Tiles that are an array already.

@@ -34,6 +34,7 @@ from pekasc.models._compare import (
 from pekasc.models._embed import embed
 from pekasc.models._encoders import FrozenEncoder, warn_of_scale
 from pekasc.models._fit import Data, Options, Reader, margin_um
+from pekasc.models._folds import inner_folds
 from pekasc.models._hest import hest_genes
 from pekasc.models._methods import Method, attached, make_config, target_layers
 from pekasc.models._results import Results, fingerprint
@@ -53,7 +54,7 @@ class Spots:
     """All spots of the comparison, in one order; what a fold may see of them is decided later."""
 
     tiles: TileSource
-    wider: Sequence[TileSource]
+    further: Sequence[TileSource]
     spec: TileSpec
     log: Matrix
     raw: Matrix
@@ -130,6 +131,7 @@ class Run:
         model = FrozenEncoder(row, spots.spec.tile_px)
         warn_of_scale(row, spots.spec.mpp)
         self._check_adapters(model)
+        self._check_folds()
         frozen = self._frozen(model)
         last: Depth = None if self.protocol == HEST else (model.n_blocks,)
         common = {
@@ -139,7 +141,6 @@ class Run:
             "protocol": self.protocol,
             "genes": self.sets,
             "n_genes": self.n_genes,
-            "orientations": self.options.orientations,
             "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "scikit-learn")},
         }
         for name in spots.folds:
@@ -163,6 +164,26 @@ class Run:
             targets = target_layers(model, None if self.protocol == HEST else (model.n_blocks,), o.blocks, of)
             with attached(model, make_config(of, o.recipe.rank, targets), 0):
                 pass
+
+    def _check_folds(self) -> None:
+        """Make the inner folds of every fold once: too few spots are found before hours of embedding."""
+        if self.protocol == HEST or all(method in ("mean", "neighbours") for method in self.methods.values()):
+            return
+        spots = self.spots
+        for train, _ in spots.folds.values():
+            groups = self._groups(train)[train]
+            inner_folds(
+                groups, spots.coords_um[train], spots.sections[train], margin_um(spots.spec, self.options.scales)
+            )
+
+    def _groups(self, train: np.ndarray) -> np.ndarray:
+        """Return what is held out inside training spots, of all spots.
+
+        By default as `fit_adapter` would choose on these spots: one patient's sections are held out in turn.
+        """
+        spots = self.spots
+        single = spots.default_groups and len(np.unique(spots.groups[train])) < 2
+        return spots.sections if single else spots.groups
 
     def _units(self) -> list[list[str]]:
         """Return methods by training: adapted features, alone or beside frozen ones, share one."""
@@ -220,6 +241,10 @@ class Run:
         """Return the options that a method depends on; where it was computed is no part of them."""
         o = self.options
         out: dict[str, Any] = {"n_components": o.n_components, "precision": o.precision}
+        if self.methods[label] not in ("mean", "neighbours"):
+            out["scales"] = o.scales  # they set how far apart the sides of an inner fold are
+        if self.methods[label] not in (*CONTROLS, "teacher"):
+            out |= {"tiles": self.spots.tiles_fingerprint, "orientations": o.orientations}
         if self._teacher_of(label):
             out["teacher"] = self.spots.teacher, self.spots.teacher_fingerprint
         if is_trained(self.methods[label]):
@@ -276,7 +301,7 @@ class Run:
 
         def make() -> list[np.ndarray]:
             made = embed(
-                model, spots.tiles, depths, wider=spots.wider, orientations=o.orientations, batch_size=o.batch_size,
+                model, spots.tiles, depths, further=spots.further, orientations=o.orientations, batch_size=o.batch_size,
                 device=o.device, precision=o.precision, max_memory=o.max_memory,
             )  # fmt: skip
             return [made[depth] for depth in depths]
@@ -289,9 +314,7 @@ class Run:
             return self._made[name]
         spots = self.spots
         train, test = spots.folds[name]
-        # by default as fit_adapter would choose on these spots: one patient's sections are held out in turn
-        single = spots.default_groups and len(np.unique(spots.groups[train])) < 2
-        groups = spots.sections if single else spots.groups
+        groups = self._groups(train)
         expressed = _inputs.expressed_genes(spots.log[train], groups[train])
         if not expressed.size:
             raise ValueError(f"Fold {name!r}: no gene is seen in at least 10 % of the spots of every training group.")
@@ -308,7 +331,7 @@ class Run:
             groups,
             spots.sections,
             spots.coords_um,
-            spots.wider,
+            spots.further,
         )
         fold = Fold(name, train, test, data, teacher=None)
         sets = {s: np.searchsorted(predicted, at) for s, at in chosen.items()}

@@ -18,7 +18,14 @@ _MIN_BLOCKS = 4
 
 
 def score_fold(
-    of: FoldGenes, found: list[Found], spots: Spots, head: str, per_gene: bool, block_um: float, n_draws: int
+    of: FoldGenes,
+    found: list[Found],
+    spots: Spots,
+    head: str,
+    reading: dict[str, Any],
+    per_gene: bool,
+    block_um: float,
+    n_draws: int,
 ) -> pd.DataFrame:
     """Return the rows of one fold, see :func:`pekasc.tl.cross_validate`."""
     fold = of.fold
@@ -49,7 +56,7 @@ def score_fold(
                 measured = np.full_like(measured, np.nan)
             about = {
                 "fold": fold.name, "section": str(section), "genes": name, "whole_groups": fold.name not in spots.leaky,
-                "head": head, "n_train": len(fold.train), "n_test": len(at),
+                "head": head, **reading, "n_train": len(fold.train), "n_test": len(at),
                 "n_untaught": int(untaught[columns].sum()),
             }  # fmt: skip
             if per_gene:

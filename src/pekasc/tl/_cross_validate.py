@@ -42,7 +42,7 @@ from pekasc.tl._comparison import HEST, Run, Spots
 from pekasc.tl._comparison_table import MIN_TEST, score_fold
 from pekasc.tl._gene_sets import CHOSEN, check_gene_sets
 from pekasc.tl._options import check_context, check_orientations, check_scales, make_recipe, whole
-from pekasc.tl._teachers import fitted_here, stored_key, stored_teacher
+from pekasc.tl._teachers import check_installed, fitted_here, stored_key, stored_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def cross_validate(
     n_genes: int = 50,
     head: Literal["ridge", "ridge-per-gene", "mlp"] = "ridge",
     context_um: float | None | Sequence[float | None] = None,
-    scales: float | Sequence[float] = (1,),
+    scales: Sequence[float] = (1,),
     orientations: int = 1,
     seeds: int | Sequence[int] = (0,),
     protocol: Literal["nested", "hest"] = "nested",
@@ -176,8 +176,8 @@ def cross_validate(
         The held-out groups; a section of them, or ``"pooled"`` for the spots of all together.
     ``whole_groups``
         Whether no section, patient or group is on both sides of the fold; elsewhere scores are too good.
-    ``encoder``, ``method``, ``head``, ``teacher``, ``context_um``, ``seed``, ``genes``
-        What was done; ``context_um`` is 0 without.
+    ``encoder``, ``method``, ``head``, ``scales``, ``orientations``, ``teacher``, ``context_um``, ``seed``, ``genes``
+        What was done; ``context_um`` is 0 without, scales are joined by ``+``.
     ``n_genes``, ``n_undefined``, ``n_untaught``
         Genes of the set; those that are constant in the test spots: they have no score and are left out of the
         mean; and those that are constant in the training spots, which nobody can learn: they count 0, as does every
@@ -202,6 +202,8 @@ def cross_validate(
         If a column, gene, section or the teacher's embedding is not there.
     ValueError
         If there is a single group, a group has too few spots, or a method is unknown.
+    ImportError
+        If a method asks for scVI and it is not installed.
 
     References
     ----------
@@ -267,6 +269,8 @@ def cross_validate(
     if protocol == "nested":
         sets = check_gene_sets(genes, [str(name) for name in gene_names(table, gene_key)])
     uses_teacher = any(asks_teacher(method) for method in asked.values())
+    if uses_teacher:
+        check_installed(teacher)
     results = Results(None if store is None else Path(store))
     spots = _read(
         sdata, table, layer, gene_key, teacher, checkpoint, table_name, key, groups, folds, max_memory, uses_teacher,
@@ -280,12 +284,13 @@ def cross_validate(
             stacklevel=2,
         )
     run = Run(spots, asked, contexts, head, tuple(seeds), protocol, sets, n_genes, n_depths, options, results)
+    reading = {"scales": "+".join(f"{scale:g}" for scale in scales), "orientations": orientations}
     frames = []
     units = len(rows_of_encoders) * len(spots.folds) * sum(len(run.seeds_of(label)) for label in asked)
     with tqdm(total=units, desc="cross-validate", unit="fit", disable=not progress) as bar:
         for row in rows_of_encoders:
             frames += [
-                score_fold(fold, found, spots, head, per_gene, block_um, n_bootstrap)
+                score_fold(fold, found, spots, head, reading, per_gene, block_um, n_bootstrap)
                 for fold, found in run.of_encoder(row, bar)
             ]
     return pd.concat(frames, ignore_index=True)
@@ -395,19 +400,20 @@ def _read(
             embedding = _frozen_teacher(TEACHERS[teacher], log, raw, names, checkpoint, options, results)
         places = {name: fingerprint(centres) for name, centres in sorted(_inputs.places(sections).items())}
         share = max(1, max_memory // len(options.scales))
-        tiles, *wider = (
+        tiles, *further = (
             cached(source, max_memory=share)
-            for source in (stream, *_inputs.wider_streams(sections, spec, options.scales))
+            for source in (stream, *_inputs.further_streams(sections, spec, options.scales))
         )
         # every pixel counts: two images may differ where only some tiles lie
-        pixels = [fingerprint(t.array) if isinstance(t, ArrayTiles) else None for t in (tiles, *wider)]
-        print_of_tiles = fingerprint(of.astype("U"), coords, places, asdict(spec), options.scales, pixels)
+        pixels = [fingerprint(t.array) if isinstance(t, ArrayTiles) else None for t in (tiles, *further)]
+        print_of_places = fingerprint(of.astype("U"), coords, places, asdict(spec))
+        print_of_tiles = fingerprint(print_of_places, options.scales, pixels)
         print_of_data = fingerprint(
-            raw.data, raw.indices, raw.indptr, np.array(names), labels.astype("U"), print_of_tiles
+            raw.data, raw.indices, raw.indptr, np.array(names), labels.astype("U"), print_of_places
         )  # fmt: skip
         print_of_teacher = "" if embedding is None else fingerprint(embedding.embedding)
         return Spots(
-            tiles, wider, spec, log, raw, names, labels, by_default, of, coords, parts, leaky, teacher, embedding,
+            tiles, further, spec, log, raw, names, labels, by_default, of, coords, parts, leaky, teacher, embedding,
             print_of_teacher, print_of_tiles, print_of_data,
         )  # fmt: skip
 

@@ -21,7 +21,7 @@ def embed_tiles(
     encoder: str | Encoder | Adapter,
     *,
     depth: int | tuple[int, ...] | None = None,
-    scales: float | Sequence[float] = (1,),
+    scales: Sequence[float] = (1,),
     orientations: int = 1,
     batch_size: int = 64,
     device: str = "auto",
@@ -69,7 +69,7 @@ def embed_tiles(
     ``table.obsm[key_added]``
         Features, float32, NaN in rows without a tile.
     ``table.uns["pekasc"][key_added]``
-        Tile size, encoder, digest of its weights, depth.
+        Tile size, scales, orientations, encoder, digest of its weights, depth.
 
     Raises
     ------
@@ -110,9 +110,9 @@ def embed_tiles(
                 "`orientations=` out."
             )
         adapter.check_tiles(spec.tile_px, spec.mpp)
-        wider = _inputs.wider_streams(sections, spec, adapter.scales)
+        further = _inputs.further_streams(sections, spec, adapter.scales)
         features = adapter.embed_source(
-            stream, wider, batch_size=batch_size, device=device, precision=precision, progress=progress
+            stream, further, batch_size=batch_size, device=device, precision=precision, progress=progress
         )
         record |= {"encoder_digest": adapter.encoder_digest, "depth": adapter.info["depth"], "adapter": adapter.method}
     else:
@@ -121,7 +121,7 @@ def embed_tiles(
         blocks = (-1,) if depth is None else depth_tuple(depth)
         blocks = tuple(model.check_depth(block) for block in blocks)
         features = embed(
-            model, stream, [blocks], wider=_inputs.wider_streams(sections, spec, scales), orientations=orientations,
+            model, stream, [blocks], further=_inputs.further_streams(sections, spec, scales), orientations=orientations,
             batch_size=batch_size, device=place, precision=precision, progress=progress,
         )[blocks]  # fmt: skip
         record |= {"encoder_digest": model.digest, "depth": "+".join(str(b) for b in blocks)}

@@ -65,7 +65,7 @@ def fit_adapter(
     temperature: float | None = None,
     head: Literal["ridge", "ridge-per-gene", "mlp"] = "ridge",
     context_um: float | None = None,
-    scales: float | Sequence[float] = (1,),
+    scales: Sequence[float] = (1,),
     orientations: int = 1,
     batch_size: int = 64,
     device: str = "auto",
@@ -152,9 +152,11 @@ def fit_adapter(
     scales
         Tiles at several scales: multiples of the pixel size at which the tissue around a spot is read, in as many
         pixels; 1, the tile itself, comes first. Features stand side by side; the adapter is trained on the tile itself.
+        Scales and orientations multiply: ``scales=(1, 2), orientations=8`` are 16 passes through the encoder, after
+        every epoch of every inner fold too. Inner folds keep the widest tiles apart.
     orientations
-        Several views: features are the mean over so many turns and flips of a tile (1, 2, 4 or 8), of training spots
-        and of those that are predicted alike.
+        Several views: features are the mean over so many turns and flips of a tile, of training spots and of those that
+        are predicted alike: 1; 2, also half round; 4, all quarter turns; 8, their mirror images too.
     batch_size
         Tiles at once when embedding.
     device
@@ -173,7 +175,7 @@ def fit_adapter(
     random_state
         Seed of every random number. The same seed gives the same adapter on the same machine.
     max_memory
-        Bytes of tiles to keep in memory, and as many of features; more go to temporary files.
+        Bytes of tiles to keep in memory (of all scales together), and as many of features; more go to temporary files.
     progress
         Show progress bars.
 
@@ -299,12 +301,12 @@ def fit_adapter(
                 # the same in every fold: once, and before hours of training
                 lessons = asked_once(lessons)
         share = max(1, max_memory // len(scales))
-        tiles, *wider = (
-            cached(source, max_memory=share) for source in (stream, *_inputs.wider_streams(training, spec, scales))
+        tiles, *further = (
+            cached(source, max_memory=share) for source in (stream, *_inputs.further_streams(training, spec, scales))
         )
         data = Data(
             tiles=tiles,
-            wider=wider,
+            further=further,
             expression=expression[:, predicted],
             genes=[str(name) for name in names[predicted]],
             groups=labels,

@@ -29,6 +29,7 @@ from pekasc.tiling import TileSource, TileSpec, TileStream
 logger = logging.getLogger(__name__)
 
 SEEN_IN = 0.1
+_LEAST_INSIDE = 0.5  # of the area of tiles at a further scale
 
 
 def ensure_tiles(
@@ -85,16 +86,34 @@ def tile_stream(sections: Sequence[Section], spec: TileSpec) -> tuple[TileSource
     return TileStream(section_readers(sections, spec)), np.concatenate([section.rows for section in sections])
 
 
-def wider_streams(sections: Sequence[Section], spec: TileSpec, scales: Sequence[float]) -> list[TileSource]:
+def further_streams(sections: Sequence[Section], spec: TileSpec, scales: Sequence[float]) -> list[TileSource]:
     """Return the same tiles at every further scale, `scales[1:]`: as many pixels, each so many times as large.
 
     Raises
     ------
     ValueError
-        If a section has stored patches and no image: nothing around them is known.
+        If a section has stored patches and no image: nothing around them is known. If most of the tiles' area lies
+        outside of the images.
     """
-    specs = [TileSpec(spec.tile_px, spec.mpp * scale) for scale in scales[1:]]
-    return [TileStream(section_readers(sections, wider, wider=True)) for wider in specs]
+    streams: list[TileSource] = []
+    for scale in scales[1:]:
+        at = TileSpec(spec.tile_px, spec.mpp * scale)
+        readers = section_readers(sections, at, further=True)
+        inside = np.concatenate([reader.inside for reader in readers])
+        if np.mean(inside) < _LEAST_INSIDE:
+            raise ValueError(
+                f"At scale {scale:g}, tiles of {at.side_um:g} um lie to {1 - np.mean(inside):.0%} outside of their "
+                "images: leave this scale out."
+            )
+        for section, reader in zip(sections, readers, strict=True):
+            coarse = getattr(reader, "upsampling", 1.0)
+            logger.info(
+                "section %s at scale %g: %d px at %g um/px (%g um), %.0f %% inside the image%s.",
+                section.name, scale, at.tile_px, at.mpp, at.side_um, 100 * float(np.mean(reader.inside)),
+                f", interpolated {coarse:.2f} times" if coarse > 1 else "",
+            )  # fmt: skip
+        streams.append(TileStream(readers))
+    return streams
 
 
 def by_label(values: Any, names: pd.Index, argument: str) -> Any:
@@ -274,15 +293,15 @@ def places(sections: Iterable[Section]) -> dict[str, np.ndarray]:
     return {name: np.concatenate(centres) for name, centres in found.items()}
 
 
-def trained_rows(sections: Iterable[Section], spec: TileSpec, trained_on: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return the table rows whose tile's centre lies within half a tile of one that the adapter was trained on."""
+def trained_rows(sections: Iterable[Section], side_um: float, trained_on: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the table rows whose centre lies within half a tile (the widest that is read) of a trained one's."""
     rows = [np.empty(0, dtype=np.int64)]
     for section in sections:
         known = [trained_on[name] for name in section.picture_ids() if name in trained_on]
         if not known:
             continue
         # on the coarser of an anisotropic pixel's two sides: rather a spot too many than a leak
-        side_px = spec.side_um * np.linalg.norm(section.um_to_px, axis=1).max()
+        side_px = side_um * np.linalg.norm(section.um_to_px, axis=1).max()
         rows.append(section.rows[cKDTree(np.concatenate(known)).query(section.centres_px)[0] < side_px / 2])
     return np.concatenate(rows)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from pekasc.models._choose import Depth
 from pekasc.models._embed import ORIENTATIONS
@@ -43,9 +46,9 @@ def check_context(context_um: Any) -> None:
 
 
 def check_scales(scales: Any) -> tuple[float, ...]:
-    """Return the multiples of a tile's pixel size at which it is read: 1, the tile itself, and wider ones."""
-    values = [scales] if isinstance(scales, Real) else list(scales)
-    good = all(isinstance(value, Real) and 0 < float(value) < float("inf") for value in values)
+    """Return the multiples of a tile's pixel size at which it is read: 1, the tile itself, and further ones."""
+    values = list(scales) if isinstance(scales, Sequence | np.ndarray) and not isinstance(scales, str) else []
+    good = all(isinstance(v, Real) and not isinstance(v, bool) and 0 < float(v) < float("inf") for v in values)
     if not good or values[:1] != [1] or len(set(values)) < len(values):
         raise ValueError(
             f"`scales={scales!r}` must be multiples of the tile's pixel size, 1 (the tile itself) before the others, "
@@ -56,7 +59,7 @@ def check_scales(scales: Any) -> tuple[float, ...]:
 
 def check_orientations(orientations: Any) -> int:
     """Return how many turns and flips of a tile its features are the mean of."""
-    if orientations not in ORIENTATIONS:
+    if isinstance(orientations, bool) or not isinstance(orientations, Integral) or orientations not in ORIENTATIONS:
         raise ValueError(f"`orientations={orientations!r}` must be one of {list(ORIENTATIONS)}.")
     return int(orientations)
 

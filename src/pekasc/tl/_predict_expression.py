@@ -138,15 +138,15 @@ def predict_expression(
         )
         adapter.check_tiles(spec.tile_px, spec.mpp)
         stream, rows = _inputs.tile_stream(sections, spec)
-        wider = _inputs.wider_streams(sections, spec, adapter.scales)
+        further = _inputs.further_streams(sections, spec, adapter.scales)
         features = adapter.embed_source(
-            stream, wider, batch_size=batch_size, device=device, precision=precision, progress=progress
+            stream, further, batch_size=batch_size, device=device, precision=precision, progress=progress
         )
     places = np.concatenate([section.centres_um for section in sections])
     names_of = np.repeat([section.name for section in sections], [section.rows.size for section in sections])
     predicted = adapter.predict_features(features, places, names_of)[:, wanted]
     trained = np.zeros(table.n_obs, dtype=bool)
-    trained[_inputs.trained_rows(sections, spec, adapter.trained_on)] = True
+    trained[_inputs.trained_rows(sections, spec.side_um * max(adapter.scales), adapter.trained_on)] = True
     record = {**_record(adapter), "n_predicted": len(wanted), "tile_px": spec.tile_px, "mpp": spec.mpp}
     if table_added is None:
         table = writable_table(sdata, table_name)
@@ -234,6 +234,10 @@ def _record(adapter: Adapter) -> dict[str, Any]:
         "encoder_digest": adapter.encoder_digest,
         "method": adapter.method,
         "depth": adapter.info["depth"],
+        "scales": list(adapter.scales),
+        "orientations": adapter.orientations,
+        "context_um": adapter.context_um or 0.0,
+        "head": adapter.info["head"],
         "target": adapter.info["target"],
         "groups": adapter.info["groups"],
         "versions": adapter.info["versions"],

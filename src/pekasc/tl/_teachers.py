@@ -30,8 +30,6 @@ def stored_key(adata: AnnData, teacher: str, checkpoint: str | Path | None) -> s
         If it is neither in the registry nor in obsm.
     ValueError
         If `checkpoint` is missing, or there for a teacher that reads no files.
-    ImportError
-        If the teacher needs a package that is not installed.
     """
     if not isinstance(teacher, str):
         raise TypeError(f"`teacher` must be a name or a key of `obsm`, got {type(teacher).__name__}.")
@@ -40,9 +38,6 @@ def stored_key(adata: AnnData, teacher: str, checkpoint: str | Path | None) -> s
         if TEACHERS[teacher].files and checkpoint is None and key in adata.obsm:
             return key
         check_checkpoint(teacher, checkpoint)
-        require = TEACHERS[teacher].require
-        if require is not None:
-            require()  # now, not after an hour of embedding
         return None
     found = next((name for name in (teacher, f"X_{teacher}") if name in adata.obsm), None)
     if found is None:
@@ -53,6 +48,19 @@ def stored_key(adata: AnnData, teacher: str, checkpoint: str | Path | None) -> s
     if checkpoint is not None:
         raise ValueError(f"`teacher={teacher!r}` is read from `obsm[{found!r}]`: leave `checkpoint=` out.")
     return found
+
+
+def check_installed(teacher: str) -> None:
+    """Check now, not after an hour of embedding, that the package which a teacher needs is there.
+
+    Raises
+    ------
+    ImportError
+        If it is not.
+    """
+    row = TEACHERS.get(teacher)
+    if row is not None and row.require is not None:
+        row.require()
 
 
 def fitted_here(adata: AnnData, key: str) -> dict[str, Any] | None:
