@@ -8,8 +8,8 @@ highly variable), teacher, depth, epochs and penalty come from the training sect
 the folder ``--out``; a run that was interrupted goes on from them, and ``--only tables`` prints what is there.
 
 Parts: ``rank`` (all methods at rank 64), ``budget`` (at most as many parameters as Block-Affine at rank 64), ``heads``
-(ridge, ridge per gene, MLP), ``audit`` (folds of random spots beside sections), ``shuffled`` (labels permuted within
-sections).
+(ridge, ridge per gene, MLP), ``reading`` (tiles at two scales, and in eight orientations), ``audit`` (folds of random
+spots beside sections and patients), ``shuffled`` (labels permuted within sections).
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ BUDGET: dict[str, Any] = {
 }
 CONTEXTS = [None, 300.0]
 PRECISION: Any = "bf16"  # twice as fast as float32 on CPUs that have it
+PARTS = ["readouts", "heads", "rank", "budget", "reading", "audit", "shuffled", "tables"]
 N_SHUFFLED = 20
 N_SHUFFLED_FITS = 3
 
@@ -100,6 +101,27 @@ def run_heads(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
     heads: list[Any] = ["ridge", "ridge-per-gene", "mlp"]
     parts = [run(sdata, encoder, out, [0], ["frozen", "frozen-best"], head=head, folds=ALL_FOLDS) for head in heads]
     return pd.concat(parts)
+
+
+def run_reading(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
+    """Read frozen encoder and adapter at two scales, and in eight orientations, one after the other."""
+    ways: list[dict[str, Any]] = [{}, {"scales": (1, 2)}, {"scales": (1, 2), "orientations": 8}]
+    return pd.concat([run(sdata, encoder, out, [0], ["frozen-best", "bone"], **way) for way in ways])
+
+
+def reading_table(frame: pd.DataFrame) -> str:
+    pooled = frame[frame["section"] == "pooled"].assign(scales=frame["scales"].astype(str))
+    by = ["scales", "orientations", "method"]
+    table = pooled.pivot_table(index=by, columns=["fold", "genes", "context_um"], values="pearson")
+    plain = table.loc[("1", 1, "frozen-best")]
+    alike = table.xs("frozen-best", level="method").reindex(table.index.droplevel("method")).to_numpy()
+    changes = {
+        "to frozen-best, one scale": table.div(plain, axis=1).sub(1).mean(axis=1),
+        "to frozen-best, read alike": (table / alike - 1).mean(axis=1),
+    }
+    table.columns = [f"{fold} {genes}{' +ctx' if context else ''}" for fold, genes, context in table.columns]
+    table = table.round(3).assign(**{name: [f"{100 * v:+.1f} %" for v in values] for name, values in changes.items()})
+    return markdown(table.reset_index())
 
 
 def heads_table(frame: pd.DataFrame) -> str:
@@ -178,7 +200,7 @@ def main() -> None:
     parser.add_argument("--vits", type=Path, help="weights of the ViT-S/14")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", choices=["readouts", "heads", "rank", "budget", "audit", "shuffled", "tables"])
+    parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.only != "tables" and not (arguments.her2st and arguments.vits):
@@ -196,6 +218,8 @@ def main() -> None:
             run(sdata, encoder, out, [0], READOUTS).to_csv(out / "readouts.csv")
         if only in (None, "heads"):
             run_heads(sdata, encoder, out).to_csv(out / "heads.csv")
+        if only in (None, "reading"):
+            run_reading(sdata, encoder, out).to_csv(out / "reading.csv")
         if only in (None, "audit"):
             run_audit(arguments.her2st, encoder, out).to_csv(out / "audit.csv", index=False)
         if only in (None, "shuffled"):
@@ -210,7 +234,7 @@ def main() -> None:
                     run(sdata, encoder, out, arguments.seeds[:i], methods).to_csv(out / f"{part}.csv")
     for part, table in (
         ("readouts", score_table), ("rank", score_table), ("rank", difference_table), ("budget", score_table),
-        ("audit", audit_table), ("heads", heads_table), ("shuffled", shuffled_table),
+        ("audit", audit_table), ("heads", heads_table), ("reading", reading_table), ("shuffled", shuffled_table),
     ):  # fmt: skip
         if (out / f"{part}.csv").exists():
             print(f"{part}\n\n{table(pd.read_csv(out / f'{part}.csv'))}")
