@@ -301,9 +301,12 @@ def table(frame: pd.DataFrame) -> str:
     wide = gain.pivot_table(index="idea", columns="split", values="gain")
     wide = wide[[split for split in ALL_FOLDS if split in wide]]  # of those that are done so far
     wide = wide.reindex([idea for idea in IDEAS if idea in wide.index])
-    wide["mean"] = wide.mean(axis=1)
+    wide["mean"] = wide.mean(axis=1, skipna=False)  # of all splits or of none
     lines = ["| idea | " + " | ".join(wide.columns) + " |", "| --- |" + " --- |" * len(wide.columns)]
-    lines += [f"| {idea} | " + " | ".join(f"{100 * v:+.1f} %" for v in row) + " |" for idea, row in wide.iterrows()]
+    lines += [
+        f"| {idea} | " + " | ".join("" if np.isnan(v) else f"{100 * v:+.1f} %" for v in row) + " |"
+        for idea, row in wide.iterrows()
+    ]
     return "\n".join(lines) + "\n"
 
 
