@@ -1,8 +1,16 @@
-"""What the scripts on her2st share: splits, and the genes that the training sections choose."""
+"""What the scripts on her2st share: splits, genes that the training sections choose, and how quick looks are run."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import torch
 
 from pekasc.tl._gene_sets import choose_gene_sets
 from pekasc.tl._inputs import expressed_genes
@@ -27,3 +35,37 @@ def chosen_genes(
     sets = choose_gene_sets({"svg": None, "hvg": None}, names, log, coords_um, sections, expressed, 50)
     union = np.unique(np.concatenate(list(sets.values())))
     return expressed, union, {name: np.searchsorted(union, at) for name, at in sets.items()}
+
+
+class KeptRows:
+    """Rows of results in a file of JSON lines, which an interrupted run goes on from."""
+
+    def __init__(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.file = file
+        self.rows: list[dict[str, Any]] = []
+        if file.exists():
+            self.rows = [json.loads(line) for line in file.read_text().splitlines()]
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Append rows, once all of them are there."""
+        new = list(rows)
+        with self.file.open("a") as out:
+            out.writelines(json.dumps(row) + "\n" for row in new)
+        self.rows += new
+
+
+def quick_arguments(description: str | None) -> argparse.Namespace:
+    """Return the command line of a quick look, with torch's threads set."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--her2st", type=Path, help="folder with B4, C2, C3, C4")
+    parser.add_argument("--vits", type=Path, help="weights of the ViT-S/14")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", choices=["table"])
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    if arguments.only != "table" and not (arguments.her2st and arguments.vits):
+        parser.error("--her2st and --vits are needed")
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(arguments.threads)
+    return arguments

@@ -12,10 +12,6 @@ count. ViT-S/14 cut at the depth that held-out training sections choose, bfloat1
 
 from __future__ import annotations
 
-import argparse
-import json
-import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +19,10 @@ import pandas as pd
 import torch
 
 import pekasc as pk
-from _her2st import ALL_FOLDS, chosen_genes
+from _her2st import ALL_FOLDS, KeptRows, chosen_genes, quick_arguments
 from _machine import machine
-from frozen_reading import embed
-from pekasc.models._choose import choose, features_at
+from frozen_reading import plain_and_views
+from pekasc.models._choose import choose
 from pekasc.models._folds import inner_folds
 from pekasc.models._methods import make_config, target_layers
 from pekasc.models._peka import Recipe
@@ -38,7 +34,7 @@ EPOCHS = 5
 CPU = torch.device("cpu")
 
 
-def run(spots: Spots, far_tiles: torch.Tensor, split: str) -> list[dict[str, Any]]:
+def run(spots: Spots, far_tiles: np.ndarray, split: str) -> list[dict[str, Any]]:
     """Train one adapter; return the scores of every way to read it and the frozen encoder."""
     train_sections, test_sections = ALL_FOLDS[split]
     rows = np.flatnonzero(np.isin(spots.sections, train_sections))
@@ -52,9 +48,9 @@ def run(spots: Spots, far_tiles: torch.Tensor, split: str) -> list[dict[str, Any
 
     def seen() -> dict[str, np.ndarray]:
         out = {}
-        for name, tiles in (("near", spots.tiles), ("far", far_tiles)):
-            plain, mean = embed(spots.encoder, tiles[torch.from_numpy(at)], list(depth))
-            out[name], out[f"{name} views"] = features_at(plain, depth), features_at(mean, depth)
+        for name, tiles in (("near", spots.tiles.numpy()), ("far", far_tiles)):
+            plain, mean = plain_and_views(spots.encoder, tiles[at], [depth])
+            out[name], out[f"{name} views"] = plain[depth], mean[depth]
         return out
 
     frozen, adapted = seen(), {}
@@ -112,34 +108,16 @@ def table(frame: pd.DataFrame) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--her2st", type=Path, help="folder with B4, C2, C3, C4")
-    parser.add_argument("--vits", type=Path, help="weights of the ViT-S/14")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", choices=["table"])
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    if arguments.only != "table" and not (arguments.her2st and arguments.vits):
-        parser.error("--her2st and --vits are needed")
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(arguments.threads)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file = arguments.out / "reading.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    arguments = quick_arguments(__doc__)
+    lines = KeptRows(arguments.out / "reading.jsonl")
     if arguments.only is None:
         spots = Spots(arguments.her2st, arguments.vits)
-        sdata = pk.datasets.her2st(("B4", "C2", "C3", "C4"), path=arguments.her2st)
-        pk.pp.tile(sdata, tile_px=112, mpp=2.0, strict=False)
-        far = torch.from_numpy(pk.get.tiles(sdata).to_numpy())
+        far = pk.get.tiles(spots.sdata, scale=2).to_numpy()
         for split in ALL_FOLDS:
-            if split in {line["split"] for line in lines}:
-                continue
-            new = run(spots, far, split)
-            with file.open("a") as out:
-                out.writelines(json.dumps(row) + "\n" for row in new)
-            lines += new
-            print(split, flush=True)
-    print(table(pd.DataFrame(lines)))
+            if split not in {line["split"] for line in lines.rows}:
+                lines.add(run(spots, far, split))
+                print(split, flush=True)
+    print(table(pd.DataFrame(lines.rows)))
     print(machine())
 
 

@@ -26,32 +26,20 @@ from _machine import machine
 from pekasc._expression import log1p_cp10k
 from pekasc.models._choose import Depth, candidate_depths, choose, features_at
 from pekasc.models._context import with_context
+from pekasc.models._embed import embed
 from pekasc.models._encoders import FrozenEncoder
 from pekasc.models._folds import inner_folds
 from pekasc.models._heads import fit_ridge
 from pekasc.models._scores import gene_scores, mean_score
+from pekasc.tiling import ArrayTiles
 
 CONTEXTS = (None, 300.0)
 
 
-def views(tiles: torch.Tensor) -> list[torch.Tensor]:
-    """Return the eight turns and flips of tiles (n, y, x, 3)."""
-    turned = [torch.rot90(tiles, k, (1, 2)) for k in range(4)]
-    return [*turned, *(view.flip(2) for view in turned)]
-
-
-def embed(encoder: FrozenEncoder, tiles: torch.Tensor, depths: list[int]) -> list[dict[Depth, np.ndarray]]:
-    """Return features by depth: of the tiles as they are, and the mean over views."""
-    plain, mean = [], []
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        for part in tiles.split(32):
-            of_views = [encoder(encoder.normalise(view), depths) for view in views(part)]
-            plain.append([f.float().numpy() for f in of_views[0]])
-            mean.append([torch.stack(fs).float().mean(dim=0).numpy() for fs in zip(*of_views, strict=True)])
-    return [
-        {(depth,): np.concatenate([part[i] for part in parts]) for i, depth in enumerate(depths)}
-        for parts in (plain, mean)
-    ]
+def plain_and_views(encoder: FrozenEncoder, tiles: np.ndarray, depths: list[Depth]) -> list[dict[Depth, np.ndarray]]:
+    """Return features by depth: of the tiles as they are, and the mean over eight orientations."""
+    how: dict[str, Any] = {"batch_size": 32, "device": torch.device("cpu"), "precision": "bf16"}
+    return [embed(encoder, ArrayTiles(tiles), depths, orientations=n, **how) for n in (1, 8)]
 
 
 def main() -> None:
@@ -64,15 +52,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     sdata = pk.datasets.her2st(("B4", "C2", "C3", "C4"), path=arguments.her2st)
     encoder = FrozenEncoder(pk.models.Encoder("vit_small_patch14_dinov2", weights=arguments.vits), 112)
-    depths = [int(d[0]) for d in candidate_depths(encoder.n_blocks) if d]
-    seen: dict[str, list[dict[Depth, np.ndarray]]] = {}
-    for name, mpp in (("near", 1.0), ("far", 2.0)):
-        pk.pp.tile(sdata, tile_px=112, mpp=mpp, strict=False)
-        seen[name] = embed(encoder, torch.from_numpy(pk.get.tiles(sdata).to_numpy()), depths)
-    both = [
-        {d: np.concatenate([near[d], far[d]], axis=1) for d in near} for near, far in zip(*seen.values(), strict=True)
-    ]
-    ways = {"tile": seen["near"][0], "views": seen["near"][1], "scales": both[0], "views and scales": both[1]}
+    pk.pp.tile(sdata, tile_px=112, mpp=1.0)
+    depths = candidate_depths(encoder.n_blocks)
+    near, far = (plain_and_views(encoder, pk.get.tiles(sdata, scale=scale).to_numpy(), depths) for scale in (1, 2))
+    both = [{d: np.concatenate([n[d], f[d]], axis=1) for d in n} for n, f in zip(near, far, strict=True)]
+    ways = {"tile": near[0], "views": near[1], "scales": both[0], "views and scales": both[1]}
     table = sdata["table"]
     log = log1p_cp10k(table, None).toarray().astype(np.float32)
     sections = table.obs["section"].astype(str).to_numpy()

@@ -12,9 +12,6 @@ Every finished fit is kept in the folder ``--out``.
 
 from __future__ import annotations
 
-import argparse
-import json
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +25,12 @@ from torch import nn
 from torch.nn import functional
 
 import pekasc as pk
-from _her2st import ALL_FOLDS, chosen_genes
+from _her2st import ALL_FOLDS, KeptRows, chosen_genes, quick_arguments
 from _machine import machine
 from pekasc._expression import log1p_cp10k
-from pekasc.models._choose import candidate_depths, choose, features_at
+from pekasc.models._choose import Depth, candidate_depths, choose, features_at
 from pekasc.models._context import neighbour_means, with_context
+from pekasc.models._embed import embed
 from pekasc.models._encoders import FrozenEncoder
 from pekasc.models._folds import inner_folds
 from pekasc.models._heads import ALPHAS, fit_ridge
@@ -49,6 +47,7 @@ from pekasc.models._peka import (
 )
 from pekasc.models._scores import pearson
 from pekasc.models._training import _plain_attention
+from pekasc.tiling import ArrayTiles
 
 CONTEXTS = (None, 300.0)
 AFTER = (2, 4)
@@ -112,7 +111,7 @@ class Spots:
     """All spots, and the encoder."""
 
     def __init__(self, her2st: Path, vits: Path) -> None:
-        sdata = pk.datasets.her2st(("B4", "C2", "C3", "C4"), path=her2st)
+        self.sdata = sdata = pk.datasets.her2st(("B4", "C2", "C3", "C4"), path=her2st)
         pk.pp.tile(sdata, tile_px=112, mpp=1.0)
         table = sdata["table"]
         self.tiles = torch.from_numpy(pk.get.tiles(sdata).to_numpy())
@@ -122,15 +121,11 @@ class Spots:
         self.coords = np.asarray(pk.get.expression(sdata, layer=None).obsm["spatial"])
         encoder = pk.models.Encoder("vit_small_patch14_dinov2", weights=vits)
         self.encoder = FrozenEncoder(encoder, 112)
-        self.frozen = self.embed([int(d[0]) for d in candidate_depths(self.encoder.n_blocks) if d])
+        self.frozen = self.embed(candidate_depths(self.encoder.n_blocks))
 
-    def embed(self, depths: list[int], rows: np.ndarray | None = None) -> dict[Any, np.ndarray]:
-        rows = np.arange(len(self.tiles)) if rows is None else rows
-        parts = []
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            for at in torch.from_numpy(rows).split(64):
-                parts.append([f.float().numpy() for f in self.encoder(self.encoder.normalise(self.tiles[at]), depths)])
-        return {(depth,): np.concatenate([part[i] for part in parts]) for i, depth in enumerate(depths)}
+    def embed(self, depths: list[Depth], rows: np.ndarray | None = None) -> dict[Depth, np.ndarray]:
+        tiles, cpu = ArrayTiles(self.tiles.numpy()), torch.device("cpu")
+        return embed(self.encoder, tiles, depths, batch_size=64, device=cpu, precision="bf16", index=rows)
 
     def seen(self, x: np.ndarray, rows: np.ndarray, context: float | None) -> np.ndarray:
         return with_context(x, self.coords[rows], self.sections[rows], context)
@@ -261,7 +256,7 @@ def run(spots: Spots, idea: Idea, split: str, epochs: int) -> list[dict[str, Any
             if epoch in AFTER:
                 live = [p.detach().clone() for p in trained]
                 _put(trained, average)
-                x = features_at(spots.embed(list(depth), np.concatenate([rows, test])), depth)
+                x = spots.embed([depth], np.concatenate([rows, test]))[depth]
                 _put(trained, live)
                 out += [
                     {"epoch": epoch, **row}
@@ -311,33 +306,18 @@ def table(frame: pd.DataFrame) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--her2st", type=Path, help="folder with B4, C2, C3, C4")
-    parser.add_argument("--vits", type=Path, help="weights of the ViT-S/14")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", choices=["table"])
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    if arguments.only != "table" and not (arguments.her2st and arguments.vits):
-        parser.error("--her2st and --vits are needed")
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(arguments.threads)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file = arguments.out / "ideas.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    arguments = quick_arguments(__doc__)
+    lines = KeptRows(arguments.out / "ideas.jsonl")
     if arguments.only is None:
         spots = Spots(arguments.her2st, arguments.vits)
-        done = {(line["idea"], line["split"]) for line in lines}
+        done = {(line["idea"], line["split"]) for line in lines.rows}
         for split in ALL_FOLDS:  # all ideas on one split before the next, so that an interrupted run has a table
             for name, idea in IDEAS.items():
                 if (name, split) in done:
                     continue
-                new = [{"idea": name, "split": split, **row} for row in run(spots, idea, split, max(AFTER))]
-                with file.open("a") as out:
-                    out.writelines(json.dumps(row) + "\n" for row in new)
-                lines += new
+                lines.add({"idea": name, "split": split, **row} for row in run(spots, idea, split, max(AFTER)))
                 print(name, split, flush=True)
-    print(table(pd.DataFrame(lines)))
+    print(table(pd.DataFrame(lines.rows)))
     print(machine())
 
 

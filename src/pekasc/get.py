@@ -13,7 +13,7 @@ from spatialdata import SpatialData
 
 from pekasc._keys import PEKA, SECTION, TILES, UNS
 from pekasc._sections import get_table, positions_um, section_labels, section_readers, tiled_sections
-from pekasc.tiling import TileSpec, TileStream
+from pekasc.tiling import TileStream
 
 __all__ = ["comparison", "expression", "tiles"]
 
@@ -63,8 +63,7 @@ def tiles(sdata: SpatialData, *, scale: float = 1.0, table_name: str = "table", 
     from dask import delayed
 
     sections, spec = tiled_sections(sdata, table_name=table_name, key=key)
-    if scale != 1:
-        spec = TileSpec(spec.tile_px, spec.mpp * scale)
+    spec = spec.scaled(scale)
     stream = TileStream(section_readers(sections, spec, further=scale != 1))
     rows = np.concatenate([section.rows for section in sections])
     order = np.argsort(rows, kind="stable")

@@ -36,6 +36,16 @@ def is_trained(method: Method) -> bool:
     return method not in (*CONTROLS, *READOUTS)
 
 
+def is_chosen(method: Method) -> bool:
+    """Tell whether anything is chosen on inner folds."""
+    return method not in ("mean", "neighbours")
+
+
+def reads_image(method: Method) -> bool:
+    """Tell whether a method sees tiles."""
+    return method not in (*CONTROLS, "teacher")
+
+
 def asks_teacher(method: Method) -> bool:
     """Tell whether a method needs a teacher."""
     return is_trained(method) or method == "teacher"

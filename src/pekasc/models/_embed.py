@@ -148,7 +148,7 @@ def embed(
                         out[depth] = _room(len(index), len(sources) * width, share)
                     out[depth][row[positions], scale * width : (scale + 1) * width] = values
                 bar.update(len(positions))
-            getattr(tiles_at, "release", lambda: None)()  # decoded chunks of one scale are of no use to the next
+            tiles_at.release()  # decoded chunks of one scale are of no use to the next
     return out
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 from zipfile import BadZipFile
 
 import numpy as np
@@ -85,7 +85,8 @@ class Results:
             return make()
         folder = self.folder / f"{name}-{key[:16]}"
         if not folder.exists():
-            part = Path(tempfile.mkdtemp(dir=self.folder, prefix=f".{folder.name}-"))
+            part = _part_of(folder)
+            part.mkdir()
             try:
                 arrays = make()
                 for i, array in enumerate(arrays):
@@ -111,12 +112,15 @@ class Results:
         if self.folder is None:
             return
         path = self._path(name, key)
-        # a name of its own: process numbers repeat between the machines of a cluster
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=f".{path.name}-", delete=False) as file:
-            part = Path(file.name)
-            try:
+        part = _part_of(path)
+        try:
+            with part.open("wb") as file:
                 np.savez(file, allow_pickle=False, about=np.array(json.dumps(dict(about))), **arrays)
-            except BaseException:
-                part.unlink()
-                raise
-        part.replace(path)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _part_of(path: Path) -> Path:
+    """Return a name to write under: process numbers repeat between the machines of a cluster."""
+    return path.with_name(f".{path.name}.{uuid4().hex}.part")

@@ -61,6 +61,10 @@ class TileSpec:
         """Side of the tile in micrometers."""
         return self.tile_px * self.mpp
 
+    def scaled(self, scale: float) -> TileSpec:
+        """Return tiles of as many pixels, each so many times as large."""
+        return TileSpec(self.tile_px, self.mpp * scale)
+
 
 @dataclass(frozen=True, eq=False)
 class TileGeometry:

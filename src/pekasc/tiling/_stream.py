@@ -44,6 +44,10 @@ class TileSource(Protocol):
         """Read tiles, (k, tile_px, tile_px, 3) uint8 in the order asked."""
         ...
 
+    def release(self) -> None:
+        """Forget decoded chunks that are kept between calls."""
+        ...
+
 
 class TileStream:
     """Tiles of several readers, numbered one reader after the other.
@@ -110,6 +114,9 @@ class ArrayTiles:
         # np.array: plain memory, not a view of a memory-mapped file
         return np.array(self.array[check_index(index, self.n)])
 
+    def release(self) -> None:
+        """Do nothing: there is nothing to decode."""
+
 
 class TileSubset:
     """Some tiles of a source, under numbers of their own.
@@ -132,6 +139,10 @@ class TileSubset:
     def read(self, index: np.ndarray) -> np.ndarray:
         """Read tiles, (k, tile_px, tile_px, 3) uint8 in the order asked."""
         return self.source.read(self.index[check_index(index, self.n)])
+
+    def release(self) -> None:
+        """Forget the decoded chunks of the source."""
+        self.source.release()
 
 
 def batches(

@@ -28,8 +28,10 @@ from pekasc.models._compare import (
     control,
     hest_adapted,
     hest_read_out,
+    is_chosen,
     is_trained,
     read_out,
+    reads_image,
 )
 from pekasc.models._embed import embed
 from pekasc.models._encoders import FrozenEncoder, warn_of_scale
@@ -119,7 +121,7 @@ class Run:
     def seeds_of(self, label: str) -> tuple[int, ...]:
         """Return the seeds that a method runs with: one is enough for what draws no random numbers."""
         method = self.methods[label]
-        drawn = self.head == "mlp" and method not in ("mean", "neighbours")
+        drawn = self.head == "mlp" and is_chosen(method)
         varies = is_trained(method) or drawn or (method == "teacher" and self.spots.teacher == "scvi")
         return self.seeds if varies else self.seeds[:1]
 
@@ -167,7 +169,7 @@ class Run:
 
     def _check_folds(self) -> None:
         """Make the inner folds of every fold once: too few spots are found before hours of embedding."""
-        if self.protocol == HEST or all(method in ("mean", "neighbours") for method in self.methods.values()):
+        if self.protocol == HEST or not any(map(is_chosen, self.methods.values())):
             return
         spots = self.spots
         for train, _ in spots.folds.values():
@@ -241,9 +243,9 @@ class Run:
         """Return the options that a method depends on; where it was computed is no part of them."""
         o = self.options
         out: dict[str, Any] = {"n_components": o.n_components, "precision": o.precision}
-        if self.methods[label] not in ("mean", "neighbours"):
+        if is_chosen(self.methods[label]):
             out["scales"] = o.scales  # they set how far apart the sides of an inner fold are
-        if self.methods[label] not in (*CONTROLS, "teacher"):
+        if reads_image(self.methods[label]):
             out |= {"tiles": self.spots.tiles_fingerprint, "orientations": o.orientations}
         if self._teacher_of(label):
             out["teacher"] = self.spots.teacher, self.spots.teacher_fingerprint
@@ -292,7 +294,7 @@ class Run:
         """Return the frozen features of all spots at every depth that may be asked for."""
         spots, o = self.spots, self.options
         depths: list[Depth] = [None] if self.protocol == HEST else candidate_depths(model.n_blocks)
-        if all(method in (*CONTROLS, "teacher") for method in self.methods.values()):
+        if not any(map(reads_image, self.methods.values())):
             return {}
         # whatever is measured there, tiles look the same
         key = fingerprint(

@@ -21,8 +21,7 @@ def score_fold(
     of: FoldGenes,
     found: list[Found],
     spots: Spots,
-    head: str,
-    reading: dict[str, Any],
+    settings: dict[str, Any],
     per_gene: bool,
     block_um: float,
     n_draws: int,
@@ -56,7 +55,7 @@ def score_fold(
                 measured = np.full_like(measured, np.nan)
             about = {
                 "fold": fold.name, "section": str(section), "genes": name, "whole_groups": fold.name not in spots.leaky,
-                "head": head, **reading, "n_train": len(fold.train), "n_test": len(at),
+                **settings, "n_train": len(fold.train), "n_test": len(at),
                 "n_untaught": int(untaught[columns].sum()),
             }  # fmt: skip
             if per_gene:

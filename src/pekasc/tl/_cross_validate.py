@@ -36,7 +36,7 @@ from pekasc.models._head_methods import check_head
 from pekasc.models._methods import Method, check_method, known_methods, method_name
 from pekasc.models._results import Results, fingerprint
 from pekasc.models._teachers import TEACHERS, Source, StoredTeacher, TeacherRow, asked_once
-from pekasc.tiling import ArrayTiles, cached
+from pekasc.tiling import ArrayTiles
 from pekasc.tl import _inputs
 from pekasc.tl._comparison import HEST, Run, Spots
 from pekasc.tl._comparison_table import MIN_TEST, score_fold
@@ -284,13 +284,13 @@ def cross_validate(
             stacklevel=2,
         )
     run = Run(spots, asked, contexts, head, tuple(seeds), protocol, sets, n_genes, n_depths, options, results)
-    reading = {"scales": "+".join(f"{scale:g}" for scale in scales), "orientations": orientations}
+    settings = {"head": head, "scales": "+".join(f"{scale:g}" for scale in scales), "orientations": orientations}
     frames = []
     units = len(rows_of_encoders) * len(spots.folds) * sum(len(run.seeds_of(label)) for label in asked)
     with tqdm(total=units, desc="cross-validate", unit="fit", disable=not progress) as bar:
         for row in rows_of_encoders:
             frames += [
-                score_fold(fold, found, spots, head, reading, per_gene, block_um, n_bootstrap)
+                score_fold(fold, found, spots, settings, per_gene, block_um, n_bootstrap)
                 for fold, found in run.of_encoder(row, bar)
             ]
     return pd.concat(frames, ignore_index=True)
@@ -399,11 +399,7 @@ def _read(
             # a frozen teacher says the same in every fold: it is asked once
             embedding = _frozen_teacher(TEACHERS[teacher], log, raw, names, checkpoint, options, results)
         places = {name: fingerprint(centres) for name, centres in sorted(_inputs.places(sections).items())}
-        share = max(1, max_memory // len(options.scales))
-        tiles, *further = (
-            cached(source, max_memory=share)
-            for source in (stream, *_inputs.further_streams(sections, spec, options.scales))
-        )
+        tiles, *further = _inputs.cached_scales(stream, sections, spec, options.scales, max_memory)
         # every pixel counts: two images may differ where only some tiles lie
         pixels = [fingerprint(t.array) if isinstance(t, ArrayTiles) else None for t in (tiles, *further)]
         print_of_places = fingerprint(of.astype("U"), coords, places, asdict(spec))

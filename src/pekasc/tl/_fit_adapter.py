@@ -24,7 +24,6 @@ from pekasc.models._head_methods import check_head
 from pekasc.models._heads import n_components_for
 from pekasc.models._methods import check_method
 from pekasc.models._teachers import TEACHERS, Source, Teacher, asked_once
-from pekasc.tiling import cached
 from pekasc.tl import _inputs
 from pekasc.tl._options import (
     check_context,
@@ -300,10 +299,7 @@ def fit_adapter(
             if method is not None and not row_of_teacher.fitted:
                 # the same in every fold: once, and before hours of training
                 lessons = asked_once(lessons)
-        share = max(1, max_memory // len(scales))
-        tiles, *further = (
-            cached(source, max_memory=share) for source in (stream, *_inputs.further_streams(training, spec, scales))
-        )
+        tiles, *further = _inputs.cached_scales(stream, training, spec, scales, max_memory)
         data = Data(
             tiles=tiles,
             further=further,

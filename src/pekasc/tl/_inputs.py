@@ -24,7 +24,7 @@ from pekasc._sections import (
     tile_record,
     tiled_sections,
 )
-from pekasc.tiling import TileSource, TileSpec, TileStream
+from pekasc.tiling import TileSource, TileSpec, TileStream, cached
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def further_streams(sections: Sequence[Section], spec: TileSpec, scales: Sequenc
     """
     streams: list[TileSource] = []
     for scale in scales[1:]:
-        at = TileSpec(spec.tile_px, spec.mpp * scale)
+        at = spec.scaled(scale)
         readers = section_readers(sections, at, further=True)
         inside = np.concatenate([reader.inside for reader in readers])
         if np.mean(inside) < _LEAST_INSIDE:
@@ -114,6 +114,14 @@ def further_streams(sections: Sequence[Section], spec: TileSpec, scales: Sequenc
             )  # fmt: skip
         streams.append(TileStream(readers))
     return streams
+
+
+def cached_scales(
+    stream: TileSource, sections: Sequence[Section], spec: TileSpec, scales: Sequence[float], max_memory: int
+) -> list[TileSource]:
+    """Return the tiles of `stream`, then those of every further scale, read once; together within `max_memory`."""
+    sources = [stream, *further_streams(sections, spec, scales)]
+    return [cached(source, max_memory=max(1, max_memory // len(sources))) for source in sources]
 
 
 def by_label(values: Any, names: pd.Index, argument: str) -> Any:
