@@ -55,14 +55,19 @@ class KeptRows:
         self.rows += new
 
 
-def quick_arguments(description: str | None) -> argparse.Namespace:
-    """Return the command line of a quick look, with torch's threads set."""
+def quick_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return what every quick look takes on its command line."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--her2st", type=Path, help="folder with B4, C2, C3, C4")
     parser.add_argument("--vits", type=Path, help="weights of the ViT-S/14")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", choices=["table"])
     parser.add_argument("--threads", type=int, default=2)
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the command line of a quick look, with torch's threads set."""
     arguments = parser.parse_args()
     if arguments.only != "table" and not (arguments.her2st and arguments.vits):
         parser.error("--her2st and --vits are needed")

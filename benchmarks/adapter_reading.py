@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 import pekasc as pk
-from _her2st import ALL_FOLDS, KeptRows, chosen_genes, quick_arguments
+from _her2st import ALL_FOLDS, KeptRows, chosen_genes, parsed, quick_parser
 from _machine import machine
 from frozen_reading import plain_and_views
 from pekasc.models._choose import choose
@@ -108,7 +108,7 @@ def table(frame: pd.DataFrame) -> str:
 
 
 def main() -> None:
-    arguments = quick_arguments(__doc__)
+    arguments = parsed(quick_parser(__doc__))
     lines = KeptRows(arguments.out / "reading.jsonl")
     if arguments.only is None:
         spots = Spots(arguments.her2st, arguments.vits)

@@ -6,13 +6,14 @@
 A quick look, to find out what deserves a place in the training: one fit per idea and split, no inner folds. After 2
 and 4 epochs ridge is read off for every penalty, and the best penalty on the test section is taken, for the frozen
 encoder as for the adapter: scores are too good by that choice, and only differences between rows count. ViT-S/14
-cut at the depth that held-out training sections choose for the frozen encoder, 112 px at 1.0 um/px, bfloat16, seed 0.
-Every finished fit is kept in the folder ``--out``.
+cut at the depth that held-out training sections choose for the frozen encoder, 112 px at 1.0 um/px, bfloat16. Every
+finished fit is kept in the folder ``--out``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import nn
 from torch.nn import functional
 
 import pekasc as pk
-from _her2st import ALL_FOLDS, KeptRows, chosen_genes, quick_arguments
+from _her2st import ALL_FOLDS, KeptRows, chosen_genes, parsed, quick_parser
 from _machine import machine
 from pekasc._expression import log1p_cp10k
 from pekasc.models._choose import Depth, candidate_depths, choose, features_at
@@ -93,6 +94,8 @@ IDEAS = {
     "gene expression beside": Idea(genes=1),
     "gene expression only": Idea(kd=0, sa=0, genes=1),
     "stain jitter": Idea(stain=0.15),
+    "feature matching and stain jitter": Idea(matching=1, components=32, stain=0.15),
+    "feature matching, stain jitter, teacher centred": Idea(matching=1, components=32, stain=0.15, centred=True),
     "running mean of weights": Idea(ema=0.95),
     "last 3 blocks": Idea(blocks=3),
     "two depths side by side": Idea(beside=3),
@@ -187,7 +190,7 @@ def lesson(spots: Spots, idea: Idea, rows: np.ndarray, expressed: np.ndarray) ->
     return np.asarray(t / t.std(), dtype=np.float32)
 
 
-def run(spots: Spots, idea: Idea, split: str, epochs: int) -> list[dict[str, Any]]:
+def run(spots: Spots, idea: Idea, split: str, epochs: int, seed: int) -> list[dict[str, Any]]:
     """Train one adapter; return the scores of the frozen encoder (epoch 0) and after some epochs."""
     train_sections, test_sections = ALL_FOLDS[split]
     rows = np.flatnonzero(np.isin(spots.sections, train_sections))
@@ -207,9 +210,9 @@ def run(spots: Spots, idea: Idea, split: str, epochs: int) -> list[dict[str, Any
         frozen = features_at(spots.frozen, depth)
     t = torch.from_numpy(lesson(spots, idea, rows, expressed))
     k = n_clusters_for(len(rows), None) * (idea.clusters or 1)
-    generator = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    labels = torch.from_numpy(structure_labels(t.numpy(), k, 0))
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    labels = torch.from_numpy(structure_labels(t.numpy(), k, seed))
     head = cluster_head(t.shape[1], k)
     recipe = Recipe()
     train_cluster_head(head, t, labels, recipe, generator)
@@ -218,7 +221,10 @@ def run(spots: Spots, idea: Idea, split: str, epochs: int) -> list[dict[str, Any
     student, linear = projector(width, t.shape[1]), nn.Linear(width, len(union))
     mean, deviation = (torch.from_numpy(v) for v in (frozen[rows].mean(axis=0), frozen[rows].std(axis=0) + 1e-6))
     config = make_config(_method(idea), recipe.rank, target_layers(spots.encoder, depth, idea.blocks))
-    with attached(spots.encoder, config, 0) as peft_model, _plain_attention(spots.encoder.model, torch.device("cpu")):
+    with (
+        attached(spots.encoder, config, seed) as peft_model,
+        _plain_attention(spots.encoder.model, torch.device("cpu")),
+    ):
         trained = [p for p in _parameters(peft_model) if p.requires_grad]
         everything = [*trained, *student.parameters(), *linear.parameters()]
         optimiser = torch.optim.AdamW(everything, lr=idea.learning_rate, weight_decay=recipe.weight_decay)
@@ -288,9 +294,9 @@ def _put(parameters: list[nn.Parameter], values: list[torch.Tensor]) -> None:
 
 
 def table(frame: pd.DataFrame) -> str:
-    """Return one row per idea: gain over the frozen encoder, mean over gene sets, contexts and epochs."""
+    """Return one row per idea: gain over the frozen encoder, mean over gene sets, contexts, epochs and seeds."""
     keys = ["idea", "split", "context", "genes"]
-    frozen = frame[frame["epoch"] == 0].set_index(keys)["pearson"]
+    frozen = frame[frame["epoch"] == 0].groupby(keys)["pearson"].mean()
     late = frame[frame["epoch"] > 0].groupby(keys)["pearson"].mean()
     gain = (late / frozen - 1).rename("gain").reset_index()
     wide = gain.pivot_table(index="idea", columns="split", values="gain")
@@ -306,17 +312,21 @@ def table(frame: pd.DataFrame) -> str:
 
 
 def main() -> None:
-    arguments = quick_arguments(__doc__)
+    parser = quick_parser(__doc__)
+    parser.add_argument("--ideas", nargs="+", choices=list(IDEAS), default=list(IDEAS))
+    parser.add_argument("--splits", nargs="+", choices=list(ALL_FOLDS), default=list(ALL_FOLDS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    arguments = parsed(parser)
     lines = KeptRows(arguments.out / "ideas.jsonl")
     if arguments.only is None:
         spots = Spots(arguments.her2st, arguments.vits)
-        done = {(line["idea"], line["split"]) for line in lines.rows}
-        for split in ALL_FOLDS:  # all ideas on one split before the next, so that an interrupted run has a table
-            for name, idea in IDEAS.items():
-                if (name, split) in done:
-                    continue
-                lines.add({"idea": name, "split": split, **row} for row in run(spots, idea, split, max(AFTER)))
-                print(name, split, flush=True)
+        done = {(line["idea"], line["split"], line["seed"]) for line in lines.rows}
+        # all ideas on one split before the next, so that an interrupted run has a table
+        for seed, split, name in product(arguments.seeds, arguments.splits, arguments.ideas):
+            if (name, split, seed) not in done:
+                rows = run(spots, IDEAS[name], split, max(AFTER), seed)
+                lines.add({"idea": name, "split": split, "seed": seed, **row} for row in rows)
+                print(name, split, seed, flush=True)
     print(table(pd.DataFrame(lines.rows)))
     print(machine())
 
