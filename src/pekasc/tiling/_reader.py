@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from math import ceil
 from typing import Any
 
 import numpy as np
 
 from pekasc.tiling import _resample
-from pekasc.tiling._chunks import Box, ChunkedLevel, ChunkError, Key
+from pekasc.tiling._chunks import Box, ChunkedLevel, ChunkError, Chunks, Key
 from pekasc.tiling._geometry import TileGeometry, aligned_axes, check_positive
+from pekasc.tiling._parallel import in_threads, n_threads
 
 # Sizes equal up to this relative difference are the same size (pixel sizes come from divisions of decimals).
 _SAME_SIZE = 1e-6
+_LEAST_PART = 4  # tiles that one thread resamples
 
 
 class ImagePyramid:
@@ -136,8 +139,10 @@ class TileReader:
             except ChunkError as error:
                 tile = next(int(index[p]) for p in positions if error.key in self._source.chunks_of(boxes[p]))
                 raise OSError(f"Tile {tile} cannot be read: {error}") from error.__cause__
-            for p in positions:
-                self._resample(self._source.window(boxes[p], chunks), boxes[p], int(index[p]), tiles[p])
+            # few and large parts: handing one over costs as much as half a tile
+            step = max(_LEAST_PART, -(-len(positions) // n_threads()))
+            parts = [positions[i : i + step] for i in range(0, len(positions), step)]
+            in_threads(partial(self._resample_all, index=index, boxes=boxes, chunks=chunks, tiles=tiles), parts)
         return tiles
 
     def release(self) -> None:
@@ -198,6 +203,12 @@ class TileReader:
             size += more
         if positions:
             yield positions, list(keys)
+
+    def _resample_all(
+        self, positions: list[int], *, index: np.ndarray, boxes: list[Box], chunks: Chunks, tiles: np.ndarray
+    ) -> None:
+        for p in positions:
+            self._resample(self._source.window(boxes[p], chunks), boxes[p], int(index[p]), tiles[p])
 
     def _resample(self, window: np.ndarray, box: Box, tile: int, out: np.ndarray) -> None:
         y0, _, x0, _ = box
