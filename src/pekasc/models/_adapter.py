@@ -110,6 +110,20 @@ class Adapter:
         model.eval()
         return peft_model
 
+    def __getstate__(self) -> dict[str, Any]:
+        # another process attaches the adapter to the encoder for itself
+        return {name: value for name, value in self.__dict__.items() if name != "_model"}
+
+    def frozen_model(self) -> FrozenEncoder:
+        """Return the encoder with the adapter attached, built once.
+
+        Raises
+        ------
+        ValueError
+            If the encoder's weights are not those that the adapter was trained on.
+        """
+        return self._model
+
     def check_tiles(self, tile_px: int, mpp: float) -> None:
         """Raise if tiles of `tile_px` pixels of `mpp` um are not what the adapter was trained on."""
         same_mpp = abs(mpp / self.spec.mpp - 1) <= TOLERANCE

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 from pekasc.models._choose import Depth
 from pekasc.models._encoders import FrozenEncoder
 from pekasc.models._peka import turned
-from pekasc.tiling import TileSource, batches, check_temporary_room
+from pekasc.tiling import TileSource, batches, check_temporary_room, in_batches, read_parts
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,97 @@ def oriented_features(
     return [sums / orientations for sums in total]
 
 
+class EncoderRun:
+    """An encoder on its device: tiles in, features out.
+
+    A batch that does not fit the memory is halved, and so are those after it; the log says so.
+
+    Parameters
+    ----------
+    encoder
+        The encoder, moved to `device`.
+    depths, orientations
+        See :func:`oriented_features`.
+    device, precision
+        See :func:`resolve_device` and :func:`autocast`.
+    """
+
+    def __init__(
+        self, encoder: FrozenEncoder, depths: Sequence[Depth], orientations: int, device: torch.device, precision: str
+    ) -> None:
+        self.encoder = encoder.to(device)
+        self.depths, self.orientations = list(depths), orientations
+        self.device, self.precision = device, precision
+        self._at_once: int | None = None  # most tiles that fit; None as long as all did
+
+    def over(self, stream: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+        """Iterate over batches: their numbers, and an array of features (k, d), float32, for every depth."""
+        # a GPU gets its next batch before the features of the last one are waited for
+        ahead = int(self.device.type == "cuda")
+        launched: deque[tuple[np.ndarray, list[torch.Tensor]]] = deque()
+        for positions, tiles in stream:
+            launched.append((positions, self._features(tiles)))
+            if len(launched) > ahead:
+                yield _fetched(*launched.popleft())
+        while launched:
+            yield _fetched(*launched.popleft())
+
+    def features(self, tiles: np.ndarray) -> np.ndarray:
+        """Return features (k, d), float32, of the first depth."""
+        return self._features(tiles)[0].cpu().numpy()
+
+    def _features(self, tiles: np.ndarray) -> list[torch.Tensor]:
+        while True:
+            step = self._at_once or len(tiles)
+            try:
+                parts = [self._forward(tiles[i : i + step]) for i in range(0, len(tiles), step)]
+            except RuntimeError as error:
+                if not _out_of_memory(error) or step == 1:
+                    raise
+                self._at_once = (min(step, len(tiles)) + 1) // 2
+                logger.warning(
+                    "%d tiles at once do not fit the memory of %s (%s); going on with %d.",
+                    min(step, len(tiles)), self.device, str(error).splitlines()[0][:200], self._at_once,
+                )  # fmt: skip
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            return parts[0] if len(parts) == 1 else [torch.cat(of) for of in zip(*parts, strict=True)]
+
+    def _forward(self, tiles: np.ndarray) -> list[torch.Tensor]:
+        x = torch.from_numpy(tiles)
+        if self.device.type == "cuda":
+            x = x.pin_memory().to(self.device, non_blocking=True)
+        with torch.inference_mode():
+            x = self.encoder.normalise(x.to(self.device))
+            with autocast(self.device, self.precision):
+                return oriented_features(self.encoder, x, self.depths, self.orientations)
+
+
+def _fetched(positions: np.ndarray, parts: list[torch.Tensor]) -> tuple[np.ndarray, list[np.ndarray]]:
+    return positions, [part.cpu().numpy() for part in parts]
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    # the CPU's allocator has no error class of its own
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def embed_chunks(
+    run: EncoderRun, source: TileSource, chunks: Sequence[np.ndarray], batch_size: int
+) -> Iterator[np.ndarray]:
+    """Return the features, (k, d) float32, of the run's first depth for every list of tiles, one after the other.
+
+    Batches end with their list, so that the features of a list do not depend on the others, to the last bit.
+    """
+    stream = run.over(read_parts(source, in_batches(chunks, batch_size)))
+    for chunk in chunks:
+        parts: list[np.ndarray] = []
+        while sum(map(len, parts)) < len(chunk):
+            parts.append(next(stream)[1][0])
+        yield parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
 def embed(
     encoder: FrozenEncoder,
     source: TileSource,
@@ -131,17 +223,12 @@ def embed(
     row = np.full(source.n, -1, dtype=np.int64)
     row[index] = np.arange(len(index))
     out: dict[Depth, np.ndarray] = {}
-    encoder = encoder.to(device)
-    total = len(index) * len(sources)
-    with torch.inference_mode(), tqdm(total=total, desc=description, unit="tile", disable=not progress) as bar:
+    run = EncoderRun(encoder, depths, orientations, device, precision)
+    with tqdm(total=len(index) * len(sources), desc=description, unit="tile", disable=not progress) as bar:
         for scale, tiles_at in enumerate(sources):
             order = tiles_at.reading_order[row[tiles_at.reading_order] >= 0]
-            for positions, tiles in batches(tiles_at, batch_size, index=order):
-                x = encoder.normalise(torch.from_numpy(tiles).to(device))
-                with autocast(device, precision):
-                    parts = oriented_features(encoder, x, depths, orientations)
-                for depth, part in zip(depths, parts, strict=True):
-                    values = part.cpu().numpy()
+            for positions, parts in run.over(batches(tiles_at, batch_size, index=order)):
+                for depth, values in zip(depths, parts, strict=True):
                     width = values.shape[1]
                     if depth not in out:
                         share = None if max_memory is None else max_memory // len(depths)

@@ -10,7 +10,17 @@ from __future__ import annotations
 from pekasc.tiling._geometry import TileGeometry, TileSpec
 from pekasc.tiling._patches import PatchFile, PatchReader
 from pekasc.tiling._reader import ImagePyramid, TileReader
-from pekasc.tiling._stream import ArrayTiles, TileSource, TileStream, TileSubset, batches, cached, check_temporary_room
+from pekasc.tiling._stream import (
+    ArrayTiles,
+    TileSource,
+    TileStream,
+    TileSubset,
+    batches,
+    cached,
+    check_temporary_room,
+    in_batches,
+    read_parts,
+)
 
 __all__ = [
     "ArrayTiles",
@@ -26,4 +36,6 @@ __all__ = [
     "batches",
     "cached",
     "check_temporary_room",
+    "in_batches",
+    "read_parts",
 ]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numba
 
@@ -16,12 +16,14 @@ R = TypeVar("R")
 
 @lru_cache(maxsize=1)
 def _pool(process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=numba.config.NUMBA_NUM_THREADS, thread_name_prefix="pekasc-decode")
+    return ThreadPoolExecutor(max_workers=n_threads(), thread_name_prefix="pekasc-decode")
 
 
 def n_threads() -> int:
     """Return the number of threads: the cores of this process, or ``NUMBA_NUM_THREADS``."""
-    return int(numba.config.NUMBA_NUM_THREADS)
+    # not numba.get_num_threads(): that starts numba's threads, and takes torch's number of threads away
+    config: Any = numba.config
+    return int(config.NUMBA_NUM_THREADS)
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -171,7 +171,18 @@ def batches(
     if prefetch != 0:
         check_positive(prefetch, "prefetch", integer=True)
     positions = source.reading_order if index is None else check_index(index, source.n)
-    parts = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
+    return read_parts(source, in_batches([positions], batch_size), prefetch=prefetch)
+
+
+def in_batches(chunks: Iterable[np.ndarray], batch_size: int) -> list[np.ndarray]:
+    """Cut each of several lists of tiles into batches; no batch has tiles of two of them."""
+    return [chunk[i : i + batch_size] for chunk in chunks for i in range(0, len(chunk), batch_size)]
+
+
+def read_parts(
+    source: TileSource, parts: list[np.ndarray], *, prefetch: int = 2
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Iterate over given batches of tiles as :func:`batches` does."""
     if prefetch == 0:
         return ((part, source.read(part)) for part in parts)
     return _read_ahead(source, parts, prefetch)

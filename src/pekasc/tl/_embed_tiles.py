@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from spatialdata import SpatialData
 
 from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, write_uns
 from pekasc._sections import get_table, tiled_sections, writable_table
 from pekasc.models import Adapter, Encoder
-from pekasc.models._embed import autocast, embed, resolve_device
+from pekasc.models._embed import autocast, resolve_device
+from pekasc.models._embed_job import EmbedJob
 from pekasc.models._encoders import FrozenEncoder, depth_tuple, resolve_encoder, warn_of_scale
-from pekasc.tl import _inputs
-from pekasc.tl._options import check_orientations, check_scales
+from pekasc.tl._options import check_batch_size, check_client, check_orientations, check_scales
+from pekasc.tl._section_features import section_features
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 def embed_tiles(
@@ -26,6 +31,9 @@ def embed_tiles(
     batch_size: int = 64,
     device: str = "auto",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    store: str | Path | None = None,
+    client: Client | None = None,
+    max_memory: int = 4 * 2**30,
     table_name: str = "table",
     key: str = TILES,
     key_added: str | None = None,
@@ -48,11 +56,21 @@ def embed_tiles(
     scales, orientations
         As in :func:`pekasc.tl.fit_adapter`; an adapter has its own.
     batch_size
-        Tiles at once.
+        Tiles at once; halved, with a message in the log, where they do not fit the device's memory.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     precision
         ``"fp32"``, ``"bf16"`` or, on a GPU, ``"fp16"``.
+    store
+        Folder of a zarr group in which features are kept as they are computed, about 256 tiles at a time, each with a
+        checksum. A call that was interrupted goes on from there; chunks that are damaged are computed again, and
+        features of other tiles, weights or settings are never taken. Several objects and encoders may share one; a
+        second run on the same features waits for the first.
+    client
+        A :class:`distributed.Client`: tiles are read and embedded by its workers, about 256 at a time. They must see
+        the image where it is (so keep images on disk, in zarr or a slide), and the encoder's weights.
+    max_memory
+        Bytes that the features may take. Beyond, `store` is needed, and ``obsm`` gets a dask array that reads it.
     table_name
         Name of the table.
     key
@@ -76,9 +94,10 @@ def embed_tiles(
     KeyError
         If the table was not tiled.
     ValueError
-        If the encoder cannot take the tiles, or an adapter was trained on others.
+        If the encoder cannot take the tiles, an adapter was trained on others, the store is none, or the features need
+        one.
     OSError
-        If the encoder's weights cannot be fetched or read.
+        If the encoder's weights cannot be fetched or read, an image chunk is damaged, or the store cannot be written.
 
     Examples
     --------
@@ -91,18 +110,14 @@ def embed_tiles(
     """
     place = resolve_device(device)
     autocast(place, precision)
+    check_client(client)
+    batch_size = check_batch_size(batch_size)
     scales, orientations = check_scales(scales), check_orientations(orientations)
     adapter = encoder if isinstance(encoder, Adapter) else None
     row = encoder.encoder if isinstance(encoder, Adapter) else resolve_encoder(encoder)
     name = check_key(key_added) if key_added is not None else feature_key(PEKA if adapter else row.short)
     check_free(get_table(sdata, table_name), name, "features", slot="obsm")
     sections, spec = tiled_sections(sdata, table_name=table_name, key=key)
-    stream, rows = _inputs.tile_stream(sections, spec)
-    of = adapter.scales if adapter is not None else scales
-    views = adapter.orientations if adapter is not None else orientations
-    record: dict[str, Any] = {
-        "tile_px": spec.tile_px, "mpp": spec.mpp, "scales": list(of), "orientations": views, "encoder": row.to_dict()
-    }  # fmt: skip
     if adapter is not None:
         if depth is not None or len(scales) > 1 or orientations > 1:
             raise ValueError(
@@ -110,21 +125,27 @@ def embed_tiles(
                 "`orientations=` out."
             )
         adapter.check_tiles(spec.tile_px, spec.mpp)
-        further = _inputs.further_streams(sections, spec, adapter.scales)
-        features = adapter.embed_source(
-            stream, further, batch_size=batch_size, device=device, precision=precision, progress=progress
-        )
-        record |= {"encoder_digest": adapter.encoder_digest, "depth": adapter.info["depth"], "adapter": adapter.method}
+        scales, orientations = adapter.scales, adapter.orientations
+        model, of, blocks = adapter.frozen_model(), adapter.depth, adapter.info["depth"]
+        digest = adapter.encoder_digest
     else:
         model = FrozenEncoder(row, spec.tile_px)
         warn_of_scale(row, spec.mpp)
-        blocks = (-1,) if depth is None else depth_tuple(depth)
-        blocks = tuple(model.check_depth(block) for block in blocks)
-        features = embed(
-            model, stream, [blocks], further=_inputs.further_streams(sections, spec, scales), orientations=orientations,
-            batch_size=batch_size, device=place, precision=precision, progress=progress,
-        )[blocks]  # fmt: skip
-        record |= {"encoder_digest": model.digest, "depth": "+".join(str(b) for b in blocks)}
+        of = tuple(model.check_depth(block) for block in ((-1,) if depth is None else depth_tuple(depth)))
+        digest, blocks = model.digest, "+".join(str(b) for b in of)
+    job = EmbedJob(
+        adapter or row, digest, spec.tile_px, depth=of, orientations=orientations, batch_size=batch_size,
+        device=device, precision=precision,
+    )  # fmt: skip
+    features = section_features(
+        sections, spec, scales, job, model, store=store, client=client, max_memory=max_memory, progress=progress
+    )
+    record: dict[str, Any] = {
+        "tile_px": spec.tile_px, "mpp": spec.mpp, "scales": list(scales), "orientations": orientations,
+        "encoder": row.to_dict(), "encoder_digest": digest, "depth": blocks,
+    }  # fmt: skip
+    if adapter is not None:
+        record["adapter"] = adapter.method
     table = writable_table(sdata, table_name)
-    table.obsm[name] = _inputs.by_row(features, rows, table.n_obs)
+    table.obsm[name] = features.by_row(table.n_obs, max_memory)
     write_uns(table, name, record, kind="features")

@@ -24,7 +24,7 @@ from pekasc._sections import (
     tile_record,
     tiled_sections,
 )
-from pekasc.tiling import TileSource, TileSpec, TileStream, cached
+from pekasc.tiling import PatchReader, TileReader, TileSource, TileSpec, TileStream, cached
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,14 @@ def tile_stream(sections: Sequence[Section], spec: TileSpec) -> tuple[TileSource
 
 
 def further_streams(sections: Sequence[Section], spec: TileSpec, scales: Sequence[float]) -> list[TileSource]:
-    """Return the same tiles at every further scale, `scales[1:]`: as many pixels, each so many times as large.
+    """Return the same tiles at every further scale, `scales[1:]`, as streams: see :func:`further_readers`."""
+    return [TileStream(readers) for readers in further_readers(sections, spec, scales)]
+
+
+def further_readers(
+    sections: Sequence[Section], spec: TileSpec, scales: Sequence[float]
+) -> list[list[TileReader | PatchReader]]:
+    """Return readers of the same tiles at every further scale, `scales[1:]`: as many pixels, each so much larger.
 
     Raises
     ------
@@ -95,7 +102,7 @@ def further_streams(sections: Sequence[Section], spec: TileSpec, scales: Sequenc
         If a section has stored patches and no image: nothing around them is known. If most of the tiles' area lies
         outside of the images.
     """
-    streams: list[TileSource] = []
+    found = []
     for scale in scales[1:]:
         at = spec.scaled(scale)
         readers = section_readers(sections, at, further=True)
@@ -112,8 +119,8 @@ def further_streams(sections: Sequence[Section], spec: TileSpec, scales: Sequenc
                 section.name, scale, at.tile_px, at.mpp, at.side_um, 100 * float(np.mean(reader.inside)),
                 f", interpolated {coarse:.2f} times" if coarse > 1 else "",
             )  # fmt: skip
-        streams.append(TileStream(readers))
-    return streams
+        found.append(readers)
+    return found
 
 
 def cached_scales(

@@ -57,6 +57,31 @@ def check_scales(scales: Any) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
+def check_batch_size(batch_size: Any) -> int:
+    """Return the number of tiles at once."""
+    number = whole("batch_size", batch_size)
+    if number < 1:
+        raise ValueError(f"`batch_size={number}` must be positive.")
+    return number
+
+
+def check_client(client: Any) -> None:
+    """Check that a cluster is reached by a client that can be asked now."""
+    if client is None:
+        return
+    from distributed import Client
+
+    if not isinstance(client, Client):
+        raise TypeError(
+            f"`client` must be a distributed.Client, got {type(client).__name__}: `client=Client(cluster)` of "
+            "`dask.distributed`, or leave it out to work in this process."
+        )
+    if client.asynchronous:
+        raise ValueError("`client` is asynchronous: give a `distributed.Client` made without `asynchronous=True`.")
+    if client.status != "running":
+        raise ValueError(f"`client` is {client.status}: give a `distributed.Client` that is connected to its cluster.")
+
+
 def check_orientations(orientations: Any) -> int:
     """Return how many turns and flips of a tile its features are the mean of."""
     if isinstance(orientations, bool) or not isinstance(orientations, Integral) or orientations not in ORIENTATIONS:

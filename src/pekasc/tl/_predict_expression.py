@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from anndata import AnnData
@@ -16,8 +17,14 @@ from pekasc._expression import close_genes, gene_names, gene_positions, no_overl
 from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, score_key, write_uns
 from pekasc._sections import check_table, get_table, writable_table
 from pekasc.models import Adapter
+from pekasc.models._embed_job import EmbedJob
 from pekasc.tl import _inputs
 from pekasc.tl._evaluate import METRICS
+from pekasc.tl._options import check_batch_size, check_client
+from pekasc.tl._section_features import section_features
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +46,8 @@ def predict_expression(
     array: str | None = None,
     table_name: str = "table",
     key: str = TILES,
+    store: str | Path | None = None,
+    client: Client | None = None,
     max_memory: int = 4 * 2**30,
     progress: bool = True,
 ) -> None:
@@ -71,8 +80,10 @@ def predict_expression(
         Name of the table.
     key
         Name of the tiles.
+    store, client
+        As in :func:`pekasc.tl.embed_tiles`.
     max_memory
-        Bytes that the layer may take.
+        Bytes that the layer may take, and the features (beyond, `store` is needed for these).
     progress
         Show a progress bar.
 
@@ -111,6 +122,8 @@ def predict_expression(
     if not isinstance(adapter, Adapter):
         raise TypeError(f"`adapter` must be a pekasc.Adapter, got {type(adapter).__name__}.")
     check_key(key_added)
+    check_client(client)
+    batch_size = check_batch_size(batch_size)
     table = get_table(sdata, table_name)
     check_table(table)
     wanted = _wanted(adapter, genes)
@@ -137,14 +150,24 @@ def predict_expression(
             sdata, table_name=table_name, key=key, pixel_size=pixel_size, spec=adapter.spec
         )
         adapter.check_tiles(spec.tile_px, spec.mpp)
-        stream, rows = _inputs.tile_stream(sections, spec)
-        further = _inputs.further_streams(sections, spec, adapter.scales)
-        features = adapter.embed_source(
-            stream, further, batch_size=batch_size, device=device, precision=precision, progress=progress
-        )
-    places = np.concatenate([section.centres_um for section in sections])
-    names_of = np.repeat([section.name for section in sections], [section.rows.size for section in sections])
-    predicted = adapter.predict_features(features, places, names_of)[:, wanted]
+        job = EmbedJob(
+            adapter, adapter.encoder_digest, spec.tile_px, depth=adapter.depth, orientations=adapter.orientations,
+            batch_size=batch_size, device=device, precision=precision,
+        )  # fmt: skip
+        features = section_features(
+            sections, spec, adapter.scales, job, adapter.frozen_model(), store=store, client=client,
+            max_memory=max_memory, progress=progress,
+        )  # fmt: skip
+    rows = np.concatenate([section.rows for section in sections])
+    predicted = np.concatenate(
+        [
+            # section by section: neighbours are of one section, and features may be more than memory
+            adapter.predict_features(features.of(i), section.centres_um, np.repeat(section.name, section.rows.size))[
+                :, wanted
+            ]
+            for i, section in enumerate(sections)
+        ]
+    )
     trained = np.zeros(table.n_obs, dtype=bool)
     trained[_inputs.trained_rows(sections, spec.side_um * max(adapter.scales), adapter.trained_on)] = True
     record = {**_record(adapter), "n_predicted": len(wanted), "tile_px": spec.tile_px, "mpp": spec.mpp}
@@ -157,7 +180,7 @@ def predict_expression(
         values = _inputs.by_row(predicted, rows, table.n_obs)
         table = _new_table(table, values, asked)
     table.layers[key_added] = values
-    table.obsm[feature_key(key_added)] = _inputs.by_row(features, rows, table.n_obs)
+    table.obsm[feature_key(key_added)] = features.by_row(table.n_obs, max_memory)
     table.obs[f"{key_added}_train"] = trained
     # scores of what was predicted before are not those of this
     stale = {score_key(key_added, metric) for metric in METRICS} & set(table.var)

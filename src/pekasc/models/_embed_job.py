@@ -1,0 +1,144 @@
+"""Embedding in pieces: chunks of tiles, in this process or on the workers of a Dask cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import torch
+
+from pekasc.models._adapter import Adapter
+from pekasc.models._choose import Depth
+from pekasc.models._embed import EncoderRun, embed_chunks, resolve_device
+from pekasc.models._encoders import Encoder, FrozenEncoder
+from pekasc.tiling import PatchReader, TileReader, TileStream
+
+Reader = TileReader | PatchReader
+Piece = tuple[int, np.ndarray]  # which reader, and the tiles' numbers there
+
+
+@dataclass(frozen=True, eq=False)
+class EmbedJob:
+    """How tiles become features: all that a process needs to know, but for the tiles.
+
+    Parameters
+    ----------
+    encoder
+        The encoder's row, or an adapter.
+    encoder_digest
+        SHA-256 of the encoder's weights, which every process compares with what it finds.
+    tile_px
+        Pixels along the side of a tile.
+    depth, orientations, batch_size, device, precision
+        As in :func:`pekasc.tl.embed_tiles`.
+    """
+
+    encoder: Encoder | Adapter
+    encoder_digest: str
+    tile_px: int
+    depth: Depth
+    orientations: int
+    batch_size: int
+    device: str
+    precision: str
+    token: str = field(default_factory=lambda: uuid4().hex)  # tells the jobs of one worker apart
+
+    def model(self) -> FrozenEncoder:
+        """Build the encoder, with the adapter if there is one.
+
+        Raises
+        ------
+        ValueError
+            If its weights are others here.
+        """
+        if isinstance(self.encoder, Adapter):
+            return self.encoder.frozen_model()
+        model = FrozenEncoder(self.encoder, self.tile_px)
+        if model.digest != self.encoder_digest:
+            raise ValueError(
+                f"The weights of encoder {self.encoder.short!r} differ between processes: {model.digest[:12]} here, "
+                f"{self.encoder_digest[:12]} where the call was made. Give every worker the same weights."
+            )
+        return model
+
+    def run(self, model: FrozenEncoder) -> EncoderRun:
+        """Put the encoder on its device."""
+        return EncoderRun(model, [self.depth], self.orientations, resolve_device(self.device), self.precision)
+
+    def digest(self, model: FrozenEncoder) -> str:
+        """Return the SHA-256 of everything but the tiles that decides the features; the batch size does not."""
+        facts = {
+            "encoder": self.encoder_digest,
+            "mean": model.mean.flatten().tolist(),
+            "std": model.std.flatten().tolist(),
+            "pooling": model.encoder.pooling,
+            "model_kwargs": dict(model.encoder.model_kwargs),
+            "tile_px": self.tile_px,
+            "depth": None if self.depth is None else list(self.depth),
+            "orientations": self.orientations,
+            "precision": self.precision,
+        }
+        sha = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+        if isinstance(self.encoder, Adapter) and self.encoder.config is not None:
+            sha.update(json.dumps(self.encoder.config.to_dict(), sort_keys=True, default=str).encode())
+            for name, tensor in sorted(self.encoder.weights["adapter"].items()):
+                sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return sha.hexdigest()
+
+
+def n_features(run: EncoderRun, tile_px: int) -> int:
+    """Return the number of features of a tile, from a pass over an empty one."""
+    return run.features(np.zeros((1, tile_px, tile_px, 3), np.uint8)).shape[1]
+
+
+def embed_pieces(
+    job: EmbedJob, run: EncoderRun, readers: Sequence[Reader], pieces: Sequence[Piece], client: Any
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Embed pieces of several readers; return each one's number and features as it is done.
+
+    With a :class:`distributed.Client` each piece is one task, which reads its tiles and has them embedded where it
+    runs; Dask runs it again where its worker died. Without one they are done here, in their order, by the same code.
+    """
+    if client is None:
+        stream = TileStream(readers)
+        chunks = [stream.offsets[reader] + index for reader, index in pieces]
+        yield from enumerate(embed_chunks(run, stream, chunks, job.batch_size))
+        return
+    from distributed import as_completed
+
+    # as tasks, not as scattered data: Dask makes them again when the worker that held them dies
+    shared = client.submit(_same, job, pure=False)
+    sources = {i: client.submit(_same, readers[i], pure=False) for i in sorted({reader for reader, _ in pieces})}
+    futures = [client.submit(_embed_piece, shared, sources[i], index, pure=False) for i, index in pieces]
+    numbers = {future.key: number for number, future in enumerate(futures)}
+    try:
+        for future in as_completed(futures):
+            yield numbers[future.key], future.result()
+            future.release()
+    finally:
+        client.cancel(futures)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+_LOADED: dict[str, EncoderRun] = {}
+_LOADING = Lock()
+
+
+def _embed_piece(job: EmbedJob, reader: Reader, index: np.ndarray) -> np.ndarray:
+    """Embed the tiles of one piece, in a worker that keeps the encoder for its next ones."""
+    with _LOADING:
+        if job.token not in _LOADED:
+            _LOADED.clear()
+            _LOADED[job.token] = job.run(job.model())
+        run = _LOADED[job.token]
+    return next(embed_chunks(run, reader, [index], job.batch_size))

@@ -1,0 +1,174 @@
+"""Features on disk: a zarr group with one array for each section and scale, written chunk by chunk."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from filelock import FileLock, Timeout
+from zarr.codecs import Crc32cCodec
+from zarr.errors import ContainsArrayError
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+_OURS = "pekasc_features"
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+
+
+class FeatureStore:
+    """The features of some tiles, (n, width) float32, in chunks of rows that each have a checksum.
+
+    A chunk is written whole or not at all, and read with its checksum; what was never written is NaN.
+
+    Parameters
+    ----------
+    path
+        Folder of the zarr group; made if it is not there.
+    digest
+        Of everything that the features depend on: the name of the array.
+    shape
+        Tiles and features.
+    chunk
+        Tiles in a chunk; an array that is there has its own.
+    info
+        What the features are of, for readers.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds something else, or features of another digest under this name.
+    OSError
+        If the folder cannot be written.
+    """
+
+    def __init__(self, path: Path, digest: str, shape: tuple[int, int], chunk: int, info: Mapping[str, Any]) -> None:
+        self.path, self.name = path, digest[:16]
+        _open_group(path)
+        record = {"format": _FORMAT, "digest": digest, **info}
+        try:
+            array = zarr.create_array(
+                path, name=self.name, shape=shape, chunks=(chunk, shape[1]), dtype="float32", fill_value=np.nan,
+                compressors=[Crc32cCodec()], attributes={_OURS: record},
+            )  # fmt: skip
+        except ContainsArrayError:
+            array = zarr.open_array(path, path=self.name, mode="r+")
+        except OSError as error:
+            raise _explained(error, path) from error
+        found: Any = array.attrs.get(_OURS)
+        if not isinstance(found, Mapping) or found.get("digest") != digest or array.shape != shape:
+            theirs = found.get("digest") if isinstance(found, Mapping) else None
+            raise ValueError(
+                f"The store {str(path)!r} holds {self.name!r} of another digest or size (digest {theirs}, shape "
+                f"{array.shape}; expected {digest}, {shape}): it was changed. Delete {str(path / self.name)!r}, or "
+                "give another `store=`."
+            )
+        self._array = array
+        self.chunk = int(array.chunks[0])
+        self.n_chunks = -(-shape[0] // self.chunk)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep other runs out of this array; wait for one that is writing it now."""
+        file = self.path / self.name / "writing.lock"
+        lock = FileLock(file)
+        try:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                logger.warning("Another run is writing %s in %s: waiting for it.", self.name, self.path)
+                lock.acquire()
+        except OSError as error:
+            raise _explained(error, self.path) from error
+        try:
+            # what a run that was killed did not finish; nobody else writes now
+            for partial in (self.path / self.name).rglob("*.partial"):
+                partial.unlink(missing_ok=True)
+            yield
+        finally:
+            lock.release()
+
+    def missing(self) -> list[int]:
+        """Return the chunks that are not there, or damaged: every other one is read, and its checksum compared."""
+        missing = []
+        for i in range(self.n_chunks):
+            try:
+                whole = bool(np.isfinite(self.read(slice(i * self.chunk, (i + 1) * self.chunk))).all())
+            except (ValueError, RuntimeError) as error:
+                logger.warning(
+                    "Chunk %d of %s in %s is damaged (%s): it is computed again.", i, self.name, self.path, error
+                )
+                whole = False
+            if not whole:
+                missing.append(i)
+        return missing
+
+    def write(self, chunk: int, features: np.ndarray) -> None:
+        """Write a chunk.
+
+        Raises
+        ------
+        ValueError
+            If a feature is not finite: it would count as missing for ever.
+        OSError
+            If there is no room, or the folder cannot be written.
+        """
+        bad = ~np.isfinite(features).all(axis=1)
+        if bad.any():
+            raise ValueError(
+                f"The features of {int(bad.sum())} of {len(features)} tiles are not finite: the encoder's numbers "
+                'leave the range of this `precision=`. Take "bf16" or "fp32".'
+            )
+        start = chunk * self.chunk
+        try:
+            self._array[start : start + len(features)] = features
+        except OSError as error:
+            raise _explained(error, self.path, f" Chunks written before stay, {chunk} is missing") from error
+
+    def read(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Read features, (k, width) float32.
+
+        Raises
+        ------
+        ValueError
+            If a chunk's checksum is wrong.
+        """
+        return np.asarray(self._array[rows] if isinstance(rows, slice) else self._array.oindex[rows])
+
+
+def _open_group(path: Path) -> None:
+    try:
+        if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / "zarr.json").is_file())):
+            raise ValueError(
+                f"`store={str(path)!r}` is there and is no zarr group: give another folder. Features of several "
+                "encoders and objects can share one store."
+            )
+        group = zarr.open_group(path, mode="a")
+        if _OURS not in group.attrs:
+            if any(key for key in group.attrs) or any(True for _ in group.keys()):
+                raise ValueError(
+                    f"`store={str(path)!r}` is a zarr group with other content ({sorted(group.keys())[:5]}): give a "
+                    "folder of its own."
+                )
+            group.attrs[_OURS] = _FORMAT
+    except OSError as error:
+        raise _explained(error, path) from error
+    if group.attrs[_OURS] != _FORMAT:
+        raise ValueError(
+            f"`store={str(path)!r}` has format {group.attrs[_OURS]}, this pekasc writes {_FORMAT}: give another folder."
+        )
+
+
+def _explained(error: OSError, path: Path, what: str = "") -> OSError:
+    """Return the error with what to do."""
+    if error.errno in _NO_ROOM:
+        text = f"No room for features in the store {str(path)!r}.{what}; make room and run the same call again."
+    else:
+        text = f"The store {str(path)!r} cannot be written: {error.strerror or error}.{what and what + '.'}"
+    return type(error)(error.errno, text)

@@ -1,0 +1,299 @@
+"""`store=`, `client=` and `max_memory=` of the calls that embed: nothing is computed twice, and the bits stay."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import spatialdata as sd
+import torch
+from distributed import Client, LocalCluster
+from spatialdata import SpatialData
+
+import pekasc as pk
+from pekasc.models._embed import EncoderRun
+from pekasc.tl import _section_features
+
+HOW: dict[str, Any] = {"batch_size": 8, "device": "cpu", "progress": False}
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_section_features, "_CHUNK", 16)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the tiles that go through an encoder (but for the empty one that tells the width)."""
+    seen: list[int] = []
+    forward = EncoderRun._forward
+
+    def counting(self: EncoderRun, tiles: np.ndarray) -> list[torch.Tensor]:
+        if tiles.any():
+            seen.append(len(tiles))
+        return forward(self, tiles)
+
+    monkeypatch.setattr(EncoderRun, "_forward", counting)
+    return seen
+
+
+@pytest.mark.parametrize("how", [{}, {"scales": (1, 2), "orientations": 2}], ids=["plain", "scales"])
+def test_the_store_gives_the_bits_of_a_run_without(
+    tiled: SpatialData, tmp_path: Path, counted: list[int], how: dict[str, Any]
+) -> None:
+    table = tiled["table"]
+    pk.tl.embed_tiles(tiled, "tiny", key_added="plain", **HOW, **how)
+    n = sum(counted)
+    pk.tl.embed_tiles(tiled, "tiny", key_added="kept", store=tmp_path / "s.zarr", **HOW, **how)
+    assert sum(counted) == 2 * n
+    pk.tl.embed_tiles(tiled, "tiny", key_added="again", store=str(tmp_path / "s.zarr"), **HOW, **how)
+    assert sum(counted) == 2 * n
+    for key in ("kept", "again"):
+        np.testing.assert_array_equal(table.obsm[key], table.obsm["plain"])
+
+
+def test_an_interrupted_run_goes_on(
+    tiled: SpatialData, tmp_path: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    store, table = tmp_path / "s.zarr", tiled["table"]
+    pk.tl.embed_tiles(tiled, "tiny", key_added="plain", **HOW)
+    whole = sum(counted)
+    counted.clear()
+    write = _section_features.FeatureStore.write
+
+    def interrupted(self: Any, chunk: int, features: np.ndarray) -> None:
+        if sum(counted) > 40:
+            raise KeyboardInterrupt
+        write(self, chunk, features)
+
+    monkeypatch.setattr(_section_features.FeatureStore, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pk.tl.embed_tiles(tiled, "tiny", store=store, **HOW)
+    assert "X_tiny" not in table.obsm
+    first = sum(counted)
+    monkeypatch.setattr(_section_features.FeatureStore, "write", write)
+    counted.clear()
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        pk.tl.embed_tiles(tiled, "tiny", store=store, **HOW)
+    assert 0 < sum(counted) < whole and first + sum(counted) <= whole + 2 * 16
+    assert f"has the features of {whole - sum(counted)} of {whole} tiles" in caplog.text
+    np.testing.assert_array_equal(table.obsm["X_tiny"], table.obsm["plain"])
+
+
+def test_a_damaged_chunk_is_computed_again(tiled: SpatialData, tmp_path: Path, counted: list[int]) -> None:
+    store = tmp_path / "s.zarr"
+    pk.tl.embed_tiles(tiled, "tiny", key_added="first", store=store, **HOW)
+    counted.clear()
+    chunk = next(store.glob("*/c/1/0"))
+    content = bytearray(chunk.read_bytes())
+    content[100] ^= 1
+    chunk.write_bytes(bytes(content))
+    pk.tl.embed_tiles(tiled, "tiny", key_added="second", store=store, **HOW)
+    assert sum(counted) == 16
+    np.testing.assert_array_equal(tiled["table"].obsm["second"], tiled["table"].obsm["first"])
+
+
+def test_nothing_of_other_tiles_weights_or_settings_is_taken(
+    tiled: SpatialData, tmp_path: Path, counted: list[int], adapter: pk.Adapter
+) -> None:
+    def added(**how: Any) -> int:
+        counted.clear()
+        encoder = how.pop("encoder", "tiny")
+        pk.tl.embed_tiles(tiled, encoder, key_added="x", store=tmp_path / "s.zarr", **{**HOW, **how})
+        return sum(counted)
+
+    def random(kwargs: dict[str, Any], **more: Any) -> pk.models.Encoder:
+        return pk.models.Encoder("vit_tiny_patch16_224", weights="random", model_kwargs=kwargs, **more)
+
+    n = added()
+    assert n == tiled["table"].n_obs and added() == 0
+    assert added(batch_size=16) == 0  # what is there is the same to rounding
+    assert added(depth=2) == n
+    assert added(precision="bf16") == n
+    assert added(orientations=2) == n
+    assert added(scales=(1, 2)) == n  # the wide tiles; the others are there
+    assert added(encoder=adapter) == n and added(encoder=adapter) == 0
+    pk.pp.tile(tiled, tile_px=48, mpp=2.0)
+    assert added(encoder=random({"depth": 2})) == n
+    assert added(encoder=random({"depth": 2}, mean=(0.4, 0.4, 0.4))) == n
+    assert added(encoder=random({"depth": 3})) == n
+    pk.pp.tile(tiled, tile_px=48, mpp=2.1)
+    assert added(encoder=random({"depth": 3})) == n
+
+
+def test_a_subset_keeps_its_other_sections(tiled: SpatialData, tmp_path: Path, counted: list[int]) -> None:
+    pk.tl.embed_tiles(tiled, "tiny", store=tmp_path / "s.zarr", **HOW)
+    counted.clear()
+    of_one = tiled["table"].obs["region"] == "P2S1_spots"
+    table = tiled["table"][of_one].copy()
+    table.obs["region"] = table.obs["region"].cat.remove_unused_categories()
+    table.uns["spatialdata_attrs"] = {**table.uns["spatialdata_attrs"], "region": ["P2S1_spots"]}
+    part = SpatialData(images=dict(tiled.images), shapes=dict(tiled.shapes), tables={"table": table})
+    pk.tl.embed_tiles(part, "tiny", key_added="part", store=tmp_path / "s.zarr", **HOW)
+    assert not counted
+    np.testing.assert_array_equal(part["table"].obsm["part"], tiled["table"].obsm["X_tiny"][of_one])
+
+
+def test_predictions_from_a_store(
+    tiled: SpatialData, predicted: SpatialData, adapter: pk.Adapter, tmp_path: Path, counted: list[int]
+) -> None:
+    pk.tl.predict_expression(tiled, adapter, store=tmp_path / "s.zarr", device="cpu", progress=False)
+    n = sum(counted)
+    assert n == tiled["table"].n_obs
+    pk.tl.predict_expression(tiled, adapter, store=tmp_path / "s.zarr", device="cpu", progress=False)
+    assert sum(counted) == n
+    np.testing.assert_allclose(tiled["table"].layers["peka"], predicted["table"].layers["peka"], atol=1e-5)
+
+
+def test_features_beyond_the_memory_stay_lazy(
+    tiled: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tiled["table"]
+    table.obs["in_tissue"] = np.arange(table.n_obs) % 7 > 0
+    pk.pp.tile(tiled, tile_px=56, mpp=2.0)
+    pk.tl.embed_tiles(tiled, "tiny", scales=(1, 2), key_added="plain", **HOW)
+    with pytest.raises(ValueError, match=r"take 0\.\d GiB, more than `max_memory` .* Give `store=` a folder"):
+        pk.tl.embed_tiles(tiled, "tiny", scales=(1, 2), key_added="lazy", max_memory=1000, **HOW)
+    assert "lazy" not in table.obsm
+    monkeypatch.setattr(_section_features, "_LAZY_ROWS", 30)
+    pk.tl.embed_tiles(tiled, "tiny", scales=(1, 2), key_added="lazy", store=tmp_path / "s.zarr", max_memory=1000, **HOW)
+    assert isinstance(table.obsm["lazy"], da.Array)
+    np.testing.assert_array_equal(table.obsm["lazy"].compute(), table.obsm["plain"])
+    tiled.write(tmp_path / "sdata.zarr")
+    again = sd.read_zarr(tmp_path / "sdata.zarr")
+    np.testing.assert_array_equal(np.asarray(again["table"].obsm["lazy"]), table.obsm["plain"])
+
+
+def test_a_store_that_is_none_leaves_the_object_alone(tiled: SpatialData, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is no zarr group"):
+        pk.tl.embed_tiles(tiled, "tiny", store=tmp_path, **HOW)
+    assert "X_tiny" not in tiled["table"].obsm
+
+
+@pytest.mark.parametrize("batch_size", [0, -4])
+def test_batch_sizes(tiled: SpatialData, batch_size: int) -> None:
+    with pytest.raises(ValueError, match="`batch_size=.*` must be positive"):
+        pk.tl.embed_tiles(tiled, "tiny", **{**HOW, "batch_size": batch_size})
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    """Two workers, each of one thread, as the tests themselves."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        client.run(_one_thread)
+        yield client
+
+
+@pytest.mark.parametrize("images", ["in memory", "on disk"])
+def test_two_workers_give_the_bits_of_none(
+    tiled: SpatialData, adapter: pk.Adapter, client: Client, tmp_path: Path, images: str
+) -> None:
+    if images == "on disk":
+        tiled.write(tmp_path / "sdata.zarr")
+        tiled = sd.read_zarr(tmp_path / "sdata.zarr")
+    table = tiled["table"]
+    pk.tl.embed_tiles(tiled, "tiny", key_added="here", scales=(1, 2), **HOW)
+    pk.tl.embed_tiles(tiled, "tiny", key_added="there", scales=(1, 2), client=client, **HOW)
+    np.testing.assert_array_equal(table.obsm["there"], table.obsm["here"])
+    pk.tl.embed_tiles(tiled, "tiny", key_added="kept", scales=(1, 2), client=client, store=tmp_path / "s.zarr", **HOW)
+    np.testing.assert_array_equal(table.obsm["kept"], table.obsm["here"])
+    pk.tl.predict_expression(tiled, adapter, **HOW)
+    alone = table.layers["peka"].copy()
+    pk.tl.predict_expression(tiled, adapter, client=client, **HOW)
+    np.testing.assert_array_equal(table.layers["peka"], alone)
+
+
+def _die_once(flag: str) -> None:
+    """Make this worker's next piece end its process, if none has died before."""
+    import os
+
+    from pekasc.models import _embed_job
+
+    embed_chunks = _embed_job.embed_chunks
+
+    def dying(*args: Any) -> Any:
+        try:
+            os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return embed_chunks(*args)
+        os._exit(9)
+
+    _embed_job.embed_chunks = dying
+
+
+def test_a_worker_that_dies_costs_its_piece(tiled: SpatialData, tmp_path: Path) -> None:
+    pk.tl.embed_tiles(tiled, "tiny", key_added="here", **HOW)
+    flag = tmp_path / "died"
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        client.run(_one_thread)
+        client.run(_die_once, str(flag))
+        pk.tl.embed_tiles(tiled, "tiny", key_added="there", client=client, **HOW)
+    assert flag.exists()
+    # the worker that took its place may compute with more threads
+    np.testing.assert_allclose(tiled["table"].obsm["there"], tiled["table"].obsm["here"], atol=1e-5)
+
+
+def test_clients_that_are_none(tiled: SpatialData) -> None:
+    with pytest.raises(TypeError, match="`client` must be a distributed.Client, got str"):
+        pk.tl.embed_tiles(tiled, "tiny", client="tcp://here", **HOW)
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        closed = Client(cluster)
+        closed.close()
+    with pytest.raises(ValueError, match="`client` is closed: give a `distributed.Client` that is connected"):
+        pk.tl.embed_tiles(tiled, "tiny", client=closed, **HOW)
+
+
+def test_a_broken_image_chunk_is_named_by_workers_too(tiled: SpatialData, client: Client, tmp_path: Path) -> None:
+    tiled.write(tmp_path / "sdata.zarr")
+    broken = sd.read_zarr(tmp_path / "sdata.zarr")
+    for chunk in (tmp_path / "sdata.zarr" / "images").rglob("c/0/0/0"):
+        chunk.write_bytes(chunk.read_bytes()[:50])
+    for cluster in (None, client):
+        with pytest.raises(OSError, match=r"Tile \d+ cannot be read: chunk \(0, 0\) of image level"):
+            pk.tl.embed_tiles(broken, "tiny", client=cluster, **HOW)
+    assert "X_tiny" not in broken["table"].obsm
+
+
+def test_batches_that_do_not_fit_are_halved(
+    tiled: SpatialData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pk.tl.embed_tiles(tiled, "tiny", key_added="plain", **HOW)
+    forward = EncoderRun._forward
+    sizes = []
+
+    def small(self: EncoderRun, tiles: np.ndarray) -> list[torch.Tensor]:
+        sizes.append(len(tiles))
+        if len(tiles) > 3:
+            raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.\nMore lines.")
+        return forward(self, tiles)
+
+    monkeypatch.setattr(EncoderRun, "_forward", small)
+    with caplog.at_level(logging.WARNING, logger="pekasc"):
+        pk.tl.embed_tiles(tiled, "tiny", key_added="halved", **HOW)
+    assert "8 tiles at once do not fit the memory of cpu (Tried to allocate 20.00 GiB.); going on with 4" in caplog.text
+    assert sum(size > 3 for size in sizes) == 2  # found once, not for every batch
+    np.testing.assert_allclose(tiled["table"].obsm["halved"], tiled["table"].obsm["plain"], atol=1e-5)
+
+    def never(self: EncoderRun, tiles: np.ndarray) -> list[torch.Tensor]:
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(EncoderRun, "_forward", never)
+    with pytest.raises(torch.OutOfMemoryError, match="none left"):
+        pk.tl.embed_tiles(tiled, "tiny", **HOW)
