@@ -223,7 +223,8 @@ def _die_once(flag: str) -> None:
 
     from pekasc.models import _embed_job
 
-    embed_chunks = _embed_job.embed_chunks
+    room: Any = _embed_job
+    embed_chunks = room.embed_chunks
 
     def dying(*args: Any) -> Any:
         try:
@@ -232,7 +233,7 @@ def _die_once(flag: str) -> None:
             return embed_chunks(*args)
         os._exit(9)
 
-    _embed_job.embed_chunks = dying
+    room.embed_chunks = dying
 
 
 def test_a_worker_that_dies_costs_its_piece(tiled: SpatialData, tmp_path: Path) -> None:

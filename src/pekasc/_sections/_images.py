@@ -13,6 +13,7 @@ from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 from xarray import DataArray, DataTree
 
+from pekasc._sections._slides import images_of
 from pekasc.tiling import ImagePyramid
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def _rgb_order(level: DataArray) -> DataArray:
 def has_image(sdata: SpatialData, region: str, images: Mapping[str, str] | None) -> bool:
     """Tell whether an image is named for a section, or shares a coordinate system with its shapes."""
     systems = coordinate_systems(sdata.shapes[region])
-    return region in (images or {}) or any(systems & coordinate_systems(image) for image in sdata.images.values())
+    return region in (images or {}) or any(systems & coordinate_systems(image) for image in images_of(sdata).values())
 
 
 def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | None, regions: Iterable[str] = ()) -> str:
@@ -143,16 +144,16 @@ def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | No
         If no image shares a coordinate system with the shapes, or several different ones do.
     """
     if images and region in images:
-        if images[region] not in sdata.images:
+        if images[region] not in images_of(sdata):
             raise KeyError(
-                f"Image {images[region]!r} not found in `sdata.images`. Available images: {list(sdata.images)}."
+                f"Image {images[region]!r} not found in `sdata.images`. Available images: {list(images_of(sdata))}."
             )
         return images[region]
     shapes = sdata.shapes[region]
     systems = coordinate_systems(shapes)
-    candidates = sorted(name for name, image in sdata.images.items() if systems & coordinate_systems(image))
+    candidates = sorted(name for name, image in images_of(sdata).items() if systems & coordinate_systems(image))
     if not candidates:
-        listed = "; ".join(f"{name!r}: {sorted(coordinate_systems(image))}" for name, image in sdata.images.items())
+        listed = "; ".join(f"{name!r}: {sorted(coordinate_systems(image))}" for name, image in images_of(sdata).items())
         raise ValueError(
             f"No image shares a coordinate system with the shapes {region!r} (in {sorted(systems)}). "
             f"Coordinate systems of the images: {listed or 'there are no images'}. Add one with "
@@ -160,13 +161,13 @@ def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | No
         )
     # where all sections share one system, an image that another region has in a system of its own is not ours
     elsewhere = set().union(*(coordinate_systems(sdata.shapes[other]) for other in regions)) - systems
-    ours = [name for name in candidates if not elsewhere & coordinate_systems(sdata.images[name])]
+    ours = [name for name in candidates if not elsewhere & coordinate_systems(images_of(sdata)[name])]
     candidates = ours or candidates
     if len(candidates) == 1:
         return candidates[0]
-    finest = max(candidates, key=lambda name: np.prod(image_size(sdata.images[name])))
+    finest = max(candidates, key=lambda name: np.prod(image_size(images_of(sdata)[name])))
     if not all(_same_picture(sdata, shapes, finest, name) for name in candidates if name != finest):
-        sizes = ", ".join("{!r} ({} x {} px)".format(n, *image_size(sdata.images[n])) for n in candidates)
+        sizes = ", ".join("{!r} ({} x {} px)".format(n, *image_size(images_of(sdata)[n])) for n in candidates)
         raise ValueError(
             f"Several different images share a coordinate system with the shapes {region!r}: {sizes}. "
             f"Say which one shows its H&E: `images={{{region!r}: {candidates[0]!r}}}`."
@@ -177,7 +178,7 @@ def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | No
 
 def _same_picture(sdata: SpatialData, shapes: GeoDataFrame, finest: str, other: str) -> bool:
     """Tell whether `other` is `finest` at another scale: same place, other size, same content."""
-    a, b = sdata.images[finest], sdata.images[other]
+    a, b = images_of(sdata)[finest], images_of(sdata)[other]
     size_a, size_b = image_size(a), image_size(b)
     if size_a == size_b:
         return False

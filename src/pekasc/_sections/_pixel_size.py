@@ -67,6 +67,7 @@ def _say(source: str) -> str:
         "um_coordinate_system": "`um_coordinate_system`",
         "array": "the array",
         "recorded": '`table.uns["pekasc"]["image_mpp"]`',
+        "slide": "the slide's own file",
     }[source]
 
 

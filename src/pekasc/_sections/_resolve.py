@@ -34,6 +34,7 @@ from pekasc._sections._pixel_size import (
     choose_pixel_size,
     nearest_orthogonal,
 )
+from pekasc._sections._slides import images_of, recorded_mpp
 from pekasc._sections._table import check_table, examples, get_table, region_rows, table_keys
 from pekasc.tiling import ImagePyramid, PatchFile
 
@@ -205,8 +206,8 @@ def _check_arguments(
             raise KeyError(f"`images` names the region {region!r}, the table has {list(regions)}.")
     if isinstance(image_mpp, Mapping):
         for name, value in image_mpp.items():
-            if name not in sdata.images:
-                raise KeyError(f"`image_mpp` names the image {name!r}. Available images: {list(sdata.images)}.")
+            if name not in images_of(sdata):
+                raise KeyError(f"`image_mpp` names the image {name!r}. Available images: {list(images_of(sdata))}.")
             check_mpp(value, f"`image_mpp[{name!r}]`")
     elif image_mpp is not None:
         check_mpp(image_mpp, "`image_mpp`")
@@ -229,8 +230,8 @@ def _place(
     ids = table.obs[instance_key].to_numpy()[rows]
     centroids = _centroids(shapes, ids, region)
     pyramid = None
-    if image_name in sdata.images:
-        image = sdata.images[image_name]
+    if image_name in images_of(sdata):
+        image = images_of(sdata)[image_name]
         pyramid, size_px = image_pyramid(image_name, image), image_size(image)
         system, shapes_to_px = _shared_system(sdata, region, image_name, um_coordinate_system)
     else:
@@ -314,7 +315,7 @@ def _centroids(shapes: GeoDataFrame, ids: np.ndarray, region: str) -> np.ndarray
 
 def _shared_system(sdata: SpatialData, region: str, image_name: str, preferred: str | None) -> tuple[str, np.ndarray]:
     """Return the coordinate system that links shapes and image, and the map from shapes to level-0 pixels."""
-    shapes, image = sdata.shapes[region], sdata.images[image_name]
+    shapes, image = sdata.shapes[region], images_of(sdata)[image_name]
     shared = coordinate_systems(shapes) & coordinate_systems(image)
     if not shared:
         raise ValueError(
@@ -342,7 +343,7 @@ def _shared_system(sdata: SpatialData, region: str, image_name: str, preferred: 
 
 def _um_map(sdata: SpatialData, section: Section, um_coordinate_system: str) -> np.ndarray:
     """Return the 3 x 3 map from level-0 pixels to the system in um, through the image or through the shapes."""
-    shapes, image = sdata.shapes[section.name], sdata.images[section.image_name]
+    shapes, image = sdata.shapes[section.name], images_of(sdata)[section.image_name]
     if um_coordinate_system in coordinate_systems(image):
         return affine(image, um_coordinate_system)
     if um_coordinate_system in coordinate_systems(shapes):
@@ -378,6 +379,9 @@ def _pixel_sizes(
         sources["recorded"] = check_mpp(
             recorded[section.image_name], f'`table.uns["pekasc"]["image_mpp"][{section.image_name!r}]`'
         )
+    of_slide = recorded_mpp(sdata, section.image_name)
+    if of_slide is not None:
+        sources["slide"] = check_mpp(of_slide, f"The pixel size of the slide {section.image_name!r}")
     return sources
 
 
@@ -420,7 +424,7 @@ def scaled(sdata: SpatialData, section: Section, mpp: float, source: str, um_coo
     if um_coordinate_system is not None:
         px_to_um = _um_map(sdata, section, um_coordinate_system)
     elif section.pyramid is not None:
-        px_to_um = affine(sdata.images[section.image_name], section.coordinate_system)
+        px_to_um = affine(images_of(sdata)[section.image_name], section.coordinate_system)
     else:
         px_to_um = np.eye(3)
     if source == "um_coordinate_system":

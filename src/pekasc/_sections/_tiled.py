@@ -14,6 +14,7 @@ from spatialdata import SpatialData
 from pekasc._keys import IMAGE_MPP, TILES, read_uns, tile_shapes_name
 from pekasc._sections._patches import patch_record
 from pekasc._sections._resolve import Section, _check_region, _place, resolve_sections, scaled, with_patches
+from pekasc._sections._slides import images_of
 from pekasc._sections._table import check_table, get_table, region_rows
 from pekasc.tiling import PatchReader, TileGeometry, TileReader, TileSpec
 
@@ -76,10 +77,10 @@ def _recorded_section(
     known = record["sections"][region]
     _check_region(sdata, region)
     from_patches = bool(known.get("patches", False))
-    if known["image"] not in sdata.images and not (from_patches and patch_record(table, region)):
+    if known["image"] not in images_of(sdata) and not (from_patches and patch_record(table, region)):
         raise KeyError(
             f"Section {region!r} was tiled on the image {known['image']!r}, which is not in `sdata.images` any more: "
-            f"{list(sdata.images)}. Run `{call}` again."
+            f"{list(images_of(sdata))}. Run `{call}` again."
         )
     um_system = record["um_coordinate_system"] or None
     section = _place(sdata, table, region, rows, known["image"], um_system)

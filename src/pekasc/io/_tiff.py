@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import numpy as np
 from dask.base import tokenize
 
 _CHUNK_PX = 1024  # about; whole tiles of the file
+_UM_PER = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3}
+_MPP_LIMITS = (0.02, 20.0)
+_SQUARE = 0.02
 _OPEN_FILES = 16  # levels held open at a time, however many slides there are
 
 
@@ -89,6 +93,34 @@ def tiff_levels(path: Path) -> list[da.Array]:
         name = f"pekasc-tiff-{tokenize(str(path), stamp, i)}"
         arrays.append(da.from_array(level, chunks=(3, *steps), name=name, meta=np.empty((0, 0, 0), np.uint8)))
     return arrays
+
+
+def tiff_mpp(path: Path) -> float | None:
+    """Return um per pixel of a TIFF's finest level as its file says, or None where that is nothing to believe.
+
+    An OME-TIFF says it in its metadata, an Aperio slide in its description, others in the resolution tags.
+    """
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        page: Any = file.series[0].levels[0].keyframe
+        text = page.description or ""
+        found: list[float] = []
+        if file.is_ome and file.ome_metadata:
+            found = [float(m) for m in re.findall(r'PhysicalSize[XY]="([0-9.eE+-]+)"', file.ome_metadata)[:2]]
+            named = re.search(r'PhysicalSizeXUnit="([^"]+)"', file.ome_metadata)
+            factor = _UM_PER.get(named.group(1) if named else "µm")
+            found = [] if factor is None else [value * factor for value in found]
+        elif match := re.search(r"\bMPP\s*=\s*([0-9.eE+-]+)", text):
+            found = [float(match.group(1))]
+        elif {"XResolution", "YResolution"} <= {tag.name for tag in page.tags}:
+            # without a unit the numbers are only a ratio
+            unit = page.tags["ResolutionUnit"].value if "ResolutionUnit" in page.tags else 2
+            if int(unit) in (2, 3):
+                found = [1 / per_um for per_um in page.get_resolution(unit="micrometer") if per_um > 0]
+    if not found or max(found) > (1 + _SQUARE) * min(found) or not _MPP_LIMITS[0] <= found[0] <= _MPP_LIMITS[1]:
+        return None  # 72 dots per inch and the like are what programs write that know nothing
+    return found[0]
 
 
 def _end(level: Any) -> int:

@@ -1,0 +1,70 @@
+"""`io.read_slide`: a whole slide image, read where it is looked at."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pekasc._keys import IMAGE_MPP, UNS, check_key, short_name
+from pekasc._sections import check_mpp
+from pekasc.datasets import _assemble
+from pekasc.io._tiff import tiff_levels, tiff_mpp
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+
+def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp: float | None = None) -> SpatialData:
+    """Read a whole slide image (TIFF, OME-TIFF, SVS, NDPI, ... : what tifffile reads) lazily, with its pyramid.
+
+    Nothing is decoded until it is looked at, and no pixel is copied into the object. Add the spots and the table of the
+    section to what is returned, in pixels of the slide, and :func:`pekasc.pp.tile` cuts its tiles from the file. A
+    slide that was opened with :func:`wsidata.open_wsi` needs no reading again: it goes wherever ``sdata`` stands.
+
+    Parameters
+    ----------
+    path
+        The file.
+    name
+        Name of the image and of its coordinate system; by default that of the file, without its ending.
+    image_mpp
+        um per pixel of the finest level; by default what the file says.
+
+    Returns
+    -------
+    SpatialData with ``images[name]``, uint8 (c, y, x), multi-scale if the file is, in the coordinate system `name`,
+    whose unit is a pixel of the finest level. ``attrs["pekasc"]["image_mpp"][name]`` is the pixel size, if it is known.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it cannot be read, is cut short, or is not RGB of uint8.
+
+    Examples
+    --------
+    >>> import pekasc as pk
+    >>> sdata = pk.io.read_slide("slide.svs")  # doctest: +SKIP
+    """
+    from spatialdata import SpatialData
+
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"The slide {str(file)!r} is not there.")
+    name = short_name(file.name.split(".")[0]) if name is None else check_key(name, argument="name")
+    levels = tiff_levels(file)
+    mpp = tiff_mpp(file) if image_mpp is None else check_mpp(image_mpp, "`image_mpp`")
+    sdata = SpatialData(images={name: _assemble.multiscale(levels, name)})
+    if mpp is None:
+        logger.warning("The slide %s does not say its pixel size: give `image_mpp=` to `pekasc.pp.tile`.", file.name)
+    else:
+        sdata.attrs[UNS] = {IMAGE_MPP: {name: mpp}}
+    height, width = levels[0].shape[1:]
+    logger.info("slide %s: %d x %d px, %d levels, %s um/px.", name, width, height, len(levels), mpp or "unknown")
+    return sdata

@@ -1,0 +1,159 @@
+"""Slides in their files, read by `io.read_slide` or by wsidata: the tiles are those of the pixels."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import spatialdata as sd
+import tifffile
+import wsidata
+from anndata import AnnData
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, ShapesModel, TableModel
+from spatialdata.transformations import Identity
+
+import pekasc as pk
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*tiles show no tissue")
+MPP = 0.5
+CENTRES = np.random.default_rng(0).uniform(150, 900, (12, 2))
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    sdata = pk.datasets.phantom(n_patients=1, size_um=600, mpp=MPP)
+    image = sd.get_pyramid_levels(next(iter(sdata.images.values())), n=0)
+    return np.ascontiguousarray(np.moveaxis(np.asarray(image), 0, -1)[:1100, :1050])
+
+
+def write(file: Path, pixels: np.ndarray, n_levels: int = 3, **tags: Any) -> Path:
+    with tifffile.TiffWriter(file, bigtiff=True) as tiff:
+        for level in range(n_levels):
+            h, w = (s // 2**level for s in pixels.shape[:2])
+            small = pixels[: h * 2**level, : w * 2**level].reshape(h, 2**level, w, 2**level, -1).mean(axis=(1, 3))
+            tiff.write(
+                np.rint(small).astype(np.uint8), photometric="rgb", tile=(256, 256), compression="zlib",
+                subfiletype=int(level > 0), metadata=None, **(tags if level == 0 else {}),
+            )  # fmt: skip
+    return file
+
+
+def with_spots(sdata: SpatialData, system: str) -> SpatialData:
+    shapes = ShapesModel.parse(CENTRES, geometry=0, radius=20, transformations={system: Identity()})
+    obs = pd.DataFrame(
+        {"region": pd.Categorical(["spots"] * 12), "spot_id": np.arange(12)}, index=[f"s{i}" for i in range(12)]
+    )
+    table = AnnData(np.ones((12, 3), np.float32), obs=obs)
+    sdata.shapes["spots"] = shapes
+    sdata.tables["table"] = TableModel.parse(table, region="spots", region_key="region", instance_key="spot_id")
+    return sdata
+
+
+def expected(pixels: np.ndarray, **how: Any) -> np.ndarray:
+    image = Image2DModel.parse(np.moveaxis(pixels, -1, 0), dims=("c", "y", "x"), transformations={"s": Identity()})
+    sdata = with_spots(SpatialData(images={"he": image}), "s")
+    pk.pp.tile(sdata, image_mpp=MPP, **how)
+    return pk.get.tiles(sdata).to_numpy()
+
+
+PER_CM = {"resolution": (1e4 / MPP, 1e4 / MPP), "resolutionunit": "CENTIMETER"}
+
+
+@pytest.mark.parametrize(
+    ("tags", "mpp"),
+    [
+        (PER_CM, MPP),
+        ({"resolution": (25400 / 0.25, 25400 / 0.25), "resolutionunit": "INCH"}, 0.25),
+        ({"description": "Aperio Image Library v10\nAppMag = 20|MPP = 0.4990|Left = 1"}, 0.499),
+        ({"resolution": (72, 72), "resolutionunit": "INCH"}, None),
+        ({"resolution": (1e4, 2e4), "resolutionunit": "CENTIMETER"}, None),
+        ({"resolution": (2, 2), "resolutionunit": "NONE"}, None),
+        ({}, None),
+    ],
+)
+def test_the_pixel_size_is_what_the_file_says(
+    tmp_path: Path, pixels: np.ndarray, tags: dict[str, Any], mpp: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    sdata = pk.io.read_slide(write(tmp_path / "my slide.tif", pixels[:300, :300], 1, **tags))
+    assert list(sdata.images) == ["my_slide"]
+    if mpp is None:
+        assert "does not say its pixel size" in caplog.text and not sdata.attrs
+    else:
+        assert sdata.attrs["pekasc"]["image_mpp"]["my_slide"] == pytest.approx(mpp, rel=1e-4)
+
+
+def test_the_pixel_size_of_an_ome_tiff(tmp_path: Path, pixels: np.ndarray) -> None:
+    file = tmp_path / "a.ome.tif"
+    meta = {"axes": "YXS", "PhysicalSizeX": 325, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 325}
+    tifffile.imwrite(file, pixels[:256, :256], photometric="rgb", tile=(128, 128), metadata=meta)
+    sdata = pk.io.read_slide(file)
+    assert sdata.attrs["pekasc"]["image_mpp"] == {"a": pytest.approx(0.325)}
+
+
+@pytest.mark.parametrize("how", [{"tile_px": 64, "mpp": 0.5}, {"tile_px": 48, "mpp": 1.1}, {"tile_px": 64, "mpp": 0.4}])
+def test_tiles_of_a_slide_are_those_of_its_pixels(tmp_path: Path, pixels: np.ndarray, how: dict[str, Any]) -> None:
+    sdata = with_spots(pk.io.read_slide(write(tmp_path / "s.tif", pixels, **PER_CM)), "s")
+    pk.pp.tile(sdata, **how)
+    assert sdata["table"].uns["pekasc"]["tiles"]["sections"]["spots"]["source"] == "slide"
+    difference = np.abs(pk.get.tiles(sdata).to_numpy().astype(int) - expected(pixels, **how))
+    # level 0 to the last grey level; from a coarser level, the mean of means
+    assert difference.max() == 0 if how["mpp"] < 1 else difference.mean() < 2
+
+
+def test_a_pixel_size_that_the_file_contradicts(tmp_path: Path, pixels: np.ndarray) -> None:
+    sdata = with_spots(pk.io.read_slide(write(tmp_path / "s.tif", pixels, **PER_CM), name="he"), "he")
+    with pytest.raises(ValueError, match="0.25 um from `image_mpp`, 0.5 um from the slide's own file"):
+        pk.pp.tile(sdata, tile_px=32, image_mpp=0.25)
+    given = pk.io.read_slide(tmp_path / "s.tif", image_mpp=0.25)
+    assert given.attrs["pekasc"]["image_mpp"] == {"s": 0.25}
+
+
+def test_the_pixel_size_survives_the_disk(tmp_path: Path, pixels: np.ndarray) -> None:
+    pk.io.read_slide(write(tmp_path / "s.tif", pixels[:300, :300], 1, **PER_CM)).write(tmp_path / "s.zarr")
+    sdata = with_spots(sd.read_zarr(tmp_path / "s.zarr"), "s")
+    pk.pp.tile(sdata, tile_px=32, strict=False)
+    assert sdata["table"].uns["pekasc"]["tiles"]["sections"]["spots"]["mpp"] == pytest.approx(MPP)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda f: None, FileNotFoundError, "slide .*s.tif' is not there"),
+        (lambda f: f.write_text("no slide"), ValueError, "cannot be read as TIFF"),
+        (lambda f: tifffile.imwrite(f, np.zeros((64, 64), np.uint16)), ValueError, "must be RGB of uint8"),
+    ],
+)
+def test_what_is_no_slide(tmp_path: Path, make: Callable[[Path], Any], error: type[Exception], match: str) -> None:
+    make(tmp_path / "s.tif")
+    with pytest.raises(error, match=match):
+        pk.io.read_slide(tmp_path / "s.tif")
+
+
+def test_a_slide_behind_wsidata(tmp_path: Path, pixels: np.ndarray) -> None:
+    file = write(tmp_path / "s.tif", pixels, **PER_CM)
+    for attach in ({}, {"attach_thumbnail": True, "thumbnail_size": 200}, {"attach_images": True}):
+        wsi = with_spots(wsidata.open_wsi(file, store=None, reader="openslide", **attach), "global")
+        pk.pp.tile(wsi, tile_px=48, mpp=1.1)
+        record = wsi["table"].uns["pekasc"]["tiles"]["sections"]["spots"]
+        assert (record["image"], record["source"]) == ("wsi", "slide")
+        difference = np.abs(pk.get.tiles(wsi).to_numpy().astype(int) - expected(pixels, tile_px=48, mpp=1.1))
+        assert difference.mean() < 2
+    pk.tl.embed_tiles(wsi, pk.models.Encoder("vit_tiny_patch16_224", weights="random"), progress=False, device="cpu")
+    assert np.isfinite(wsi["table"].obsm["X_vit_tiny_patch16_224"]).all()
+    assert pickle.loads(pickle.dumps(pk.get.tiles(wsi)))[0].compute().shape == (48, 48, 3)
+
+
+def test_a_slide_behind_wsidata_that_says_no_pixel_size(tmp_path: Path, pixels: np.ndarray) -> None:
+    wsi = with_spots(wsidata.open_wsi(write(tmp_path / "s.tif", pixels), store=None, reader="openslide"), "global")
+    with pytest.raises(ValueError, match="pixel size of image 'wsi' .* is not known"):
+        pk.pp.tile(wsi, tile_px=48, mpp=1.0)
+    wsi.set_mpp(0.5)
+    pk.pp.tile(wsi, tile_px=48, mpp=1.0)
+    with pytest.raises(ValueError, match="disagree: 1 um from `image_mpp`, 0.5 um from the slide's own file"):
+        pk.pp.tile(wsi, tile_px=48, mpp=1.0, image_mpp={"wsi": 1.0})
