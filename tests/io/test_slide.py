@@ -19,6 +19,9 @@ from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Identity
 
 import pekasc as pk
+from pekasc.io._tiff import tiff_levels
+from pekasc.tiling import ImagePyramid, TileGeometry, TileReader, TileSpec
+from pekasc.tiling._chunks import chunk_source
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tiles show no tissue")
 MPP = 0.5
@@ -104,6 +107,58 @@ def test_tiles_of_a_slide_are_those_of_its_pixels(tmp_path: Path, pixels: np.nda
     difference = np.abs(pk.get.tiles(sdata).to_numpy().astype(int) - expected(pixels, **how))
     # level 0 to the last grey level; from a coarser level, the mean of means
     assert difference.max() == 0 if how["mpp"] < 1 else difference.mean() < 2
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "jpeg": {"compression": "jpeg"},
+    "jpeg of YCbCr": {"compression": "jpeg", "photometric": "rgb", "compressionargs": {"outcolorspace": "ycbcr"}},
+    "jpeg 2000": {"compression": "jpeg2000"},
+    "with alpha": {"extrasamples": ["unassalpha"]},
+    "predictor": {"compression": "zlib", "predictor": True},
+    "not compressed": {"compression": None},
+    "planes": {"planarconfig": "separate", "tile": (64, 64)},
+    "strips": {"tile": None, "rowsperstrip": 50},
+}
+
+
+@pytest.mark.parametrize("how", WAYS.values(), ids=WAYS)
+def test_every_kind_of_tiff_gives_the_tiles_that_tifffile_gives(
+    tmp_path: Path, pixels: np.ndarray, how: dict[str, Any]
+) -> None:
+    image = pixels[:500, :430]
+    if "extrasamples" in how:
+        image = np.concatenate([image, image[..., :1]], axis=-1)
+    if how.get("planarconfig") == "separate":
+        image = np.moveaxis(image, -1, 0)
+    options = {"photometric": "rgb", "tile": (128, 112), "metadata": None} | how
+    tifffile.imwrite(tmp_path / "s.tif", image, **options)
+    expected = tifffile.imread(tmp_path / "s.tif")
+    expected = np.moveaxis(expected, 0, -1) if expected.shape[0] == 3 else expected[..., :3]
+    level = tiff_levels(tmp_path / "s.tif")[0]
+    assert (chunk_source(level) is None) == (options["tile"] is None or "planarconfig" in how)
+    centres = np.array([[100.0, 120.0], [385.0, 470.0], [425.0, 495.0]])
+    geometry = TileGeometry(centres, np.eye(2), TileSpec(60, 1.0))
+    for array in (level, pickle.loads(pickle.dumps(level))):
+        tiles = TileReader(ImagePyramid([array], [(1, 1)]), geometry).read(np.arange(3))
+        assert np.array_equal(tiles[0], expected[90:150, 70:130])
+        assert np.array_equal(tiles[1], expected[440:500, 355:415])
+        assert np.array_equal(tiles[2, :35, :35], expected[465:500, 395:430])
+        assert (tiles[2, 35:] == 255).all() and (tiles[2, :, 35:] == 255).all()
+
+
+def test_a_damaged_tile_of_a_slide_is_named(tmp_path: Path, pixels: np.ndarray) -> None:
+    file = write(tmp_path / "s.tif", pixels, **PER_CM)
+    with tifffile.TiffFile(file) as tiff:
+        at = tiff.pages[0].dataoffsets[6]  # row 1, column 1 of five
+    with file.open("r+b") as out:
+        out.seek(at)
+        out.write(b"not what zlib wrote")
+    sdata = with_spots(pk.io.read_slide(file), "s")
+    pk.pp.tile(sdata, tile_px=64, mpp=0.5, strict=False)
+    with pytest.raises(
+        OSError, match=r"Tile \d+ cannot be read: chunk \(1, 1\) of image level 0 .* tile 6 of .* damaged"
+    ):
+        pk.get.tiles(sdata).to_numpy()
 
 
 def test_a_pixel_size_that_the_file_contradicts(tmp_path: Path, pixels: np.ndarray) -> None:

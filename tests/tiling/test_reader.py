@@ -204,6 +204,28 @@ def test_pixels_cut_by_the_border_are_mixed_with_white_by_area() -> None:
     assert tile[5, :4, 0].tolist() == [255, 64, 0, 0]
 
 
+# --- an independent library ---
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.7, 2.0, 3.3])
+@pytest.mark.parametrize("turn", [0, 1, 2, 3, "flip"])
+def test_tiles_are_those_of_pillow(scale: float, turn: Any) -> None:
+    smooth = ndimage.gaussian_filter(np.random.default_rng(5).normal(size=(3, 200, 220)), (0, 2, 2))
+    image = np.clip(128 + 250 * smooth, 0, 255).astype(np.uint8)
+    centre, px = np.array([101.37, 93.81]), 24
+    matrix = np.diag([-1.0, 1.0]) if turn == "flip" else np.rint(rotation(90.0 * turn))
+    half = px * scale / 2
+    box = (centre[0] - half, centre[1] - half, centre[0] + half, centre[1] + half)
+    picture = Image.fromarray(np.moveaxis(image, 0, -1))
+    # Pillow's box filter weighs whole pixels: the image twelve times as large has the same content, and finer ones
+    fine = picture.resize((picture.width * 12, picture.height * 12), Image.Resampling.NEAREST)
+    upright = np.asarray(fine.resize((px, px), Image.Resampling.BOX, box=tuple(12 * v for v in box)))
+    expected = upright[:, ::-1] if turn == "flip" else np.rot90(upright, turn)
+    found = one_tile(image, centre, matrix * scale, px)
+    difference = np.abs(found.astype(int) - expected)
+    assert difference.mean() < 1 and found.std() > 10
+
+
 # --- levels ---
 
 

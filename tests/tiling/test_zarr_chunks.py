@@ -14,8 +14,8 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ZstdCodec
 
 from pekasc.tiling import ImagePyramid, TileGeometry, TileReader, TileSpec
+from pekasc.tiling._chunks import chunk_source
 from pekasc.tiling._parallel import in_threads, n_threads
-from pekasc.tiling._zarr_chunks import ZarrChunks
 
 IMAGE = np.random.default_rng(4).integers(0, 200, (3, 150, 170), dtype=np.uint8)
 
@@ -41,20 +41,20 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", ["zarr", "dask"])
 def test_all_chunks_are_those_of_zarr(tmp_path: Path, how: dict[str, Any], kind: str) -> None:
     array: Any = stored(tmp_path, **how)
-    decoder = ZarrChunks.of(array if kind == "zarr" else da.from_zarr(array))
+    decoder = chunk_source(array if kind == "zarr" else da.from_zarr(array))
     assert decoder is not None
     for y in range(3):
         for x in range(3):
             expected = IMAGE[:, 64 * y : 64 * y + 64, 64 * x : 64 * x + 64]
-            found = pickle.loads(pickle.dumps(decoder)).read(y, x)
+            found = pickle.loads(pickle.dumps(decoder)).read_chunk(y, x)
             assert found.shape == (3, 64, 64)
             assert np.array_equal(found[:, : expected.shape[1], : expected.shape[2]], expected)
 
 
 def test_what_was_never_written_is_the_fill_value(tmp_path: Path) -> None:
     array = zarr.create_array(tmp_path / "i", shape=(3, 50, 50), chunks=(3, 50, 50), dtype="uint8", fill_value=7)
-    decoder = ZarrChunks.of(array)
-    assert decoder is not None and (decoder.read(0, 0) == 7).all()
+    decoder = chunk_source(array)
+    assert decoder is not None and (decoder.read_chunk(0, 0) == 7).all()
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,12 @@ def test_what_was_never_written_is_the_fill_value(tmp_path: Path) -> None:
         lambda a: da.from_zarr(a)[[2, 1, 0]],
         lambda a: da.from_zarr(a) + np.uint8(0),
         lambda a: da.from_zarr(a).rechunk((3, 50, 50)),
-        lambda a: da.from_zarr(a, chunks=(3, 128, 128)),
         lambda a: da.from_array(np.asarray(a)),
         np.asarray,
     ],
 )
 def test_changed_arrays_are_not_read_behind_their_back(tmp_path: Path, change: Any) -> None:
-    assert ZarrChunks.of(change(stored(tmp_path))) is None
+    assert chunk_source(change(stored(tmp_path))) is None
 
 
 @pytest.mark.parametrize(
@@ -87,15 +86,23 @@ def test_layouts_that_are_left_to_zarr(tmp_path: Path, how: dict[str, Any]) -> N
 
         how = {"filters": [TransposeCodec(order=(2, 1, 0))]}
     array = stored(tmp_path, **how)
-    assert ZarrChunks.of(array) is None
+    assert chunk_source(array) is None
     geometry = TileGeometry([[60.0, 60.0]], np.eye(2), TileSpec(20, 1.0))
     tile = TileReader(ImagePyramid([array], [(1, 1)]), geometry).read(np.array([0]))[0]
     assert np.array_equal(tile, np.moveaxis(IMAGE[:, 50:70, 50:70], 0, -1))
 
 
+def test_stored_chunks_count_not_those_of_dask(tmp_path: Path) -> None:
+    array = da.from_zarr(stored(tmp_path), chunks=(3, 128, 128))
+    decoder = chunk_source(array)
+    assert decoder is not None and decoder.chunk_px == (64, 64)
+    tiles = TileReader(ImagePyramid([array], [(1, 1)]), TileGeometry([[65.0, 66.0]], np.eye(2), TileSpec(20, 1.0)))
+    assert np.array_equal(tiles.read(np.array([0]))[0], np.moveaxis(IMAGE[:, 56:76, 55:75], 0, -1))
+
+
 def test_memory_stores_are_left_to_zarr() -> None:
     array = zarr.create_array({}, shape=(3, 50, 50), chunks=(3, 25, 25), dtype="uint8")
-    assert ZarrChunks.of(array) is None
+    assert chunk_source(array) is None
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"no stream of any codec", lambda b: b""])
@@ -125,4 +132,4 @@ def test_threads_keep_the_order_and_the_first_error(monkeypatch: pytest.MonkeyPa
 
 
 def test_serializer_of_one_byte_values(tmp_path: Path) -> None:
-    assert ZarrChunks.of(stored(tmp_path, serializer=BytesCodec())) is not None
+    assert chunk_source(stored(tmp_path, serializer=BytesCodec())) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import dask.array as da
 import numpy as np
 from dask.base import tokenize
+
+from pekasc.tiling import split_channels
 
 _CHUNK_PX = 1024  # about; whole tiles of the file
 _UM_PER = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3}
@@ -43,6 +46,42 @@ class _TiffLevel:
         return np.ascontiguousarray(pixels[c])
 
 
+class _TiledTiffLevel(_TiffLevel):
+    """A level in square tiles, red, green and blue pixel by pixel, each of which can be decoded alone."""
+
+    def __init__(self, tile_px: tuple[int, int], *args: Any) -> None:
+        super().__init__(*args)
+        self.chunk_px = tile_px
+
+    def read_chunk(self, y: int, x: int) -> np.ndarray:
+        """Decode one tile of the file, (3, height, width), past zarr: threads do so at once."""
+        file, page = _opened_page(self.path, self.stamp, self.level)
+        number = y * -(-self.shape[2] // self.chunk_px[1]) + x
+        size = int(page.databytecounts[number])
+        try:
+            data = os.pread(file.filehandle.fileno(), size, int(page.dataoffsets[number]))
+            if len(data) < size:
+                raise ValueError(f"{len(data)} of {size} bytes are there")
+            head = page.keyframe
+            pixels = head.decode(data or None, number, jpegtables=page.jpegtables, jpegheader=page.jpegheader)[0]
+        except (OSError, RuntimeError, ValueError) as error:
+            raise OSError(f"tile {number} of {self.path!r} is damaged: {error}") from error
+        if pixels is None:  # left out when the file was written
+            return np.full((3, *self.chunk_px), head.nodata, np.uint8)
+        out = np.empty((3, *pixels.shape[1:3]), np.uint8)
+        split_channels(np.ascontiguousarray(pixels[0, ..., :3]), out)
+        return out
+
+
+@lru_cache(maxsize=_OPEN_FILES)
+def _opened_page(path: str, stamp: tuple[int, int], level: int) -> tuple[Any, Any]:
+    """Return an open file and the page of a level; `stamp` makes a file that has changed another one."""
+    import tifffile
+
+    file = tifffile.TiffFile(path)
+    return file, file.series[0].levels[level].pages[0]
+
+
 @lru_cache(maxsize=_OPEN_FILES)
 def _opened(path: str, stamp: tuple[int, int], level: int) -> Any:
     """Return a level as a zarr array; `stamp` makes a file that has changed another one."""
@@ -68,13 +107,13 @@ def tiff_levels(path: Path) -> list[da.Array]:
     try:
         with tifffile.TiffFile(path) as file:
             found = [
-                (str(level.axes), tuple(level.shape), np.dtype(level.dtype), level.keyframe.chunks, _end(level))
+                (str(level.axes), tuple(level.shape), np.dtype(level.dtype), level.keyframe, _end(level))
                 for level in file.series[0].levels
             ]
     except (tifffile.TiffFileError, IndexError, OSError) as error:
         raise ValueError(f"The image {str(path)!r} cannot be read as TIFF: {error}") from error
     arrays = []
-    for i, (axes, shape, dtype, chunks, end) in enumerate(found):
+    for i, (axes, shape, dtype, page, end) in enumerate(found):
         n_channels = dict(zip(axes, shape, strict=True)).get("S", 1)
         if axes not in ("YXS", "SYX") or n_channels not in (3, 4) or dtype != np.uint8:
             raise ValueError(
@@ -86,9 +125,11 @@ def tiff_levels(path: Path) -> list[da.Array]:
                 f"The image {str(path)!r} is cut short: it has {stat.st_size} bytes, level {i} ends at {end}. "
                 "Download it again."
             )
-        level = _TiffLevel(str(path), stamp, i, axes, shape)
+        how = (str(path), stamp, i, axes, shape)
+        tiled = axes == "YXS" and page.is_tiled and page.chunks[2:] == shape[2:]
+        level = _TiledTiffLevel(tuple(page.chunks[:2]), *how) if tiled else _TiffLevel(*how)
         # chunks of the file, (y, x, c), without the channels: several tiles at once
-        tile = [n for n in chunks if n > 4][:2]
+        tile = [n for n in page.chunks if n > 4][:2]
         steps = tuple(n * max(1, _CHUNK_PX // n) for n in tile) if len(tile) == 2 else (_CHUNK_PX, level.shape[2])
         name = f"pekasc-tiff-{tokenize(str(path), stamp, i)}"
         arrays.append(da.from_array(level, chunks=(3, *steps), name=name, meta=np.empty((0, 0, 0), np.uint8)))

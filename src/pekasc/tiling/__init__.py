@@ -10,6 +10,7 @@ from __future__ import annotations
 from pekasc.tiling._geometry import TileGeometry, TileSpec
 from pekasc.tiling._patches import PatchFile, PatchReader
 from pekasc.tiling._reader import ImagePyramid, TileReader
+from pekasc.tiling._resample import split_channels
 from pekasc.tiling._stream import (
     ArrayTiles,
     TileSource,
@@ -38,4 +39,5 @@ __all__ = [
     "check_temporary_room",
     "in_batches",
     "read_parts",
+    "split_channels",
 ]

