@@ -90,6 +90,7 @@ IDEAS = {
     "distillation only": Idea(kd=1, sa=0),
     "structure alignment only": Idea(kd=0, sa=1),
     "feature matching beside": Idea(matching=1, components=32),
+    "feature matching beside, all components": Idea(matching=0.125),  # as much of the loss as with 32
     "feature matching only": Idea(kd=0, sa=0, matching=1, components=32),
     "gene expression beside": Idea(genes=1),
     "gene expression only": Idea(kd=0, sa=0, genes=1),
