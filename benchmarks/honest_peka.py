@@ -8,8 +8,9 @@ highly variable), teacher, depth, epochs and penalty come from the training sect
 the folder ``--out``; a run that was interrupted goes on from them, and ``--only tables`` prints what is there.
 
 Parts: ``rank`` (all methods at rank 64), ``budget`` (at most as many parameters as Block-Affine at rank 64), ``heads``
-(ridge, ridge per gene, MLP), ``reading`` (tiles at two scales, and in eight orientations), ``audit`` (folds of random
-spots beside sections and patients), ``shuffled`` (labels permuted within sections).
+(ridge, ridge per gene, MLP), ``reading`` (tiles at two scales, and in eight orientations), ``matching`` (feature
+matching in the loss, five splits), ``audit`` (folds of random spots beside sections and patients), ``shuffled`` (labels
+permuted within sections).
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ BUDGET: dict[str, Any] = {
 }
 CONTEXTS = [None, 300.0]
 PRECISION: Any = "bf16"  # twice as fast as float32 on CPUs that have it
-PARTS = ["readouts", "heads", "rank", "budget", "reading", "audit", "shuffled", "tables"]
+PARTS = ["readouts", "heads", "rank", "budget", "reading", "matching", "audit", "shuffled", "tables"]
 N_SHUFFLED = 20
+MATCHING = (0.0, 4.0)
 
 
 def load(path: Path, sections: tuple[str, ...] = ("B4", "C2", "C3", "C4")) -> Any:
@@ -110,6 +112,33 @@ def run_reading(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
     """Read frozen encoder and adapter at two scales, and in eight orientations, one after the other."""
     ways: list[dict[str, Any]] = [{}, {"scales": (1, 2)}, {"scales": (1, 2), "orientations": 8}]
     return pd.concat([run(sdata, encoder, out, [0], ["frozen-best", "bone"], **way) for way in ways])
+
+
+def run_matching(sdata: Any, encoder: Any, out: Path, seeds: list[int]) -> pd.DataFrame:
+    """Train the default adapter without and with feature matching, on five splits; a seed of both before the next."""
+    parts: list[pd.DataFrame] = []
+    for seed in seeds:
+        for weight in MATCHING:
+            how: dict[str, Any] = {"folds": ALL_FOLDS, "matching_weight": weight}
+            found = run(sdata, encoder, out, [seed], ["frozen-best", "bone"], **how)
+            parts.append(found.assign(matching_weight=weight))
+        pd.concat(parts).to_csv(out / "matching_so_far.csv")
+    return pd.concat(parts)
+
+
+def matching_table(frame: pd.DataFrame) -> str:
+    pooled = frame[frame["section"] == "pooled"]
+    scores = pooled.groupby(["method", "matching_weight", "seed", "fold", "genes", "context_um"])["pearson"].mean()
+    gain = (scores["bone"] / scores["frozen-best"] - 1).unstack(["fold", "genes", "context_um"])
+    rows = gain.groupby(level="matching_weight").mean()
+    rows.columns = [f"{fold} {genes}{' +ctx' if context else ''}" for fold, genes, context in rows.columns]
+    rows.insert(0, "seeds", gain.groupby(level="matching_weight").size())
+    rows["mean"] = rows.drop(columns="seeds").mean(axis=1)
+    each = gain.mean(axis=1).unstack("seed")
+    rows["mean of each seed"] = [", ".join(f"{100 * v:+.1f} %" for v in values) for values in each.to_numpy()]
+    percent = [column for column in rows if column not in ("seeds", "mean of each seed")]
+    rows[percent] = rows[percent].map(lambda v: f"{100 * v:+.1f} %")
+    return markdown(rows.reset_index())
 
 
 def reading_table(frame: pd.DataFrame) -> str:
@@ -223,6 +252,8 @@ def main() -> None:
             run_heads(sdata, encoder, out).to_csv(out / "heads.csv")
         if only in (None, "reading"):
             run_reading(sdata, encoder, out).to_csv(out / "reading.csv")
+        if only in (None, "matching"):
+            run_matching(sdata, encoder, out, arguments.seeds).to_csv(out / "matching.csv")
         if only in (None, "audit"):
             run_audit(arguments.her2st, encoder, out).to_csv(out / "audit.csv", index=False)
         if only in (None, "shuffled"):
@@ -237,7 +268,8 @@ def main() -> None:
                     run(sdata, encoder, out, arguments.seeds[:i], methods).to_csv(out / f"{part}.csv")
     for part, table in (
         ("readouts", score_table), ("rank", score_table), ("rank", difference_table), ("budget", score_table),
-        ("audit", audit_table), ("heads", heads_table), ("reading", reading_table), ("shuffled", shuffled_table),
+        ("audit", audit_table), ("heads", heads_table), ("reading", reading_table), ("matching", matching_table),
+        ("shuffled", shuffled_table),
     ):  # fmt: skip
         if (out / f"{part}.csv").exists():
             print(f"{part}\n\n{table(pd.read_csv(out / f'{part}.csv'))}")

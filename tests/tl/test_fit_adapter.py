@@ -118,10 +118,19 @@ def test_frozen_encoder(tiled: SpatialData, frozen: pk.Adapter) -> None:
     np.testing.assert_array_equal(tiled["table"].layers["peka"], frozen.head.predict(x))
 
 
+def test_feature_matching_is_part_of_the_loss(tiled: SpatialData) -> None:
+    adapter = pk.tl.fit_adapter(tiled, **{**SMALL, "epochs": 3}, groups="patient", matching_weight=4)
+    trained = adapter.history[adapter.history["epoch"] > 0]
+    parts = (trained["kd"] + trained["sa"]) / 2 + 4 * trained["matching"]
+    np.testing.assert_allclose(trained["loss"], parts, rtol=1e-5)
+    first, last = (trained.loc[trained["epoch"] == e, "matching"].to_numpy()[:2] for e in (1, 3))
+    assert (last < first).all()
+
+
 def test_what_is_kept(tiled: SpatialData) -> None:
     adapter = pk.tl.fit_adapter(tiled, **SMALL, groups="patient")
     history = adapter.history
-    assert list(history.columns) == ["fold", "held_out", "epoch", "loss", "kd", "sa", "val_error"]
+    assert list(history.columns) == ["fold", "held_out", "epoch", "loss", "kd", "sa", "matching", "val_error"]
     inner = history[history["fold"] >= 0]
     assert sorted(set(inner["held_out"])) == ["P1", "P2"] and sorted(set(inner["epoch"])) == [0, 1]
     assert inner["val_error"].notna().all() and inner.loc[inner["epoch"] > 0, ["loss", "kd", "sa"]].notna().all(
@@ -327,6 +336,7 @@ RESNET = pk.models.Encoder("resnet18", weights="random")
         ({"layer": "truth"}, ValueError, r"layers\['truth'\] has values that are no integers"),
         ({"learning_rate": -1.0}, ValueError, "`learning_rate=-1.0` must be positive"),
         ({"kd_weight": 2}, ValueError, "between 0 and 1"),
+        ({"matching_weight": -1}, ValueError, "`matching_weight=-1` must be 0 or a positive number"),
         ({"device": "cuda:77"}, ValueError, "cannot be used"),
         ({"precision": "fp8"}, ValueError, "`precision='fp8'` is not known"),
         ({"key_added": "a/b"}, ValueError, "cannot be stored"),

@@ -127,7 +127,7 @@ def tiff_levels(path: Path) -> list[da.Array]:
             )
         how = (str(path), stamp, i, axes, shape)
         tiled = axes == "YXS" and page.is_tiled and page.chunks[2:] == shape[2:]
-        level = _TiledTiffLevel(tuple(page.chunks[:2]), *how) if tiled else _TiffLevel(*how)
+        level = _TiledTiffLevel((page.chunks[0], page.chunks[1]), *how) if tiled else _TiffLevel(*how)
         # chunks of the file, (y, x, c), without the channels: several tiles at once
         tile = [n for n in page.chunks if n > 4][:2]
         steps = tuple(n * max(1, _CHUNK_PX // n) for n in tile) if len(tile) == 2 else (_CHUNK_PX, level.shape[2])

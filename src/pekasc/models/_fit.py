@@ -361,7 +361,7 @@ def _run_fold(
     start = measure(0, frozen)
     logger.info("Inner fold %d of %d: %s held out.", number + 1, len(job.folds), fold.name)
     trained = _train(job, config, depth, fold.train, o.recipe.epochs, (), on_epoch)
-    first = {"epoch": 0, "loss": np.nan, "kd": np.nan, "sa": np.nan, "val_error": start}
+    first = {"epoch": 0, "loss": np.nan, "kd": np.nan, "sa": np.nan, "matching": np.nan, "val_error": start}
     run.history = [{"fold": number, "held_out": fold.name, **row} for row in [first, *trained.history]]
     return run
 
@@ -389,7 +389,7 @@ def _gene_scores(job: _Fit, head_name: str, inner: Sequence[FoldData], setting: 
     return pd.DataFrame({"pearson": mean, "n_sections": count}, index=pd.Index(list(data.genes), name="gene"))
 
 
-_COLUMNS = ["fold", "held_out", "epoch", "loss", "kd", "sa", "val_error"]
+_COLUMNS = ["fold", "held_out", "epoch", "loss", "kd", "sa", "matching", "val_error"]
 
 
 def _history_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:

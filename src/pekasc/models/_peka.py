@@ -31,6 +31,8 @@ class Recipe:
         Softens teacher and student in the distillation loss.
     kd_weight
         Weight of distillation against structure alignment.
+    matching_weight
+        Weight, beside both, of feature matching: the mean squared error of the projector to the teacher's embedding.
     learning_rate, weight_decay, batch_size
         Of the student.
     step_epochs
@@ -53,6 +55,7 @@ class Recipe:
     n_clusters: int | None = None
     temperature: float = 2.0
     kd_weight: float = 0.5
+    matching_weight: float = 0.0
     learning_rate: float = 3e-4
     weight_decay: float = 1e-2
     batch_size: int = 32

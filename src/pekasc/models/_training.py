@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from peft import PeftConfig, get_peft_model_state_dict
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 
 from pekasc.models._choose import Depth
@@ -117,7 +118,7 @@ class Student(L.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random_state)
             self.projector = projector(width, lesson.embedding.shape[1])
-        self.sums = np.zeros(4)
+        self.sums = np.zeros(5)
         self.allocate: Callable[[int], None] | None = None
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -126,20 +127,20 @@ class Student(L.LightningModule):
         if self.recipe.augment:
             tiles = orient(tiles, self.generator)
         features = features_of(self.encoder, self.encoder.normalise(tiles), [self.depth])[0]
-        kd, sa = losses(
-            self.cluster_head,
-            self.teacher[rows],  # type: ignore[index]
-            self.projector(features),
-            self.labels[rows],  # type: ignore[index]
-            self.recipe.temperature,
-        )
+        said, taught = self.projector(features), self.teacher[rows]  # type: ignore[index]
+        kd, sa = losses(self.cluster_head, taught, said, self.labels[rows], self.recipe.temperature)  # type: ignore[index]
+        matching = functional.mse_loss(said, taught)
         loss = self.recipe.kd_weight * kd + (1 - self.recipe.kd_weight) * sa
+        if self.recipe.matching_weight:
+            loss = loss + self.recipe.matching_weight * matching
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss became {float(loss)} in epoch {self.current_epoch + 1}, batch {batch_idx + 1} "
-                f"(distillation {float(kd):.4g}, structure {float(sa):.4g}): try a smaller `learning_rate=`."
+                f"(distillation {float(kd):.4g}, structure {float(sa):.4g}, matching {float(matching):.4g}): "
+                "try a smaller `learning_rate=`."
             )
-        self.sums += np.array([float(loss.detach()), float(kd.detach()), float(sa.detach()), 1.0]) * len(rows)
+        parts = [float(part.detach()) for part in (loss, kd, sa, matching)]
+        self.sums += np.array([*parts, 1.0]) * len(rows)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -166,11 +167,19 @@ class _History(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Student)  # for the type checker: only this file calls it
-        loss, kd, sa, n = pl_module.sums
-        pl_module.sums = np.zeros(4)
+        *sums, n = pl_module.sums
+        loss, kd, sa, matching = (value / n for value in sums)
+        pl_module.sums = np.zeros(5)
         epoch = trainer.current_epoch + 1
         self.rows.append(
-            {"epoch": epoch, "loss": loss / n, "kd": kd / n, "sa": sa / n, "val_error": self.on_epoch(epoch)}
+            {
+                "epoch": epoch,
+                "loss": loss,
+                "kd": kd,
+                "sa": sa,
+                "matching": matching,
+                "val_error": self.on_epoch(epoch),
+            }  # fmt: skip
         )
 
 
@@ -224,7 +233,7 @@ class Trained:
     configs
         The configuration that fits those weights: AdaLoRA notes in it which ranks are left.
     history
-        One dict per epoch: epoch, loss, kd, sa, val_error.
+        One dict per epoch: epoch, loss, kd, sa, matching, val_error.
     """
 
     weights: dict[int, dict[str, dict[str, Tensor]]]

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from pekasc.models import Adapter
 
-_LOSSES = {"loss": (DARK, "loss"), "kd": ("#3b6fb6", "distillation"), "sa": ("#d08a1d", "structure alignment")}
+_LOSSES = {
+    "loss": (DARK, "loss"), "kd": ("#3b6fb6", "distillation"), "sa": ("#d08a1d", "structure alignment"),
+    "matching": ("#4f9a58", "feature matching"),
+}  # fmt: skip
 _LEGEND: dict[str, Any] = {"framealpha": 0.85, "edgecolor": "none"}
 _REFIT = -1
 
@@ -75,6 +78,8 @@ def history(
 
 def _losses(ax: Axes, frame: pd.DataFrame) -> None:
     for column, (color, name) in _LOSSES.items():
+        if column not in frame:  # of an adapter that an earlier version saved
+            continue
         for fold, rows in frame.dropna(subset=[column]).groupby("fold"):
             final = fold == _REFIT
             ax.plot(

@@ -78,6 +78,7 @@ def cross_validate(
     epochs: int | None = None,
     learning_rate: float | None = None,
     kd_weight: float | None = None,
+    matching_weight: float | None = None,
     temperature: float | None = None,
     n_depths: int = _N_DEPTHS,
     batch_size: int = 64,
@@ -154,7 +155,7 @@ def cross_validate(
         Return a row for every gene.
     layer, gene_key
         As in :func:`pekasc.tl.fit_adapter`.
-    blocks, rank, n_clusters, n_components, epochs, learning_rate, kd_weight, temperature
+    blocks, rank, n_clusters, n_components, epochs, learning_rate, kd_weight, matching_weight, temperature
         As in :func:`pekasc.tl.fit_adapter`.
     n_depths
         Most blocks whose features ``"frozen-best"`` puts side by side, as long as the held-out error falls.
@@ -243,7 +244,8 @@ def cross_validate(
     if len({row.short for row in rows_of_encoders}) < len(rows_of_encoders):
         raise ValueError("`encoders=` names one twice; give `key=` to tell them apart: `Encoder(..., key=...)`.")
     recipe = make_recipe(
-        None, rank=rank, n_clusters=n_clusters, epochs=epochs, learning_rate=learning_rate, kd_weight=kd_weight,
+        None, rank=rank, n_clusters=n_clusters, epochs=epochs, learning_rate=learning_rate,
+        kd_weight=kd_weight, matching_weight=matching_weight,
         temperature=temperature,
     )  # fmt: skip
     options = Options(

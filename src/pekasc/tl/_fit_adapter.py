@@ -61,6 +61,7 @@ def fit_adapter(
     epochs: int | None = None,
     learning_rate: float | None = None,
     kd_weight: float | None = None,
+    matching_weight: float | None = None,
     temperature: float | None = None,
     head: Literal["ridge", "ridge-per-gene", "mlp"] = "ridge",
     context_um: float | None = None,
@@ -138,10 +139,11 @@ def fit_adapter(
         ``"paper"``: the published training, exactly (rank 256, 100 clusters, 256 components, 50 epochs, the encoder's
         own output as features); sizes never adapt. The head is that of every method here: its features are
         standardised, and its penalty is chosen on held-out groups.
-    rank, n_clusters, n_components, epochs, learning_rate, kd_weight, temperature
+    rank, n_clusters, n_components, epochs, learning_rate, kd_weight, matching_weight, temperature
         Change single numbers: rank of the adapter (64; a ``PeftConfig`` has its own), structure labels
         (``min(100, n // 20)``), principal components of teacher and head (``min(256, n - 1, d)``), most epochs to try
-        (6), learning rate (3e-4), weight of distillation (0.5), its temperature (2).
+        (6), learning rate (3e-4), weight of distillation against structure alignment (0.5), weight of feature
+        matching beside both (0), temperature of the distillation (2).
     head
         From features to genes, on standardised principal components: ``"ridge"`` with one penalty,
         ``"ridge-per-gene"`` with one for each gene, or ``"mlp"``, a perceptron with two hidden layers.
@@ -216,7 +218,8 @@ def fit_adapter(
     row = resolve_encoder(encoder)
     method = check_method(method)
     recipe = make_recipe(
-        preset, rank=rank, n_clusters=n_clusters, epochs=epochs, learning_rate=learning_rate, kd_weight=kd_weight,
+        preset, rank=rank, n_clusters=n_clusters, epochs=epochs, learning_rate=learning_rate,
+        kd_weight=kd_weight, matching_weight=matching_weight,
         temperature=temperature,
     )  # fmt: skip
     if n_components is not None:

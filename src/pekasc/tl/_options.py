@@ -27,6 +27,8 @@ def make_recipe(preset: str | None, **changes: Any) -> Recipe:
     for name in ("rank", "epochs", "learning_rate", "temperature"):
         if getattr(recipe, name) <= 0 and not (name == "epochs" and recipe.epochs == 0):
             raise ValueError(f"`{name}={getattr(recipe, name)}` must be positive.")
+    if not 0 <= recipe.matching_weight < float("inf"):
+        raise ValueError(f"`matching_weight={recipe.matching_weight}` must be 0 or a positive number.")
     if not 0 <= recipe.kd_weight <= 1:
         raise ValueError(f"`kd_weight={recipe.kd_weight}` must lie between 0 and 1.")
     return recipe
