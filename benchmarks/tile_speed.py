@@ -7,6 +7,7 @@ back lazily. `spots`: a tile of 112 um around every spot, 163 px interpolated to
 size in rows that touch, 163 px to 224. Rivals, taking turns in every round:
 
 - `ImageTilesDataset` of spatialdata: its crops as arrays, without resampling, and rasterized to 224 px
+- the crop of each tile from the dask array, and from the zarr array
 - each chunk that the tiles need, decoded once by zarr on one thread: the floor of any reader that decodes on one
 """
 
@@ -113,6 +114,13 @@ def main() -> None:
             lambda chunks=chunks: [array.blocks[0, y, x] for y, x in chunks], n
         )  # fmt: skip
     some = range(min(arguments.rival_tiles, len(rivals["cropped"])))
+    boxes = reader("spots")._boxes(np.arange(len(some)))
+    lazy = pyramid.levels[0]
+    for kind, source in (("dask", lambda crop: lazy[crop].compute()), ("zarr", lambda crop: array[crop])):
+        crops = [(slice(None), slice(y0, y1), slice(x0, x1)) for y0, y1, x0, x1 in boxes]
+        ways[f"spots: {kind}, a crop for each"] = (
+            lambda source=source, crops=crops: [source(crop) for crop in crops], len(crops)
+        )  # fmt: skip
     for kind, dataset in rivals.items():
         ways[f"spots: ImageTilesDataset, {kind}"] = (lambda dataset=dataset: [dataset[i] for i in some], len(some))
     seconds: dict[str, list[float]] = {name: [] for name in ways}

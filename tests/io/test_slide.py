@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,7 @@ def test_the_pixel_size_is_what_the_file_says(
 def test_the_pixel_size_of_an_ome_tiff(tmp_path: Path, pixels: np.ndarray) -> None:
     file = tmp_path / "a.ome.tif"
     meta = {"axes": "YXS", "PhysicalSizeX": 325, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 325}
+    meta["PhysicalSizeYUnit"] = "nm"
     tifffile.imwrite(file, pixels[:256, :256], photometric="rgb", tile=(128, 128), metadata=meta)
     sdata = pk.io.read_slide(file)
     assert sdata.attrs["pekasc"]["image_mpp"] == {"a": pytest.approx(0.325)}
@@ -133,7 +135,10 @@ def test_every_kind_of_tiff_gives_the_tiles_that_tifffile_gives(
     options = {"photometric": "rgb", "tile": (128, 112), "metadata": None} | how
     tifffile.imwrite(tmp_path / "s.tif", image, **options)
     expected = tifffile.imread(tmp_path / "s.tif")
-    expected = np.moveaxis(expected, 0, -1) if expected.shape[0] == 3 else expected[..., :3]
+    expected = np.moveaxis(expected, 0, -1) if expected.shape[0] == 3 else expected
+    if "extrasamples" in how:
+        share = expected[..., 3:].astype(np.float32) / 255
+        expected = np.rint(share * expected[..., :3] + (1 - share) * 255).astype(np.uint8)
     level = tiff_levels(tmp_path / "s.tif")[0]
     assert (chunk_source(level) is None) == (options["tile"] is None or "planarconfig" in how)
     centres = np.array([[100.0, 120.0], [385.0, 470.0], [425.0, 495.0]])
@@ -146,6 +151,65 @@ def test_every_kind_of_tiff_gives_the_tiles_that_tifffile_gives(
         assert (tiles[2, 35:] == 255).all() and (tiles[2, :, 35:] == 255).all()
 
 
+def test_the_largest_picture_is_the_slide(tmp_path: Path, pixels: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "s.ome.tif"
+    with tifffile.TiffWriter(file, ome=True) as tiff:
+        for image, size in ((pixels[:64, :96], 7.0), (pixels[:512, :400], 0.5)):
+            meta = {"axes": "YXS", "PhysicalSizeX": size, "PhysicalSizeY": size}
+            tiff.write(image, photometric="rgb", tile=(64, 64), metadata=meta)
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        sdata = pk.io.read_slide(file)
+    assert "the largest picture is read, (512, 400, 3); left out:" in caplog.text
+    assert np.array_equal(np.moveaxis(np.asarray(sdata["s"]), 0, -1), pixels[:512, :400])
+    assert sdata.attrs["pekasc"]["image_mpp"] == {"s": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ({"photometric": "separated", "extrasamples": ()}, "SEPARATED"),
+        ({"photometric": "cielab"}, "CIELAB"),
+        ({"photometric": "ycbcr", "ycbcrsubsampling": (1, 1)}, "YCBCR"),
+    ],
+)
+def test_other_colours_are_refused(tmp_path: Path, pixels: np.ndarray, how: dict[str, Any], what: str) -> None:
+    image = pixels[:128, :128]
+    image = np.concatenate([image, image[..., :1]], axis=-1) if what == "SEPARATED" else image
+    how = {k: v for k, v in how.items() if k != "ycbcrsubsampling"}
+    tifffile.imwrite(tmp_path / "s.tif", image, tile=(64, 64), metadata=None, **how)
+    with pytest.raises(ValueError, match=f"not red, green and blue: {what}.*Convert it to RGB"):
+        pk.io.read_slide(tmp_path / "s.tif")
+
+
+def test_what_was_not_scanned_is_white(tmp_path: Path, pixels: np.ndarray) -> None:
+    file = write(tmp_path / "s.tif", pixels, 1, **PER_CM)
+    with tifffile.TiffFile(file, mode="r+") as tiff:
+        sizes = list(tiff.pages[0].databytecounts)
+        sizes[0] = 0
+        tiff.pages[0].tags["TileByteCounts"].overwrite(sizes)
+    level = tiff_levels(file)[0]
+    geometry = TileGeometry([[100.0, 100.0]], np.eye(2), TileSpec(40, 1.0))
+    assert (TileReader(ImagePyramid([level], [(1, 1)]), geometry).read(np.array([0])) == 255).all()
+
+
+def test_a_file_that_was_replaced_is_not_read(tmp_path: Path, pixels: np.ndarray) -> None:
+    file = write(tmp_path / "s.tif", pixels, 1)
+    level = tiff_levels(file)[0]
+    write(file, pixels[:600], 1)
+    with pytest.raises(OSError, match="has changed since it was read: read it again"):
+        geometry = TileGeometry([[100.0, 100.0]], np.eye(2), TileSpec(40, 1.0))
+        TileReader(ImagePyramid([level], [(1, 1)]), geometry).read(np.array([0]))
+
+
+def test_few_files_are_open(tmp_path: Path, pixels: np.ndarray) -> None:
+    geometry = TileGeometry([[50.0, 50.0]], np.eye(2), TileSpec(20, 1.0))
+    before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else pytest.skip("no /proc")
+    for i in range(40):
+        level = tiff_levels(write(tmp_path / f"{i}.tif", pixels[:200, :200], 1))[0]
+        TileReader(ImagePyramid([level], [(1, 1)]), geometry).read(np.array([0]))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 17
+
+
 def test_a_damaged_tile_of_a_slide_is_named(tmp_path: Path, pixels: np.ndarray) -> None:
     file = write(tmp_path / "s.tif", pixels, **PER_CM)
     with tifffile.TiffFile(file) as tiff:
@@ -156,7 +220,7 @@ def test_a_damaged_tile_of_a_slide_is_named(tmp_path: Path, pixels: np.ndarray) 
     sdata = with_spots(pk.io.read_slide(file), "s")
     pk.pp.tile(sdata, tile_px=64, mpp=0.5, strict=False)
     with pytest.raises(
-        OSError, match=r"Tile \d+ cannot be read: chunk \(1, 1\) of image level 0 .* tile 6 of .* damaged"
+        OSError, match=r"Tile \d+ of section .* cannot be read: chunk \(1, 1\) of image level 0 .* tile 6 of .* damaged"
     ):
         pk.get.tiles(sdata).to_numpy()
 

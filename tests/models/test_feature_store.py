@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 import zarr
 
-from pekasc.models._feature_store import FeatureStore
+from pekasc.models._feature_store import FeatureStore, locked
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(23, 6)).astype(np.float32)
@@ -101,7 +103,7 @@ def test_what_is_no_store_is_left_alone(tmp_path: Path) -> None:
         store(tmp_path / "g")
     (tmp_path / "file").mkdir()
     (tmp_path / "file" / "f.zarr").write_text("a file")
-    with pytest.raises(ValueError, match="is no zarr group"):
+    with pytest.raises(ValueError, match="is a file: give a folder"):
         store(tmp_path / "file")
     made = store(tmp_path / "h")
     zarr.open_group(made.path, mode="r+").attrs["pekasc_features"] = 99
@@ -136,26 +138,16 @@ def test_a_full_disk_says_so_and_goes_on_later(tmp_path: Path, monkeypatch: pyte
     np.testing.assert_array_equal(again.read(slice(None)), X)
 
 
-def test_features_that_are_no_numbers_are_not_kept(tmp_path: Path) -> None:
-    made = store(tmp_path)
-    x = X[:5].copy()
-    x[3, 1] = np.inf
-    with pytest.raises(ValueError, match="features of 1 of 5 tiles are not finite"):
-        made.write(0, x)
-    assert 0 in made.missing()
-
-
 def test_the_second_writer_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first, second = store(tmp_path), store(tmp_path)
     order = []
 
     def other() -> None:
-        with second.writing():
+        with locked(second.path, [second.name]):
             order.append(("second", second.missing()))
 
     with caplog.at_level(logging.WARNING):
-        with first.writing():
-            (first.path / first.name / "c").mkdir(exist_ok=True)
+        with locked(first.path, [first.name, first.name]):
             thread = threading.Thread(target=other)
             thread.start()
             while "waiting for it" not in caplog.text:
@@ -166,11 +158,64 @@ def test_the_second_writer_waits(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert order == [("first", []), ("second", [])]
 
 
+def test_locks_are_taken_in_one_order_and_are_few(tmp_path: Path) -> None:
+    done = []
+
+    def run(names: list[str]) -> None:
+        for _ in range(30):
+            with locked(tmp_path / "f.zarr", names):
+                done.append(1)
+
+    threads = [threading.Thread(target=run, args=(names,)) for names in (["aa1", "bb2"], ["bb2", "aa1", "bb3"])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(done) == 60
+    with locked(tmp_path / "f.zarr", [f"{i:04x}" for i in range(0, 65536, 7)]):
+        assert len(list((tmp_path / ".f.zarr.locks").iterdir())) <= 258
+
+
+BEGIN = """
+import sys
+from pathlib import Path
+from pekasc.models._feature_store import FeatureStore
+sys.stdin.readline()
+for i in range(20):
+    FeatureStore(Path(sys.argv[1]) / f"{i}.zarr", "a" * 64, (23, 6), 5, {})
+print("made")
+"""
+
+
+def test_runs_that_begin_at_once_make_one_store(tmp_path: Path) -> None:
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", BEGIN, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for run in runs:
+        assert run.stdin is not None
+        run.stdin.write("go\n")
+        run.stdin.flush()
+    assert [run.communicate(timeout=120)[0] for run in runs] == ["made\n", "made\n"]
+
+
 def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
     made = store(tmp_path)
     fill(made, [0])
     left = chunk_file(made, 0).with_suffix(".abc.partial")
     left.write_bytes(b"half")
-    with made.writing():
-        assert not left.exists()
+    made.sweep()
+    assert not left.exists()
     assert made.missing() == [1, 2, 3, 4]
+
+
+def test_a_run_that_was_killed_as_it_began(tmp_path: Path) -> None:
+    (tmp_path / "f.zarr").mkdir()
+    (tmp_path / "f.zarr" / "zarr.abc.partial").write_bytes(b"{")
+    made = store(tmp_path)
+    assert made.missing() == [0, 1, 2, 3, 4]
+    (tmp_path / "f.zarr" / "zarr.json").write_bytes(b"")
+    with pytest.raises(ValueError, match="no zarr group, or a damaged one .*: give another folder, or delete it"):
+        store(tmp_path)

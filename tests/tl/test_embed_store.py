@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 import spatialdata as sd
 import torch
 from distributed import Client, LocalCluster
 from spatialdata import SpatialData
+from spatialdata.models import TableModel
 
 import pekasc as pk
 from pekasc.models._embed import EncoderRun
@@ -170,6 +177,145 @@ def test_features_beyond_the_memory_stay_lazy(
     np.testing.assert_array_equal(np.asarray(again["table"].obsm["lazy"]), table.obsm["plain"])
 
 
+DIGEST = """
+import sys
+import pekasc as pk
+from pekasc.models._embed_job import EmbedJob
+adapter = pk.Adapter.load(sys.argv[1])
+job = EmbedJob(adapter, adapter.encoder_digest, 56, adapter.depth, 1, 8, "cpu", "fp32")
+print(job.digest(adapter.frozen_model()))
+"""
+
+
+def test_an_adapters_digest_is_the_same_in_every_process(adapter: pk.Adapter, tmp_path: Path) -> None:
+    adapter.save(tmp_path / "adapter")
+    found = [
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", DIGEST, str(tmp_path / "adapter")],
+            env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert found[0] == found[1] and len(found[0]) == 65
+
+
+def test_what_images_show_beyond_their_fingerprint_counts(
+    tiled: SpatialData, tmp_path: Path, counted: list[int]
+) -> None:
+    def embedded(sdata: SpatialData) -> int:
+        counted.clear()
+        pk.tl.embed_tiles(sdata, "tiny", key_added="x", store=tmp_path / "s.zarr", **HOW)
+        return sum(counted)
+
+    n = embedded(tiled)
+    assert embedded(tiled) == 0
+    for level in (0, 1):
+        images = {}
+        for name, image in tiled.images.items():
+            levels = [np.array(data) for data in sd.get_pyramid_levels(image, attr="data")]
+            levels[level][:, 40 // 2**level : 300 // 2**level, 150 // 2**level : 330 // 2**level] //= 2
+            tree = image.copy()
+            for i, child in enumerate(tree.children.values()):
+                child["image"].data = da.from_array(levels[i], chunks=levels[i].shape)
+            images[name] = tree
+        changed = SpatialData(images=images, shapes=dict(tiled.shapes), tables={"table": tiled["table"].copy()})
+        done = embedded(changed)
+        assert done in (0, n // 2, n)
+        # tiles of 2 um per pixel are read from level 1
+        assert (done > 0) == (level == 1) or done == n
+
+
+def test_the_order_of_the_table_does_not_matter(tiled: SpatialData, tmp_path: Path, counted: list[int]) -> None:
+    pk.tl.embed_tiles(tiled, "tiny", store=tmp_path / "s.zarr", **HOW)
+    counted.clear()
+    order = np.random.default_rng(0).permutation(tiled["table"].n_obs)
+    shuffled = SpatialData(
+        images=dict(tiled.images), shapes=dict(tiled.shapes), tables={"table": tiled["table"][order].copy()}
+    )
+    pk.tl.embed_tiles(shuffled, "tiny", key_added="x", store=tmp_path / "s.zarr", **HOW)
+    assert not counted
+    np.testing.assert_array_equal(shuffled["table"].obsm["x"], tiled["table"].obsm["X_tiny"][order])
+
+
+def test_two_regions_of_the_same_tiles(tiled: SpatialData, tmp_path: Path, counted: list[int]) -> None:
+    table = tiled["table"]
+    one = table[table.obs["region"] == "P1S1_spots"].copy()
+    two = one.copy()
+    two.obs["region"] = pd.Categorical(["again"] * two.n_obs)
+    one.obs["region"] = pd.Categorical(["P1S1_spots"] * one.n_obs)
+    both = ad.concat([one, two], index_unique="-")
+    both.obs["region"] = both.obs["region"].astype("category")
+    shapes = {"P1S1_spots": tiled["P1S1_spots"], "again": tiled["P1S1_spots"].copy()}
+    parsed = TableModel.parse(both, region=["P1S1_spots", "again"], region_key="region", instance_key="spot_id")
+    twice = SpatialData(images=dict(tiled.images), shapes=shapes, tables={"table": parsed})
+    pk.pp.tile(twice, tile_px=56, mpp=2.0, image_mpp=1.0)
+    counted.clear()
+    pk.tl.embed_tiles(twice, "tiny", store=tmp_path / "s.zarr", **HOW)
+    assert sum(counted) == one.n_obs
+    x = twice["table"].obsm["X_tiny"]
+    np.testing.assert_array_equal(x[: one.n_obs], x[one.n_obs :])
+
+
+def test_a_lazy_obsm_whose_store_is_gone_is_an_error(
+    tiled: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pk.tl.embed_tiles(tiled, "tiny", store="s.zarr", max_memory=1000, **HOW)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert np.isfinite(tiled["table"].obsm["X_tiny"].compute()).all()
+    shutil.rmtree(tmp_path / "s.zarr")
+    with pytest.raises(OSError, match="Features are missing in the store .*: it was moved, deleted or changed"):
+        tiled["table"].obsm["X_tiny"].compute()
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "match"),
+    [
+        ({"store": "s3://bucket/x"}, ValueError, "is an address: features are kept in a folder"),
+        ({"store": {}}, TypeError, "`store` must be the path of a folder, got dict"),
+        ({"max_memory": "4GB"}, TypeError, "`max_memory` must be a whole number"),
+        ({"max_memory": -1}, ValueError, "`max_memory=-1` must be a positive number of bytes"),
+        ({"precision": "fp8"}, ValueError, "`precision='fp8'` is not known"),
+    ],
+)
+def test_arguments_that_are_none(tiled: SpatialData, how: Any, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        pk.tl.embed_tiles(tiled, "tiny", **{**HOW, **how})
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_features_that_are_no_numbers_are_an_error(
+    tiled: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    forward = EncoderRun._forward
+
+    def overflown(self: EncoderRun, tiles: np.ndarray) -> list[torch.Tensor]:
+        out = [part.clone() for part in forward(self, tiles)]
+        out[0][0, 3] = float("inf")
+        return out
+
+    monkeypatch.setattr(EncoderRun, "_forward", overflown)
+    with pytest.raises(ValueError, match=r"features of \d+ of 16 tiles are not finite"):
+        pk.tl.embed_tiles(tiled, "tiny", store=tmp_path / "s.zarr" if stored else None, **HOW)
+    assert "X_tiny" not in tiled["table"].obsm
+
+
+def test_a_failing_prediction_leaves_nothing(
+    untiled: SpatialData, adapter: pk.Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*args: Any) -> Any:
+        raise OSError("the store is gone")
+
+    monkeypatch.setattr(_section_features.SectionFeatures, "by_row", gone)
+    shapes = set(untiled.shapes)
+    with pytest.raises(OSError, match="the store is gone"):
+        pk.tl.predict_expression(untiled, adapter, store=tmp_path / "s.zarr", device="cpu", progress=False)
+    assert set(untiled.shapes) == shapes and "peka" not in untiled["table"].layers
+    with pytest.raises(ValueError, match="Predictions of 2. genes for .* rows would take .* more than `max_memory`"):
+        pk.tl.predict_expression(untiled, adapter, table_added="p", max_memory=100, progress=False)
+
+
 def test_a_store_that_is_none_leaves_the_object_alone(tiled: SpatialData, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is no zarr group"):
@@ -191,7 +337,7 @@ def _one_thread() -> None:
 def client() -> Iterator[Client]:
     """Two workers, each of one thread, as the tests themselves."""
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         client.run(_one_thread)
@@ -217,6 +363,54 @@ def test_two_workers_give_the_bits_of_none(
     np.testing.assert_array_equal(table.layers["peka"], alone)
 
 
+def _elsewhere(folder: str) -> None:
+    import os
+
+    os.chdir(folder)
+
+
+def test_workers_that_see_no_image_do_not_make_it_up(
+    tiled: SpatialData, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiled.write(tmp_path / "sdata.zarr")
+    monkeypatch.chdir(tmp_path)
+    stored = sd.read_zarr("sdata.zarr")
+    client.run(_elsewhere, "/")
+    pk.tl.embed_tiles(stored, "tiny", client=client, **HOW)  # the place does not depend on where a process is
+    for chunk in (tmp_path / "sdata.zarr" / "images").rglob("zarr.json"):
+        chunk.unlink()
+    for chunk in (tmp_path / "sdata.zarr" / "images").rglob("c/*/*/*"):
+        chunk.unlink()
+    for cluster in (None, client):
+        with pytest.raises(OSError, match="is not there; it was moved, or this process does not see its disk"):
+            pk.tl.embed_tiles(stored, "tiny", key_added="x", client=cluster, **HOW)
+
+
+def _change_pixels() -> None:
+    from pekasc.tiling import TileReader
+
+    read = TileReader.read
+    TileReader.read = lambda self, index: read(self, index) // 2  # type: ignore[method-assign]
+
+
+def _kept() -> tuple[int, int]:
+    from pekasc.models._embed_job import _KEPT
+
+    return len(_KEPT), 0
+
+
+def test_workers_that_see_other_pixels_are_found_and_forget_all(tiled: SpatialData) -> None:
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        pk.tl.embed_tiles(tiled, "tiny", key_added="here", client=client, **HOW)
+        assert list(client.run(_kept).values()) == [(0, 0)]
+        client.run(_change_pixels)
+        with pytest.raises(OSError, match="A worker reads other pixels than the process that asks in section 'P"):
+            pk.tl.embed_tiles(tiled, "tiny", key_added="there", client=client, **HOW)
+
+
 def _die_once(flag: str) -> None:
     """Make this worker's next piece end its process, if none has died before."""
     import os
@@ -227,6 +421,8 @@ def _die_once(flag: str) -> None:
     embed_chunks = room.embed_chunks
 
     def dying(*args: Any) -> Any:
+        with open(flag + ".pieces", "a") as out:
+            out.write("piece\n")
         try:
             os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
@@ -240,13 +436,16 @@ def test_a_worker_that_dies_costs_its_piece(tiled: SpatialData, tmp_path: Path) 
     pk.tl.embed_tiles(tiled, "tiny", key_added="here", **HOW)
     flag = tmp_path / "died"
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         client.run(_one_thread)
         client.run(_die_once, str(flag))
         pk.tl.embed_tiles(tiled, "tiny", key_added="there", client=client, **HOW)
     assert flag.exists()
+    # what was begun where the cause of death was planted: no more than all pieces, and those of the dead worker again
+    n_pieces = sum(-(-len(rows) // 16) for rows in tiled["table"].obs.groupby("region", observed=True).indices.values())
+    assert len((tmp_path / "died.pieces").read_text().splitlines()) <= n_pieces + 2
     # the worker that took its place may compute with more threads
     np.testing.assert_allclose(tiled["table"].obsm["there"], tiled["table"].obsm["here"], atol=1e-5)
 
@@ -254,7 +453,7 @@ def test_a_worker_that_dies_costs_its_piece(tiled: SpatialData, tmp_path: Path) 
 def test_clients_that_are_none(tiled: SpatialData) -> None:
     with pytest.raises(TypeError, match="`client` must be a distributed.Client, got str"):
         pk.tl.embed_tiles(tiled, "tiny", client="tcp://here", **HOW)
-    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
         closed = Client(cluster)
         closed.close()
     with pytest.raises(ValueError, match="`client` is closed: give a `distributed.Client` that is connected"):
@@ -267,7 +466,7 @@ def test_a_broken_image_chunk_is_named_by_workers_too(tiled: SpatialData, client
     for chunk in (tmp_path / "sdata.zarr" / "images").rglob("c/0/0/0"):
         chunk.write_bytes(chunk.read_bytes()[:50])
     for cluster in (None, client):
-        with pytest.raises(OSError, match=r"Tile \d+ cannot be read: chunk \(0, 0\) of image level"):
+        with pytest.raises(OSError, match=r"Tile \d+ of section .* cannot be read: chunk \(0, 0\) of image level"):
             pk.tl.embed_tiles(broken, "tiny", client=cluster, **HOW)
     assert "X_tiny" not in broken["table"].obsm
 

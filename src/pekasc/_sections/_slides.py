@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from spatialdata import SpatialData
 
 from pekasc._keys import IMAGE_MPP, UNS
 
 SLIDE = "wsi"  # what wsidata calls it where it attaches it
-
-_SLIDES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 def images_of(sdata: SpatialData) -> Mapping[str, Any]:
@@ -23,11 +20,9 @@ def images_of(sdata: SpatialData) -> Mapping[str, Any]:
     reader = _reader(sdata)
     if reader is None or SLIDE in sdata.images:
         return sdata.images
-    if reader not in _SLIDES:
-        from wsidata.reader import to_datatree
+    from wsidata.reader import to_datatree
 
-        _SLIDES[reader] = to_datatree(reader)
-    return {**sdata.images, SLIDE: _SLIDES[reader]}
+    return {**sdata.images, SLIDE: to_datatree(reader)}
 
 
 def recorded_mpp(sdata: SpatialData, image_name: str) -> Any:

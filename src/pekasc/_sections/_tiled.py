@@ -161,7 +161,8 @@ def _reader(section: Section, spec: TileSpec, further: bool, **kwargs: Any) -> T
     if further or section.patches is None or section.patch_rows is None:
         if section.pyramid is None:
             raise ValueError(f"Section {section.name!r} has neither an image nor stored patches to read tiles from.")
-        return TileReader(section.pyramid, geometry, **kwargs)
+        label = f"section {section.name!r} (image {section.image_name!r})"
+        return TileReader(section.pyramid, geometry, label=label, **kwargs)
     side_um = section.patch_side_px * section.mpp
     if abs(side_um / spec.side_um - 1) > _SAME_VIEW:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from functools import lru_cache
@@ -14,11 +15,15 @@ from dask.base import tokenize
 
 from pekasc.tiling import split_channels
 
+logger = logging.getLogger(__name__)
+
 _CHUNK_PX = 1024  # about; whole tiles of the file
 _UM_PER = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3}
 _MPP_LIMITS = (0.02, 20.0)
 _SQUARE = 0.02
-_OPEN_FILES = 16  # levels held open at a time, however many slides there are
+_OPEN_FILES = 16  # held open at a time, however many slides there are
+_LARGE_CHUNK = 512 * 2**20
+_WHITE = 255
 
 
 class _TiffLevel:
@@ -36,8 +41,10 @@ class _TiffLevel:
         c, y, x = index
         try:
             array = _opened(self.path, self.stamp, self.level)
-            # alpha, where there is one, is left out
-            pixels = np.moveaxis(array[y, x][..., :3], -1, 0) if self.interleaved else array[:3, y, x]
+            if self.interleaved:
+                pixels = np.moveaxis(_on_white(array[y, x]), -1, 0)
+            else:
+                pixels = np.moveaxis(_on_white(np.moveaxis(array[:, y, x], 0, -1)), -1, 0)
         except (OSError, RuntimeError, ValueError) as error:  # what decoders raise names no file
             raise OSError(
                 f"The image {self.path!r} cannot be read at level {self.level}, rows {y.start}:{y.stop}, columns "
@@ -47,7 +54,7 @@ class _TiffLevel:
 
 
 class _TiledTiffLevel(_TiffLevel):
-    """A level in square tiles, red, green and blue pixel by pixel, each of which can be decoded alone."""
+    """A level in tiles, red, green and blue pixel by pixel, each of which can be decoded alone."""
 
     def __init__(self, tile_px: tuple[int, int], *args: Any) -> None:
         super().__init__(*args)
@@ -55,31 +62,79 @@ class _TiledTiffLevel(_TiffLevel):
 
     def read_chunk(self, y: int, x: int) -> np.ndarray:
         """Decode one tile of the file, (3, height, width), past zarr: threads do so at once."""
-        file, page = _opened_page(self.path, self.stamp, self.level)
         number = y * -(-self.shape[2] // self.chunk_px[1]) + x
-        size = int(page.databytecounts[number])
         try:
-            data = os.pread(file.filehandle.fileno(), size, int(page.dataoffsets[number]))
-            if len(data) < size:
-                raise ValueError(f"{len(data)} of {size} bytes are there")
-            head = page.keyframe
-            pixels = head.decode(data or None, number, jpegtables=page.jpegtables, jpegheader=page.jpegheader)[0]
-        except (OSError, RuntimeError, ValueError) as error:
+            pixels = _opened_file(self.path, self.stamp).tile(self.level, number)
+        except (RuntimeError, ValueError) as error:
             raise OSError(f"tile {number} of {self.path!r} is damaged: {error}") from error
-        if pixels is None:  # left out when the file was written
-            return np.full((3, *self.chunk_px), head.nodata, np.uint8)
-        out = np.empty((3, *pixels.shape[1:3]), np.uint8)
-        split_channels(np.ascontiguousarray(pixels[0, ..., :3]), out)
+        out = np.empty((3, *self.chunk_px), np.uint8)
+        if pixels is None:  # left out when the file was written: not scanned
+            out[:] = _WHITE
+            return out
+        out = np.empty((3, *pixels.shape[:2]), np.uint8)
+        split_channels(_on_white(pixels), out)
         return out
 
 
-@lru_cache(maxsize=_OPEN_FILES)
-def _opened_page(path: str, stamp: tuple[int, int], level: int) -> tuple[Any, Any]:
-    """Return an open file and the page of a level; `stamp` makes a file that has changed another one."""
-    import tifffile
+def _on_white(pixels: np.ndarray) -> np.ndarray:
+    """Return C-contiguous pixels (y, x, 3); what alpha calls transparent is white, as it is outside of images."""
+    if pixels.shape[-1] == 4:
+        alpha = pixels[..., 3:]
+        if (alpha < 255).any():
+            share = alpha.astype(np.float32) / 255
+            pixels = np.rint(share * pixels[..., :3] + (1 - share) * _WHITE).astype(np.uint8)
+        pixels = pixels[..., :3]
+    return np.ascontiguousarray(pixels)
 
-    file = tifffile.TiffFile(path)
-    return file, file.series[0].levels[level].pages[0]
+
+class _File:
+    """A TIFF that is open for reading tiles: one descriptor for all levels, closed with this object."""
+
+    def __init__(self, path: str, stamp: tuple[int, int]) -> None:
+        import tifffile
+
+        self._descriptor = os.open(path, os.O_RDONLY)
+        stat = os.fstat(self._descriptor)
+        if (stat.st_mtime_ns, stat.st_size) != stamp:
+            raise OSError(f"the file {path!r} has changed since it was read: read it again")
+        # pages know how to decode; tifffile's own handle is not needed any more
+        with tifffile.TiffFile(path) as file:
+            pages = [level.pages[0] for level in _series(file, path).levels]
+            self._levels = [
+                (page.keyframe.decode, page.dataoffsets, page.databytecounts, page.jpegtables, page.jpegheader)
+                for page in pages
+            ]
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def tile(self, level: int, number: int) -> np.ndarray | None:
+        """Decode a tile, (y, x, c); None if it was never written."""
+        decode, offsets, sizes, tables, header = self._levels[level]
+        size = int(sizes[number])
+        data = os.pread(self._descriptor, size, int(offsets[number]))
+        if len(data) < size:
+            raise ValueError(f"{len(data)} of {size} bytes are there")
+        pixels = decode(data or None, number, jpegtables=tables, jpegheader=header)[0]
+        return None if pixels is None else pixels[0]
+
+
+@lru_cache(maxsize=_OPEN_FILES)
+def _opened_file(path: str, stamp: tuple[int, int]) -> _File:
+    return _File(path, stamp)
+
+
+def _series(file: Any, path: str) -> Any:
+    """Return the largest picture of a TIFF with its pyramid; labels and overviews are pictures of their own."""
+    colour = [series for series in file.series if "S" in str(series.axes)]
+    chosen = max(colour or file.series, key=lambda series: int(np.prod(series.shape)))
+    others = [
+        f"{series.name or i} {tuple(series.shape)}" for i, series in enumerate(file.series) if series is not chosen
+    ]
+    if others:
+        logger.info("%s: the largest picture is read, %s; left out: %s.", path, tuple(chosen.shape), ", ".join(others))
+    return chosen
 
 
 @lru_cache(maxsize=_OPEN_FILES)
@@ -88,7 +143,8 @@ def _opened(path: str, stamp: tuple[int, int], level: int) -> Any:
     import tifffile
     import zarr
 
-    return zarr.open_array(tifffile.imread(path, aszarr=True, series=0, level=level), mode="r")
+    file = tifffile.TiffFile(path)
+    return zarr.open_array(_series(file, path).aszarr(level=level), mode="r")
 
 
 def tiff_levels(path: Path) -> list[da.Array]:
@@ -108,7 +164,7 @@ def tiff_levels(path: Path) -> list[da.Array]:
         with tifffile.TiffFile(path) as file:
             found = [
                 (str(level.axes), tuple(level.shape), np.dtype(level.dtype), level.keyframe, _end(level))
-                for level in file.series[0].levels
+                for level in _series(file, str(path)).levels
             ]
     except (tifffile.TiffFileError, IndexError, OSError) as error:
         raise ValueError(f"The image {str(path)!r} cannot be read as TIFF: {error}") from error
@@ -120,6 +176,17 @@ def tiff_levels(path: Path) -> list[da.Array]:
                 f"The image {str(path)!r} (level {i}) must be RGB of uint8, but has axes {axes}, shape {shape}, "
                 f"{dtype}."
             )
+        if not _is_rgb(page):
+            raise ValueError(
+                f"The image {str(path)!r} (level {i}) holds colours that are not red, green and blue: "
+                f"{page.photometric.name}, compression {page.compression.name}. Convert it to RGB, for instance with "
+                "`vips`, or open it with wsidata."
+            )
+        if tile_bytes(page) > _LARGE_CHUNK:
+            logger.warning(
+                "The image %s has no tiles: %.1f GB are decoded at once to look at any part of it. Write it as a tiled "
+                "pyramid.", path.name, tile_bytes(page) / 1e9,
+            )  # fmt: skip
         if end > stat.st_size:
             raise ValueError(
                 f"The image {str(path)!r} is cut short: it has {stat.st_size} bytes, level {i} ends at {end}. "
@@ -136,6 +203,22 @@ def tiff_levels(path: Path) -> list[da.Array]:
     return arrays
 
 
+def _is_rgb(page: Any) -> bool:
+    """Tell whether what tifffile decodes is red, green and blue."""
+    from tifffile import COMPRESSION, PHOTOMETRIC
+
+    if page.photometric == PHOTOMETRIC.RGB:
+        return True
+    # libjpeg converts; of JPEG 2000, Aperio's kind with YCbCr is not converted
+    jpegs = {COMPRESSION.JPEG, COMPRESSION.OJPEG, COMPRESSION.APERIO_JP2000_RGB, COMPRESSION.JPEG2000}
+    return page.photometric == PHOTOMETRIC.YCBCR and page.compression in jpegs
+
+
+def tile_bytes(page: Any) -> int:
+    """Return the size of what is decoded at once."""
+    return int(np.prod(page.chunks, dtype=np.int64))
+
+
 def tiff_mpp(path: Path) -> float | None:
     """Return um per pixel of a TIFF's finest level as its file says, or None where that is nothing to believe.
 
@@ -144,14 +227,12 @@ def tiff_mpp(path: Path) -> float | None:
     import tifffile
 
     with tifffile.TiffFile(path) as file:
-        page: Any = file.series[0].levels[0].keyframe
+        series = _series(file, str(path))
+        page: Any = series.levels[0].keyframe
         text = page.description or ""
         found: list[float] = []
         if file.is_ome and file.ome_metadata:
-            found = [float(m) for m in re.findall(r'PhysicalSize[XY]="([0-9.eE+-]+)"', file.ome_metadata)[:2]]
-            named = re.search(r'PhysicalSizeXUnit="([^"]+)"', file.ome_metadata)
-            factor = _UM_PER.get(named.group(1) if named else "µm")
-            found = [] if factor is None else [value * factor for value in found]
+            found = _ome_mpp(file.ome_metadata, file.series.index(series))
         elif match := re.search(r"\bMPP\s*=\s*([0-9.eE+-]+)", text):
             found = [float(match.group(1))]
         elif {"XResolution", "YResolution"} <= {tag.name for tag in page.tags}:
@@ -162,6 +243,22 @@ def tiff_mpp(path: Path) -> float | None:
     if not found or max(found) > (1 + _SQUARE) * min(found) or not _MPP_LIMITS[0] <= found[0] <= _MPP_LIMITS[1]:
         return None  # 72 dots per inch and the like are what programs write that know nothing
     return found[0]
+
+
+def _ome_mpp(metadata: str, image: int) -> list[float]:
+    """Return the pixel sizes along x and y of one image of OME metadata, in um."""
+    from xml.etree import ElementTree
+
+    pixels = [e for e in ElementTree.fromstring(metadata).iter() if e.tag.endswith("}Pixels")]
+    if image >= len(pixels):
+        return []
+    found = []
+    for axis in "XY":
+        value = pixels[image].get(f"PhysicalSize{axis}")
+        factor = _UM_PER.get(pixels[image].get(f"PhysicalSize{axis}Unit", "µm"))
+        if value is not None and factor is not None:
+            found.append(float(value) * factor)
+    return found
 
 
 def _end(level: Any) -> int:

@@ -45,10 +45,15 @@ def resolve_device(device: str) -> torch.device:
     return found
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return the autocast context for `precision` (``"fp32"``, ``"bf16"``, ``"fp16"``)."""
+def check_precision(precision: str) -> None:
+    """Check that a precision is known."""
     if precision not in PRECISIONS:
         raise ValueError(f"`precision={precision!r}` is not known. Choose one of {list(PRECISIONS)}.")
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the autocast context for `precision` (``"fp32"``, ``"bf16"``, ``"fp16"``)."""
+    check_precision(precision)
     dtype = PRECISIONS[precision]
     if dtype is torch.float16 and device.type == "cpu":
         raise ValueError('`precision="fp16"` needs a GPU: on the CPU take "fp32" or "bf16".')

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import numpy as np
 import zarr
 from filelock import FileLock, Timeout
 from zarr.codecs import Crc32cCodec
-from zarr.errors import ContainsArrayError
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 _OURS = "pekasc_features"
+_ZARR = "zarr.json"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -50,17 +51,11 @@ class FeatureStore:
 
     def __init__(self, path: Path, digest: str, shape: tuple[int, int], chunk: int, info: Mapping[str, Any]) -> None:
         self.path, self.name = path, digest[:16]
-        _open_group(path)
         record = {"format": _FORMAT, "digest": digest, **info}
-        try:
-            array = zarr.create_array(
-                path, name=self.name, shape=shape, chunks=(chunk, shape[1]), dtype="float32", fill_value=np.nan,
-                compressors=[Crc32cCodec()], attributes={_OURS: record},
-            )  # fmt: skip
-        except ContainsArrayError:
-            array = zarr.open_array(path, path=self.name, mode="r+")
-        except OSError as error:
-            raise _explained(error, path) from error
+        # two runs that begin at once make the group and the array once
+        with locked(path, ["create"]):
+            _open_group(path)
+            array = self._open_array(record, shape, chunk)
         found: Any = array.attrs.get(_OURS)
         if not isinstance(found, Mapping) or found.get("digest") != digest or array.shape != shape:
             theirs = found.get("digest") if isinstance(found, Mapping) else None
@@ -73,26 +68,26 @@ class FeatureStore:
         self.chunk = int(array.chunks[0])
         self.n_chunks = -(-shape[0] // self.chunk)
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Keep other runs out of this array; wait for one that is writing it now."""
-        file = self.path / self.name / "writing.lock"
-        lock = FileLock(file)
+    def _open_array(self, record: Mapping[str, Any], shape: tuple[int, int], chunk: int) -> Any:
+        folder = self.path / self.name
         try:
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                logger.warning("Another run is writing %s in %s: waiting for it.", self.name, self.path)
-                lock.acquire()
+            if not (folder / _ZARR).exists():
+                return zarr.create_array(
+                    self.path, name=self.name, shape=shape, chunks=(chunk, shape[1]), dtype="float32",
+                    fill_value=np.nan, compressors=[Crc32cCodec()], attributes={_OURS: dict(record)},
+                )  # fmt: skip
+            return zarr.open_array(self.path, path=self.name, mode="r+")
         except OSError as error:
             raise _explained(error, self.path) from error
-        try:
-            # what a run that was killed did not finish; nobody else writes now
-            for partial in (self.path / self.name).rglob("*.partial"):
-                partial.unlink(missing_ok=True)
-            yield
-        finally:
-            lock.release()
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"The store {str(self.path)!r} is damaged: {str(folder)!r} cannot be opened ({error}). Delete it."
+            ) from error
+
+    def sweep(self) -> None:
+        """Remove what a run that was killed did not finish; only for who has the lock."""
+        for partial in (self.path / self.name).rglob("*.partial"):
+            partial.unlink(missing_ok=True)
 
     def missing(self) -> list[int]:
         """Return the chunks that are not there, or damaged: every other one is read, and its checksum compared."""
@@ -114,17 +109,9 @@ class FeatureStore:
 
         Raises
         ------
-        ValueError
-            If a feature is not finite: it would count as missing for ever.
         OSError
             If there is no room, or the folder cannot be written.
         """
-        bad = ~np.isfinite(features).all(axis=1)
-        if bad.any():
-            raise ValueError(
-                f"The features of {int(bad.sum())} of {len(features)} tiles are not finite: the encoder's numbers "
-                'leave the range of this `precision=`. Take "bf16" or "fp32".'
-            )
         start = chunk * self.chunk
         try:
             self._array[start : start + len(features)] = features
@@ -142,14 +129,49 @@ class FeatureStore:
         return np.asarray(self._array[rows] if isinstance(rows, slice) else self._array.oindex[rows])
 
 
+@contextmanager
+def locked(path: Path, names: Iterable[str]) -> Iterator[None]:
+    """Keep other runs out of arrays of a store; wait, and say so, while one of them is being written.
+
+    Arrays share 256 lock files, in a hidden folder beside the store, so that a run with many sections does not need
+    a file descriptor for each; they are taken in one order by all, so that no two runs wait for each other.
+    """
+    folder = path.with_name(f".{path.name}.locks")
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in sorted({name if name == "create" else name[:2] for name in names}):
+                lock = FileLock(folder / f"{name}.lock")
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    logger.warning("Another run is writing to the store %s: waiting for it.", path)
+                    lock.acquire()
+                held.callback(lock.release)
+        except OSError as error:
+            raise _explained(error, path) from error
+        yield
+
+
 def _open_group(path: Path) -> None:
     try:
-        if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / "zarr.json").is_file())):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"`store={str(path)!r}` is a file: give a folder.")
+        if path.is_dir() and not (path / _ZARR).is_file():
+            for partial in path.glob("*.partial"):  # of a run that was killed as it began
+                partial.unlink()
+            if any(path.iterdir()):
+                raise ValueError(
+                    f"`store={str(path)!r}` is there and is no zarr group: give another folder. Features of several "
+                    "encoders and objects can share one store."
+                )
+        try:
+            group = zarr.open_group(path, mode="a")
+        except (json.JSONDecodeError, KeyError, zarr.errors.ContainsArrayError) as error:
             raise ValueError(
-                f"`store={str(path)!r}` is there and is no zarr group: give another folder. Features of several "
-                "encoders and objects can share one store."
-            )
-        group = zarr.open_group(path, mode="a")
+                f"`store={str(path)!r}` is no zarr group, or a damaged one ({type(error).__name__}: {error}): give "
+                "another folder, or delete it."
+            ) from error
         if _OURS not in group.attrs:
             if any(key for key in group.attrs) or any(True for _ in group.keys()):
                 raise ValueError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pekasc.tiling._geometry import TileGeometry, TileSpec
 from pekasc.tiling._patches import PatchFile, PatchReader
-from pekasc.tiling._reader import ImagePyramid, TileReader
+from pekasc.tiling._reader import MAX_MEMORY, ImagePyramid, TileReader
 from pekasc.tiling._resample import split_channels
 from pekasc.tiling._stream import (
     ArrayTiles,
@@ -24,6 +24,7 @@ from pekasc.tiling._stream import (
 )
 
 __all__ = [
+    "MAX_MEMORY",
     "ArrayTiles",
     "ImagePyramid",
     "PatchFile",

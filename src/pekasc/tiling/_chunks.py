@@ -48,9 +48,14 @@ def _behind(array: Any) -> Any:
     """Return what ``dask.array.from_zarr`` or ``from_array`` made a dask array from, unless that was changed since."""
     if not hasattr(array, "__dask_graph__"):
         return array
+    from dask.array.core import getter, getter_nofancy
+
     layers = getattr(array.__dask_graph__(), "layers", {})
     name = f"original-{array.name}"
     if set(layers) != {name, array.name}:
+        return None
+    task = getattr(layers[array.name], "task", None)
+    if getattr(task, "func", None) not in (getter, getter_nofancy):  # another `getitem=`
         return None
     source = dict(layers[name]).get(name)
     return source if getattr(source, "shape", None) == array.shape else None

@@ -141,7 +141,7 @@ class PatchReader:
 
     Attributes
     ----------
-    n, tile_px, inside, upsampling, reading_order
+    n, tile_px, inside, upsampling, reading_order, canonical_order
         As in :class:`~pekasc.tiling.TileReader`.
     """
 
@@ -153,6 +153,7 @@ class PatchReader:
         self.inside = inside
         self.upsampling = max(1.0, spec.tile_px / file.side)
         self.reading_order = np.argsort(self.rows, kind="stable").astype(np.int64)
+        self.canonical_order = self.reading_order
 
     def read(self, index: np.ndarray) -> np.ndarray:
         """Read tiles, (k, tile_px, tile_px, 3) uint8 in the order asked."""

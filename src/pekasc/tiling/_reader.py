@@ -16,6 +16,8 @@ from pekasc.tiling._parallel import in_threads, n_threads
 
 # Sizes equal up to this relative difference are the same size (pixel sizes come from divisions of decimals).
 _SAME_SIZE = 1e-6
+MAX_MEMORY = 512 * 2**20
+_SQUARE_PX = 1024
 _LEAST_PART = 4  # tiles that one thread resamples
 
 
@@ -80,6 +82,8 @@ class TileReader:
         The tiles.
     max_memory
         Bytes of decoded chunks kept between calls.
+    label
+        What messages call the section and its image.
 
     Attributes
     ----------
@@ -95,11 +99,17 @@ class TileReader:
         1, or by how much level 0 is coarser than the tiles where no level is fine enough.
     reading_order
         (n,) int64, the tiles sorted by the image chunk that holds their centre.
+    canonical_order
+        (n,) int64, the tiles in rows of large squares of the image: nearly as cheap to read, and the same however the
+        image is chunked and the tiles are numbered.
     """
 
-    def __init__(self, pyramid: ImagePyramid, geometry: TileGeometry, *, max_memory: int = 512 * 2**20) -> None:
+    def __init__(
+        self, pyramid: ImagePyramid, geometry: TileGeometry, *, max_memory: int = MAX_MEMORY, label: str = ""
+    ) -> None:
         check_positive(max_memory, "max_memory", integer=True)
         self.n = len(geometry)
+        self.label = label
         self.tile_px = geometry.spec.tile_px
         self.inside = geometry.inside(pyramid.width, pyramid.height)
         self.level, self.upsampling = _choose_level(pyramid, geometry)
@@ -110,6 +120,8 @@ class TileReader:
         self._set_map(geometry.px_per_tile_px / scale[:, None], centres)
         self.reading_order = self._order_by_chunk(centres)
         self._rank = np.argsort(self.reading_order)
+        x, y = np.round(centres, 3).T
+        self.canonical_order = np.lexsort((x, y, x // _SQUARE_PX, y // _SQUARE_PX)).astype(np.int64)
 
     def read(self, index: np.ndarray) -> np.ndarray:
         """Read tiles.
@@ -138,7 +150,8 @@ class TileReader:
                 chunks = self._source.fetch(keys)
             except ChunkError as error:
                 tile = next(int(index[p]) for p in positions if error.key in self._source.chunks_of(boxes[p]))
-                raise OSError(f"Tile {tile} cannot be read: {error}") from error.__cause__
+                where = f" of {self.label}" if self.label else ""
+                raise OSError(f"Tile {tile}{where} cannot be read: {error}") from error.__cause__
             # few and large parts: handing one over costs as much as half a tile
             step = max(_LEAST_PART, -(-len(positions) // n_threads()))
             parts = [positions[i : i + step] for i in range(0, len(positions), step)]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import numcodecs
 import numpy as np
+
+logger = logging.getLogger(__name__)
 
 # their streams say all that a decoder needs
 _CODECS = {"zstd", "blosc", "gzip", "zlib", "lz4"}
@@ -27,8 +30,11 @@ class ZarrChunks:
     """
 
     def __init__(self, array: Any, codec: str | None) -> None:
-        self._folder = str(Path(array.store_path.store.root) / array.store_path.path)
+        # absolute: the process may move, and tiles may be read in another one
+        self._folder = str(Path(array.store_path.store.root, array.store_path.path).absolute())
+        self._record = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
         self._chunks = tuple(int(n) for n in array.chunks)
+        self._warned = False
         self._n_channels = int(array.shape[0])
         self._fill = int(array.fill_value or 0)
         self._encode_key = array.metadata.encode_chunk_key
@@ -60,6 +66,8 @@ class ZarrChunks:
 
         Raises
         ------
+        FileNotFoundError
+            If the array is not there any more.
         ValueError
             If the chunk does not have the size it should.
         """
@@ -70,14 +78,29 @@ class ZarrChunks:
         return block[: self._n_channels]
 
     def _decode(self, key: str, out: np.ndarray) -> None:
+        file = Path(self._folder, key)
         try:
-            data = Path(self._folder, key).read_bytes()
-        except FileNotFoundError:  # nothing but the fill value was written there
+            data = file.read_bytes()
+        except FileNotFoundError:
+            if not Path(self._folder, self._record).is_file():
+                raise FileNotFoundError(
+                    f"the image {self._folder!r} is not there; it was moved, or this process does not see its disk"
+                ) from None
+            # zarr writes no chunk that holds nothing but the fill value
+            if not self._warned:
+                logger.warning(
+                    "The chunk %s is not there, so the image is %d throughout there, as zarr has it; further ones are "
+                    "not mentioned. If parts of the image were not copied, copy it again.", file, self._fill,
+                )  # fmt: skip
+                self._warned = True
             out[:] = self._fill
             return
-        decoded = data if self._codec is None else self._codec.decode(data)
+        try:
+            decoded = data if self._codec is None else self._codec.decode(data)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{str(file)!r} is damaged: {error}") from error
         if len(decoded) != out.nbytes:
-            raise ValueError(f"the chunk {key!r} holds {len(decoded)} bytes, not {out.nbytes}")
+            raise ValueError(f"{str(file)!r} is damaged: it holds {len(decoded)} bytes, not {out.nbytes}")
         out[:] = np.frombuffer(decoded, np.uint8).reshape(out.shape)
 
 

@@ -11,10 +11,10 @@ from spatialdata import SpatialData
 from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, write_uns
 from pekasc._sections import get_table, tiled_sections, writable_table
 from pekasc.models import Adapter, Encoder
-from pekasc.models._embed import autocast, resolve_device
+from pekasc.models._embed import autocast, check_precision, resolve_device
 from pekasc.models._embed_job import EmbedJob
 from pekasc.models._encoders import FrozenEncoder, depth_tuple, resolve_encoder, warn_of_scale
-from pekasc.tl._options import check_batch_size, check_client, check_orientations, check_scales
+from pekasc.tl._options import check_batch_size, check_client, check_memory, check_orientations, check_scales
 from pekasc.tl._section_features import section_features
 
 if TYPE_CHECKING:
@@ -68,9 +68,11 @@ def embed_tiles(
         second run on the same features waits for the first.
     client
         A :class:`distributed.Client`: tiles are read and embedded by its workers, about 256 at a time. They must see
-        the image where it is (so keep images on disk, in zarr or a slide), and the encoder's weights.
+        the image where it is (so keep images on disk, in zarr or a slide), and the encoder's weights. `device` is
+        then that of each worker.
     max_memory
-        Bytes that the features may take. Beyond, `store` is needed, and ``obsm`` gets a dask array that reads it.
+        Bytes that the features may take; decoded parts of the image take up to a quarter of it beside, at most 512 MB.
+        Beyond, `store` is needed, and ``obsm`` gets a dask array that reads it.
     table_name
         Name of the table.
     key
@@ -108,9 +110,12 @@ def embed_tiles(
     >>> sdata["table"].obsm["X_tiny"].shape[1]
     512
     """
-    place = resolve_device(device)
-    autocast(place, precision)
     check_client(client)
+    if client is None:
+        autocast(resolve_device(device), precision)
+    else:
+        check_precision(precision)  # the devices are those of the workers
+    max_memory = check_memory(max_memory)
     batch_size = check_batch_size(batch_size)
     scales, orientations = check_scales(scales), check_orientations(orientations)
     adapter = encoder if isinstance(encoder, Adapter) else None
@@ -138,8 +143,9 @@ def embed_tiles(
         device=device, precision=precision,
     )  # fmt: skip
     features = section_features(
-        sections, spec, scales, job, model, store=store, client=client, max_memory=max_memory, progress=progress
-    )
+        sections, spec, scales, job, model, n_obs=get_table(sdata, table_name).n_obs, store=store, client=client,
+        max_memory=max_memory, progress=progress,
+    )  # fmt: skip
     record: dict[str, Any] = {
         "tile_px": spec.tile_px, "mpp": spec.mpp, "scales": list(scales), "orientations": orientations,
         "encoder": row.to_dict(), "encoder_digest": digest, "depth": blocks,

@@ -92,7 +92,7 @@ def further_streams(sections: Sequence[Section], spec: TileSpec, scales: Sequenc
 
 
 def further_readers(
-    sections: Sequence[Section], spec: TileSpec, scales: Sequence[float]
+    sections: Sequence[Section], spec: TileSpec, scales: Sequence[float], **kwargs: Any
 ) -> list[list[TileReader | PatchReader]]:
     """Return readers of the same tiles at every further scale, `scales[1:]`: as many pixels, each so much larger.
 
@@ -105,7 +105,7 @@ def further_readers(
     found = []
     for scale in scales[1:]:
         at = spec.scaled(scale)
-        readers = section_readers(sections, at, further=True)
+        readers = section_readers(sections, at, further=True, **kwargs)
         inside = np.concatenate([reader.inside for reader in readers])
         if np.mean(inside) < _LEAST_INSIDE:
             raise ValueError(

@@ -67,6 +67,14 @@ def check_batch_size(batch_size: Any) -> int:
     return number
 
 
+def check_memory(max_memory: Any) -> int:
+    """Return a number of bytes."""
+    number = whole("max_memory", max_memory)
+    if number < 1:
+        raise ValueError(f"`max_memory={number}` must be a positive number of bytes.")
+    return number
+
+
 def check_client(client: Any) -> None:
     """Check that a cluster is reached by a client that can be asked now."""
     if client is None:

@@ -15,13 +15,13 @@ from spatialdata.models import TableModel
 
 from pekasc._expression import close_genes, gene_names, gene_positions, no_overlap_message
 from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, score_key, write_uns
-from pekasc._sections import check_table, get_table, writable_table
+from pekasc._sections import Section, check_table, get_table, writable_table
 from pekasc.models import Adapter
 from pekasc.models._embed_job import EmbedJob
 from pekasc.tl import _inputs
 from pekasc.tl._evaluate import METRICS
-from pekasc.tl._options import check_batch_size, check_client
-from pekasc.tl._section_features import section_features
+from pekasc.tl._options import check_batch_size, check_client, check_memory
+from pekasc.tl._section_features import SectionFeatures, section_features
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -123,7 +123,7 @@ def predict_expression(
         raise TypeError(f"`adapter` must be a pekasc.Adapter, got {type(adapter).__name__}.")
     check_key(key_added)
     check_client(client)
-    batch_size = check_batch_size(batch_size)
+    batch_size, max_memory = check_batch_size(batch_size), check_memory(max_memory)
     table = get_table(sdata, table_name)
     check_table(table)
     wanted = _wanted(adapter, genes)
@@ -136,6 +136,12 @@ def predict_expression(
         _check_layer(table, names, asked, columns, max_memory)
     else:
         check_key(table_added, argument="table_added")
+        size = 4 * table.n_obs * len(wanted)
+        if size > max_memory:
+            raise ValueError(
+                f"Predictions of {len(wanted)} genes for {table.n_obs} rows would take {size / 2**30:.1f} GiB, more "
+                f"than `max_memory` ({max_memory / 2**30:.1f} GiB). Predict fewer genes (`genes=[...]`), or raise it."
+            )
         # SpatialData does not tell names apart by case
         if table_added.lower() in {name.lower() for _, name, _ in sdata.gen_elements()}:
             raise ValueError(f"`table_added={table_added!r}` is the name of an element that is there already.")
@@ -155,21 +161,15 @@ def predict_expression(
             batch_size=batch_size, device=device, precision=precision,
         )  # fmt: skip
         features = section_features(
-            sections, spec, adapter.scales, job, adapter.frozen_model(), store=store, client=client,
+            sections, spec, adapter.scales, job, adapter.frozen_model(), n_obs=table.n_obs, store=store, client=client,
             max_memory=max_memory, progress=progress,
         )  # fmt: skip
-    rows = np.concatenate([section.rows for section in sections])
-    predicted = np.concatenate(
-        [
-            # section by section: neighbours are of one section, and features may be more than memory
-            adapter.predict_features(features.of(i), section.centres_um, np.repeat(section.name, section.rows.size))[
-                :, wanted
-            ]
-            for i, section in enumerate(sections)
-        ]
-    )
-    trained = np.zeros(table.n_obs, dtype=bool)
-    trained[_inputs.trained_rows(sections, spec.side_um * max(adapter.scales), adapter.trained_on)] = True
+        # everything is there before anything is written
+        rows = np.concatenate([section.rows for section in sections])
+        predicted = np.concatenate([_of_section(adapter, features, i, s)[:, wanted] for i, s in enumerate(sections)])
+        adapted = features.by_row(table.n_obs, max_memory)
+        trained = np.zeros(table.n_obs, dtype=bool)
+        trained[_inputs.trained_rows(sections, spec.side_um * max(adapter.scales), adapter.trained_on)] = True
     record = {**_record(adapter), "n_predicted": len(wanted), "tile_px": spec.tile_px, "mpp": spec.mpp}
     if table_added is None:
         table = writable_table(sdata, table_name)
@@ -180,7 +180,7 @@ def predict_expression(
         values = _inputs.by_row(predicted, rows, table.n_obs)
         table = _new_table(table, values, asked)
     table.layers[key_added] = values
-    table.obsm[feature_key(key_added)] = features.by_row(table.n_obs, max_memory)
+    table.obsm[feature_key(key_added)] = adapted
     table.obs[f"{key_added}_train"] = trained
     # scores of what was predicted before are not those of this
     stale = {score_key(key_added, metric) for metric in METRICS} & set(table.var)
@@ -189,6 +189,12 @@ def predict_expression(
     write_uns(table, feature_key(key_added), record, kind="features")
     if table_added is not None:
         sdata.tables[table_added] = table
+
+
+def _of_section(adapter: Adapter, features: SectionFeatures, number: int, section: Section) -> np.ndarray:
+    """Predict one section: neighbours are of one section, and the features of all may be more than memory."""
+    names = np.repeat(section.name, section.rows.size)
+    return adapter.predict_features(features.of(number), section.centres_um, names)
 
 
 def _wanted(adapter: Adapter, genes: Sequence[str] | None) -> np.ndarray:

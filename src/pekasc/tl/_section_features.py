@@ -6,8 +6,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from pekasc._sections import Section, section_readers
-from pekasc.models._embed_job import EmbedJob, Piece, Reader, embed_pieces, n_features
+from pekasc.models._embed_job import EmbedJob, Piece, Reader, embed_pieces, n_features, sample_digest
 from pekasc.models._encoders import FrozenEncoder
-from pekasc.models._feature_store import FeatureStore
-from pekasc.tiling import TileReader, TileSpec
+from pekasc.models._feature_store import FeatureStore, locked
+from pekasc.tiling import MAX_MEMORY, TileReader, TileSpec
 from pekasc.tl import _inputs
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,13 @@ class _Part:
         return np.argsort(np.concatenate(self.chunks), kind="stable")
 
     def put(self, chunk: int, features: np.ndarray) -> None:
+        bad = ~np.isfinite(features).all(axis=1)
+        if bad.any():
+            # NaN would say that there is no tile, and count as missing in a store for ever
+            raise ValueError(
+                f"The features of {int(bad.sum())} of {len(features)} tiles are not finite: the encoder's numbers "
+                'leave the range of this `precision=`. Take "bf16" or "fp32".'
+            )
         if self.store is not None:
             self.store.write(chunk, features)
         else:
@@ -55,6 +63,7 @@ class SectionFeatures:
     def __init__(self, sections: Sequence[Section], parts: Sequence[Sequence[_Part]], width: int) -> None:
         self._sections, self._parts = sections, parts
         self.width = width * len(parts)
+        self._stored = all(part.store is not None for scale in parts for part in scale)
 
     def of(self, section: int) -> np.ndarray:
         """Return the features of one section, (n, d) float32, in the order of its tiles."""
@@ -62,7 +71,7 @@ class SectionFeatures:
 
     def by_row(self, n_obs: int, max_memory: int) -> Any:
         """Return the features of all table rows, NaN where there is no tile: a dask array beyond `max_memory`."""
-        if 4 * n_obs * self.width <= max_memory:
+        if not self._stored or 4 * n_obs * self.width <= max_memory:
             out = np.full((n_obs, self.width), np.nan, dtype=np.float32)
             for i, section in enumerate(self._sections):
                 out[section.rows] = self.of(i)
@@ -98,7 +107,13 @@ def _stored_rows(stores: Sequence[Sequence[FeatureStore]], where: np.ndarray, wi
     for section in np.unique(where[where[:, 0] >= 0, 0]):
         at = where[:, 0] == section
         rows, back = np.unique(where[at, 1], return_inverse=True)
-        out[at] = np.concatenate([scale[section].read(rows) for scale in stores], axis=1)[back]
+        found = np.concatenate([scale[section].read(rows) for scale in stores], axis=1)
+        if not np.isfinite(found).all():
+            raise OSError(
+                f"Features are missing in the store {str(stores[0][section].path)!r}: it was moved, deleted or changed "
+                "since they were written. Put it back, or run `pekasc.tl.embed_tiles` again."
+            )
+        out[at] = found[back]
     return out
 
 
@@ -109,6 +124,7 @@ def section_features(
     job: EmbedJob,
     model: FrozenEncoder,
     *,
+    n_obs: int,
     store: str | Path | None,
     client: Any,
     max_memory: int,
@@ -123,40 +139,51 @@ def section_features(
     ValueError
         If the store is none, further scales cannot be read, or there are more features than memory, and no store.
     """
-    of_scales = [list(section_readers(sections, spec)), *_inputs.further_readers(sections, spec, scales)]
-    run = job.run(model)
-    width = n_features(run, spec.tile_px)
+    path = None if store is None else check_store(store)
+    bound = min(MAX_MEMORY, max(max_memory // 4, 1))
+    of_scales = [
+        list(section_readers(sections, spec, max_memory=bound)),
+        *_inputs.further_readers(sections, spec, scales, max_memory=bound),
+    ]
+    width = n_features(job, model)
     n_tiles = sum(reader.n for reader in of_scales[0])
-    size = 4 * n_tiles * width * len(scales)
-    if store is None and size > max_memory:
+    size = 4 * n_obs * width * len(scales)
+    if path is None and size > max_memory:
         raise ValueError(
-            f"The features of {n_tiles} tiles take {size / 2**30:.1f} GiB, more than `max_memory` "
+            f"The features of {n_obs} rows take {size / 2**30:.1f} GiB, more than `max_memory` "
             f"({max_memory / 2**30:.1f} GiB). Give `store=` a folder, where they stay; `obsm` then reads them from "
             "there. Or raise `max_memory=`."
         )
     digest = job.digest(model)
-    with ExitStack() as locks:
-        parts: list[list[_Part]] = []
+    parts = [
+        [
+            _part(section, spec.scaled(scale), reader, job, digest, width, path)
+            for section, reader in zip(sections, readers, strict=True)
+        ]
+        for scale, readers in zip(scales, of_scales, strict=True)
+    ]
+    every = [part for of_scale in parts for part in of_scale]
+    names = [part.store.name for part in every if part.store is not None]
+    with nullcontext() if path is None else locked(path, names):
         todo: list[tuple[_Part, int]] = []
         pieces: list[Piece] = []
-        for scale, readers in zip(scales, of_scales, strict=True):
-            parts.append([])
-            for section, reader in zip(sections, readers, strict=True):
-                part = _part(section, spec.scaled(scale), reader, job, digest, width, store)
-                if part.store is not None:
-                    locks.enter_context(part.store.writing())
-                number = len(parts[0]) * (len(parts) - 1) + len(parts[-1])
-                for chunk in range(len(part.chunks)) if part.store is None else part.store.missing():
-                    todo.append((part, chunk))
-                    pieces.append((number, part.chunks[chunk]))
-                parts[-1].append(part)
+        begun: set[str] = set()
+        for number, part in enumerate(every):
+            chunks = list(range(len(part.chunks)))
+            if part.store is not None:
+                # two regions may be of the same tiles
+                chunks = [] if part.store.name in begun else part.store.missing()
+                begun.add(part.store.name)
+                part.store.sweep()
+            todo += [(part, chunk) for chunk in chunks]
+            pieces += [(number, part.chunks[chunk]) for chunk in chunks]
         n_all, n_todo = n_tiles * len(scales), sum(len(index) for _, index in pieces)
         if n_todo < n_all:
-            logger.info("The store %s has the features of %d of %d tiles.", store, n_all - n_todo, n_all)
-        readers = [reader for of_scale in of_scales for reader in of_scale]
+            logger.info("The store %s has the features of %d of %d tiles.", path, n_all - n_todo, n_all)
         bar = tqdm(total=n_all, initial=n_all - n_todo, desc="embed tiles", unit="tile", disable=not progress)
+        readers = [part.reader for part in every]
         with bar:
-            for number, features in embed_pieces(job, run, readers, pieces, client):
+            for number, features in embed_pieces(job, model, readers, pieces, client):
                 part, chunk = todo[number]
                 part.put(chunk, features)
                 bar.update(len(features))
@@ -165,20 +192,37 @@ def section_features(
     return SectionFeatures(sections, parts, width)
 
 
+def check_store(store: str | Path) -> Path:
+    """Return where a store is, independent of where the process moves.
+
+    Raises
+    ------
+    TypeError
+        If it is no path.
+    ValueError
+        If it is an address.
+    """
+    if not isinstance(store, str | PathLike):
+        raise TypeError(f"`store` must be the path of a folder, got {type(store).__name__}: {store!r}.")
+    if "://" in str(store):
+        raise ValueError(f"`store={str(store)!r}` is an address: features are kept in a folder of a file system.")
+    return Path(store).expanduser().absolute()
+
+
 def _part(
-    section: Section, spec: TileSpec, reader: Reader, job: EmbedJob, digest: str, width: int, store: str | Path | None
+    section: Section, spec: TileSpec, reader: Reader, job: EmbedJob, digest: str, width: int, path: Path | None
 ) -> _Part:
     size = job.batch_size * max(1, round(_CHUNK / job.batch_size))
     kept = None
-    if store is not None:
+    if path is not None:
         name = hashlib.sha256(f"{digest} {_tiles_digest(section, spec, reader)}".encode()).hexdigest()
         info = {
             "section": section.name, "tile_px": spec.tile_px, "mpp": spec.mpp, "encoder": model_name(job),
             "depth": "own" if job.depth is None else list(job.depth), "orientations": job.orientations,
         }  # fmt: skip
-        kept = FeatureStore(Path(store), name, (reader.n, width), size, info)
+        kept = FeatureStore(path, name, (reader.n, width), size, info)
         size = kept.chunk
-    chunks = [reader.reading_order[i : i + size] for i in range(0, reader.n, size)]
+    chunks = [reader.canonical_order[i : i + size] for i in range(0, reader.n, size)]
     values = np.empty((reader.n, width), dtype=np.float32) if kept is None else None
     return _Part(reader, kept, values, chunks)
 
@@ -189,17 +233,22 @@ def model_name(job: EmbedJob) -> str:
 
 
 def _tiles_digest(section: Section, spec: TileSpec, reader: Reader) -> str:
-    """Return the SHA-256 of what the tiles show, and of the order in which they lie in a store."""
+    """Return the SHA-256 of what the tiles show, whatever the order of the table.
+
+    Numbers are rounded far below what changes a tile, since libraries differ in their last digits.
+    """
     facts: dict[str, Any] = {
         "pictures": section.picture_ids(),
-        "um_to_px": section.um_to_px.tolist(),
+        "um_to_px": [f"{value:.9g}" for value in section.um_to_px.ravel()],
         "tile_px": spec.tile_px,
         "mpp": spec.mpp,
         "from": "patches",
     }
     if isinstance(reader, TileReader):
         assert section.pyramid is not None  # for the type checker
-        facts |= {"from": "image", "level": list(section.pyramid.scales[reader.level])}
+        facts |= {"from": "image", "level": [f"{scale:.9g}" for scale in section.pyramid.scales[reader.level]]}
     sha = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    sha.update(np.ascontiguousarray(section.centres_px[reader.reading_order]).tobytes())
+    centres = np.round(section.centres_px[reader.canonical_order], 3)
+    sha.update((centres + 0.0).tobytes())  # no negative zeros
+    sha.update(sample_digest(reader).encode())
     return sha.hexdigest()
