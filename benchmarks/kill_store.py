@@ -4,8 +4,9 @@
 
 Two phantom sections, the encoder `tiny` on tiles of 56 px, chunks of 32 tiles so that there are many. Every run counts
 the chunks that it computes. A process is killed at a random moment after the call, within a quarter of the time that a
-whole run takes (opening and checking the store is part of it); the last is left alone. Then the store is compared with that of a run without a kill, file by file.
-At last a run on a full disk: a small file system in memory, where one can be mounted.
+whole run takes (opening and checking the store is part of it); the last is left alone. Then the store is compared
+with that of a run without a kill, file by file. At last a run on a full disk: a small file system in memory, where one
+can be mounted.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def embed(store: Path, log: Path) -> None:
 
 
 def run(store: Path, log: Path, kill_after: float | None = None) -> bool:
-    """Run in a process of its own; kill it so long after the store is first touched. Return whether it came to an end."""
+    """Run in a process of its own; kill it so long after the call. Return whether it came to its end."""
     before = log.read_text().count("begin") if log.exists() else 0
     command = [sys.executable, "-W", "ignore", __file__, "--embed", str(store), str(log)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
