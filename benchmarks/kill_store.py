@@ -3,7 +3,7 @@
     python benchmarks/kill_store.py --out FOLDER
 
 Two phantom sections, the encoder `tiny` on tiles of 56 px, chunks of 32 tiles so that there are many. Every run counts
-the chunks that it computes. A process is killed at a random moment after the call, within a quarter of the time that a
+the chunks that it computes. A process is killed at a random moment after the call, within a tenth of the time that a
 whole run takes (opening and checking the store is part of it); the last is left alone. Then the store is compared
 with that of a run without a kill, file by file. At last a run on a full disk: a small file system in memory, where one
 can be mounted.
@@ -37,7 +37,7 @@ def embed(store: Path, log: Path) -> None:
 
     torch.set_num_threads(1)
     _section_features._CHUNK = CHUNK
-    sdata = pk.datasets.phantom(2, size_um=4000, mpp=2.0, n_genes=8)
+    sdata = pk.datasets.phantom(2, size_um=8000, mpp=2.0, n_genes=8)
     pk.pp.tile(sdata, tile_px=56, mpp=2.0, strict=False)
     pieces = _section_features.embed_pieces
     with log.open("a", buffering=1) as lines:
@@ -118,7 +118,7 @@ def main() -> None:
     whole = (out / "whole.log").read_text()
     n_chunks, seconds = whole.count("chunk"), float(whole.split()[-1])
     log, kill, store = out / "killed.log", random.Random(arguments.seed), out / "killed.zarr"
-    killed = sum(not run(store, log, kill.uniform(0, seconds / 4)) for _ in range(N_KILLS))
+    killed = sum(not run(store, log, kill.uniform(0, seconds / 10)) for _ in range(N_KILLS))
     run(store, log)
     computed = log.read_text().count("chunk")
     print(json.dumps({"kills": killed, "chunks": n_chunks, "computed in all": computed}))
