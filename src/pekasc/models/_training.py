@@ -316,7 +316,9 @@ def train_student(
         history = _History(after)
         if epochs:
             generator = torch.Generator().manual_seed(random_state)
-            loader = DataLoader(_Shuffled(source, index, recipe.batch_size, generator), batch_size=None)
+            # no workers: they would each hold the tiles; from pinned memory a GPU copies while it computes
+            batches_of = _Shuffled(source, index, recipe.batch_size, generator)
+            loader = DataLoader(batches_of, batch_size=None, pin_memory=device.type == "cuda")
             with quiet_lightning(), _plain_attention(encoder.model, device):
                 trainer = L.Trainer(
                     max_epochs=epochs,
