@@ -143,17 +143,16 @@ def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | No
     ValueError
         If no image shares a coordinate system with the shapes, or several different ones do.
     """
+    there = images_of(sdata)
     if images and region in images:
-        if images[region] not in images_of(sdata):
-            raise KeyError(
-                f"Image {images[region]!r} not found in `sdata.images`. Available images: {list(images_of(sdata))}."
-            )
+        if images[region] not in there:
+            raise KeyError(f"Image {images[region]!r} not found in `sdata.images`. Available images: {list(there)}.")
         return images[region]
     shapes = sdata.shapes[region]
     systems = coordinate_systems(shapes)
-    candidates = sorted(name for name, image in images_of(sdata).items() if systems & coordinate_systems(image))
+    candidates = sorted(name for name, image in there.items() if systems & coordinate_systems(image))
     if not candidates:
-        listed = "; ".join(f"{name!r}: {sorted(coordinate_systems(image))}" for name, image in images_of(sdata).items())
+        listed = "; ".join(f"{name!r}: {sorted(coordinate_systems(image))}" for name, image in there.items())
         raise ValueError(
             f"No image shares a coordinate system with the shapes {region!r} (in {sorted(systems)}). "
             f"Coordinate systems of the images: {listed or 'there are no images'}. Add one with "
@@ -161,13 +160,13 @@ def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | No
         )
     # where all sections share one system, an image that another region has in a system of its own is not ours
     elsewhere = set().union(*(coordinate_systems(sdata.shapes[other]) for other in regions)) - systems
-    ours = [name for name in candidates if not elsewhere & coordinate_systems(images_of(sdata)[name])]
+    ours = [name for name in candidates if not elsewhere & coordinate_systems(there[name])]
     candidates = ours or candidates
     if len(candidates) == 1:
         return candidates[0]
-    finest = max(candidates, key=lambda name: np.prod(image_size(images_of(sdata)[name])))
-    if not all(_same_picture(sdata, shapes, finest, name) for name in candidates if name != finest):
-        sizes = ", ".join("{!r} ({} x {} px)".format(n, *image_size(images_of(sdata)[n])) for n in candidates)
+    finest = max(candidates, key=lambda name: np.prod(image_size(there[name])))
+    if not all(_same_picture(shapes, there[finest], there[name]) for name in candidates if name != finest):
+        sizes = ", ".join("{!r} ({} x {} px)".format(n, *image_size(there[n])) for n in candidates)
         raise ValueError(
             f"Several different images share a coordinate system with the shapes {region!r}: {sizes}. "
             f"Say which one shows its H&E: `images={{{region!r}: {candidates[0]!r}}}`."
@@ -176,9 +175,8 @@ def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | No
     return finest
 
 
-def _same_picture(sdata: SpatialData, shapes: GeoDataFrame, finest: str, other: str) -> bool:
-    """Tell whether `other` is `finest` at another scale: same place, other size, same content."""
-    a, b = images_of(sdata)[finest], images_of(sdata)[other]
+def _same_picture(shapes: GeoDataFrame, a: DataArray | DataTree, b: DataArray | DataTree) -> bool:
+    """Tell whether an image is another one at another scale: same place, other size, same content."""
     size_a, size_b = image_size(a), image_size(b)
     if size_a == size_b:
         return False

@@ -230,8 +230,8 @@ def _place(
     ids = table.obs[instance_key].to_numpy()[rows]
     centroids = _centroids(shapes, ids, region)
     pyramid = None
-    if image_name in images_of(sdata):
-        image = images_of(sdata)[image_name]
+    image = images_of(sdata).get(image_name)
+    if image is not None:
         pyramid, size_px = image_pyramid(image_name, image), image_size(image)
         system, shapes_to_px = _shared_system(sdata, region, image_name, um_coordinate_system)
     else:

@@ -17,7 +17,7 @@ import torch
 from pekasc.models._adapter import Adapter
 from pekasc.models._choose import Depth
 from pekasc.models._embed import EncoderRun, embed_chunks, resolve_device
-from pekasc.models._encoders import Encoder, FrozenEncoder
+from pekasc.models._encoders import Encoder, FrozenEncoder, add_tensors
 from pekasc.tiling import PatchReader, TileReader, TileStream
 
 # of what features are made with here: change it whenever tiles or features change by more than rounding
@@ -94,9 +94,7 @@ class EmbedJob:
         sha = hashlib.sha256(_canonical(facts).encode())
         if isinstance(self.encoder, Adapter) and self.encoder.config is not None:
             sha.update(_canonical(self.encoder.config.to_dict()).encode())
-            for name, tensor in sorted(self.encoder.weights["adapter"].items()):
-                sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            add_tensors(sha, self.encoder.weights["adapter"])
         return sha.hexdigest()
 
 

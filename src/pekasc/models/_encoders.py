@@ -420,10 +420,15 @@ def warn_of_scale(encoder: Encoder, mpp: float) -> None:
 def digest(model: nn.Module) -> str:
     """Return the SHA-256 of a model's state dict (names, shapes and values in order of names)."""
     sha = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    add_tensors(sha, model.state_dict())
+    return sha.hexdigest()
+
+
+def add_tensors(sha: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Add names, types, shapes and values to a hash, in order of names."""
+    for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return sha.hexdigest()
 
 
 class FrozenEncoder(nn.Module):
