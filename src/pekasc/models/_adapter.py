@@ -53,7 +53,8 @@ class Adapter:
         Per gene on held-out training groups, index gene: ``pearson`` (mean over their sections), ``n_sections``.
     history
         One row per epoch and fold: ``fold`` (-1 is the final fit), ``held_out``, ``epoch``, ``loss``, ``kd``, ``sa``,
-        ``matching`` (feature matching), ``val_error`` (squared error on held-out groups over the mean predictor's).
+        ``matching`` (feature matching; NaN where it is no part of the loss), ``val_error`` (squared error on held-out
+        groups over the mean predictor's).
     selection
         What was tried and its held-out error: ``stage``, ``depth``, ``epochs``, ``alpha``, ``error``. Rows of stage
         ``"frozen"`` choose an adapter's depth and are without context; those of stage ``"adapter"`` have it.

@@ -129,18 +129,19 @@ class Student(L.LightningModule):
         features = features_of(self.encoder, self.encoder.normalise(tiles), [self.depth])[0]
         said, taught = self.projector(features), self.teacher[rows]  # type: ignore[index]
         kd, sa = losses(self.cluster_head, taught, said, self.labels[rows], self.recipe.temperature)  # type: ignore[index]
-        matching = functional.mse_loss(said, taught)
+        matching = float("nan")
         loss = self.recipe.kd_weight * kd + (1 - self.recipe.kd_weight) * sa
         if self.recipe.matching_weight:
-            loss = loss + self.recipe.matching_weight * matching
+            error = functional.mse_loss(said, taught)
+            loss, matching = loss + self.recipe.matching_weight * error, float(error.detach())
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss became {float(loss)} in epoch {self.current_epoch + 1}, batch {batch_idx + 1} "
-                f"(distillation {float(kd):.4g}, structure {float(sa):.4g}, matching {float(matching):.4g}): "
+                f"(distillation {float(kd):.4g}, structure {float(sa):.4g}, matching {matching:.4g}): "
                 "try a smaller `learning_rate=`."
             )
-        parts = [float(part.detach()) for part in (loss, kd, sa, matching)]
-        self.sums += np.array([*parts, 1.0]) * len(rows)
+        parts = [float(part.detach()) for part in (loss, kd, sa)]
+        self.sums += np.array([*parts, matching, 1.0]) * len(rows)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -78,7 +78,8 @@ def history(
 
 def _losses(ax: Axes, frame: pd.DataFrame) -> None:
     for column, (color, name) in _LOSSES.items():
-        if column not in frame:  # of an adapter that an earlier version saved
+        # no part of the loss, or of an adapter that an earlier version saved
+        if column not in frame or frame[column].isna().all():
             continue
         for fold, rows in frame.dropna(subset=[column]).groupby("fold"):
             final = fold == _REFIT
