@@ -20,6 +20,7 @@ from pekasc.models._embed import embed, resolve_device
 from pekasc.models._encoders import Encoder, FrozenEncoder
 from pekasc.models._head_methods import Head
 from pekasc.models._methods import last_block
+from pekasc.models._profile import profile_text
 from pekasc.tiling import ArrayTiles, TileSource, TileSpec
 
 TOLERANCE = 0.02  # relative difference in pixel size that is still the same, as for pixel sizes elsewhere
@@ -53,13 +54,15 @@ class Adapter:
         Per gene on held-out training groups, index gene: ``pearson`` (mean over their sections), ``n_sections``.
     history
         One row per epoch and fold: ``fold`` (-1 is the final fit), ``held_out``, ``epoch``, ``loss``, ``kd``, ``sa``,
-        ``matching`` (feature matching; NaN where it is no part of the loss), ``val_error`` (squared error on held-out
-        groups over the mean predictor's).
+        ``matching`` (feature matching; NaN where it is no part of the loss), ``peak_memory`` (bytes: allocated on a GPU,
+        of the whole process so far on the CPU), ``val_error`` (squared error on held-out groups over the mean
+        predictor's).
     selection
         What was tried and its held-out error: ``stage``, ``depth``, ``epochs``, ``alpha``, ``error``. Rows of stage
         ``"frozen"`` choose an adapter's depth and are without context; those of stage ``"adapter"`` have it.
     info
-        Plain facts: target, groups, numbers of spots, seeds, choices, versions, licences.
+        Plain facts: target, groups, numbers of spots, seeds, choices, versions, licences; ``profile``: seconds in
+        reading, encoding, training and head, tiles per second, peak memory in bytes.
     trained_on
         Where the training tiles lay: centres (n, 2) in level-0 pixels, by a digest of the image's content.
     context_um
@@ -374,6 +377,8 @@ class Adapter:
             )
         else:
             lines.append("  trust       unknown: no group was held out (see `groups=` of fit_adapter)")
+        if "profile" in info:  # not of an adapter that an earlier version saved
+            lines.append(f"  profile     {profile_text(info['profile'])}")
         unknown = "not stated, see its source"
         lines.append(f"  licence     encoder: {self.encoder.licence or unknown}")
         lines.append(f"              teacher: {info.get('teacher_licence') or unknown}")

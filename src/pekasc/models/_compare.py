@@ -185,7 +185,7 @@ def read_out(
     chosen = choose(training, y, folds, options.n_components, context, n_depths)
     x = features_at(training, chosen.depth)
     method = check_head(reader.head)
-    inner = [FoldData.of(seen(x, f), y, f) for f in folds]
+    inner = [FoldData(seen(x, f), y, f) for f in folds]
     setting = method.choose(inner, options.n_components, options.random_state)
     head = method.fit(seen(x), y, options.n_components, setting, options.random_state)
     about = {

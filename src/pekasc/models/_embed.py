@@ -7,6 +7,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,10 +18,13 @@ from pekasc.models._encoders import FrozenEncoder
 from pekasc.models._peka import turned
 from pekasc.tiling import TileSource, batches, check_temporary_room, in_batches, read_parts
 
+if TYPE_CHECKING:
+    from pekasc.models._prefix import Prefix
+
 logger = logging.getLogger(__name__)
 
 ORIENTATIONS = (1, 2, 4, 8)
-_VIEWS = (0, 2, 1, 3, 4, 6, 5, 7)  # 2: as it is and half round; 4: all turns; 8: their mirror images too
+VIEWS = (0, 2, 1, 3, 4, 6, 5, 7)  # 2: as it is and half round; 4: all turns; 8: their mirror images too
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -60,12 +64,15 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def features_of(encoder: FrozenEncoder, x: torch.Tensor, depths: Sequence[Depth]) -> list[torch.Tensor]:
-    """Return features of normalised tiles for every entry of `depths`, from one pass through the encoder."""
+def features_of(encoder: FrozenEncoder, x: torch.Tensor, depths: Sequence[Depth], start: int = 0) -> list[torch.Tensor]:
+    """Return features of normalised tiles for every entry of `depths`, from one pass through the encoder.
+
+    With `start`, `x` are the tokens after so many blocks.
+    """
     blocks = sorted({block for depth in depths if depth is not None for block in depth})
-    layers = dict(zip(blocks, encoder(x, blocks), strict=True)) if blocks else {}
+    layers = dict(zip(blocks, encoder(x, blocks, start), strict=True)) if blocks else {}
     return [
-        encoder.own_output(x) if depth is None else torch.cat([layers[block] for block in depth], dim=1)
+        encoder.own_output(x, start) if depth is None else torch.cat([layers[block] for block in depth], dim=1)
         for depth in depths
     ]
 
@@ -75,7 +82,7 @@ def oriented_features(
 ) -> list[torch.Tensor]:
     """Return what :func:`features_of` does, float32, mean over the first so many orientations of the tiles."""
     total = [part.float() for part in features_of(encoder, x, depths)]
-    for number in _VIEWS[1:orientations]:
+    for number in VIEWS[1:orientations]:
         for sums, part in zip(total, features_of(encoder, turned(x, number, (-2, -1)), depths), strict=True):
             sums += part.float()
     return [sums / orientations for sums in total]
@@ -94,12 +101,21 @@ class EncoderRun:
         See :func:`oriented_features`.
     device, precision
         See :func:`resolve_device` and :func:`autocast`.
+    start
+        With more than 0, what comes in are no tiles but the tokens after so many blocks, (n, orientations, tokens,
+        width).
     """
 
     def __init__(
-        self, encoder: FrozenEncoder, depths: Sequence[Depth], orientations: int, device: torch.device, precision: str
+        self,
+        encoder: FrozenEncoder,
+        depths: Sequence[Depth],
+        orientations: int,
+        device: torch.device,
+        precision: str,
+        start: int = 0,
     ) -> None:
-        self.encoder = encoder.to(device)
+        self.encoder, self.start = encoder.to(device), start
         self.depths, self.orientations = list(depths), orientations
         self.device, self.precision = device, precision
         self._at_once: int | None = None  # most tiles that fit; None as long as all did
@@ -142,10 +158,15 @@ class EncoderRun:
         x = torch.from_numpy(tiles)
         if self.device.type == "cuda":
             x = x.pin_memory().to(self.device, non_blocking=True)
-        with torch.inference_mode():
-            x = self.encoder.normalise(x.to(self.device))
-            with autocast(self.device, self.precision):
-                return oriented_features(self.encoder, x, self.depths, self.orientations)
+        x = x.to(self.device)
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            if self.start:
+                return self._of_tokens(x.float())
+            return oriented_features(self.encoder, self.encoder.normalise(x), self.depths, self.orientations)
+
+    def _of_tokens(self, x: torch.Tensor) -> list[torch.Tensor]:
+        views = [features_of(self.encoder, view, self.depths, self.start) for view in x.unbind(1)]
+        return [torch.stack([part.float() for part in of]).mean(dim=0) for of in zip(*views, strict=True)]
 
 
 def _fetched(positions: np.ndarray, parts: list[torch.Tensor]) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -186,6 +207,7 @@ def embed(
     progress: bool = False,
     description: str = "embed tiles",
     max_memory: int | None = None,
+    prefixes: Sequence[Prefix] = (),
 ) -> dict[Depth, np.ndarray]:
     """Return features of tiles, one float32 array (n, d) per entry of `depths`, in the order of `index`.
 
@@ -215,6 +237,8 @@ def embed(
         What the bar says.
     max_memory
         Bytes that the features may take in memory; beyond, they lie in temporary files, which go away with them.
+    prefixes
+        What the first blocks made of the tiles, for every scale: only the blocks after them run.
 
     Raises
     ------
@@ -228,11 +252,14 @@ def embed(
     row = np.full(source.n, -1, dtype=np.int64)
     row[index] = np.arange(len(index))
     out: dict[Depth, np.ndarray] = {}
-    run = EncoderRun(encoder, depths, orientations, device, precision)
+    run = EncoderRun(encoder, depths, orientations, device, precision, prefixes[0].start if prefixes else 0)
     with tqdm(total=len(index) * len(sources), desc=description, unit="tile", disable=not progress) as bar:
         for scale, tiles_at in enumerate(sources):
             order = tiles_at.reading_order[row[tiles_at.reading_order] >= 0]
-            for positions, parts in run.over(batches(tiles_at, batch_size, index=order)):
+            stream = batches(tiles_at, batch_size, index=order)
+            if prefixes:
+                stream = prefixes[scale].stream(order, batch_size, orientations)
+            for positions, parts in run.over(stream):
                 for depth, values in zip(depths, parts, strict=True):
                     width = values.shape[1]
                     if depth not in out:

@@ -26,7 +26,9 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pekasc._keys import short_name
 from pekasc.models._remap import to_timm
@@ -469,6 +471,7 @@ class FrozenEncoder(nn.Module):
         self.is_vit = hasattr(self.model, "blocks") and hasattr(self.model, "num_prefix_tokens")
         stages: Any = self.model.blocks if self.is_vit else self.model.feature_info
         self.n_blocks = len(stages)
+        self.checkpointing = False  # recompute the blocks in the backward pass instead of keeping their activations
         self._set_tile_size(tile_px)
         self.requires_grad_(False)
         self.eval()
@@ -522,12 +525,69 @@ class FrozenEncoder(nn.Module):
         x = tiles.permute(0, 3, 1, 2).to(self.mean.dtype).div_(255.0)
         return x.sub_(self.mean).div_(self.std)
 
-    def forward(self, x: Tensor, depths: Sequence[int]) -> list[Tensor]:
+    @property
+    def splits(self) -> bool:
+        """Whether blocks can be run apart from those before them: timm's plain vision transformer, as it is."""
+        kind: Any = type(self.model)
+        return isinstance(self.model, VisionTransformer) and all(
+            getattr(kind, name) is getattr(VisionTransformer, name)
+            for name in ("forward", "forward_features", "forward_intermediates", "forward_head")
+        )
+
+    def check_splits(self) -> None:
+        """Raise if :attr:`splits` is False."""
+        if not self.splits:
+            raise ValueError(
+                f"The blocks of encoder {self.encoder.short!r} ({type(self.model).__name__}) cannot be run one by one: "
+                "timm's plain VisionTransformer can. Take `prefix=None` and `gradient_checkpointing=False`."
+            )
+
+    def tokens(self, x: Tensor, n_blocks: int) -> Tensor:
+        """Return what enters block `n_blocks` + 1 for normalised tiles: (n, tokens, width)."""
+        self.check_splits()
+        model = self.model
+        x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+        for block in model.blocks[:n_blocks]:
+            x = self._run(block, x)
+        return x
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
+
+    def forward(self, x: Tensor, depths: Sequence[int], start: int = 0) -> list[Tensor]:
         """Return per depth the class token beside the mean patch token, (n, 2 * width); pooled stages without tokens.
 
         The model's final norm is applied after every depth, as DINOv2's ``get_intermediate_layers`` does, so that
         the features of an encoder that is cut there are the same. Blocks after the last depth do not run.
+
+        Parameters
+        ----------
+        x
+            Normalised tiles; with `start`, what :meth:`tokens` gives for as many blocks.
+        depths
+            Blocks, after `start`.
+        start
+            Blocks that ran already.
         """
+        if not self.is_vit or not self.splits:
+            return self._by_timm(x, depths)
+        layers = {}
+        x = x if start else self.tokens(x, 0)
+        for number in range(start, max(depths)):
+            x = self._run(self.model.blocks[number], x)
+            if number + 1 in depths:
+                layers[number + 1] = self._pooled(self.model.norm(x))
+        return [layers[depth] for depth in depths]
+
+    def _pooled(self, tokens: Tensor) -> Tensor:
+        n = self.model.num_prefix_tokens
+        mean = tokens[:, n:].mean(dim=1)
+        has_class = n and getattr(self.model, "cls_token", None) is not None
+        return torch.cat([tokens[:, 0], mean], dim=1) if has_class else mean
+
+    def _by_timm(self, x: Tensor, depths: Sequence[int]) -> list[Tensor]:
         indices = [depth - 1 for depth in depths]
         # timm gives layers in the model's order
         order = {depth: i for i, depth in enumerate(sorted(set(depths)))}
@@ -554,14 +614,35 @@ class FrozenEncoder(nn.Module):
             pooled.append(torch.cat([prefix[:, 0], mean], dim=1) if has_class else mean)
         return [pooled[order[depth]] for depth in depths]
 
-    def own_output(self, x: Tensor) -> Tensor:
-        """Return the encoder's own output, as its authors pool it: (n, width), or twice that for ``"class+mean"``."""
-        if self.encoder.pooling is None:
+    def own_output(self, x: Tensor, start: int = 0) -> Tensor:
+        """Return the encoder's own output, as its authors pool it: (n, width), or twice that for ``"class+mean"``.
+
+        With `start`, `x` are tokens, as in :meth:`forward`.
+        """
+        if self.splits:
+            x = x if start else self.tokens(x, 0)
+            for block in self.model.blocks[start:]:
+                x = self._run(block, x)
+            tokens = self.model.norm(x)
+            if self.encoder.pooling is None:
+                return self.model.forward_head(tokens)
+        elif self.encoder.pooling is None:
             return self.model(x)
-        tokens = self.model.forward_features(x)
+        else:
+            tokens = self.model.forward_features(x)
         if self.encoder.pooling == "class":
             return tokens[:, 0]
         return torch.cat([tokens[:, 0], tokens[:, self.model.num_prefix_tokens :].mean(dim=1)], dim=1)
+
+    def halve(self, dtype: torch.dtype) -> None:
+        """Keep the weights of linear and convolutional layers in half precision, in place; only for autocast to it.
+
+        Autocast would make the same half of them at every step, and keep it beside the whole until the backward pass.
+        Norms and tokens, which it leaves alone, stay as they are.
+        """
+        for module in self.model.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.to(dtype)
 
     def cut(self, depth: int) -> None:
         """Drop the blocks after `depth`; the final norm stays."""

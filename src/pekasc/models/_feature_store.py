@@ -24,7 +24,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 class FeatureStore:
-    """The features of some tiles, (n, width) float32, in chunks of rows that each have a checksum.
+    """The features of some tiles, (n, width), in chunks of rows that each have a checksum.
 
     A chunk is written whole or not at all, and read with its checksum; what was never written is NaN.
 
@@ -40,6 +40,8 @@ class FeatureStore:
         Tiles in a chunk; an array that is there has its own.
     info
         What the features are of, for readers.
+    dtype
+        ``"float32"`` or ``"float16"``.
 
     Raises
     ------
@@ -49,8 +51,16 @@ class FeatureStore:
         If the folder cannot be written.
     """
 
-    def __init__(self, path: Path, digest: str, shape: tuple[int, int], chunk: int, info: Mapping[str, Any]) -> None:
-        self.path, self.name = path, digest[:16]
+    def __init__(
+        self,
+        path: Path,
+        digest: str,
+        shape: tuple[int, int],
+        chunk: int,
+        info: Mapping[str, Any],
+        dtype: str = "float32",
+    ) -> None:
+        self.path, self.name, self._dtype = path, digest[:16], np.dtype(dtype)
         record = {"format": _FORMAT, "digest": digest, **info}
         # two runs that begin at once make the group and the array once
         with locked(path, ["create"]):
@@ -73,7 +83,7 @@ class FeatureStore:
         try:
             if not (folder / _ZARR).exists():
                 return zarr.create_array(
-                    self.path, name=self.name, shape=shape, chunks=(chunk, shape[1]), dtype="float32",
+                    self.path, name=self.name, shape=shape, chunks=(chunk, shape[1]), dtype=self._dtype,
                     fill_value=np.nan, compressors=[Crc32cCodec()], attributes={_OURS: dict(record)},
                 )  # fmt: skip
             return zarr.open_array(self.path, path=self.name, mode="r+")
@@ -127,6 +137,20 @@ class FeatureStore:
             If a chunk's checksum is wrong.
         """
         return np.asarray(self._array[rows] if isinstance(rows, slice) else self._array.oindex[rows])
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        """Read single rows, (k, width), in any order, of chunks that :meth:`missing` has found whole.
+
+        A chunk's file is its numbers followed by the checksum, so that a row can be read alone: through zarr every
+        row would cost its chunk.
+        """
+        width = self._array.shape[1]
+        out = np.empty((len(index), width), dtype=self._dtype)
+        folder, size = self.path / self.name / "c", width * self._dtype.itemsize
+        chunks, places = np.divmod(np.asarray(index), self.chunk)
+        for i, (chunk, place) in enumerate(zip(chunks.tolist(), places.tolist(), strict=True)):
+            out[i] = np.fromfile(folder / str(chunk) / "0", self._dtype, count=width, offset=place * size)
+        return out
 
 
 @contextmanager

@@ -23,8 +23,8 @@ class Head(Protocol):
         """Standardisation and PCA that come first."""
         ...
 
-    def predict(self, features: np.ndarray) -> np.ndarray:
-        """Return predicted expression (n, genes), float32, for (n, d) features."""
+    def predict(self, features: np.ndarray, genes: slice = slice(None)) -> np.ndarray:
+        """Return predicted expression (n, genes), float32, for (n, d) features; of some genes if asked."""
         ...
 
 
@@ -32,23 +32,45 @@ class Head(Protocol):
 class FoldData:
     """Features and expression of one inner fold: of its training spots, and of its held-out ones.
 
+    Parts are cut when they are asked for: those of all folds together would be several copies of the whole.
+
     Parameters
     ----------
-    x, y
-        Of the training spots, (n, d) and (n, genes).
-    x_held_out, y_held_out
-        Of the held-out spots. Features come from an encoder that never trained on those.
+    features, expression
+        Of all training spots, (n, d) and (n, genes). Features come from an encoder that never trained on the spots
+        that are held out.
+    fold
+        Which of them train and which are held out.
     """
 
-    x: np.ndarray
-    y: Matrix
-    x_held_out: np.ndarray
-    y_held_out: Matrix
+    features: np.ndarray
+    expression: Matrix
+    fold: InnerFold
 
-    @classmethod
-    def of(cls, x: np.ndarray, y: Matrix, fold: InnerFold) -> FoldData:
-        """Return the part of a fold from features and expression of all training spots."""
-        return cls(x[fold.train], y[fold.train], x[fold.held_out], y[fold.held_out])
+    @property
+    def x(self) -> np.ndarray:
+        """Features of the training spots."""
+        return self.features[self.fold.train]
+
+    @property
+    def y(self) -> Matrix:
+        """Expression of the training spots."""
+        return self.expression[self.fold.train]
+
+    @property
+    def x_held_out(self) -> np.ndarray:
+        """Features of the held-out spots."""
+        return self.features[self.fold.held_out]
+
+    @property
+    def y_held_out(self) -> Matrix:
+        """Expression of the held-out spots."""
+        return self.expression[self.fold.held_out]
+
+    @property
+    def n_held_out(self) -> int:
+        """Number of held-out spots."""
+        return len(self.fold.held_out)
 
 
 class HeadMethod(Protocol):
@@ -64,11 +86,12 @@ class HeadMethod(Protocol):
 
 
 def _fold_fits(folds: Sequence[FoldData], n_components: int | None) -> list[FoldFit]:
-    fits = [fit_ridge(fold.x, fold.y, n_components) for fold in folds]
-    return [
-        FoldFit(fit, moments(fit.projection(fold.x_held_out), fold.y_held_out))
-        for fit, fold in zip(fits, folds, strict=True)
-    ]
+    fits = []
+    for data in folds:
+        fit = fit_ridge(data.features, data.expression, n_components, data.fold.train)
+        held_out = moments(data.features, data.expression, rows=data.fold.held_out, projected=fit.projection)
+        fits.append(FoldFit(fit, held_out))
+    return fits
 
 
 class Ridge:
@@ -76,7 +99,7 @@ class Ridge:
 
     def choose(self, folds: Sequence[FoldData], n_components: int | None, random_state: int) -> float:
         """Return the penalty with the smallest relative error, mean over folds weighted by held-out spots."""
-        weights = [len(fold.x_held_out) for fold in folds]
+        weights = [fold.n_held_out for fold in folds]
         errors = [fit.relative_errors(ALPHAS) for fit in _fold_fits(folds, n_components)]
         return float(ALPHAS[np.average(errors, axis=0, weights=weights).argmin()])
 
@@ -100,16 +123,16 @@ class Mlp:
         """Return the number of epochs with the smallest relative error, mean over folds weighted by spots."""
         errors = np.zeros((len(folds), MAX_EPOCHS))
         for i, fold in enumerate(folds):
-            measured = dense(fold.y_held_out)
-            base = float(np.square(measured - np.asarray(fold.y.mean(axis=0)).ravel()).sum()) or 1.0
+            x, y, measured = fold.x_held_out, fold.y, dense(fold.y_held_out)
+            base = float(np.square(measured - np.asarray(y.mean(axis=0)).ravel()).sum()) or 1.0
 
             def measure(
-                epoch: int, head: MlpHead, i: int = i, fold: FoldData = fold, y: Any = measured, base: float = base
+                epoch: int, head: MlpHead, i: int = i, x: Any = x, measured: Any = measured, base: float = base
             ) -> None:
-                errors[i, epoch - 1] = float(np.square(head.predict(fold.x_held_out) - y).sum()) / base
+                errors[i, epoch - 1] = float(np.square(head.predict(x) - measured).sum()) / base
 
-            fit_mlp(fold.x, fold.y, n_components, MAX_EPOCHS, random_state, measure)
-        weights = [len(fold.x_held_out) for fold in folds]
+            fit_mlp(fold.x, y, n_components, MAX_EPOCHS, random_state, measure)
+        weights = [fold.n_held_out for fold in folds]
         return int(np.average(errors, axis=0, weights=weights).argmin()) + 1
 
     def fit(self, x: np.ndarray, y: Matrix, n_components: int | None, setting: Any, random_state: int) -> MlpHead:
@@ -131,3 +154,11 @@ def check_head(head: str) -> HeadMethod:
     if head not in HEADS:
         raise ValueError(f"`head={head!r}` is not known. Choose one of {list(HEADS)}.")
     return HEADS[head]
+
+
+def fit_rows(head: str, data: FoldData, n_components: int | None, setting: Any, random_state: int) -> Head:
+    """Fit a head on the training spots of a fold; ridge reads them where they are."""
+    method = check_head(head)
+    if isinstance(method, Ridge):
+        return fit_ridge(data.features, data.expression, n_components, data.fold.train).head(setting)
+    return method.fit(data.x, data.y, n_components, setting, random_state)

@@ -105,9 +105,9 @@ class RidgeHead:
     intercept: np.ndarray
     alpha: float | np.ndarray
 
-    def predict(self, features: np.ndarray) -> np.ndarray:
-        """Return predicted expression (n, genes), float32, for (n, d) `features`."""
-        return (self.projection(features) @ self.coef + self.intercept).astype(np.float32)
+    def predict(self, features: np.ndarray, genes: slice = slice(None)) -> np.ndarray:
+        """Return predicted expression (n, genes), float32, for (n, d) `features`; of some genes if asked."""
+        return (self.projection(features) @ self.coef[:, genes] + self.intercept[genes]).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,9 @@ def _ridge(projection: Projection, scores: Moments) -> RidgeFit:
     return RidgeFit(projection, np.diag(scores.xx) / scores.n, cross, intercept)
 
 
-def fit_ridge(features: np.ndarray, y: Matrix, n_components: int | None = None) -> RidgeFit:
+def fit_ridge(
+    features: np.ndarray, y: Matrix, n_components: int | None = None, rows: np.ndarray | None = None
+) -> RidgeFit:
     """Fit standardisation, PCA and the moments for ridge on training spots.
 
     Parameters
@@ -195,15 +197,17 @@ def fit_ridge(features: np.ndarray, y: Matrix, n_components: int | None = None) 
         Expression, shape (n, genes), dense or CSR.
     n_components
         See :func:`n_components_for`.
+    rows
+        Which of the spots; all by default.
     """
-    n, d = features.shape
+    n, d = features.shape[0] if rows is None else len(rows), features.shape[1]
     k = n_components_for(n, d, n_components)
     if n > d:
-        sums = moments(features, y, features.mean(axis=0, dtype=np.float64))
+        sums = moments(features, y, features.mean(axis=0, dtype=np.float64), rows)
         projection = projection_of_moments(sums, k)
         return _ridge(projection, projection.scores(sums))
-    projection = projection_of_rows(features, k)
-    return _ridge(projection, moments(projection(features), y))
+    projection = projection_of_rows(features if rows is None else features[rows], k)
+    return _ridge(projection, moments(features, y, rows=rows, projected=projection))
 
 
 @dataclass(frozen=True)
@@ -256,14 +260,14 @@ def fit_folds(
         k = n_components_for(len(fold.train), d, n_components)
         if total is None:
             projection = projection_of_rows(features[fold.train], k)
-            train = moments(projection(features[fold.train]), y[fold.train])
-            held_out = moments(projection(features[fold.held_out]), y[fold.held_out])
+            train = moments(features, y, rows=fold.train, projected=projection)
+            held_out = moments(features, y, rows=fold.held_out, projected=projection)
         else:
-            own = moments(features[fold.held_out], y[fold.held_out], shift)
+            own = moments(features, y, shift, fold.held_out)
             rest = total - own
             margin = np.setdiff1d(np.arange(n), np.concatenate([fold.train, fold.held_out]), assume_unique=True)
             if margin.size:
-                rest = rest - moments(features[margin], y[margin], shift)
+                rest = rest - moments(features, y, shift, margin)
             projection = projection_of_moments(rest, k)
             train, held_out = projection.scores(rest), projection.scores(own)
         fits.append(FoldFit(_ridge(projection, train), held_out))

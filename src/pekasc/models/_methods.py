@@ -92,7 +92,7 @@ def target_layers(encoder: FrozenEncoder, depth: Depth, blocks: str | int, metho
     depth
         Block(s) after which features are taken.
     blocks
-        ``"all"`` or how many, counted from `depth`.
+        ``"all"`` or how many, counted from `depth`; ``"auto"`` is checked as all.
     method
         The method; a configuration that names layers (``target_modules=["attn.qkv", "mlp.fc1"]``) has its way.
 
@@ -102,9 +102,10 @@ def target_layers(encoder: FrozenEncoder, depth: Depth, blocks: str | int, metho
         If the encoder has no such layers, or `blocks` does not fit.
     """
     n = last_block(encoder, depth)
+    blocks = "all" if blocks == "auto" else blocks
     if blocks != "all" and (isinstance(blocks, bool) or not isinstance(blocks, int) or not 1 <= blocks <= n):
         raise ValueError(
-            f'`blocks={blocks!r}` does not fit: features are taken after block {n}, so give "all" or 1 to {n}.'
+            f'`blocks={blocks!r}` does not fit: features are taken after block {n}, so give "auto", "all" or 1 to {n}.'
         )
     first = 0 if blocks == "all" else n - int(blocks)
     linear = {name for name, module in encoder.model.named_modules() if isinstance(module, nn.Linear)}

@@ -39,14 +39,13 @@ class MlpHead:
     layers: tuple[tuple[np.ndarray, np.ndarray], ...]
     intercept: np.ndarray
 
-    def predict(self, features: np.ndarray) -> np.ndarray:
-        """Return predicted expression (n, genes), float32, for (n, d) `features`."""
+    def predict(self, features: np.ndarray, genes: slice = slice(None)) -> np.ndarray:
+        """Return predicted expression (n, genes), float32, for (n, d) `features`; of some genes if asked."""
         x = self.projection(features) / self.spread
-        for i, (weight, bias) in enumerate(self.layers):
-            x = x @ weight + bias
-            if i < len(self.layers) - 1:
-                x = np.maximum(x, 0)
-        return (x + self.intercept).astype(np.float32)
+        for weight, bias in self.layers[:-1]:
+            x = np.maximum(x @ weight + bias, 0)
+        weight, bias = self.layers[-1]
+        return (x @ weight[:, genes] + bias[genes] + self.intercept[genes]).astype(np.float32)
 
 
 def fit_mlp(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -49,6 +51,18 @@ class Moments:
             self.xy - other.xy,
         )
 
+    def __add__(self, other: Moments) -> Moments:
+        """Return the moments of the spots of both."""
+        return Moments(
+            self.shift,
+            self.n + other.n,
+            self.x + other.x,
+            self.xx + other.xx,
+            self.y + other.y,
+            self.yy + other.yy,
+            self.xy + other.xy,
+        )
+
     @property
     def mean(self) -> np.ndarray:
         """Mean features, shape (d,)."""
@@ -68,7 +82,13 @@ class Moments:
         return Moments(np.zeros(matrix.shape[1]), self.n, x @ matrix, matrix.T @ xx @ matrix, self.y, self.yy, xy)
 
 
-_ROWS = 32_768
+_BYTES = 2**27  # of a part of the spots in double precision
+
+
+def _rows_at_once(d: int, y: Matrix) -> int:
+    # a dense part of y is multiplied whole; of a sparse one, about a tenth is there
+    width = d + (y.shape[1] // 10 if sparse.issparse(y) else y.shape[1])
+    return max(256, min(32_768, _BYTES // (8 * max(1, width))))
 
 
 def column_sum(y: Matrix, power: int = 1) -> np.ndarray:
@@ -78,8 +98,16 @@ def column_sum(y: Matrix, power: int = 1) -> np.ndarray:
     return (y.astype(np.float64) ** power).sum(axis=0)
 
 
-def moments(features: np.ndarray, y: Matrix, shift: np.ndarray | None = None) -> Moments:
-    """Return the moments of some spots.
+def moments(
+    features: np.ndarray,
+    y: Matrix,
+    shift: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
+    projected: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Moments:
+    """Return the moments of some spots, from one pass over them in parts.
+
+    Neither features nor expression are ever copied whole.
 
     Parameters
     ----------
@@ -89,14 +117,24 @@ def moments(features: np.ndarray, y: Matrix, shift: np.ndarray | None = None) ->
         Expression, shape (n, genes), dense or CSR; a sparse matrix stays sparse.
     shift
         See :class:`Moments`; none by default.
+    rows
+        Which spots; all by default.
+    projected
+        Makes x of a part of the features; they are x by default.
     """
-    n, d = features.shape
-    shift = np.zeros(d) if shift is None else shift
-    sums, xx, xy = np.zeros(d), np.zeros((d, d)), np.zeros((d, y.shape[1]))
-    for start in range(0, n, _ROWS):  # in parts: double precision of everything would be another copy, twice as large
-        part = slice(start, start + _ROWS)
-        x = features[part].astype(np.float64) - shift
-        sums += x.sum(axis=0)
-        xx += x.T @ x
-        xy += np.asarray((y[part].T @ x).T if sparse.issparse(y) else x.T @ y[part], dtype=np.float64)
-    return Moments(shift, n, sums, xx, column_sum(y), column_sum(y, power=2), xy)
+    n = features.shape[0] if rows is None else len(rows)
+    step, out = _rows_at_once(features.shape[1], y), None
+    for start in range(0, max(n, 1), step):
+        part: Any = slice(start, start + step) if rows is None else rows[start : start + step]
+        x = features[part] if projected is None else projected(features[part])
+        of_part = _moments(x, y[part], shift)
+        out = of_part if out is None else out + of_part
+    assert out is not None  # for the type checker: the loop runs at least once
+    return out
+
+
+def _moments(x: np.ndarray, y: Matrix, shift: np.ndarray | None) -> Moments:
+    shift = np.zeros(x.shape[1]) if shift is None else shift
+    x = x.astype(np.float64) - shift
+    xy = np.asarray((y.T @ x).T if sparse.issparse(y) else x.T @ y, dtype=np.float64)
+    return Moments(shift, len(x), x.sum(axis=0), x.T @ x, column_sum(y), column_sum(y, power=2), xy)

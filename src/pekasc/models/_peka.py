@@ -39,12 +39,14 @@ class Recipe:
         The learning rate falls to a tenth after so many epochs; None keeps it.
     epochs
         Most epochs that are tried.
+    patience
+        Inner folds end after so many epochs without a smaller held-out error; None runs all.
     head_learning_rate, head_epochs
         Of the cluster head, which is trained first and then frozen.
     gradient_clip
         Largest norm of the gradient.
-    augment
-        Train on the eight orientations of a tile.
+    n_views
+        Train on so many orientations of a tile: 1 (as it is), 2, 4 or 8.
     choose_epochs
         Choose the number of epochs (0 among them: the frozen encoder) by the held-out error.
     standardise_teacher
@@ -61,10 +63,11 @@ class Recipe:
     batch_size: int = 32
     step_epochs: int | None = None
     epochs: int = 6
+    patience: int | None = None
     head_learning_rate: float = 1e-3
     head_epochs: int = 100
     gradient_clip: float = 1.0
-    augment: bool = True
+    n_views: int = 8
     choose_epochs: bool = True
     standardise_teacher: bool = True
 
@@ -78,7 +81,7 @@ PAPER = Recipe(
     epochs=50,
     head_learning_rate=1e-4,
     head_epochs=20,
-    augment=False,
+    n_views=1,
     choose_epochs=False,
     standardise_teacher=False,
 )
@@ -181,12 +184,10 @@ def turned(tiles: Tensor, number: int, axes: tuple[int, int]) -> Tensor:
     return out.flip(axes[1]) if number >= 4 else out
 
 
-def orient(tiles: Tensor, generator: torch.Generator) -> Tensor:
-    """Return every tile (n, y, x, 3) in one of its eight orientations, drawn from `generator`."""
-    choice = torch.randint(8, (len(tiles),), generator=generator)
-    out = tiles.clone()
-    for number in range(8):
-        rows = (choice == number).nonzero().squeeze(1)
-        if len(rows):
-            out[rows] = turned(tiles[rows], number, (1, 2))
+def orient(tiles: Tensor, views: Tensor) -> Tensor:
+    """Return every tile (n, y, x, 3) in the orientation that `views` (n,) says, see :func:`turned`."""
+    out = torch.empty_like(tiles)
+    for number in torch.unique(views).tolist():
+        rows = (views == number).nonzero().squeeze(1)
+        out[rows] = turned(tiles[rows], number, (1, 2))
     return out

@@ -1,25 +1,31 @@
-"""Train a student with Lightning: tiles in, adapter and projector out."""
+"""Train a student with Lightning: tiles (or what the frozen blocks made of them) in, adapter and projector out."""
 
 from __future__ import annotations
 
+import inspect
+import json
 import logging
+import os
+import time
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from peft import PeftConfig, get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, IterableDataset
 
+from pekasc.models import _ranks
 from pekasc.models._choose import Depth
-from pekasc.models._embed import features_of
+from pekasc.models._embed import VIEWS, autocast, features_of
 from pekasc.models._encoders import FrozenEncoder
 from pekasc.models._methods import attached, method_name, with_steps
 from pekasc.models._peka import (
@@ -27,12 +33,13 @@ from pekasc.models._peka import (
     cluster_head,
     losses,
     n_clusters_for,
-    orient,
     projector,
     structure_labels,
     train_cluster_head,
 )
-from pekasc.tiling import TileSource, batches
+from pekasc.models._prefix import Inputs
+from pekasc.models._profile import peak_memory
+from pekasc.tiling import read_ahead
 
 _CHECKED = 4  # tiles on which an adapter is compared with the frozen encoder
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -72,21 +79,106 @@ def prepare_lesson(embedding: np.ndarray, recipe: Recipe, random_state: int) -> 
     return Lesson(teacher, labels, head)
 
 
-class _Shuffled(IterableDataset):
-    """Batches of (tiles, row of the lesson) in a new order every epoch, drawn from one generator."""
+@dataclass(frozen=True)
+class Engine:
+    """How to run a training; nothing here changes what is learned, but for rounding.
 
-    def __init__(self, source: TileSource, index: np.ndarray, batch_size: int, generator: torch.Generator) -> None:
-        self.source, self.index, self.batch_size, self.generator = source, index, batch_size, generator
+    Parameters
+    ----------
+    device, precision, progress
+        As in ``tl.fit_adapter``.
+    trainer
+        Further arguments of :class:`lightning.Trainer`.
+    accumulate
+        Parts that a batch is run in, one after the other.
+    gradient_checkpointing
+        Recompute the blocks in the backward pass.
+    compile
+        ``torch.compile`` the trained blocks.
+    checkpoint_minutes
+        Between two states on disk, where there is a folder for them.
+    """
+
+    device: torch.device
+    precision: str
+    progress: bool
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    accumulate: int = 1
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    checkpoint_minutes: float = 5.0
+
+
+_Batch = tuple[Tensor, Tensor, int, int]  # what enters, rows of the lesson, how many of them count, rows of all parts
+
+
+class _Batches:
+    """Batches in a new order every epoch, the same in every process; each yields its own rows of them.
+
+    The order, and the view of every row, are drawn for a whole epoch from one generator, so that a training that goes
+    on from the middle of one draws the same.
+    """
+
+    def __init__(
+        self, inputs: Inputs, index: np.ndarray, mine: np.ndarray, recipe: Recipe, parts: int, random_state: int,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.inputs, self.index, self.recipe, self.parts, self.device = inputs, index, recipe, parts, device
+        self.mine = mine[index]  # by row of the lesson
+        if not self.mine.any():
+            raise ValueError(
+                f"Process {_ranks.rank()} of {_ranks.n_ranks()} has no tile to train on: there are {len(index)}. Take "
+                "fewer devices."
+            )
+        self.generator = torch.Generator().manual_seed(random_state)
+        self.epoch, self.batch, self._drawn = 0, 0, 0
 
     def __len__(self) -> int:
-        return -(-len(self.index) // self.batch_size)
+        return -(-len(self.index) // self.recipe.batch_size) * self.parts
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.index), generator=self.generator)
-        rows = order.split(self.batch_size)
-        stream = batches(self.source, self.batch_size, index=self.index[order.numpy()])
-        for row, (_, tiles) in zip(rows, stream, strict=True):
-            yield torch.from_numpy(tiles), row
+    def _draw(self) -> tuple[np.ndarray, np.ndarray]:
+        n = len(self.index)
+        while True:
+            order = torch.randperm(n, generator=self.generator).numpy()
+            views = torch.randint(self.recipe.n_views, (n,), generator=self.generator).numpy()
+            self._drawn += 1
+            if self._drawn > self.epoch:  # epochs before were drawn by the run that this one goes on from
+                return order, np.asarray(VIEWS)[views]
+
+    def _plan(self) -> list[tuple[np.ndarray, np.ndarray, int, int]]:
+        order, views = self._draw()
+        plan = []
+        for start in range(0, len(order), self.recipe.batch_size):
+            whole = order[start : start + self.recipe.batch_size]
+            for part in np.array_split(whole, self.parts):
+                rows = part[self.mine[part]]
+                # a part without rows of this process runs on one that does not count: all go through every step
+                rows, n = (rows, len(rows)) if len(rows) else (np.flatnonzero(self.mine)[:1], 0)
+                plan.append((rows, views[rows], n, len(whole)))
+        return plan
+
+    def _read(self, part: tuple[np.ndarray, np.ndarray, int, int]) -> np.ndarray:
+        rows, views, _, _ = part
+        return self.inputs.read(self.index[rows], views)
+
+    def __iter__(self) -> Iterator[_Batch]:
+        plan = self._plan()[self.batch :]
+        for (rows, _, n, n_all), found in read_ahead(self._read, plan):
+            x = torch.from_numpy(found)
+            if self.device.type == "cuda":
+                x = x.pin_memory()  # from there a GPU copies while it computes
+            self.batch += 1
+            yield x, torch.from_numpy(rows), n, n_all
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where this is, for Lightning's checkpoint."""
+        done = self.batch == len(self)
+        return {"epoch": self.epoch + done, "batch": 0 if done else self.batch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
 
 
 class Student(L.LightningModule):
@@ -103,85 +195,199 @@ class Student(L.LightningModule):
     recipe
         Numbers of the training.
     random_state
-        Seed of projector and augmentation.
+        Seed of the projector.
+    start
+        Blocks that ran already.
+    precision
+        Of the forward pass that measures the width of the features.
     """
 
-    def __init__(self, encoder: FrozenEncoder, depth: Depth, lesson: Lesson, recipe: Recipe, random_state: int) -> None:
+    strict_loading = False  # checkpoints hold what is trained
+
+    def __init__(
+        self,
+        encoder: FrozenEncoder,
+        depth: Depth,
+        lesson: Lesson,
+        recipe: Recipe,
+        random_state: int,
+        start: int = 0,
+        precision: str = "fp32",
+    ) -> None:
         super().__init__()
         self.encoder, self.depth, self.recipe, self.cluster_head = encoder, depth, recipe, lesson.head
+        self.start, self.parts = start, 1
+        self.teacher: Tensor
+        self.labels: Tensor
+        self.sums: Tensor
+        self.step: Tensor
         self.register_buffer("teacher", lesson.embedding, persistent=False)
         self.register_buffer("labels", lesson.labels, persistent=False)
-        self.generator = torch.Generator().manual_seed(random_state)
-        tile = torch.zeros(1, 3, encoder.tile_px, encoder.tile_px, device=encoder.mean.device)
-        with torch.no_grad():
+        device = encoder.mean.device
+        tile = torch.zeros(1, 3, encoder.tile_px, encoder.tile_px, device=device)
+        with torch.no_grad(), autocast(device, precision):
             width = features_of(encoder, tile, [depth])[0].shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random_state)
             self.projector = projector(width, lesson.embedding.shape[1])
-        self.sums = np.zeros(5)
+        # sums over rows of loss, distillation, structure, matching, and their number; on the device, for a GPU that is
+        # asked for a number waits for it
+        self.register_buffer("sums", torch.zeros(5, dtype=torch.float32), persistent=False)
+        self.register_buffer("step", torch.zeros(5, dtype=torch.float32), persistent=False)
         self.allocate: Callable[[int], None] | None = None
+        self.peft_model: Any = None
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of one batch of (tiles, rows of the lesson)."""
-        tiles, rows = batch
-        if self.recipe.augment:
-            tiles = orient(tiles, self.generator)
-        features = features_of(self.encoder, self.encoder.normalise(tiles), [self.depth])[0]
-        said, taught = self.projector(features), self.teacher[rows]  # type: ignore[index]
-        kd, sa = losses(self.cluster_head, taught, said, self.labels[rows], self.recipe.temperature)  # type: ignore[index]
-        matching = float("nan")
+    def training_step(self, batch: _Batch, batch_idx: int) -> Tensor:
+        """Return the loss of this process's part of a batch, such that the gradients' mean is the whole batch's."""
+        x, rows, n, n_all = batch
+        x = self.encoder.normalise(x) if self.start == 0 else x.to(self.teacher.dtype)
+        features = features_of(self.encoder, x, [self.depth], self.start)[0]
+        said, taught = self.projector(features), self.teacher[rows]
+        kd, sa = losses(self.cluster_head, taught, said, self.labels[rows], self.recipe.temperature)
         loss = self.recipe.kd_weight * kd + (1 - self.recipe.kd_weight) * sa
+        matching = torch.full_like(loss, float("nan"))
         if self.recipe.matching_weight:
-            error = functional.mse_loss(said, taught)
-            loss, matching = loss + self.recipe.matching_weight * error, float(error.detach())
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss became {float(loss)} in epoch {self.current_epoch + 1}, batch {batch_idx + 1} "
-                f"(distillation {float(kd):.4g}, structure {float(sa):.4g}, matching {matching:.4g}): "
+            matching = functional.mse_loss(said, taught)
+            loss = loss + self.recipe.matching_weight * matching
+        if n:
+            parts = torch.stack([part.detach().float() for part in (loss, kd, sa, matching, torch.ones_like(loss))])
+            self.step += parts * n
+        return loss * (n / n_all * self.parts * _ranks.n_ranks())
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip, and stop before the weights are changed by a loss or gradient that is not finite."""
+        # a scaler (fp16) skips steps whose gradients overflow
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        of_all = torch.stack([self.step[0], norm.to(self.step.device)]).tolist()
+        if not np.isfinite(of_all[0]) or not (scaled or np.isfinite(of_all[1])):
+            loss, kd, sa, matching, n = self.step.tolist()
+            n = n or 1.0
+            raise NotFinite(
+                f"The loss became {loss / n:g} (norm of the gradient {of_all[1]:g}) at step {self.global_step + 1}, "
+                f"epoch {self.current_epoch + 1}, batch {self.trainer.fit_loop.batch_idx // self.parts + 1} "
+                f"(distillation {kd / n:.4g}, structure {sa / n:.4g}, matching {matching / n:.4g}): "
                 "try a smaller `learning_rate=`."
             )
-        parts = [float(part.detach()) for part in (loss, kd, sa)]
-        self.sums += np.array([*parts, matching, 1.0]) * len(rows)
-        return loss
+        self.sums += self.step
+        self.step.zero_()
+        if gradient_clip_val:
+            if gradient_clip_algorithm == "value":
+                torch.nn.utils.clip_grad_value_(
+                    [p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val
+                )
+            else:
+                trained = [p for g in optimizer.param_groups for p in g["params"]]
+                torch.nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Let a method that moves rank between layers do so, while the gradients are there."""
-        if self.allocate is not None:
+        if self.allocate is not None and (batch_idx + 1) % self.parts == 0:
             self.allocate(self.global_step)
+
+    def trained(self) -> dict[str, Tensor]:
+        """Return the parameters that are trained, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained, not the encoder, and the state of random numbers and sums."""
+        checkpoint["state_dict"] = {name: p.detach().cpu() for name, p in self.trained().items()}
+        checkpoint["pekasc"] = {"rng": torch.get_rng_state(), "sums": self.sums.cpu()}
+        if torch.cuda.is_available():
+            checkpoint["pekasc"]["rng_cuda"] = torch.cuda.get_rng_state()
+        allocator = getattr(getattr(self.peft_model, "base_model", None), "rankallocator", None)
+        if allocator is not None:  # AdaLoRA: how important each rank was so far
+            ours = {name: getattr(allocator, name) for name in _ALLOCATOR}
+            pattern = self.peft_model.active_peft_config.rank_pattern
+            checkpoint["pekasc"]["allocator"] = {**ours, "rank_pattern": pattern}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them back."""
+        ours = checkpoint["pekasc"]
+        torch.set_rng_state(ours["rng"].cpu())
+        if "rng_cuda" in ours:
+            torch.cuda.set_rng_state(ours["rng_cuda"].cpu())
+        self.sums.copy_(ours["sums"])
+        if "allocator" in ours:
+            allocator = self.peft_model.base_model.rankallocator
+            for name in _ALLOCATOR:
+                setattr(allocator, name, ours["allocator"][name])
+            self.peft_model.active_peft_config.rank_pattern = ours["allocator"]["rank_pattern"]
 
     def configure_optimizers(self) -> Any:
         """Return AdamW over adapter and projector, with the recipe's steps in the learning rate."""
-        trained = [p for p in self.parameters() if p.requires_grad]
         # without weight decay AdamW is Adam, which the paper used
-        optimiser = torch.optim.AdamW(trained, lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay)
+        optimiser = torch.optim.AdamW(
+            list(self.trained().values()), lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay
+        )
         if self.recipe.step_epochs is None:
             return {"optimizer": optimiser}
         schedule = torch.optim.lr_scheduler.StepLR(optimiser, self.recipe.step_epochs, gamma=0.1)
         return {"optimizer": optimiser, "lr_scheduler": schedule}
 
 
-class _History(L.Callback):
-    """Collect the mean losses of every epoch, and what `on_epoch` measures after it."""
+_ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
-    def __init__(self, on_epoch: Callable[[int], float]) -> None:
-        self.on_epoch, self.rows = on_epoch, list[dict[str, float]]()
+
+class NotFinite(FloatingPointError):
+    """The loss or a gradient is not a number; `last_good` holds what was trained before that step, by name."""
+
+    last_good: Mapping[str, Tensor]
+
+
+class _History(L.Callback):
+    """Collect the mean losses of every epoch, and what `on_epoch` measures after it; end when it says so."""
+
+    def __init__(self, on_epoch: Callable[[int], float], stop: Callable[[int], bool]) -> None:
+        self.on_epoch, self.stop, self.rows = on_epoch, stop, list[dict[str, float]]()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Student)  # for the type checker: only this file calls it
-        *sums, n = pl_module.sums
+        *sums, n = _ranks.summed(pl_module.sums).tolist()
         loss, kd, sa, matching = (value / n for value in sums)
-        pl_module.sums = np.zeros(5)
+        pl_module.sums.zero_()
         epoch = trainer.current_epoch + 1
-        self.rows.append(
-            {
-                "epoch": epoch,
-                "loss": loss,
-                "kd": kd,
-                "sa": sa,
-                "matching": matching,
-                "val_error": self.on_epoch(epoch),
-            }  # fmt: skip
-        )
+        row = {"epoch": epoch, "loss": loss, "kd": kd, "sa": sa, "matching": matching}
+        row["peak_memory"] = peak_memory(pl_module.device)
+        row["val_error"] = self.on_epoch(epoch)
+        self.rows.append(row)
+        if self.stop(epoch):
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows, for Lightning's checkpoint."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them back."""
+        self.rows = list(state_dict["rows"])
+
+
+class _Checkpoints(L.Callback):
+    """Write the state of a training every few minutes: whole, or not at all."""
+
+    def __init__(self, folder: Path, minutes: float) -> None:
+        self.file, self.seconds, self._last = folder / LAST, 60 * minutes, time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % pl_module.parts:
+            return  # gradients of a part of a batch are no state to go on from
+        if _ranks.agreed(time.monotonic() - self._last >= self.seconds):
+            self.write(trainer)
+
+    def write(self, trainer: L.Trainer) -> None:
+        """Write it now."""
+        partial = self.file.with_suffix(".partial")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            os.replace(partial, self.file)
+        self._last = time.monotonic()
+
+
+LAST = "last.ckpt"
 
 
 @contextmanager
@@ -194,8 +400,6 @@ def quiet_lightning() -> Iterator[None]:
         logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             # on purpose: see FrozenEncoder.train
             warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
@@ -234,7 +438,7 @@ class Trained:
     configs
         The configuration that fits those weights: AdaLoRA notes in it which ranks are left.
     history
-        One dict per epoch: epoch, loss, kd, sa, matching, val_error.
+        One dict per epoch: epoch, loss, kd, sa, matching, peak_memory, val_error.
     """
 
     weights: dict[int, dict[str, dict[str, Tensor]]]
@@ -242,24 +446,62 @@ class Trained:
     history: list[dict[str, float]]
 
 
+# arguments of a Trainer that would change what is learned, or that this file needs
+_OURS = (
+    "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "fast_dev_run", "overfit_batches",
+    "limit_train_batches", "accumulate_grad_batches", "reload_dataloaders_every_n_epochs", "enable_checkpointing",
+)  # fmt: skip
+_INSTEAD = {
+    "max_epochs": "epochs=", "accumulate_grad_batches": "accumulate=", "enable_checkpointing": "resume=",
+}  # fmt: skip
+
+
+def check_trainer(trainer: Any) -> dict[str, Any]:
+    """Return arguments of a :class:`lightning.Trainer`, if they may be given.
+
+    Raises
+    ------
+    TypeError
+        If they are no mapping, or Lightning knows no such argument.
+    ValueError
+        If one would change what is learned.
+    """
+    if trainer is None:
+        return {}
+    if not isinstance(trainer, Mapping):
+        raise TypeError(
+            '`trainer` must map arguments of lightning.Trainer to values, such as {"devices": 2, "strategy": "ddp"}, '
+            f"got {type(trainer).__name__}."
+        )
+    known = set(inspect.signature(L.Trainer.__init__).parameters) - {"self"}
+    if unknown := sorted(set(trainer) - known):
+        raise TypeError(f"`trainer`: lightning.Trainer knows no {unknown}. It knows: {sorted(known - set(_OURS))}.")
+    for name in _OURS:
+        if name in trainer:
+            instead = f"give `{_INSTEAD[name]}`" if name in _INSTEAD else "leave it out"
+            raise ValueError(f"`trainer`: {name!r} is pekasc's to say: {instead}.")
+    return dict(trainer)
+
+
 def train_student(
     encoder: FrozenEncoder,
     depth: Depth,
     config: PeftConfig,
-    source: TileSource,
+    inputs: Inputs,
     index: np.ndarray,
     teacher: np.ndarray,
     *,
     recipe: Recipe,
     epochs: int,
-    device: torch.device,
-    precision: str,
+    engine: Engine,
     random_state: int,
-    progress: bool,
+    mine: np.ndarray,
     keep: Collection[int] = (),
     on_epoch: Callable[[int], float] | None = None,
+    stop: Callable[[int], bool] = lambda epoch: False,
+    folder: Path | None = None,
 ) -> Trained:
-    """Train an adapter on the tiles `index` of `source`; the encoder is given back without it.
+    """Train an adapter on the tiles `index`; the encoder is given back without it.
 
     Parameters
     ----------
@@ -269,83 +511,179 @@ def train_student(
         Block(s) whose features are trained.
     config
         The adapter, layers named.
-    source, index
-        Tiles, and which of them to train on.
+    inputs, index
+        What enters the encoder, and which tiles to train on.
     teacher
         Teacher embedding of those tiles, (len(index), D).
     recipe, epochs
-        Numbers of the training; `epochs` of it run.
-    device, precision, random_state, progress
-        As in ``tl.fit_adapter``.
+        Numbers of the training; `epochs` of it run at most.
+    engine
+        Where and how.
+    random_state
+        Seed.
+    mine
+        Which of all tiles this process has, boolean.
     keep
         Epochs after which the weights are kept; 0 is before the first.
     on_epoch
         Called after every epoch, while the adapter is in the encoder; returns the held-out error.
+    stop
+        Asked after every epoch.
+    folder
+        Where the state is written every few minutes, and read from if it is there.
+
+    Raises
+    ------
+    NotFinite
+        If the loss or a gradient is not finite, before the weights take it in.
     """
-    lesson = prepare_lesson(teacher, recipe, random_state)
+    lesson = _ranks.agreed(prepare_lesson(teacher, recipe, random_state))
     config = with_steps(config, -(-len(index) // recipe.batch_size) * max(recipe.epochs, 1))
-    some = torch.from_numpy(source.read(index[:_CHECKED]))
-    frozen = _features(encoder, some, depth)
+    zeros = np.zeros(_CHECKED, dtype=np.int64)
+    some_rows = index[mine[index]][:_CHECKED]
+    some = torch.from_numpy(inputs.read(some_rows, zeros[: len(some_rows)]))
+
+    def features() -> Tensor:
+        return _features(encoder, some, depth, inputs.start, engine.precision)
+
+    frozen = features()
     # the caller's generator is left as it was, and what draws from it (dropout) draws the same every time
     with torch.random.fork_rng(devices=[]), attached(encoder, config, random_state) as peft_model:
-        if not _same(_features(encoder, some, depth), frozen):
+        if not _same(features(), frozen):
             raise ValueError(
                 f"The adapter {method_name(config)!r} does not begin as the frozen encoder: its features differ before "
                 "any training, and zero epochs have to be the frozen encoder. Take an initialisation that adds "
                 "nothing (`init_lora_weights=True`; an even rank for HRA)."
             )
-        torch.manual_seed(random_state)
-        student = Student(encoder, depth, lesson, recipe, random_state)
+        torch.manual_seed(random_state + _ranks.rank())
+        student = Student(encoder, depth, lesson, recipe, random_state, inputs.start, engine.precision)
+        student.peft_model, student.parts = peft_model, engine.accumulate
         student.allocate = getattr(peft_model.base_model, "update_and_allocate", None)
-        weights, configs = {}, {}
-
-        def state(module: nn.Module) -> dict[str, Tensor]:
-            return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
+        kept = _Kept(student, keep)
 
         def after(epoch: int) -> float:
-            if epoch in keep:
-                adapter = get_peft_model_state_dict(peft_model)
-                weights[epoch] = {
-                    "adapter": {k: v.detach().cpu().clone() for k, v in adapter.items()},
-                    "projector": state(student.projector),
-                    "cluster_head": state(student.cluster_head),
-                }
-                configs[epoch] = deepcopy(peft_model.active_peft_config)
-            return float("nan") if on_epoch is None or epoch == 0 else on_epoch(epoch)
+            kept.keep(epoch)
+            return float("nan") if on_epoch is None else on_epoch(epoch)
 
-        after(0)
-        history = _History(after)
+        kept.keep(0)
+        history = _History(after, stop)
         if epochs:
-            generator = torch.Generator().manual_seed(random_state)
-            # no workers: they would each hold the tiles; from pinned memory a GPU copies while it computes
-            batches_of = _Shuffled(source, index, recipe.batch_size, generator)
-            loader = DataLoader(batches_of, batch_size=None, pin_memory=device.type == "cuda")
-            with quiet_lightning(), _plain_attention(encoder.model, device):
-                trainer = L.Trainer(
-                    max_epochs=epochs,
-                    accelerator=device.type,
-                    devices=1 if device.index is None else [device.index],
-                    precision=_PRECISION[precision],  # type: ignore[arg-type]
-                    logger=False,
-                    enable_checkpointing=False,
-                    enable_model_summary=False,
-                    enable_progress_bar=progress,
-                    gradient_clip_val=recipe.gradient_clip,
-                    callbacks=[history],
-                )
-                trainer.fit(student, loader)
-    if not _same(_features(encoder, some, depth), frozen):
+            own = engine.accumulate
+            batches = _Batches(inputs, index, mine, recipe, own, random_state, engine.device)
+            _run(student, batches, encoder, epochs, recipe, engine, [history, kept], folder)
+    if not _same(features(), frozen):
         raise ValueError(
             f"The adapter {method_name(config)!r} left the encoder changed: its initialisation rewrites frozen "
             "weights. Take one that leaves them alone (`init_lora_weights=True`)."
         )
-    return Trained(weights, configs, history.rows)
+    return Trained(kept.weights, kept.configs, history.rows)
 
 
-def _features(encoder: FrozenEncoder, tiles: Tensor, depth: Depth) -> Tensor:
-    """Return the features of a few tiles, in full precision."""
-    with torch.inference_mode():
-        return features_of(encoder, encoder.normalise(tiles.to(encoder.mean.device)), [depth])[0].clone()
+class _Kept(L.Callback):
+    """The weights after some epochs, part of the state of a training."""
+
+    def __init__(self, student: Student, epochs: Collection[int]) -> None:
+        self.student, self.epochs = student, epochs
+        self.weights: dict[int, dict[str, dict[str, Tensor]]] = {}
+        self.configs: dict[int, PeftConfig] = {}
+
+    def keep(self, epoch: int) -> None:
+        """Keep them, if this is such an epoch."""
+        if epoch not in self.epochs:
+            return
+        s = self.student
+        parts = {"adapter": get_peft_model_state_dict(s.peft_model), "projector": s.projector.state_dict()}
+        parts["cluster_head"] = s.cluster_head.state_dict()
+        self.weights[epoch] = {
+            kind: {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+            for kind, state in parts.items()
+        }
+        self.configs[epoch] = deepcopy(s.peft_model.active_peft_config)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return them, for Lightning's checkpoint; the configuration as text that can be read without code."""
+        patterns = {epoch: json.dumps(getattr(c, "rank_pattern", None)) for epoch, c in self.configs.items()}
+        return {"weights": self.weights, "patterns": patterns}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them back."""
+        self.weights = dict(state_dict["weights"])
+        for epoch, pattern in state_dict["patterns"].items():
+            self.configs[epoch] = deepcopy(self.student.peft_model.active_peft_config)
+            if hasattr(self.configs[epoch], "rank_pattern"):
+                self.configs[epoch].rank_pattern = json.loads(pattern)  # type: ignore[attr-defined]
+
+
+def _run(
+    student: Student,
+    batches: _Batches,
+    encoder: FrozenEncoder,
+    epochs: int,
+    recipe: Recipe,
+    engine: Engine,
+    callbacks: list[L.Callback],
+    folder: Path | None,
+) -> None:
+    """Train, from the state in `folder` if there is one."""
+    state = None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        state = folder / LAST if (folder / LAST).exists() else None
+        callbacks = [*callbacks, _Checkpoints(folder, engine.checkpoint_minutes)]
+    given = dict(engine.trainer)
+    theirs = given.pop("callbacks", None) or []
+    theirs = list(theirs) if isinstance(theirs, list | tuple) else [theirs]
+    if _ranks.n_ranks() == 1 and "devices" not in given and "accelerator" not in given:
+        given |= {
+            "accelerator": engine.device.type,
+            "devices": 1 if engine.device.index is None else [engine.device.index],
+        }
+    how: dict[str, Any] = {
+        "precision": _PRECISION[engine.precision], "logger": False, "enable_model_summary": False,
+        "enable_progress_bar": engine.progress, "gradient_clip_val": recipe.gradient_clip, **given,
+    }  # fmt: skip
+    encoder.checkpointing = engine.gradient_checkpointing
+    compiled = _compiled(encoder, student.start, student.depth) if engine.compile else []
+    try:
+        with quiet_lightning(), _plain_attention(encoder.model, engine.device):
+            trainer = L.Trainer(
+                max_epochs=epochs, enable_checkpointing=False, accumulate_grad_batches=engine.accumulate,
+                use_distributed_sampler=False, num_sanity_val_steps=0,
+                # last: what a user's callbacks do is done when a state is written
+                callbacks=[*theirs, *callbacks], **how,
+            )  # fmt: skip
+            trainer.fit(student, batches, ckpt_path=None if state is None else str(state), weights_only=state is None)
+    except NotFinite as error:
+        error.last_good = {name: p.detach().cpu().clone() for name, p in student.trained().items()}
+        where = "give `resume=` a folder to have it on disk"
+        if folder is not None:
+            if _ranks.rank() == 0:
+                save_file(dict(error.last_good), folder / "last_good.safetensors")
+            where = f"{folder / 'last_good.safetensors'} has it"
+        error.add_note(f"The state before that step is kept: it is this error's `last_good`; {where}.")
+        raise
+    finally:
+        encoder.checkpointing = False
+        for block in compiled:
+            block._compiled_call_impl = None
+
+
+def _compiled(encoder: FrozenEncoder, start: int, depth: Depth) -> list[Any]:
+    encoder.check_splits()
+    last = encoder.n_blocks if depth is None else max(depth)
+    blocks = list(encoder.model.blocks[start:last])
+    for block in blocks:
+        block.compile(dynamic=False)
+    return blocks
+
+
+def _features(encoder: FrozenEncoder, some: Tensor, depth: Depth, start: int, precision: str) -> Tensor:
+    """Return the features of a few tiles, or of their tokens."""
+    device = encoder.mean.device
+    x = some.to(device)
+    with torch.inference_mode(), autocast(device, precision):
+        x = encoder.normalise(x) if start == 0 else x.float()
+        return features_of(encoder, x, [depth], start)[0].float().clone()
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -13,6 +13,7 @@ from pekasc.tiling._reader import MAX_MEMORY, ImagePyramid, TileReader
 from pekasc.tiling._resample import split_channels
 from pekasc.tiling._stream import (
     ArrayTiles,
+    TilesOfSome,
     TileSource,
     TileStream,
     TileSubset,
@@ -20,6 +21,7 @@ from pekasc.tiling._stream import (
     cached,
     check_temporary_room,
     in_batches,
+    read_ahead,
     read_parts,
 )
 
@@ -35,10 +37,12 @@ __all__ = [
     "TileSpec",
     "TileStream",
     "TileSubset",
+    "TilesOfSome",
     "batches",
     "cached",
     "check_temporary_room",
     "in_batches",
+    "read_ahead",
     "read_parts",
     "split_channels",
 ]

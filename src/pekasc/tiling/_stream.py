@@ -6,10 +6,10 @@ import logging
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from pekasc.tiling._reader import TileReader, check_index
 logger = logging.getLogger(__name__)
 
 _CACHE_STEP_BYTES = 32 * 2**20
+_Part = TypeVar("_Part")
 
 
 class TileSource(Protocol):
@@ -183,24 +184,59 @@ def read_parts(
     source: TileSource, parts: list[np.ndarray], *, prefetch: int = 2
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Iterate over given batches of tiles as :func:`batches` does."""
+    return read_ahead(source.read, parts, prefetch)
+
+
+def read_ahead(
+    read: Callable[[_Part], np.ndarray], parts: Sequence[_Part], prefetch: int = 2
+) -> Iterator[tuple[_Part, np.ndarray]]:
+    """Iterate over parts and what `read` gives for each, reading ahead in one background thread (see `batches`)."""
     if prefetch == 0:
-        return ((part, source.read(part)) for part in parts)
-    return _read_ahead(source, parts, prefetch)
-
-
-def _read_ahead(source: TileSource, parts: list[np.ndarray], prefetch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        yield from ((part, read(part)) for part in parts)
+        return
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pekasc-tiles")
     try:
-        ahead = deque(pool.submit(source.read, part) for part in parts[:prefetch])
+        ahead = deque(pool.submit(read, part) for part in parts[:prefetch])
         for i, part in enumerate(parts):
             tiles = ahead.popleft().result()
             if i + prefetch < len(parts):
-                ahead.append(pool.submit(source.read, parts[i + prefetch]))
+                ahead.append(pool.submit(read, parts[i + prefetch]))
             yield part, tiles
             # the consumer is done with them: nothing here keeps them alive while it waits
             del tiles
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class TilesOfSome:
+    """Some tiles of a source, under the numbers of the whole: those of other processes are not here.
+
+    Parameters
+    ----------
+    source
+        The tiles that are here.
+    index
+        Their numbers in the whole.
+    n
+        Tiles of the whole.
+    """
+
+    def __init__(self, source: TileSource, index: np.ndarray, n: int) -> None:
+        self.source, self.n, self.tile_px = source, n, source.tile_px
+        self._at = np.full(n, -1, dtype=np.int64)
+        self._at[index] = np.arange(len(index))
+        self.reading_order = np.asarray(index)[source.reading_order]
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        """Read tiles, (k, tile_px, tile_px, 3) uint8 in the order asked."""
+        at = self._at[check_index(index, self.n)]
+        if (at < 0).any():
+            raise IndexError(f"Tile {int(np.asarray(index)[at < 0][0])} belongs to another process.")
+        return self.source.read(at)
+
+    def release(self) -> None:
+        """Forget the decoded chunks of the source."""
+        self.source.release()
 
 
 class _TemporaryTiles(ArrayTiles):

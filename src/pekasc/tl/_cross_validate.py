@@ -71,7 +71,7 @@ def cross_validate(
     per_gene: bool = False,
     layer: str | None = None,
     gene_key: str | None = None,
-    blocks: Literal["all"] | int = "all",
+    blocks: Literal["auto", "all"] | int = "auto",
     rank: int | None = None,
     n_clusters: int | None = None,
     n_components: int | None = None,
@@ -80,6 +80,8 @@ def cross_validate(
     kd_weight: float | None = None,
     matching_weight: float | None = None,
     temperature: float | None = None,
+    n_views: int | None = None,
+    patience: int | None = None,
     n_depths: int = _N_DEPTHS,
     batch_size: int = 64,
     device: str = "auto",
@@ -156,6 +158,8 @@ def cross_validate(
     layer, gene_key
         As in :func:`pekasc.tl.fit_adapter`.
     blocks, rank, n_clusters, n_components, epochs, learning_rate, kd_weight, matching_weight, temperature
+        As in :func:`pekasc.tl.fit_adapter`.
+    n_views, patience
         As in :func:`pekasc.tl.fit_adapter`.
     n_depths
         Most blocks whose features ``"frozen-best"`` puts side by side, as long as the held-out error falls.
@@ -246,7 +250,7 @@ def cross_validate(
     recipe = make_recipe(
         None, rank=rank, n_clusters=n_clusters, epochs=epochs, learning_rate=learning_rate,
         kd_weight=kd_weight, matching_weight=matching_weight,
-        temperature=temperature,
+        temperature=temperature, n_views=n_views, patience=patience,
     )  # fmt: skip
     options = Options(
         method=None,

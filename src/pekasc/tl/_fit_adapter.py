@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from spatialdata import SpatialData
 from pekasc._expression import Matrix, counts, gene_names, target_matrix
 from pekasc._keys import ADAPTER, TILES, check_free, check_key, write_uns
 from pekasc._sections import check_table, get_table, section_labels, writable_table
-from pekasc.models import Adapter, Encoder
+from pekasc.models import Adapter, Encoder, _ranks
 from pekasc.models._context import check_radius
 from pekasc.models._embed import autocast, resolve_device
 from pekasc.models._encoders import resolve_encoder
@@ -23,10 +23,13 @@ from pekasc.models._fit import Data, Options, Reader, fit
 from pekasc.models._head_methods import check_head
 from pekasc.models._heads import n_components_for
 from pekasc.models._methods import check_method
+from pekasc.models._profile import Profile
 from pekasc.models._teachers import TEACHERS, Source, Teacher, asked_once
+from pekasc.models._training import Engine, check_trainer
 from pekasc.tl import _inputs
 from pekasc.tl._options import (
     check_context,
+    check_engine,
     check_orientations,
     check_scales,
     make_recipe,
@@ -46,7 +49,7 @@ def fit_adapter(
     teacher: str = "pca",
     checkpoint: str | Path | None = None,
     method: str | PeftConfig | None = "bone",
-    blocks: Literal["all"] | int = "all",
+    blocks: Literal["auto", "all"] | int = "auto",
     depth: int | tuple[int, ...] | None = None,
     train: Any = None,
     groups: str | None = None,
@@ -63,6 +66,8 @@ def fit_adapter(
     kd_weight: float | None = None,
     matching_weight: float | None = None,
     temperature: float | None = None,
+    n_views: int | None = None,
+    patience: int | None = None,
     head: Literal["ridge", "ridge-per-gene", "mlp"] = "ridge",
     context_um: float | None = None,
     scales: Sequence[float] = (1,),
@@ -70,6 +75,14 @@ def fit_adapter(
     batch_size: int = 64,
     device: str = "auto",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    prefix: Literal["fp16", "fp32"] | None = "fp16",
+    store: str | Path | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    accumulate: int = 1,
+    gradient_checkpointing: bool = False,
+    compile: bool = False,
+    resume: str | Path | None = None,
+    checkpoint_minutes: float = 5,
     tile_px: int | None = None,
     mpp: float | None = None,
     images: dict[str, str] | None = None,
@@ -115,7 +128,8 @@ def fit_adapter(
         that its ``target_modules`` names within a block, such as ``["attn.qkv", "mlp.fc1"]``, else to the encoder's
         ``adapter_targets``.
     blocks
-        Adapt all blocks up to `depth`, or the last few of them.
+        Adapt the last few blocks up to `depth`, or ``"all"`` of them. ``"auto"`` is the last four, fewer where training
+        them does not fit the memory that is free, all where an encoder's blocks cannot be run one by one; the log says.
     depth
         Number of blocks after which features are taken, or several, whose features are concatenated; -1 is the last.
         None chooses. Blocks after it do not run.
@@ -144,6 +158,11 @@ def fit_adapter(
         (``min(100, n // 20)``), principal components of teacher and head (``min(256, n - 1, d)``), most epochs to try
         (6), learning rate (3e-4), weight of distillation against structure alignment (0.5), weight of feature
         matching beside both (0), temperature of the distillation (2).
+    n_views
+        Train on so many fixed turns and flips of a tile: 1 (as it is), 2, 4 or 8 (the default; 1 in the preset).
+    patience
+        Inner folds end after so many epochs without a smaller held-out error; epochs are chosen among those that all
+        folds ran. None runs all `epochs`.
     head
         From features to genes, on standardised principal components: ``"ridge"`` with one penalty,
         ``"ridge-per-gene"`` with one for each gene, or ``"mlp"``, a perceptron with two hidden layers.
@@ -163,7 +182,31 @@ def fit_adapter(
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     precision
-        ``"fp32"``, ``"bf16"`` or, on a GPU, ``"fp16"``.
+        ``"fp32"``, ``"bf16"`` or, on a GPU, ``"fp16"``. In half precision the frozen weights are kept in it, without
+        a copy in full; the adapter's stay in full.
+    prefix
+        Blocks before the first adapted one are frozen, so that what they make of a tile is computed once for each view
+        and kept, in half (``"fp16"``) or full precision. None keeps nothing and runs all blocks in every epoch.
+    store
+        Folder for the prefix where it does not fit `max_memory` (a zarr group, as of :func:`pekasc.tl.embed_tiles`; a
+        later call with the same encoder and tiles finds it); a temporary one by default.
+    trainer
+        Arguments that go straight to :class:`lightning.Trainer`, for every training: ``accelerator``, ``devices``,
+        ``strategy``, ``num_nodes``, ``precision``, ``callbacks``, ``logger`` and others. With several devices
+        (``{"devices": 4, "strategy": "ddp"}``, in a script, or processes of ``torchrun`` or a cluster) each process
+        reads and embeds its own part of every section, and a batch is shared among them: the losses are those of one
+        device. The call is made, and returns the same, in every process.
+    accumulate
+        Run every batch in so many parts, one after the other: the same gradients from less memory.
+    gradient_checkpointing
+        Compute blocks again in the backward pass instead of keeping their activations: less memory, more time.
+    compile
+        ``torch.compile`` the trained blocks: pays on a GPU with many tiles, hardly on a CPU.
+    resume
+        Folder for the state of the fit: what is finished, and every few minutes what is not. The same call goes on from
+        there after it was killed, and ends with the same weights. Delete it when the adapter is saved.
+    checkpoint_minutes
+        Minutes between two states of a training.
     tile_px, mpp, images, image_mpp, um_coordinate_system, array
         How to tile, for sections without tiles; see :func:`pekasc.pp.tile`. All sections of the table are tiled, so
         that it can be predicted next; only the tiles of training spots are read.
@@ -176,14 +219,16 @@ def fit_adapter(
     random_state
         Seed of every random number. The same seed gives the same adapter on the same machine.
     max_memory
-        Bytes of tiles to keep in memory (of all scales together), and as many of features; more go to temporary files.
+        Bytes of tiles to keep in memory (of all scales together), as many of features, and as many of the prefix; more
+        go to files.
     progress
         Show progress bars.
 
     Returns
     -------
-    The fitted :class:`pekasc.Adapter`. Writes ``uns["pekasc"][key_added]``, a summary, and what
-    :func:`pekasc.pp.tile` writes if there were no tiles.
+    The fitted :class:`pekasc.Adapter`. Writes ``uns["pekasc"][key_added]``, a summary (with a ``profile``: seconds in
+    reading, encoding, training and head, tiles per second, peak memory), and what :func:`pekasc.pp.tile` writes if
+    there were no tiles.
 
     Raises
     ------
@@ -191,9 +236,14 @@ def fit_adapter(
         If a layer, column, gene, section or the teacher's embedding is not there.
     ValueError
         If counts are needed and there are none, sizes do not fit the training spots, the encoder cannot take the
-        tiles or has no layers to adapt, or genes do not overlap.
+        tiles or has no layers to adapt, or genes do not overlap. If devices are not there, or the folder `resume` is
+        of other settings or data.
+    FloatingPointError
+        If the loss is no number any more: it says at which step, and its ``last_good`` (with `resume`, a file there)
+        holds the trained weights before that.
     OSError
-        If the encoder's weights cannot be fetched or read, or a file of the teacher's checkpoint.
+        If the encoder's weights cannot be fetched or read, or a file of the teacher's checkpoint. If there is no room
+        for the prefix; nothing was trained then.
     ImportError
         If scVI is asked for and not installed.
 
@@ -220,14 +270,17 @@ def fit_adapter(
     recipe = make_recipe(
         preset, rank=rank, n_clusters=n_clusters, epochs=epochs, learning_rate=learning_rate,
         kd_weight=kd_weight, matching_weight=matching_weight,
-        temperature=temperature,
+        temperature=temperature, n_views=n_views, patience=patience,
     )  # fmt: skip
+    trainer_arguments = check_trainer(trainer)
+    check_engine(prefix, accumulate, checkpoint_minutes)
     if n_components is not None:
         n_components = whole("n_components", n_components)
     if preset == "paper" and n_components is None:
         n_components = 256
-    place = resolve_device(device)
+    place = _ranks.launch(trainer_arguments, resolve_device(device))
     autocast(place, precision)
+    profile = Profile()
     table = get_table(sdata, table_name)
     check_table(table)
     check_free(table, key_added, "adapter")
@@ -236,7 +289,7 @@ def fit_adapter(
 
     # only training rows of the matrix are ever read
     candidates = np.flatnonzero(mask)
-    expression = target_matrix(table[candidates], layer, target)
+    expression = target_matrix(table if mask.all() else table[candidates], layer, target)
     asked = None if genes is None else _inputs.wanted_genes(table, names, genes)
     stored = stored_key(table, teacher, checkpoint)
 
@@ -265,7 +318,8 @@ def fit_adapter(
             raise ValueError("No training spot has both a tile and counts.")
         stream, rows = _inputs.tile_stream(training, spec)
         _log_left_out(candidates, keep, rows)
-        expression = expression[np.searchsorted(candidates, rows)]
+        if rows.size < candidates.size:  # no second copy of all counts where all spots are left
+            expression = expression[np.searchsorted(candidates, rows)]
 
         groups = _inputs.default_groups(table, rows) if groups is None else groups
         labels = _inputs.obs_groups(table, groups, rows)
@@ -302,15 +356,21 @@ def fit_adapter(
             if method is not None and not row_of_teacher.fitted:
                 # the same in every fold: once, and before hours of training
                 lessons = asked_once(lessons)
-        tiles, *further = _inputs.cached_scales(stream, training, spec, scales, max_memory)
+        of = section_labels(table)[rows]
+        mine = None
+        if _ranks.n_ranks() > 1:
+            mine = np.flatnonzero(_ranks.owners(of, stream.reading_order) == _ranks.rank())
+        with profile.stage("reading", (rows.size if mine is None else mine.size) * len(scales)):
+            tiles, *further = _inputs.cached_scales(stream, training, spec, scales, max_memory, mine)
         data = Data(
             tiles=tiles,
             further=further,
-            expression=expression[:, predicted],
+            expression=expression if predicted.size == expression.shape[1] else expression[:, predicted],
             genes=[str(name) for name in names[predicted]],
             groups=labels,
-            sections=section_labels(table)[rows],
+            sections=of,
             coords_um=np.concatenate([section.centres_um for section in training]),
+            mine=mine,
         )
         check_radius(data.coords_um, data.sections, context_um)
         options = Options(
@@ -327,7 +387,15 @@ def fit_adapter(
             max_memory=max_memory,
             scales=scales,
             orientations=orientations,
-        )
+            prefix=prefix,
+            store=None if store is None else Path(store),
+            resume=None if resume is None else Path(resume),
+            engine=Engine(
+                place, precision, progress, trainer_arguments, accumulate, gradient_checkpointing, compile,
+                checkpoint_minutes,
+            ),
+            profile=profile,
+        )  # fmt: skip
         adapter = fit(row, spec, data, lessons, options, [Reader(head, context_um)])[0]
     info = {**adapter.info, "target": "log1p(counts per 10,000)" if target == "log1p" else "as stored"}
     adapter = replace(adapter, info=info, trained_on=_inputs.places(training))

@@ -24,7 +24,7 @@ from pekasc._sections import (
     tile_record,
     tiled_sections,
 )
-from pekasc.tiling import PatchReader, TileReader, TileSource, TileSpec, TileStream, cached
+from pekasc.tiling import PatchReader, TileReader, TilesOfSome, TileSource, TileSpec, TileStream, TileSubset, cached
 
 logger = logging.getLogger(__name__)
 
@@ -124,11 +124,22 @@ def further_readers(
 
 
 def cached_scales(
-    stream: TileSource, sections: Sequence[Section], spec: TileSpec, scales: Sequence[float], max_memory: int
+    stream: TileSource,
+    sections: Sequence[Section],
+    spec: TileSpec,
+    scales: Sequence[float],
+    max_memory: int,
+    mine: np.ndarray | None = None,
 ) -> list[TileSource]:
-    """Return the tiles of `stream`, then those of every further scale, read once; together within `max_memory`."""
+    """Return the tiles of `stream`, then those of every further scale, read once; together within `max_memory`.
+
+    With `mine`, numbers of tiles, only those are read and there.
+    """
     sources = [stream, *further_streams(sections, spec, scales)]
-    return [cached(source, max_memory=max(1, max_memory // len(sources))) for source in sources]
+    share = max(1, max_memory // len(sources))
+    if mine is None:
+        return [cached(source, max_memory=share) for source in sources]
+    return [TilesOfSome(cached(TileSubset(source, mine), max_memory=share), mine, source.n) for source in sources]
 
 
 def by_label(values: Any, names: pd.Index, argument: str) -> Any:

@@ -13,6 +13,7 @@ from pekasc.models._choose import Depth
 from pekasc.models._embed import ORIENTATIONS
 from pekasc.models._encoders import depth_tuple
 from pekasc.models._peka import PAPER, Recipe
+from pekasc.models._prefix import KINDS
 from pekasc.tiling import TileSpec
 
 
@@ -21,7 +22,7 @@ def make_recipe(preset: str | None, **changes: Any) -> Recipe:
     if preset not in (None, "paper"):
         raise ValueError(f'`preset={preset!r}` is not known: give "paper" or None.')
     given = {k: v for k, v in changes.items() if v is not None}
-    for name in given.keys() & {"rank", "n_clusters", "epochs"}:
+    for name in given.keys() & {"rank", "n_clusters", "epochs", "n_views", "patience"}:
         given[name] = whole(name, given[name])
     recipe = replace(PAPER if preset else Recipe(), **given)
     for name in ("rank", "epochs", "learning_rate", "temperature"):
@@ -29,6 +30,10 @@ def make_recipe(preset: str | None, **changes: Any) -> Recipe:
             raise ValueError(f"`{name}={getattr(recipe, name)}` must be positive.")
     if not 0 <= recipe.matching_weight < float("inf"):
         raise ValueError(f"`matching_weight={recipe.matching_weight}` must be 0 or a positive number.")
+    if recipe.n_views not in ORIENTATIONS:
+        raise ValueError(f"`n_views={recipe.n_views}` must be one of {list(ORIENTATIONS)}.")
+    if recipe.patience is not None and recipe.patience < 1:
+        raise ValueError(f"`patience={recipe.patience}` must be positive, or None to run all epochs.")
     if not 0 <= recipe.kd_weight <= 1:
         raise ValueError(f"`kd_weight={recipe.kd_weight}` must lie between 0 and 1.")
     return recipe
@@ -39,6 +44,16 @@ def whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"`{name}` must be a whole number, got {value!r}.")
     return int(value)
+
+
+def check_engine(prefix: Any, accumulate: Any, checkpoint_minutes: Any) -> None:
+    """Check how a training is to run."""
+    if prefix is not None and prefix not in KINDS:
+        raise ValueError(f"`prefix={prefix!r}` is not known: give one of {list(KINDS)}, or None to keep nothing.")
+    if whole("accumulate", accumulate) < 1:
+        raise ValueError(f"`accumulate={accumulate}` must be positive.")
+    if not isinstance(checkpoint_minutes, Real) or not 0 <= float(checkpoint_minutes) < float("inf"):
+        raise ValueError(f"`checkpoint_minutes={checkpoint_minutes!r}` must be a number of minutes, 0 or more.")
 
 
 def check_context(context_um: Any) -> None:

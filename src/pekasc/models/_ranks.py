@@ -1,0 +1,118 @@
+"""Several processes, each with a device: who has which tiles, and how results come together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+_T = TypeVar("_T")
+_REDUCED = 2**26  # numbers in one message
+_PLACES = ("accelerator", "devices", "strategy", "num_nodes", "plugins")
+
+
+def launch(trainer: Mapping[str, Any], device: torch.device) -> torch.device:
+    """Start the processes that Lightning's arguments ask for; return this process's device.
+
+    As with Lightning's own strategies, a script is run again for every further device; processes that ``torchrun`` or
+    a cluster started are found. With one device nothing is started.
+
+    Parameters
+    ----------
+    trainer
+        Arguments of :class:`lightning.Trainer`.
+    device
+        Where there is one device, and `trainer` names none.
+
+    Raises
+    ------
+    ValueError
+        If the devices are not there, or the strategy starts processes in a way that cannot be joined here.
+    """
+    asked = {name: trainer[name] for name in _PLACES if name in trainer}
+    if not asked:
+        return device
+    if "accelerator" not in asked:
+        asked["accelerator"] = "auto" if "devices" in asked and device.type != "cpu" else device.type
+    asked.setdefault("devices", 1 if device.index is None else [device.index])
+    try:
+        fabric = L.Fabric(**asked)
+        fabric.launch()
+    except TypeError as error:
+        if "launch" not in str(error):
+            raise
+        raise ValueError(
+            f"`trainer`: strategy={asked.get('strategy', 'auto')!r} forks or spawns processes in the middle of a call. "
+            'Run a script (`python script.py` or `torchrun script.py`) with strategy="ddp", or take one device here.'
+        ) from error
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        n = torch.cuda.device_count()
+        there = f"{n} CUDA device{'s' if n > 1 else ''}" if n else "the CPU"
+        raise ValueError(f"`trainer={asked}` cannot be had: {error} Available: {there}.") from error
+    return fabric.device
+
+
+def n_ranks() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if _several() else 1
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return dist.get_rank() if _several() else 0
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def owners(sections: np.ndarray, reading_order: np.ndarray) -> np.ndarray:
+    """Return the process that has each tile, (n,): of every section each process has one stretch of the reading order.
+
+    So each reads only its part of an image, and all have as much to do whichever sections a fold leaves out.
+    """
+    out = np.zeros(len(sections), dtype=np.int64)
+    for section in np.unique(sections):
+        rows = reading_order[sections[reading_order] == section]
+        out[rows] = np.arange(len(rows)) * n_ranks() // len(rows)
+    return out
+
+
+def agreed(value: _T) -> _T:
+    """Return what the first process has: choices must be the same in all, whatever their machines round to."""
+    if not _several():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if _several():
+        dist.barrier()
+
+
+def summed(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum over processes."""
+    if _several():
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def gathered(values: np.ndarray, device: torch.device) -> np.ndarray:
+    """Fill in, in place, the rows that other processes have; every row is 0 in all but one."""
+    if _several():
+        step = max(1, _REDUCED // max(1, values.shape[1]))
+        for start in range(0, len(values), step):
+            part = torch.from_numpy(np.ascontiguousarray(values[start : start + step]))
+            part = part.to(device) if dist.get_backend() == "nccl" else part
+            dist.all_reduce(part)
+            values[start : start + step] = part.cpu().numpy()
+    return values
