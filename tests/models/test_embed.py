@@ -88,13 +88,13 @@ def test_features_are_the_mean_over_orientations(encoder: FrozenEncoder, tiles: 
 def test_depths_in_one_pass(encoder: FrozenEncoder, tiles: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     single = {d: embed(encoder, ArrayTiles(tiles), [d], batch_size=11, device=CPU)[d] for d in ((1,), (3,), None)}
     calls: list[int] = []
-    forward = encoder.model.forward_intermediates
+    forward = encoder.forward
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(encoder.model, "forward_intermediates", counted)
+    monkeypatch.setattr(encoder, "forward", counted)
     depths = [(3,), (1,), (3, 1), None]
     several = embed(encoder, ArrayTiles(tiles), depths, batch_size=11, device=CPU)
     assert len(calls) == 1

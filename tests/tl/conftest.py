@@ -82,7 +82,8 @@ def bits(adapter: pk.Adapter) -> dict[str, bytes]:
     head = adapter.head
     arrays = {"coef": head.coef, "intercept": head.intercept, "mean": head.projection.mean,
               "scale": head.projection.scale, "components": head.projection.components,
-              "scores": adapter.gene_scores.to_numpy(), "history": adapter.history.drop(columns="held_out").to_numpy(),
+              "scores": adapter.gene_scores.to_numpy(),
+              "history": adapter.history.drop(columns=["held_out", "peak_memory"]).to_numpy(),
               "errors": adapter.selection["error"].to_numpy(), **adapter.trained_on}  # fmt: skip
     arrays |= {f"{kind}.{name}": t.numpy() for kind, state in adapter.weights.items() for name, t in state.items()}
     return {name: np.ascontiguousarray(array).tobytes() for name, array in arrays.items()}

@@ -130,7 +130,8 @@ def test_feature_matching_is_part_of_the_loss(tiled: SpatialData) -> None:
 def test_what_is_kept(tiled: SpatialData) -> None:
     adapter = pk.tl.fit_adapter(tiled, **SMALL, groups="patient")
     history = adapter.history
-    assert list(history.columns) == ["fold", "held_out", "epoch", "loss", "kd", "sa", "matching", "val_error"]
+    losses = ["loss", "kd", "sa", "matching"]
+    assert list(history.columns) == ["fold", "held_out", "epoch", *losses, "val_error", "peak_memory"]
     inner = history[history["fold"] >= 0]
     assert sorted(set(inner["held_out"])) == ["P1", "P2"] and sorted(set(inner["epoch"])) == [0, 1]
     assert inner["val_error"].notna().all() and inner.loc[inner["epoch"] > 0, ["loss", "kd", "sa"]].notna().all(

@@ -54,7 +54,7 @@ class Adapter:
         Per gene on held-out training groups, index gene: ``pearson`` (mean over their sections), ``n_sections``.
     history
         One row per epoch and fold: ``fold`` (-1 is the final fit), ``held_out``, ``epoch``, ``loss``, ``kd``, ``sa``,
-        ``matching`` (feature matching; NaN where it is no part of the loss), ``peak_memory`` (bytes: allocated on a GPU,
+        ``matching`` (feature matching; NaN where no part of the loss), ``peak_memory`` (bytes: allocated on a GPU,
         of the whole process so far on the CPU), ``val_error`` (squared error on held-out groups over the mean
         predictor's).
     selection

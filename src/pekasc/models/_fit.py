@@ -599,7 +599,7 @@ def _correlations(head: Head, x: np.ndarray, y: Matrix) -> np.ndarray:
     return np.concatenate([pearson(head.predict(x, part), dense(y[:, part])) for part in parts])
 
 
-_COLUMNS = ["fold", "held_out", "epoch", "loss", "kd", "sa", "matching", "peak_memory", "val_error"]
+_COLUMNS = ["fold", "held_out", "epoch", "loss", "kd", "sa", "matching", "val_error", "peak_memory"]
 
 
 def _history_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:

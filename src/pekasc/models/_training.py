@@ -162,6 +162,8 @@ class _Batches:
         return self.inputs.read(self.index[rows], views)
 
     def __iter__(self) -> Iterator[_Batch]:
+        if self.batch == len(self):  # who knows the length does not ask for more than that
+            self.epoch, self.batch = self.epoch + 1, 0
         plan = self._plan()[self.batch :]
         for (rows, _, n, n_all), found in read_ahead(self._read, plan):
             x = torch.from_numpy(found)
@@ -169,7 +171,6 @@ class _Batches:
                 x = x.pin_memory()  # from there a GPU copies while it computes
             self.batch += 1
             yield x, torch.from_numpy(rows), n, n_all
-        self.epoch, self.batch = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return where this is, for Lightning's checkpoint."""
