@@ -6,12 +6,17 @@ import argparse
 import json
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from spatialdata import SpatialData
 
+import pekasc as pk
+from pekasc._expression import dense, log1p_cp10k
+from pekasc.models._scores import pearson
 from pekasc.tl._gene_sets import choose_gene_sets
 from pekasc.tl._inputs import expressed_genes
 
@@ -74,3 +79,52 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(arguments.threads)
     return arguments
+
+
+@dataclass
+class Split:
+    """Tiled sections of one split, each side an object of its own, and the genes that the training sections choose."""
+
+    name: str
+    training: SpatialData
+    test: SpatialData
+    genes: list[str]
+    sets: dict[str, np.ndarray]  # places in `genes`
+
+    def score(self, adapter: pk.Adapter) -> dict[str, float]:
+        """Return the mean Pearson correlation of every gene set over the spots of each test section, mean of those."""
+        pk.tl.predict_expression(self.test, adapter, progress=False)
+        predicted = pk.get.expression(self.test, layer="peka")[:, self.genes]
+        return self.score_of(np.asarray(predicted.X))
+
+    def score_of(self, predicted: np.ndarray) -> dict[str, float]:
+        """Return the same for predictions of the test spots, spots x ``genes``."""
+        table = self.test["table"]
+        measured = dense(log1p_cp10k(table))[:, table.var_names.get_indexer(self.genes)]
+        sections = table.obs["section"].astype(str).to_numpy()
+        of = [np.nan_to_num(pearson(predicted[sections == s], measured[sections == s])) for s in np.unique(sections)]
+        return {name: float(np.mean([r[at].mean() for r in of])) for name, at in self.sets.items()}
+
+
+def load_split(path: Path, name: str, tile_px: int = 112, mpp: float = 1.0) -> Split:
+    """Return one of ``ALL_FOLDS``, tiled."""
+    train, test = ALL_FOLDS[name]
+    sides = []
+    for sections in (train, test):
+        sdata = pk.datasets.her2st(tuple(sections), path=path)
+        pk.pp.tile(sdata, tile_px=tile_px, mpp=mpp)
+        sides.append(sdata)
+    table = sides[0]["table"]
+    sections = table.obs["section"].astype(str).to_numpy()
+    mpps = table.uns["pekasc"]["image_mpp"]
+    scale = np.array([mpps[f"{section}_he"] for section in sections])
+    coords = np.asarray(table.obsm["spatial"]) * scale[:, None]
+    names = [str(gene) for gene in table.var_names]
+    log = dense(log1p_cp10k(table))
+    _, union, sets = chosen_genes(log, names, coords, sections)
+    return Split(name, sides[0], sides[1], [names[i] for i in union], sets)
+
+
+def vits(weights: Path) -> pk.models.Encoder:
+    """Return the ViT-S/14 of the benchmarks."""
+    return pk.models.Encoder("vit_small_patch14_dinov2", weights=str(weights), key="vits14")
