@@ -218,12 +218,11 @@ class Student(L.LightningModule):
         super().__init__()
         self.encoder, self.depth, self.recipe, self.cluster_head = encoder, depth, recipe, lesson.head
         self.start, self.parts = start, 1
-        self.teacher: Tensor
-        self.labels: Tensor
-        self.sums: Tensor
-        self.step: Tensor
-        self.register_buffer("teacher", lesson.embedding, persistent=False)
-        self.register_buffer("labels", lesson.labels, persistent=False)
+        # no buffers: several processes would send them to one another before every step
+        self.teacher, self.labels = lesson.embedding, lesson.labels
+        # sums over rows of loss, distillation, structure, matching, and their number: of the epoch, and of this step.
+        # They stay on the device, for a GPU that is asked for a number waits for it
+        self.sums, self.step = torch.zeros(5), torch.zeros(5)
         device = encoder.mean.device
         tile = torch.zeros(1, 3, encoder.tile_px, encoder.tile_px, device=device)
         with torch.no_grad(), autocast(device, precision):
@@ -231,12 +230,13 @@ class Student(L.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random_state)
             self.projector = projector(width, lesson.embedding.shape[1])
-        # sums over rows of loss, distillation, structure, matching, and their number; on the device, for a GPU that is
-        # asked for a number waits for it
-        self.register_buffer("sums", torch.zeros(5, dtype=torch.float32), persistent=False)
-        self.register_buffer("step", torch.zeros(5, dtype=torch.float32), persistent=False)
         self.allocate: Callable[[int], None] | None = None
         self.peft_model: Any = None
+
+    def on_fit_start(self) -> None:
+        """Bring what is no part of the model to the device."""
+        for name in ("teacher", "labels", "sums", "step"):
+            setattr(self, name, getattr(self, name).to(self.device))
 
     def training_step(self, batch: _Batch, batch_idx: int) -> Tensor:
         """Return the loss of this process's part of a batch, such that the gradients' mean is the whole batch's."""
@@ -253,6 +253,8 @@ class Student(L.LightningModule):
         if n:
             parts = torch.stack([part.detach().float() for part in (loss, kd, sa, matching, torch.ones_like(loss))])
             self.step += parts * n
+            if self._trainer is not None:  # for the user's loggers and callbacks
+                self.log_dict(dict(zip(("loss", "kd", "sa"), parts, strict=False)), batch_size=n)
         return loss * (n / n_all * self.parts * _ranks.n_ranks())
 
     def configure_gradient_clipping(
@@ -284,11 +286,6 @@ class Student(L.LightningModule):
                 trained = [p for g in optimizer.param_groups for p in g["params"]]
                 torch.nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let a method that moves rank between layers do so, while the gradients are there."""
-        if self.allocate is not None and (batch_idx + 1) % self.parts == 0:
-            self.allocate(self.global_step)
-
     def trained(self) -> dict[str, Tensor]:
         """Return the parameters that are trained, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
@@ -311,7 +308,7 @@ class Student(L.LightningModule):
         torch.set_rng_state(ours["rng"].cpu())
         if "rng_cuda" in ours:
             torch.cuda.set_rng_state(ours["rng_cuda"].cpu())
-        self.sums.copy_(ours["sums"])
+        self.sums = ours["sums"].to(self.device)
         if "allocator" in ours:
             allocator = self.peft_model.base_model.rankallocator
             for name in _ALLOCATOR:
@@ -339,6 +336,17 @@ class NotFinite(FloatingPointError):
     last_good: Mapping[str, Tensor]
 
 
+class _Allocation(L.Callback):
+    """Let a method that moves rank between layers do so, while the gradients are there.
+
+    A callback, for those come before a module's own hooks, and the state that is written has to have it.
+    """
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if pl_module.allocate is not None and (batch_idx + 1) % pl_module.parts == 0:
+            pl_module.allocate(trainer.global_step)
+
+
 class _History(L.Callback):
     """Collect the mean losses of every epoch, and what `on_epoch` measures after it; end when it says so."""
 
@@ -354,6 +362,7 @@ class _History(L.Callback):
         row = {"epoch": epoch, "loss": loss, "kd": kd, "sa": sa, "matching": matching}
         row["peak_memory"] = peak_memory(pl_module.device)
         row["val_error"] = self.on_epoch(epoch)
+        pl_module.log("val_error", row["val_error"], sync_dist=_ranks.n_ranks() > 1)
         self.rows.append(row)
         if self.stop(epoch):
             trainer.should_stop = True
@@ -374,15 +383,14 @@ class _Checkpoints(L.Callback):
         self.file, self.seconds, self._last = folder / LAST, 60 * minutes, time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (batch_idx + 1) % pl_module.parts:
-            return  # gradients of a part of a batch are no state to go on from
-        if _ranks.agreed(time.monotonic() - self._last >= self.seconds):
-            self.write(trainer)
-
-    def write(self, trainer: L.Trainer) -> None:
-        """Write it now."""
+        # gradients of a part of a batch are no state to go on from. Nor is the end of an epoch: Lightning's own steps
+        # there (the schedule of the learning rate) come after all hooks
+        if (batch_idx + 1) % pl_module.parts or trainer.is_last_batch:
+            return
+        if not _ranks.agreed(time.monotonic() - self._last >= self.seconds):
+            return
         partial = self.file.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
+        trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
             os.replace(partial, self.file)
         self._last = time.monotonic()
@@ -571,7 +579,7 @@ def train_student(
         if epochs:
             own = engine.accumulate
             batches = _Batches(inputs, index, mine, recipe, own, random_state, engine.device)
-            _run(student, batches, encoder, epochs, recipe, engine, [history, kept], folder)
+            _run(student, batches, encoder, epochs, recipe, engine, [_Allocation(), history, kept], folder)
     if not _same(features(), frozen):
         raise ValueError(
             f"The adapter {method_name(config)!r} left the encoder changed: its initialisation rewrites frozen "

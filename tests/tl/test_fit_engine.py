@@ -1,0 +1,268 @@
+"""How a fit runs: devices, processes, states on disk, profile. What it learns does not depend on it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import load_file
+from spatialdata import SpatialData
+
+import pekasc as pk
+
+Bits = Callable[[pk.Adapter], dict[str, bytes]]
+SMALL: dict[str, Any] = {
+    "epochs": 2, "depth": 4, "blocks": 2, "device": "cpu", "progress": False, "groups": "patient", "rank": 16,
+}  # fmt: skip
+SCRIPT = """
+import json, os, sys
+import torch
+torch.set_num_threads(1)
+import pekasc as pk
+options, out = json.loads(sys.argv[1]), sys.argv[2]
+sdata = pk.datasets.phantom(n_patients=2, size_um=700, mpp=1.0, n_genes=24)
+pk.pp.tile(sdata, tile_px=56, mpp=2.0)
+# the published way always trains, so that there is something to compare
+adapter = pk.tl.fit_adapter(
+    sdata, preset="paper", epochs=3, depth=4, blocks=2, rank=16, n_clusters=4, n_components=10, n_views=4,
+    learning_rate=1e-3, device="cpu", progress=False, groups="patient", **options,
+)
+if os.environ.get("LOCAL_RANK", "0") == "0":
+    adapter.history.to_csv(out + ".csv")
+    adapter.save(out)
+print("done", os.environ.get("LOCAL_RANK"), adapter.history["loss"].iloc[-1])
+"""
+
+
+def script(folder: Path) -> Path:
+    path = folder / "fit_it.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def run(folder: Path, name: str, options: dict[str, Any], **kwargs: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, str(script(folder)), json.dumps(options), str(folder / name)]
+    env = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
+    env |= {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=env, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, out
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a fit in one process that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("alone")
+    finished(run(folder, "adapter", {}))
+    return folder
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return {
+        **load_file(folder / "adapter" / "adapter_model.safetensors"),
+        **load_file(folder / "adapter" / "heads.safetensors"),
+    }
+
+
+def test_two_processes_learn_what_one_learns(alone: Path, tmp_path: Path) -> None:
+    trainer = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
+    out = finished(run(tmp_path, "adapter", {"trainer": trainer}))
+    assert "done 0" in out and "done 1" in out
+    one, two = (pd.read_csv(folder / "adapter.csv") for folder in (alone, tmp_path))
+    columns = ["fold", "epoch", "loss", "kd", "sa"]
+    np.testing.assert_allclose(two[columns], one[columns], atol=1e-4)
+    np.testing.assert_allclose(two["val_error"], one["val_error"], atol=1e-4)
+    first, second = weights(alone), weights(tmp_path)
+    assert first.keys() == second.keys()
+    for name in first:
+        if "miss" in name:
+            np.testing.assert_allclose(second[name], first[name], atol=1e-4)
+
+
+def test_killed_and_resumed_ends_with_the_same_bits(alone: Path, tmp_path: Path) -> None:
+    options = {"resume": str(tmp_path / "state"), "checkpoint_minutes": 0}
+    kills = 0
+    # in the first fold, the second, and the last fit
+    for wanted in ("fold-0/last.ckpt", "fold-1/epoch-3.npy", "final/last.ckpt"):
+        process = run(tmp_path, "adapter", options)
+        while process.poll() is None and not (tmp_path / "state" / wanted).exists():
+            time.sleep(0.002)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.communicate()
+    assert kills >= 2
+    assert not (tmp_path / "adapter").exists()
+    finished(run(tmp_path, "adapter", options))
+    first, second = weights(alone), weights(tmp_path)
+    assert all(first[name].tobytes() == second[name].tobytes() for name in first)
+    drop = ["peak_memory"]
+    one, two = (pd.read_csv(folder / "adapter.csv").drop(columns=drop) for folder in (alone, tmp_path))
+    pd.testing.assert_frame_equal(one, two)
+
+
+def test_resume_finds_what_is_finished(
+    tiled: SpatialData, tmp_path: Path, all_bits: Bits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state"
+    plain = pk.tl.fit_adapter(tiled, **SMALL)
+    first = pk.tl.fit_adapter(tiled, resume=state, **SMALL)
+    monkeypatch.setattr("pekasc.models._fit.choose", lambda *args: pytest.fail("chosen again"))
+    monkeypatch.setattr("pekasc.models._fit.train_student", _only_final())
+    second = pk.tl.fit_adapter(tiled, resume=state, **SMALL)
+    assert all_bits(first) == all_bits(plain) == all_bits(second)
+
+
+def _only_final() -> Any:
+    from pekasc.models import _fit
+
+    original = _fit.train_student
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        assert kwargs["folder"].name == "final"
+        return original(*args, **kwargs)
+
+    return called
+
+
+def test_a_state_of_other_settings_is_refused(tiled: SpatialData, tmp_path: Path) -> None:
+    pk.tl.fit_adapter(tiled, resume=tmp_path / "state", **SMALL)
+    with pytest.raises(
+        ValueError, match=r"state of a fit with other settings or data \(random_state: 0 there, 1 now\)"
+    ):
+        pk.tl.fit_adapter(tiled, resume=tmp_path / "state", random_state=1, **SMALL)
+    with pytest.raises(ValueError, match=r"other settings or data \(recipe: .* there, .* now\)"):
+        pk.tl.fit_adapter(tiled, resume=tmp_path / "state", learning_rate=1e-3, **SMALL)
+    tiled["table"].X[0, 0] += 1
+    with pytest.raises(ValueError, match=r"other settings or data \(.*expression: "):
+        pk.tl.fit_adapter(tiled, resume=tmp_path / "state", **SMALL)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"holds no state of a fit \(settings.json is missing\)"):
+        pk.tl.fit_adapter(tiled, resume=tmp_path / "mine", **SMALL)
+    with pytest.raises(ValueError, match=r"is a file: give a folder"):
+        pk.tl.fit_adapter(tiled, resume=tmp_path / "mine" / "thesis.tex", **SMALL)
+    (tmp_path / "state" / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"is damaged: settings.json is no JSON.*Delete the folder"):
+        pk.tl.fit_adapter(tiled, resume=tmp_path / "state", **SMALL)
+
+
+@pytest.mark.parametrize("kind", ["fp16", "fp32", None])
+def test_the_prefix_changes_little_and_its_place_nothing(
+    tiled: SpatialData, all_bits: Bits, tmp_path: Path, kind: Any
+) -> None:
+    adapter = pk.tl.fit_adapter(tiled, prefix=kind, **SMALL)
+    whole = pk.tl.fit_adapter(tiled, prefix=None, **SMALL)
+    on_disk = pk.tl.fit_adapter(tiled, prefix=kind, store=tmp_path / "p.zarr", max_memory=1, **SMALL)
+    assert all_bits(on_disk) == all_bits(adapter)
+    assert (tmp_path / "p.zarr").exists() == (kind is not None)
+    atol = {"fp16": 0.05, "fp32": 1e-3, None: 0}[kind]
+    np.testing.assert_allclose(adapter.history["loss"], whole.history["loss"], atol=atol)
+
+
+def test_blocks_auto_says_what_it_chose(
+    tiled: SpatialData, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    options = {**SMALL, "blocks": "auto", "depth": 6, "epochs": 1}
+    adapter = pk.tl.fit_adapter(tiled, **options)
+    assert adapter.info["blocks"] == 4
+    assert 'blocks="auto": the last 4 of 6; training one takes about' in caplog.text
+    assert "Frozen prefix of 2 blocks" in caplog.text
+    monkeypatch.setattr("pekasc.models._auto.memory_at_hand", lambda device: 1)
+    little = pk.tl.fit_adapter(tiled, **options)
+    assert little.info["blocks"] == 1
+    assert "Training even one block may not fit: `accumulate=`" in caplog.text
+
+
+def test_patience_ends_folds_early(tiled: SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {**SMALL, "epochs": 5}
+    errors = {0: 1.0, 1: 0.5, 2: 0.9, 3: 0.1, 4: 0.1, 5: 0.1}
+    asked: list[int] = []
+
+    def measured(features: Any, y: Any, folds: Any, n: Any) -> np.ndarray:
+        epoch = 0 if not asked else asked.pop(0)
+        return np.full((1, 16), errors[epoch])
+
+    monkeypatch.setattr("pekasc.models._fit.held_out_errors", measured)
+    for patience, ran, chosen in ((1, 2, 1), (None, 5, 3), (2, 5, 3)):
+        asked[:] = [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
+        if patience == 1:
+            asked[:] = [0, 1, 2, 0, 1, 2]
+        adapter = pk.tl.fit_adapter(tiled, patience=patience, **options)
+        inner = adapter.history[adapter.history["fold"] >= 0]
+        assert inner.groupby("fold")["epoch"].max().tolist() == [ran, ran]
+        assert adapter.info["epochs"] == chosen
+
+
+def test_the_profile_adds_up(tiled: SpatialData) -> None:
+    start = time.perf_counter()
+    adapter = pk.tl.fit_adapter(tiled, **SMALL)
+    whole = time.perf_counter() - start
+    profile = adapter.info["profile"]
+    assert list(profile["seconds"]) == ["reading", "encoding", "training", "head"]
+    assert all(seconds > 0 for seconds in profile["seconds"].values())
+    assert 0.4 * whole < sum(profile["seconds"].values()) <= whole
+    assert profile["tiles_per_second"]["training"] > 0 and profile["peak_memory"] > 10**8
+    assert "profile     reading " in repr(adapter) and " tiles/s)" in repr(adapter)
+    assert tiled["table"].uns["pekasc"]["adapter"]["profile"] == profile
+    trained = adapter.history[adapter.history["epoch"] > 0]
+    assert (trained["peak_memory"] > 10**8).all()
+    frozen = pk.tl.fit_adapter(tiled, method=None, device="cpu", progress=False)
+    assert frozen.info["profile"]["seconds"]["training"] == 0
+
+
+def test_precision_of_half_trains_and_predicts(tiled: SpatialData) -> None:
+    full = pk.tl.fit_adapter(tiled, **SMALL)
+    half = pk.tl.fit_adapter(tiled, precision="bf16", **SMALL)
+    np.testing.assert_allclose(half.history["loss"], full.history["loss"], rtol=0.1)
+    pk.tl.predict_expression(tiled, half, device="cpu", progress=False)
+    assert np.isfinite(tiled["table"].layers["peka"]).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"trainer": {"accelerator": "gpu", "devices": 7}}, ValueError, r"cannot be had: .*Available: "),
+        ({"trainer": {"devices": 0, "accelerator": "cpu"}}, ValueError, r"cannot be had: "),
+        (
+            {"trainer": {"devices": 2, "accelerator": "cpu", "strategy": "ddp_spawn"}},
+            ValueError,
+            r"forks or spawns.*\"ddp\"",
+        ),
+        ({"trainer": {"epochs": 2}}, TypeError, r"knows no \['epochs'\]"),
+        ({"prefix": "int8"}, ValueError, r"`prefix='int8'` is not known.*fp16.*None"),
+        ({"n_views": 3}, ValueError, r"`n_views=3` must be one of \[1, 2, 4, 8\]"),
+        ({"patience": 0}, ValueError, r"`patience=0` must be positive"),
+        ({"accumulate": 0}, ValueError, r"`accumulate=0` must be positive"),
+        ({"checkpoint_minutes": -1}, ValueError, r"`checkpoint_minutes=-1` must be a number of minutes"),
+        ({"blocks": "some"}, ValueError, r"`blocks='some'` does not fit.*\"auto\", \"all\" or 1 to"),
+    ],
+)
+def test_what_cannot_run_is_refused(
+    tiled: SpatialData, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    if "gpu" in str(options) and torch.cuda.device_count() >= 7:
+        pytest.skip("seven GPUs are there")
+    before = set(tiled["table"].uns["pekasc"])
+    with pytest.raises(error, match=message):
+        pk.tl.fit_adapter(tiled, **{**SMALL, **options})
+    assert set(tiled["table"].uns["pekasc"]) == before
