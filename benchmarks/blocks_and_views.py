@@ -22,11 +22,9 @@ CONFIGS = {
     "frozen": {"method": None},
     "all blocks, 8 views": {"blocks": "all"},
     "last 4, 8 views": {"blocks": 4},
-    "last 4, 8 views, patience 1": {"blocks": 4, "patience": 1},
-    "last 4, 2 views, patience 1": {"blocks": 4, "n_views": 2, "patience": 1},
-    "last 2, 8 views, patience 1": {"blocks": 2, "patience": 1},
-    "last 2, 2 views, patience 1": {"blocks": 2, "n_views": 2, "patience": 1},
-    "last 1, 8 views, patience 1": {"blocks": 1, "patience": 1},
+    "last 4, 8 views, patience 2": {"blocks": 4, "patience": 2},
+    "last 4, 2 views, patience 2": {"blocks": 4, "n_views": 2, "patience": 2},
+    "last 2, 8 views, patience 2": {"blocks": 2, "patience": 2},
 }
 
 

@@ -107,7 +107,12 @@ def test_a_prefix_on_disk_is_the_one_in_memory(
     # a second call computes nothing; one of other tiles or another block does
     counted: list[int] = []
     tokens = encoder.tokens
-    monkeypatch.setattr(encoder, "tokens", lambda x, n: counted.append(len(x)) or tokens(x, n))
+
+    def count(x: torch.Tensor, n: int) -> torch.Tensor:
+        counted.append(len(x))
+        return tokens(x, n)
+
+    monkeypatch.setattr(encoder, "tokens", count)
     make_prefix(encoder, TILES, np.arange(22), plan(2, max_memory=1, store=tmp_path / "p.zarr"))
     assert sum(counted) == 1  # the shape
     other = ArrayTiles(TILES.array ^ 1)
