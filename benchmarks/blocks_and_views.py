@@ -63,7 +63,11 @@ def table(rows: pd.DataFrame) -> str:
         of = rows[rows["config"] == label].set_index("split").reindex(ALL_FOLDS)
         cells = [f"{s:.4f} ({g:+.1f} %)" for s, g in zip(of["score"], of["gain"], strict=True)]
         epochs = ", ".join("" if np.isnan(e) else f"{e:.0f}" for e in of["epochs"])
-        lines.append(f"| {label} | " + " | ".join(cells) + f" | {of['gain'].mean():+.1f} % | {of['seconds'].mean():.0f} | {epochs} |")
+        lines.append(
+            f"| {label} | "
+            + " | ".join(cells)
+            + f" | {of['gain'].mean():+.1f} % | {of['seconds'].mean():.0f} | {epochs} |"
+        )
     return "\n".join(lines)
 
 
