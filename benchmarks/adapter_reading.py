@@ -26,7 +26,8 @@ from pekasc.models._choose import choose
 from pekasc.models._folds import inner_folds
 from pekasc.models._methods import make_config, target_layers
 from pekasc.models._peka import Recipe
-from pekasc.models._training import train_student
+from pekasc.models._prefix import TileInputs
+from pekasc.models._training import Engine, train_student
 from pekasc.tiling import ArrayTiles
 from transfer_ideas import Idea, Spots, lesson, scores
 
@@ -63,8 +64,9 @@ def run(spots: Spots, far_tiles: np.ndarray, split: str) -> list[dict[str, Any]]
         return float("nan")
 
     train_student(
-        spots.encoder, depth, config, ArrayTiles(spots.tiles.numpy()), rows, lesson(spots, Idea(), rows, expressed),
-        recipe=recipe, epochs=EPOCHS, device=CPU, precision="bf16", random_state=0, progress=False, on_epoch=after,
+        spots.encoder, depth, config, TileInputs(ArrayTiles(spots.tiles.numpy())), rows,
+        lesson(spots, Idea(), rows, expressed), recipe=recipe, epochs=EPOCHS, engine=Engine(CPU, "bf16", progress=False),
+        random_state=0, mine=np.ones(len(spots.tiles), dtype=bool), on_epoch=after,
     )  # fmt: skip
     out = []
     for views in ("", " views"):

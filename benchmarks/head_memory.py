@@ -2,8 +2,9 @@
 
     python benchmarks/head_memory.py [--tiles 206123] [--genes 18000] [--features 256] [--density 0.08] [--threads 2]
 
-Counts are drawn, sparse (CSR, float32), in 50 sections; what is measured is the process: the counts themselves, held-out
-choice of the penalty over three folds, correlations of every gene on held-out sections, and the last fit. As dense float32, expression alone would take 14.8 GB.
+Counts are drawn, sparse (CSR, float32), in 50 sections; what is measured is the process: the counts themselves,
+held-out choice of the penalty over three folds, correlations of every gene on held-out sections, and the last fit. As dense
+float32, expression alone would take 14.8 GB.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from scipy import sparse
 
 from _machine import machine
-from pekasc.models._fit import _correlations
+from pekasc.models._fit_result import correlations_of
 from pekasc.models._folds import InnerFold
 from pekasc.models._head_methods import FoldData, check_head, fit_rows
 
@@ -71,14 +72,14 @@ def main() -> None:
         head = fit_rows("ridge", part, None, alpha, 0)
         for one in np.unique(section[part.fold.held_out]):
             rows = np.flatnonzero(section == one)
-            scores.append(_correlations(head, x[rows], y[rows]))
+            scores.append(correlations_of(head, x[rows], y[rows]))
     scored = time.perf_counter() - start - chosen
     check_head("ridge").fit(x, y, None, alpha, 0)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(
-        f"{a.tiles} tiles x {a.genes} genes x {a.features} features, {a.density:.0%} of counts above 0: peak {peak:.2f} "
-        f"GB, of it {stored:.2f} GB counts and features ({before:.2f} GB with the packages). {seconds:.0f} s: penalty "
+        f"{a.tiles} tiles x {a.genes} genes x {a.features} features, {a.density:.0%} of counts above 0: peak "
+        f"{peak:.2f} GB, of it {stored:.2f} GB counts and features ({before:.2f} GB with the packages). {seconds:.0f} s: penalty "
         f"{chosen:.0f} s (alpha {alpha:.3g}), correlations {scored:.0f} s (mean {np.nanmean(scores):.3f}). "
         f"{a.threads} threads. {machine()}"
     )

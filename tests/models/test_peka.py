@@ -24,7 +24,7 @@ from pekasc.models._peka import (
     structure_labels,
     train_cluster_head,
 )
-from pekasc.models._training import Student, prepare_lesson
+from pekasc.models._student import Student, prepare_lesson
 
 
 def test_losses_are_the_formulas_of_the_paper() -> None:

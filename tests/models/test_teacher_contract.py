@@ -200,7 +200,8 @@ def test_an_embedding_with_holes() -> None:
 def test_a_teacher_of_another_length_is_refused_before_anything_runs() -> None:
     from pekasc.models._embed import resolve_device
     from pekasc.models._encoders import resolve_encoder
-    from pekasc.models._fit import Data, Options, Reader, fit
+    from pekasc.models._fit import fit
+    from pekasc.models._fit_job import Data, Options, Reader
     from pekasc.models._peka import Recipe
     from pekasc.tiling import ArrayTiles, TileSpec
 

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from pekasc.models import Encoder
+from pekasc.models._callbacks import LAST
 from pekasc.models._embed import embed
 from pekasc.models._encoders import FrozenEncoder
 from pekasc.models._methods import make_config, target_layers
 from pekasc.models._peka import Recipe
 from pekasc.models._prefix import PrefixPlan, TileInputs, make_prefix
-from pekasc.models._training import LAST, Engine, NotFinite, Trained, check_trainer, train_student
+from pekasc.models._student import NotFinite
+from pekasc.models._training import Engine, Trained, check_trainer, train_student
 from pekasc.tiling import ArrayTiles
 
 CPU = torch.device("cpu")

@@ -15,7 +15,8 @@ from pekasc.models._adapter import Adapter
 from pekasc.models._choose import Depth, FeaturesOfSome, choose, depth_name, features_at
 from pekasc.models._context import with_context
 from pekasc.models._encoders import Encoder
-from pekasc.models._fit import Data, Options, Reader, fit
+from pekasc.models._fit import fit
+from pekasc.models._fit_job import Data, Options, Reader
 from pekasc.models._folds import InnerFold, inner_folds
 from pekasc.models._head_methods import FoldData, check_head
 from pekasc.models._heads import RidgeHead

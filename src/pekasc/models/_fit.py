@@ -2,201 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from peft import PeftConfig
-from scipy import sparse
 
-from pekasc._expression import Matrix, dense
 from pekasc.models import _ranks
 from pekasc.models._adapter import Adapter
 from pekasc.models._auto import choose_blocks
-from pekasc.models._choose import Choice, Depth, candidate_depths, choose, depth_name, features_at, held_out_errors
-from pekasc.models._context import with_context
-from pekasc.models._embed import PRECISIONS, embed
-from pekasc.models._embed_job import EmbedJob
+from pekasc.models._callbacks import LAST
+from pekasc.models._choose import Choice, Depth, candidate_depths, choose, features_at, held_out_errors
+from pekasc.models._embed import PRECISIONS
 from pekasc.models._encoders import Encoder, FrozenEncoder, warn_of_scale
+from pekasc.models._fit_job import Data, Job, Options, Reader, settings_of
+from pekasc.models._fit_result import history_frame, make_result
 from pekasc.models._folds import InnerFold, inner_folds
-from pekasc.models._head_methods import FoldData, Head, check_head, fit_rows
-from pekasc.models._heads import ALPHAS, RidgeHead, n_components_for
-from pekasc.models._methods import Method, last_block, make_config, method_name, target_layers
-from pekasc.models._peka import Recipe, n_clusters_for
-from pekasc.models._prefix import Inputs, Prefix, PrefixPlan, TileInputs, make_prefix, tiles_digest
-from pekasc.models._profile import Profile, peak_memory
-from pekasc.models._results import fingerprint
+from pekasc.models._head_methods import FoldData, check_head
+from pekasc.models._heads import ALPHAS, n_components_for
+from pekasc.models._methods import last_block, make_config, target_layers
+from pekasc.models._peka import n_clusters_for
 from pekasc.models._resume import Resume
-from pekasc.models._scores import pearson
-from pekasc.models._teachers import StoredTeacher, Teacher, check_finite
-from pekasc.models._training import LAST, Engine, Trained, train_student
-from pekasc.tiling import TileSource, TileSpec
+from pekasc.models._teachers import Teacher, check_finite
+from pekasc.models._training import Trained, train_student
+from pekasc.tiling import TileSpec
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Data:
-    """Everything about the training spots, in one order; nothing else is ever looked at.
-
-    Parameters
-    ----------
-    tiles
-        Their tiles.
-    expression
-        What the head learns, spots x genes.
-    genes
-        Names of those genes.
-    groups, sections
-        Group and section of every spot.
-    coords_um
-        Positions in the section, (n, 2).
-    further
-        The same tiles at every further scale.
-    mine
-        Numbers of the tiles that this process has; all by default.
-    """
-
-    tiles: TileSource
-    expression: Matrix
-    genes: Sequence[str]
-    groups: np.ndarray
-    sections: np.ndarray
-    coords_um: np.ndarray
-    further: Sequence[TileSource] = ()
-    mine: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to fit; see :func:`pekasc.tl.fit_adapter` for what each means."""
-
-    method: Method
-    blocks: str | int
-    depth: Depth | str
-    recipe: Recipe
-    n_components: int | None
-    batch_size: int
-    device: torch.device
-    precision: str
-    random_state: int
-    progress: bool
-    max_memory: int | None = None
-    scales: tuple[float, ...] = (1.0,)
-    orientations: int = 1
-    prefix: str | None = "fp16"
-    store: Path | None = None
-    resume: Path | None = None
-    engine: Engine | None = None  # made of device, precision and progress where it is not given
-    profile: Profile = field(default_factory=Profile)
-
-
-@dataclass(frozen=True)
-class Reader:
-    """What reads features: a head, and what it sees beside them. Several can share one training."""
-
-    head: str = "ridge"
-    context_um: float | None = None
-    beside_frozen: bool = False  # adapted features beside the frozen ones
-
-
-@dataclass
-class _Fit:
-    """The state of one fit: what is known so far, and how to embed with what is in the encoder now."""
-
-    model: FrozenEncoder
-    encoder: Encoder
-    spec: TileSpec
-    data: Data
-    teacher: Teacher
-    options: Options
-    folds: list[InnerFold]
-    mine: np.ndarray  # which tiles this process has, boolean
-    resume: Resume
-    prefixes: list[Prefix] = field(default_factory=list)  # of every scale, once the first adapted block is known
-
-    def embed(self, depths: Sequence[Depth], bar: bool = False, n_kept: int = 1) -> dict[Depth, np.ndarray]:
-        """Return features of all training tiles; `n_kept` says how many such results are kept side by side."""
-        o, own = self.options, np.flatnonzero(self.mine)
-        n = len(own) * len(self.sources) * o.orientations
-        with o.profile.stage("encoding", n):
-            made = embed(
-                self.model,
-                self.data.tiles,
-                depths,
-                further=self.data.further,
-                orientations=o.orientations,
-                batch_size=o.batch_size,
-                device=o.device,
-                precision=o.precision,
-                progress=o.progress and bar,
-                max_memory=None if o.max_memory is None else o.max_memory // n_kept,
-                index=own,
-                prefixes=self.prefixes,
-            )
-            if _ranks.n_ranks() == 1:
-                return made
-            return {depth: self._of_all(values, own) for depth, values in made.items()}
-
-    def _of_all(self, values: np.ndarray, own: np.ndarray) -> np.ndarray:
-        whole = np.zeros((len(self.mine), values.shape[1]), dtype=np.float32)
-        whole[own] = values
-        return _ranks.gathered(whole, self.options.device)
-
-    @property
-    def sources(self) -> list[TileSource]:
-        """Tiles at every scale."""
-        return [self.data.tiles, *self.data.further]
-
-    @property
-    def engine(self) -> Engine:
-        """How trainings run."""
-        o = self.options
-        return Engine(o.device, o.precision, o.progress) if o.engine is None else o.engine
-
-    def freeze(self, start: int) -> None:
-        """Compute what enters block `start` + 1, once for all trainings and the features after them."""
-        o = self.options
-        if not start or o.prefix is None or not self.model.splits:
-            return
-        own = np.flatnonzero(self.mine)
-        job = EmbedJob(
-            self.encoder, self.model.digest, self.spec.tile_px, (start,), 1, o.batch_size, str(o.device), o.precision
-        )
-        for i, source in enumerate(self.sources):
-            # only the first scale is trained on
-            views = max(o.orientations, o.recipe.n_views if i == 0 else 1)
-            plan = PrefixPlan(
-                start, views, o.prefix, o.batch_size, o.device, o.precision,
-                None if o.max_memory is None else o.max_memory // len(self.sources), o.progress, o.store,
-                job.digest(self.model),
-            )  # fmt: skip
-            with o.profile.stage("encoding", len(own) * views):
-                self.prefixes.append(make_prefix(self.model, source, own, plan))
-
-    @property
-    def inputs(self) -> Inputs:
-        """What enters the trained blocks."""
-        return self.prefixes[0] if self.prefixes else TileInputs(self.data.tiles)
-
-    def seen(
-        self,
-        reader: Reader,
-        features: np.ndarray,
-        frozen: np.ndarray | None = None,
-        fold: InnerFold | None = None,
-    ) -> np.ndarray:
-        """Return what a head reads: the features of the tiles, with their context on their side of an inner fold."""
-        if reader.beside_frozen and frozen is not None:
-            features = np.concatenate([frozen, features], axis=1)
-        return with_context(features, self.data.coords_um, self.data.sections, reader.context_um, fold)
 
 
 def fit(
@@ -242,8 +77,8 @@ def fit(
     mine = np.full(data.tiles.n, data.mine is None)
     if data.mine is not None:
         mine[data.mine] = True
-    settings = {} if options.resume is None else _settings(model, data, teacher, options)
-    job = _Fit(model, encoder, spec, data, teacher, options, folds, mine, Resume(options.resume, settings))
+    settings = {} if options.resume is None else settings_of(model, data, teacher, options)
+    job = Job(model, encoder, spec, data, teacher, options, folds, mine, Resume(options.resume, settings))
     if options.method is not None and (known := job.resume.facts("choice")) is not None:
         choice = _choice_of(known)
         return _fit_student(
@@ -286,37 +121,6 @@ def _choice_of(facts: Mapping[str, Any]) -> Choice:
     return Choice(depth(facts["depth"]), facts["alpha"], pd.DataFrame(rows, columns=["depth", "alpha", "error"]))
 
 
-def _settings(model: FrozenEncoder, data: Data, teacher: Teacher, options: Options) -> dict[str, Any]:
-    """Return what decides the result of a fit, for its folder: plain values, and digests of the data."""
-    o = options
-    method = o.method.to_dict() if isinstance(o.method, PeftConfig) else o.method
-    y = data.expression
-    parts = (y.data, y.indices, y.indptr) if sparse.issparse(y) else (np.asarray(y),)
-    own = np.arange(data.tiles.n) if data.mine is None else data.mine
-    stored = [fingerprint(teacher.embedding)] if isinstance(teacher, StoredTeacher) else []
-    return {
-        "encoder": model.digest,
-        "method": json.loads(json.dumps(method, default=str)),
-        "blocks": o.blocks,
-        "depth": o.depth,
-        "recipe": asdict(o.recipe),
-        "n_components": o.n_components,
-        "precision": o.precision,
-        "prefix": o.prefix,
-        "random_state": o.random_state,
-        "scales": o.scales,
-        "orientations": o.orientations,
-        "accumulate": 1 if o.engine is None else o.engine.accumulate,
-        "tile_px": data.tiles.tile_px,
-        "tiles": _ranks.agreed([tiles_digest(source, own) for source in (data.tiles, *data.further)]),
-        "expression": fingerprint(*parts),
-        "genes": fingerprint(np.array(list(data.genes), dtype=object)),
-        "groups": fingerprint(data.groups.astype("U"), data.sections.astype("U"), data.coords_um),
-        "teacher": [teacher.name, teacher.digest, *stored],
-        "processes": _ranks.n_ranks(),
-    }
-
-
 def margin_um(spec: TileSpec, scales: Sequence[float]) -> float:
     """Return how far apart spots are that share no pixel: two squares overlap as far as their diagonal reaches."""
     return float(spec.side_um * max(scales) * 2**0.5)
@@ -346,7 +150,7 @@ def _depths(model: FrozenEncoder, depth: Depth | str) -> list[Depth]:
 
 
 def _fold_data(
-    job: _Fit, reader: Reader, features: Sequence[np.ndarray], frozen: np.ndarray | None = None
+    job: Job, reader: Reader, features: Sequence[np.ndarray], frozen: np.ndarray | None = None
 ) -> list[FoldData]:
     """Return what a reader's head learns from and is judged by, per inner fold, from that fold's features."""
     out, y = [], job.data.expression
@@ -356,11 +160,11 @@ def _fold_data(
     return out
 
 
-def _frozen(job: _Fit, reader: Reader, choice: Choice, features: Mapping[Depth, np.ndarray]) -> Adapter:
+def _frozen(job: Job, reader: Reader, choice: Choice, features: Mapping[Depth, np.ndarray]) -> Adapter:
     """Return the frozen encoder with a head, at the depth that this reader chose."""
     at = features_at(features, choice.depth)
     inner = _fold_data(job, reader, [at] * len(job.folds))
-    return _result(job, reader, choice.depth, None, job.seen(reader, at), inner, _stage_of(choice))
+    return make_result(job, reader, choice.depth, None, job.seen(reader, at), inner, _stage_of(choice))
 
 
 def _stage_of(choice: Choice) -> pd.DataFrame:
@@ -377,7 +181,7 @@ class _FoldRun:
     history: list[dict[str, Any]]
 
 
-def _fit_student(job: _Fit, choice: Choice, frozen: np.ndarray, readers: Sequence[Reader]) -> list[Adapter]:
+def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, readers: Sequence[Reader]) -> list[Adapter]:
     data, o, depth = job.data, job.options, choice.depth
     assert o.method is not None  # for the type checker: fit() asked
     blocks, n_blocks = o.blocks, last_block(job.model, depth)
@@ -441,7 +245,7 @@ def _fit_student(job: _Fit, choice: Choice, frozen: np.ndarray, readers: Sequenc
         final = [{"fold": -1, "held_out": "", **row} for row in trained.history if row["epoch"] <= epoch]
         seen = job.seen(reader, adapted[epoch], frozen)
         selection = pd.concat([_stage_of(choice), table])
-        adapter = _result(job, reader, depth, config, seen, inner, selection, epoch, blocks)
+        adapter = make_result(job, reader, depth, config, seen, inner, selection, epoch, blocks)
         n_parameters = sum(tensor.numel() for tensor in trained.weights[epoch]["adapter"].values())
         made.append(
             replace(
@@ -449,14 +253,14 @@ def _fit_student(job: _Fit, choice: Choice, frozen: np.ndarray, readers: Sequenc
                 config=trained.configs[epoch],
                 info={**adapter.info, "n_parameters": n_parameters},
                 weights=trained.weights[epoch],
-                history=_history_frame([*first, *final]),
+                history=history_frame([*first, *final]),
             )
         )
     return made
 
 
 def _train(
-    job: _Fit,
+    job: Job,
     config: PeftConfig,
     depth: Depth,
     rows: np.ndarray,
@@ -494,7 +298,7 @@ def _train(
 
 
 def _run_fold(
-    job: _Fit,
+    job: Job,
     number: int,
     config: PeftConfig,
     depth: Depth,
@@ -565,110 +369,3 @@ def _run_fold(
     first = {"epoch": 0, "loss": np.nan, "kd": np.nan, "sa": np.nan, "matching": np.nan, "val_error": start}
     run.history = [{"fold": number, "held_out": fold.name, **row} for row in [first, *done]]
     return run
-
-
-_GENES = 2048  # at once
-
-
-def _gene_scores(job: _Fit, head_name: str, inner: Sequence[FoldData], setting: Any) -> pd.DataFrame:
-    """Return the Pearson correlation of every gene within each held-out section, mean over sections.
-
-    What was chosen (depth, epochs, penalty) was chosen on these same groups, so the scores are slightly optimistic;
-    no weight was fitted on them.
-    """
-    data, o = job.data, job.options
-    correlations = []
-    for part, fold in zip(inner, job.folds, strict=True):
-        head = fit_rows(head_name, part, o.n_components, setting, o.random_state)
-        for section in np.unique(data.sections[fold.held_out]):
-            rows = fold.held_out[data.sections[fold.held_out] == section]
-            correlations.append(_correlations(head, part.features[rows], data.expression[rows]))
-    stacked = np.array(correlations)
-    known = np.isfinite(stacked)
-    count = known.sum(axis=0)
-    mean = np.divide(
-        np.where(known, stacked, 0).sum(axis=0), count, out=np.full(stacked.shape[1], np.nan), where=count > 0
-    )
-    return pd.DataFrame({"pearson": mean, "n_sections": count}, index=pd.Index(list(data.genes), name="gene"))
-
-
-def _correlations(head: Head, x: np.ndarray, y: Matrix) -> np.ndarray:
-    """Return Pearson's correlation of every gene over some spots, a part of the genes at a time."""
-    y = y.tocsc() if sparse.issparse(y) else y
-    parts = [slice(i, i + _GENES) for i in range(0, y.shape[1], _GENES)]
-    return np.concatenate([pearson(head.predict(x, part), dense(y[:, part])) for part in parts])
-
-
-_COLUMNS = ["fold", "held_out", "epoch", "loss", "kd", "sa", "matching", "val_error", "peak_memory"]
-
-
-def _history_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=_COLUMNS)
-
-
-def _result(
-    job: _Fit,
-    reader: Reader,
-    depth: Depth,
-    config: PeftConfig | None,
-    seen: np.ndarray,
-    inner: Sequence[FoldData],
-    selection: pd.DataFrame,
-    epochs: int = 0,
-    blocks: str | int | None = None,
-) -> Adapter:
-    """Choose the head's setting on the inner folds, fit it on all training spots, and put everything together."""
-    data, o = job.data, job.options
-    method = check_head(reader.head)
-    with o.profile.stage("head"):
-        setting = method.choose(inner, o.n_components, o.random_state)
-        scores = _gene_scores(job, reader.head, inner, setting)
-        head = method.fit(seen, data.expression, o.n_components, setting, o.random_state)
-    o.profile.saw_memory(peak_memory(o.device))
-    columns = ["stage", "depth", "epochs", "alpha", "error"]
-    table = selection[columns].reset_index(drop=True)
-    table["depth"] = [depth_name(d) for d in table["depth"]]
-    info = {
-        "depth": depth_name(depth),
-        "n_spots": int(data.tiles.n),
-        "groups": [str(g) for g in np.unique(data.groups)],
-        "sections": [str(s) for s in np.unique(data.sections)],
-        "held_out": [fold.name for fold in job.folds],
-        "teacher": job.teacher.name,
-        "teacher_licence": job.teacher.licence,
-        "teacher_digest": job.teacher.digest,
-        "epochs": epochs,
-        "head": reader.head,
-        "alpha": float(np.median(head.alpha)) if isinstance(head, RidgeHead) else None,
-        "context_um": reader.context_um,
-        "scales": list(o.scales),
-        "orientations": o.orientations,
-        "n_components": int(head.projection.components.shape[0]),
-        "n_clusters": None if config is None else n_clusters_for(int(data.tiles.n), o.recipe.n_clusters),
-        "blocks": o.blocks if blocks is None else blocks,
-        "rank": None if config is None else getattr(config, "r", None),
-        "n_parameters": 0,
-        "n_views": None if config is None else o.recipe.n_views,
-        "random_state": o.random_state,
-        "precision": o.precision,
-        "profile": o.profile.record(),
-        "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "scikit-learn")},
-    }
-    return Adapter(
-        encoder=job.encoder,
-        encoder_digest=job.model.digest,
-        spec=job.spec,
-        depth=depth,
-        method=method_name(o.method),
-        genes=tuple(str(gene) for gene in data.genes),
-        head=head,
-        context_um=reader.context_um,
-        scales=o.scales,
-        orientations=o.orientations,
-        config=config,
-        weights={},
-        gene_scores=scores,
-        history=_history_frame([]),
-        selection=table,
-        info=info,
-    )

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
-import os
-import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,65 +14,25 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from peft import PeftConfig, get_peft_model_state_dict
+from peft import PeftConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pekasc.models import _ranks
+from pekasc.models._callbacks import LAST, Allocation, Checkpoints, History, Kept
 from pekasc.models._choose import Depth
 from pekasc.models._embed import VIEWS, autocast, features_of
 from pekasc.models._encoders import FrozenEncoder
 from pekasc.models._methods import attached, method_name, with_steps
 from pekasc.models._peka import (
     Recipe,
-    cluster_head,
-    losses,
-    n_clusters_for,
-    projector,
-    structure_labels,
-    train_cluster_head,
 )
 from pekasc.models._prefix import Inputs
-from pekasc.models._profile import peak_memory
+from pekasc.models._student import Batch, NotFinite, Student, prepare_lesson
 from pekasc.tiling import read_ahead
 
 _CHECKED = 4  # tiles on which an adapter is compared with the frozen encoder
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What the teacher says about every training spot, and the frozen head that the student is judged by.
-
-    Parameters
-    ----------
-    embedding
-        Teacher embedding, (n, D) float32, in the scale that the student learns.
-    labels
-        Structure labels, (n,).
-    head
-        The trained and frozen cluster head.
-    """
-
-    embedding: Tensor
-    labels: Tensor
-    head: nn.Module
-
-
-def prepare_lesson(embedding: np.ndarray, recipe: Recipe, random_state: int) -> Lesson:
-    """Fit structure labels and the cluster head on the training spots' teacher embedding (n, D)."""
-    scale = float(embedding.std()) if recipe.standardise_teacher else 1.0
-    scaled = (embedding / (scale or 1.0)).astype(np.float32)
-    k = n_clusters_for(len(scaled), recipe.n_clusters)
-    labels = torch.from_numpy(structure_labels(scaled, k, random_state))
-    generator = torch.Generator().manual_seed(random_state)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(random_state)
-        head = cluster_head(scaled.shape[1], k)
-    teacher = torch.from_numpy(scaled)
-    train_cluster_head(head, teacher, labels, recipe, generator)
-    return Lesson(teacher, labels, head)
 
 
 @dataclass(frozen=True)
@@ -107,9 +63,6 @@ class Engine:
     gradient_checkpointing: bool = False
     compile: bool = False
     checkpoint_minutes: float = 5.0
-
-
-_Batch = tuple[Tensor, Tensor, int, int]  # what enters, rows of the lesson, how many of them count, rows of all parts
 
 
 class _Batches:
@@ -161,7 +114,7 @@ class _Batches:
         rows, views, _, _ = part
         return self.inputs.read(self.index[rows], views)
 
-    def __iter__(self) -> Iterator[_Batch]:
+    def __iter__(self) -> Iterator[Batch]:
         if self.batch == len(self):  # who knows the length does not ask for more than that
             self.epoch, self.batch = self.epoch + 1, 0
         plan = self._plan()[self.batch :]
@@ -180,223 +133,6 @@ class _Batches:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
-
-
-class Student(L.LightningModule):
-    """The encoder with its adapter, and the projector into the teacher's space.
-
-    Parameters
-    ----------
-    encoder
-        The encoder, adapter attached.
-    depth
-        Block(s) whose features the projector reads.
-    lesson
-        Teacher embedding, labels, cluster head.
-    recipe
-        Numbers of the training.
-    random_state
-        Seed of the projector.
-    start
-        Blocks that ran already.
-    precision
-        Of the forward pass that measures the width of the features.
-    """
-
-    strict_loading = False  # checkpoints hold what is trained
-
-    def __init__(
-        self,
-        encoder: FrozenEncoder,
-        depth: Depth,
-        lesson: Lesson,
-        recipe: Recipe,
-        random_state: int,
-        start: int = 0,
-        precision: str = "fp32",
-    ) -> None:
-        super().__init__()
-        self.encoder, self.depth, self.recipe, self.cluster_head = encoder, depth, recipe, lesson.head
-        self.start, self.parts = start, 1
-        # no buffers: several processes would send them to one another before every step
-        self.teacher, self.labels = lesson.embedding, lesson.labels
-        # sums over rows of loss, distillation, structure, matching, and their number: of the epoch, and of this step.
-        # They stay on the device, for a GPU that is asked for a number waits for it
-        self.sums, self.step = torch.zeros(5), torch.zeros(5)
-        device = encoder.mean.device
-        tile = torch.zeros(1, 3, encoder.tile_px, encoder.tile_px, device=device)
-        with torch.no_grad(), autocast(device, precision):
-            width = features_of(encoder, tile, [depth])[0].shape[1]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(random_state)
-            self.projector = projector(width, lesson.embedding.shape[1])
-        self.allocate: Callable[[int], None] | None = None
-        self.peft_model: Any = None
-
-    def on_fit_start(self) -> None:
-        """Bring what is no part of the model to the device."""
-        for name in ("teacher", "labels", "sums", "step"):
-            setattr(self, name, getattr(self, name).to(self.device))
-
-    def training_step(self, batch: _Batch, batch_idx: int) -> Tensor:
-        """Return the loss of this process's part of a batch, such that the gradients' mean is the whole batch's."""
-        x, rows, n, n_all = batch
-        x = self.encoder.normalise(x) if self.start == 0 else x.to(self.teacher.dtype)
-        features = features_of(self.encoder, x, [self.depth], self.start)[0]
-        said, taught = self.projector(features), self.teacher[rows]
-        kd, sa = losses(self.cluster_head, taught, said, self.labels[rows], self.recipe.temperature)
-        loss = self.recipe.kd_weight * kd + (1 - self.recipe.kd_weight) * sa
-        matching = torch.full_like(loss, float("nan"))
-        if self.recipe.matching_weight:
-            matching = functional.mse_loss(said, taught)
-            loss = loss + self.recipe.matching_weight * matching
-        if n:
-            parts = torch.stack([part.detach().float() for part in (loss, kd, sa, matching, torch.ones_like(loss))])
-            self.step += parts * n
-            if self._trainer is not None:  # for the user's loggers and callbacks
-                self.log_dict(dict(zip(("loss", "kd", "sa"), parts, strict=False)), batch_size=n)
-        return loss * (n / n_all * self.parts * _ranks.n_ranks())
-
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Clip, and stop before the weights are changed by a loss or gradient that is not finite."""
-        # a scaler (fp16) skips steps whose gradients overflow
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        of_all = torch.stack([self.step[0], norm.to(self.step.device)]).tolist()
-        if not np.isfinite(of_all[0]) or not (scaled or np.isfinite(of_all[1])):
-            loss, kd, sa, matching, n = self.step.tolist()
-            n = n or 1.0
-            raise NotFinite(
-                f"The loss became {loss / n:g} (norm of the gradient {of_all[1]:g}) at step {self.global_step + 1}, "
-                f"epoch {self.current_epoch + 1}, batch {self.trainer.fit_loop.batch_idx // self.parts + 1} "
-                f"(distillation {kd / n:.4g}, structure {sa / n:.4g}, matching {matching / n:.4g}): "
-                "try a smaller `learning_rate=`."
-            )
-        self.sums += self.step
-        self.step.zero_()
-        if gradient_clip_val:
-            if gradient_clip_algorithm == "value":
-                torch.nn.utils.clip_grad_value_(
-                    [p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val
-                )
-            else:
-                trained = [p for g in optimizer.param_groups for p in g["params"]]
-                torch.nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
-
-    def trained(self) -> dict[str, Tensor]:
-        """Return the parameters that are trained, by name."""
-        return {name: p for name, p in self.named_parameters() if p.requires_grad}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained, not the encoder, and the state of random numbers and sums."""
-        checkpoint["state_dict"] = {name: p.detach().cpu() for name, p in self.trained().items()}
-        checkpoint["pekasc"] = {"rng": torch.get_rng_state(), "sums": self.sums.cpu()}
-        if torch.cuda.is_available():
-            checkpoint["pekasc"]["rng_cuda"] = torch.cuda.get_rng_state()
-        allocator = getattr(getattr(self.peft_model, "base_model", None), "rankallocator", None)
-        if allocator is not None:  # AdaLoRA: how important each rank was so far
-            ours = {name: getattr(allocator, name) for name in _ALLOCATOR}
-            pattern = self.peft_model.active_peft_config.rank_pattern
-            checkpoint["pekasc"]["allocator"] = {**ours, "rank_pattern": pattern}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them back."""
-        ours = checkpoint["pekasc"]
-        torch.set_rng_state(ours["rng"].cpu())
-        if "rng_cuda" in ours:
-            torch.cuda.set_rng_state(ours["rng_cuda"].cpu())
-        self.sums = ours["sums"].to(self.device)
-        if "allocator" in ours:
-            allocator = self.peft_model.base_model.rankallocator
-            for name in _ALLOCATOR:
-                setattr(allocator, name, ours["allocator"][name])
-            self.peft_model.active_peft_config.rank_pattern = ours["allocator"]["rank_pattern"]
-
-    def configure_optimizers(self) -> Any:
-        """Return AdamW over adapter and projector, with the recipe's steps in the learning rate."""
-        # without weight decay AdamW is Adam, which the paper used
-        optimiser = torch.optim.AdamW(
-            list(self.trained().values()), lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay
-        )
-        if self.recipe.step_epochs is None:
-            return {"optimizer": optimiser}
-        schedule = torch.optim.lr_scheduler.StepLR(optimiser, self.recipe.step_epochs, gamma=0.1)
-        return {"optimizer": optimiser, "lr_scheduler": schedule}
-
-
-_ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")
-
-
-class NotFinite(FloatingPointError):
-    """The loss or a gradient is not a number; `last_good` holds what was trained before that step, by name."""
-
-    last_good: Mapping[str, Tensor]
-
-
-class _Allocation(L.Callback):
-    """Let a method that moves rank between layers do so, while the gradients are there.
-
-    A callback, for those come before a module's own hooks, and the state that is written has to have it.
-    """
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if pl_module.allocate is not None and (batch_idx + 1) % pl_module.parts == 0:
-            pl_module.allocate(trainer.global_step)
-
-
-class _History(L.Callback):
-    """Collect the mean losses of every epoch, and what `on_epoch` measures after it; end when it says so."""
-
-    def __init__(self, on_epoch: Callable[[int], float], stop: Callable[[int], bool]) -> None:
-        self.on_epoch, self.stop, self.rows = on_epoch, stop, list[dict[str, float]]()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Student)  # for the type checker: only this file calls it
-        *sums, n = _ranks.summed(pl_module.sums).tolist()
-        loss, kd, sa, matching = (value / n for value in sums)
-        pl_module.sums.zero_()
-        epoch = trainer.current_epoch + 1
-        row = {"epoch": epoch, "loss": loss, "kd": kd, "sa": sa, "matching": matching}
-        row["peak_memory"] = peak_memory(pl_module.device)
-        row["val_error"] = self.on_epoch(epoch)
-        pl_module.log("val_error", row["val_error"], sync_dist=_ranks.n_ranks() > 1)
-        self.rows.append(row)
-        if self.stop(epoch):
-            trainer.should_stop = True
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the rows, for Lightning's checkpoint."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them back."""
-        self.rows = list(state_dict["rows"])
-
-
-class _Checkpoints(L.Callback):
-    """Write the state of a training every few minutes: whole, or not at all."""
-
-    def __init__(self, folder: Path, minutes: float) -> None:
-        self.file, self.seconds, self._last = folder / LAST, 60 * minutes, time.monotonic()
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # gradients of a part of a batch are no state to go on from. Nor is the end of an epoch: Lightning's own steps
-        # there (the schedule of the learning rate) come after all hooks
-        if (batch_idx + 1) % pl_module.parts or trainer.is_last_batch:
-            return
-        if not _ranks.agreed(time.monotonic() - self._last >= self.seconds):
-            return
-        partial = self.file.with_suffix(".partial")
-        trainer.save_checkpoint(partial, weights_only=False)
-        if trainer.is_global_zero:
-            os.replace(partial, self.file)
-        self._last = time.monotonic()
-
-
-LAST = "last.ckpt"
 
 
 @contextmanager
@@ -568,59 +304,24 @@ def train_student(
         student = Student(encoder, depth, lesson, recipe, random_state, inputs.start, engine.precision)
         student.peft_model, student.parts = peft_model, engine.accumulate
         student.allocate = getattr(peft_model.base_model, "update_and_allocate", None)
-        kept = _Kept(student, keep)
+        kept = Kept(student, keep)
 
         def after(epoch: int) -> float:
             kept.keep(epoch)
             return float("nan") if on_epoch is None else on_epoch(epoch)
 
         kept.keep(0)
-        history = _History(after, stop)
+        history = History(after, stop)
         if epochs:
             own = engine.accumulate
             batches = _Batches(inputs, index, mine, recipe, own, random_state, engine.device)
-            _run(student, batches, encoder, epochs, recipe, engine, [_Allocation(), history, kept], folder)
+            _run(student, batches, encoder, epochs, recipe, engine, [Allocation(), history, kept], folder)
     if not _same(features(), frozen):
         raise ValueError(
             f"The adapter {method_name(config)!r} left the encoder changed: its initialisation rewrites frozen "
             "weights. Take one that leaves them alone (`init_lora_weights=True`)."
         )
     return Trained(kept.weights, kept.configs, history.rows)
-
-
-class _Kept(L.Callback):
-    """The weights after some epochs, part of the state of a training."""
-
-    def __init__(self, student: Student, epochs: Collection[int]) -> None:
-        self.student, self.epochs = student, epochs
-        self.weights: dict[int, dict[str, dict[str, Tensor]]] = {}
-        self.configs: dict[int, PeftConfig] = {}
-
-    def keep(self, epoch: int) -> None:
-        """Keep them, if this is such an epoch."""
-        if epoch not in self.epochs:
-            return
-        s = self.student
-        parts = {"adapter": get_peft_model_state_dict(s.peft_model), "projector": s.projector.state_dict()}
-        parts["cluster_head"] = s.cluster_head.state_dict()
-        self.weights[epoch] = {
-            kind: {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-            for kind, state in parts.items()
-        }
-        self.configs[epoch] = deepcopy(s.peft_model.active_peft_config)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return them, for Lightning's checkpoint; the configuration as text that can be read without code."""
-        patterns = {epoch: json.dumps(getattr(c, "rank_pattern", None)) for epoch, c in self.configs.items()}
-        return {"weights": self.weights, "patterns": patterns}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them back."""
-        self.weights = dict(state_dict["weights"])
-        for epoch, pattern in state_dict["patterns"].items():
-            self.configs[epoch] = deepcopy(self.student.peft_model.active_peft_config)
-            if hasattr(self.configs[epoch], "rank_pattern"):
-                self.configs[epoch].rank_pattern = json.loads(pattern)  # type: ignore[attr-defined]
 
 
 def _run(
@@ -638,7 +339,7 @@ def _run(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         state = folder / LAST if (folder / LAST).exists() else None
-        callbacks = [*callbacks, _Checkpoints(folder, engine.checkpoint_minutes)]
+        callbacks = [*callbacks, Checkpoints(folder, engine.checkpoint_minutes)]
     given = dict(engine.trainer)
     theirs = given.pop("callbacks", None) or []
     theirs = list(theirs) if isinstance(theirs, list | tuple) else [theirs]

@@ -35,7 +35,8 @@ from pekasc.models._compare import (
 )
 from pekasc.models._embed import embed
 from pekasc.models._encoders import FrozenEncoder, warn_of_scale
-from pekasc.models._fit import Data, Options, Reader, margin_um
+from pekasc.models._fit import margin_um
+from pekasc.models._fit_job import Data, Options, Reader
 from pekasc.models._folds import inner_folds
 from pekasc.models._hest import hest_genes
 from pekasc.models._methods import Method, attached, make_config, target_layers

@@ -31,7 +31,7 @@ from pekasc.models._compare import (
 from pekasc.models._context import check_radius
 from pekasc.models._embed import autocast, resolve_device
 from pekasc.models._encoders import resolve_encoder
-from pekasc.models._fit import Options
+from pekasc.models._fit_job import Options
 from pekasc.models._head_methods import check_head
 from pekasc.models._methods import Method, check_method, known_methods, method_name
 from pekasc.models._results import Results, fingerprint

@@ -19,7 +19,8 @@ from pekasc.models import Adapter, Encoder, _ranks
 from pekasc.models._context import check_radius
 from pekasc.models._embed import autocast, resolve_device
 from pekasc.models._encoders import resolve_encoder
-from pekasc.models._fit import Data, Options, Reader, fit
+from pekasc.models._fit import fit
+from pekasc.models._fit_job import Data, Options, Reader
 from pekasc.models._head_methods import check_head
 from pekasc.models._heads import n_components_for
 from pekasc.models._methods import check_method

@@ -1,0 +1,223 @@
+"""What a fit is given, and its state: pure arrays."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftConfig
+from scipy import sparse
+
+from pekasc._expression import Matrix
+from pekasc.models import _ranks
+from pekasc.models._choose import Depth
+from pekasc.models._context import with_context
+from pekasc.models._embed import embed
+from pekasc.models._embed_job import EmbedJob
+from pekasc.models._encoders import Encoder, FrozenEncoder
+from pekasc.models._folds import InnerFold
+from pekasc.models._methods import Method
+from pekasc.models._peka import Recipe
+from pekasc.models._prefix import Inputs, Prefix, PrefixPlan, TileInputs, make_prefix, tiles_digest
+from pekasc.models._profile import Profile
+from pekasc.models._results import fingerprint
+from pekasc.models._resume import Resume
+from pekasc.models._teachers import StoredTeacher, Teacher
+from pekasc.models._training import Engine
+from pekasc.tiling import TileSource, TileSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Everything about the training spots, in one order; nothing else is ever looked at.
+
+    Parameters
+    ----------
+    tiles
+        Their tiles.
+    expression
+        What the head learns, spots x genes.
+    genes
+        Names of those genes.
+    groups, sections
+        Group and section of every spot.
+    coords_um
+        Positions in the section, (n, 2).
+    further
+        The same tiles at every further scale.
+    mine
+        Numbers of the tiles that this process has; all by default.
+    """
+
+    tiles: TileSource
+    expression: Matrix
+    genes: Sequence[str]
+    groups: np.ndarray
+    sections: np.ndarray
+    coords_um: np.ndarray
+    further: Sequence[TileSource] = ()
+    mine: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to fit; see :func:`pekasc.tl.fit_adapter` for what each means."""
+
+    method: Method
+    blocks: str | int
+    depth: Depth | str
+    recipe: Recipe
+    n_components: int | None
+    batch_size: int
+    device: torch.device
+    precision: str
+    random_state: int
+    progress: bool
+    max_memory: int | None = None
+    scales: tuple[float, ...] = (1.0,)
+    orientations: int = 1
+    prefix: str | None = "fp16"
+    store: Path | None = None
+    resume: Path | None = None
+    engine: Engine | None = None  # made of device, precision and progress where it is not given
+    profile: Profile = field(default_factory=Profile)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What reads features: a head, and what it sees beside them. Several can share one training."""
+
+    head: str = "ridge"
+    context_um: float | None = None
+    beside_frozen: bool = False  # adapted features beside the frozen ones
+
+
+@dataclass
+class Job:
+    """The state of one fit: what is known so far, and how to embed with what is in the encoder now."""
+
+    model: FrozenEncoder
+    encoder: Encoder
+    spec: TileSpec
+    data: Data
+    teacher: Teacher
+    options: Options
+    folds: list[InnerFold]
+    mine: np.ndarray  # which tiles this process has, boolean
+    resume: Resume
+    prefixes: list[Prefix] = field(default_factory=list)  # of every scale, once the first adapted block is known
+
+    def embed(self, depths: Sequence[Depth], bar: bool = False, n_kept: int = 1) -> dict[Depth, np.ndarray]:
+        """Return features of all training tiles; `n_kept` says how many such results are kept side by side."""
+        o, own = self.options, np.flatnonzero(self.mine)
+        n = len(own) * len(self.sources) * o.orientations
+        with o.profile.stage("encoding", n):
+            made = embed(
+                self.model,
+                self.data.tiles,
+                depths,
+                further=self.data.further,
+                orientations=o.orientations,
+                batch_size=o.batch_size,
+                device=o.device,
+                precision=o.precision,
+                progress=o.progress and bar,
+                max_memory=None if o.max_memory is None else o.max_memory // n_kept,
+                index=own,
+                prefixes=self.prefixes,
+            )
+            if _ranks.n_ranks() == 1:
+                return made
+            return {depth: self._of_all(values, own) for depth, values in made.items()}
+
+    def _of_all(self, values: np.ndarray, own: np.ndarray) -> np.ndarray:
+        whole = np.zeros((len(self.mine), values.shape[1]), dtype=np.float32)
+        whole[own] = values
+        return _ranks.gathered(whole, self.options.device)
+
+    @property
+    def sources(self) -> list[TileSource]:
+        """Tiles at every scale."""
+        return [self.data.tiles, *self.data.further]
+
+    @property
+    def engine(self) -> Engine:
+        """How trainings run."""
+        o = self.options
+        return Engine(o.device, o.precision, o.progress) if o.engine is None else o.engine
+
+    def freeze(self, start: int) -> None:
+        """Compute what enters block `start` + 1, once for all trainings and the features after them."""
+        o = self.options
+        if not start or o.prefix is None or not self.model.splits:
+            return
+        own = np.flatnonzero(self.mine)
+        job = EmbedJob(
+            self.encoder, self.model.digest, self.spec.tile_px, (start,), 1, o.batch_size, str(o.device), o.precision
+        )
+        for i, source in enumerate(self.sources):
+            # only the first scale is trained on
+            views = max(o.orientations, o.recipe.n_views if i == 0 else 1)
+            plan = PrefixPlan(
+                start, views, o.prefix, o.batch_size, o.device, o.precision,
+                None if o.max_memory is None else o.max_memory // len(self.sources), o.progress, o.store,
+                job.digest(self.model),
+            )  # fmt: skip
+            with o.profile.stage("encoding", len(own) * views):
+                self.prefixes.append(make_prefix(self.model, source, own, plan))
+
+    @property
+    def inputs(self) -> Inputs:
+        """What enters the trained blocks."""
+        return self.prefixes[0] if self.prefixes else TileInputs(self.data.tiles)
+
+    def seen(
+        self,
+        reader: Reader,
+        features: np.ndarray,
+        frozen: np.ndarray | None = None,
+        fold: InnerFold | None = None,
+    ) -> np.ndarray:
+        """Return what a head reads: the features of the tiles, with their context on their side of an inner fold."""
+        if reader.beside_frozen and frozen is not None:
+            features = np.concatenate([frozen, features], axis=1)
+        return with_context(features, self.data.coords_um, self.data.sections, reader.context_um, fold)
+
+
+def settings_of(model: FrozenEncoder, data: Data, teacher: Teacher, options: Options) -> dict[str, Any]:
+    """Return what decides the result of a fit, for its folder: plain values, and digests of the data."""
+    o = options
+    method = o.method.to_dict() if isinstance(o.method, PeftConfig) else o.method
+    y = data.expression
+    parts = (y.data, y.indices, y.indptr) if sparse.issparse(y) else (np.asarray(y),)
+    own = np.arange(data.tiles.n) if data.mine is None else data.mine
+    stored = [fingerprint(teacher.embedding)] if isinstance(teacher, StoredTeacher) else []
+    return {
+        "encoder": model.digest,
+        "method": json.loads(json.dumps(method, default=str)),
+        "blocks": o.blocks,
+        "depth": o.depth,
+        "recipe": asdict(o.recipe),
+        "n_components": o.n_components,
+        "precision": o.precision,
+        "prefix": o.prefix,
+        "random_state": o.random_state,
+        "scales": o.scales,
+        "orientations": o.orientations,
+        "accumulate": 1 if o.engine is None else o.engine.accumulate,
+        "tile_px": data.tiles.tile_px,
+        "tiles": _ranks.agreed([tiles_digest(source, own) for source in (data.tiles, *data.further)]),
+        "expression": fingerprint(*parts),
+        "genes": fingerprint(np.array(list(data.genes), dtype=object)),
+        "groups": fingerprint(data.groups.astype("U"), data.sections.astype("U"), data.coords_um),
+        "teacher": [teacher.name, teacher.digest, *stored],
+        "processes": _ranks.n_ranks(),
+    }
