@@ -65,8 +65,9 @@ def run(spots: Spots, far_tiles: np.ndarray, split: str) -> list[dict[str, Any]]
 
     train_student(
         spots.encoder, depth, config, TileInputs(ArrayTiles(spots.tiles.numpy())), rows,
-        lesson(spots, Idea(), rows, expressed), recipe=recipe, epochs=EPOCHS, engine=Engine(CPU, "bf16", progress=False),
-        random_state=0, mine=np.ones(len(spots.tiles), dtype=bool), on_epoch=after,
+        lesson(spots, Idea(), rows, expressed), recipe=recipe, epochs=EPOCHS,
+        engine=Engine(CPU, "bf16", progress=False), random_state=0, mine=np.ones(len(spots.tiles), dtype=bool),
+        on_epoch=after,
     )  # fmt: skip
     out = []
     for views in ("", " views"):

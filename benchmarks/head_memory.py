@@ -3,8 +3,8 @@
     python benchmarks/head_memory.py [--tiles 206123] [--genes 18000] [--features 256] [--density 0.08] [--threads 2]
 
 Counts are drawn, sparse (CSR, float32), in 50 sections; what is measured is the process: the counts themselves,
-held-out choice of the penalty over three folds, correlations of every gene on held-out sections, and the last fit. As dense
-float32, expression alone would take 14.8 GB.
+choice of the penalty over three folds, correlations of every gene on held-out sections, the last fit. As dense float32,
+expression alone would take 14.8 GB.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(
         f"{a.tiles} tiles x {a.genes} genes x {a.features} features, {a.density:.0%} of counts above 0: peak "
-        f"{peak:.2f} GB, of it {stored:.2f} GB counts and features ({before:.2f} GB with the packages). {seconds:.0f} s: penalty "
+        f"{peak:.2f} GB, of it {stored:.2f} GB counts and features ({before:.2f} GB with the packages). "
+        f"{seconds:.0f} s: penalty "
         f"{chosen:.0f} s (alpha {alpha:.3g}), correlations {scored:.0f} s (mean {np.nanmean(scores):.3f}). "
         f"{a.threads} threads. {machine()}"
     )

@@ -4,7 +4,7 @@
 
 her2st C2 and C3, ViT-S/14 at 112 px cut after block 6, the last four blocks, six epochs in each of two inner folds and
 the last fit (``preset="paper"``, which chooses no epochs), fp32. One process with two threads; two processes (gloo,
-DDP) with one thread each; one process that is killed (SIGKILL) at random times and called again with the same ``resume=``.
+DDP) with one thread each; one process that is killed (SIGKILL) at random times and called again with the same folder.
 """
 
 from __future__ import annotations
