@@ -5,8 +5,8 @@
 
 The plain loop (``_plain_loop.py``: torch, timm, peft) trains all twelve blocks; after every epoch a ridge head is
 fitted on the training sections' features and scored on the test section, with the penalty that is best *there*, and the
-clock stands still meanwhile: its best epoch is found by looking at the test. pekasc's clock runs from tiles on disk to
-the fitted adapter, choices by held-out training sections included; the test section is scored once, after it. Score: mean
+clock stands still meanwhile: its best epoch is found by looking at the test. pekasc's runs from tiles on disk
+to the fitted adapter, choices by held-out training sections included; the test section is scored once, after it. Score: mean
 Pearson correlation of 50 spatially and 50 highly variable genes that the training sections choose.
 """
 
@@ -33,6 +33,7 @@ MOST_EPOCHS, GIVE_UP = 20, 6  # the loop ends when no epoch was better for so ma
 CONFIGS: dict[str, dict[str, Any]] = {
     "default": {},
     "quick": {"blocks": 2, "n_views": 2, "epochs": 2},
+    "quickest": {"blocks": 1, "n_views": 1, "epochs": 1},
     "frozen": {"method": None},
 }
 
