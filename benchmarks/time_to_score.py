@@ -5,9 +5,9 @@
 
 The plain loop (``_plain_loop.py``: torch, timm, peft) trains all twelve blocks; after every epoch a ridge head is
 fitted on the training sections' features and scored on the test section, with the penalty that is best *there*, and the
-clock stands still meanwhile: its best epoch is found by looking at the test. pekasc's runs from tiles on disk
-to the fitted adapter, choices by held-out training sections included; the test section is scored once, after it. Score: mean
-Pearson correlation of 50 spatially and 50 highly variable genes that the training sections choose.
+clock stands still meanwhile: its best epoch is found by looking at the test. pekasc's clock runs from tiles on disk to
+the fitted adapter, with all that it chooses by held-out training sections; the test section is scored once, after it.
+Score: mean Pearson correlation of 50 spatially and 50 highly variable genes that the training sections choose.
 """
 
 from __future__ import annotations
