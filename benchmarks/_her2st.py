@@ -94,13 +94,15 @@ class Split:
     def score(self, adapter: pk.Adapter) -> dict[str, float]:
         """Return the mean Pearson correlation of every gene set over the spots of each test section, mean of those."""
         pk.tl.predict_expression(self.test, adapter, progress=False)
-        predicted = pk.get.expression(self.test, layer="peka")[:, self.genes]
-        return self.score_of(np.asarray(predicted.X))
+        table = pk.get.expression(self.test, layer="peka")
+        at = table.var_names.get_indexer(self.genes)
+        return self.score_of(np.where(at >= 0, np.asarray(table.X)[:, at], 0))
 
     def score_of(self, predicted: np.ndarray) -> dict[str, float]:
-        """Return the same for predictions of the test spots, spots x ``genes``."""
+        """Return the same for predictions of the test spots, spots x ``genes``; a gene that was never seen counts 0."""
         table = self.test["table"]
-        measured = dense(log1p_cp10k(table))[:, table.var_names.get_indexer(self.genes)]
+        at = table.var_names.get_indexer(self.genes)
+        measured = np.where(at >= 0, dense(log1p_cp10k(table))[:, at], 0)
         sections = table.obs["section"].astype(str).to_numpy()
         of = [np.nan_to_num(pearson(predicted[sections == s], measured[sections == s])) for s in np.unique(sections)]
         return {name: float(np.mean([r[at].mean() for r in of])) for name, at in self.sets.items()}
