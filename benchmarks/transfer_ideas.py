@@ -234,7 +234,8 @@ def run(spots: Spots, idea: Idea, split: str, epochs: int, seed: int) -> list[di
             for batch in torch.randperm(len(rows), generator=generator).split(recipe.batch_size):
                 tiles = spots.tiles[torch.from_numpy(rows)[batch]]
                 if idea.orient:
-                    tiles = orient(tiles, torch.randint(8, (len(tiles),), generator=generator))
+                    views = torch.randint(8, (len(tiles),), generator=generator)
+                    tiles = torch.from_numpy(orient(tiles.numpy(), views.numpy()))
                 if idea.stain:
                     tiles = stained(tiles, idea.stain, generator)
                 with torch.autocast("cpu", torch.bfloat16):

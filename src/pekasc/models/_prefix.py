@@ -53,8 +53,7 @@ class TileInputs:
 
     def read(self, index: np.ndarray, views: np.ndarray) -> np.ndarray:
         """Return turned tiles, (k, y, x, 3) uint8."""
-        tiles = self.source.read(index)
-        return orient(torch.from_numpy(tiles), torch.from_numpy(views)).numpy() if views.any() else tiles
+        return orient(self.source.read(index), views)
 
 
 class _Rows(Protocol):
