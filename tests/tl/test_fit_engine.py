@@ -266,3 +266,60 @@ def test_what_cannot_run_is_refused(
     with pytest.raises(error, match=message):
         pk.tl.fit_adapter(tiled, **{**SMALL, **options})
     assert set(tiled["table"].uns["pekasc"]) == before
+
+
+def test_more_of_a_state_that_counts(tiled: SpatialData, tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    state = tmp_path / "state"
+    options = {**SMALL, "method": LoraConfig(r=4, target_modules=["attn.qkv", "mlp.fc1"]), "resume": state}
+    pk.tl.fit_adapter(tiled, **options)
+    for change, name in (
+        ({"head": "ridge-per-gene"}, "readers"),
+        ({"accumulate": 2}, "engine"),
+        ({"precision": "bf16"}, ""),
+    ):
+        with pytest.raises(ValueError, match=rf"other settings or data \(.*{name}"):
+            pk.tl.fit_adapter(tiled, **{**options, **change})
+    # the same call in another process names the layers in another order
+    again = {**options, "method": LoraConfig(r=4, target_modules=["mlp.fc1", "attn.qkv"])}
+    pk.tl.fit_adapter(tiled, **again)
+    # what the weights are needed for cannot be made again without them
+    next((state / "final").glob("epoch-*.npy")).unlink()
+    for file in (state / "fold-1").glob("epoch-*.npy"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"is damaged: fold-1/epoch-1.npy is missing. Delete the folder"):
+        pk.tl.fit_adapter(tiled, **options)
+
+
+def test_blocks_auto_stay_what_they_were(tiled: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {**SMALL, "blocks": "auto", "depth": 6, "epochs": 1, "resume": tmp_path / "state"}
+    assert pk.tl.fit_adapter(tiled, **options).info["blocks"] == 4
+    monkeypatch.setattr("pekasc.models._auto.memory_at_hand", lambda device: 1)
+    assert pk.tl.fit_adapter(tiled, **options).info["blocks"] == 4
+
+
+def test_biases_everywhere_are_trained_everywhere(tiled: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    from peft import LoraConfig
+
+    caplog.set_level(logging.INFO)
+    kept = pk.tl.fit_adapter(tiled, **{**SMALL, "method": LoraConfig(r=4, bias="all")})
+    assert "All blocks run in every epoch, the frozen ones too: its configuration trains biases" in caplog.text
+    whole = pk.tl.fit_adapter(tiled, **{**SMALL, "method": LoraConfig(r=4, bias="all"), "prefix": None})
+    np.testing.assert_array_equal(kept.history["loss"], whole.history["loss"])
+
+
+def test_an_encoder_whose_blocks_cannot_be_split(tiled: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    eva = pk.models.Encoder(
+        "eva02_tiny_patch14_224", weights="random", model_kwargs={"depth": 2}, adapter_targets=("mlp.fc1_g",)
+    )
+    options = {**SMALL, "encoder": eva, "depth": 2, "epochs": 1}
+    adapter = pk.tl.fit_adapter(tiled, **{**options, "blocks": "auto"})
+    assert adapter.info["blocks"] == "all"
+    assert 'blocks="auto": all 2, for those of this encoder cannot be run one by one' in caplog.text
+    pk.tl.fit_adapter(tiled, **{**options, "blocks": 1})
+    assert "this encoder's cannot be split" in caplog.text
+    for name in ("gradient_checkpointing", "compile"):
+        with pytest.raises(ValueError, match=r"cannot be run one by one.*plain VisionTransformer"):
+            pk.tl.fit_adapter(tiled, **{**options, name: True})

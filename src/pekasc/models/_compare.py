@@ -22,6 +22,7 @@ from pekasc.models._head_methods import FoldData, check_head
 from pekasc.models._heads import RidgeHead
 from pekasc.models._hest import hest_predict
 from pekasc.models._methods import Method
+from pekasc.models._profile import Profile
 from pekasc.models._teachers import Teacher
 from pekasc.tiling import TileSpec, TileSubset
 
@@ -220,7 +221,7 @@ def _trained(
     options: Options,
 ) -> list[Adapter]:
     """Return an adapter per reader, fitted on the training spots alone."""
-    how = replace(options, method=method)
+    how = replace(options, method=method, profile=Profile())
     training = FeaturesOfSome(frozen, fold.train)
     return fit(encoder, spec, fold.training(), fold.lesson(), how, readers, frozen=training)
 

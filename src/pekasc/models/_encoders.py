@@ -539,7 +539,7 @@ class FrozenEncoder(nn.Module):
         if not self.splits:
             raise ValueError(
                 f"The blocks of encoder {self.encoder.short!r} ({type(self.model).__name__}) cannot be run one by one: "
-                "timm's plain VisionTransformer can. Take `prefix=None` and `gradient_checkpointing=False`."
+                "timm's plain VisionTransformer can. Leave `gradient_checkpointing=` and `compile=` out."
             )
 
     def tokens(self, x: Tensor, n_blocks: int) -> Tensor:

@@ -77,7 +77,9 @@ def fit(
     mine = np.full(data.tiles.n, data.mine is None)
     if data.mine is not None:
         mine[data.mine] = True
-    settings = {} if options.resume is None else settings_of(model, data, teacher, options)
+    if options.engine is not None and (options.engine.gradient_checkpointing or options.engine.compile):
+        model.check_splits()
+    settings = {} if options.resume is None else settings_of(encoder, model, data, teacher, options, readers)
     job = Job(model, encoder, spec, data, teacher, options, folds, mine, Resume(options.resume, settings))
     if options.method is not None and (known := job.resume.facts("choice")) is not None:
         choice = _choice_of(known)
@@ -188,14 +190,18 @@ def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, readers: Sequence
     if blocks == "auto":
         parts = job.engine.accumulate
         at_once = -(-o.recipe.batch_size // parts)
-        blocks = _ranks.agreed(choose_blocks(job.model, n_blocks, at_once, o.device, o.precision))
+        known = job.resume.facts("blocks")  # another run may find other memory free
+        if known is None:
+            known = _ranks.agreed(choose_blocks(job.model, n_blocks, at_once, o.device, o.precision))
+            job.resume.leave("blocks", known)
+        blocks = known
     elif blocks != "all" and o.depth == "choose" and int(blocks) > n_blocks:
         # what fits the encoder may not fit the depth that this training set chose
         logger.info("Features are taken after block %d, so all of these blocks are adapted, not %s.", n_blocks, blocks)
         blocks = "all"
     targets = target_layers(job.model, depth, blocks, o.method)
     config = make_config(o.method, o.recipe.rank, targets)
-    job.freeze(0 if blocks == "all" else n_blocks - int(blocks))
+    job.freeze(0 if blocks == "all" else n_blocks - int(blocks), config)
     runs = list[_FoldRun]()
     weights = np.array([len(fold.held_out) for fold in job.folds], dtype=np.float64)
     for i in range(len(job.folds)):
@@ -237,7 +243,7 @@ def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, readers: Sequence
     folder = job.resume.folder("final")
     trained = _train(job, config, depth, np.arange(data.tiles.n), max(epochs), set(epochs), keep_features, folder)
     for epoch in set(epochs) - set(adapted):  # measured by the run that this one goes on from
-        adapted[epoch] = job.resume.array(f"final/epoch-{epoch}", lambda: job.embed([depth])[depth])
+        adapted[epoch] = job.resume.finished(f"final/epoch-{epoch}")
     first = [row for run in runs for row in run.history]
     made = []
     for reader, table, epoch in zip(readers, tables, epochs, strict=True):
@@ -361,9 +367,9 @@ def _run_fold(
                     on_epoch(epoch)
         done = _train(job, config, depth, fold.train, most, (), on_epoch, folder, stop).history
         job.resume.leave(f"{name}/done", done)
-    for row in done:
-        if row["epoch"] not in run.errors:
-            on_epoch(int(row["epoch"]))
+    for epoch in (int(row["epoch"]) for row in done):
+        if epoch not in run.errors and (o.recipe.choose_epochs or epoch == o.recipe.epochs):
+            measure(epoch, job.resume.finished(f"{name}/epoch-{epoch}"))
     for epoch in [epoch for epoch in run.errors if epoch > len(done)]:
         del run.errors[epoch], run.features[epoch]
     first = {"epoch": 0, "loss": np.nan, "kd": np.nan, "sa": np.nan, "matching": np.nan, "val_error": start}

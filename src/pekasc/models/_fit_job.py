@@ -26,7 +26,7 @@ from pekasc.models._methods import Method
 from pekasc.models._peka import Recipe
 from pekasc.models._prefix import Inputs, Prefix, PrefixPlan, TileInputs, make_prefix, tiles_digest
 from pekasc.models._profile import Profile
-from pekasc.models._results import fingerprint
+from pekasc.models._results import fingerprint, plain
 from pekasc.models._resume import Resume
 from pekasc.models._teachers import StoredTeacher, Teacher
 from pekasc.models._training import Engine
@@ -154,10 +154,16 @@ class Job:
         o = self.options
         return Engine(o.device, o.precision, o.progress) if o.engine is None else o.engine
 
-    def freeze(self, start: int) -> None:
+    def freeze(self, start: int, config: PeftConfig) -> None:
         """Compute what enters block `start` + 1, once for all trainings and the features after them."""
         o = self.options
-        if not start or o.prefix is None or not self.model.splits:
+        if not start or o.prefix is None:
+            return
+        if not self.model.splits or getattr(config, "bias", "none") == "all":
+            why = (
+                "its configuration trains biases everywhere" if self.model.splits else "this encoder's cannot be split"
+            )
+            logger.info("All blocks run in every epoch, the frozen ones too: %s.", why)
             return
         own = np.flatnonzero(self.mine)
         job = EmbedJob(
@@ -192,17 +198,33 @@ class Job:
         return with_context(features, self.data.coords_um, self.data.sections, reader.context_um, fold)
 
 
-def settings_of(model: FrozenEncoder, data: Data, teacher: Teacher, options: Options) -> dict[str, Any]:
+_OF_TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")  # what of it changes numbers
+
+
+def settings_of(
+    encoder: Encoder, model: FrozenEncoder, data: Data, teacher: Teacher, options: Options, readers: Sequence[Reader]
+) -> dict[str, Any]:
     """Return what decides the result of a fit, for its folder: plain values, and digests of the data."""
     o = options
+    engine = Engine(o.device, o.precision, o.progress) if o.engine is None else o.engine
+    job = EmbedJob(encoder, model.digest, model.tile_px, None, 1, o.batch_size, str(o.device), o.precision)
     method = o.method.to_dict() if isinstance(o.method, PeftConfig) else o.method
     y = data.expression
     parts = (y.data, y.indices, y.indptr) if sparse.issparse(y) else (np.asarray(y),)
     own = np.arange(data.tiles.n) if data.mine is None else data.mine
     stored = [fingerprint(teacher.embedding)] if isinstance(teacher, StoredTeacher) else []
     return {
-        "encoder": model.digest,
-        "method": json.loads(json.dumps(method, default=str)),
+        "encoder": job.digest(model),
+        "method": json.loads(json.dumps(method, default=plain)),
+        "readers": [asdict(reader) for reader in readers],
+        "batch_size": o.batch_size,
+        "device": o.device.type,
+        "engine": {
+            "accumulate": engine.accumulate,
+            "gradient_checkpointing": engine.gradient_checkpointing,
+            "compile": engine.compile,
+            **{name: str(engine.trainer[name]) for name in _OF_TRAINER if name in engine.trainer},
+        },
         "blocks": o.blocks,
         "depth": o.depth,
         "recipe": asdict(o.recipe),
@@ -212,7 +234,6 @@ def settings_of(model: FrozenEncoder, data: Data, teacher: Teacher, options: Opt
         "random_state": o.random_state,
         "scales": o.scales,
         "orientations": o.orientations,
-        "accumulate": 1 if o.engine is None else o.engine.accumulate,
         "tile_px": data.tiles.tile_px,
         "tiles": _ranks.agreed([tiles_digest(source, own) for source in (data.tiles, *data.further)]),
         "expression": fingerprint(*parts),

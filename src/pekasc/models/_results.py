@@ -25,12 +25,13 @@ def fingerprint(*parts: Any) -> str:
             sha.update(f"{array.dtype} {array.shape}".encode())
             sha.update(array.view(np.uint8).data if array.size else b"")
         else:
-            sha.update(json.dumps(part, sort_keys=True, default=_plain).encode())
+            sha.update(json.dumps(part, sort_keys=True, default=plain).encode())
         sha.update(b"\n")
     return sha.hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return what JSON cannot write as something that it can, the same in every process."""
     # a set has no order of its own
     return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 

@@ -67,6 +67,20 @@ class Resume:
             _ranks.barrier()
         return np.load(file, mmap_mode="r")
 
+    def finished(self, name: str) -> np.ndarray:
+        """Return an array that an earlier run left.
+
+        Raises
+        ------
+        ValueError
+            If it is gone: the weights that it was made with are, too.
+        """
+        assert self.path is not None  # for the type checker: there was an earlier run
+        file = self.path / f"{name}.npy"
+        if not file.exists():
+            raise ValueError(f"`resume={str(self.path)!r}` is damaged: {name}.npy is missing. Delete the folder.")
+        return np.load(file, mmap_mode="r")
+
     def facts(self, name: str) -> Any:
         """Return plain facts that an earlier run left, or None."""
         if self.path is None:
