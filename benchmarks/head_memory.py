@@ -10,7 +10,6 @@ expression alone would take 14.8 GB.
 from __future__ import annotations
 
 import argparse
-import resource
 import time
 
 import numpy as np
@@ -21,8 +20,10 @@ from _machine import machine
 from pekasc.models._fit_result import correlations_of
 from pekasc.models._folds import InnerFold
 from pekasc.models._head_methods import FoldData, check_head, fit_rows
+from pekasc.models._profile import peak_memory
 
 SECTIONS, FOLDS = 50, 3
+CPU = torch.device("cpu")
 
 
 def drawn(n: int, genes: int, density: float, features: np.ndarray, rng: np.random.Generator) -> sparse.csr_matrix:
@@ -57,7 +58,7 @@ def main() -> None:
     x = rng.normal(size=(a.tiles, a.features)).astype(np.float32)
     y = drawn(a.tiles, a.genes, a.density, x, rng)
     stored = (y.data.nbytes + y.indices.nbytes + y.indptr.nbytes + x.nbytes) / 1e9
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    before = peak_memory(CPU) / 1e9
     section = np.arange(a.tiles) * SECTIONS // a.tiles
     start = time.perf_counter()
     folds = [
@@ -76,7 +77,7 @@ def main() -> None:
     scored = time.perf_counter() - start - chosen
     check_head("ridge").fit(x, y, None, alpha, 0)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    peak = peak_memory(CPU) / 1e9
     print(
         f"{a.tiles} tiles x {a.genes} genes x {a.features} features, {a.density:.0%} of counts above 0: peak "
         f"{peak:.2f} GB, of it {stored:.2f} GB counts and features ({before:.2f} GB with the packages). "

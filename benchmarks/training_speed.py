@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from pekasc.models._encoders import FrozenEncoder
 from pekasc.models._methods import make_config, target_layers
 from pekasc.models._peka import Recipe
 from pekasc.models._prefix import PrefixPlan, TileInputs, make_prefix
+from pekasc.models._profile import peak_memory
 from pekasc.models._training import Engine, train_student
 from pekasc.tiling import ArrayTiles
 
@@ -117,7 +117,7 @@ def main() -> None:
     try:
         if a.memory_of:
             run(a.memory_of, a.vits, tiles, teacher, 1, folder)
-            print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+            print(json.dumps({"peak": peak_memory(CPU)}))
             return
         kept = KeptRows(a.out / "speed.jsonl")
         labels = [PLAIN, ALL, *TAILS]
