@@ -100,7 +100,7 @@ def measure(
     name: str, kwargs: dict[str, Any], a: Any, device: torch.device, peak: float
 ) -> list[tuple[str, float, float, int]]:
     """Return work, tiles per second, share of the peak and peak memory, medians of interleaved rounds."""
-    batch = 8 if a.small else a.batch
+    batch = 4 if a.small else a.batch
     n = 2 * batch if a.small else 12 * batch
     tiles = ArrayTiles(np.random.default_rng(0).integers(0, 255, (n, 224, 224, 3), dtype=np.uint8))
     row = pk.models.Encoder(name, weights="random", model_kwargs=kwargs)
