@@ -223,23 +223,24 @@ def test_a_checkpoint_holds_what_is_trained(encoder: FrozenEncoder, tmp_path: Pa
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(encoder: FrozenEncoder, tmp_path: Path) -> None:
+    good: dict[str, torch.Tensor] = {}
+
     class Poison(L.Callback):
         """Break the weights before the fifth step."""
 
         def on_train_batch_start(self, trainer: Any, module: Any, *args: Any) -> None:
             if trainer.global_step == 4:
-                self.good = {n: p.detach().clone() for n, p in module.trained().items()}
+                good.update({n: p.detach().clone() for n, p in module.trained().items()})
                 module.teacher[:] = float("nan")
 
-    poison = Poison()
     match = r"The loss became nan .* at step 5, epoch 2, batch 2 .*smaller `learning_rate=`"
     with pytest.raises(NotFinite, match=match) as caught:
-        train(encoder, TileInputs(TILES), engine=replace(ENGINE, trainer={"callbacks": [poison]}), folder=tmp_path)
+        train(encoder, TileInputs(TILES), engine=replace(ENGINE, trainer={"callbacks": [Poison()]}), folder=tmp_path)
     from safetensors.torch import load_file
 
     for kept in (caught.value.last_good, load_file(tmp_path / "last_good.safetensors")):
-        assert kept.keys() == poison.good.keys()
-        assert all(torch.equal(kept[name], poison.good[name]) for name in kept)
+        assert kept.keys() == good.keys()
+        assert all(torch.equal(kept[name], good[name]) for name in kept)
     assert "last_good.safetensors has it" in caught.value.__notes__[0]
     with pytest.raises(NotFinite) as caught:
         train(encoder, TileInputs(TILES), engine=replace(ENGINE, trainer={"callbacks": [Poison()]}))
@@ -274,6 +275,7 @@ def test_callbacks_and_loggers_pass_through(encoder: FrozenEncoder, tmp_path: Pa
         ({"max_epochs": 2}, ValueError, r"'max_epochs' is pekasc's to say: give `epochs=`"),
         ({"accumulate_grad_batches": 2}, ValueError, r"give `accumulate=`"),
         ({"limit_train_batches": 2}, ValueError, r"leave it out"),
+        ({"precision": "bf16-true"}, ValueError, r"precision='bf16-true' would change the encoder itself"),
     ],
 )
 def test_arguments_of_a_trainer_that_do_not_fit(given: Any, error: type[Exception], message: str) -> None:

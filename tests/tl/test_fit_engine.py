@@ -320,3 +320,42 @@ def test_an_encoder_whose_blocks_cannot_be_split(tiled: SpatialData, caplog: pyt
     for name in ("gradient_checkpointing", "compile"):
         with pytest.raises(ValueError, match=r"cannot be run one by one.*plain VisionTransformer"):
             pk.tl.fit_adapter(tiled, **{**options, name: True})
+
+
+def test_spots_stay_with_their_tiles_in_any_order(tiled: SpatialData) -> None:
+    order = np.random.default_rng(0).permutation(tiled["table"].n_obs)
+    plain = pk.tl.fit_adapter(tiled, method=None, depth=4, device="cpu", progress=False, groups="patient")
+    mixed = SpatialData(
+        images=dict(tiled.images), shapes=dict(tiled.shapes), tables={"table": tiled["table"][order].copy()}
+    )
+    again = pk.tl.fit_adapter(mixed, method=None, depth=4, device="cpu", progress=False, groups="patient")
+    np.testing.assert_allclose(again.gene_scores["pearson"], plain.gene_scores["pearson"], atol=1e-5)
+
+
+def test_features_of_an_early_block_beside_the_last(tiled: SpatialData) -> None:
+    options = {**SMALL, "epochs": 1, "blocks": 2}
+    for depth in ((1, 6), (4, 6)):
+        kept = pk.tl.fit_adapter(tiled, **{**options, "depth": depth, "prefix": "fp32"})
+        whole = pk.tl.fit_adapter(tiled, **{**options, "depth": depth, "prefix": None})
+        np.testing.assert_allclose(kept.history["loss"], whole.history["loss"], atol=1e-3)
+
+
+def test_dropout_rests_while_features_are_measured(tiled: SpatialData, all_bits: Bits, tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    options = {**SMALL, "method": LoraConfig(r=4, lora_dropout=0.5)}
+    plain = pk.tl.fit_adapter(tiled, **options)
+    state = tmp_path / "state"
+    pk.tl.fit_adapter(tiled, resume=state, checkpoint_minutes=0, **options)
+    # as after a kill between the features of an epoch and the next state: they are there, what comes after is not
+    (state / "fold-0" / "done.json").unlink()
+    assert all_bits(pk.tl.fit_adapter(tiled, resume=state, checkpoint_minutes=0, **options)) == all_bits(plain)
+
+
+def test_a_teacher_of_other_genes_is_another_fit(tiled: SpatialData, tmp_path: Path) -> None:
+    genes = list(tiled["table"].var_names[:5])
+    pk.tl.fit_adapter(tiled, resume=tmp_path / "state", genes=genes, **SMALL)
+    tiled["table"].X[0, 20] += 50
+    tiled["table"].X[0, 0] += 0
+    with pytest.raises(ValueError, match=r"other settings or data"):
+        pk.tl.fit_adapter(tiled, resume=tmp_path / "state", genes=genes, **SMALL)

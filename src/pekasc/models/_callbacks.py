@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import torch
 from peft import PeftConfig, get_peft_model_state_dict
 from torch import Tensor
 
@@ -47,8 +49,13 @@ class History(L.Callback):
         epoch = trainer.current_epoch + 1
         row = {"epoch": epoch, "loss": loss, "kd": kd, "sa": sa, "matching": matching}
         row["peak_memory"] = peak_memory(pl_module.device)
-        row["val_error"] = self.on_epoch(epoch)
-        pl_module.log("val_error", row["val_error"], sync_dist=_ranks.n_ranks() > 1)
+        # measured without dropout, and without drawing from what the training draws from
+        pl_module.encoder.eval()
+        with torch.random.fork_rng(devices=[pl_module.device] if pl_module.device.type == "cuda" else []):
+            row["val_error"] = self.on_epoch(epoch)
+        pl_module.encoder.train()
+        if np.isfinite(row["val_error"]):
+            pl_module.log("val_error", row["val_error"], sync_dist=_ranks.n_ranks() > 1)
         self.rows.append(row)
         if self.stop(epoch):
             trainer.should_stop = True

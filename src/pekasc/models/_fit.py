@@ -201,7 +201,9 @@ def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, readers: Sequence
         blocks = "all"
     targets = target_layers(job.model, depth, blocks, o.method)
     config = make_config(o.method, o.recipe.rank, targets)
-    job.freeze(0 if blocks == "all" else n_blocks - int(blocks), config)
+    start = 0 if blocks == "all" else n_blocks - int(blocks)
+    # features of an earlier block are read behind it
+    job.freeze(start if depth is None else min(start, min(depth) - 1), config)
     runs = list[_FoldRun]()
     weights = np.array([len(fold.held_out) for fold in job.folds], dtype=np.float64)
     for i in range(len(job.folds)):

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,19 @@ class Job:
         return with_context(features, self.data.coords_um, self.data.sections, reader.context_um, fold)
 
 
+def _inputs_of(teacher: Teacher) -> list[str]:
+    """Return digests of the matrices that a teacher is fitted on, which may be of other genes than are predicted."""
+    found = []
+    for name, value in sorted(vars(teacher).items()):
+        if sparse.issparse(value):
+            found.append(f"{name} {fingerprint(value.data, value.indices, value.indptr)}")
+        elif isinstance(value, np.ndarray):
+            found.append(f"{name} {fingerprint(value)}")
+        elif isinstance(value, int | float | str | None):
+            found.append(f"{name} {value}")
+    return found
+
+
 _OF_TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")  # what of it changes numbers
 
 
@@ -212,7 +226,7 @@ def settings_of(
     y = data.expression
     parts = (y.data, y.indices, y.indptr) if sparse.issparse(y) else (np.asarray(y),)
     own = np.arange(data.tiles.n) if data.mine is None else data.mine
-    stored = [fingerprint(teacher.embedding)] if isinstance(teacher, StoredTeacher) else []
+    stored = [fingerprint(teacher.embedding)] if isinstance(teacher, StoredTeacher) else _inputs_of(teacher)
     return {
         "encoder": job.digest(model),
         "method": json.loads(json.dumps(method, default=plain)),
@@ -235,10 +249,11 @@ def settings_of(
         "scales": o.scales,
         "orientations": o.orientations,
         "tile_px": data.tiles.tile_px,
-        "tiles": _ranks.agreed([tiles_digest(source, own) for source in (data.tiles, *data.further)]),
+        "tiles": _ranks.from_all([tiles_digest(source, own) for source in (data.tiles, *data.further)]),
         "expression": fingerprint(*parts),
         "genes": fingerprint(np.array(list(data.genes), dtype=object)),
         "groups": fingerprint(data.groups.astype("U"), data.sections.astype("U"), data.coords_um),
         "teacher": [teacher.name, teacher.digest, *stored],
         "processes": _ranks.n_ranks(),
+        "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "lightning")},
     }

@@ -173,11 +173,13 @@ def attached(encoder: FrozenEncoder, config: PeftConfig, random_state: int) -> I
     own = dict(encoder.model.named_parameters())
     peft_model = attach(encoder, config, random_state)
     trained = [(parameter, parameter.detach().clone()) for parameter in own.values() if parameter.requires_grad]
+    for parameter, _ in trained:
+        parameter.data = parameter.data.float()  # an optimiser's small steps are lost in half precision
     try:
         yield peft_model
     finally:
         encoder.model = peft_model.unload()
         with torch.no_grad():
             for parameter, before in trained:
-                parameter.copy_(before)
+                parameter.data = before.to(parameter.device)
         encoder.requires_grad_(False)

@@ -16,8 +16,8 @@ _REDUCED = 2**26  # numbers in one message
 _PLACES = ("accelerator", "devices", "strategy", "num_nodes", "plugins")
 
 
-def launch(trainer: Mapping[str, Any], device: torch.device) -> torch.device:
-    """Start the processes that Lightning's arguments ask for; return this process's device.
+def launch(trainer: Mapping[str, Any], device: torch.device) -> tuple[torch.device, dict[str, Any]]:
+    """Start the processes that Lightning's arguments ask for; return this process's device, and all arguments.
 
     As with Lightning's own strategies, a script is run again for every further device; processes that ``torchrun`` or
     a cluster started are found. With one device nothing is started.
@@ -36,7 +36,7 @@ def launch(trainer: Mapping[str, Any], device: torch.device) -> torch.device:
     """
     asked = {name: trainer[name] for name in _PLACES if name in trainer}
     if not asked:
-        return device
+        return device, dict(trainer)
     if "accelerator" not in asked:
         asked["accelerator"] = "auto" if "devices" in asked and device.type != "cpu" else device.type
     asked.setdefault("devices", 1 if device.index is None else [device.index])
@@ -54,7 +54,8 @@ def launch(trainer: Mapping[str, Any], device: torch.device) -> torch.device:
         n = torch.cuda.device_count()
         there = f"{n} CUDA device{'s' if n > 1 else ''}" if n else "the CPU"
         raise ValueError(f"`trainer={asked}` cannot be had: {error} Available: {there}.") from error
-    return fabric.device
+    # what was left open is decided once, for every trainer
+    return fabric.device, {**trainer, **asked}
 
 
 def n_ranks() -> int:
@@ -90,6 +91,15 @@ def agreed(value: _T) -> _T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_all(value: _T) -> list[_T]:
+    """Return what every process has, in their order."""
+    if not _several():
+        return [value]
+    found: list[Any] = [None] * n_ranks()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def barrier() -> None:

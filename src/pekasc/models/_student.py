@@ -178,9 +178,10 @@ class Student(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, not the encoder, and the state of random numbers and sums."""
         checkpoint["state_dict"] = {name: p.detach().cpu() for name, p in self.trained().items()}
-        checkpoint["pekasc"] = {"rng": torch.get_rng_state(), "sums": self.sums.cpu()}
+        mine = {"rng": torch.get_rng_state(), "sums": self.sums.cpu()}
         if torch.cuda.is_available():
-            checkpoint["pekasc"]["rng_cuda"] = torch.cuda.get_rng_state()
+            mine["rng_cuda"] = torch.cuda.get_rng_state()
+        checkpoint["pekasc"] = {"processes": _ranks.from_all(mine)}
         allocator = getattr(getattr(self.peft_model, "base_model", None), "rankallocator", None)
         if allocator is not None:  # AdaLoRA: how important each rank was so far
             ours = {name: getattr(allocator, name) for name in _ALLOCATOR}
@@ -190,10 +191,11 @@ class Student(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them back."""
         ours = checkpoint["pekasc"]
-        torch.set_rng_state(ours["rng"].cpu())
-        if "rng_cuda" in ours:
-            torch.cuda.set_rng_state(ours["rng_cuda"].cpu())
-        self.sums = ours["sums"].to(self.device)
+        mine = ours["processes"][_ranks.rank()]
+        torch.set_rng_state(mine["rng"].cpu())
+        if "rng_cuda" in mine:
+            torch.cuda.set_rng_state(mine["rng_cuda"].cpu())
+        self.sums = mine["sums"].to(self.device)
         if "allocator" in ours:
             allocator = self.peft_model.base_model.rankallocator
             for name in _ALLOCATOR:

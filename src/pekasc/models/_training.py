@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 from peft import PeftConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -196,6 +198,7 @@ _OURS = (
     "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "fast_dev_run", "overfit_batches",
     "limit_train_batches", "accumulate_grad_batches", "reload_dataloaders_every_n_epochs", "enable_checkpointing",
 )  # fmt: skip
+_TRAINER_PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "16-mixed")
 _INSTEAD = {
     "max_epochs": "epochs=", "accumulate_grad_batches": "accumulate=", "enable_checkpointing": "resume=",
 }  # fmt: skip
@@ -225,6 +228,11 @@ def check_trainer(trainer: Any) -> dict[str, Any]:
         if name in trainer:
             instead = f"give `{_INSTEAD[name]}`" if name in _INSTEAD else "leave it out"
             raise ValueError(f"`trainer`: {name!r} is pekasc's to say: {instead}.")
+    if trainer.get("precision", "32-true") not in _TRAINER_PRECISIONS:
+        raise ValueError(
+            f"`trainer`: precision={trainer['precision']!r} would change the encoder itself. Take one of "
+            f'{list(_TRAINER_PRECISIONS)}, or `precision="bf16"`, which keeps frozen weights in half precision.'
+        )
     return dict(trainer)
 
 
@@ -343,6 +351,8 @@ def _run(
     given = dict(engine.trainer)
     theirs = given.pop("callbacks", None) or []
     theirs = list(theirs) if isinstance(theirs, list | tuple) else [theirs]
+    # every training begins with what the user gave, not with what another one left in it
+    theirs = [deepcopy(callback) for callback in theirs]
     if _ranks.n_ranks() == 1 and "devices" not in given and "accelerator" not in given:
         given |= {
             "accelerator": engine.device.type,
@@ -357,7 +367,8 @@ def _run(
     try:
         with quiet_lightning(), _plain_attention(encoder.model, engine.device):
             trainer = L.Trainer(
-                max_epochs=epochs, enable_checkpointing=False, accumulate_grad_batches=engine.accumulate,
+                max_epochs=epochs, enable_checkpointing=any(isinstance(c, Checkpoint) for c in theirs),
+                accumulate_grad_batches=engine.accumulate,
                 use_distributed_sampler=False, num_sanity_val_steps=0,
                 # last: what a user's callbacks do is done when a state is written
                 callbacks=[*theirs, *callbacks], **how,

@@ -275,11 +275,13 @@ def fit_adapter(
     )  # fmt: skip
     trainer_arguments = check_trainer(trainer)
     check_engine(prefix, accumulate, checkpoint_minutes)
+    if precision != "fp32" and "precision" in trainer_arguments:
+        raise ValueError(f"`precision={precision!r}` and `trainer`'s precision say it twice: leave one of them out.")
     if n_components is not None:
         n_components = whole("n_components", n_components)
     if preset == "paper" and n_components is None:
         n_components = 256
-    place = _ranks.launch(trainer_arguments, resolve_device(device))
+    place, trainer_arguments = _ranks.launch(trainer_arguments, resolve_device(device))
     autocast(place, precision)
     profile = Profile()
     table = get_table(sdata, table_name)
@@ -319,7 +321,7 @@ def fit_adapter(
             raise ValueError("No training spot has both a tile and counts.")
         stream, rows = _inputs.tile_stream(training, spec)
         _log_left_out(candidates, keep, rows)
-        if rows.size < candidates.size:  # no second copy of all counts where all spots are left
+        if not np.array_equal(rows, candidates):  # no second copy of all counts where they are in order
             expression = expression[np.searchsorted(candidates, rows)]
 
         groups = _inputs.default_groups(table, rows) if groups is None else groups
