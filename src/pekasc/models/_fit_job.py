@@ -229,6 +229,7 @@ def settings_of(
     stored = [fingerprint(teacher.embedding)] if isinstance(teacher, StoredTeacher) else _inputs_of(teacher)
     return {
         "encoder": job.digest(model),
+        "adapter_targets": encoder.adapter_targets,
         "method": json.loads(json.dumps(method, default=plain)),
         "readers": [asdict(reader) for reader in readers],
         "batch_size": o.batch_size,

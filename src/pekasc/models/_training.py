@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -197,6 +196,7 @@ class Trained:
 _OURS = (
     "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "fast_dev_run", "overfit_batches",
     "limit_train_batches", "accumulate_grad_batches", "reload_dataloaders_every_n_epochs", "enable_checkpointing",
+    "use_distributed_sampler", "num_sanity_val_steps",
 )  # fmt: skip
 _TRAINER_PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "16-mixed")
 _INSTEAD = {
@@ -290,6 +290,7 @@ def train_student(
     NotFinite
         If the loss or a gradient is not finite, before the weights take it in.
     """
+    encoder.to(engine.device)
     lesson = _ranks.agreed(prepare_lesson(teacher, recipe, random_state))
     config = with_steps(config, -(-len(index) // recipe.batch_size) * max(recipe.epochs, 1))
     zeros = np.zeros(_CHECKED, dtype=np.int64)
@@ -324,6 +325,7 @@ def train_student(
             own = engine.accumulate
             batches = _Batches(inputs, index, mine, recipe, own, random_state, engine.device)
             _run(student, batches, encoder, epochs, recipe, engine, [Allocation(), history, kept], folder)
+    encoder.to(engine.device)  # Lightning leaves a model on the CPU
     if not _same(features(), frozen):
         raise ValueError(
             f"The adapter {method_name(config)!r} left the encoder changed: its initialisation rewrites frozen "
@@ -351,8 +353,6 @@ def _run(
     given = dict(engine.trainer)
     theirs = given.pop("callbacks", None) or []
     theirs = list(theirs) if isinstance(theirs, list | tuple) else [theirs]
-    # every training begins with what the user gave, not with what another one left in it
-    theirs = [deepcopy(callback) for callback in theirs]
     if _ranks.n_ranks() == 1 and "devices" not in given and "accelerator" not in given:
         given |= {
             "accelerator": engine.device.type,
@@ -404,7 +404,7 @@ def _features(encoder: FrozenEncoder, some: Tensor, depth: Depth, start: int, pr
     x = some.to(device)
     with torch.inference_mode(), autocast(device, precision):
         x = encoder.normalise(x) if start == 0 else x.float()
-        return features_of(encoder, x, [depth], start)[0].float().clone()
+        return features_of(encoder, x, [depth], start)[0].float().cpu().clone()
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

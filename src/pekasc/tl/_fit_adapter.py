@@ -152,7 +152,7 @@ def fit_adapter(
         by default ``var_names``.
     preset
         ``"paper"``: the published training, exactly (rank 256, 100 clusters, 256 components, 50 epochs, the encoder's
-        own output as features); sizes never adapt. The head is that of every method here: its features are
+        own output as features, all blocks); sizes never adapt. The head is that of every method here: its features are
         standardised, and its penalty is chosen on held-out groups.
     rank, n_clusters, n_components, epochs, learning_rate, kd_weight, matching_weight, temperature
         Change single numbers: rank of the adapter (64; a ``PeftConfig`` has its own), structure labels
@@ -279,6 +279,8 @@ def fit_adapter(
         raise ValueError(f"`precision={precision!r}` and `trainer`'s precision say it twice: leave one of them out.")
     if n_components is not None:
         n_components = whole("n_components", n_components)
+    if preset == "paper" and blocks == "auto":
+        blocks = "all"  # as published
     if preset == "paper" and n_components is None:
         n_components = 256
     place, trainer_arguments = _ranks.launch(trainer_arguments, resolve_device(device))
