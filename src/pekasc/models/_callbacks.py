@@ -20,9 +20,6 @@ from pekasc.models import _ranks
 from pekasc.models._profile import peak_memory
 from pekasc.models._student import Student
 
-_CHECKED = 4  # tiles on which an adapter is compared with the frozen encoder
-_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-
 
 class Allocation(L.Callback):
     """Let a method that moves rank between layers do so, while the gradients are there.

@@ -29,7 +29,7 @@ from pekasc.models._prefix import Inputs, Prefix, PrefixPlan, TileInputs, make_p
 from pekasc.models._profile import Profile
 from pekasc.models._results import fingerprint, plain
 from pekasc.models._resume import Resume
-from pekasc.models._teachers import StoredTeacher, Teacher
+from pekasc.models._teachers import Teacher
 from pekasc.models._training import Engine
 from pekasc.tiling import TileSource, TileSpec
 
@@ -152,8 +152,7 @@ class Job:
     @property
     def engine(self) -> Engine:
         """How trainings run."""
-        o = self.options
-        return Engine(o.device, o.precision, o.progress) if o.engine is None else o.engine
+        return _engine_of(self.options)
 
     def freeze(self, start: int, config: PeftConfig) -> None:
         """Compute what enters block `start` + 1, once for all trainings and the features after them."""
@@ -199,14 +198,25 @@ class Job:
         return with_context(features, self.data.coords_um, self.data.sections, reader.context_um, fold)
 
 
+def _engine_of(options: Options) -> Engine:
+    if options.engine is None:
+        return Engine(options.device, options.precision, options.progress)
+    return options.engine
+
+
+def _matrix_print(matrix: Matrix) -> str:
+    """Return the fingerprint of a dense or sparse matrix."""
+    if sparse.issparse(matrix):
+        return fingerprint(matrix.data, matrix.indices, matrix.indptr)
+    return fingerprint(np.asarray(matrix))
+
+
 def _inputs_of(teacher: Teacher) -> list[str]:
     """Return digests of the matrices that a teacher is fitted on, which may be of other genes than are predicted."""
     found = []
     for name, value in sorted(vars(teacher).items()):
-        if sparse.issparse(value):
-            found.append(f"{name} {fingerprint(value.data, value.indices, value.indptr)}")
-        elif isinstance(value, np.ndarray):
-            found.append(f"{name} {fingerprint(value)}")
+        if sparse.issparse(value) or isinstance(value, np.ndarray):
+            found.append(f"{name} {_matrix_print(value)}")
         elif isinstance(value, int | float | str | None):
             found.append(f"{name} {value}")
     return found
@@ -220,13 +230,10 @@ def settings_of(
 ) -> dict[str, Any]:
     """Return what decides the result of a fit, for its folder: plain values, and digests of the data."""
     o = options
-    engine = Engine(o.device, o.precision, o.progress) if o.engine is None else o.engine
+    engine = _engine_of(o)
     job = EmbedJob(encoder, model.digest, model.tile_px, None, 1, o.batch_size, str(o.device), o.precision)
     method = o.method.to_dict() if isinstance(o.method, PeftConfig) else o.method
-    y = data.expression
-    parts = (y.data, y.indices, y.indptr) if sparse.issparse(y) else (np.asarray(y),)
     own = np.arange(data.tiles.n) if data.mine is None else data.mine
-    stored = [fingerprint(teacher.embedding)] if isinstance(teacher, StoredTeacher) else _inputs_of(teacher)
     return {
         "encoder": job.digest(model),
         "adapter_targets": encoder.adapter_targets,
@@ -251,10 +258,10 @@ def settings_of(
         "orientations": o.orientations,
         "tile_px": data.tiles.tile_px,
         "tiles": _ranks.from_all([tiles_digest(source, own) for source in (data.tiles, *data.further)]),
-        "expression": fingerprint(*parts),
+        "expression": _matrix_print(data.expression),
         "genes": fingerprint(np.array(list(data.genes), dtype=object)),
         "groups": fingerprint(data.groups.astype("U"), data.sections.astype("U"), data.coords_um),
-        "teacher": [teacher.name, teacher.digest, *stored],
+        "teacher": [teacher.name, teacher.digest, *_inputs_of(teacher)],
         "processes": _ranks.n_ranks(),
         "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "lightning")},
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -22,9 +21,6 @@ from pekasc.models._methods import method_name
 from pekasc.models._peka import n_clusters_for
 from pekasc.models._profile import peak_memory
 from pekasc.models._scores import pearson
-
-logger = logging.getLogger(__name__)
-
 
 _GENES = 2048  # at once
 

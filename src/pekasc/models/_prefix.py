@@ -216,10 +216,8 @@ class _Run:
         self, order: np.ndarray, views: Sequence[int], put: Callable[[int, slice, np.ndarray], None], bar: Any
     ) -> None:
         """Compute the tokens of tiles `order`; `put` gets view, place in `order`, and rows."""
-        step = self.plan.batch_size
-        parts = [order[i : i + step] for i in range(0, len(order), step)]
         start = 0
-        for _, tiles in read_ahead(self.source.read, parts):
+        for _, tiles in read_ahead(self.source.read, in_batches([order], self.plan.batch_size)):
             for view in views:
                 put(view, slice(start, start + len(tiles)), self._tokens(tiles, view))
                 bar.update(len(tiles))
@@ -266,7 +264,6 @@ def _on_disk(
             missing = store.missing() if folder is None else list(range(store.n_chunks))
             bar.update(len(order) - sum(len(order[i * store.chunk : (i + 1) * store.chunk]) for i in missing))
             for i in missing:
-                rows = np.empty((0, 0))
                 part = order[i * store.chunk : (i + 1) * store.chunk]
                 rows = np.empty((len(part), shape[0] * shape[1]), dtype=run.dtype)
                 run.over(part, [view], lambda _, at, found, rows=rows: rows.__setitem__(at, found), bar)  # type: ignore[misc]

@@ -26,9 +26,6 @@ from pekasc.models._peka import (
     train_cluster_head,
 )
 
-_CHECKED = 4  # tiles on which an adapter is compared with the frozen encoder
-_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-
 
 @dataclass(frozen=True)
 class Lesson:
@@ -148,8 +145,8 @@ class Student(L.LightningModule):
         """Clip, and stop before the weights are changed by a loss or gradient that is not finite."""
         # a scaler (fp16) skips steps whose gradients overflow
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         of_all = torch.stack([self.step[0], norm.to(self.step.device)]).tolist()
         if not np.isfinite(of_all[0]) or not (scaled or np.isfinite(of_all[1])):
             loss, kd, sa, matching, n = self.step.tolist()
@@ -164,11 +161,8 @@ class Student(L.LightningModule):
         self.step.zero_()
         if gradient_clip_val:
             if gradient_clip_algorithm == "value":
-                torch.nn.utils.clip_grad_value_(
-                    [p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val
-                )
+                torch.nn.utils.clip_grad_value_(trained, gradient_clip_val)
             else:
-                trained = [p for g in optimizer.param_groups for p in g["params"]]
                 torch.nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
 
     def trained(self) -> dict[str, Tensor]:

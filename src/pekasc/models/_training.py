@@ -25,9 +25,7 @@ from pekasc.models._choose import Depth
 from pekasc.models._embed import VIEWS, autocast, features_of
 from pekasc.models._encoders import FrozenEncoder
 from pekasc.models._methods import attached, method_name, with_steps
-from pekasc.models._peka import (
-    Recipe,
-)
+from pekasc.models._peka import Recipe
 from pekasc.models._prefix import Inputs
 from pekasc.models._student import Batch, NotFinite, Student, prepare_lesson
 from pekasc.tiling import read_ahead
@@ -322,8 +320,7 @@ def train_student(
         kept.keep(0)
         history = History(after, stop)
         if epochs:
-            own = engine.accumulate
-            batches = _Batches(inputs, index, mine, recipe, own, random_state, engine.device)
+            batches = _Batches(inputs, index, mine, recipe, engine.accumulate, random_state, engine.device)
             _run(student, batches, encoder, epochs, recipe, engine, [Allocation(), history, kept], folder)
     encoder.to(engine.device)  # Lightning leaves a model on the CPU
     if not _same(features(), frozen):
