@@ -7,6 +7,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,13 +65,19 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def features_of(encoder: FrozenEncoder, x: torch.Tensor, depths: Sequence[Depth], start: int = 0) -> list[torch.Tensor]:
+def features_of(
+    encoder: FrozenEncoder,
+    x: torch.Tensor,
+    depths: Sequence[Depth],
+    start: int = 0,
+    kept: dict[int, torch.Tensor | None] | None = None,
+) -> list[torch.Tensor]:
     """Return features of normalised tiles for every entry of `depths`, from one pass through the encoder.
 
-    With `start`, `x` are the tokens after so many blocks.
+    With `start`, `x` are the tokens after so many blocks. `kept`: see :meth:`FrozenEncoder.forward`.
     """
     blocks = sorted({block for depth in depths if depth is not None for block in depth})
-    layers = dict(zip(blocks, encoder(x, blocks, start), strict=True)) if blocks else {}
+    layers = dict(zip(blocks, encoder(x, blocks, start, kept), strict=True)) if blocks else {}
     return [
         encoder.own_output(x, start) if depth is None else torch.cat([layers[block] for block in depth], dim=1)
         for depth in depths
@@ -78,14 +85,49 @@ def features_of(encoder: FrozenEncoder, x: torch.Tensor, depths: Sequence[Depth]
 
 
 def oriented_features(
-    encoder: FrozenEncoder, x: torch.Tensor, depths: Sequence[Depth], orientations: int
+    encoder: FrozenEncoder, x: torch.Tensor, depths: Sequence[Depth], orientations: int, tokens: TokensOnTheWay | None
 ) -> list[torch.Tensor]:
-    """Return what :func:`features_of` does, float32, mean over the first so many orientations of the tiles."""
-    total = [part.float() for part in features_of(encoder, x, depths)]
-    for number in VIEWS[1:orientations]:
-        for sums, part in zip(total, features_of(encoder, turned(x, number, (-2, -1)), depths), strict=True):
-            sums += part.float()
-    return [sums / orientations for sums in total]
+    """Return what :func:`features_of` does, float32, mean over the first so many orientations of the tiles.
+
+    After the features come, where `tokens` asks for them, the tokens of every orientation and every number of blocks.
+    """
+    total: list[torch.Tensor] = []
+    on_the_way: list[torch.Tensor] = []
+    for number in VIEWS[:orientations]:
+        kept: dict[int, torch.Tensor | None] = {} if tokens is None else dict.fromkeys(tokens.starts)
+        parts = features_of(encoder, turned(x, number, (-2, -1)) if number else x, depths, kept=kept)
+        parts = [part.float() for part in parts]
+        total = [s + part for s, part in zip(total, parts, strict=True)] if total else parts
+        if tokens is not None:
+            on_the_way += [found.to(tokens.dtype).flatten(1) for found in kept.values() if found is not None]
+    return [*(sums / orientations for sums in total), *on_the_way]
+
+
+@dataclass
+class TokensOnTheWay:
+    """Tokens between blocks that a pass for features leaves behind, so that no other pass is needed for them.
+
+    Parameters
+    ----------
+    starts
+        After so many blocks each.
+    dtype
+        To keep them in.
+    rows
+        By scale, number of blocks and orientation: (n, tokens * width), in the order in which tiles are read.
+    """
+
+    starts: Sequence[int]
+    dtype: torch.dtype
+    rows: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict)
+
+    def put(self, scale: int, at: slice, n: int, found: Sequence[np.ndarray]) -> None:
+        """Keep those of a batch, as :func:`oriented_features` gives them; `n` is the number of all tiles."""
+        names = [(view, start) for view in VIEWS[: len(found) // len(self.starts)] for start in self.starts]
+        for (view, start), values in zip(names, found, strict=True):
+            if (scale, start, view) not in self.rows:
+                self.rows[scale, start, view] = np.empty((n, values.shape[1]), dtype=values.dtype)
+            self.rows[scale, start, view][at] = values
 
 
 class EncoderRun:
@@ -104,6 +146,8 @@ class EncoderRun:
     start
         With more than 0, what comes in are no tiles but the tokens after so many blocks, (n, orientations, tokens,
         width).
+    tokens
+        Which tokens to give beside the features, after them.
     """
 
     def __init__(
@@ -114,8 +158,9 @@ class EncoderRun:
         device: torch.device,
         precision: str,
         start: int = 0,
+        tokens: TokensOnTheWay | None = None,
     ) -> None:
-        self.encoder, self.start = encoder.to(device), start
+        self.encoder, self.start, self.tokens = encoder.to(device), start, tokens
         self.depths, self.orientations = list(depths), orientations
         self.device, self.precision = device, precision
         self._at_once: int | None = None  # most tiles that fit; None as long as all did
@@ -162,7 +207,8 @@ class EncoderRun:
         with torch.inference_mode(), autocast(self.device, self.precision):
             if self.start:
                 return self._of_tokens(x.float())
-            return oriented_features(self.encoder, self.encoder.normalise(x), self.depths, self.orientations)
+            x = self.encoder.normalise(x)
+            return oriented_features(self.encoder, x, self.depths, self.orientations, self.tokens)
 
     def _of_tokens(self, x: torch.Tensor) -> list[torch.Tensor]:
         views = [features_of(self.encoder, view, self.depths, self.start) for view in x.unbind(1)]
@@ -208,6 +254,7 @@ def embed(
     description: str = "embed tiles",
     max_memory: int | None = None,
     prefixes: Sequence[Prefix] = (),
+    tokens: TokensOnTheWay | None = None,
 ) -> dict[Depth, np.ndarray]:
     """Return features of tiles, one float32 array (n, d) per entry of `depths`, in the order of `index`.
 
@@ -239,6 +286,8 @@ def embed(
         Bytes that the features may take in memory; beyond, they lie in temporary files, which go away with them.
     prefixes
         What the first blocks made of the tiles, for every scale: only the blocks after them run.
+    tokens
+        Which tokens to keep on the way, and where they go; not of the encoder's own output.
 
     Raises
     ------
@@ -252,15 +301,19 @@ def embed(
     row = np.full(source.n, -1, dtype=np.int64)
     row[index] = np.arange(len(index))
     out: dict[Depth, np.ndarray] = {}
-    run = EncoderRun(encoder, depths, orientations, device, precision, prefixes[0].start if prefixes else 0)
+    run = EncoderRun(encoder, depths, orientations, device, precision, prefixes[0].start if prefixes else 0, tokens)
     with tqdm(total=len(index) * len(sources), desc=description, unit="tile", disable=not progress) as bar:
         for scale, tiles_at in enumerate(sources):
             order = tiles_at.reading_order[row[tiles_at.reading_order] >= 0]
             stream = batches(tiles_at, batch_size, index=order)
             if prefixes:
                 stream = prefixes[scale].stream(order, batch_size, orientations)
+            done = 0
             for positions, parts in run.over(stream):
-                for depth, values in zip(depths, parts, strict=True):
+                if tokens is not None:
+                    tokens.put(scale, slice(done, done + len(positions)), len(order), parts[len(depths) :])
+                done += len(positions)
+                for depth, values in zip(depths, parts[: len(depths)], strict=True):
                     width = values.shape[1]
                     if depth not in out:
                         share = None if max_memory is None else max_memory // len(depths)

@@ -556,7 +556,9 @@ class FrozenEncoder(nn.Module):
             return checkpoint(block, x, use_reentrant=False)
         return block(x)
 
-    def forward(self, x: Tensor, depths: Sequence[int], start: int = 0) -> list[Tensor]:
+    def forward(
+        self, x: Tensor, depths: Sequence[int], start: int = 0, kept: dict[int, Tensor | None] | None = None
+    ) -> list[Tensor]:
         """Return per depth the class token beside the mean patch token, (n, 2 * width); pooled stages without tokens.
 
         The model's final norm is applied after every depth, as DINOv2's ``get_intermediate_layers`` does, so that
@@ -570,12 +572,16 @@ class FrozenEncoder(nn.Module):
             Blocks, after `start`.
         start
             Blocks that ran already.
+        kept
+            Its keys are numbers of blocks: filled, on the way, with what :meth:`tokens` gives for as many.
         """
         if not self.is_vit or not self.splits:
             return self._by_timm(x, depths)
         layers = {}
         x = x if start else self.tokens(x, 0)
         for number in range(start, max(depths)):
+            if kept is not None and number in kept:
+                kept[number] = x
             x = self._run(self.model.blocks[number], x)
             if number + 1 in depths:
                 layers[number + 1] = self._pooled(self.model.norm(x))

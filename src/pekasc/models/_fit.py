@@ -87,7 +87,7 @@ def fit(
             job, choice, job.resume.array("frozen", lambda: job.embed([choice.depth])[choice.depth]), readers
         )
 
-    features = job.embed(depths, bar=True) if frozen is None else frozen
+    features = job.embed_first(depths) if frozen is None else frozen
     if list(features) != depths:
         raise ValueError(f"Features of the depths {depths} are needed, got those of {list(features)}.")
 
@@ -201,9 +201,7 @@ def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, readers: Sequence
         blocks = "all"
     targets = target_layers(job.model, depth, blocks, o.method)
     config = make_config(o.method, o.recipe.rank, targets)
-    start = 0 if blocks == "all" else n_blocks - int(blocks)
-    # features of an earlier block are read behind it
-    job.freeze(start if depth is None else min(start, min(depth) - 1), config)
+    job.freeze(depth, blocks, config)
     runs = list[_FoldRun]()
     weights = np.array([len(fold.held_out) for fold in job.folds], dtype=np.float64)
     for i in range(len(job.folds)):

@@ -17,15 +17,16 @@ from scipy import sparse
 
 from pekasc._expression import Matrix
 from pekasc.models import _ranks
+from pekasc.models._auto import MOST
 from pekasc.models._choose import Depth
 from pekasc.models._context import with_context
-from pekasc.models._embed import embed
+from pekasc.models._embed import TokensOnTheWay, embed
 from pekasc.models._embed_job import EmbedJob
 from pekasc.models._encoders import Encoder, FrozenEncoder
 from pekasc.models._folds import InnerFold
-from pekasc.models._methods import Method
+from pekasc.models._methods import Method, last_block
 from pekasc.models._peka import Recipe
-from pekasc.models._prefix import Inputs, Prefix, PrefixPlan, TileInputs, make_prefix, tiles_digest
+from pekasc.models._prefix import Inputs, Prefix, PrefixPlan, TileInputs, make_prefix, tiles_digest, token_shape
 from pekasc.models._profile import Profile
 from pekasc.models._results import fingerprint, plain
 from pekasc.models._resume import Resume
@@ -115,6 +116,23 @@ class Job:
     mine: np.ndarray  # which tiles this process has, boolean
     resume: Resume
     prefixes: list[Prefix] = field(default_factory=list)  # of every scale, once the first adapted block is known
+    tokens: TokensOnTheWay | None = None  # what the first pass left for the prefix
+
+    def embed_first(self, depths: Sequence[Depth]) -> dict[Depth, np.ndarray]:
+        """Return frozen features, and keep the tokens that may become the prefix, where all of them fit the memory.
+
+        The pass goes through the same blocks. Which of them are frozen is known once the depth is chosen.
+        """
+        o = self.options
+        if o.method is not None and o.prefix is not None and self._why_whole(o.method) is None:
+            starts = sorted({_first_block(depth, o.blocks) for depth in depths if depth is not None} - {0})
+            dtype = {"fp16": torch.float16, "fp32": torch.float32}[o.prefix]
+            self.model.to(o.device)
+            each = int(np.prod(token_shape(self.model, o.precision))) * dtype.itemsize * int(self.mine.sum())
+            most = each * len(self.sources) * max(len(starts) * o.orientations, o.recipe.n_views)
+            if starts and (o.max_memory is None or most <= o.max_memory):
+                self.tokens = TokensOnTheWay(starts, dtype)
+        return self.embed(depths, bar=True)
 
     def embed(self, depths: Sequence[Depth], bar: bool = False, n_kept: int = 1) -> dict[Depth, np.ndarray]:
         """Return features of all training tiles; `n_kept` says how many such results are kept side by side."""
@@ -134,6 +152,7 @@ class Job:
                 max_memory=None if o.max_memory is None else o.max_memory // n_kept,
                 index=own,
                 prefixes=self.prefixes,
+                tokens=self.tokens,
             )
             if _ranks.n_ranks() == 1:
                 return made
@@ -154,15 +173,23 @@ class Job:
         """How trainings run."""
         return _engine_of(self.options)
 
-    def freeze(self, start: int, config: PeftConfig) -> None:
-        """Compute what enters block `start` + 1, once for all trainings and the features after them."""
-        o = self.options
-        if not start or o.prefix is None:
+    def _why_whole(self, method: Method) -> str | None:
+        """Return why the frozen blocks cannot be run once for all, or None."""
+        if not self.model.splits:
+            return "this encoder's cannot be split"
+        return "its configuration trains biases everywhere" if getattr(method, "bias", "none") == "all" else None
+
+    def freeze(self, depth: Depth, blocks: str | int, config: PeftConfig) -> None:
+        """Compute what enters the first adapted block, once for all trainings and the features after them."""
+        o, start = self.options, _first_block(depth, blocks, self.model.n_blocks)
+        tokens, self.tokens = self.tokens, None
+        if o.prefix is None or blocks == "all":
             return
-        if not self.model.splits or getattr(config, "bias", "none") == "all":
-            why = (
-                "its configuration trains biases everywhere" if self.model.splits else "this encoder's cannot be split"
-            )
+        if not start:
+            if int(blocks) < last_block(self.model, depth):
+                logger.info("All blocks run in every epoch, the frozen ones too: features of block 1 are read.")
+            return
+        if (why := self._why_whole(config)) is not None:
             logger.info("All blocks run in every epoch, the frozen ones too: %s.", why)
             return
         own = np.flatnonzero(self.mine)
@@ -178,7 +205,8 @@ class Job:
                 job.digest(self.model),
             )  # fmt: skip
             with o.profile.stage("encoding", len(own) * views):
-                self.prefixes.append(make_prefix(self.model, source, own, plan))
+                known = {} if tokens is None else {v: r for (s, n, v), r in tokens.rows.items() if (s, n) == (i, start)}
+                self.prefixes.append(make_prefix(self.model, source, own, plan, known))
 
     @property
     def inputs(self) -> Inputs:
@@ -196,6 +224,18 @@ class Job:
         if reader.beside_frozen and frozen is not None:
             features = np.concatenate([frozen, features], axis=1)
         return with_context(features, self.data.coords_um, self.data.sections, reader.context_um, fold)
+
+
+def _first_block(depth: Depth, blocks: str | int, n_blocks: int = 0) -> int:
+    """Return how many blocks nothing is learned in: those before the adapted ones, and before the first that is read.
+
+    `n_blocks` is the depth of the encoder's own output.
+    """
+    last = n_blocks if depth is None else max(depth)
+    if blocks == "all":
+        return 0
+    start = max(0, last - (MOST if blocks == "auto" else int(blocks)))
+    return start if depth is None else min(start, min(depth) - 1)
 
 
 def _engine_of(options: Options) -> Engine:

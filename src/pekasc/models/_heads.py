@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.decomposition import PCA
 
 from pekasc._expression import Matrix
 from pekasc.models._folds import InnerFold
@@ -66,12 +65,20 @@ def _safe_scale(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
 
 
 def projection_of_rows(features: np.ndarray, n_components: int) -> Projection:
-    """Fit :class:`Projection` on (n, d) `features`; for fewer spots than features."""
+    """Fit :class:`Projection` on (n, d) `features`; for fewer spots than features.
+
+    From the eigenvectors of the spots' inner products, which are several times sooner than singular vectors and as
+    good in double precision. A direction in which spots do not vary is 0: it has no score.
+    """
     x = np.asarray(features, dtype=np.float64)
     mean = x.mean(axis=0)
     scale = _safe_scale(mean, x.std(axis=0))
-    pca = PCA(n_components, svd_solver="full").fit((x - mean) / scale)
-    return Projection(mean, scale, np.ascontiguousarray(pca.components_))
+    z = (x - mean) / scale
+    values, vectors = np.linalg.eigh(z @ z.T)
+    values, vectors = values[::-1][:n_components], vectors[:, ::-1][:, :n_components]  # eigh gives the smallest first
+    varies = values > 1e-10 * values[0]
+    length = np.sqrt(np.where(varies, values, 1.0))
+    return Projection(mean, scale, np.where(varies, vectors / length, 0.0).T @ z)
 
 
 def projection_of_moments(train: Moments, n_components: int) -> Projection:

@@ -41,8 +41,9 @@ class Recipe:
         Most epochs that are tried.
     patience
         Inner folds end after so many epochs without a smaller held-out error; None runs all.
-    head_learning_rate, head_epochs
-        Of the cluster head, which is trained first and then frozen.
+    head_learning_rate, head_epochs, head_patience
+        Of the cluster head, which is trained first and then frozen; it ends after so many epochs without a smaller
+        held-out loss (None runs all), for its best state is kept.
     gradient_clip
         Largest norm of the gradient.
     n_views
@@ -66,6 +67,7 @@ class Recipe:
     patience: int | None = None
     head_learning_rate: float = 1e-3
     head_epochs: int = 100
+    head_patience: int | None = 10
     gradient_clip: float = 1.0
     n_views: int = 8
     choose_epochs: bool = True
@@ -81,6 +83,7 @@ PAPER = Recipe(
     epochs=50,
     head_learning_rate=1e-4,
     head_epochs=20,
+    head_patience=None,
     n_views=1,
     choose_epochs=False,
     standardise_teacher=False,
@@ -139,9 +142,12 @@ def train_cluster_head(
     n = len(embedding)
     order = torch.randperm(n, generator=generator)
     check, train = order[: max(1, n // 10)], order[max(1, n // 10) :]
-    optimiser = torch.optim.Adam(head.parameters(), lr=recipe.head_learning_rate)
-    best, best_loss = {k: v.clone() for k, v in head.state_dict().items()}, float("inf")
-    for _ in range(recipe.head_epochs):
+    # fused: of a step for so small a network, most is torch's own bookkeeping
+    optimiser = torch.optim.Adam(head.parameters(), lr=recipe.head_learning_rate, fused=True)
+    best, best_loss, best_epoch = {k: v.clone() for k, v in head.state_dict().items()}, float("inf"), 0
+    for epoch in range(recipe.head_epochs):
+        if recipe.head_patience is not None and epoch - best_epoch > recipe.head_patience:
+            break
         for batch in train[torch.randperm(len(train), generator=generator)].split(recipe.batch_size):
             optimiser.zero_grad()
             functional.cross_entropy(head(embedding[batch]), labels[batch]).backward()
@@ -149,7 +155,7 @@ def train_cluster_head(
         with torch.no_grad():
             loss = float(functional.cross_entropy(head(embedding[check]), labels[check]))
         if loss < best_loss:
-            best, best_loss = {k: v.clone() for k, v in head.state_dict().items()}, loss
+            best, best_loss, best_epoch = {k: v.clone() for k, v in head.state_dict().items()}, loss, epoch
     head.load_state_dict(best)
     head.requires_grad_(False)
 

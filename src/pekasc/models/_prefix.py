@@ -9,9 +9,10 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 KINDS = {"fp16": "float16", "fp32": "float32"}
 _CHUNK_BYTES = 16 * 2**20
-_HASHED = 256  # tiles hashed at once
+_HASHED = 256  # tiles hashed, or checked, at once
 
 
 class Inputs(Protocol):
@@ -158,7 +159,13 @@ def token_shape(encoder: FrozenEncoder, precision: str = "fp32") -> tuple[int, i
     return int(tokens.shape[1]), int(tokens.shape[2])
 
 
-def make_prefix(encoder: FrozenEncoder, source: TileSource, mine: np.ndarray, plan: PrefixPlan) -> Prefix:
+def make_prefix(
+    encoder: FrozenEncoder,
+    source: TileSource,
+    mine: np.ndarray,
+    plan: PrefixPlan,
+    known: Mapping[int, np.ndarray] = MappingProxyType({}),
+) -> Prefix:
     """Compute the tokens of the tiles `mine`, in memory where they fit, else in a store on disk.
 
     Parameters
@@ -171,6 +178,9 @@ def make_prefix(encoder: FrozenEncoder, source: TileSource, mine: np.ndarray, pl
         Numbers of those that this process needs.
     plan
         What to keep, and where.
+    known
+        By orientation, tokens (n, tokens * width) that are there already, in the order in which tiles are read: used
+        where all fit the memory.
 
     Raises
     ------
@@ -197,8 +207,14 @@ def make_prefix(encoder: FrozenEncoder, source: TileSource, mine: np.ndarray, pl
     run = _Run(encoder, source, plan, dtype)
     with tqdm(total=len(order) * len(views), desc="frozen prefix", unit="tile", disable=not plan.progress) as bar:
         if in_memory:
-            array = {view: np.empty((len(order), shape[0] * shape[1]), dtype=dtype) for view in views}
-            run.over(order, views, lambda view, at, rows: array[view].__setitem__(at, rows), bar)
+            array = {view: known[view] for view in views if view in known}
+            for rows in array.values():
+                _check_range(rows, plan)
+                bar.update(len(rows))
+            missing = [view for view in views if view not in known]
+            array |= {view: np.empty((len(order), shape[0] * shape[1]), dtype=dtype) for view in missing}
+            if missing:
+                run.over(order, missing, lambda view, at, rows: array[view].__setitem__(at, rows), bar)
             return Prefix(plan.start, shape, {view: _InMemory(array[view]) for view in views}, slot)
         return _on_disk(run, order, views, shape, each, slot, bar)
 
@@ -230,12 +246,17 @@ class _Run:
             tokens = self.encoder.tokens(self.encoder.normalise(x), plan.start)
             tokens = tokens.to(torch.float16 if plan.kind == "fp16" else torch.float32)
         rows = tokens.flatten(1).cpu().numpy()
-        if not np.isfinite(rows).all():
-            raise FloatingPointError(
-                f"Tokens after block {plan.start} leave the range of {plan.kind}: "
-                + ('take `prefix="fp32"`.' if plan.kind == "fp16" else "the encoder's weights or tiles are not finite.")
-            )
+        _check_range(rows, plan)
         return rows
+
+
+def _check_range(rows: np.ndarray, plan: PrefixPlan) -> None:
+    # part by part: numpy makes a boolean of every number
+    if not all(np.isfinite(rows[i : i + _HASHED]).all() for i in range(0, len(rows), _HASHED)):
+        raise FloatingPointError(
+            f"Tokens after block {plan.start} leave the range of {plan.kind}: "
+            + ('take `prefix="fp32"`.' if plan.kind == "fp16" else "the encoder's weights or tiles are not finite.")
+        )
 
 
 def _on_disk(
