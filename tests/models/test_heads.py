@@ -11,7 +11,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pekasc.models._folds import InnerFold
-from pekasc.models._heads import ALPHAS, RidgeFit, alpha_per_gene, fit_folds, fit_ridge, n_components_for
+from pekasc.models._heads import (
+    ALPHAS,
+    RidgeFit,
+    alpha_per_gene,
+    fit_folds,
+    fit_ridge,
+    n_components_for,
+    projection_of_rows,
+)
 from pekasc.models._moments import Moments, moments
 
 
@@ -145,3 +153,19 @@ def test_a_penalty_per_gene_is_the_best_of_each_on_held_out_spots(data: tuple[np
     for gene in (0, -1):
         one = fit_ridge(x, y, 5).head(float(alphas[gene])).predict(x)[:, gene]
         np.testing.assert_allclose(head.predict(x)[:, gene], one, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [12, 40])
+def test_the_projection_is_sklearns(n: int) -> None:
+    x = np.random.default_rng(0).normal(size=(n, 60)) * np.linspace(3, 0.01, 60)
+    mine = projection_of_rows(x, 9)
+    pca = PCA(9, svd_solver="full").fit((x - x.mean(axis=0)) / x.std(axis=0))
+    np.testing.assert_allclose(np.abs(mine.components), np.abs(pca.components_), atol=1e-10)
+
+
+def test_spots_that_repeat_have_no_score_in_directions_that_are_not_there() -> None:
+    x = np.repeat(np.random.default_rng(0).normal(size=(5, 60)), 4, axis=0)
+    projection = projection_of_rows(x, 19)
+    assert np.isfinite(projection.components).all()
+    np.testing.assert_allclose(projection.components[4:], 0)
+    np.testing.assert_allclose(projection.components[:4] @ projection.components[:4].T, np.eye(4), atol=1e-10)

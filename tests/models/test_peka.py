@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,6 +168,31 @@ def test_the_best_cluster_head_is_kept_not_the_last() -> None:
             kept.append(float(nn.functional.cross_entropy(head(embedding[check]), labels[check])))
     assert all(b <= a for a, b in pairwise(kept))
     assert len(set(kept)) < len(kept)  # some epochs made it worse, and were not kept
+
+
+def test_the_head_ends_when_it_has_stopped_learning(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, _ = blobs()
+    # labels that have nothing to do with the embedding: soon there is nothing more to learn for the held-out ones
+    labels, embedding = torch.from_numpy(np.random.default_rng(1).integers(0, 4, len(x))), torch.from_numpy(x)
+    steps: list[int] = []
+    step = torch.optim.Adam.step
+
+    def counted(self: Any, *args: Any) -> Any:
+        steps.append(1)
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", counted)
+    heads, counts = [], []
+    for patience in (10, None):
+        torch.manual_seed(0)
+        heads.append(cluster_head(10, 4))
+        recipe, generator = Recipe(head_epochs=40, head_patience=patience), torch.Generator().manual_seed(0)
+        train_cluster_head(heads[-1], embedding, labels, recipe, generator)
+        counts.append(len(steps))
+        steps.clear()
+    assert counts[0] < counts[1] == 40 * 6
+    assert all(torch.equal(a, b) for a, b in zip(*(head.parameters() for head in heads), strict=True))
+    assert Recipe().head_patience == 10 and PAPER.head_patience is None
 
 
 @pytest.fixture(scope="module")

@@ -144,6 +144,9 @@ def test_no_room_for_the_prefix_is_said_before_any_work(
     monkeypatch.setattr("pekasc.models._prefix._Run.over", lambda *args: pytest.fail("worked"))
     with pytest.raises(OSError, match=r"The frozen prefix takes 0.000946 GB more, and .* has 1e-06 GB left.*`store=`"):
         make_prefix(encoder, TILES, np.arange(22), plan(2, max_memory=1, store=tmp_path / "p"))
+    # two processes that share the disk
+    with pytest.raises(OSError, match=r"The frozen prefix takes 0.00189 GB more"):
+        make_prefix(encoder, TILES, np.arange(22), plan(2, max_memory=1, store=tmp_path / "p", n_here=2))
 
 
 def test_tokens_beyond_half_precision_are_refused(encoder: FrozenEncoder) -> None:

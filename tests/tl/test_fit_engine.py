@@ -13,10 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
+from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.numpy import load_file
 from spatialdata import SpatialData
 
@@ -149,7 +152,7 @@ def test_a_state_of_other_settings_is_refused(tiled: SpatialData, tmp_path: Path
         ValueError, match=r"state of a fit with other settings or data \(.*random_state: 0 there, 1 now"
     ):
         pk.tl.fit_adapter(tiled, resume=tmp_path / "state", random_state=1, **SMALL)
-    with pytest.raises(ValueError, match=r"other settings or data \(recipe: .* there, .* now\)"):
+    with pytest.raises(ValueError, match=r"other settings or data \(recipe.learning_rate: 0.0003 there, 0.001 now\)"):
         pk.tl.fit_adapter(tiled, resume=tmp_path / "state", learning_rate=1e-3, **SMALL)
     tiled["table"].X[0, 0] += 1
     with pytest.raises(ValueError, match=r"other settings or data \(.*expression: "):
@@ -249,6 +252,11 @@ def test_precision_of_half_trains_and_predicts(tiled: SpatialData) -> None:
             r"forks or spawns.*\"ddp\"",
         ),
         ({"trainer": {"epochs": 2}}, TypeError, r"knows no \['epochs'\]"),
+        ({"trainer": {"devices": [0], "accelerator": "cpu"}}, ValueError, r"cannot be had: .*Available: "),
+        ({"trainer": {"callbacks": "x"}}, TypeError, r"callbacks must be lightning.Callback, got str"),
+        ({"trainer": {"callbacks": [EarlyStopping("loss")]}}, ValueError, r"EarlyStopping.*give `patience=`"),
+        ({"trainer": {"logger": "x"}}, TypeError, r"logger must be lightning's Logger, several, or False, got 'x'"),
+        ({"trainer": {"gradient_clip_val": "x"}}, ValueError, r"`trainer`: Lightning does not take .*gradient_clip"),
         ({"prefix": "int8"}, ValueError, r"`prefix='int8'` is not known.*fp16.*None"),
         ({"n_views": 3}, ValueError, r"`n_views=3` must be one of \[1, 2, 4, 8\]"),
         ({"patience": 0}, ValueError, r"`patience=0` must be positive"),
@@ -359,3 +367,163 @@ def test_a_teacher_of_other_genes_is_another_fit(tiled: SpatialData, tmp_path: P
     tiled["table"].X[0, 0] += 0
     with pytest.raises(ValueError, match=r"other settings or data"):
         pk.tl.fit_adapter(tiled, resume=tmp_path / "state", genes=genes, **SMALL)
+
+
+class _Ends(L.Callback):
+    """Ends a training after its first epoch."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = True
+
+
+class _Button(L.Callback):
+    """Presses the stop button of a notebook."""
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_callback_must_not_end_the_training(tiled: SpatialData) -> None:
+    with pytest.raises(RuntimeError, match=r"ended the training after epoch 1 of 2.*Give `epochs=` or `patience=`"):
+        pk.tl.fit_adapter(tiled, trainer={"callbacks": _Ends()}, **SMALL)
+
+
+def test_the_stop_button_stops(tiled: SpatialData, all_bits: Bits) -> None:
+    before, handler = pk.tl.fit_adapter(tiled, **SMALL), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        pk.tl.fit_adapter(tiled, trainer={"callbacks": [_Button()]}, key_added="other", **SMALL)
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert "other" not in tiled["table"].uns["pekasc"]
+    assert all_bits(pk.tl.fit_adapter(tiled, **SMALL)) == all_bits(before)
+
+
+def test_one_run_at_a_time_in_a_folder(tiled: SpatialData, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    pk.tl.fit_adapter(tiled, resume=state, **SMALL)
+    with FileLock(state / "in-use.lock"):
+        with pytest.raises(ValueError, match=r"`resume=.*is in use: another run of this fit is going on"):
+            pk.tl.fit_adapter(tiled, resume=state, **SMALL)
+    pk.tl.fit_adapter(tiled, resume=state, **SMALL)
+
+
+@pytest.fixture
+def unfinished(tiled: SpatialData, tmp_path: Path) -> Path:
+    """Return the folder of a fit that was killed in its first fold, after the state of the last epoch."""
+    state = tmp_path / "state"
+    pk.tl.fit_adapter(tiled, resume=state, checkpoint_minutes=0, **SMALL)
+    (state / "fold-0" / "done.json").unlink()
+    return state
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("fold-0/last.ckpt", r"state of a training in `resume=` is damaged: .*last.ckpt.*Delete that file"),
+        ("fold-1/epoch-1.npy", r"is damaged: fold-1/epoch-1.npy cannot be read .*Delete the folder"),
+        ("frozen.npy", r"is damaged: frozen.npy cannot be read .*Delete the folder"),
+        ("choice.json", r"is damaged: choice.json is no JSON .*Delete the folder"),
+    ],
+)
+def test_damaged_states_are_named(tiled: SpatialData, unfinished: Path, file: str, message: str) -> None:
+    whole = (unfinished / file).read_bytes()
+    for left in (whole[: len(whole) // 2], b""):
+        (unfinished / file).write_bytes(left)
+        with pytest.raises(ValueError, match=message):
+            pk.tl.fit_adapter(tiled, resume=unfinished, checkpoint_minutes=0, **SMALL)
+
+
+def test_a_state_of_another_adapter_is_refused(tiled: SpatialData, unfinished: Path) -> None:
+    file = unfinished / "fold-0" / "last.ckpt"
+    state = torch.load(file, weights_only=False)
+    state["state_dict"] = {f"{name}.x": value for name, value in state["state_dict"].items()}
+    torch.save(state, file)
+    with pytest.raises(ValueError, match=r"is of another adapter: .* are not in both. Delete the folder"):
+        pk.tl.fit_adapter(tiled, resume=unfinished, checkpoint_minutes=0, **SMALL)
+
+
+def test_epochs_after_the_state_are_run_and_measured_again(
+    tiled: SpatialData, unfinished: Path, all_bits: Bits
+) -> None:
+    # on a GPU the epoch that is run again is not the one before, to the last bit: its features must not stay
+    newer = unfinished / "fold-0" / "epoch-2.npy"
+    np.save(newer, np.load(newer) + 1)
+    again = pk.tl.fit_adapter(tiled, resume=unfinished, checkpoint_minutes=0, **SMALL)
+    assert all_bits(again) == all_bits(pk.tl.fit_adapter(tiled, **SMALL))
+
+
+def test_a_prefix_on_disk_lies_in_the_folder_of_the_fit(tiled: SpatialData, tmp_path: Path, all_bits: Bits) -> None:
+    state = tmp_path / "state"
+    adapter = pk.tl.fit_adapter(tiled, resume=state, max_memory=1, **SMALL)
+    assert (state / "prefix.zarr").is_dir()
+    assert all_bits(adapter) == all_bits(pk.tl.fit_adapter(tiled, **SMALL))
+
+
+def test_numbers_of_numpy_are_numbers(tiled: SpatialData, tmp_path: Path) -> None:
+    options = {**SMALL, "blocks": np.int64(2), "epochs": np.int64(1)}
+    assert pk.tl.fit_adapter(tiled, resume=tmp_path / "state", **options).info["blocks"] == 2
+
+
+@pytest.mark.parametrize("depth", [None, 4, (3, 5)])
+def test_the_first_pass_leaves_the_prefix_behind(
+    tiled: SpatialData, all_bits: Bits, monkeypatch: pytest.MonkeyPatch, depth: Any
+) -> None:
+    from pekasc.models import _prefix
+    from pekasc.models._fit_job import Job
+
+    options = {**SMALL, "depth": depth, "epochs": 1, "scales": (1, 2), "orientations": 2}
+    with monkeypatch.context() as patched:
+        patched.setattr(Job, "embed_first", lambda self, depths: self.embed(depths))
+        twice = pk.tl.fit_adapter(tiled, n_views=2, **options)
+    with monkeypatch.context() as patched:
+        patched.setattr(_prefix._Run, "over", lambda *args: pytest.fail("the frozen blocks ran again"))
+        once = pk.tl.fit_adapter(tiled, n_views=2, **options)
+    assert all_bits(once) == all_bits(twice)
+    # of further views, only those are computed
+    ran: list[list[int]] = []
+    over = _prefix._Run.over
+
+    def counted(self: Any, order: Any, views: Any, *rest: Any) -> None:
+        ran.append(list(views))
+        over(self, order, views, *rest)
+
+    monkeypatch.setattr(_prefix._Run, "over", counted)
+    pk.tl.fit_adapter(tiled, n_views=4, **options)
+    assert ran == [[1, 3]]
+
+
+def test_where_nothing_is_frozen_the_log_says_why(tiled: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    pk.tl.fit_adapter(tiled, **{**SMALL, "depth": (1, 4), "epochs": 1})
+    assert "All blocks run in every epoch, the frozen ones too: features of block 1 are read." in caplog.text
+
+
+TOGETHER = """
+import sys
+import torch.distributed as dist
+from pekasc.models import _ranks
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+assert _ranks.n_here() == 2
+with _ranks.together():
+    pass
+try:
+    with _ranks.together():
+        if rank == 1:
+            raise OSError("no room")
+except (OSError, RuntimeError) as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_processes_fail_together(tmp_path: Path) -> None:
+    (tmp_path / "together.py").write_text(TOGETHER)
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "together.py"), str(rank), str(tmp_path / "meet")],
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    out = [finished(process) for process in both]
+    assert "RuntimeError Another process failed (process 1: OSError: no room)" in out[0]
+    assert "OSError no room" in out[1]

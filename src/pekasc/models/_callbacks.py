@@ -33,10 +33,16 @@ class Allocation(L.Callback):
 
 
 class History(L.Callback):
-    """Collect the mean losses of every epoch, and what `on_epoch` measures after it; end when it says so."""
+    """Collect the mean losses of every epoch, and what `on_epoch` measures after it; end when it says so.
 
-    def __init__(self, on_epoch: Callable[[int], float], stop: Callable[[int], bool]) -> None:
-        self.on_epoch, self.stop, self.rows = on_epoch, stop, list[dict[str, float]]()
+    `known` is told which epochs an earlier run finished, where a training goes on from its state.
+    """
+
+    def __init__(
+        self, on_epoch: Callable[[int], float], stop: Callable[[int], bool], known: Callable[[int], Any]
+    ) -> None:
+        self.on_epoch, self.stop, self.known = on_epoch, stop, known
+        self.rows, self.stopped = list[dict[str, float]](), False
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Student)  # for the type checker: only this file calls it
@@ -55,7 +61,7 @@ class History(L.Callback):
             pl_module.log("val_error", row["val_error"], sync_dist=_ranks.n_ranks() > 1)
         self.rows.append(row)
         if self.stop(epoch):
-            trainer.should_stop = True
+            trainer.should_stop = self.stopped = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows, for Lightning's checkpoint."""
@@ -64,6 +70,8 @@ class History(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them back."""
         self.rows = list(state_dict["rows"])
+        for row in self.rows:
+            self.known(int(row["epoch"]))
 
 
 class Checkpoints(L.Callback):

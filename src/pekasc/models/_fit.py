@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from peft import PeftConfig
 from pekasc.models import _ranks
 from pekasc.models._adapter import Adapter
 from pekasc.models._auto import choose_blocks
-from pekasc.models._callbacks import LAST
 from pekasc.models._choose import Choice, Depth, candidate_depths, choose, features_at, held_out_errors
 from pekasc.models._embed import PRECISIONS
 from pekasc.models._encoders import Encoder, FrozenEncoder, warn_of_scale
@@ -28,7 +26,7 @@ from pekasc.models._methods import last_block, make_config, target_layers
 from pekasc.models._peka import n_clusters_for
 from pekasc.models._resume import Resume
 from pekasc.models._teachers import Teacher, check_finite
-from pekasc.models._training import Trained, train_student
+from pekasc.models._training import Trained, check_starts, train_student
 from pekasc.tiling import TileSpec
 
 logger = logging.getLogger(__name__)
@@ -79,8 +77,18 @@ def fit(
         mine[data.mine] = True
     if options.engine is not None and (options.engine.gradient_checkpointing or options.engine.compile):
         model.check_splits()
+    if options.method is not None and options.engine is not None:
+        check_starts(options.engine, options.recipe)
     settings = {} if options.resume is None else settings_of(encoder, model, data, teacher, options, readers)
     job = Job(model, encoder, spec, data, teacher, options, folds, mine, Resume(options.resume, settings))
+    with job.resume.held():
+        return _fit(job, depths, readers, frozen)
+
+
+def _fit(
+    job: Job, depths: list[Depth], readers: Sequence[Reader], frozen: Mapping[Depth, np.ndarray] | None
+) -> list[Adapter]:
+    data, options, folds = job.data, job.options, job.folds
     if options.method is not None and (known := job.resume.facts("choice")) is not None:
         choice = _choice_of(known)
         return _fit_student(
@@ -234,16 +242,13 @@ def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, readers: Sequence
             )
     adapted = {0: frozen}
 
-    def keep_features(epoch: int) -> float:
+    def keep_features(epoch: int, known: bool = False) -> float:
         if epoch in epochs:
-            adapted[epoch] = job.resume.array(f"final/epoch-{epoch}", lambda: job.embed([depth])[depth])
+            adapted[epoch] = job.features_after("final", epoch, depth, known)
         return float("nan")
 
     logger.info("Final fit: %d epochs on all training spots.", max(epochs))
-    folder = job.resume.folder("final")
-    trained = _train(job, config, depth, np.arange(data.tiles.n), max(epochs), set(epochs), keep_features, folder)
-    for epoch in set(epochs) - set(adapted):  # measured by the run that this one goes on from
-        adapted[epoch] = job.resume.finished(f"final/epoch-{epoch}")
+    trained = _train(job, "final", config, depth, np.arange(data.tiles.n), max(epochs), set(epochs), keep_features)
     first = [row for run in runs for row in run.history]
     made = []
     for reader, table, epoch in zip(readers, tables, epochs, strict=True):
@@ -267,13 +272,13 @@ def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, readers: Sequence
 
 def _train(
     job: Job,
+    name: str,
     config: PeftConfig,
     depth: Depth,
     rows: np.ndarray,
     epochs: int,
     keep: Collection[int],
-    on_epoch: Callable[[int], float],
-    folder: Path | None,
+    on_epoch: Callable[[int, bool], float],
     stop: Callable[[int], bool] = lambda epoch: False,
 ) -> Trained:
     o = job.options
@@ -293,9 +298,10 @@ def _train(
             random_state=o.random_state,
             mine=job.mine,
             keep=keep,
-            on_epoch=on_epoch,
+            on_epoch=lambda epoch: on_epoch(epoch, False),
             stop=stop,
-            folder=folder,
+            known=lambda epoch: on_epoch(epoch, True),
+            folder=job.resume.folder(name),
         )
     o.profile.tiles["training"] += len(trained.history) * len(rows)
     for row in trained.history:
@@ -334,15 +340,12 @@ def _run_fold(
             ]
         return float(run.errors[epoch][0].min())
 
-    def features_after(epoch: int) -> np.ndarray:
-        # the features of every epoch are kept until the best one is known
-        kept = len(job.folds) * o.recipe.epochs
-        return job.resume.array(f"{name}/epoch-{epoch}", lambda: job.embed([depth], n_kept=kept)[depth])
-
-    def on_epoch(epoch: int) -> float:
+    def on_epoch(epoch: int, known: bool = False) -> float:
         if not o.recipe.choose_epochs and epoch < o.recipe.epochs:
             return float("nan")
-        return measure(epoch, features_after(epoch))
+        # the features of every epoch are kept until the best one is known
+        kept = len(job.folds) * o.recipe.epochs
+        return measure(epoch, job.features_after(name, epoch, depth, known, kept))
 
     def error_of(epoch: int) -> float:
         # of the first reader: any other would end somewhere else, and they share the training
@@ -359,19 +362,11 @@ def _run_fold(
     logger.info("Inner fold %d of %d: %s held out.", number + 1, len(job.folds), fold.name)
     done = job.resume.facts(f"{name}/done")
     if done is None:
-        folder = job.resume.folder(name)
-        if folder is not None and (folder / LAST).exists():
-            # of epochs that an earlier run finished, for patience counts them
-            for epoch in range(1, most + 1):
-                if (folder / f"epoch-{epoch}.npy").exists():
-                    on_epoch(epoch)
-        done = _train(job, config, depth, fold.train, most, (), on_epoch, folder, stop).history
+        done = _train(job, name, config, depth, fold.train, most, (), on_epoch, stop).history
         job.resume.leave(f"{name}/done", done)
-    for epoch in (int(row["epoch"]) for row in done):
-        if epoch not in run.errors and (o.recipe.choose_epochs or epoch == o.recipe.epochs):
-            measure(epoch, job.resume.finished(f"{name}/epoch-{epoch}"))
-    for epoch in [epoch for epoch in run.errors if epoch > len(done)]:
-        del run.errors[epoch], run.features[epoch]
+    else:
+        for row in done:
+            on_epoch(int(row["epoch"]), known=True)
     first = {"epoch": 0, "loss": np.nan, "kd": np.nan, "sa": np.nan, "matching": np.nan, "val_error": start}
     run.history = [{"fold": number, "held_out": fold.name, **row} for row in [first, *done]]
     return run

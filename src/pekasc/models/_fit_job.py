@@ -138,7 +138,7 @@ class Job:
         """Return features of all training tiles; `n_kept` says how many such results are kept side by side."""
         o, own = self.options, np.flatnonzero(self.mine)
         n = len(own) * len(self.sources) * o.orientations
-        with o.profile.stage("encoding", n):
+        with o.profile.stage("encoding", n), _ranks.together():
             made = embed(
                 self.model,
                 self.data.tiles,
@@ -154,9 +154,16 @@ class Job:
                 prefixes=self.prefixes,
                 tokens=self.tokens,
             )
-            if _ranks.n_ranks() == 1:
-                return made
-            return {depth: self._of_all(values, own) for depth, values in made.items()}
+        if _ranks.n_ranks() == 1:
+            return made
+        return {depth: self._of_all(values, own) for depth, values in made.items()}
+
+    def features_after(
+        self, training: str, epoch: int, depth: Depth, known: bool = False, n_kept: int = 1
+    ) -> np.ndarray:
+        """Return features with what is in the encoder after an epoch; `known` ones from the folder of the fit."""
+        name = f"{training}/epoch-{epoch}"
+        return self.resume.finished(name) if known else self.resume.put(name, self.embed([depth], n_kept=n_kept)[depth])
 
     def _of_all(self, values: np.ndarray, own: np.ndarray) -> np.ndarray:
         whole = np.zeros((len(self.mine), values.shape[1]), dtype=np.float32)
@@ -201,11 +208,13 @@ class Job:
             views = max(o.orientations, o.recipe.n_views if i == 0 else 1)
             plan = PrefixPlan(
                 start, views, o.prefix, o.batch_size, o.device, o.precision,
-                None if o.max_memory is None else o.max_memory // len(self.sources), o.progress, o.store,
-                job.digest(self.model),
+                None if o.max_memory is None else o.max_memory // len(self.sources), o.progress,
+                # there, a run that goes on finds it
+                self.resume.folder("prefix.zarr") if o.store is None else o.store,
+                job.digest(self.model), _ranks.n_here(),
             )  # fmt: skip
-            with o.profile.stage("encoding", len(own) * views):
-                known = {} if tokens is None else {v: r for (s, n, v), r in tokens.rows.items() if (s, n) == (i, start)}
+            known = {} if tokens is None else {v: r for (s, n, v), r in tokens.rows.items() if (s, n) == (i, start)}
+            with o.profile.stage("encoding", len(own) * (views - len(known))), _ranks.together():
                 self.prefixes.append(make_prefix(self.model, source, own, plan, known))
 
     @property

@@ -136,6 +136,8 @@ class PrefixPlan:
         Folder for what does not fit `max_memory`; a temporary one by default.
     facts
         Digest of the encoder's part in it.
+    n_here
+        Processes that keep as much on the same disk.
     """
 
     start: int
@@ -148,6 +150,7 @@ class PrefixPlan:
     progress: bool
     store: Path | None
     facts: str
+    n_here: int = 1
 
 
 def token_shape(encoder: FrozenEncoder, precision: str = "fp32") -> tuple[int, int]:
@@ -273,7 +276,7 @@ def _on_disk(
         view: hashlib.sha256(f"prefix 1 {plan.facts} {tiles} {plan.start} {view} {plan.kind}".encode()).hexdigest()
         for view in views
     }
-    _check_room(path, len(order) * each * len(views), digests.values())
+    _check_room(path, len(order) * each * len(views), digests.values(), plan.n_here)
     stores: dict[int, _Rows] = {}
     with locked(path, [digest[:16] for digest in digests.values()]):
         for view in views:
@@ -293,13 +296,14 @@ def _on_disk(
     return Prefix(plan.start, shape, stores, slot, folder)
 
 
-def _check_room(path: Path, size: int, digests: Any) -> None:
+def _check_room(path: Path, size: int, digests: Any, n_here: int) -> None:
     there = sum(file.stat().st_size for digest in digests for file in (path / digest[:16]).rglob("*") if file.is_file())
     above = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(above).free
-    if size - there > free:
+    more = (size - there) * n_here
+    if more > free:
         raise OSError(
-            f"The frozen prefix takes {(size - there) / 1e9:.3g} GB more, and {str(above)!r} has {free / 1e9:.3g} GB "
+            f"The frozen prefix takes {more / 1e9:.3g} GB more, and {str(above)!r} has {free / 1e9:.3g} GB "
             "left. Give `store=` a folder with room (or set TMPDIR), fewer `n_views=`, or `prefix=None`, which runs "
             "the frozen blocks in every epoch."
         )

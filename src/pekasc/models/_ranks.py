@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import lightning as L
@@ -43,14 +45,13 @@ def launch(trainer: Mapping[str, Any], device: torch.device) -> tuple[torch.devi
     try:
         fabric = L.Fabric(**asked)
         fabric.launch()
-    except TypeError as error:
-        if "launch" not in str(error):
-            raise
-        raise ValueError(
-            f"`trainer`: strategy={asked.get('strategy', 'auto')!r} forks or spawns processes in the middle of a call. "
-            'Run a script (`python script.py` or `torchrun script.py`) with strategy="ddp", or take one device here.'
-        ) from error
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, TypeError) and "launch" in str(error):
+            raise ValueError(
+                f"`trainer`: strategy={asked.get('strategy', 'auto')!r} forks or spawns processes in the middle of a "
+                'call. Run a script (`python script.py` or `torchrun script.py`) with strategy="ddp", or take one '
+                "device here."
+            ) from error
         n = torch.cuda.device_count()
         there = f"{n} CUDA device{'s' if n > 1 else ''}" if n else "the CPU"
         raise ValueError(f"`trainer={asked}` cannot be had: {error} Available: {there}.") from error
@@ -102,10 +103,34 @@ def from_all(value: _T) -> list[_T]:
     return found
 
 
-def barrier() -> None:
-    """Wait for all processes."""
-    if _several():
-        dist.barrier()
+@contextmanager
+def together() -> Iterator[None]:
+    """Run a block in which one process may fail, and no other is waited for: then all fail, and none waits for it.
+
+    Raises
+    ------
+    RuntimeError
+        In the others; in the one that failed, its own error.
+    """
+    if not _several():
+        yield
+        return
+    mine: Exception | None = None
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 (raised below, once the others know)
+        mine = error
+    errors = from_all(None if mine is None else f"{type(mine).__name__}: {mine}")
+    if mine is not None:
+        raise mine
+    if failed := [f"process {number}: {text}" for number, text in enumerate(errors) if text is not None]:
+        raise RuntimeError(f"Another process failed ({'; '.join(failed)}).")
+
+
+def n_here() -> int:
+    """Return the number of processes on this machine: they share its disk."""
+    names = from_all(socket.gethostname())
+    return names.count(names[rank()])
 
 
 def summed(values: torch.Tensor) -> torch.Tensor:

@@ -147,9 +147,11 @@ class Student(L.LightningModule):
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-        of_all = torch.stack([self.step[0], norm.to(self.step.device)]).tolist()
+        # without one, a loss of any process is in the gradients of all
+        step = _ranks.summed(self.step) if scaled else self.step
+        of_all = torch.stack([step[0], norm.to(step.device)]).tolist()
         if not np.isfinite(of_all[0]) or not (scaled or np.isfinite(of_all[1])):
-            loss, kd, sa, matching, n = self.step.tolist()
+            loss, kd, sa, matching, n = step.tolist()
             n = n or 1.0
             raise NotFinite(
                 f"The loss became {loss / n:g} (norm of the gradient {of_all[1]:g}) at step {self.global_step + 1}, "
@@ -184,6 +186,12 @@ class Student(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them back."""
+        there, wanted = set(checkpoint["state_dict"]), set(self.trained())
+        if there != wanted:  # loading is not strict, for the encoder's weights are not there
+            raise ValueError(
+                f"The state of the training is of another adapter: {sorted(there ^ wanted)[:4]} are not in both. "
+                "Delete the folder of `resume=`."
+            )
         ours = checkpoint["pekasc"]
         mine = ours["processes"][_ranks.rank()]
         torch.set_rng_state(mine["rng"].cpu())

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import inspect
 import logging
+import signal
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.loggers import Logger
 from peft import PeftConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -77,11 +81,6 @@ class _Batches:
     ) -> None:  # fmt: skip
         self.inputs, self.index, self.recipe, self.parts, self.device = inputs, index, recipe, parts, device
         self.mine = mine[index]  # by row of the lesson
-        if not self.mine.any():
-            raise ValueError(
-                f"Process {_ranks.rank()} of {_ranks.n_ranks()} has no tile to train on: there are {len(index)}. Take "
-                "fewer devices."
-            )
         self.generator = torch.Generator().manual_seed(random_state)
         self.epoch, self.batch, self._drawn = 0, 0, 0
 
@@ -202,13 +201,20 @@ _INSTEAD = {
 }  # fmt: skip
 
 
+def as_list(given: Any) -> list[Any]:
+    """Return one callback or logger, several or none, as Lightning takes them, in a list."""
+    if given is None:
+        return []
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
 def check_trainer(trainer: Any) -> dict[str, Any]:
     """Return arguments of a :class:`lightning.Trainer`, if they may be given.
 
     Raises
     ------
     TypeError
-        If they are no mapping, or Lightning knows no such argument.
+        If they are no mapping, Lightning knows no such argument, or a callback or logger is none.
     ValueError
         If one would change what is learned.
     """
@@ -226,6 +232,17 @@ def check_trainer(trainer: Any) -> dict[str, Any]:
         if name in trainer:
             instead = f"give `{_INSTEAD[name]}`" if name in _INSTEAD else "leave it out"
             raise ValueError(f"`trainer`: {name!r} is pekasc's to say: {instead}.")
+    for logger in as_list(trainer.get("logger")):
+        if not isinstance(logger, Logger | bool):
+            raise TypeError(f"`trainer`: logger must be lightning's Logger, several, or False, got {logger!r}.")
+    for callback in as_list(trainer.get("callbacks")):
+        if not isinstance(callback, L.Callback):
+            raise TypeError(f"`trainer`: callbacks must be lightning.Callback, got {type(callback).__name__}.")
+        if isinstance(callback, EarlyStopping):
+            raise ValueError(
+                "`trainer`: EarlyStopping would change what is learned, and the last fit, on all training spots, has "
+                "no held-out error to stop by: give `patience=`."
+            )
     if trainer.get("precision", "32-true") not in _TRAINER_PRECISIONS:
         raise ValueError(
             f"`trainer`: precision={trainer['precision']!r} would change the encoder itself. Take one of "
@@ -250,6 +267,7 @@ def train_student(
     keep: Collection[int] = (),
     on_epoch: Callable[[int], float] | None = None,
     stop: Callable[[int], bool] = lambda epoch: False,
+    known: Callable[[int], Any] = lambda epoch: None,
     folder: Path | None = None,
 ) -> Trained:
     """Train an adapter on the tiles `index`; the encoder is given back without it.
@@ -280,6 +298,8 @@ def train_student(
         Called after every epoch, while the adapter is in the encoder; returns the held-out error.
     stop
         Asked after every epoch.
+    known
+        Called before the training goes on, for every epoch that `folder`'s state has behind it.
     folder
         Where the state is written every few minutes, and read from if it is there.
 
@@ -287,7 +307,16 @@ def train_student(
     ------
     NotFinite
         If the loss or a gradient is not finite, before the weights take it in.
+    ValueError
+        If a process has no tile, the adapter does not begin as the frozen encoder, or the state in `folder` is damaged.
+    RuntimeError
+        If a callback of the user ends the training.
     """
+    if without := [number for number, n in enumerate(_ranks.from_all(int(mine[index].sum()))) if not n]:
+        raise ValueError(
+            f"Process {without[0]} of {_ranks.n_ranks()} has no tile to train on: there are {len(index)}. Take fewer "
+            "devices."
+        )
     encoder.to(engine.device)
     lesson = _ranks.agreed(prepare_lesson(teacher, recipe, random_state))
     config = with_steps(config, -(-len(index) // recipe.batch_size) * max(recipe.epochs, 1))
@@ -318,10 +347,15 @@ def train_student(
             return float("nan") if on_epoch is None else on_epoch(epoch)
 
         kept.keep(0)
-        history = History(after, stop)
+        history = History(after, stop, known)
         if epochs:
             batches = _Batches(inputs, index, mine, recipe, engine.accumulate, random_state, engine.device)
             _run(student, batches, encoder, epochs, recipe, engine, [Allocation(), history, kept], folder)
+            if len(history.rows) < epochs and not history.stopped:
+                raise RuntimeError(
+                    f"A callback in `trainer` ended the training after epoch {len(history.rows)} of {epochs}: epochs "
+                    "are chosen by the held-out error. Give `epochs=` or `patience=` instead."
+                )
     encoder.to(engine.device)  # Lightning leaves a model on the CPU
     if not _same(features(), frozen):
         raise ValueError(
@@ -346,30 +380,14 @@ def _run(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         state = folder / LAST if (folder / LAST).exists() else None
+        if state is not None:
+            _check_state(state)
         callbacks = [*callbacks, Checkpoints(folder, engine.checkpoint_minutes)]
-    given = dict(engine.trainer)
-    theirs = given.pop("callbacks", None) or []
-    theirs = list(theirs) if isinstance(theirs, list | tuple) else [theirs]
-    if _ranks.n_ranks() == 1 and "devices" not in given and "accelerator" not in given:
-        given |= {
-            "accelerator": engine.device.type,
-            "devices": 1 if engine.device.index is None else [engine.device.index],
-        }
-    how: dict[str, Any] = {
-        "precision": _PRECISION[engine.precision], "logger": False, "enable_model_summary": False,
-        "enable_progress_bar": engine.progress, "gradient_clip_val": recipe.gradient_clip, **given,
-    }  # fmt: skip
     encoder.checkpointing = engine.gradient_checkpointing
     compiled = _compiled(encoder, student.start, student.depth) if engine.compile else []
     try:
-        with quiet_lightning(), _plain_attention(encoder.model, engine.device):
-            trainer = L.Trainer(
-                max_epochs=epochs, enable_checkpointing=any(isinstance(c, Checkpoint) for c in theirs),
-                accumulate_grad_batches=engine.accumulate,
-                use_distributed_sampler=False, num_sanity_val_steps=0,
-                # last: what a user's callbacks do is done when a state is written
-                callbacks=[*theirs, *callbacks], **how,
-            )  # fmt: skip
+        with quiet_lightning(), _plain_attention(encoder.model, engine.device), _interruptible():
+            trainer = _trainer(engine, recipe, epochs, callbacks)
             trainer.fit(student, batches, ckpt_path=None if state is None else str(state), weights_only=state is None)
     except NotFinite as error:
         error.last_good = {name: p.detach().cpu().clone() for name, p in student.trained().items()}
@@ -379,11 +397,72 @@ def _run(
                 save_file(dict(error.last_good), folder / "last_good.safetensors")
             where = f"{folder / 'last_good.safetensors'} has it"
         error.add_note(f"The state before that step is kept: it is this error's `last_good`; {where}.")
+        if folder is not None:
+            error.add_note("`resume=` goes on with the same numbers only: with others, give it another folder.")
         raise
     finally:
         encoder.checkpointing = False
         for block in compiled:
             block._compiled_call_impl = None
+
+
+def check_starts(engine: Engine, recipe: Recipe) -> None:
+    """Raise ValueError where Lightning does not take what the user gives it, before there is any work."""
+    try:
+        with quiet_lightning():
+            _trainer(engine, recipe, 1, [])
+    except (MisconfigurationException, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"`trainer`: Lightning does not take {dict(engine.trainer)}: {error}") from error
+
+
+def _trainer(engine: Engine, recipe: Recipe, epochs: int, callbacks: list[L.Callback]) -> L.Trainer:
+    given = dict(engine.trainer)
+    theirs = as_list(given.pop("callbacks", None))
+    if _ranks.n_ranks() == 1 and "devices" not in given and "accelerator" not in given:
+        given |= {
+            "accelerator": engine.device.type,
+            "devices": 1 if engine.device.index is None else [engine.device.index],
+        }
+    how: dict[str, Any] = {
+        "precision": _PRECISION[engine.precision], "logger": False, "enable_model_summary": False,
+        "enable_progress_bar": engine.progress, "gradient_clip_val": recipe.gradient_clip, **given,
+    }  # fmt: skip
+    return L.Trainer(
+        max_epochs=epochs, enable_checkpointing=any(isinstance(c, Checkpoint) for c in theirs),
+        accumulate_grad_batches=engine.accumulate, use_distributed_sampler=False, num_sanity_val_steps=0,
+        # last: what a user's callbacks do is done when a state is written
+        callbacks=[*theirs, *callbacks], **how,
+    )  # fmt: skip
+
+
+def _check_state(file: Path) -> None:
+    """Raise ValueError if a state is not whole."""
+    try:
+        with ZipFile(file) as parts:
+            bad = parts.testzip()
+    except (BadZipFile, OSError) as error:
+        bad = str(error)
+    if bad is not None:
+        raise ValueError(
+            f"The state of a training in `resume=` is damaged: {str(file)!r} ({bad}). Delete that file: the training "
+            "begins anew, and the others stay."
+        )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let the stop button of a notebook raise KeyboardInterrupt, and leave it working.
+
+    Lightning exits instead, and has the process ignore every further interrupt.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from error
 
 
 def _compiled(encoder: FrozenEncoder, start: int, depth: Depth) -> list[Any]:

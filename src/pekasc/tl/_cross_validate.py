@@ -41,7 +41,7 @@ from pekasc.tl import _inputs
 from pekasc.tl._comparison import HEST, Run, Spots
 from pekasc.tl._comparison_table import MIN_TEST, score_fold
 from pekasc.tl._gene_sets import CHOSEN, check_gene_sets
-from pekasc.tl._options import check_context, check_orientations, check_scales, make_recipe, whole
+from pekasc.tl._options import check_context, check_orientations, check_scales, make_recipe, wanted_blocks, whole
 from pekasc.tl._teachers import check_installed, fitted_here, stored_key, stored_teacher
 
 logger = logging.getLogger(__name__)
@@ -254,7 +254,7 @@ def cross_validate(
     )  # fmt: skip
     options = Options(
         method=None,
-        blocks=blocks,
+        blocks=wanted_blocks(blocks),
         depth="choose" if protocol == "nested" else None,
         recipe=recipe,
         n_components=None if n_components is None else whole("n_components", n_components),

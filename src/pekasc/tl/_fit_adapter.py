@@ -34,6 +34,7 @@ from pekasc.tl._options import (
     check_orientations,
     check_scales,
     make_recipe,
+    wanted_blocks,
     wanted_depth,
     wanted_spec,
     whole,
@@ -196,7 +197,8 @@ def fit_adapter(
         ``strategy``, ``num_nodes``, ``precision``, ``callbacks``, ``logger`` and others. With several devices
         (``{"devices": 4, "strategy": "ddp"}``, in a script, or processes of ``torchrun`` or a cluster) each process
         reads and embeds its own part of every section, and a batch is shared among them: the losses are those of one
-        device. The call is made, and returns the same, in every process.
+        device. The call is made, and returns the same, in every process. Callbacks and loggers see every training in
+        turn, of the inner folds and then the final one; ``EarlyStopping`` is refused, for that is `patience`.
     accumulate
         Run every batch in so many parts, one after the other: the same gradients from less memory.
     gradient_checkpointing
@@ -205,7 +207,8 @@ def fit_adapter(
         ``torch.compile`` the trained blocks: pays on a GPU with many tiles, hardly on a CPU.
     resume
         Folder for the state of the fit: what is finished, and every few minutes what is not. The same call goes on from
-        there after it was killed, and ends with the same weights. Delete it when the adapter is saved.
+        there after it was killed, and ends with the same weights. A prefix that does not fit the memory lies there,
+        too, unless `store` is given. Delete the folder when the adapter is saved.
     checkpoint_minutes
         Minutes between two states of a training.
     tile_px, mpp, images, image_mpp, um_coordinate_system, array
@@ -279,6 +282,7 @@ def fit_adapter(
         raise ValueError(f"`precision={precision!r}` and `trainer`'s precision say it twice: leave one of them out.")
     if n_components is not None:
         n_components = whole("n_components", n_components)
+    blocks = wanted_blocks(blocks)
     if preset == "paper" and blocks == "auto":
         blocks = "all"  # as published
     if preset == "paper" and n_components is None:

@@ -46,6 +46,11 @@ def whole(name: str, value: Any) -> int:
     return int(value)
 
 
+def wanted_blocks(blocks: Any) -> Any:
+    """Return a number of blocks as an int, whatever its type; anything else as it is."""
+    return int(blocks) if isinstance(blocks, Integral) and not isinstance(blocks, bool) else blocks
+
+
 def check_engine(prefix: Any, accumulate: Any, checkpoint_minutes: Any) -> None:
     """Check how a training is to run."""
     if prefix is not None and prefix not in KINDS:
