@@ -8,6 +8,7 @@ fitted on the training sections' features and scored on the test section, with t
 clock stands still meanwhile: its best epoch is found by looking at the test. "with its head" adds the one embedding of
 the training tiles and the one head without which that epoch predicts nothing. pekasc's clock runs from tiles on disk to
 the fitted adapter, with all that it chooses by held-out training sections; the test section is scored once, after it.
+"context": the head also reads the neighbours' mean features, which the loop's does not: not like for like.
 Score: mean Pearson correlation of 50 spatially and 50 highly variable genes that the training sections choose.
 """
 
@@ -35,6 +36,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "default": {},
     "quick": {"blocks": 2, "n_views": 2, "epochs": 2},
     "quicker": {"blocks": 2, "n_views": 1, "epochs": 1},
+    "quicker, context": {"blocks": 2, "n_views": 1, "epochs": 1, "context_um": 300},
     "quickest": {"blocks": 1, "n_views": 1, "epochs": 1},
     "frozen": {"method": None},
 }
