@@ -232,8 +232,8 @@ def check_trainer(trainer: Any) -> dict[str, Any]:
         if name in trainer:
             instead = f"give `{_INSTEAD[name]}`" if name in _INSTEAD else "leave it out"
             raise ValueError(f"`trainer`: {name!r} is pekasc's to say: {instead}.")
-    for logger in as_list(trainer.get("logger")):
-        if not isinstance(logger, Logger | bool):
+    for logger in [] if isinstance(trainer.get("logger"), bool) else as_list(trainer.get("logger")):
+        if not isinstance(logger, Logger):
             raise TypeError(f"`trainer`: logger must be lightning's Logger, several, or False, got {logger!r}.")
     for callback in as_list(trainer.get("callbacks")):
         if not isinstance(callback, L.Callback):
