@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from safetensors.numpy import load_file
 from spatialdata import SpatialData
 
@@ -256,6 +256,11 @@ def test_precision_of_half_trains_and_predicts(tiled: SpatialData) -> None:
         ({"trainer": {"callbacks": "x"}}, TypeError, r"callbacks must be lightning.Callback, got str"),
         ({"trainer": {"callbacks": [EarlyStopping("loss")]}}, ValueError, r"EarlyStopping.*give `patience=`"),
         ({"trainer": {"logger": "x"}}, TypeError, r"logger must be lightning's Logger, several, or False, got 'x'"),
+        (
+            {"trainer": {"callbacks": Timer("00:00:01:00")}},
+            ValueError,
+            r"Timer would change what is learned.*`epochs=`",
+        ),
         ({"trainer": {"logger": [True]}}, TypeError, r"logger must be lightning's Logger, several, or False, got True"),
         ({"trainer": {"gradient_clip_val": "x"}}, ValueError, r"`trainer`: Lightning does not take .*gradient_clip"),
         ({"prefix": "int8"}, ValueError, r"`prefix='int8'` is not known.*fp16.*None"),

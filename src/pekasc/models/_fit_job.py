@@ -190,6 +190,8 @@ class Job:
         """Compute what enters the first adapted block, once for all trainings and the features after them."""
         o, start = self.options, _first_block(depth, blocks, self.model.n_blocks)
         tokens, self.tokens = self.tokens, None
+        if tokens is not None:  # before there is room for the other orientations
+            tokens.rows = {name: rows for name, rows in tokens.rows.items() if name[1] == start}
         if o.prefix is None or blocks == "all":
             return
         if not start:

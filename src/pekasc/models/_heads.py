@@ -67,13 +67,18 @@ def _safe_scale(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
 def projection_of_rows(features: np.ndarray, n_components: int) -> Projection:
     """Fit :class:`Projection` on (n, d) `features`; for fewer spots than features.
 
-    From the eigenvectors of the spots' inner products, which are several times sooner than singular vectors and as
-    good in double precision. A direction in which spots do not vary is 0: it has no score.
+    From the eigenvectors of the spots' inner products, which take a third of the time of singular vectors. A
+    direction in which spots vary less than 1e-5 of the widest is 0: it has no score.
     """
     x = np.asarray(features, dtype=np.float64)
     mean = x.mean(axis=0)
     scale = _safe_scale(mean, x.std(axis=0))
     z = (x - mean) / scale
+    if not np.isfinite(z).all():
+        raise ValueError(
+            f"Features of {int((~np.isfinite(x)).any(axis=1).sum())} of {len(x)} spots are not finite: look at the "
+            'encoder\'s weights and tiles, or take `precision="fp32"`.'
+        )
     values, vectors = np.linalg.eigh(z @ z.T)
     values, vectors = values[::-1][:n_components], vectors[:, ::-1][:, :n_components]  # eigh gives the smallest first
     varies = values > 1e-10 * values[0]

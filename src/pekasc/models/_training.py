@@ -17,7 +17,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, GradientAccumulationScheduler, Timer
 from lightning.pytorch.loggers import Logger
 from peft import PeftConfig
 from safetensors.torch import save_file
@@ -242,6 +242,10 @@ def check_trainer(trainer: Any) -> dict[str, Any]:
             raise ValueError(
                 "`trainer`: EarlyStopping would change what is learned, and the last fit, on all training spots, has "
                 "no held-out error to stop by: give `patience=`."
+            )
+        if isinstance(callback, GradientAccumulationScheduler | Timer):
+            raise ValueError(
+                f"`trainer`: {type(callback).__name__} would change what is learned: give `accumulate=` or `epochs=`."
             )
     if trainer.get("precision", "32-true") not in _TRAINER_PRECISIONS:
         raise ValueError(
