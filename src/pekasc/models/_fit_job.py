@@ -26,7 +26,7 @@ from pekasc.models._encoders import Encoder, FrozenEncoder
 from pekasc.models._folds import InnerFold
 from pekasc.models._methods import Method, last_block
 from pekasc.models._peka import Recipe
-from pekasc.models._prefix import Inputs, Prefix, PrefixPlan, TileInputs, make_prefix, tiles_digest, token_shape
+from pekasc.models._prefix import KINDS, Inputs, Prefix, PrefixPlan, TileInputs, make_prefix, tiles_digest, token_shape
 from pekasc.models._profile import Profile
 from pekasc.models._results import fingerprint, plain
 from pekasc.models._resume import Resume
@@ -125,8 +125,8 @@ class Job:
         """
         o = self.options
         if o.method is not None and o.prefix is not None and self._why_whole(o.method) is None:
-            starts = sorted({_first_block(depth, o.blocks) for depth in depths if depth is not None} - {0})
-            dtype = {"fp16": torch.float16, "fp32": torch.float32}[o.prefix]
+            starts = sorted({_first_block(self.model, depth, o.blocks) for depth in depths if depth is not None} - {0})
+            dtype: torch.dtype = getattr(torch, KINDS[o.prefix])
             self.model.to(o.device)
             each = int(np.prod(token_shape(self.model, o.precision))) * dtype.itemsize * int(self.mine.sum())
             most = each * len(self.sources) * max(len(starts) * o.orientations, o.recipe.n_views)
@@ -188,7 +188,7 @@ class Job:
 
     def freeze(self, depth: Depth, blocks: str | int, config: PeftConfig) -> None:
         """Compute what enters the first adapted block, once for all trainings and the features after them."""
-        o, start = self.options, _first_block(depth, blocks, self.model.n_blocks)
+        o, start = self.options, _first_block(self.model, depth, blocks)
         tokens, self.tokens = self.tokens, None
         if tokens is not None:  # before there is room for the other orientations
             tokens.rows = {name: rows for name, rows in tokens.rows.items() if name[1] == start}
@@ -237,15 +237,11 @@ class Job:
         return with_context(features, self.data.coords_um, self.data.sections, reader.context_um, fold)
 
 
-def _first_block(depth: Depth, blocks: str | int, n_blocks: int = 0) -> int:
-    """Return how many blocks nothing is learned in: those before the adapted ones, and before the first that is read.
-
-    `n_blocks` is the depth of the encoder's own output.
-    """
-    last = n_blocks if depth is None else max(depth)
+def _first_block(model: FrozenEncoder, depth: Depth, blocks: str | int) -> int:
+    """Return how many blocks nothing is learned in: those before the adapted ones and before the first that is read."""
     if blocks == "all":
         return 0
-    start = max(0, last - (MOST if blocks == "auto" else int(blocks)))
+    start = max(0, last_block(model, depth) - (MOST if blocks == "auto" else int(blocks)))
     return start if depth is None else min(start, min(depth) - 1)
 
 

@@ -247,7 +247,7 @@ class _Run:
         with torch.inference_mode(), autocast(plan.device, plan.precision):
             x = turned(torch.from_numpy(tiles).to(plan.device), view, (1, 2))
             tokens = self.encoder.tokens(self.encoder.normalise(x), plan.start)
-            tokens = tokens.to(torch.float16 if plan.kind == "fp16" else torch.float32)
+            tokens = tokens.to(getattr(torch, KINDS[plan.kind]))
         rows = tokens.flatten(1).cpu().numpy()
         _check_range(rows, plan)
         return rows

@@ -198,7 +198,7 @@ def fit_adapter(
         (``{"devices": 4, "strategy": "ddp"}``, in a script, or processes of ``torchrun`` or a cluster) each process
         reads and embeds its own part of every section, and a batch is shared among them: the losses are those of one
         device. The call is made, and returns the same, in every process. Callbacks and loggers see every training in
-        turn, of the inner folds and then the final one; ``EarlyStopping`` is refused, for that is `patience`.
+        turn, of the inner folds and then the final one; those that change what is learned are refused.
     accumulate
         Run every batch in so many parts, one after the other: the same gradients from less memory.
     gradient_checkpointing
@@ -245,6 +245,8 @@ def fit_adapter(
     FloatingPointError
         If the loss is no number any more: it says at which step, and its ``last_good`` (with `resume`, a file there)
         holds the trained weights before that.
+    RuntimeError
+        If a callback in `trainer` ends a training after an epoch, or another process failed.
     OSError
         If the encoder's weights cannot be fetched or read, or a file of the teacher's checkpoint. If there is no room
         for the prefix; nothing was trained then.
