@@ -15,7 +15,22 @@ if TYPE_CHECKING:
     from pekasc import datasets, get, io, models, pl, pp, tl
     from pekasc.models import Adapter
 
-__all__ = ["Adapter", "__version__", "datasets", "get", "io", "models", "pl", "pp", "tl"]
+from pekasc._options import Compute, Readout, Recipe
+
+__all__ = [
+    "Adapter",
+    "Compute",
+    "Readout",
+    "Recipe",
+    "__version__",
+    "datasets",
+    "get",
+    "io",
+    "models",
+    "pl",
+    "pp",
+    "tl",
+]
 
 __version__ = version("pekasc")
 

@@ -14,6 +14,7 @@ from scipy import sparse
 logger = logging.getLogger(__name__)
 
 SCALE = 1e4
+MIN_FRACTION = 0.1  # of the spots of every group, for a gene to be learned
 # np.ndarray or scipy.sparse.csr_matrix; scipy carries no types
 Matrix: TypeAlias = Any
 
@@ -159,3 +160,17 @@ def close_genes(gene: str, names: np.ndarray) -> str:
     """Return ' Did you mean ...?' for a misspelt gene, or ''."""
     close = difflib.get_close_matches(gene, [str(n) for n in names], n=3)
     return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def expressed_fraction(expression: Matrix) -> np.ndarray:
+    """Return the fraction of rows in which each column is above 0."""
+    counts = (expression > 0).sum(axis=0)  # a zero that is stored was not seen
+    return np.asarray(counts).ravel() / expression.shape[0]
+
+
+def expressed_genes(expression: Matrix, groups: np.ndarray) -> np.ndarray:
+    """Return positions of genes seen in at least a tenth of the rows of every group."""
+    keep = np.all(
+        [expressed_fraction(expression[groups == group]) >= MIN_FRACTION for group in np.unique(groups)], axis=0
+    )
+    return np.flatnonzero(keep)

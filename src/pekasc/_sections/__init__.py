@@ -6,6 +6,7 @@ that element. Everything else in pekasc sees arrays.
 
 from __future__ import annotations
 
+from pekasc._sections._identity import places, trained_rows
 from pekasc._sections._images import overview
 from pekasc._sections._patches import (
     check_patches,
@@ -16,13 +17,22 @@ from pekasc._sections._patches import (
 )
 from pekasc._sections._pixel_size import ARRAYS, array_pixel_size, check_mpp
 from pekasc._sections._resolve import Section, resolve_sections
-from pekasc._sections._table import check_table, examples, get_table, region_rows, section_labels, writable_table
+from pekasc._sections._table import (
+    by_row,
+    check_table,
+    examples,
+    get_table,
+    region_rows,
+    section_labels,
+    writable_table,
+)
 from pekasc._sections._tiled import positions_um, section_readers, tile_record, tiled_sections
 
 __all__ = [
     "ARRAYS",
     "Section",
     "array_pixel_size",
+    "by_row",
     "check_mpp",
     "check_patches",
     "check_table",
@@ -32,6 +42,7 @@ __all__ = [
     "join_patches",
     "overview",
     "patch_side_px",
+    "places",
     "positions_um",
     "region_rows",
     "resolve_sections",
@@ -39,6 +50,7 @@ __all__ = [
     "section_readers",
     "tile_record",
     "tiled_sections",
+    "trained_rows",
     "writable_table",
     "write_patch_records",
 ]

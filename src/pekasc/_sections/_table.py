@@ -134,3 +134,10 @@ def section_labels(adata: AnnData) -> np.ndarray:
     if SECTION in adata.obs:
         return adata.obs[SECTION].astype(str).to_numpy(dtype=object)
     return np.full(adata.n_obs, SECTION, dtype=object)
+
+
+def by_row(features: np.ndarray, rows: np.ndarray, n_obs: int) -> np.ndarray:
+    """Return `features` at table rows `rows`, NaN elsewhere."""
+    out = np.full((n_obs, features.shape[1]), np.nan, dtype=np.float32)
+    out[rows] = features
+    return out

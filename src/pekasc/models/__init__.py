@@ -1,8 +1,9 @@
-"""Encoders, adapters and heads: pure torch and numpy, no SpatialData."""
+"""Encoders, teachers and adapters: pure torch and numpy, no SpatialData."""
 
 from __future__ import annotations
 
 from pekasc.models._adapter import Adapter
 from pekasc.models._encoders import Encoder, get_encoder, list_encoders
+from pekasc.models._teacher import Teacher
 
-__all__ = ["Adapter", "Encoder", "get_encoder", "list_encoders"]
+__all__ = ["Adapter", "Encoder", "Teacher", "get_encoder", "list_encoders"]

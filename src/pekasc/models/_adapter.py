@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +14,14 @@ import pandas as pd
 import torch
 from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
+from pekasc._options import Compute, resolve, unused_in_embedding
 from pekasc.models import _store
 from pekasc.models._choose import Depth
 from pekasc.models._context import with_context
 from pekasc.models._embed import embed, resolve_device
 from pekasc.models._encoders import Encoder, FrozenEncoder
 from pekasc.models._head_methods import Head
-from pekasc.models._methods import last_block
+from pekasc.models._methods import attached, last_block
 from pekasc.models._profile import profile_text
 from pekasc.tiling import ArrayTiles, TileSource, TileSpec
 
@@ -138,28 +140,55 @@ class Adapter:
                 f"Run `pekasc.pp.tile(sdata, tile_px={self.spec.tile_px}, mpp={self.spec.mpp:g})`."
             )
 
+    @contextmanager
+    def attached_to(self, model: FrozenEncoder) -> Iterator[FrozenEncoder]:
+        """Put the trained adapter into an encoder that is there already, for as long as the block lasts."""
+        if self.config is None:
+            yield model
+            return
+        with attached(model, self.config, 0) as peft_model:
+            set_peft_model_state_dict(peft_model, dict(self.weights["adapter"]))
+            model.requires_grad_(False)
+            model.eval()
+            yield model
+
     def embed_source(
         self,
         source: TileSource,
         further: Sequence[TileSource] = (),
         *,
-        batch_size: int,
-        device: str,
-        precision: str,
+        compute: Compute,
+        device: torch.device | None = None,
+        model: FrozenEncoder | None = None,
         progress: bool = False,
     ) -> np.ndarray:
-        """Return adapted features (n, d), float32, of tiles that were checked before, `further` ones at every scale."""
-        features = embed(
-            self._model,
-            source,
-            [self.depth],
-            further=further,
-            orientations=self.orientations,
-            batch_size=batch_size,
-            device=resolve_device(device),
-            precision=precision,
-            progress=progress,
-        )
+        """Return adapted features (n, d), float32, of tiles that were checked before, `further` ones at every scale.
+
+        Parameters
+        ----------
+        source, further
+            The tiles.
+        compute
+            Where and how.
+        device
+            The device, where it is resolved already.
+        model
+            The encoder without an adapter, where it is built already; given back as it was.
+        progress
+            Show a progress bar.
+        """
+        with nullcontext(self._model) if model is None else self.attached_to(model) as network:
+            features = embed(
+                network,
+                source,
+                [self.depth],
+                further=further,
+                orientations=self.orientations,
+                batch_size=compute.embed_batch_size,
+                device=resolve_device(compute.device) if device is None else device,
+                precision=compute.precision,
+                progress=progress,
+            )
         return features[self.depth]
 
     def embed(
@@ -168,9 +197,7 @@ class Adapter:
         *,
         mpp: float,
         scales: Mapping[float, np.ndarray] | None = None,
-        batch_size: int = 64,
-        device: str = "auto",
-        precision: str = "fp32",
+        compute: Compute | Mapping[str, Any] | None = None,
     ) -> np.ndarray:
         """Return the adapted features of tiles, without SpatialData.
 
@@ -184,8 +211,8 @@ class Adapter:
             For an adapter that reads several scales (:attr:`scales`): tiles of the same shape around the same centres
             at each of the others, by their pixel size in um, such as ``{2.0: wide}``;
             ``pekasc.get.tiles(sdata, scale=2)`` reads them.
-        batch_size, device, precision
-            As in :func:`pekasc.tl.embed_tiles`.
+        compute
+            Where and how: device, precision and batch size of :class:`pekasc.Compute`.
 
         Returns
         -------
@@ -197,10 +224,11 @@ class Adapter:
             If the tiles are of another size, field of view or dtype, a scale is missing, or the encoder's weights are
             not those that the adapter was trained on.
         """
+        how = resolve(compute, Compute, "compute", unused=unused_in_embedding(arrays=True))
         source = ArrayTiles(np.asarray(tiles))
         self.check_tiles(source.tile_px, mpp)
         more = [ArrayTiles(array) for array in self._further(source, scales)]
-        return self.embed_source(source, more, batch_size=batch_size, device=device, precision=precision)
+        return self.embed_source(source, more, compute=how)
 
     def _further(self, source: ArrayTiles, scales: Mapping[float, np.ndarray] | None) -> list[np.ndarray]:
         """Return the tiles of the further scales in their order, checked against the first ones."""
@@ -236,9 +264,7 @@ class Adapter:
         coords_um: np.ndarray | None = None,
         section: np.ndarray | None = None,
         scales: Mapping[float, np.ndarray] | None = None,
-        batch_size: int = 64,
-        device: str = "auto",
-        precision: str = "fp32",
+        compute: Compute | Mapping[str, Any] | None = None,
     ) -> np.ndarray:
         """Return predicted expression of tiles, without SpatialData.
 
@@ -251,10 +277,8 @@ class Adapter:
         coords_um, section
             Positions in um (n, 2) and sections (n,) of the tiles, all of one section by default: needed by a head
             with spatial context (:attr:`context_um`), not read by another.
-        scales
+        scales, compute
             As in :meth:`embed`.
-        batch_size, device, precision
-            As in :func:`pekasc.tl.embed_tiles`.
 
         Returns
         -------
@@ -270,7 +294,7 @@ class Adapter:
                 f"The head of this adapter reads the neighbours within {self.context_um:g} um, so it needs to know "
                 "where the tiles lie: give `coords_um=` (n, 2) in um, and `section=` if they are of several."
             )
-        features = self.embed(tiles, mpp=mpp, scales=scales, batch_size=batch_size, device=device, precision=precision)
+        features = self.embed(tiles, mpp=mpp, scales=scales, compute=compute)
         if coords_um is None:
             return self.head.predict(features)
         n = len(features)
@@ -364,7 +388,7 @@ class Adapter:
             f"Adapter ({what}) on encoder {self.encoder.short!r}, features of {at}",
             f"  tiles       {self.spec.tile_px} px at {self.spec.mpp:g} um/px ({self.spec.side_um:g} um)",
             f"  trained on  {info['n_spots']} spots, groups: {_shorten(info['groups'])}",
-            f"  teacher     {info['teacher']}",
+            *([] if info.get("teacher") is None else [f"  teacher     {info['teacher']}"]),
             f"  predicts    {len(self.genes)} genes, {info['target']}",
             f"  head        {info['head']}{context}",
             *self._extras(),
@@ -381,7 +405,8 @@ class Adapter:
             lines.append(f"  profile     {profile_text(info['profile'])}")
         unknown = "not stated, see its source"
         lines.append(f"  licence     encoder: {self.encoder.licence or unknown}")
-        lines.append(f"              teacher: {info.get('teacher_licence') or unknown}")
+        if info.get("teacher") is not None:
+            lines.append(f"              teacher: {info.get('teacher_licence') or unknown}")
         return "\n".join(lines)
 
     def _extras(self) -> list[str]:

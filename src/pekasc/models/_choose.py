@@ -76,25 +76,28 @@ class Choice:
 
 
 class FeaturesOfSome(Mapping[Depth, np.ndarray]):
-    """Features of some spots by depth, cut from those of all spots when they are asked for.
+    """Features of some spots by depth (all, or some), cut from those of all spots when they are asked for.
 
     Features of all depths of a large data set do not fit memory twice, and hardly once.
     """
 
-    def __init__(self, features: Mapping[Depth, np.ndarray], rows: np.ndarray) -> None:
+    def __init__(
+        self, features: Mapping[Depth, np.ndarray], rows: np.ndarray, depths: Sequence[Depth] | None = None
+    ) -> None:
         self.features, self.rows = features, rows
+        self.depths = list(features) if depths is None else list(depths)
 
     def __getitem__(self, depth: Depth) -> np.ndarray:
         return np.asarray(self.features[depth][self.rows])
 
     def __contains__(self, depth: object) -> bool:
-        return depth in self.features  # without cutting anything
+        return depth in self.depths  # without cutting anything
 
     def __iter__(self) -> Iterator[Depth]:
-        return iter(self.features)
+        return iter(self.depths)
 
     def __len__(self) -> int:
-        return len(self.features)
+        return len(self.depths)
 
 
 def features_at(features: Mapping[Depth, np.ndarray], depth: Depth) -> np.ndarray:

@@ -11,46 +11,25 @@ import numpy as np
 from sklearn.neighbors import kneighbors_graph
 
 from pekasc._expression import dense
+from pekasc._options import Readout
 from pekasc.models._adapter import Adapter
-from pekasc.models._choose import Depth, FeaturesOfSome, choose, depth_name, features_at
+from pekasc.models._choose import Depth, FeaturesOfSome, candidate_depths, depth_name, features_at
 from pekasc.models._context import with_context
-from pekasc.models._encoders import Encoder
-from pekasc.models._fit import fit
-from pekasc.models._fit_job import Data, Options, Reader
-from pekasc.models._folds import InnerFold, inner_folds
-from pekasc.models._head_methods import FoldData, check_head
+from pekasc.models._encoders import FrozenEncoder
+from pekasc.models._fit import depths_of, fit, margin_um
+from pekasc.models._fit_job import Data, HeadSpec, Options
+from pekasc.models._folds import inner_folds
 from pekasc.models._heads import RidgeHead
 from pekasc.models._hest import hest_predict
 from pekasc.models._methods import Method
 from pekasc.models._profile import Profile
-from pekasc.models._teachers import Teacher
+from pekasc.models._reading import read_features
+from pekasc.models._teachers import TeacherModel, check_finite
 from pekasc.tiling import TileSpec, TileSubset
 
-CONTROLS = ("mean", "coordinates", "neighbours")
-READOUTS = ("frozen", "frozen-best", "teacher")
-BESIDE = "frozen+peka"
+N_DEPTHS = 2  # blocks that the best frozen encoder may put side by side
 _N_NEIGHBOURS = 6
 _DEGREE = 3
-
-
-def is_trained(method: Method) -> bool:
-    """Tell whether a method trains an adapter."""
-    return method not in (*CONTROLS, *READOUTS)
-
-
-def is_chosen(method: Method) -> bool:
-    """Tell whether anything is chosen on inner folds."""
-    return method not in ("mean", "neighbours")
-
-
-def reads_image(method: Method) -> bool:
-    """Tell whether a method sees tiles."""
-    return method not in (*CONTROLS, "teacher")
-
-
-def asks_teacher(method: Method) -> bool:
-    """Tell whether a method needs a teacher."""
-    return is_trained(method) or method == "teacher"
 
 
 @dataclass(frozen=True)
@@ -74,7 +53,7 @@ class Fold:
     train: np.ndarray
     test: np.ndarray
     data: Data
-    teacher: Teacher | None
+    teacher: TeacherModel | None
 
     def training(self) -> Data:
         """Return the training spots alone."""
@@ -86,16 +65,21 @@ class Fold:
         """Return the tiles of some spots at every scale."""
         return [TileSubset(source, rows) for source in (self.data.tiles, *self.data.further)]
 
-    def lesson(self) -> Teacher:
+    def training_teacher(self) -> TeacherModel:
         """Return the teacher as it knows the training spots alone, under their numbers."""
         assert self.teacher is not None  # for the type checker: a method asked for it
         return _TeacherOfSome(self.teacher, self.train)
+
+    def teacher_embedding(self) -> np.ndarray:
+        """Return the embedding of all spots by a teacher that was fitted on the training spots."""
+        assert self.teacher is not None  # for the type checker: a method asked for it
+        return check_finite(self.teacher.embed(self.train, np.arange(self.data.tiles.n)), self.teacher.name)
 
 
 class _TeacherOfSome:
     """A teacher that only knows some of its spots."""
 
-    def __init__(self, teacher: Teacher, index: np.ndarray) -> None:
+    def __init__(self, teacher: TeacherModel, index: np.ndarray) -> None:
         self.teacher, self.index, self.n_spots = teacher, index, len(index)
         self.name, self.licence, self.digest = teacher.name, teacher.licence, teacher.digest
         self.n_genes = teacher.n_genes
@@ -106,6 +90,25 @@ class _TeacherOfSome:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """An encoder with the frozen features of all spots of a comparison; built, loaded and digested once.
+
+    Parameters
+    ----------
+    model
+        The network.
+    spec
+        The tiles.
+    frozen
+        Features of all spots by depth, (n, d); empty where no method reads the image.
+    """
+
+    model: FrozenEncoder
+    spec: TileSpec
+    frozen: Mapping[Depth, np.ndarray]
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a method predicted for the test spots, (n_test, genes) float32, and what was chosen on the way."""
 
@@ -113,30 +116,40 @@ class Prediction:
     about: Mapping[str, Any]
 
 
-def control(fold: Fold, name: str, reader: Reader, options: Options, margin_um: float) -> Prediction:
-    """Predict without the image: the training mean, the place in the section, or the measured neighbours' mean.
+def predict_mean(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
+    """Predict the training mean of every gene."""
+    return [Prediction(np.tile(_training_mean(fold), (len(fold.test), 1)), {}) for _ in heads]
 
-    ``"neighbours"`` reads what was measured around a test spot, so it is no prediction but a mark to compare with:
-    what smoothing would give where every neighbour was sequenced.
+
+def _training_mean(fold: Fold) -> np.ndarray:
+    return np.asarray(fold.data.expression[fold.train].mean(axis=0), dtype=np.float32).ravel()
+
+
+def predict_neighbours(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
+    """Predict the mean of the nearest spots' measured expression.
+
+    It reads what was measured around a test spot, so it is no prediction but a mark to compare with: what smoothing
+    would give where every neighbour was sequenced.
     """
     d = fold.data
-    if name == "mean":
-        mean = np.asarray(d.expression[fold.train].mean(axis=0), dtype=np.float32).ravel()
-        return Prediction(np.tile(mean, (len(fold.test), 1)), {})
-    if name == "coordinates":
-        return read_out(fold, reader, {None: _polynomial(d.coords_um, d.sections)}, options, margin_um)
     predicted = np.empty((len(fold.test), len(d.genes)), dtype=np.float32)
     for section in np.unique(d.sections[fold.test]):
         # every spot of the section that was measured, whichever side of the fold it is on
         at = np.flatnonzero(d.sections == section)
         if len(at) == 1:  # nothing was measured around it
-            predicted[fold.test == at[0]] = np.asarray(d.expression[fold.train].mean(axis=0)).ravel()
+            predicted[fold.test == at[0]] = _training_mean(fold)
             continue
         graph = kneighbors_graph(d.coords_um[at], min(_N_NEIGHBOURS, len(at) - 1))
         mean = dense(graph @ d.expression[at]) / np.asarray(graph.sum(axis=1)).reshape(-1, 1)
         inside = np.isin(fold.test, at)
         predicted[inside] = mean[np.searchsorted(at, fold.test[inside])]
-    return Prediction(predicted, {})
+    return [Prediction(predicted, {}) for _ in heads]
+
+
+def predict_coordinates(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
+    """Predict from the place in the section, without the image."""
+    features: dict[Depth, np.ndarray] = {None: _polynomial(fold.data.coords_um, fold.data.sections)}
+    return [_from_features(fold, features, options, encoded.spec, head) for head in heads]
 
 
 def _polynomial(coords_um: np.ndarray, sections: np.ndarray) -> np.ndarray:
@@ -151,142 +164,137 @@ def _polynomial(coords_um: np.ndarray, sections: np.ndarray) -> np.ndarray:
     return np.column_stack(powers).astype(np.float32)
 
 
-def read_out(
+def predict_teacher(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
+    """Predict from the teacher's embedding of the test spots' own expression: an upper bound."""
+    every: dict[Depth, np.ndarray] = {None: fold.teacher_embedding()}
+    # what a spot expresses is known: its neighbours' noise would only blur the bound
+    bounds = {
+        name: _from_features(fold, every, options, encoded.spec, HeadSpec(name))
+        for name in dict.fromkeys(head.head for head in heads)
+    }
+    return [bounds[head.head] for head in heads]
+
+
+def predict_frozen(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
+    """Predict from the frozen encoder's last block, or its own output where the readout asks for that."""
+    depth = frozen_depth(encoded.model, options.readout)
+    return [_from_features(fold, {depth: encoded.frozen[depth]}, options, encoded.spec, head) for head in heads]
+
+
+def frozen_depth(model: FrozenEncoder, readout: Readout) -> Depth:
+    """Return the depth of the frozen encoder as anyone would take it: its last block, or its own output."""
+    return None if readout.depth == "own" else (model.n_blocks,)
+
+
+def predict_frozen_best(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
+    """Predict from the frozen encoder at the depths that the training groups choose."""
+    depths = candidate_depths(encoded.model.n_blocks)
+    features = FeaturesOfSome(encoded.frozen, np.arange(fold.data.tiles.n), depths)
+    n_depths = options.readout.n_depths or N_DEPTHS
+    return [_from_features(fold, features, options, encoded.spec, head, n_depths) for head in heads]
+
+
+def _from_features(
     fold: Fold,
-    reader: Reader,
     features: Mapping[Depth, np.ndarray],
     options: Options,
-    margin_um: float,
+    spec: TileSpec,
+    head: HeadSpec,
     n_depths: int = 1,
 ) -> Prediction:
-    """Choose depth and the head's setting on the training groups, fit the head on them, and predict the test spots.
-
-    Parameters
-    ----------
-    fold, reader, options
-        What to predict, and how.
-    features
-        Features of all spots by depth, from which one is chosen.
-    margin_um
-        See :func:`pekasc.models._folds.inner_folds`.
-    n_depths
-        Most depths whose features are put side by side.
-    """
-    d = fold.data
-
-    y = d.expression[fold.train]
-    groups, coords, sections = d.groups[fold.train], d.coords_um[fold.train], d.sections[fold.train]
-    folds = inner_folds(groups, coords, sections, margin_um)
-
-    def seen(x: np.ndarray, inner: InnerFold | None = None) -> np.ndarray:
-        # the neighbours of training spots are training spots, on their side of an inner fold
-        return with_context(x, coords, sections, reader.context_um, inner)
-
-    training = FeaturesOfSome(features, fold.train)
-    context = None if reader.context_um is None else seen
-    chosen = choose(training, y, folds, options.n_components, context, n_depths)
-    x = features_at(training, chosen.depth)
-    method = check_head(reader.head)
-    inner = [FoldData(seen(x, f), y, f) for f in folds]
-    setting = method.choose(inner, options.n_components, options.random_state)
-    head = method.fit(seen(x), y, options.n_components, setting, options.random_state)
+    """Choose and fit on the training groups' features, by the one rule, and predict the test spots."""
+    d, training = fold.data, fold.training()
+    folds = inner_folds(training.groups, training.coords_um, training.sections, margin_um(spec, options.readout.scales))
+    reading = read_features(
+        FeaturesOfSome(features, fold.train), training, folds, head, options.readout.n_components, n_depths=n_depths,
+        random_state=options.random_state,
+    )  # fmt: skip
+    test = features_at(FeaturesOfSome(features, fold.test), reading.depth)
+    test = with_context(test, d.coords_um[fold.test], d.sections[fold.test], head.context_um)
+    fitted = reading.head
     about = {
-        "depth": depth_name(chosen.depth),
-        "alpha": float(np.median(head.alpha)) if isinstance(head, RidgeHead) else None,
+        "depth": depth_name(reading.depth),
+        "alpha": float(np.median(fitted.alpha)) if isinstance(fitted, RidgeHead) else None,
     }
-    test = features_at(FeaturesOfSome(features, fold.test), chosen.depth)
-    test = with_context(test, d.coords_um[fold.test], d.sections[fold.test], reader.context_um)
-    return Prediction(head.predict(test), about)
+    return Prediction(fitted.predict(test), about)
 
 
-def hest_read_out(fold: Fold, features: np.ndarray, reader: Reader) -> Prediction:
+def predict_frozen_hest(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
+    """Predict from the frozen encoder as HEST-Bench does."""
+    return [_hest_read_out(fold, encoded.frozen[None], head) for head in heads]
+
+
+def predict_teacher_hest(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
+    """Predict from the teacher as HEST-Bench does."""
+    features = fold.teacher_embedding()
+    return [_hest_read_out(fold, features, head) for head in heads]
+
+
+def _hest_read_out(fold: Fold, features: np.ndarray, head: HeadSpec) -> Prediction:
     """Predict the test spots as HEST-Bench does, from the features (n, d) of all spots."""
     d = fold.data
 
-    def seen(rows: np.ndarray) -> np.ndarray:
-        return with_context(features[rows], d.coords_um[rows], d.sections[rows], reader.context_um)
+    def inputs(rows: np.ndarray) -> np.ndarray:
+        return with_context(features[rows], d.coords_um[rows], d.sections[rows], head.context_um)
 
     return Prediction(
-        hest_predict(seen(fold.train), dense(d.expression[fold.train]), seen(fold.test)), {"depth": "own"}
+        hest_predict(inputs(fold.train), dense(d.expression[fold.train]), inputs(fold.test)), {"depth": "own"}
     )
 
 
 def _trained(
-    fold: Fold,
-    encoder: Encoder,
-    spec: TileSpec,
-    method: Method,
-    readers: Sequence[Reader],
-    frozen: Mapping[Depth, np.ndarray],
-    options: Options,
+    fold: Fold, encoded: Encoded, method: Method, options: Options, heads: Sequence[HeadSpec]
 ) -> list[Adapter]:
-    """Return an adapter per reader, fitted on the training spots alone."""
+    """Return an adapter per head, fitted on the training spots alone."""
     how = replace(options, method=method, profile=Profile())
-    training = FeaturesOfSome(frozen, fold.train)
-    return fit(encoder, spec, fold.training(), fold.lesson(), how, readers, frozen=training)
+    frozen = FeaturesOfSome(encoded.frozen, fold.train, depths_of(encoded.model, options.readout))
+    return fit(encoded.model, encoded.spec, fold.training(), fold.training_teacher(), how, heads, frozen=frozen)
 
 
-def hest_adapted(
-    fold: Fold,
-    encoder: Encoder,
-    spec: TileSpec,
-    method: Method,
-    readers: Sequence[Reader],
-    frozen: Mapping[Depth, np.ndarray],
-    options: Options,
+def predict_adapted_hest(
+    fold: Fold, encoded: Encoded, method: Method, options: Options, heads: Sequence[HeadSpec]
 ) -> list[Prediction]:
     """Train an adapter on the training spots, and predict the test spots from its features as HEST-Bench does."""
     start = time.perf_counter()
     # the head of the fit only counts epochs here
-    adapter = _trained(fold, encoder, spec, method, [Reader()], frozen, options)[0]
+    adapter = _trained(fold, encoded, method, options, [HeadSpec()])[0]
     features = adapter.embed_source(
-        fold.data.tiles, batch_size=options.batch_size, device=str(options.device), precision=options.precision
+        fold.data.tiles, compute=options.compute, device=options.device, model=encoded.model
     )
     about = {
         "epochs": adapter.info["epochs"],
         "n_parameters": adapter.info["n_parameters"],
         "seconds": time.perf_counter() - start,
     }
-    out = [hest_read_out(fold, features, reader) for reader in readers]
+    out = [_hest_read_out(fold, features, head) for head in heads]
     return [Prediction(p.predicted, {**p.about, **about}) for p in out]
 
 
-def adapted(
-    fold: Fold,
-    encoder: Encoder,
-    spec: TileSpec,
-    method: Method,
-    readers: Sequence[Reader],
-    frozen: Mapping[Depth, np.ndarray],
-    options: Options,
+def predict_adapted(
+    fold: Fold, encoded: Encoded, method: Method, options: Options, heads: Sequence[HeadSpec]
 ) -> list[Prediction]:
-    """Train an adapter on the training spots for every reader and predict the test spots.
+    """Train an adapter on the training spots for every head and predict the test spots.
 
-    Parameters
-    ----------
-    fold, encoder, spec, method, readers, options
-        What to train, and how.
-    frozen
-        Features of all spots by depth: test spots' are read only beside adapted ones.
+    Frozen features of test spots are read only beside adapted ones.
     """
     start = time.perf_counter()
-    adapters = _trained(fold, encoder, spec, method, readers, frozen, options)
+    adapters = _trained(fold, encoded, method, options, heads)
     seconds = time.perf_counter() - start
     d = fold.data
     coords, sections = d.coords_um[fold.test], d.sections[fold.test]
     test, *further = fold.tiles(fold.test)
     known: dict[tuple[Depth, int], np.ndarray] = {}
     out = []
-    for reader, adapter in zip(readers, adapters, strict=True):
+    for head, adapter in zip(heads, adapters, strict=True):
         epochs = adapter.info["epochs"]
         if (adapter.depth, epochs) not in known:
             known[adapter.depth, epochs] = adapter.embed_source(
-                test, further, batch_size=options.batch_size, device=str(options.device),
-                precision=options.precision,
-            )  # fmt: skip
+                test, further, compute=options.compute, device=options.device, model=encoded.model
+            )
         features = known[adapter.depth, epochs]
-        if reader.beside_frozen:
-            features = np.concatenate([features_at(FeaturesOfSome(frozen, fold.test), adapter.depth), features], axis=1)
+        if head.beside_frozen:
+            frozen = features_at(FeaturesOfSome(encoded.frozen, fold.test), adapter.depth)
+            features = np.concatenate([frozen, features], axis=1)
         about = {
             "depth": depth_name(adapter.depth),
             "epochs": epochs,

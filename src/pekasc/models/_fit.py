@@ -5,27 +5,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from peft import PeftConfig
 
+from pekasc._options import Readout
 from pekasc.models import _ranks
 from pekasc.models._adapter import Adapter
 from pekasc.models._auto import choose_blocks
-from pekasc.models._choose import Choice, Depth, candidate_depths, choose, features_at, held_out_errors
+from pekasc.models._choose import Choice, Depth, candidate_depths, features_at, held_out_errors
 from pekasc.models._embed import PRECISIONS
-from pekasc.models._encoders import Encoder, FrozenEncoder, warn_of_scale
-from pekasc.models._fit_job import Data, Job, Options, Reader, settings_of
+from pekasc.models._encoders import FrozenEncoder, warn_of_scale
+from pekasc.models._fit_job import Data, HeadSpec, Job, Options, settings_of
 from pekasc.models._fit_result import history_frame, make_result
 from pekasc.models._folds import InnerFold, inner_folds
 from pekasc.models._head_methods import FoldData, check_head
 from pekasc.models._heads import ALPHAS, n_components_for
 from pekasc.models._methods import last_block, make_config, target_layers
 from pekasc.models._peka import n_clusters_for
+from pekasc.models._reading import Reading, choose_depth, fit_head, head_inputs, read_features
 from pekasc.models._resume import Resume
-from pekasc.models._teachers import Teacher, check_finite
+from pekasc.models._teachers import TeacherModel, check_finite
 from pekasc.models._training import Trained, check_starts, train_student
 from pekasc.tiling import TileSpec
 
@@ -33,41 +36,47 @@ logger = logging.getLogger(__name__)
 
 
 def fit(
-    encoder: Encoder,
+    model: FrozenEncoder,
     spec: TileSpec,
     data: Data,
-    teacher: Teacher,
+    teacher: TeacherModel | None,
     options: Options,
-    readers: Sequence[Reader],
+    heads: Sequence[HeadSpec],
     frozen: Mapping[Depth, np.ndarray] | None = None,
 ) -> list[Adapter]:
-    """Return an adapter per reader for the training spots in `data`.
+    """Return an adapter per head for the training spots in `data`.
 
     Depth and penalty are chosen on frozen features, epochs and penalty again on those of adapters that never saw
     the held-out groups, all by the same held-out error; then one fit on all training groups with what was chosen.
-    The depth of an adapter is chosen without context, so that readers share the training.
+    The depth of an adapter is chosen without context, so that heads share the training.
 
     Parameters
     ----------
-    encoder, spec, data, teacher, options, readers
+    model
+        The encoder's network; given back without an adapter, in half precision where `options` say so.
+    spec, data, options, heads
         What to fit, on what, and how.
+    teacher
+        Teacher of the training spots; None for the frozen encoder.
     frozen
         Features of the training tiles by depth, where they are known already; else the tiles are embedded.
     """
-    for reader in readers:
-        check_head(reader.head)
-    if teacher.n_spots != data.tiles.n:
-        raise ValueError(
-            f"The teacher {teacher.name!r} knows {teacher.n_spots} spots, but there are {data.tiles.n} training spots: "
-            "its embedding needs one row for each, in their order."
-        )
-    model = FrozenEncoder(encoder, spec.tile_px)
-    warn_of_scale(encoder, spec.mpp)
-    depths = _depths(model, options.depth)
+    for head in heads:
+        check_head(head.head)
+    if options.method is not None:
+        if teacher is None:
+            raise ValueError("An adapter needs a teacher.")
+        if teacher.n_spots != data.tiles.n:
+            raise ValueError(
+                f"The teacher {teacher.name!r} knows {teacher.n_spots} spots, but there are {data.tiles.n} training "
+                "spots: its embedding needs one row for each, in their order."
+            )
+    warn_of_scale(model.encoder, spec.mpp)
+    depths = depths_of(model, options.readout)
     if options.method is not None:
         # before hours of embedding: is there anything to attach to, and can the spots support the labels?
-        target_layers(model, depths[-1], options.blocks, options.method)
-    folds = inner_folds(data.groups, data.coords_um, data.sections, margin_um(spec, options.scales))
+        target_layers(model, depths[-1], options.recipe.blocks, options.method)
+    folds = inner_folds(data.groups, data.coords_um, data.sections, margin_um(spec, options.readout.scales))
     _check_sizes(folds, options)
     dtype = PRECISIONS[options.precision]
     if dtype is not None:
@@ -75,47 +84,56 @@ def fit(
     mine = np.full(data.tiles.n, data.mine is None)
     if data.mine is not None:
         mine[data.mine] = True
-    if options.engine is not None and (options.engine.gradient_checkpointing or options.engine.compile):
+    if options.compute.gradient_checkpointing or options.compute.compile:
         model.check_splits()
-    if options.method is not None and options.engine is not None:
+    if options.method is not None and options.trainer:
         check_starts(options.engine, options.recipe)
-    settings = {} if options.resume is None else settings_of(encoder, model, data, teacher, options, readers)
-    job = Job(model, encoder, spec, data, teacher, options, folds, mine, Resume(options.resume, settings))
+    resume = options.compute.resume if options.method is not None else None
+    settings = {} if resume is None else settings_of(model, data, teacher, options, heads)
+    job = Job(
+        model, spec, data, teacher, options, folds, mine, Resume(None if resume is None else Path(resume), settings)
+    )
     with job.resume.held():
-        return _fit(job, depths, readers, frozen)
+        return _fit(job, depths, heads, frozen)
 
 
 def _fit(
-    job: Job, depths: list[Depth], readers: Sequence[Reader], frozen: Mapping[Depth, np.ndarray] | None
+    job: Job, depths: list[Depth], heads: Sequence[HeadSpec], frozen: Mapping[Depth, np.ndarray] | None
 ) -> list[Adapter]:
-    data, options, folds = job.data, job.options, job.folds
-    if options.method is not None and (known := job.resume.facts("choice")) is not None:
+    data, o, folds = job.data, job.options, job.folds
+    if o.method is not None and (known := job.resume.facts("choice")) is not None:
         choice = _choice_of(known)
         return _fit_student(
-            job, choice, job.resume.array("frozen", lambda: job.embed([choice.depth])[choice.depth]), readers
+            job, choice, job.resume.array("frozen", lambda: job.embed([choice.depth])[choice.depth]), heads
         )
-
     features = job.embed_first(depths) if frozen is None else frozen
     if list(features) != depths:
         raise ValueError(f"Features of the depths {depths} are needed, got those of {list(features)}.")
-
-    def chosen_by(reader: Reader) -> Choice:
-        seen = None if reader.context_um is None else lambda x, fold: job.seen(reader, x, fold=fold)
-        with options.profile.stage("head"):
-            choice = _ranks.agreed(choose(features, data.expression, folds, options.n_components, seen))
-        logger.info(
-            "Depth %s chosen of %s: held-out error %.4f of the mean predictor's.",
-            choice.depth, depths, choice.table["error"].min(),
-        )  # fmt: skip
-        return choice
-
-    if options.method is None:
-        return [_frozen(job, reader, chosen_by(reader), features) for reader in readers]
-    # an adapter is trained on tiles alone, so its depth is chosen on theirs: readers then share the training
-    choice = chosen_by(Reader())
+    if o.method is None:
+        made = []
+        for head in heads:
+            with o.profile.stage("head"):
+                reading = read_features(
+                    features, data, folds, head, o.readout.n_components, n_depths=o.readout.n_depths or 1,
+                    random_state=o.random_state,
+                )  # fmt: skip
+            _log_depth(reading.depth, depths, reading.table)
+            selection = reading.table.assign(stage="frozen", epochs=0)
+            made.append(make_result(job, head, reading.depth, None, reading, selection))
+        return made
+    # an adapter is trained on tiles alone, so its depth is chosen on theirs: heads then share the training
+    with o.profile.stage("head"):
+        choice = choose_depth(features, data, folds, HeadSpec(), o.readout.n_components)
+    _log_depth(choice.depth, depths, choice.table)
     frozen_at = job.resume.array("frozen", lambda: features_at(features, choice.depth))
     job.resume.leave("choice", _facts_of(choice))
-    return _fit_student(job, choice, frozen_at, readers)
+    return _fit_student(job, choice, frozen_at, heads)
+
+
+def _log_depth(depth: Depth, depths: list[Depth], table: pd.DataFrame) -> None:
+    logger.info(
+        "Depth %s chosen of %s: held-out error %.4f of the mean predictor's.", depth, depths, table["error"].min()
+    )
 
 
 def _facts_of(choice: Choice) -> dict[str, Any]:
@@ -143,67 +161,44 @@ def _check_sizes(folds: list[InnerFold], options: Options) -> None:
     try:
         if options.method is not None:
             n_clusters_for(n, options.recipe.n_clusters)
-        if options.n_components is not None:
-            n_components_for(n, n, options.n_components)
+        if options.readout.n_components is not None:
+            n_components_for(n, n, options.readout.n_components)
     except ValueError as error:
         raise ValueError(
             f"{error} (These are the {n} spots that are left to train on while {smallest.name} is held out.)"
         ) from error
 
 
-def _depths(model: FrozenEncoder, depth: Depth | str) -> list[Depth]:
-    if depth == "choose":
+def depths_of(model: FrozenEncoder, readout: Readout) -> list[Depth]:
+    """Return the depths whose features a readout needs of an encoder: the candidates, or the one that it names."""
+    depth = readout.depths
+    if depth == "best":
         return candidate_depths(model.n_blocks)
-    if depth is None:
-        return [None]
-    return [tuple(model.check_depth(block) for block in depth)]  # type: ignore[arg-type]
-
-
-def _fold_data(
-    job: Job, reader: Reader, features: Sequence[np.ndarray], frozen: np.ndarray | None = None
-) -> list[FoldData]:
-    """Return what a reader's head learns from and is judged by, per inner fold, from that fold's features."""
-    out, y = [], job.data.expression
-    for fold, raw in zip(job.folds, features, strict=True):
-        x = job.seen(reader, raw, frozen, fold)
-        out.append(FoldData(x, y, fold))
-    return out
-
-
-def _frozen(job: Job, reader: Reader, choice: Choice, features: Mapping[Depth, np.ndarray]) -> Adapter:
-    """Return the frozen encoder with a head, at the depth that this reader chose."""
-    at = features_at(features, choice.depth)
-    inner = _fold_data(job, reader, [at] * len(job.folds))
-    return make_result(job, reader, choice.depth, None, job.seen(reader, at), inner, _stage_of(choice))
-
-
-def _stage_of(choice: Choice) -> pd.DataFrame:
-    """Return what was tried among frozen features, as rows of an adapter's selection."""
-    return choice.table.assign(stage="frozen", epochs=0)
+    return [None] if depth is None else [tuple(model.check_depth(block) for block in depth)]
 
 
 @dataclass
 class _FoldRun:
-    """What one inner fold measured: per epoch the features, and per reader the held-out error per penalty."""
+    """What one inner fold measured: per epoch the features, and per head the held-out error per penalty."""
 
     features: dict[int, np.ndarray]
     errors: dict[int, list[np.ndarray]]
     history: list[dict[str, Any]]
 
 
-def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, readers: Sequence[Reader]) -> list[Adapter]:
+def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, heads: Sequence[HeadSpec]) -> list[Adapter]:
     data, o, depth = job.data, job.options, choice.depth
     assert o.method is not None  # for the type checker: fit() asked
-    blocks, n_blocks = o.blocks, last_block(job.model, depth)
+    blocks, n_blocks = o.recipe.blocks, last_block(job.model, depth)
     if blocks == "auto":
-        parts = job.engine.accumulate
+        parts = o.compute.accumulate
         at_once = -(-o.recipe.batch_size // parts)
         known = job.resume.facts("blocks")  # another run may find other memory free
         if known is None:
             known = _ranks.agreed(choose_blocks(job.model, n_blocks, at_once, o.device, o.precision))
             job.resume.leave("blocks", known)
         blocks = known
-    elif blocks != "all" and o.depth == "choose" and int(blocks) > n_blocks:
+    elif blocks != "all" and o.readout.depth == "best" and int(blocks) > n_blocks:
         # what fits the encoder may not fit the depth that this training set chose
         logger.info("Features are taken after block %d, so all of these blocks are adapted, not %s.", n_blocks, blocks)
         blocks = "all"
@@ -213,12 +208,12 @@ def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, readers: Sequence
     runs = list[_FoldRun]()
     weights = np.array([len(fold.held_out) for fold in job.folds], dtype=np.float64)
     for i in range(len(job.folds)):
-        runs.append(_run_fold(job, i, config, depth, frozen, readers, runs))
+        runs.append(_run_fold(job, i, config, depth, frozen, heads, runs))
     # every fold ran as long as the shortest one at least
     last = min(max(run.errors) for run in runs)
     tried = range(last + 1) if o.recipe.choose_epochs else [o.recipe.epochs]
     tables, epochs = [], []
-    for i in range(len(readers)):
+    for i in range(len(heads)):
         rows = []
         for epoch in tried:
             error = np.average([run.errors[epoch][i] for run in runs], axis=0, weights=weights)
@@ -251,12 +246,18 @@ def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, readers: Sequence
     trained = _train(job, "final", config, depth, np.arange(data.tiles.n), max(epochs), set(epochs), keep_features)
     first = [row for run in runs for row in run.history]
     made = []
-    for reader, table, epoch in zip(readers, tables, epochs, strict=True):
-        inner = _fold_data(job, reader, [run.features[epoch] for run in runs], frozen)
+    for head, table, epoch in zip(heads, tables, epochs, strict=True):
         final = [{"fold": -1, "held_out": "", **row} for row in trained.history if row["epoch"] <= epoch]
-        seen = job.seen(reader, adapted[epoch], frozen)
-        selection = pd.concat([_stage_of(choice), table])
-        adapter = make_result(job, reader, depth, config, seen, inner, selection, epoch, blocks)
+        with o.profile.stage("head"):
+            inner = [
+                FoldData(head_inputs(head, data, run.features[epoch], frozen, fold), data.expression, fold)
+                for run, fold in zip(runs, job.folds, strict=True)
+            ]
+            inputs = head_inputs(head, data, adapted[epoch], frozen)
+            fitted, setting = fit_head(head, inner, inputs, data.expression, o.readout.n_components, o.random_state)
+        reading = Reading(depth, fitted, setting, inner, table)
+        selection = pd.concat([choice.table.assign(stage="frozen", epochs=0), table])
+        adapter = make_result(job, head, depth, config, reading, selection, epoch, blocks)
         n_parameters = sum(tensor.numel() for tensor in trained.weights[epoch]["adapter"].values())
         made.append(
             replace(
@@ -281,9 +282,10 @@ def _train(
     on_epoch: Callable[[int, bool], float],
     stop: Callable[[int], bool] = lambda epoch: False,
 ) -> Trained:
-    o = job.options
+    o, teacher = job.options, job.teacher
+    assert teacher is not None  # for the type checker: fit() asked
     with o.profile.stage("head"):
-        taught = check_finite(job.teacher.embed(rows), job.teacher.name)
+        embedding = check_finite(teacher.embed(rows), teacher.name)
     with o.profile.stage("training"):
         trained = train_student(
             job.model,
@@ -291,10 +293,10 @@ def _train(
             config,
             job.inputs,
             rows,
-            taught,
+            embedding,
             recipe=o.recipe,
             epochs=epochs,
-            engine=job.engine,
+            engine=o.engine,
             random_state=o.random_state,
             mine=job.mine,
             keep=keep,
@@ -315,7 +317,7 @@ def _run_fold(
     config: PeftConfig,
     depth: Depth,
     frozen: np.ndarray,
-    readers: Sequence[Reader],
+    heads: Sequence[HeadSpec],
     before: Sequence[_FoldRun],
 ) -> _FoldRun:
     """Train on one inner fold's training spots; measure the held-out ones after every epoch.
@@ -333,10 +335,13 @@ def _run_fold(
         run.features[epoch] = features
         with o.profile.stage("head"):
             run.errors[epoch] = [
-                held_out_errors(job.seen(reader, features, frozen, fold), job.data.expression, [fold], o.n_components)[
-                    0
-                ]
-                for reader in readers
+                held_out_errors(
+                    head_inputs(head, job.data, features, frozen, fold),
+                    job.data.expression,
+                    [fold],
+                    o.readout.n_components,
+                )[0]  # fmt: skip
+                for head in heads
             ]
         return float(run.errors[epoch][0].min())
 
@@ -348,7 +353,7 @@ def _run_fold(
         return measure(epoch, job.features_after(name, epoch, depth, known, kept))
 
     def error_of(epoch: int) -> float:
-        # of the first reader: any other would end somewhere else, and they share the training
+        # of the first head: any other would end somewhere else, and they share the training
         errors = [other.errors[epoch][0] for other in (*before, run)]
         return float(np.average(errors, axis=0, weights=weights).min())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -16,25 +16,26 @@ from peft import PeftConfig
 from scipy import sparse
 
 from pekasc._expression import Matrix
+from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
 from pekasc.models import _ranks
 from pekasc.models._auto import MOST
 from pekasc.models._choose import Depth
-from pekasc.models._context import with_context
 from pekasc.models._embed import TokensOnTheWay, embed
 from pekasc.models._embed_job import EmbedJob
-from pekasc.models._encoders import Encoder, FrozenEncoder
+from pekasc.models._encoders import FrozenEncoder
 from pekasc.models._folds import InnerFold
 from pekasc.models._methods import Method, last_block
-from pekasc.models._peka import Recipe
 from pekasc.models._prefix import KINDS, Inputs, Prefix, PrefixPlan, TileInputs, make_prefix, tiles_digest, token_shape
 from pekasc.models._profile import Profile
 from pekasc.models._results import fingerprint, plain
 from pekasc.models._resume import Resume
-from pekasc.models._teachers import Teacher
+from pekasc.models._teachers import TeacherModel
 from pekasc.models._training import Engine
 from pekasc.tiling import TileSource, TileSpec
 
 logger = logging.getLogger(__name__)
+
+ACTIVATIONS = "activations.zarr"
 
 
 @dataclass(frozen=True)
@@ -71,35 +72,79 @@ class Data:
 
 @dataclass(frozen=True)
 class Options:
-    """How to fit; see :func:`pekasc.tl.fit_adapter` for what each means."""
+    """How to fit: the three option objects, checked, and what was decided from them.
+
+    Parameters
+    ----------
+    method
+        PEFT method; None is the frozen encoder.
+    recipe, readout, compute
+        The option objects. Of the readout only what all heads share is read here: depth, components, scales and
+        orientations.
+    device
+        The device of this process.
+    random_state
+        Seed.
+    progress
+        Show progress bars.
+    trainer
+        Arguments of :class:`lightning.Trainer`, completed.
+    profile
+        Collects seconds and memory.
+    """
 
     method: Method
-    blocks: str | int
-    depth: Depth | str
     recipe: Recipe
-    n_components: int | None
-    batch_size: int
+    readout: Readout
+    compute: Compute
     device: torch.device
-    precision: str
-    random_state: int
-    progress: bool
-    max_memory: int | None = None
-    scales: tuple[float, ...] = (1.0,)
-    orientations: int = 1
-    prefix: str | None = "fp16"
-    store: Path | None = None
-    resume: Path | None = None
-    engine: Engine | None = None  # made of device, precision and progress where it is not given
+    random_state: int = 0
+    progress: bool = False
+    trainer: Mapping[str, Any] = field(default_factory=dict)
     profile: Profile = field(default_factory=Profile)
+
+    @property
+    def precision(self) -> str:
+        """Precision of the forward passes."""
+        return self.compute.precision
+
+    @property
+    def max_memory(self) -> int:
+        """Bytes for features, and as many for cached activations."""
+        return self.compute.memory(FIT_MEMORY)
+
+    @property
+    def engine(self) -> Engine:
+        """How trainings run."""
+        c = self.compute
+        return Engine(
+            self.device, c.precision, self.progress, self.trainer, c.accumulate, c.gradient_checkpointing, c.compile,
+            c.checkpoint_minutes,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Reader:
-    """What reads features: a head, and what it sees beside them. Several can share one training."""
+class HeadSpec:
+    """A head to be fitted, and what it reads beside the features. Several can share one training.
+
+    Parameters
+    ----------
+    head
+        Name of the head.
+    context_um
+        Radius of the spatial context in um; None without.
+    beside_frozen
+        Whether it reads the frozen features beside the adapted ones.
+    """
 
     head: str = "ridge"
     context_um: float | None = None
-    beside_frozen: bool = False  # adapted features beside the frozen ones
+    beside_frozen: bool = False
+
+    @classmethod
+    def from_readout(cls, readout: Readout, beside_frozen: bool = False) -> HeadSpec:
+        """Return the head that a readout asks for."""
+        return cls(readout.head, readout.context_um, beside_frozen)
 
 
 @dataclass
@@ -107,10 +152,9 @@ class Job:
     """The state of one fit: what is known so far, and how to embed with what is in the encoder now."""
 
     model: FrozenEncoder
-    encoder: Encoder
     spec: TileSpec
     data: Data
-    teacher: Teacher
+    teacher: TeacherModel | None
     options: Options
     folds: list[InnerFold]
     mine: np.ndarray  # which tiles this process has, boolean
@@ -124,32 +168,34 @@ class Job:
         The pass goes through the same blocks. Which of them are frozen is known once the depth is chosen.
         """
         o = self.options
-        if o.method is not None and o.prefix is not None and self._why_whole(o.method) is None:
-            starts = sorted({_first_block(self.model, depth, o.blocks) for depth in depths if depth is not None} - {0})
-            dtype: torch.dtype = getattr(torch, KINDS[o.prefix])
+        if o.method is not None and o.compute.cached_activations is not None and self._why_whole(o.method) is None:
+            starts = sorted(
+                {_first_block(self.model, depth, o.recipe.blocks) for depth in depths if depth is not None} - {0}
+            )
+            dtype: torch.dtype = getattr(torch, KINDS[o.compute.cached_activations])
             self.model.to(o.device)
             each = int(np.prod(token_shape(self.model, o.precision))) * dtype.itemsize * int(self.mine.sum())
-            most = each * len(self.sources) * max(len(starts) * o.orientations, o.recipe.n_views)
-            if starts and (o.max_memory is None or most <= o.max_memory):
+            most = each * len(self.sources) * max(len(starts) * o.readout.orientations, o.recipe.n_views)
+            if starts and most <= o.max_memory:
                 self.tokens = TokensOnTheWay(starts, dtype)
         return self.embed(depths, bar=True)
 
     def embed(self, depths: Sequence[Depth], bar: bool = False, n_kept: int = 1) -> dict[Depth, np.ndarray]:
         """Return features of all training tiles; `n_kept` says how many such results are kept side by side."""
         o, own = self.options, np.flatnonzero(self.mine)
-        n = len(own) * len(self.sources) * o.orientations
+        n = len(own) * len(self.sources) * o.readout.orientations
         with o.profile.stage("encoding", n), _ranks.together():
             made = embed(
                 self.model,
                 self.data.tiles,
                 depths,
                 further=self.data.further,
-                orientations=o.orientations,
-                batch_size=o.batch_size,
+                orientations=o.readout.orientations,
+                batch_size=o.compute.embed_batch_size,
                 device=o.device,
                 precision=o.precision,
                 progress=o.progress and bar,
-                max_memory=None if o.max_memory is None else o.max_memory // n_kept,
+                max_memory=o.max_memory // n_kept,
                 index=own,
                 prefixes=self.prefixes,
                 tokens=self.tokens,
@@ -175,11 +221,6 @@ class Job:
         """Tiles at every scale."""
         return [self.data.tiles, *self.data.further]
 
-    @property
-    def engine(self) -> Engine:
-        """How trainings run."""
-        return _engine_of(self.options)
-
     def _why_whole(self, method: Method) -> str | None:
         """Return why the frozen blocks cannot be run once for all, or None."""
         if not self.model.splits:
@@ -192,7 +233,7 @@ class Job:
         tokens, self.tokens = self.tokens, None
         if tokens is not None:  # before there is room for the other orientations
             tokens.rows = {name: rows for name, rows in tokens.rows.items() if name[1] == start}
-        if o.prefix is None or blocks == "all":
+        if o.compute.cached_activations is None or blocks == "all":
             return
         if not start:
             if int(blocks) < last_block(self.model, depth):
@@ -203,16 +244,23 @@ class Job:
             return
         own = np.flatnonzero(self.mine)
         job = EmbedJob(
-            self.encoder, self.model.digest, self.spec.tile_px, (start,), 1, o.batch_size, str(o.device), o.precision
+            self.model.encoder,
+            self.model.digest,
+            self.spec.tile_px,
+            (start,),
+            1,
+            o.compute.embed_batch_size,
+            str(o.device),
+            o.precision,
         )
         for i, source in enumerate(self.sources):
             # only the first scale is trained on
-            views = max(o.orientations, o.recipe.n_views if i == 0 else 1)
+            views = max(o.readout.orientations, o.recipe.n_views if i == 0 else 1)
             plan = PrefixPlan(
-                start, views, o.prefix, o.batch_size, o.device, o.precision,
-                None if o.max_memory is None else o.max_memory // len(self.sources), o.progress,
+                start, views, o.compute.cached_activations, o.compute.embed_batch_size, o.device, o.precision,
+                o.max_memory // len(self.sources), o.progress,
                 # there, a run that goes on finds it
-                self.resume.folder("prefix.zarr") if o.store is None else o.store,
+                self.resume.folder(ACTIVATIONS) if o.compute.cache is None else Path(o.compute.cache) / ACTIVATIONS,
                 job.digest(self.model), _ranks.n_here(),
             )  # fmt: skip
             known = {} if tokens is None else {v: r for (s, n, v), r in tokens.rows.items() if (s, n) == (i, start)}
@@ -224,18 +272,6 @@ class Job:
         """What enters the trained blocks."""
         return self.prefixes[0] if self.prefixes else TileInputs(self.data.tiles)
 
-    def seen(
-        self,
-        reader: Reader,
-        features: np.ndarray,
-        frozen: np.ndarray | None = None,
-        fold: InnerFold | None = None,
-    ) -> np.ndarray:
-        """Return what a head reads: the features of the tiles, with their context on their side of an inner fold."""
-        if reader.beside_frozen and frozen is not None:
-            features = np.concatenate([frozen, features], axis=1)
-        return with_context(features, self.data.coords_um, self.data.sections, reader.context_um, fold)
-
 
 def _first_block(model: FrozenEncoder, depth: Depth, blocks: str | int) -> int:
     """Return how many blocks nothing is learned in: those before the adapted ones and before the first that is read."""
@@ -245,12 +281,6 @@ def _first_block(model: FrozenEncoder, depth: Depth, blocks: str | int) -> int:
     return start if depth is None else min(start, min(depth) - 1)
 
 
-def _engine_of(options: Options) -> Engine:
-    if options.engine is None:
-        return Engine(options.device, options.precision, options.progress)
-    return options.engine
-
-
 def _matrix_print(matrix: Matrix) -> str:
     """Return the fingerprint of a dense or sparse matrix."""
     if sparse.issparse(matrix):
@@ -258,7 +288,7 @@ def _matrix_print(matrix: Matrix) -> str:
     return fingerprint(np.asarray(matrix))
 
 
-def _inputs_of(teacher: Teacher) -> list[str]:
+def _teacher_inputs(teacher: TeacherModel) -> list[str]:
     """Return digests of the matrices that a teacher is fitted on, which may be of other genes than are predicted."""
     found = []
     for name, value in sorted(vars(teacher).items()):
@@ -269,46 +299,41 @@ def _inputs_of(teacher: Teacher) -> list[str]:
     return found
 
 
+_OF_READOUT = ("depth", "n_depths", "n_components", "scales", "orientations")
+# what changes rounding: a fit that goes on must round as before
+_OF_COMPUTE = (
+    "precision", "embed_batch_size", "accumulate", "gradient_checkpointing", "compile", "cached_activations",
+)  # fmt: skip
 _OF_TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")  # what of it changes numbers
 
 
 def settings_of(
-    encoder: Encoder, model: FrozenEncoder, data: Data, teacher: Teacher, options: Options, readers: Sequence[Reader]
+    model: FrozenEncoder, data: Data, teacher: TeacherModel | None, options: Options, heads: Sequence[HeadSpec]
 ) -> dict[str, Any]:
     """Return what decides the result of a fit, for its folder: plain values, and digests of the data."""
-    o = options
-    engine = _engine_of(o)
-    job = EmbedJob(encoder, model.digest, model.tile_px, None, 1, o.batch_size, str(o.device), o.precision)
+    o, encoder = options, model.encoder
+    job = EmbedJob(
+        encoder, model.digest, model.tile_px, None, 1, o.compute.embed_batch_size, str(o.device), o.precision
+    )
     method = o.method.to_dict() if isinstance(o.method, PeftConfig) else o.method
     own = np.arange(data.tiles.n) if data.mine is None else data.mine
     return {
         "encoder": job.digest(model),
         "adapter_targets": encoder.adapter_targets,
         "method": json.loads(json.dumps(method, default=plain)),
-        "readers": [asdict(reader) for reader in readers],
-        "batch_size": o.batch_size,
-        "device": o.device.type,
-        "engine": {
-            "accumulate": engine.accumulate,
-            "gradient_checkpointing": engine.gradient_checkpointing,
-            "compile": engine.compile,
-            **{name: str(engine.trainer[name]) for name in _OF_TRAINER if name in engine.trainer},
-        },
-        "blocks": o.blocks,
-        "depth": o.depth,
+        "heads": [asdict(head) for head in heads],
         "recipe": asdict(o.recipe),
-        "n_components": o.n_components,
-        "precision": o.precision,
-        "prefix": o.prefix,
+        "readout": {name: getattr(o.readout, name) for name in _OF_READOUT},
+        "compute": {name: getattr(o.compute, name) for name in _OF_COMPUTE},
+        "trainer": {name: str(o.trainer[name]) for name in _OF_TRAINER if name in o.trainer},
+        "device": o.device.type,
         "random_state": o.random_state,
-        "scales": o.scales,
-        "orientations": o.orientations,
         "tile_px": data.tiles.tile_px,
         "tiles": _ranks.from_all([tiles_digest(source, own) for source in (data.tiles, *data.further)]),
         "expression": _matrix_print(data.expression),
         "genes": fingerprint(np.array(list(data.genes), dtype=object)),
         "groups": fingerprint(data.groups.astype("U"), data.sections.astype("U"), data.coords_um),
-        "teacher": [teacher.name, teacher.digest, *_inputs_of(teacher)],
+        "teacher": None if teacher is None else [teacher.name, teacher.digest, *_teacher_inputs(teacher)],
         "processes": _ranks.n_ranks(),
         "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "lightning")},
     }

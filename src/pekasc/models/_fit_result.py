@@ -14,12 +14,13 @@ from scipy import sparse
 from pekasc._expression import Matrix, dense
 from pekasc.models._adapter import Adapter
 from pekasc.models._choose import Depth, depth_name
-from pekasc.models._fit_job import Job, Reader
-from pekasc.models._head_methods import FoldData, Head, check_head, fit_rows
+from pekasc.models._fit_job import HeadSpec, Job
+from pekasc.models._head_methods import FoldData, Head, fit_rows
 from pekasc.models._heads import RidgeHead
 from pekasc.models._methods import method_name
 from pekasc.models._peka import n_clusters_for
 from pekasc.models._profile import peak_memory
+from pekasc.models._reading import Reading
 from pekasc.models._scores import pearson
 
 _GENES = 2048  # at once
@@ -34,7 +35,7 @@ def _gene_scores(job: Job, head_name: str, inner: Sequence[FoldData], setting: A
     data, o = job.data, job.options
     correlations = []
     for part, fold in zip(inner, job.folds, strict=True):
-        head = fit_rows(head_name, part, o.n_components, setting, o.random_state)
+        head = fit_rows(head_name, part, o.readout.n_components, setting, o.random_state)
         for section in np.unique(data.sections[fold.held_out]):
             rows = fold.held_out[data.sections[fold.held_out] == section]
             correlations.append(correlations_of(head, part.features[rows], data.expression[rows]))
@@ -63,22 +64,18 @@ def history_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def make_result(
     job: Job,
-    reader: Reader,
+    spec: HeadSpec,
     depth: Depth,
     config: PeftConfig | None,
-    seen: np.ndarray,
-    inner: Sequence[FoldData],
+    reading: Reading,
     selection: pd.DataFrame,
     epochs: int = 0,
     blocks: str | int | None = None,
 ) -> Adapter:
-    """Choose the head's setting on the inner folds, fit it on all training spots, and put everything together."""
-    data, o = job.data, job.options
-    method = check_head(reader.head)
+    """Score every gene on the held-out groups, and put everything together."""
+    data, o, head = job.data, job.options, reading.head
     with o.profile.stage("head"):
-        setting = method.choose(inner, o.n_components, o.random_state)
-        scores = _gene_scores(job, reader.head, inner, setting)
-        head = method.fit(seen, data.expression, o.n_components, setting, o.random_state)
+        scores = _gene_scores(job, spec.head, reading.inner, reading.setting)
     o.profile.saw_memory(peak_memory(o.device))
     columns = ["stage", "depth", "epochs", "alpha", "error"]
     table = selection[columns].reset_index(drop=True)
@@ -89,18 +86,18 @@ def make_result(
         "groups": [str(g) for g in np.unique(data.groups)],
         "sections": [str(s) for s in np.unique(data.sections)],
         "held_out": [fold.name for fold in job.folds],
-        "teacher": job.teacher.name,
-        "teacher_licence": job.teacher.licence,
-        "teacher_digest": job.teacher.digest,
+        "teacher": None if job.teacher is None else job.teacher.name,
+        "teacher_licence": None if job.teacher is None else job.teacher.licence,
+        "teacher_digest": None if job.teacher is None else job.teacher.digest,
         "epochs": epochs,
-        "head": reader.head,
+        "head": spec.head,
         "alpha": float(np.median(head.alpha)) if isinstance(head, RidgeHead) else None,
-        "context_um": reader.context_um,
-        "scales": list(o.scales),
-        "orientations": o.orientations,
+        "context_um": spec.context_um,
+        "scales": list(o.readout.scales),
+        "orientations": o.readout.orientations,
         "n_components": int(head.projection.components.shape[0]),
         "n_clusters": None if config is None else n_clusters_for(int(data.tiles.n), o.recipe.n_clusters),
-        "blocks": o.blocks if blocks is None else blocks,
+        "blocks": o.recipe.blocks if blocks is None else blocks,
         "rank": None if config is None else getattr(config, "r", None),
         "n_parameters": 0,
         "n_views": None if config is None else o.recipe.n_views,
@@ -110,16 +107,16 @@ def make_result(
         "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "scikit-learn")},
     }
     return Adapter(
-        encoder=job.encoder,
+        encoder=job.model.encoder,
         encoder_digest=job.model.digest,
         spec=job.spec,
         depth=depth,
         method=method_name(o.method),
         genes=tuple(str(gene) for gene in data.genes),
         head=head,
-        context_um=reader.context_um,
-        scales=o.scales,
-        orientations=o.orientations,
+        context_um=spec.context_um,
+        scales=o.readout.scales,
+        orientations=o.readout.orientations,
         config=config,
         weights={},
         gene_scores=scores,

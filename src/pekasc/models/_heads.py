@@ -14,8 +14,10 @@ from pekasc.models._moments import Moments, moments
 ALPHAS = np.logspace(-2, 3, 16)
 
 
-def n_components_for(n_spots: int, n_features: int, n_components: int | None) -> int:
+def n_components_for(n_spots: int, n_features: int, n_components: int | None, name: str = "n_components") -> int:
     """Return the number of principal components: ``min(256, n - 1, d)``, or `n_components` if it fits.
+
+    An error calls the argument by its `name`.
 
     Raises
     ------
@@ -27,7 +29,7 @@ def n_components_for(n_spots: int, n_features: int, n_components: int | None) ->
         return min(256, limit)
     if not 1 <= n_components <= limit:
         raise ValueError(
-            f"`n_components={n_components}` does not fit {n_spots} training spots with {n_features} features: "
+            f"`{name}={n_components}` does not fit {n_spots} training spots with {n_features} features: "
             f"give 1 to {limit}, or None to adapt."
         )
     return n_components

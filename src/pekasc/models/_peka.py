@@ -6,88 +6,15 @@ parameter efficient knowledge transfer", arXiv:2504.07061.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pekasc._options import Recipe
+
 HIDDEN = 512
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Numbers of one way to train; ``PAPER`` are the published ones.
-
-    Parameters
-    ----------
-    rank
-        Rank of the adapter.
-    n_clusters
-        Structure labels; None adapts to ``min(100, n // 20)``.
-    temperature
-        Softens teacher and student in the distillation loss.
-    kd_weight
-        Weight of distillation against structure alignment.
-    matching_weight
-        Weight, beside both, of feature matching: the mean squared error of the projector to the teacher's embedding.
-    learning_rate, weight_decay, batch_size
-        Of the student.
-    step_epochs
-        The learning rate falls to a tenth after so many epochs; None keeps it.
-    epochs
-        Most epochs that are tried.
-    patience
-        Inner folds end after so many epochs without a smaller held-out error; None runs all.
-    head_learning_rate, head_epochs, head_patience
-        Of the cluster head, which is trained first and then frozen; it ends after so many epochs without a smaller
-        held-out loss (None runs all), for its best state is kept.
-    gradient_clip
-        Largest norm of the gradient.
-    n_views
-        Train on so many orientations of a tile: 1 (as it is), 2, 4 or 8.
-    choose_epochs
-        Choose the number of epochs (0 among them: the frozen encoder) by the held-out error.
-    standardise_teacher
-        Divide the teacher's embedding by its overall standard deviation on training spots.
-    """
-
-    rank: int = 64
-    n_clusters: int | None = None
-    temperature: float = 2.0
-    kd_weight: float = 0.5
-    matching_weight: float = 0.0
-    learning_rate: float = 3e-4
-    weight_decay: float = 1e-2
-    batch_size: int = 32
-    step_epochs: int | None = None
-    epochs: int = 6
-    patience: int | None = None
-    head_learning_rate: float = 1e-3
-    head_epochs: int = 100
-    head_patience: int | None = 10
-    gradient_clip: float = 1.0
-    n_views: int = 8
-    choose_epochs: bool = True
-    standardise_teacher: bool = True
-
-
-PAPER = Recipe(
-    rank=256,
-    n_clusters=100,
-    learning_rate=1e-4,
-    weight_decay=0.0,
-    step_epochs=10,
-    epochs=50,
-    head_learning_rate=1e-4,
-    head_epochs=20,
-    head_patience=None,
-    n_views=1,
-    choose_epochs=False,
-    standardise_teacher=False,
-)
 
 
 def n_clusters_for(n_spots: int, n_clusters: int | None) -> int:
@@ -143,10 +70,10 @@ def train_cluster_head(
     order = torch.randperm(n, generator=generator)
     check, train = order[: max(1, n // 10)], order[max(1, n // 10) :]
     # fused: of a step for so small a network, most is torch's own bookkeeping
-    optimiser = torch.optim.Adam(head.parameters(), lr=recipe.head_learning_rate, fused=True)
+    optimiser = torch.optim.Adam(head.parameters(), lr=recipe.cluster_head_learning_rate, fused=True)
     best, best_loss, best_epoch = {k: v.clone() for k, v in head.state_dict().items()}, float("inf"), 0
-    for epoch in range(recipe.head_epochs):
-        if recipe.head_patience is not None and epoch - best_epoch > recipe.head_patience:
+    for epoch in range(recipe.cluster_head_epochs):
+        if recipe.cluster_head_patience is not None and epoch - best_epoch > recipe.cluster_head_patience:
             break
         for batch in train[torch.randperm(len(train), generator=generator)].split(recipe.batch_size):
             optimiser.zero_grad()

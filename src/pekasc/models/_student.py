@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pekasc._options import Recipe
 from pekasc.models import _ranks
 from pekasc.models._choose import Depth
 from pekasc.models._embed import autocast, features_of
 from pekasc.models._encoders import FrozenEncoder
 from pekasc.models._peka import (
-    Recipe,
     cluster_head,
     losses,
     n_clusters_for,

@@ -15,12 +15,13 @@ from pekasc._expression import Matrix, dense
 from pekasc.models._heads import n_components_for
 from pekasc.models._scfoundation import CHECKPOINT, GENE_INDEX, MAX_TOKENS, ScFoundationTeacher
 from pekasc.models._scvi import ScviTeacher, require_scvi
+from pekasc.models._teacher import Teacher
 
 # a PCA of more values than that keeps them sparse
 DENSE_VALUES = 2e7
 
 
-class Teacher(Protocol):
+class TeacherModel(Protocol):
     """What training asks of a teacher."""
 
     name: str
@@ -69,7 +70,7 @@ class PcaTeacher:
         rows = np.asarray(train if rows is None else rows)
         x = self.expression[np.unique(train)]  # in one order, whatever the caller's: sums depend on it in the last bit
         n, d = x.shape
-        k = n_components_for(n, d, self.n_components)
+        k = n_components_for(n, d, self.n_components, "teacher_components")
         # arpack keeps sparse data sparse; it cannot give all components, and small data are better dense
         if n * d > DENSE_VALUES and k < min(n, d):
             pca = PCA(k, svd_solver="arpack", random_state=self.random_state).fit(x)
@@ -112,7 +113,7 @@ class StoredTeacher:
         return self.embedding[train if rows is None else rows]
 
 
-def asked_once(teacher: Teacher) -> StoredTeacher:
+def asked_once(teacher: TeacherModel) -> StoredTeacher:
     """Return what a frozen teacher says of all its spots, which is the same in every fold."""
     embedding = teacher.embed(np.arange(teacher.n_spots))
     return StoredTeacher(embedding, teacher.name, teacher.licence, teacher.digest)
@@ -151,7 +152,7 @@ class Source:
         Positions of those genes that are seen often enough to learn from.
     n_components
         Dimensions of the embedding; None leaves it to the teacher.
-    checkpoint
+    files
         Folder with the teacher's official files.
     max_tokens
         Most tokens in a batch.
@@ -164,7 +165,7 @@ class Source:
     genes: np.ndarray
     expressed: np.ndarray
     n_components: int | None = None
-    checkpoint: str | Path | None = None
+    files: str | Path | None = None
     max_tokens: int = MAX_TOKENS
     device: torch.device | str = "cpu"
     precision: str = "fp32"
@@ -185,24 +186,24 @@ class TeacherRow:
     counts
         Whether it reads raw counts, else log-normalised expression.
     files
-        What `checkpoint=` has to hold; none for a teacher without official files.
+        What the folder of its files has to hold; none for a teacher without official files.
     require
         Raises ImportError where a package that it needs is missing.
     """
 
-    make: Callable[[Source], Teacher]
+    make: Callable[[Source], TeacherModel]
     fitted: bool
     counts: bool
     files: tuple[str, ...] = ()
     require: Callable[[], Any] | None = None
 
 
-def _pca(source: Source) -> Teacher:
+def _pca(source: Source) -> TeacherModel:
     assert source.expression is not None  # for the type checker: the row asks for it
     return PcaTeacher(source.expression[:, source.expressed], source.n_components, source.random_state)
 
 
-def _scvi(source: Source) -> Teacher:
+def _scvi(source: Source) -> TeacherModel:
     assert source.counts is not None  # for the type checker: the row asks for them
     return ScviTeacher(
         source.counts[:, source.expressed],
@@ -213,12 +214,12 @@ def _scvi(source: Source) -> Teacher:
     )
 
 
-def _scfoundation(source: Source) -> Teacher:
-    assert source.counts is not None and source.checkpoint is not None  # for the type checker: the row asks for them
+def _scfoundation(source: Source) -> TeacherModel:
+    assert source.counts is not None and source.files is not None  # for the type checker: the row asks for them
     return ScFoundationTeacher(
         source.counts,
         list(source.genes),
-        source.checkpoint,
+        source.files,
         max_tokens=source.max_tokens,
         device=source.device,
         precision=source.precision,
@@ -233,7 +234,7 @@ TEACHERS: Mapping[str, TeacherRow] = {
 }
 
 
-def check_checkpoint(teacher: str, checkpoint: str | Path | None) -> None:
+def check_files(teacher: Teacher) -> None:
     """Check that a teacher of the registry gets the folder that it needs, and none that it does not.
 
     Raises
@@ -241,11 +242,12 @@ def check_checkpoint(teacher: str, checkpoint: str | Path | None) -> None:
     ValueError
         If not.
     """
-    files = TEACHERS[teacher].files
-    if files and checkpoint is None:
+    files = TEACHERS[teacher.name].files
+    if files and teacher.files is None:
         raise ValueError(
-            f"`teacher={teacher!r}` needs `checkpoint=`, the folder with its official files: {', '.join(files)}."
+            f"`teacher={teacher.name!r}` needs its official files, {', '.join(files)}: give "
+            f'`teacher=pekasc.models.Teacher("{teacher.name}", files=FOLDER)`.'
         )
-    if not files and checkpoint is not None:
+    if not files and teacher.files is not None:
         readers = [name for name, row in TEACHERS.items() if row.files]
-        raise ValueError(f"`teacher={teacher!r}` reads no files: leave `checkpoint=` out (it is for {readers}).")
+        raise ValueError(f"`teacher={teacher.name!r}` reads no files: leave `files=` out (it is for {readers}).")

@@ -23,13 +23,13 @@ from peft import PeftConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pekasc._options import Recipe
 from pekasc.models import _ranks
 from pekasc.models._callbacks import LAST, Allocation, Checkpoints, History, Kept
 from pekasc.models._choose import Depth
 from pekasc.models._embed import VIEWS, autocast, features_of
 from pekasc.models._encoders import FrozenEncoder
 from pekasc.models._methods import attached, method_name, with_steps
-from pekasc.models._peka import Recipe
 from pekasc.models._prefix import Inputs
 from pekasc.models._student import Batch, NotFinite, Student, prepare_lesson
 from pekasc.tiling import read_ahead

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from pekasc._expression import dense
+from pekasc.models._rivals import BEST_FROZEN
 from pekasc.models._scores import BlockScores, gene_scores, interval, mean_score, tissue_blocks
-from pekasc.tl._comparison import RIVAL, FoldGenes, Found, Spots
+from pekasc.tl._comparison import Bench, FoldGenes, Result
 
 POOLED = "pooled"
 MIN_TEST = 10
@@ -19,22 +20,20 @@ _MIN_BLOCKS = 4
 
 def score_fold(
     of: FoldGenes,
-    found: list[Found],
-    spots: Spots,
-    settings: dict[str, Any],
+    found: list[Result],
+    bench: Bench,
     per_gene: bool,
     block_um: float,
     n_draws: int,
 ) -> pd.DataFrame:
     """Return the rows of one fold, see :func:`pekasc.tl.cross_validate`."""
     fold = of.fold
-    sections = spots.sections[fold.test]
+    sections = bench.sections[fold.test]
     frames = []
     undefined: set[str] = set()
-    taught = dense(fold.data.expression[fold.train])
-    untaught = np.ptp(taught, axis=0) == 0
-    if untaught.any():
-        names = [fold.data.genes[int(i)] for i in np.flatnonzero(untaught)]
+    constant = np.ptp(dense(fold.data.expression[fold.train]), axis=0) == 0
+    if constant.any():
+        names = [fold.data.genes[int(i)] for i in np.flatnonzero(constant)]
         warnings.warn(
             f"Fold {fold.name!r}: {len(names)} genes are constant among the training spots, so nobody can learn them "
             f"and they count 0: {names}.",
@@ -54,14 +53,14 @@ def score_fold(
             else:
                 measured = np.full_like(measured, np.nan)
             about = {
-                "fold": fold.name, "section": str(section), "genes": name, "whole_groups": fold.name not in spots.leaky,
-                **settings, "n_train": len(fold.train), "n_test": len(at),
-                "n_untaught": int(untaught[columns].sum()),
+                "fold": fold.name, "section": str(section), "genes": name, "whole_groups": fold.name not in bench.leaky,
+                "n_train": len(fold.train), "n_test": len(at),
+                "n_constant_train": int(constant[columns].sum()),
             }  # fmt: skip
             if per_gene:
                 frames.append(_gene_rows(of, found, at, columns, measured, about))
                 continue
-            blocks = tissue_blocks(spots.coords_um[fold.test[at]], sections[at], block_um)
+            blocks = tissue_blocks(bench.coords_um[fold.test[at]], sections[at], block_um)
             # an interval from a handful of blocks would be made up
             draw = None
             if enough and blocks.max() + 1 >= _MIN_BLOCKS:
@@ -85,28 +84,30 @@ def score_fold(
     return pd.concat(frames, ignore_index=True)
 
 
-def _identity(f: Found) -> dict[str, Any]:
+def _identity(f: Result) -> dict[str, Any]:
+    r = f.readout
     return {
-        "encoder": f.encoder, "method": f.method, "teacher": f.teacher, "context_um": f.context_um or 0.0,
-        "seed": f.seed,
+        "encoder": f.encoder, "method": f.method, "teacher": f.teacher, "head": r.head,
+        "context_um": r.context_um or 0.0, "scales": "+".join(f"{scale:g}" for scale in r.scales),
+        "orientations": r.orientations, "readout": repr(r), "seed": f.seed,
     }  # fmt: skip
 
 
-def _rivals(found: list[Found]) -> list[int | None]:
-    """Return for every row where its rival is: of the same context and seed, or the one that ran for all seeds."""
-    there = {(f.context_um, f.seed): i for i, f in enumerate(found) if f.kind == RIVAL}
+def _rivals(found: list[Result]) -> list[int | None]:
+    """Return for every row where its rival is: of the same readout and seed, or the one that ran for all seeds."""
+    best = {(f.readout, f.seed): i for i, f in enumerate(found) if f.rival.name == BEST_FROZEN}
     out: list[int | None] = []
     for f in found:
         # a rival that draws no random numbers ran once
-        once = [i for (context, _), i in there.items() if context == f.context_um]
-        rival = there.get((f.context_um, f.seed), once[0] if len(once) == 1 else None)
-        out.append(None if f.kind == RIVAL else rival)
+        once = [i for (readout, _), i in best.items() if readout == f.readout]
+        rival = best.get((f.readout, f.seed), once[0] if len(once) == 1 else None)
+        out.append(None if f.rival.name == BEST_FROZEN else rival)
     return out
 
 
 def _gene_rows(
     of: FoldGenes,
-    found: list[Found],
+    found: list[Result],
     at: np.ndarray,
     columns: np.ndarray,
     measured: np.ndarray,
@@ -128,7 +129,7 @@ def _gene_rows(
 
 
 def _mean_rows(
-    found: list[Found],
+    found: list[Result],
     at: np.ndarray,
     columns: np.ndarray,
     measured: np.ndarray,

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from pekasc._expression import counts, gene_names, log1p_cp10k
+from pekasc._expression import counts, expressed_genes, gene_names, log1p_cp10k
 from pekasc._keys import check_free, check_key, feature_key, write_uns
-from pekasc._sections import check_table, get_table, section_labels, writable_table
+from pekasc._options import Compute, resolve, unused_in_embedding, whole
+from pekasc._sections import by_row, check_table, get_table, section_labels, writable_table
+from pekasc.models import Teacher
 from pekasc.models._embed import autocast, resolve_device
-from pekasc.models._scfoundation import MAX_TOKENS
-from pekasc.models._teachers import TEACHERS, Source, check_checkpoint
-from pekasc.tl import _inputs
-from pekasc.tl._options import whole
+from pekasc.models._teacher import resolve_teacher
+from pekasc.models._teachers import TEACHERS, check_files
+from pekasc.tl._teachers import make_teacher
+
+_UNUSED = unused_in_embedding() | dict.fromkeys(("client", "embed_batch_size", "max_memory"), "no tiles are embedded")
 
 
 def embed_expression(
     data: SpatialData | AnnData,
-    teacher: str = "pca",
+    teacher: str | Teacher = "pca",
     *,
     layer: str | None = None,
-    checkpoint: str | Path | None = None,
-    gene_key: str | None = None,
     n_components: int | None = None,
-    max_tokens: int = MAX_TOKENS,
-    device: str = "auto",
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    gene_key: str | None = None,
+    compute: Compute | str | Mapping[str, Any] | None = None,
     table_name: str = "table",
     key_added: str | None = None,
     random_state: int = 0,
@@ -37,9 +37,9 @@ def embed_expression(
 ) -> None:
     """Embed every spot's expression with a teacher, to look at it or to hand it to `fit_adapter`.
 
-    ``"pca"`` and ``"scvi"`` are fitted on all spots of the table, so do not teach with their embedding what is tested
-    on some of them: ``fit_adapter(teacher="pca")`` fits its own on the training spots of every fold. ``"scfoundation"``
-    is frozen and knows a spot by its own counts alone; what is stored can be taught with as it is.
+    ``"pca"`` and ``"scvi"`` are fitted on all spots of the table, so do not use their embedding as the teacher of an
+    adapter that is tested on some of them: ``fit_adapter(teacher="pca")`` fits its own on the training spots of every
+    fold. ``"scfoundation"`` is frozen and knows a spot by its own counts alone; what is stored can teach as it is.
 
     Parameters
     ----------
@@ -48,23 +48,17 @@ def embed_expression(
     teacher
         ``"pca"``: PCA of log1p(1e4 * count / total). ``"scvi"``: latent means of scVI, 100 epochs on the counts (needs
         ``pip install "pekasc[scvi]"``). Both over the genes seen in at least 10 % of spots of every section.
-        ``"scfoundation"``: the embedding of a cell by scFoundation, from `checkpoint`.
+        ``Teacher("scfoundation", files=...)``: the embedding of a cell by scFoundation; see
+        :class:`pekasc.models.Teacher`.
     layer
         Layer with counts. By default ``X`` if it holds counts, else ``layers["counts"]``.
-    checkpoint
-        Folder with scFoundation's official files ``models.ckpt`` and ``OS_scRNA_gene_index.19264.tsv``. Their weights
-        have a licence of their own.
-    gene_key
-        Column of var with gene symbols, by which scFoundation finds its genes; by default ``var_names``.
     n_components
         Number of components of PCA, by default ``min(256, n - 1, d)``, or of latent dimensions of scVI, by default 10.
         scFoundation has its own.
-    max_tokens
-        scFoundation: most tokens in a batch, one for every gene that a spot has. Fewer need less memory.
-    device
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-    precision
-        Of scFoundation: ``"fp32"``, ``"bf16"`` or, on a GPU, ``"fp16"``.
+    gene_key
+        Column of var with gene symbols, by which scFoundation finds its genes; by default ``var_names``.
+    compute
+        Where and how: ``device`` and, for scFoundation, ``precision`` of a :class:`pekasc.Compute`, or a mapping.
     table_name
         Name of the table in a SpatialData.
     key_added
@@ -108,21 +102,22 @@ def embed_expression(
     >>> sdata["table"].obsm["X_pca"].shape[1]
     10
     """
+    described = resolve_teacher(teacher)
+    how = resolve(compute, Compute, "compute", unused=_UNUSED)
     table = get_table(data, table_name)
-    if teacher not in TEACHERS:
+    if described.name not in TEACHERS:
         raise ValueError(
-            f"`teacher={teacher!r}` is not known here: choose one of {list(TEACHERS)}. An embedding made elsewhere "
-            f"goes into `obsm`, and `fit_adapter(teacher={teacher!r})` takes it from there."
+            f"`teacher={described.name!r}` is not known here: choose one of {list(TEACHERS)}. An embedding made "
+            f"elsewhere goes into `obsm`, and `fit_adapter(teacher={described.name!r})` takes it from there."
         )
-    row = TEACHERS[teacher]
-    check_checkpoint(teacher, checkpoint)
+    row = TEACHERS[described.name]
+    check_files(described)
     if n_components is not None and not row.fitted:
-        raise ValueError(f"`teacher={teacher!r}` has dimensions of its own: leave `n_components=` out.")
+        raise ValueError(f"`teacher={described.name!r}` has dimensions of its own: leave `n_components=` out.")
     n_components = None if n_components is None else whole("n_components", n_components)
-    max_tokens = whole("max_tokens", max_tokens)
-    name = feature_key(teacher) if key_added is None else check_key(key_added)
-    place = resolve_device(device)
-    autocast(place, precision)
+    name = feature_key(described.name) if key_added is None else check_key(key_added)
+    device = resolve_device(how.device)
+    autocast(device, how.precision)
     check_table(table)
     check_free(table, name, "features", slot="obsm")
     names = gene_names(table, gene_key)
@@ -130,26 +125,17 @@ def embed_expression(
     rows = np.flatnonzero(np.asarray(raw.sum(axis=1)).ravel() > 0)
     if not rows.size:
         raise ValueError("No spot has counts.")
-    genes = _inputs.expressed_genes(raw[rows], section_labels(table)[rows])
+    genes = expressed_genes(raw[rows], section_labels(table)[rows])
     if row.fitted and not genes.size:
         raise ValueError("No gene is seen in at least 10 % of the spots of every section.")
-    source = Source(
-        expression=None if row.counts else log1p_cp10k(table, layer)[rows],
-        counts=raw[rows] if row.counts else None,
-        genes=names,
-        expressed=genes,
-        n_components=n_components,
-        checkpoint=checkpoint,
-        max_tokens=max_tokens,
-        device=place,
-        precision=precision,
-        random_state=random_state,
-        progress=progress,
-    )
-    made = row.make(source)
+    made = make_teacher(
+        described, expression=None if row.counts else log1p_cp10k(table, layer)[rows],
+        counts=raw[rows] if row.counts else None, genes=names, expressed=genes, n_components=n_components,
+        device=device, precision=how.precision, random_state=random_state, progress=progress,
+    )  # fmt: skip
     embedding = made.embed(np.arange(rows.size))
     record = {
-        "teacher": teacher,
+        "teacher": described.name,
         "fitted": row.fitted,
         "licence": made.licence,
         "digest": made.digest,
@@ -158,5 +144,5 @@ def embed_expression(
         "n_spots": rows.size,
     }
     table = writable_table(data, table_name)
-    table.obsm[name] = _inputs.by_row(embedding, rows, table.n_obs)
+    table.obsm[name] = by_row(embedding, rows, table.n_obs)
     write_uns(table, name, record, kind="features")

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from spatialdata import SpatialData
 
 from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, write_uns
+from pekasc._options import RESULT_MEMORY, Compute, Readout, resolve, unused_in_embedding
 from pekasc._sections import get_table, tiled_sections, writable_table
 from pekasc.models import Adapter, Encoder
-from pekasc.models._embed import autocast, check_precision, resolve_device
+from pekasc.models._choose import Depth, depth_name
 from pekasc.models._embed_job import EmbedJob
-from pekasc.models._encoders import FrozenEncoder, depth_tuple, resolve_encoder, warn_of_scale
-from pekasc.tl._options import check_batch_size, check_client, check_memory, check_orientations, check_scales
-from pekasc.tl._section_features import section_features
+from pekasc.models._encoders import FrozenEncoder, resolve_encoder, warn_of_scale
+from pekasc.tl._section_features import check_place, section_features
 
-if TYPE_CHECKING:
-    from distributed import Client
+_IN_HEAD = "no genes are predicted here"
 
 
 def embed_tiles(
     sdata: SpatialData,
     encoder: str | Encoder | Adapter,
     *,
-    depth: int | tuple[int, ...] | None = None,
-    scales: Sequence[float] = (1,),
-    orientations: int = 1,
-    batch_size: int = 64,
-    device: str = "auto",
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    readout: Readout | str | Mapping[str, Any] | None = None,
+    compute: Compute | str | Mapping[str, Any] | None = None,
     store: str | Path | None = None,
-    client: Client | None = None,
-    max_memory: int = 4 * 2**30,
     table_name: str = "table",
     key: str = TILES,
     key_added: str | None = None,
@@ -50,29 +43,19 @@ def embed_tiles(
         Sections that :func:`pekasc.pp.tile` has tiled.
     encoder
         A name, a :class:`pekasc.models.Encoder`, or a fitted :class:`pekasc.Adapter`.
-    depth
-        Number of blocks after which features are taken, or several, whose features are concatenated; the last block
-        by default. An adapter has its own.
-    scales, orientations
-        As in :func:`pekasc.tl.fit_adapter`; an adapter has its own.
-    batch_size
-        Tiles at once; halved, with a message in the log, where they do not fit the device's memory.
-    device
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-    precision
-        ``"fp32"``, ``"bf16"`` or, on a GPU, ``"fp16"``.
+    readout
+        Where features are taken: ``depth`` (a number, several, or ``"own"``; by default the last block), ``scales`` and
+        ``orientations`` of a :class:`pekasc.Readout`, or a mapping of them. An adapter has its own.
+    compute
+        Where and how: ``device``, ``precision``, ``embed_batch_size``, ``max_memory`` and ``client`` of a
+        :class:`pekasc.Compute`, or a mapping of them. Features beyond ``max_memory`` bytes need `store`, and ``obsm``
+        gets a dask array that reads it; decoded parts of the image take up to a quarter of it beside, at most 512 MB.
+        With a ``client``, its workers read and embed about 256 tiles at a time.
     store
         Folder of a zarr group in which features are kept as they are computed, about 256 tiles at a time, each with a
         checksum. A call that was interrupted goes on from there; chunks that are damaged are computed again, and
         features of other tiles, weights or settings are never taken. Several objects and encoders may share one; a
         second run on the same features waits for the first.
-    client
-        A :class:`distributed.Client`: tiles are read and embedded by its workers, about 256 at a time. They must see
-        the image where it is (so keep images on disk, in zarr or a slide), and the encoder's weights. `device` is
-        then that of each worker.
-    max_memory
-        Bytes that the features may take; decoded parts of the image take up to a quarter of it beside, at most 512 MB.
-        Beyond, `store` is needed, and ``obsm`` gets a dask array that reads it.
     table_name
         Name of the table.
     key
@@ -110,48 +93,55 @@ def embed_tiles(
     >>> sdata["table"].obsm["X_tiny"].shape[1]
     512
     """
-    check_client(client)
-    if client is None:
-        autocast(resolve_device(device), precision)
-    else:
-        check_precision(precision)  # the devices are those of the workers
-    max_memory = check_memory(max_memory)
-    batch_size = check_batch_size(batch_size)
-    scales, orientations = check_scales(scales), check_orientations(orientations)
     adapter = encoder if isinstance(encoder, Adapter) else None
+    read, how = _options(adapter, readout, compute)
+    check_place(how)
     row = encoder.encoder if isinstance(encoder, Adapter) else resolve_encoder(encoder)
     name = check_key(key_added) if key_added is not None else feature_key(PEKA if adapter else row.short)
     check_free(get_table(sdata, table_name), name, "features", slot="obsm")
     sections, spec = tiled_sections(sdata, table_name=table_name, key=key)
+    depth: Depth
     if adapter is not None:
-        if depth is not None or len(scales) > 1 or orientations > 1:
-            raise ValueError(
-                "An adapter has its own depth, scales and orientations: leave `depth=`, `scales=` and "
-                "`orientations=` out."
-            )
         adapter.check_tiles(spec.tile_px, spec.mpp)
-        scales, orientations = adapter.scales, adapter.orientations
-        model, of, blocks = adapter.frozen_model(), adapter.depth, adapter.info["depth"]
-        digest = adapter.encoder_digest
+        read = Readout(scales=adapter.scales, orientations=adapter.orientations)
+        model, depth, digest = adapter.frozen_model(), adapter.depth, adapter.encoder_digest
     else:
         model = FrozenEncoder(row, spec.tile_px)
         warn_of_scale(row, spec.mpp)
-        of = tuple(model.check_depth(block) for block in ((-1,) if depth is None else depth_tuple(depth)))
-        digest, blocks = model.digest, "+".join(str(b) for b in of)
+        # by default the last block: nothing is chosen here
+        asked = (-1,) if read.depths == "best" else read.depths
+        depth = None if asked is None else tuple(model.check_depth(block) for block in asked)
+        digest = model.digest
     job = EmbedJob(
-        adapter or row, digest, spec.tile_px, depth=of, orientations=orientations, batch_size=batch_size,
-        device=device, precision=precision,
+        adapter or row, digest, spec.tile_px, depth=depth, orientations=read.orientations,
+        batch_size=how.embed_batch_size, device=how.device, precision=how.precision,
     )  # fmt: skip
+    max_memory = how.memory(RESULT_MEMORY)
     features = section_features(
-        sections, spec, scales, job, model, n_obs=get_table(sdata, table_name).n_obs, store=store, client=client,
-        max_memory=max_memory, progress=progress,
+        sections, spec, read.scales, job, model, n_obs=get_table(sdata, table_name).n_obs, store=store,
+        client=how.client, max_memory=max_memory, progress=progress,
     )  # fmt: skip
     record: dict[str, Any] = {
-        "tile_px": spec.tile_px, "mpp": spec.mpp, "scales": list(scales), "orientations": orientations,
-        "encoder": row.to_dict(), "encoder_digest": digest, "depth": blocks,
+        "tile_px": spec.tile_px, "mpp": spec.mpp, "scales": list(read.scales), "orientations": read.orientations,
+        "encoder": row.to_dict(), "encoder_digest": digest, "depth": depth_name(depth),
     }  # fmt: skip
     if adapter is not None:
         record["adapter"] = adapter.method
     table = writable_table(sdata, table_name)
     table.obsm[name] = features.by_row(table.n_obs, max_memory)
     write_uns(table, name, record, kind="features")
+
+
+def _options(adapter: Adapter | None, readout: Any, compute: Any) -> tuple[Readout, Compute]:
+    """Return the options, checked: of a readout only what makes features is of use here."""
+    how = resolve(compute, Compute, "compute", unused=unused_in_embedding())
+    if adapter is not None:
+        unused = dict.fromkeys(Readout.__dataclass_fields__, "an adapter has its own readout")
+    else:
+        unused = dict.fromkeys(("head", "n_components", "n_depths", "context_um"), _IN_HEAD)
+        if isinstance(readout, Mapping) and readout.get("depth") == "best":
+            raise ValueError(
+                '`readout`: `depth="best"` is chosen on expression, and there is none here: give a number of blocks, '
+                'several, or "own".'
+            )
+    return resolve(readout, Readout, "readout", unused=unused), how

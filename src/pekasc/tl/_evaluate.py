@@ -15,8 +15,8 @@ from pekasc._expression import Matrix, dense, log1p_cp10k
 from pekasc._keys import PEKA, TILES, check_key, score_key
 from pekasc._sections import check_table, get_table, positions_um, section_labels, writable_table
 from pekasc.models._scores import pearson
-from pekasc.tl import _inputs
 from pekasc.tl._autocorrelation import MIN_SPOTS, morans_i
+from pekasc.tl._select import obs_groups
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def evaluate(
             f"{bad} genes of layer {layer!r} are predicted in some spots only: it holds predictions of several "
             "adapters. Evaluate tables of the parts that belong together."
         )
-    labels = _inputs.obs_groups(table, groups, rows)
+    labels = obs_groups(table, groups, rows)
     positions, sections = positions_um(data, table_name=table_name, key=key)[rows], section_labels(table)[rows]
     unplaced = ~np.isfinite(positions).all(axis=1)
     if unplaced.any():

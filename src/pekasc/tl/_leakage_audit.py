@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from peft import PeftConfig
 from spatialdata import SpatialData
 
+from pekasc._keys import TILES
+from pekasc._options import Compute, Readout, Recipe, resolve
 from pekasc._sections import check_table, get_table
 from pekasc.get import comparison
-from pekasc.tl._cross_validate import cross_validate
+from pekasc.models import Encoder, Teacher
+from pekasc.tl._cross_validate import UNUSED_IN_COMPARISON, cross_validate
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +30,22 @@ def leakage_audit(
     sdata: SpatialData,
     *,
     methods: Sequence[str | PeftConfig] | Mapping[str, str | PeftConfig] = ("frozen-best", "bone"),
+    encoders: str | Encoder | Sequence[str | Encoder] = "tiny",
+    teacher: str | Teacher = "pca",
     groups: str | None = None,
-    random_state: int = 0,
+    genes: Any = ("svg", "hvg"),
+    n_genes: int = 50,
+    protocol: Literal["nested", "hest"] = "nested",
+    seeds: int | Sequence[int] = (0,),
+    layer: str | None = None,
+    gene_key: str | None = None,
+    recipe: Recipe | str | Mapping[str, Any] | None = None,
+    readout: Readout | str | Mapping[str, Any] | None | Sequence[Readout | str | Mapping[str, Any]] = None,
+    compute: Compute | str | Mapping[str, Any] | None = None,
     table_name: str = "table",
-    **options: Any,
+    key: str = TILES,
+    random_state: int = 0,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Score the same methods under folds of random spots and under folds of groups.
 
@@ -42,14 +58,12 @@ def leakage_audit(
     ----------
     sdata
         Sections with tiles.
-    methods, groups
+    methods, encoders, teacher, groups, genes, n_genes, protocol, seeds, layer, gene_key, recipe, readout, compute
+        As in :func:`pekasc.tl.cross_validate`; ``compute.cache`` keeps what both comparisons share.
+    table_name, key, progress
         As in :func:`pekasc.tl.cross_validate`.
     random_state
         Seed of the random folds; there are as many as groups, and at most 5.
-    table_name
-        Name of the table.
-    **options
-        Everything else that :func:`pekasc.tl.cross_validate` takes, but `folds` and `per_gene`.
 
     Returns
     -------
@@ -59,9 +73,7 @@ def leakage_audit(
 
     Raises
     ------
-    TypeError
-        If `folds` or `per_gene` is given.
-    ValueError
+    KeyError, TypeError, ValueError
         As :func:`pekasc.tl.cross_validate`.
 
     Examples
@@ -73,14 +85,16 @@ def leakage_audit(
     >>> list(audit.columns)
     ['grouped', 'random_spots', 'inflation', 'inflation_relative']
     """
-    for name in ("folds", "per_gene"):
-        if name in options:
-            raise TypeError(f"`{name}=` cannot be given: the audit makes its own folds and compares means over genes.")
-    options |= {"methods": methods, "groups": groups, "table_name": table_name}
+    how = resolve(compute, Compute, "compute", unused=UNUSED_IN_COMPARISON)
     with TemporaryDirectory(prefix="pekasc-audit-") as folder:
-        # tiles are embedded once for both
-        options["store"] = options.get("store") or folder
-        honest = cross_validate(sdata, **options)
+        compare = partial(
+            cross_validate, sdata, methods=methods, encoders=encoders, teacher=teacher, groups=groups, genes=genes,
+            n_genes=n_genes, protocol=protocol, seeds=seeds, layer=layer, gene_key=gene_key, recipe=recipe,
+            readout=readout, table_name=table_name, key=key, progress=progress,
+            # tiles are embedded once for both
+            compute=how.replace(cache=how.cache or folder),
+        )  # fmt: skip
+        honest = compare()
         table = get_table(sdata, table_name)
         check_table(table)
         n_folds = min(MAX_FOLDS, honest["fold"].nunique())
@@ -89,7 +103,7 @@ def leakage_audit(
         with warnings.catch_warnings():
             # that these folds leak is the point
             warnings.filterwarnings("ignore", message="Folds .* have spots of one (section|patient|group)")
-            leaky = cross_validate(sdata, folds=folds, **options)
+            leaky = compare(folds=folds)
     out = pd.DataFrame({"grouped": _scores(honest), "random_spots": _scores(leaky)})
     out["inflation"] = out["random_spots"] - out["grouped"]
     out["inflation_relative"] = out["inflation"] / out["grouped"].where(out["grouped"] > 0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
@@ -15,16 +15,13 @@ from spatialdata.models import TableModel
 
 from pekasc._expression import close_genes, gene_names, gene_positions, no_overlap_message
 from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, score_key, write_uns
-from pekasc._sections import Section, check_table, get_table, writable_table
+from pekasc._options import RESULT_MEMORY, Compute, resolve, unused_in_embedding
+from pekasc._sections import Section, by_row, check_table, get_table, trained_rows, writable_table
 from pekasc.models import Adapter
 from pekasc.models._embed_job import EmbedJob
-from pekasc.tl import _inputs
 from pekasc.tl._evaluate import METRICS
-from pekasc.tl._options import check_batch_size, check_client, check_memory
-from pekasc.tl._section_features import SectionFeatures, section_features
-
-if TYPE_CHECKING:
-    from distributed import Client
+from pekasc.tl._read import ensure_tiles, untiled_on_error
+from pekasc.tl._section_features import SectionFeatures, check_place, section_features
 
 logger = logging.getLogger(__name__)
 
@@ -37,18 +34,10 @@ def predict_expression(
     genes: Sequence[str] | None = None,
     table_added: str | None = None,
     gene_key: str | None = None,
-    batch_size: int = 64,
-    device: str = "auto",
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
-    images: dict[str, str] | None = None,
-    image_mpp: float | dict[str, float] | None = None,
-    um_coordinate_system: str | None = None,
-    array: str | None = None,
+    store: str | Path | None = None,
+    compute: Compute | str | Mapping[str, Any] | None = None,
     table_name: str = "table",
     key: str = TILES,
-    store: str | Path | None = None,
-    client: Client | None = None,
-    max_memory: int = 4 * 2**30,
     progress: bool = True,
 ) -> None:
     """Predict expression from tiles, and write it beside what was measured.
@@ -68,22 +57,16 @@ def predict_expression(
         genes that the table lacks, and where a layer as large as the table would not fit.
     gene_key
         Column of var with the names that the adapter knows; by default ``var_names``.
-    batch_size
-        Tiles at once.
-    device
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-    precision
-        ``"fp32"``, ``"bf16"`` or, on a GPU, ``"fp16"``.
-    images, image_mpp, um_coordinate_system, array
-        How to tile, for sections without tiles; see :func:`pekasc.pp.tile`.
+    store
+        Folder in which the features are kept, as in :func:`pekasc.tl.embed_tiles`.
+    compute
+        Where and how: ``device``, ``precision``, ``embed_batch_size``, ``max_memory`` and ``client`` of a
+        :class:`pekasc.Compute`, or a mapping of them. ``max_memory`` bounds the layer, and the features (beyond it,
+        these need `store`).
     table_name
         Name of the table.
     key
         Name of the tiles.
-    store, client
-        As in :func:`pekasc.tl.embed_tiles`.
-    max_memory
-        Bytes that the layer may take, and the features (beyond, `store` is needed for these).
     progress
         Show a progress bar.
 
@@ -122,8 +105,9 @@ def predict_expression(
     if not isinstance(adapter, Adapter):
         raise TypeError(f"`adapter` must be a pekasc.Adapter, got {type(adapter).__name__}.")
     check_key(key_added)
-    check_client(client)
-    batch_size, max_memory = check_batch_size(batch_size), check_memory(max_memory)
+    how = resolve(compute, Compute, "compute", unused=unused_in_embedding())
+    check_place(how)
+    max_memory = how.memory(RESULT_MEMORY)
     table = get_table(sdata, table_name)
     check_table(table)
     wanted = _wanted(adapter, genes)
@@ -145,31 +129,23 @@ def predict_expression(
         # SpatialData does not tell names apart by case
         if table_added.lower() in {name.lower() for _, name, _ in sdata.gen_elements()}:
             raise ValueError(f"`table_added={table_added!r}` is the name of an element that is there already.")
-    pixel_size = {
-        "images": images,
-        "image_mpp": image_mpp,
-        "um_coordinate_system": um_coordinate_system,
-        "array": array,
-    }
-    with _inputs.untiled_on_error(sdata, table_name=table_name, key=key):
-        sections, spec = _inputs.ensure_tiles(
-            sdata, table_name=table_name, key=key, pixel_size=pixel_size, spec=adapter.spec
-        )
+    with untiled_on_error(sdata, table_name=table_name, key=key):
+        sections, spec = ensure_tiles(sdata, table_name=table_name, key=key, spec=adapter.spec)
         adapter.check_tiles(spec.tile_px, spec.mpp)
         job = EmbedJob(
             adapter, adapter.encoder_digest, spec.tile_px, depth=adapter.depth, orientations=adapter.orientations,
-            batch_size=batch_size, device=device, precision=precision,
+            batch_size=how.embed_batch_size, device=how.device, precision=how.precision,
         )  # fmt: skip
         features = section_features(
-            sections, spec, adapter.scales, job, adapter.frozen_model(), n_obs=table.n_obs, store=store, client=client,
-            max_memory=max_memory, progress=progress,
+            sections, spec, adapter.scales, job, adapter.frozen_model(), n_obs=table.n_obs, store=store,
+            client=how.client, max_memory=max_memory, progress=progress,
         )  # fmt: skip
         # everything is there before anything is written
         rows = np.concatenate([section.rows for section in sections])
         predicted = np.concatenate([_of_section(adapter, features, i, s)[:, wanted] for i, s in enumerate(sections)])
         adapted = features.by_row(table.n_obs, max_memory)
         trained = np.zeros(table.n_obs, dtype=bool)
-        trained[_inputs.trained_rows(sections, spec.side_um * max(adapter.scales), adapter.trained_on)] = True
+        trained[trained_rows(sections, spec.side_um * max(adapter.scales), adapter.trained_on)] = True
     record = {**_record(adapter), "n_predicted": len(wanted), "tile_px": spec.tile_px, "mpp": spec.mpp}
     if table_added is None:
         table = writable_table(sdata, table_name)
@@ -177,7 +153,7 @@ def predict_expression(
         there = columns >= 0
         values[np.ix_(rows, columns[there])] = predicted[:, there]
     else:
-        values = _inputs.by_row(predicted, rows, table.n_obs)
+        values = by_row(predicted, rows, table.n_obs)
         table = _new_table(table, values, asked)
     table.layers[key_added] = values
     table.obsm[feature_key(key_added)] = adapted

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from pekasc._options import Compute
 from pekasc._sections import Section, section_readers
+from pekasc.models._embed import autocast, resolve_device
 from pekasc.models._embed_job import EmbedJob, Piece, Reader, embed_pieces, n_features, sample_digest
 from pekasc.models._encoders import FrozenEncoder
 from pekasc.models._feature_store import FeatureStore, locked
 from pekasc.tiling import MAX_MEMORY, TileReader, TileSpec
-from pekasc.tl import _inputs
+from pekasc.tl._read import further_readers
 
 logger = logging.getLogger(__name__)
 
@@ -143,16 +145,16 @@ def section_features(
     bound = min(MAX_MEMORY, max(max_memory // 4, 1))
     of_scales = [
         list(section_readers(sections, spec, max_memory=bound)),
-        *_inputs.further_readers(sections, spec, scales, max_memory=bound),
+        *further_readers(sections, spec, scales, max_memory=bound),
     ]
     width = n_features(job, model)
     n_tiles = sum(reader.n for reader in of_scales[0])
     size = 4 * n_obs * width * len(scales)
     if path is None and size > max_memory:
         raise ValueError(
-            f"The features of {n_obs} rows take {size / 2**30:.1f} GiB, more than `max_memory` "
+            f"The features of {n_obs} rows take {size / 2**30:.1f} GiB, more than `max_memory` of `compute` "
             f"({max_memory / 2**30:.1f} GiB). Give `store=` a folder, where they stay; `obsm` then reads them from "
-            "there. Or raise `max_memory=`."
+            "there. Or raise `max_memory`."
         )
     digest = job.digest(model)
     parts = [
@@ -190,6 +192,12 @@ def section_features(
         for reader in readers:
             reader.release()
     return SectionFeatures(sections, parts, width)
+
+
+def check_place(compute: Compute) -> None:
+    """Raise ValueError if the device is not there or does not do the precision; devices of workers are theirs."""
+    if compute.client is None:
+        autocast(resolve_device(compute.device), compute.precision)
 
 
 def check_store(store: str | Path) -> Path:

@@ -3,50 +3,50 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from scipy import sparse
 
+from pekasc._expression import Matrix
 from pekasc._keys import feature_key, read_uns
-from pekasc.models._teachers import TEACHERS, StoredTeacher, check_checkpoint
+from pekasc.models import Teacher
+from pekasc.models._scfoundation import MAX_TOKENS
+from pekasc.models._teachers import TEACHERS, Source, StoredTeacher, TeacherModel, check_files
 
 logger = logging.getLogger(__name__)
 
 
-def stored_key(adata: AnnData, teacher: str, checkpoint: str | Path | None) -> str | None:
+def stored_key(adata: AnnData, teacher: Teacher) -> str | None:
     """Return the key in obsm where the embedding of `teacher` is, or None for one of the registry, to be made.
 
     A teacher that needs official files is looked for in obsm where those were not given.
 
     Raises
     ------
-    TypeError
-        If `teacher` is no string.
     KeyError
         If it is neither in the registry nor in obsm.
     ValueError
-        If `checkpoint` is missing, or there for a teacher that reads no files.
+        If its files are missing, or there for a teacher that reads none.
     """
-    if not isinstance(teacher, str):
-        raise TypeError(f"`teacher` must be a name or a key of `obsm`, got {type(teacher).__name__}.")
-    if teacher in TEACHERS:
-        key = feature_key(teacher)
-        if TEACHERS[teacher].files and checkpoint is None and key in adata.obsm:
+    name = teacher.name
+    if name in TEACHERS:
+        key = feature_key(name)
+        if TEACHERS[name].files and teacher.files is None and key in adata.obsm:
             return key
-        check_checkpoint(teacher, checkpoint)
+        check_files(teacher)
         return None
-    found = next((name for name in (teacher, f"X_{teacher}") if name in adata.obsm), None)
+    found = next((key for key in (name, f"X_{name}") if key in adata.obsm), None)
     if found is None:
         raise KeyError(
-            f"`teacher={teacher!r}` is neither one of {list(TEACHERS)} nor a key of `obsm`: {list(adata.obsm)}. "
+            f"`teacher={name!r}` is neither one of {list(TEACHERS)} nor a key of `obsm`: {list(adata.obsm)}. "
             "Compute it first with `pekasc.tl.embed_expression`, or store an embedding there."
         )
-    if checkpoint is not None:
-        raise ValueError(f"`teacher={teacher!r}` is read from `obsm[{found!r}]`: leave `checkpoint=` out.")
+    if teacher.files is not None:
+        raise ValueError(f"`teacher={name!r}` is read from `obsm[{found!r}]`: leave `files=` out.")
     return found
 
 
@@ -94,3 +94,34 @@ def stored_teacher(adata: AnnData, key: str, name: str, rows: np.ndarray) -> Sto
             "there: it holds something else now. Store that under another key, or embed again."
         )
     return StoredTeacher(value, name, record.get("licence"), record.get("digest"))
+
+
+def make_teacher(
+    teacher: Teacher,
+    *,
+    expression: Matrix | None,
+    counts: Matrix | None,
+    genes: np.ndarray,
+    expressed: np.ndarray,
+    n_components: int | None,
+    device: torch.device,
+    precision: str,
+    random_state: int = 0,
+    progress: bool = False,
+) -> TeacherModel:
+    """Return a teacher of the registry for some spots; see :class:`pekasc.models._teachers.Source`."""
+    return TEACHERS[teacher.name].make(
+        Source(
+            expression=expression,
+            counts=counts,
+            genes=genes,
+            expressed=expressed,
+            n_components=n_components,
+            files=teacher.files,
+            max_tokens=MAX_TOKENS if teacher.max_tokens is None else teacher.max_tokens,
+            device=device,
+            precision=precision,
+            random_state=random_state,
+            progress=progress,
+        )
+    )

@@ -1,0 +1,573 @@
+"""The three option objects that every call shares: how to train, how to read features, and where to run."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["Compute", "Readout", "Recipe", "resolve", "resolve_recipe", "whole"]
+
+logger = logging.getLogger(__name__)
+
+ORIENTATIONS = (1, 2, 4, 8)
+PRECISIONS = ("fp32", "bf16", "fp16")
+CACHED = ("fp16", "fp32")
+FIT_MEMORY = 2 * 2**30  # bytes of tiles, as many of features and of cached activations, in a call that fits
+RESULT_MEMORY = 4 * 2**30  # bytes of what a call writes into the object
+
+
+class _Options:
+    """What the option objects share: presets, copies with changes, and a repr of what differs from the defaults."""
+
+    _presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """Return the options of a preset.
+
+        Parameters
+        ----------
+        name
+            Its name.
+
+        Raises
+        ------
+        ValueError
+            If there is none of that name.
+        """
+        if name not in cls._presets:
+            raise ValueError(
+                f"{cls.__name__} has no preset {name!r}.{_nearest(name, list(cls._presets))} "
+                f"Presets: {list(cls._presets)}."
+            )
+        return cls(**cls._presets[name])
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed.
+
+        Parameters
+        ----------
+        **changes
+            New values by field.
+        """
+        _check_fields(type(self), changes)
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    def changed(self) -> dict[str, Any]:
+        """Return the fields that differ from the defaults."""
+        default = type(self)()
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in values.items() if value != getattr(default, name)}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.changed().items())})"
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, repr=False)
+class Recipe(_Options):
+    """How an adapter is trained.
+
+    Goes wherever ``recipe=`` stands, as do the name of a preset and a mapping of the fields to change. Presets:
+    ``"default"``, and ``"paper"``, the published training: its sizes never adapt to the data.
+
+    Parameters
+    ----------
+    rank
+        Rank of the adapter; a ``peft.PeftConfig`` has its own.
+    blocks
+        How many of the last blocks up to the depth of the features are adapted, or ``"all"``. ``"auto"`` is four, fewer
+        where training them does not fit the free memory, all where an encoder's blocks cannot be run one by one.
+    n_clusters
+        Number of structure labels (k-means clusters of the teacher's embedding); None is ``min(100, n // 20)`` for n
+        training spots.
+    teacher_components
+        Dimensions of a teacher that is fitted on the training spots; None is ``min(256, n - 1, d)`` principal
+        components.
+    kd_weight
+        Weight of knowledge distillation, between 0 and 1; structure alignment has the rest.
+    matching_weight
+        Weight of feature matching beside both: the mean squared error between student and teacher embedding.
+    temperature
+        Temperature of the distillation.
+    learning_rate, weight_decay
+        Of AdamW.
+    batch_size
+        Tiles in a training batch.
+    step_epochs
+        The learning rate falls to a tenth after every so many epochs; None keeps it.
+    epochs
+        Most epochs that are tried.
+    patience
+        Inner folds stop after so many epochs without a smaller held-out error; None runs all `epochs`.
+    choose_epochs
+        Choose the number of epochs by the held-out error, 0 (the frozen encoder) among them. False trains `epochs`.
+    n_views
+        Augmentation: train on 1 (as it is), 2, 4 or 8 orientations (quarter turns and mirror images) of a tile.
+    gradient_clip
+        Largest norm of the gradient.
+    standardise_teacher
+        Divide the teacher's embedding by its standard deviation over the training spots.
+    cluster_head_learning_rate, cluster_head_epochs, cluster_head_patience
+        Training of the cluster head, which is frozen afterwards: it stops after so many epochs without a smaller
+        held-out loss (None runs all), and its best state is kept.
+
+    References
+    ----------
+    Pan, Chen, Secrier. Teaching pathology foundation models to accurately predict gene expression with parameter
+    efficient knowledge transfer. arXiv:2504.07061 (MICCAI 2025).
+
+    Examples
+    --------
+    >>> import pekasc as pk
+    >>> pk.Recipe(epochs=3, rank=32)
+    Recipe(rank=32, epochs=3)
+    >>> pk.Recipe.preset("paper").epochs
+    50
+    """
+
+    rank: int = 64
+    blocks: Literal["auto", "all"] | int = "auto"
+    n_clusters: int | None = None
+    teacher_components: int | None = None
+    kd_weight: float = 0.5
+    matching_weight: float = 0.0
+    temperature: float = 2.0
+    learning_rate: float = 3e-4
+    weight_decay: float = 1e-2
+    batch_size: int = 32
+    step_epochs: int | None = None
+    epochs: int = 6
+    patience: int | None = None
+    choose_epochs: bool = True
+    n_views: int = 8
+    gradient_clip: float = 1.0
+    standardise_teacher: bool = True
+    cluster_head_learning_rate: float = 1e-3
+    cluster_head_epochs: int = 100
+    cluster_head_patience: int | None = 10
+
+    _presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "default": {},
+        "paper": {
+            "rank": 256, "blocks": "all", "n_clusters": 100, "teacher_components": 256, "learning_rate": 1e-4,
+            "weight_decay": 0.0, "step_epochs": 10, "epochs": 50, "choose_epochs": False, "n_views": 1,
+            "standardise_teacher": False, "cluster_head_learning_rate": 1e-4, "cluster_head_epochs": 20,
+            "cluster_head_patience": None,
+        },
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "batch_size", "cluster_head_epochs"):
+            self._set(name, whole(name, getattr(self, name), least=1))
+        for name in ("n_clusters", "teacher_components", "step_epochs", "patience", "cluster_head_patience"):
+            if getattr(self, name) is not None:
+                self._set(name, whole(name, getattr(self, name), least=2 if name == "n_clusters" else 1))
+        self._set("epochs", whole("epochs", self.epochs, least=0))
+        for name in ("learning_rate", "temperature", "gradient_clip", "cluster_head_learning_rate"):
+            self._set(name, _number(name, getattr(self, name), positive=True))
+        for name in ("matching_weight", "weight_decay"):
+            self._set(name, _number(name, getattr(self, name)))
+        if _number("kd_weight", self.kd_weight) > 1:
+            raise ValueError(f"`kd_weight={self.kd_weight}` must lie between 0 and 1.")
+        self._set("kd_weight", float(self.kd_weight))
+        for name in ("choose_epochs", "standardise_teacher"):
+            self._set(name, _flag(name, getattr(self, name)))
+        self._set("n_views", _one_of("n_views", self.n_views, ORIENTATIONS))
+        if isinstance(self.blocks, str):
+            _one_of("blocks", self.blocks, ("auto", "all"))
+        else:
+            self._set("blocks", whole("blocks", self.blocks, least=1))
+        if self.patience is not None and not self.choose_epochs:
+            raise ValueError(
+                f"`patience={self.patience}` stops inner folds by the held-out error, and `choose_epochs=False` trains "
+                "all epochs whatever that is: leave one of them out."
+            )
+
+
+@dataclass(frozen=True, repr=False)
+class Readout(_Options):
+    """How features become genes.
+
+    Goes wherever ``readout=`` stands, as do the name of a preset and a mapping of the fields to change. Presets:
+    ``"default"``, and ``"paper"``, the published features: the encoder's own output, 256 principal components.
+
+    Parameters
+    ----------
+    head
+        From features to genes, on standardised principal components: ``"ridge"`` with one penalty, or
+        ``"ridge-per-gene"`` with one for every gene.
+    n_components
+        Principal components that the head reads; None is ``min(256, n - 1, d)`` for n training spots and d features.
+    depth
+        Number of blocks after which features are taken, or several, whose features are concatenated; -1 is the last.
+        ``"best"`` chooses by the held-out error, ``"own"`` is the encoder's own output. Blocks after it do not run.
+    n_depths
+        With ``depth="best"`` and a frozen encoder: most blocks whose features are concatenated, one more as long as
+        the held-out error falls. None is 1 in a fit, 2 for ``"frozen-best"`` in a comparison. An adapter is trained at
+        one depth.
+    context_um
+        Spatial context: the head also reads the mean features of the neighbours within this radius in um; None has no
+        context.
+    scales
+        Tiles at several scales: multiples of the pixel size at which the tissue around a spot is read, in as many
+        pixels; 1, the tile itself, comes first. Features are concatenated; an adapter is trained on the tile itself.
+        Every scale is a pass through the encoder.
+    orientations
+        Test-time augmentation: average the features over 1, 2 (180 degrees), 4 (90 degrees) or 8 (with mirror images)
+        orientations of a tile, of training spots too. Every orientation is a pass through the encoder.
+
+    Examples
+    --------
+    >>> import pekasc as pk
+    >>> pk.Readout(context_um=300)
+    Readout(context_um=300.0)
+    >>> pk.Readout(context_um=300).replace(head="ridge-per-gene")
+    Readout(head='ridge-per-gene', context_um=300.0)
+    """
+
+    head: str = "ridge"
+    n_components: int | None = None
+    depth: Literal["best", "own"] | int | tuple[int, ...] = "best"
+    n_depths: int | None = None
+    context_um: float | None = None
+    scales: tuple[float, ...] = (1.0,)
+    orientations: int = 1
+
+    _presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "default": {},
+        "paper": {"depth": "own", "n_components": 256},
+    }
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.head, str):
+            raise TypeError(f'`head={self.head!r}` must be the name of a head, such as "ridge".')
+        if self.n_components is not None:
+            self._set("n_components", whole("n_components", self.n_components, least=1))
+        self._set("depth", _depth(self.depth))
+        if self.n_depths is not None:
+            self._set("n_depths", whole("n_depths", self.n_depths, least=1))
+            if self.depth != "best":
+                raise ValueError(
+                    f'`n_depths={self.n_depths}` says how many blocks `depth="best"` may take, and '
+                    f"`depth={self.depth!r}` names them: leave one of them out."
+                )
+        if self.context_um is not None:
+            self._set(
+                "context_um", _number("context_um", self.context_um, positive=True, otherwise="a radius in um, or None")
+            )
+        self._set("scales", _scales(self.scales))
+        self._set("orientations", _one_of("orientations", self.orientations, ORIENTATIONS))
+
+    @property
+    def depths(self) -> tuple[int, ...] | None | Literal["best"]:
+        """Block(s) as a tuple; None is the encoder's own output, ``"best"`` is chosen."""
+        if self.depth == "own":
+            return None
+        if isinstance(self.depth, int):
+            return (self.depth,)
+        return self.depth
+
+
+@dataclass(frozen=True, repr=False)
+class Compute(_Options):
+    """Where and how a call runs; nothing here changes what is learned, beyond rounding.
+
+    Goes wherever ``compute=`` stands, as does a mapping of the fields to change. The only preset is ``"default"``.
+
+    Parameters
+    ----------
+    device
+        ``"auto"`` (the first CUDA GPU, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+    precision
+        ``"fp32"``, ``"bf16"`` or, on a GPU, ``"fp16"``: mixed precision. Frozen weights are kept in half precision
+        then, those of an adapter in full.
+    embed_batch_size
+        Tiles at once when embedding; halved, with a message in the log, where they do not fit the device's memory.
+    max_memory
+        Bytes that tiles may take in memory, as many for features, and as many for cached activations; more go to files.
+        None is 2 GiB in a call that fits, and 4 GiB for the features and layers that a call writes.
+    cache
+        Folder for what may be computed again: cached activations where they do not fit the memory, the features and
+        results of a comparison. Delete it any time; a later call with the same data goes on from it.
+    resume
+        Folder for the state of a fit that is not finished: what is done, and every few minutes what is not. The same
+        call goes on from there after it was killed, and ends with the same weights. Delete it when the adapter is
+        saved.
+    checkpoint_minutes
+        Minutes between two states of a training in `resume`.
+    client
+        A :class:`distributed.Client` whose workers read and embed tiles. They must see the image where it is (so keep
+        images on disk, in zarr or a slide), and the encoder's weights. `device` is then that of each worker.
+    trainer
+        Arguments for :class:`lightning.Trainer`, for every training: ``accelerator``, ``devices``, ``strategy``,
+        ``num_nodes``, ``precision``, ``callbacks``, ``logger`` and others. With several devices (``{"devices": 4,
+        "strategy": "ddp"}``, in a script, or processes of ``torchrun`` or a cluster) each process reads and embeds its
+        own part of every section, and a batch is shared among them: the losses are those of one device. The call is
+        made, and returns the same, in every process. Callbacks and loggers see every training in turn, of the inner
+        folds and then the final one; those that change what is learned are refused.
+    accumulate
+        Gradient accumulation: micro-batches that a batch is run in, with the same gradients from less memory.
+    gradient_checkpointing
+        Compute blocks again in the backward pass instead of keeping their activations: less memory, more time.
+    compile
+        ``torch.compile`` the trained blocks: pays on a GPU with many tiles, hardly on a CPU.
+    cached_activations
+        The activations that enter the first adapted block are computed once per orientation and kept, in half
+        (``"fp16"``) or full (``"fp32"``) precision. None keeps nothing and runs all blocks in every epoch.
+
+    Examples
+    --------
+    >>> import pekasc as pk
+    >>> pk.Compute(device="cpu", embed_batch_size=32)
+    Compute(device='cpu', embed_batch_size=32)
+    """
+
+    device: str = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    embed_batch_size: int = 64
+    max_memory: int | None = None
+    cache: str | Path | None = None
+    resume: str | Path | None = None
+    checkpoint_minutes: float = 5.0
+    client: Client | None = None
+    trainer: Mapping[str, Any] | None = None
+    accumulate: int = 1
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    cached_activations: Literal["fp16", "fp32"] | None = "fp16"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.device, str):
+            raise TypeError(f'`device={self.device!r}` must be a string, such as "auto", "cpu" or "cuda".')
+        _one_of("precision", self.precision, PRECISIONS)
+        if self.cached_activations is not None:
+            _one_of("cached_activations", self.cached_activations, CACHED, otherwise=", or None to keep nothing")
+        for name in ("embed_batch_size", "accumulate"):
+            self._set(name, whole(name, getattr(self, name), least=1))
+        if self.max_memory is not None:
+            self._set("max_memory", whole("max_memory", self.max_memory, least=1, unit=" of bytes"))
+        for name in ("gradient_checkpointing", "compile"):
+            self._set(name, _flag(name, getattr(self, name)))
+        self._set("checkpoint_minutes", _number("checkpoint_minutes", self.checkpoint_minutes, otherwise="minutes"))
+        for name in ("cache", "resume"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isinstance(value, str | Path) or not str(value):
+                raise TypeError(f"`{name}={value!r}` must be the path of a folder.")
+            if "://" in str(value):
+                raise ValueError(f"`{name}={str(value)!r}` is an address: a folder of a file system is needed.")
+        if self.trainer is not None and not isinstance(self.trainer, Mapping):
+            raise TypeError(
+                '`trainer` must map arguments of lightning.Trainer to values, such as {"devices": 2, "strategy": '
+                f'"ddp"}}, got {type(self.trainer).__name__}.'
+            )
+        if self.precision != "fp32" and "precision" in (self.trainer or {}):
+            raise ValueError(
+                f"`precision={self.precision!r}` and `trainer`'s precision say it twice: leave one of them out."
+            )
+        if self.client is not None:
+            _check_client(self.client)
+
+    def memory(self, default: int) -> int:
+        """Return `max_memory`, or `default` bytes."""
+        return default if self.max_memory is None else self.max_memory
+
+
+Options = TypeVar("Options", Recipe, Readout, Compute)
+
+
+_NOT_TRAINED = "it trains nothing"
+_OF_TRAINING = (
+    "cache", "resume", "checkpoint_minutes", "trainer", "accumulate", "gradient_checkpointing", "compile",
+    "cached_activations",
+)  # fmt: skip
+
+
+def unused_in_embedding(*, arrays: bool = False) -> dict[str, str]:
+    """Return the fields of `Compute` that do nothing where tiles are embedded and nothing is trained.
+
+    Parameters
+    ----------
+    arrays
+        Whether the tiles are arrays in memory.
+    """
+    unused = dict.fromkeys(_OF_TRAINING, _NOT_TRAINED)
+    if arrays:
+        unused |= dict.fromkeys(("client", "max_memory"), "the tiles are in memory")
+    return unused
+
+
+def resolve(value: Any, cls: type[Options], label: str, *, unused: Mapping[str, str] | None = None) -> Options:
+    """Return the options that an argument stands for.
+
+    Parameters
+    ----------
+    value
+        None (the defaults), an instance, the name of a preset, or a mapping of the fields to change.
+    cls
+        :class:`Recipe`, :class:`Readout` or :class:`Compute`.
+    label
+        Name of the argument, for errors.
+    unused
+        Fields that do nothing in this call, with the reason. A mapping is written for one call, so that such a field
+        in it is an error; an instance or a preset may serve several calls, and the log says what does nothing here.
+
+    Raises
+    ------
+    TypeError
+        If it is none of these, or a field has a wrong type.
+    ValueError
+        If there is no such preset or field, a value does not fit, or a mapping has a field that does nothing.
+    """
+    unused = unused or {}
+    if value is None:
+        return cls()
+    if isinstance(value, str):
+        if value not in cls._presets:
+            raise ValueError(
+                f"`{label}={value!r}` is no preset.{_nearest(value, list(cls._presets))} Give one of "
+                f"{list(cls._presets)}, a pekasc.{cls.__name__}, or a mapping of its fields."
+            )
+        return _log_unused(cls.preset(value), label, unused)
+    if isinstance(value, cls):
+        return _log_unused(value, label, unused)
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"`{label}` must be None, a pekasc.{cls.__name__}, the name of a preset or a mapping of its fields, got "
+            f"{type(value).__name__}."
+        )
+    _check_fields(cls, value, f"`{label}`: ")
+    for name in value:
+        if name in unused:
+            raise ValueError(f"`{label}`: {name!r} does nothing in this call: {unused[name]}. Leave it out.")
+    try:
+        return cls(**value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`{label}`: {error}") from None
+
+
+def resolve_recipe(recipe: Any, readout: Any, *, unused: Mapping[str, str] | None = None) -> tuple[Recipe, Any]:
+    """Return the recipe, and the readout as it was given or the one that the recipe brings with it.
+
+    The published recipe brings the published features, unless another readout is given.
+    """
+    found = resolve(recipe, Recipe, "recipe", unused=unused)
+    if readout is None and found == Recipe.preset("paper"):
+        logger.info('recipe="paper" brings readout="paper" with it: %r.', Readout.preset("paper"))
+        return found, "paper"
+    return found, readout
+
+
+def _log_unused(options: Options, label: str, unused: Mapping[str, str]) -> Options:
+    idle = [name for name in options.changed() if name in unused]
+    if idle:
+        reasons = sorted({unused[name] for name in idle})
+        logger.info("%s: %s do nothing in this call: %s.", label, ", ".join(idle), "; ".join(reasons))
+    return options
+
+
+def _check_fields(cls: type[Any], given: Mapping[str, Any], prefix: str = "") -> None:
+    known = [f.name for f in fields(cls)]
+    for name in given:
+        if name not in known:
+            raise ValueError(
+                f"{prefix}{cls.__name__} has no field {name!r}.{_nearest(str(name), known)} Fields: {', '.join(known)}."
+            )
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def whole(name: str, value: Any, *, least: int | None = None, unit: str = "") -> int:
+    """Return a whole number of any integer type.
+
+    Raises
+    ------
+    TypeError
+        If it is none.
+    ValueError
+        If it is smaller than `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"`{name}={value!r}` must be a whole number{unit}.")
+    if least is not None and value < least:
+        raise ValueError(f"`{name}={value}` must be a whole number{unit}, at least {least}.")
+    return int(value)
+
+
+def _number(name: str, value: Any, *, positive: bool = False, otherwise: str = "a number") -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"`{name}={value!r}` must be {otherwise}.")
+    number = float(value)
+    if not math.isfinite(number) or number < 0 or (positive and number == 0):
+        raise ValueError(
+            f"`{name}={value!r}` must be {'positive' if positive else '0 or more'} and finite ({otherwise})."
+        )
+    return number
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}={value!r}` must be True or False.")
+    return value
+
+
+def _one_of(name: str, value: Any, choices: Sequence[Any], otherwise: str = "") -> Any:
+    for choice in choices:
+        if not isinstance(value, bool) and type(choice) is not bool and value == choice:
+            return choice
+    near = _nearest(value, [str(c) for c in choices]) if isinstance(value, str) else ""
+    raise ValueError(f"`{name}={value!r}` must be one of {list(choices)}{otherwise}.{near}")
+
+
+def _depth(depth: Any) -> Any:
+    if isinstance(depth, str):
+        return _one_of("depth", depth, ("best", "own"), otherwise=", a number of blocks or several")
+    if depth is None:
+        raise TypeError('`depth=None`: give "best", "own", a number of blocks or a tuple of several.')
+    if isinstance(depth, Integral):
+        return whole("depth", depth)
+    if not isinstance(depth, Sequence) or not len(depth):
+        raise TypeError(f'`depth={depth!r}` must be "best", "own", a number of blocks or a tuple of several.')
+    return tuple(whole("depth", block) for block in depth)
+
+
+def _scales(scales: Any) -> tuple[float, ...]:
+    values = list(scales) if isinstance(scales, Sequence) and not isinstance(scales, str) else []
+    good = all(isinstance(v, Real) and not isinstance(v, bool) and 0 < float(v) < math.inf for v in values)
+    if not good or values[:1] != [1] or len(set(values)) < len(values):
+        raise ValueError(
+            f"`scales={scales!r}` must be multiples of the tile's pixel size, 1 (the tile itself) before the others, "
+            "each once: `scales=(1, 2)` also reads tiles of twice the field of view."
+        )
+    return tuple(float(value) for value in values)
+
+
+def _check_client(client: Any) -> None:
+    from distributed import Client
+
+    if not isinstance(client, Client):
+        raise TypeError(
+            f"`client` must be a distributed.Client, got {type(client).__name__}: `client=Client(cluster)` of "
+            "`dask.distributed`, or leave it out to work in this process."
+        )
+    if client.asynchronous:
+        raise ValueError("`client` is asynchronous: give a `distributed.Client` made without `asynchronous=True`.")
+    if client.status != "running":
+        raise ValueError(f"`client` is {client.status}: give a `distributed.Client` that is connected to its cluster.")

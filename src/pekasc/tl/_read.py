@@ -1,0 +1,267 @@
+"""Read an object once, for every call: tiles, expression, groups, sections, coordinates and teacher of its spots."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from pekasc import pp
+from pekasc._expression import Matrix, counts, gene_names, target_matrix
+from pekasc._keys import TILE_INSIDE, UNS
+from pekasc._sections import (
+    Section,
+    check_table,
+    get_table,
+    section_labels,
+    section_readers,
+    tile_record,
+    tiled_sections,
+)
+from pekasc.tiling import PatchReader, TileReader, TilesOfSome, TileSource, TileSpec, TileStream, TileSubset, cached
+from pekasc.tl._select import default_groups, obs_groups, training_mask
+
+logger = logging.getLogger(__name__)
+
+_LEAST_INSIDE = 0.5  # of the area of tiles at a further scale
+
+
+@dataclass(frozen=True, eq=False)
+class Spots:
+    """The spots of an object that have a tile and something to learn from, in the order of its sections.
+
+    Parameters
+    ----------
+    table
+        The table.
+    sections
+        The tiled sections, with these spots alone.
+    spec
+        The tiles.
+    rows
+        Row of the table for every spot, (n,).
+    expression
+        What a head learns, spots x all genes of the table.
+    names
+        Names of those genes.
+    group_key
+        Column of obs that the groups are from; None for sections.
+    groups, labels
+        Group and section of every spot, (n,).
+    coords_um
+        Positions in the section in um, (n, 2).
+    counts_layer
+        Layer with counts, None for where they are by default.
+    """
+
+    table: AnnData
+    sections: list[Section]
+    spec: TileSpec
+    rows: np.ndarray
+    expression: Matrix
+    names: np.ndarray
+    group_key: str | None
+    groups: np.ndarray
+    labels: np.ndarray
+    coords_um: np.ndarray
+    counts_layer: str | None
+
+    @cached_property
+    def counts(self) -> Matrix:
+        """Raw counts, spots x all genes of the table."""
+        return counts(self.table[self.rows], self.counts_layer)
+
+    @cached_property
+    def stream(self) -> TileStream:
+        """The tiles, read from their images."""
+        return TileStream(section_readers(self.sections, self.spec))
+
+    def read_tiles(self, scales: Sequence[float], max_memory: int, local: np.ndarray | None = None) -> list[TileSource]:
+        """Return the tiles at every scale, read once; together within `max_memory` bytes, else in files.
+
+        With `local`, numbers of tiles, only those are read and there.
+        """
+        further = [TileStream(readers) for readers in further_readers(self.sections, self.spec, scales)]
+        sources: list[TileSource] = [self.stream, *further]
+        share = max(1, max_memory // len(sources))
+        if local is None:
+            return [cached(source, max_memory=share) for source in sources]
+        return [TilesOfSome(cached(TileSubset(source, local), max_memory=share), local, source.n) for source in sources]
+
+
+@contextmanager
+def reading(
+    sdata: SpatialData,
+    *,
+    table_name: str,
+    key: str,
+    layer: str | None,
+    target: str = "log1p",
+    gene_key: str | None,
+    train: Any = None,
+    groups: str | None,
+) -> Iterator[Spots]:
+    """Read the spots of an object; it is tiled first where it has no tiles, and as it was if anything fails.
+
+    Parameters
+    ----------
+    sdata, table_name, key
+        The object, its table, and the name of its tiles.
+    layer, target, gene_key
+        What the head learns, and what its genes are called.
+    train
+        Which spots; nothing about others is looked at.
+    groups
+        Column of obs with what is held out; None is patients where there are two or more, else sections.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If the object is no such thing, an argument does not fit it, or no spot is left.
+    """
+    table = get_table(sdata, table_name)
+    check_table(table)
+    mask = training_mask(table, train)
+    names = gene_names(table, gene_key)
+    # only these rows of the matrix are ever read
+    candidates = np.flatnonzero(mask)
+    expression = target_matrix(table if mask.all() else table[candidates], layer, target)
+    with untiled_on_error(sdata, table_name=table_name, key=key):
+        sections, spec = ensure_tiles(sdata, table_name=table_name, key=key)
+        # a spot without counts has no log-normalised expression
+        keep = np.ones(candidates.size, dtype=bool)
+        if target != "as_is":
+            keep = np.asarray(expression.sum(axis=1)).ravel() > 0
+        usable = np.zeros(table.n_obs, dtype=bool)
+        usable[candidates[keep]] = True
+        sections = [part for part in (s.take(usable[s.rows]) for s in sections) if part.rows.size]
+        if not sections:
+            raise ValueError("No spot has both a tile and counts.")
+        rows = np.concatenate([section.rows for section in sections])
+        empty, untiled = int((~keep).sum()), int(keep.sum() - rows.size)
+        if empty or untiled:
+            logger.info("Left out: %d spots without counts, %d without a tile.", empty, untiled)
+        if not np.array_equal(rows, candidates):  # no second copy of all values where they are in order
+            expression = expression[np.searchsorted(candidates, rows)]
+        groups = default_groups(table, rows) if groups is None else groups
+        yield Spots(
+            table=table,
+            sections=sections,
+            spec=spec,
+            rows=rows,
+            expression=expression,
+            names=names,
+            group_key=groups,
+            groups=obs_groups(table, groups, rows),
+            labels=section_labels(table)[rows],
+            coords_um=np.concatenate([section.centres_um for section in sections]),
+            # log data as stored are no counts: those are looked for where they are by default
+            counts_layer=layer if target == "log1p" else None,
+        )
+
+
+def ensure_tiles(
+    sdata: SpatialData, *, table_name: str, key: str, spec: TileSpec | None = None
+) -> tuple[list[Section], TileSpec]:
+    """Return the tiled sections; tile first, as `spec` says or by default, where that was not done.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If the object cannot be tiled without being told more: the error shows the line that does.
+    """
+    if not isinstance(sdata, SpatialData):
+        raise TypeError(f"Tiles need images: expected a SpatialData, got {type(sdata).__name__}.")
+    if tile_record(get_table(sdata, table_name), key) is None:
+        size: dict[str, Any] = {} if spec is None else {"tile_px": spec.tile_px, "mpp": spec.mpp}
+        try:
+            pp.tile(sdata, table_name=table_name, key_added=key, **size)
+        except (KeyError, ValueError) as error:
+            raise type(error)(
+                f"{error.args[0] if error.args else error} {_tile_line(table_name, key, size)}"
+            ) from error
+        made = tiled_sections(sdata, table_name=table_name, key=key)
+        logger.info("Tiled: %d px at %g um/px.", made[1].tile_px, made[1].mpp)
+        return made
+    sections, there = tiled_sections(sdata, table_name=table_name, key=key)
+    if spec is not None and there != spec:
+        logger.info("Using the tiles %r that are there: %d px at %g um/px.", key, there.tile_px, there.mpp)
+    return sections, there
+
+
+def _tile_line(table_name: str, key: str, size: dict[str, Any]) -> str:
+    """Return the part of an error that shows how to tile."""
+    given = {"tile_px": 224, "mpp": 0.5, **size}
+    shown = [f"{name}={value:g}" for name, value in given.items()]
+    if table_name != "table":
+        shown.append(f"table_name={table_name!r}")
+    if key != "tiles":
+        shown.append(f"key_added={key!r}")
+    return (
+        f"The sections have no tiles yet: run `pekasc.pp.tile(sdata, {', '.join(shown)}, ...)` with what is missing, "
+        "then this call again."
+    )
+
+
+@contextmanager
+def untiled_on_error(sdata: SpatialData, *, table_name: str, key: str) -> Iterator[None]:
+    """Take the tiles that were made inside the block out of the object again if it fails."""
+    table = get_table(sdata, table_name)
+    had_tiles = tile_record(table, key) is not None
+    shapes = set(sdata.shapes) if isinstance(sdata, SpatialData) else set()
+    inside, record = table.obs.get(TILE_INSIDE), table.uns.get(UNS)
+    try:
+        yield
+    except BaseException:
+        table = get_table(sdata, table_name)
+        if not had_tiles and tile_record(table, key) is not None:
+            for name in set(sdata.shapes) - shapes:
+                del sdata.shapes[name]
+            if inside is None:
+                del table.obs[TILE_INSIDE]
+            else:
+                table.obs[TILE_INSIDE] = inside
+            if record is None:
+                del table.uns[UNS]
+            else:
+                table.uns[UNS] = record
+        raise
+
+
+def further_readers(
+    sections: Sequence[Section], spec: TileSpec, scales: Sequence[float], **kwargs: Any
+) -> list[list[TileReader | PatchReader]]:
+    """Return readers of the same tiles at every further scale, `scales[1:]`: as many pixels, each so much larger.
+
+    Raises
+    ------
+    ValueError
+        If a section has stored patches and no image: nothing around them is known. If most of the tiles' area lies
+        outside of the images.
+    """
+    found = []
+    for scale in scales[1:]:
+        at = spec.scaled(scale)
+        readers = section_readers(sections, at, further=True, **kwargs)
+        inside = np.concatenate([reader.inside for reader in readers])
+        if np.mean(inside) < _LEAST_INSIDE:
+            raise ValueError(
+                f"At scale {scale:g}, tiles of {at.side_um:g} um lie to {1 - np.mean(inside):.0%} outside of their "
+                "images: leave this scale out."
+            )
+        for section, reader in zip(sections, readers, strict=True):
+            coarse = getattr(reader, "upsampling", 1.0)
+            logger.info(
+                "section %s at scale %g: %d px at %g um/px (%g um), %.0f %% inside the image%s.",
+                section.name, scale, at.tile_px, at.mpp, at.side_um, 100 * float(np.mean(reader.inside)),
+                f", interpolated {coarse:.2f} times" if coarse > 1 else "",
+            )  # fmt: skip
+        found.append(readers)
+    return found

@@ -1,0 +1,167 @@
+"""Which spots, groups and genes a user's arguments mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from pekasc._expression import close_genes, gene_positions, no_overlap_message
+from pekasc._keys import PATIENT, SECTION
+from pekasc._sections import section_labels
+
+
+def by_label(values: Any, names: pd.Index, argument: str) -> Any:
+    """Return a Series in the order of `names`, joined by its index; anything else, or a Series without one, as it is.
+
+    Raises
+    ------
+    ValueError
+        If the index holds other names.
+    """
+    if not isinstance(values, pd.Series) or isinstance(values.index, pd.RangeIndex):
+        return values
+    if not values.index.is_unique or set(values.index) != set(names):
+        raise ValueError(
+            f"The index of the Series `{argument}` does not hold the table's names: it has "
+            f"{list(values.index[:3])}, the table {list(names[:3])}. Give a Series with the table's index, or an array."
+        )
+    return values.loc[names]
+
+
+def is_boolean(values: Any) -> bool:
+    """Tell whether a column or array is boolean, nullable ones without missing values included."""
+    return bool(pd.api.types.is_bool_dtype(values) and not pd.isna(values).any())
+
+
+def training_mask(adata: AnnData, train: Any) -> np.ndarray:
+    """Return which rows train: `train` is None (all), a boolean mask, an obs key, or a list of sections.
+
+    Raises
+    ------
+    KeyError
+        If the obs key or a section is not there.
+    ValueError
+        If a mask is of the wrong length or type, or nothing is left.
+    """
+    if train is None:
+        return np.ones(adata.n_obs, dtype=bool)
+    if isinstance(train, str):
+        if train not in adata.obs:
+            raise KeyError(
+                f"`train={train!r}` is no column of `obs`: {list(adata.obs)}. To train on a section, give a list: "
+                f"`train=[{train!r}]`."
+            )
+        column = adata.obs[train]
+        if not is_boolean(column):
+            raise ValueError(f"`obs[{train!r}]` has dtype {column.dtype}; `train=` needs a boolean column.")
+        mask = column.to_numpy(dtype=bool)
+    else:
+        train = by_label(train, adata.obs_names, "train=")
+        values = list(train) if not isinstance(train, np.ndarray | pd.Series) else np.asarray(train)
+        if len(values) and all(isinstance(v, bool | np.bool_) for v in values):
+            mask = np.asarray(values, dtype=bool)
+            if mask.shape != (adata.n_obs,):
+                raise ValueError(f"The mask `train=` has length {len(mask)}, the table has {adata.n_obs} rows.")
+        else:
+            mask = _in_sections(adata, values)
+    if not mask.any():
+        raise ValueError("`train=` leaves no spots to train on.")
+    return mask
+
+
+def _in_sections(adata: AnnData, wanted: Iterable[Any]) -> np.ndarray:
+    regions = section_labels(adata)
+    named = adata.obs[SECTION].astype(str).to_numpy(dtype=object) if SECTION in adata.obs else regions
+    mask = np.zeros(adata.n_obs, dtype=bool)
+    for section in wanted:
+        rows = (regions == section) | (named == section)
+        if not rows.any():
+            there = sorted({*map(str, regions), *map(str, named)})
+            raise KeyError(f"`train=` names the section {section!r}, which is not there. Sections: {there}.")
+        mask |= rows
+    return mask
+
+
+def obs_groups(adata: AnnData, groups: str | None, rows: np.ndarray) -> np.ndarray:
+    """Return the group of table rows `rows`: a column of obs, or their section.
+
+    Raises
+    ------
+    KeyError
+        If the column is not there.
+    ValueError
+        If a row has no group.
+    """
+    if groups is None:
+        return section_labels(adata)[rows]
+    if groups not in adata.obs:
+        raise KeyError(f"`groups={groups!r}` not found in `obs`. Available columns: {list(adata.obs)}.")
+    column = adata.obs[groups].iloc[rows]
+    if column.isna().any():
+        raise ValueError(f"{int(column.isna().sum())} training rows have no group in `obs[{groups!r}]`.")
+    return column.astype(str).to_numpy(dtype=object)
+
+
+def default_groups(adata: AnnData, rows: np.ndarray) -> str | None:
+    """Return the column that is held out by default: patients, if rows `rows` have two or more; None means sections.
+
+    Sections of one patient are near-duplicate tissue, so whoever names patients has them held out whole.
+    """
+    if PATIENT not in adata.obs:
+        return None
+    column = adata.obs[PATIENT].iloc[rows]
+    if column.nunique() < 2:
+        return None
+    if column.isna().any():
+        raise ValueError(
+            f"{int(column.isna().sum())} spots have no patient in `obs[{PATIENT!r}]`, others have: fill it, leave "
+            "them out, or say what to hold out with `groups=`."
+        )
+    return PATIENT
+
+
+def wanted_genes(adata: AnnData, names: np.ndarray, genes: Any) -> np.ndarray:
+    """Return positions of the genes asked for: a list of names, a boolean mask, or a boolean column of var.
+
+    Raises
+    ------
+    KeyError
+        If a gene or the column is not there.
+    ValueError
+        If none of the genes is there, or the mask does not fit.
+    """
+    if isinstance(genes, str):
+        if genes not in adata.var or not is_boolean(adata.var[genes]):
+            columns = [c for c in adata.var if is_boolean(adata.var[c])]
+            raise KeyError(f"`genes={genes!r}` is no boolean column of `var` (there are: {columns}). Or give a list.")
+        return _chosen(adata.var[genes].to_numpy(dtype=bool))
+    if isinstance(genes, pd.Series) and is_boolean(genes):
+        genes = by_label(genes, adata.var_names, "genes=").to_numpy(dtype=bool)
+    values = np.asarray(genes)
+    if values.dtype == bool:
+        if values.shape != (adata.n_vars,):
+            raise ValueError(f"The mask `genes=` has shape {values.shape}, the table has {adata.n_vars} genes.")
+        return _chosen(values)
+    asked = [str(gene) for gene in values]
+    if not asked:
+        raise ValueError("`genes=` is empty.")
+    position = gene_positions(names, asked)
+    missing = [gene for gene, at in zip(asked, position, strict=True) if at < 0]
+    if len(missing) == len(asked):
+        raise ValueError(no_overlap_message(names, asked, adata))
+    if missing:
+        raise KeyError(
+            f"{len(missing)} of {len(asked)} genes asked for are not in the table: {missing[:5]}."
+            f"{close_genes(missing[0], names)}"
+        )
+    return np.unique(position)
+
+
+def _chosen(mask: np.ndarray) -> np.ndarray:
+    if not mask.any():
+        raise ValueError("`genes=` is empty: the mask holds no True.")
+    return np.flatnonzero(mask)
