@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from pekasc.tl._inputs import expressed_genes
 from spatialdata import SpatialData
 
 import pekasc as pk
 from pekasc._expression import dense, log1p_cp10k
-from pekasc.models._scores import pearson
-from pekasc.tl._gene_sets import choose_gene_sets
-from pekasc.tl._inputs import expressed_genes
+from pekasc.models.comparing._gene_sets import choose_gene_sets
+from pekasc.models.selection._scores import pearson
 
 FOLDS = {"C4": (["C2", "C3"], ["C4"]), "B4": (["C2", "C3", "C4"], ["B4"])}
 ALL_FOLDS = {

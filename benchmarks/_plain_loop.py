@@ -15,8 +15,8 @@ from peft import MissConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pekasc.models._peka import Recipe, losses, projector
-from pekasc.models._student import prepare_lesson
+from pekasc.models.training._losses import Recipe, losses, projector
+from pekasc.models.training._plan import prepare_lesson
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -22,12 +22,12 @@ import pekasc as pk
 from _her2st import ALL_FOLDS, KeptRows, chosen_genes, parsed, quick_parser
 from _machine import machine
 from frozen_reading import plain_and_views
-from pekasc.models._choose import choose
-from pekasc.models._folds import inner_folds
-from pekasc.models._methods import make_config, target_layers
-from pekasc.models._peka import Recipe
-from pekasc.models._prefix import TileInputs
-from pekasc.models._training import Engine, train_student
+from pekasc.models.features._cached_blocks import TileInputs
+from pekasc.models.selection._choice import choose
+from pekasc.models.selection._folds import inner_folds
+from pekasc.models.training._losses import Recipe
+from pekasc.models.training._methods import make_config, target_layers
+from pekasc.models.training._trainer import Engine, train_student
 from pekasc.tiling import ArrayTiles
 from transfer_ideas import Idea, Spots, lesson, scores
 

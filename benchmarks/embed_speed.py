@@ -22,8 +22,8 @@ import torch
 import pekasc as pk
 from _machine import machine
 from pekasc._sections import tiled_sections
-from pekasc.models._embed import EncoderRun, embed_chunks
-from pekasc.models._encoders import FrozenEncoder, resolve_encoder
+from pekasc.models.encoders._network import FrozenEncoder, resolve_encoder
+from pekasc.models.features._embed import EncoderRun, embed_chunks
 from pekasc.tiling import TileGeometry, TileReader, TileSpec, batches
 from pekasc.tiling._parallel import n_threads
 from tile_speed import stored

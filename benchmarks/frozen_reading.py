@@ -5,7 +5,7 @@
 Five splits of her2st (C4 from C2 and C3, C3, C2, B4 from C2 to C4, C2 to C4 from B4); 50 spatially variable and 50
 highly variable genes. Tiles of 112 px at 1.0 um/px; ``views``: the mean of the features over eight turns and flips, of
 training and test tiles alike; ``scales``: features of tiles of 112 px at 2.0 um/px (twice the field) beside. Depth and
-penalty by the held-out error of training sections (``pekasc.models._choose``), one depth for both scales. ViT-S/14,
+penalty by the held-out error of training sections, one depth for both scales. ViT-S/14,
 bfloat16; no random numbers.
 """
 
@@ -24,13 +24,13 @@ import pekasc as pk
 from _her2st import ALL_FOLDS, chosen_genes
 from _machine import machine
 from pekasc._expression import log1p_cp10k
-from pekasc.models._choose import Depth, candidate_depths, choose, features_at
-from pekasc.models._context import with_context
-from pekasc.models._embed import embed
-from pekasc.models._encoders import FrozenEncoder
-from pekasc.models._folds import inner_folds
-from pekasc.models._heads import fit_ridge
-from pekasc.models._scores import gene_scores, mean_score
+from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.features._embed import embed
+from pekasc.models.heads._context import with_context
+from pekasc.models.heads._ridge import fit_ridge
+from pekasc.models.selection._choice import Depth, candidate_depths, choose, features_at
+from pekasc.models.selection._folds import inner_folds
+from pekasc.models.selection._scores import gene_scores, mean_score
 from pekasc.tiling import ArrayTiles
 
 CONTEXTS = (None, 300.0)

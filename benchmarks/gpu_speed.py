@@ -23,13 +23,13 @@ from peft import MissConfig, get_peft_model
 
 import pekasc as pk
 from _machine import machine
-from pekasc.models._embed import EncoderRun
-from pekasc.models._encoders import FrozenEncoder
-from pekasc.models._methods import make_config, target_layers
-from pekasc.models._peka import Recipe
-from pekasc.models._prefix import PrefixPlan, TileInputs, make_prefix
-from pekasc.models._profile import peak_memory
-from pekasc.models._training import Engine, train_student
+from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.features._cached_blocks import PrefixPlan, TileInputs, make_prefix
+from pekasc.models.features._embed import EncoderRun
+from pekasc.models.runtime._profile import peak_memory
+from pekasc.models.training._losses import Recipe
+from pekasc.models.training._methods import make_config, target_layers
+from pekasc.models.training._trainer import Engine, train_student
 from pekasc.tiling import ArrayTiles, batches
 
 MODELS = {"ViT-L/16": ("vit_large_patch16_224", {}), "ViT-g/14": ("vit_giant_patch14_dinov2", {"img_size": 224})}

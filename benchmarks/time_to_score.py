@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pekasc.tl._inputs import expressed_genes
 
 import pekasc as pk
 from _her2st import FOLDS, KeptRows, Split, load_split, parsed, quick_parser, vits
 from _machine import machine
 from _plain_loop import PlainLoop, as_tensors
 from pekasc._expression import dense, log1p_cp10k
-from pekasc.models._heads import ALPHAS, fit_ridge
-from pekasc.models._teachers import PcaTeacher
-from pekasc.tl._inputs import expressed_genes
+from pekasc.models.heads._ridge import ALPHAS, fit_ridge
+from pekasc.models.teachers._registry import PcaTeacher
 
 SEEDS = (0, 1, 2)
 MOST_EPOCHS, GIVE_UP = 20, 4  # the loop ends when no epoch was better for so many

@@ -42,7 +42,7 @@ SPLITS = {"C4": ("C2", "C3"), "B4": ("C2", "C3", "C4")}
 SOURCE_MPP = 0.688
 ALPHAS = np.logspace(0, 6, 25)
 N_GENES = 50
-WEIGHTS = Path(__file__).parents[1] / "src/pekasc/models/weights"
+WEIGHTS = Path(__file__).parents[1] / "src/pekasc/models/encoders/weights"
 # counted from 0
 BLOCKS = {"ViT-S": [3, 5, 11], "tiny": [1, 2, 3, 4, 5], "untrained tiny": [5]}
 

@@ -1,7 +1,7 @@
 """Train the encoder "tiny": distil early blocks of a ViT-S/14 into a small vision transformer from random weights.
 
     python benchmarks/train_tiny.py --shared ../shared --run /tmp/tiny_run
-    python benchmarks/train_tiny.py --shared ../shared --run /tmp/tiny_run --export src/pekasc/models/weights
+    python benchmarks/train_tiny.py --shared ../shared --run /tmp/tiny_run --export src/pekasc/models/encoders/weights
 
 The first line trains (and resumes what it finds in the run folder); the second writes the averaged weights in half
 precision with their description. The teacher's patch tokens, class token and mean patch token after its blocks 4 and

@@ -27,13 +27,13 @@ from _her2st import KeptRows, vits
 from _machine import machine
 from _plain_loop import PlainLoop, teacher_of
 from pekasc._expression import dense, log1p_cp10k
-from pekasc.models._embed_job import EmbedJob
-from pekasc.models._encoders import FrozenEncoder
-from pekasc.models._methods import make_config, target_layers
-from pekasc.models._peka import Recipe
-from pekasc.models._prefix import PrefixPlan, TileInputs, make_prefix
-from pekasc.models._profile import peak_memory
-from pekasc.models._training import Engine, train_student
+from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.features._cached_blocks import PrefixPlan, TileInputs, make_prefix
+from pekasc.models.features._pieces import EmbedJob
+from pekasc.models.runtime._profile import peak_memory
+from pekasc.models.training._losses import Recipe
+from pekasc.models.training._methods import make_config, target_layers
+from pekasc.models.training._trainer import Engine, train_student
 from pekasc.tiling import ArrayTiles
 
 CPU = torch.device("cpu")

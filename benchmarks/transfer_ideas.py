@@ -29,14 +29,14 @@ import pekasc as pk
 from _her2st import ALL_FOLDS, KeptRows, chosen_genes, parsed, quick_parser
 from _machine import machine
 from pekasc._expression import log1p_cp10k
-from pekasc.models._choose import Depth, candidate_depths, choose, features_at
-from pekasc.models._context import neighbour_means, with_context
-from pekasc.models._embed import embed
-from pekasc.models._encoders import FrozenEncoder
-from pekasc.models._folds import inner_folds
-from pekasc.models._heads import ALPHAS, fit_ridge
-from pekasc.models._methods import attached, make_config, target_layers
-from pekasc.models._peka import (
+from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.features._embed import embed
+from pekasc.models.heads._context import neighbour_means, with_context
+from pekasc.models.heads._ridge import ALPHAS, fit_ridge
+from pekasc.models.selection._choice import Depth, candidate_depths, choose, features_at
+from pekasc.models.selection._folds import inner_folds
+from pekasc.models.selection._scores import pearson
+from pekasc.models.training._losses import (
     Recipe,
     cluster_head,
     losses,
@@ -46,8 +46,8 @@ from pekasc.models._peka import (
     structure_labels,
     train_cluster_head,
 )
-from pekasc.models._scores import pearson
-from pekasc.models._training import _plain_attention
+from pekasc.models.training._methods import attached, make_config, target_layers
+from pekasc.models.training._trainer import _plain_attention
 from pekasc.tiling import ArrayTiles
 
 CONTEXTS = (None, 300.0)

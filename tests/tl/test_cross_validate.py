@@ -25,11 +25,11 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import get_transformation
 
 import pekasc as pk
-from pekasc.models import _compare
-from pekasc.models._encoders import FrozenEncoder, resolve_encoder
-from pekasc.models._methods import known_methods
-from pekasc.models._teachers import TEACHERS, PcaTeacher, Source
-from pekasc.tl import _comparison
+from pekasc.models.comparing import _comparison
+from pekasc.models.comparing import _fold as _compare
+from pekasc.models.encoders._network import FrozenEncoder, resolve_encoder
+from pekasc.models.teachers._registry import TEACHERS, PcaTeacher, Source
+from pekasc.models.training._methods import known_methods
 
 QUICK: dict[str, Any] = {"genes": "svg", "n_genes": 8, "device": "cpu", "progress": False}
 SMALL: dict[str, Any] = {**QUICK, "epochs": 1, "rank": 8, "blocks": 1, "n_depths": 1}

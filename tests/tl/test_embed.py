@@ -27,8 +27,8 @@ def test_features_follow_the_table(sections: sd.SpatialData) -> None:
     assert features.dtype == np.float32
     assert features.shape == (sections["table"].n_obs, 512)
     # by rows: the same tiles, embedded as arrays by an adapter-free model
-    from pekasc.models._embed import embed, resolve_device
-    from pekasc.models._encoders import FrozenEncoder, resolve_encoder
+    from pekasc.models.encoders._network import FrozenEncoder, resolve_encoder
+    from pekasc.models.features._embed import embed, resolve_device
     from pekasc.tiling import ArrayTiles
 
     tiles = ArrayTiles(pk.get.tiles(sections).to_numpy())

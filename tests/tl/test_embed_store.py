@@ -23,7 +23,7 @@ from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
 import pekasc as pk
-from pekasc.models._embed import EncoderRun
+from pekasc.models.features._embed import EncoderRun
 from pekasc.tl import _section_features
 
 HOW: dict[str, Any] = {"batch_size": 8, "device": "cpu", "progress": False}
@@ -180,7 +180,7 @@ def test_features_beyond_the_memory_stay_lazy(
 DIGEST = """
 import sys
 import pekasc as pk
-from pekasc.models._embed_job import EmbedJob
+from pekasc.models.features._pieces import EmbedJob
 adapter = pk.Adapter.load(sys.argv[1])
 job = EmbedJob(adapter, adapter.encoder_digest, 56, adapter.depth, 1, 8, "cpu", "fp32")
 print(job.digest(adapter.frozen_model()))
@@ -394,7 +394,7 @@ def _change_pixels() -> None:
 
 
 def _kept() -> tuple[int, int]:
-    from pekasc.models._embed_job import _KEPT
+    from pekasc.models.features._pieces import _KEPT
 
     return len(_KEPT), 0
 

@@ -22,8 +22,8 @@ from spatialdata.transformations import get_transformation
 
 import pekasc as pk
 from pekasc._keys import read_uns
-from pekasc.models._choose import choose
-from pekasc.models._fit import margin_um
+from pekasc.models.selection._choice import choose
+from pekasc.models.selection._fit import margin_um
 from pekasc.tiling import TileSpec
 
 Bits = Callable[[pk.Adapter], dict[str, bytes]]
@@ -155,7 +155,7 @@ def test_gene_scores_are_the_correlations_on_held_out_groups(tiled: SpatialData)
     # by hand: each patient's head, judged on the other patient
     pk.tl.embed_tiles(tiled, "tiny", depth=adapter.depth, device="cpu", progress=False)
     from pekasc._expression import log1p_cp10k
-    from pekasc.models._heads import fit_ridge
+    from pekasc.models.heads._ridge import fit_ridge
 
     table = tiled["table"]
     x, y = table.obsm["X_tiny"], log1p_cp10k(table).toarray()[:, table.var_names.get_indexer(adapter.genes)]

@@ -478,7 +478,7 @@ def test_the_first_pass_leaves_the_prefix_behind(
     tiled: SpatialData, all_bits: Bits, monkeypatch: pytest.MonkeyPatch, depth: Any
 ) -> None:
     from pekasc.models import _prefix
-    from pekasc.models._fit_job import Job
+    from pekasc.models.selection._job import Job
 
     options = {**SMALL, "depth": depth, "epochs": 1, "scales": (1, 2), "orientations": 2}
     with monkeypatch.context() as patched:
@@ -510,7 +510,7 @@ def test_where_nothing_is_frozen_the_log_says_why(tiled: SpatialData, caplog: py
 TOGETHER = """
 import sys
 import torch.distributed as dist
-from pekasc.models import _ranks
+from pekasc.models.runtime import _processes as _ranks
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 assert _ranks.n_here() == 2

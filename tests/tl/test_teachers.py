@@ -16,9 +16,9 @@ from spatialdata import SpatialData
 
 import pekasc as pk
 from pekasc._keys import read_uns
-from pekasc.models import _scfoundation, _scvi
-from pekasc.models._scfoundation import ScFoundationTeacher
-from pekasc.models._teachers import Teacher
+from pekasc.models.teachers import _scfoundation, _scvi
+from pekasc.models.teachers._registry import Teacher
+from pekasc.models.teachers._scfoundation import ScFoundationTeacher
 
 Write = Callable[..., Path]
 TRAIN = ["P1S1_spots"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pekasc.models._adapter import Adapter
-from pekasc.models._encoders import Encoder, get_encoder, list_encoders
-from pekasc.models._teacher import Teacher
+from pekasc.models.adapter._adapter import Adapter
+from pekasc.models.encoders._network import Encoder, get_encoder, list_encoders
+from pekasc.models.teachers._teacher import Teacher
 
 __all__ = ["Adapter", "Encoder", "Teacher", "get_encoder", "list_encoders"]

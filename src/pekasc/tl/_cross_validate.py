@@ -24,20 +24,20 @@ from pekasc._keys import PATIENT, TILES, check_key
 from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe, resolve, resolve_recipe, unused_in_embedding, whole
 from pekasc._sections import check_table, get_table, places
 from pekasc.models import Encoder, Teacher
-from pekasc.models._context import check_radius
-from pekasc.models._embed import autocast, resolve_device
-from pekasc.models._encoders import FrozenEncoder, resolve_encoder
-from pekasc.models._fit_job import Options
-from pekasc.models._head_methods import check_head
-from pekasc.models._methods import check_method, known_methods, method_name
-from pekasc.models._results import Results, fingerprint
-from pekasc.models._rivals import BEST_FROZEN, RIVALS, Rival, rival
-from pekasc.models._teacher import resolve_teacher
-from pekasc.models._teachers import TEACHERS, StoredTeacher, TeacherModel, asked_once
+from pekasc.models.comparing._comparison import HEST, Bench, Comparison
+from pekasc.models.comparing._gene_sets import CHOSEN, check_gene_sets
+from pekasc.models.comparing._results import Results, fingerprint
+from pekasc.models.comparing._rivals import BEST_FROZEN, RIVALS, Rival, rival
+from pekasc.models.comparing._table import MIN_TEST, score_fold
+from pekasc.models.encoders._network import FrozenEncoder, resolve_encoder
+from pekasc.models.features._embed import autocast, resolve_device
+from pekasc.models.heads._context import check_radius
+from pekasc.models.heads._registry import check_head
+from pekasc.models.selection._job import Options
+from pekasc.models.teachers._registry import TEACHERS, StoredTeacher, TeacherModel, asked_once
+from pekasc.models.teachers._teacher import resolve_teacher
+from pekasc.models.training._methods import check_method, known_methods, method_name
 from pekasc.tiling import ArrayTiles, TileSource
-from pekasc.tl._comparison import HEST, Bench, Comparison
-from pekasc.tl._comparison_table import MIN_TEST, score_fold
-from pekasc.tl._gene_sets import CHOSEN, check_gene_sets
 from pekasc.tl._options import unused_in_recipe
 from pekasc.tl._read import Spots, reading
 from pekasc.tl._select import training_mask

@@ -12,9 +12,9 @@ from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, write_
 from pekasc._options import RESULT_MEMORY, Compute, Readout, resolve, unused_in_embedding
 from pekasc._sections import get_table, tiled_sections, writable_table
 from pekasc.models import Adapter, Encoder
-from pekasc.models._choose import Depth, depth_name
-from pekasc.models._embed_job import EmbedJob
-from pekasc.models._encoders import FrozenEncoder, resolve_encoder, warn_of_scale
+from pekasc.models.encoders._network import FrozenEncoder, resolve_encoder, warn_of_scale
+from pekasc.models.features._pieces import EmbedJob
+from pekasc.models.selection._choice import Depth, depth_name
 from pekasc.tl._section_features import check_place, section_features
 
 _IN_HEAD = "no genes are predicted here"

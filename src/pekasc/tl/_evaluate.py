@@ -14,8 +14,8 @@ from spatialdata import SpatialData
 from pekasc._expression import Matrix, dense, log1p_cp10k
 from pekasc._keys import PEKA, TILES, check_key, score_key
 from pekasc._sections import check_table, get_table, positions_um, section_labels, writable_table
-from pekasc.models._scores import pearson
-from pekasc.tl._autocorrelation import MIN_SPOTS, morans_i
+from pekasc.models.selection._autocorrelation import MIN_SPOTS, morans_i
+from pekasc.models.selection._scores import pearson
 from pekasc.tl._select import obs_groups
 
 logger = logging.getLogger(__name__)

@@ -15,14 +15,15 @@ from pekasc._expression import expressed_genes
 from pekasc._keys import ADAPTER, TILES, check_free, check_key, write_uns
 from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
 from pekasc._sections import get_table, places, writable_table
-from pekasc.models import Adapter, Encoder, Teacher, _ranks
-from pekasc.models._context import check_radius
-from pekasc.models._encoders import FrozenEncoder
-from pekasc.models._fit import fit
-from pekasc.models._fit_job import Data, HeadSpec
-from pekasc.models._heads import n_components_for
-from pekasc.models._methods import method_name
-from pekasc.models._teachers import TEACHERS, TeacherModel, asked_once
+from pekasc.models import Adapter, Encoder, Teacher
+from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.heads._context import check_radius
+from pekasc.models.heads._ridge import n_components_for
+from pekasc.models.runtime import _processes as _ranks
+from pekasc.models.selection._fit import fit
+from pekasc.models.selection._job import Data, HeadSpec
+from pekasc.models.teachers._registry import TEACHERS, TeacherModel, asked_once
+from pekasc.models.training._methods import method_name
 from pekasc.tl._options import FitCall, resolve_fit
 from pekasc.tl._read import Spots, reading
 from pekasc.tl._select import wanted_genes

@@ -18,7 +18,7 @@ from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, score_
 from pekasc._options import RESULT_MEMORY, Compute, resolve, unused_in_embedding
 from pekasc._sections import Section, by_row, check_table, get_table, trained_rows, writable_table
 from pekasc.models import Adapter
-from pekasc.models._embed_job import EmbedJob
+from pekasc.models.features._pieces import EmbedJob
 from pekasc.tl._evaluate import METRICS
 from pekasc.tl._read import ensure_tiles, untiled_on_error
 from pekasc.tl._section_features import SectionFeatures, check_place, section_features

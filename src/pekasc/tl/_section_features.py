@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 
 from pekasc._options import Compute
 from pekasc._sections import Section, section_readers
-from pekasc.models._embed import autocast, resolve_device
-from pekasc.models._embed_job import EmbedJob, Piece, Reader, embed_pieces, n_features, sample_digest
-from pekasc.models._encoders import FrozenEncoder
-from pekasc.models._feature_store import FeatureStore, locked
+from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.features._embed import autocast, resolve_device
+from pekasc.models.features._pieces import EmbedJob, Piece, Reader, embed_pieces, n_features, sample_digest
+from pekasc.models.features._store import FeatureStore, locked
 from pekasc.tiling import MAX_MEMORY, TileReader, TileSpec
 from pekasc.tl._read import further_readers
 

@@ -14,8 +14,8 @@ from scipy import sparse
 from pekasc._expression import Matrix
 from pekasc._keys import feature_key, read_uns
 from pekasc.models import Teacher
-from pekasc.models._scfoundation import MAX_TOKENS
-from pekasc.models._teachers import TEACHERS, Source, StoredTeacher, TeacherModel, check_files
+from pekasc.models.teachers._registry import TEACHERS, Source, StoredTeacher, TeacherModel, check_files
+from pekasc.models.teachers._scfoundation import MAX_TOKENS
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,360 @@
+"""The work of a comparison: every method on every fold, each piece computed once and kept."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from peft import PeftConfig
+
+from pekasc._expression import Matrix, dense, expressed_genes
+from pekasc._options import Readout
+from pekasc.models.comparing._fold import N_DEPTHS, Encoded, Fold, Prediction, frozen_depth
+from pekasc.models.comparing._gene_sets import choose_gene_sets
+from pekasc.models.comparing._hest import hest_genes
+from pekasc.models.comparing._results import Results, fingerprint
+from pekasc.models.comparing._rivals import BEST_FROZEN, Rival
+from pekasc.models.encoders._network import FrozenEncoder, warn_of_scale
+from pekasc.models.features._embed import embed
+from pekasc.models.selection._choice import Depth, candidate_depths
+from pekasc.models.selection._fit import depths_of, margin_um
+from pekasc.models.selection._folds import inner_folds
+from pekasc.models.selection._job import Data, HeadSpec, Options
+from pekasc.models.teachers._registry import TeacherModel
+from pekasc.models.training._methods import attached, make_config, target_layers
+from pekasc.tiling import TileSource, TileSpec
+
+logger = logging.getLogger(__name__)
+
+HEST = "hest"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All spots of a comparison, in one order; what a fold may see of them is decided later.
+
+    Parameters
+    ----------
+    tiles
+        Their tiles at every scale.
+    spec
+        The tile itself.
+    log, counts, genes
+        Log-normalised expression and counts, spots x genes, and the names of the genes.
+    groups, sections, coords_um
+        Group, section and position of every spot.
+    default_groups
+        Whether the groups were chosen by default.
+    folds
+        Training and test spots by name.
+    leaky
+        Folds with spots of one section, patient or group on both sides.
+    teacher
+        Name of the teacher.
+    make_teacher
+        Makes it from the positions of the expressed genes and a seed; None where no method asks for one.
+    draws
+        Whether it draws random numbers.
+    teacher_fingerprint, tiles_fingerprint, fingerprint
+        Of the stored embedding, of the tiles, of everything else.
+    """
+
+    tiles: Sequence[TileSource]
+    spec: TileSpec
+    log: Matrix
+    counts: Matrix
+    genes: list[str]
+    groups: np.ndarray
+    sections: np.ndarray
+    coords_um: np.ndarray
+    default_groups: bool
+    folds: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    leaky: frozenset[str]
+    teacher: str
+    make_teacher: Callable[[np.ndarray, int], TeacherModel] | None
+    draws: bool
+    teacher_fingerprint: str
+    tiles_fingerprint: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one method predicted in a fold."""
+
+    encoder: str
+    method: str
+    rival: Rival
+    teacher: str  # "" where none is asked
+    readout: Readout
+    seed: int
+    prediction: Prediction
+
+
+@dataclass(frozen=True)
+class FoldGenes:
+    """A fold with its genes: positions in the table of those that are predicted, and where each set lies in them."""
+
+    fold: Fold
+    sets: dict[str, np.ndarray]
+    measured: np.ndarray
+    expressed: np.ndarray  # positions of the genes that a fitted teacher reads
+
+
+@dataclass
+class Comparison:
+    """Methods on folds, read by readouts that share a training: those that differ in head and context alone.
+
+    Parameters
+    ----------
+    bench
+        The spots.
+    methods
+        Rows of the methods by name.
+    readouts
+        How features become genes.
+    seeds
+        Seeds of what draws random numbers.
+    protocol
+        ``"nested"`` or ``"hest"``.
+    sets, n_genes
+        See :func:`pekasc.tl._gene_sets.choose_gene_sets`.
+    options
+        How to fit.
+    results
+        Where finished pieces are kept.
+    """
+
+    bench: Bench
+    methods: dict[str, Rival]
+    readouts: Sequence[Readout]
+    seeds: tuple[int, ...]
+    protocol: str
+    sets: dict[str, list[str] | None]
+    n_genes: int
+    options: Options
+    results: Results
+    _made: dict[str, FoldGenes] = field(default_factory=dict)
+
+    def seeds_of(self, label: str) -> tuple[int, ...]:
+        """Return the seeds that a method runs with: deterministic methods run once."""
+        row = self.methods[label]
+        varies = row.trains is not None or (row.reads_teacher and self.bench.draws)
+        return self.seeds if varies else self.seeds[:1]
+
+    def on_encoder(self, model: FrozenEncoder, bar: Any) -> Iterator[tuple[FoldGenes, list[Result]]]:
+        """Yield what every method predicted, fold by fold."""
+        bench = self.bench
+        warn_of_scale(model.encoder, bench.spec.mpp)
+        self._check_adapters(model)
+        self._check_folds()
+        encoded = Encoded(model, bench.spec, self._frozen(model))
+        common = {
+            "data": bench.fingerprint,
+            "encoder": _row(model),
+            "protocol": self.protocol,
+            "genes": self.sets,
+            "n_genes": self.n_genes,
+            "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "scikit-learn")},
+        }
+        for name in bench.folds:
+            genes = self._fold(name)
+            found: list[Result] = []
+            for labels in self._units():
+                for seed in self.seeds_of(labels[0]):
+                    found += self._unit(genes, encoded, labels, seed, common)
+                    bar.update(len(labels))
+            # in the order of the methods that were asked for, whatever was trained together
+            yield genes, sorted(found, key=lambda result: list(self.methods).index(result.method))
+
+    def _check_adapters(self, model: FrozenEncoder) -> None:
+        """Attach every adapter once: what cannot be, fails before hours of embedding."""
+        o = self.options
+        depth = depths_of(model, o.readout)[-1]
+        for row in self.methods.values():
+            if row.trains is None:
+                continue
+            targets = target_layers(model, depth, o.recipe.blocks, row.trains)
+            with attached(model, make_config(row.trains, o.recipe.rank, targets), 0):
+                pass
+
+    def _check_folds(self) -> None:
+        """Make the inner folds of every fold once: too few spots are found before hours of embedding."""
+        if self.protocol == HEST or not any(row.chosen for row in self.methods.values()):
+            return
+        bench = self.bench
+        margin = margin_um(bench.spec, self.options.readout.scales)
+        for train, _ in bench.folds.values():
+            inner_folds(self._groups(train)[train], bench.coords_um[train], bench.sections[train], margin)
+
+    def _groups(self, train: np.ndarray) -> np.ndarray:
+        """Return what is held out inside training spots, of all spots.
+
+        By default as `fit_adapter` would choose on these spots: one patient's sections are held out in turn.
+        """
+        bench = self.bench
+        single = bench.default_groups and len(np.unique(bench.groups[train])) < 2
+        return bench.sections if single else bench.groups
+
+    def _units(self) -> list[list[str]]:
+        """Return methods by training: adapted features, alone or beside frozen ones, share one."""
+        units: dict[str, list[str]] = {}
+        for label, row in self.methods.items():
+            units.setdefault(row.trains if isinstance(row.trains, str) else f"alone {label}", []).append(label)
+        return list(units.values())
+
+    def _unit(
+        self, genes: FoldGenes, encoded: Encoded, labels: list[str], seed: int, common: dict[str, Any]
+    ) -> list[Result]:
+        """Return what methods of one training predicted for every readout: as it was kept, or computed and kept now."""
+        fold = genes.fold
+        short = encoded.model.encoder.short
+        asked = [(label, readout) for label in labels for readout in self.readouts]
+        out: dict[tuple[str, Readout], Prediction] = {}
+        keys: dict[tuple[str, Readout], tuple[str, str]] = {}
+        for label, readout in asked:
+            key = fingerprint(
+                common, fold.train, fold.test, fold.data.groups.astype("U"), seed, self._depends_on(label, readout)
+            )
+            keys[label, readout] = _file_name(f"{fold.name}-{short}-{label}"), key
+            stored = self.results.get(*keys[label, readout])
+            if stored is not None:
+                out[label, readout] = Prediction(stored[0]["predicted"], stored[1])
+        todo = [unit for unit in asked if unit not in out]
+        if todo:
+            start = time.perf_counter()
+            row = self.methods[labels[0]]
+            heads = [HeadSpec.from_readout(readout, self.methods[label].beside_frozen) for label, readout in todo]
+            if row.reads_teacher:
+                assert self.bench.make_teacher is not None  # for the type checker: this row asks for one
+                fold = replace(fold, teacher=self.bench.make_teacher(genes.expressed, seed))
+            predict = row.hest if self.protocol == HEST else row.predict
+            assert predict is not None  # for the type checker: methods outside of the protocol were refused
+            made = predict(fold, encoded, replace(self.options, random_state=seed), heads)
+            for unit, prediction in zip(todo, made, strict=True):
+                about = {"seconds": time.perf_counter() - start, **prediction.about}
+                out[unit] = Prediction(prediction.predicted.astype(np.float32), about)
+                self.results.put(*keys[unit], {"predicted": out[unit].predicted}, about)
+        return [
+            Result(short, label, self.methods[label], self._teacher_of(label), readout, seed, out[label, readout])
+            for label, readout in asked
+        ]
+
+    def _depends_on(self, label: str, readout: Readout) -> dict[str, Any]:
+        """Return what a method depends on; where it was computed is no part of it."""
+        o, row = self.options, self.methods[label]
+        trains = row.trains.to_dict() if isinstance(row.trains, PeftConfig) else row.trains
+        out: dict[str, Any] = {
+            "method": [row.name, trains],
+            "readout": [readout.head, readout.context_um, readout.n_components],
+            "precision": o.precision,
+        }
+        if row.chosen:
+            out["scales"] = readout.scales  # they set how far apart the sides of an inner fold are
+        if row.reads_image:
+            depths = [readout.depth, readout.n_depths or N_DEPTHS]
+            out |= {"tiles": self.bench.tiles_fingerprint, "orientations": readout.orientations, "depths": depths}
+        if self._teacher_of(label):
+            out["teacher"] = self.bench.teacher, self.bench.teacher_fingerprint, o.recipe.teacher_components
+        if row.trains is not None:
+            out["recipe"] = asdict(o.recipe)
+        return out
+
+    def _teacher_of(self, label: str) -> str:
+        return self.bench.teacher if self.methods[label].reads_teacher else ""
+
+    def _depths(self, model: FrozenEncoder) -> list[Depth]:
+        """Return the depths at which some method reads the frozen encoder."""
+        readout, rows = self.options.readout, self.methods.values()
+        if self.protocol == HEST:
+            return [None]
+        depths: list[Depth] = []
+        if any(row.name == BEST_FROZEN for row in rows):
+            depths += candidate_depths(model.n_blocks)
+        if any(row.trains is not None for row in rows):
+            depths += depths_of(model, readout)
+        return list(dict.fromkeys([*depths, frozen_depth(model, readout)]))
+
+    def _frozen(self, model: FrozenEncoder) -> dict[Depth, np.ndarray]:
+        """Return the frozen features of all spots at every depth that may be asked for."""
+        bench, o = self.bench, self.options
+        if not any(row.reads_image for row in self.methods.values()):
+            return {}
+        depths = self._depths(model)
+        # whatever is measured there, tiles look the same
+        key = fingerprint(
+            bench.tiles_fingerprint, _row(model), [list(d) if d else None for d in depths], o.precision,
+            o.readout.orientations,
+        )  # fmt: skip
+
+        def make() -> list[np.ndarray]:
+            tiles, *further = bench.tiles
+            made = embed(
+                model, tiles, depths, further=further, orientations=o.readout.orientations,
+                batch_size=o.compute.embed_batch_size, device=o.device, precision=o.precision, max_memory=o.max_memory,
+            )  # fmt: skip
+            return [made[depth] for depth in depths]
+
+        return dict(zip(depths, self.results.kept_large(f"frozen-{model.encoder.short}", key, make), strict=True))
+
+    def _fold(self, name: str) -> FoldGenes:
+        """Return a fold with its genes; what is chosen for it reads the training spots alone (but in "hest")."""
+        if name in self._made:
+            return self._made[name]
+        bench = self.bench
+        train, test = bench.folds[name]
+        groups = self._groups(train)
+        expressed = expressed_genes(bench.log[train], groups[train])
+        if not expressed.size:
+            raise ValueError(f"Fold {name!r}: no gene is seen in at least 10 % of the spots of every training group.")
+        if self.protocol == HEST:
+            target, chosen = self._hest
+        else:
+            target = bench.log
+            chosen = self._genes(name, expressed)
+        predicted = np.unique(np.concatenate(list(chosen.values())))
+        tiles, *further = bench.tiles
+        genes = [bench.genes[i] for i in predicted]
+        data = Data(tiles, target[:, predicted], genes, groups, bench.sections, bench.coords_um, further)
+        fold = Fold(name, train, test, data, teacher=None)
+        sets = {s: np.searchsorted(predicted, at) for s, at in chosen.items()}
+        self._made[name] = FoldGenes(fold, sets, dense(data.expression[test]), expressed)
+        return self._made[name]
+
+    @cached_property
+    def _hest(self) -> tuple[Matrix, dict[str, np.ndarray]]:
+        """HEST-Bench's target of all genes and its choice of genes, the same in every fold."""
+        raw = self.bench.counts
+        genes = hest_genes(raw, self.bench.genes, self.bench.sections, self.n_genes)
+        return raw.astype(np.float64).log1p().tocsr(), {HEST: genes}
+
+    def _genes(self, name: str, expressed: np.ndarray) -> dict[str, np.ndarray]:
+        bench = self.bench
+        train = bench.folds[name][0]
+        key = fingerprint(bench.fingerprint, train, expressed, self.sets, self.n_genes)
+
+        def make() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+            made = choose_gene_sets(
+                self.sets, bench.genes, bench.log[train], bench.coords_um[train], bench.sections[train], expressed,
+                self.n_genes,
+            )  # fmt: skip
+            return {f"set{i}": at for i, at in enumerate(made.values())}, {"names": list(made)}
+
+        sets, about = self.results.kept(_file_name(f"genes-{name}"), key, make)
+        return {set_name: sets[f"set{i}"] for i, set_name in enumerate(about["names"])}
+
+
+def _file_name(title: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.+=\-]+", "_", title)
+
+
+def _row(model: FrozenEncoder) -> dict[str, Any]:
+    """Return what features depend on: the row, its weights by what they are and not where."""
+    return model.encoder.to_dict() | {"weights": model.digest}

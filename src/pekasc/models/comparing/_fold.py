@@ -1,0 +1,306 @@
+"""One fold of a comparison: every method fitted on the same training spots, predicting the same held-out ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from sklearn.neighbors import kneighbors_graph
+
+from pekasc._expression import dense
+from pekasc._options import Readout
+from pekasc.models.adapter._adapter import Adapter
+from pekasc.models.comparing._hest import hest_predict
+from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.heads._context import with_context
+from pekasc.models.heads._ridge import RidgeHead
+from pekasc.models.runtime._profile import Profile
+from pekasc.models.selection._choice import Depth, FeaturesOfSome, candidate_depths, depth_name, features_at
+from pekasc.models.selection._fit import depths_of, fit, margin_um
+from pekasc.models.selection._folds import inner_folds
+from pekasc.models.selection._job import Data, HeadSpec, Options
+from pekasc.models.selection._readout import read_features
+from pekasc.models.teachers._registry import TeacherModel, check_finite
+from pekasc.models.training._methods import Method
+from pekasc.tiling import TileSpec, TileSubset
+
+N_DEPTHS = 2  # blocks that the best frozen encoder may put side by side
+_N_NEIGHBOURS = 6
+_DEGREE = 3
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is known in one fold.
+
+    Parameters
+    ----------
+    name
+        The held-out groups' names.
+    train, test
+        Positions among all spots, sorted.
+    data
+        All spots, with the genes that this fold predicts; of the test spots' expression nothing is read but by the
+        controls that say so.
+    teacher
+        Of all spots, fitted on whichever it is asked to; None where it is not asked.
+    """
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+    data: Data
+    teacher: TeacherModel | None
+
+    def training(self) -> Data:
+        """Return the training spots alone."""
+        d, at = self.data, self.train
+        tiles, *further = self.tiles(at)
+        return Data(tiles, d.expression[at], d.genes, d.groups[at], d.sections[at], d.coords_um[at], further)
+
+    def tiles(self, rows: np.ndarray) -> list[TileSubset]:
+        """Return the tiles of some spots at every scale."""
+        return [TileSubset(source, rows) for source in (self.data.tiles, *self.data.further)]
+
+    def training_teacher(self) -> TeacherModel:
+        """Return the teacher as it knows the training spots alone, under their numbers."""
+        assert self.teacher is not None  # for the type checker: a method asked for it
+        return _TeacherOfSome(self.teacher, self.train)
+
+    def teacher_embedding(self) -> np.ndarray:
+        """Return the embedding of all spots by a teacher that was fitted on the training spots."""
+        assert self.teacher is not None  # for the type checker: a method asked for it
+        return check_finite(self.teacher.embed(self.train, np.arange(self.data.tiles.n)), self.teacher.name)
+
+
+class _TeacherOfSome:
+    """A teacher that only knows some of its spots."""
+
+    def __init__(self, teacher: TeacherModel, index: np.ndarray) -> None:
+        self.teacher, self.index, self.n_spots = teacher, index, len(index)
+        self.name, self.licence, self.digest = teacher.name, teacher.licence, teacher.digest
+        self.n_genes = teacher.n_genes
+
+    def embed(self, train: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """Return the embedding of `rows` by what was fitted on `train`, both among these spots."""
+        return self.teacher.embed(self.index[train], None if rows is None else self.index[rows])
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An encoder with the frozen features of all spots of a comparison; built, loaded and digested once.
+
+    Parameters
+    ----------
+    model
+        The network.
+    spec
+        The tiles.
+    frozen
+        Features of all spots by depth, (n, d); empty where no method reads the image.
+    """
+
+    model: FrozenEncoder
+    spec: TileSpec
+    frozen: Mapping[Depth, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a method predicted for the test spots, (n_test, genes) float32, and what was chosen on the way."""
+
+    predicted: np.ndarray
+    about: Mapping[str, Any]
+
+
+def predict_mean(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
+    """Predict the training mean of every gene."""
+    return [Prediction(np.tile(_training_mean(fold), (len(fold.test), 1)), {}) for _ in heads]
+
+
+def _training_mean(fold: Fold) -> np.ndarray:
+    return np.asarray(fold.data.expression[fold.train].mean(axis=0), dtype=np.float32).ravel()
+
+
+def predict_neighbours(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
+    """Predict the mean of the nearest spots' measured expression.
+
+    It reads what was measured around a test spot, so it is no prediction but a mark to compare with: what smoothing
+    would give where every neighbour was sequenced.
+    """
+    d = fold.data
+    predicted = np.empty((len(fold.test), len(d.genes)), dtype=np.float32)
+    for section in np.unique(d.sections[fold.test]):
+        # every spot of the section that was measured, whichever side of the fold it is on
+        at = np.flatnonzero(d.sections == section)
+        if len(at) == 1:  # nothing was measured around it
+            predicted[fold.test == at[0]] = _training_mean(fold)
+            continue
+        graph = kneighbors_graph(d.coords_um[at], min(_N_NEIGHBOURS, len(at) - 1))
+        mean = dense(graph @ d.expression[at]) / np.asarray(graph.sum(axis=1)).reshape(-1, 1)
+        inside = np.isin(fold.test, at)
+        predicted[inside] = mean[np.searchsorted(at, fold.test[inside])]
+    return [Prediction(predicted, {}) for _ in heads]
+
+
+def predict_coordinates(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
+    """Predict from the place in the section, without the image."""
+    features: dict[Depth, np.ndarray] = {None: _polynomial(fold.data.coords_um, fold.data.sections)}
+    return [_from_features(fold, features, options, encoded.spec, head) for head in heads]
+
+
+def _polynomial(coords_um: np.ndarray, sections: np.ndarray) -> np.ndarray:
+    """Return powers of x and y up to the third, in each section from -1 to 1."""
+    scaled = np.empty(coords_um.shape)
+    for section in np.unique(sections):
+        at = sections == section
+        low, high = coords_um[at].min(axis=0), coords_um[at].max(axis=0)
+        scaled[at] = 2 * (coords_um[at] - low) / np.where(high > low, high - low, 1.0) - 1
+    x, y = scaled.T
+    powers = [x**i * y**j for i in range(_DEGREE + 1) for j in range(_DEGREE + 1 - i) if i + j]
+    return np.column_stack(powers).astype(np.float32)
+
+
+def predict_teacher(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
+    """Predict from the teacher's embedding of the test spots' own expression: an upper bound."""
+    every: dict[Depth, np.ndarray] = {None: fold.teacher_embedding()}
+    # what a spot expresses is known: its neighbours' noise would only blur the bound
+    bounds = {
+        name: _from_features(fold, every, options, encoded.spec, HeadSpec(name))
+        for name in dict.fromkeys(head.head for head in heads)
+    }
+    return [bounds[head.head] for head in heads]
+
+
+def predict_frozen(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
+    """Predict from the frozen encoder's last block, or its own output where the readout asks for that."""
+    depth = frozen_depth(encoded.model, options.readout)
+    return [_from_features(fold, {depth: encoded.frozen[depth]}, options, encoded.spec, head) for head in heads]
+
+
+def frozen_depth(model: FrozenEncoder, readout: Readout) -> Depth:
+    """Return the depth of the frozen encoder as anyone would take it: its last block, or its own output."""
+    return None if readout.depth == "own" else (model.n_blocks,)
+
+
+def predict_frozen_best(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
+    """Predict from the frozen encoder at the depths that the training groups choose."""
+    depths = candidate_depths(encoded.model.n_blocks)
+    features = FeaturesOfSome(encoded.frozen, np.arange(fold.data.tiles.n), depths)
+    n_depths = options.readout.n_depths or N_DEPTHS
+    return [_from_features(fold, features, options, encoded.spec, head, n_depths) for head in heads]
+
+
+def _from_features(
+    fold: Fold,
+    features: Mapping[Depth, np.ndarray],
+    options: Options,
+    spec: TileSpec,
+    head: HeadSpec,
+    n_depths: int = 1,
+) -> Prediction:
+    """Choose and fit on the training groups' features, by the one rule, and predict the test spots."""
+    d, training = fold.data, fold.training()
+    folds = inner_folds(training.groups, training.coords_um, training.sections, margin_um(spec, options.readout.scales))
+    reading = read_features(
+        FeaturesOfSome(features, fold.train), training, folds, head, options.readout.n_components, n_depths=n_depths,
+        random_state=options.random_state,
+    )  # fmt: skip
+    test = features_at(FeaturesOfSome(features, fold.test), reading.depth)
+    test = with_context(test, d.coords_um[fold.test], d.sections[fold.test], head.context_um)
+    fitted = reading.head
+    about = {
+        "depth": depth_name(reading.depth),
+        "alpha": float(np.median(fitted.alpha)) if isinstance(fitted, RidgeHead) else None,
+    }
+    return Prediction(fitted.predict(test), about)
+
+
+def predict_frozen_hest(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
+    """Predict from the frozen encoder as HEST-Bench does."""
+    return [_hest_read_out(fold, encoded.frozen[None], head) for head in heads]
+
+
+def predict_teacher_hest(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
+    """Predict from the teacher as HEST-Bench does."""
+    features = fold.teacher_embedding()
+    return [_hest_read_out(fold, features, head) for head in heads]
+
+
+def _hest_read_out(fold: Fold, features: np.ndarray, head: HeadSpec) -> Prediction:
+    """Predict the test spots as HEST-Bench does, from the features (n, d) of all spots."""
+    d = fold.data
+
+    def inputs(rows: np.ndarray) -> np.ndarray:
+        return with_context(features[rows], d.coords_um[rows], d.sections[rows], head.context_um)
+
+    return Prediction(
+        hest_predict(inputs(fold.train), dense(d.expression[fold.train]), inputs(fold.test)), {"depth": "own"}
+    )
+
+
+def _trained(
+    fold: Fold, encoded: Encoded, method: Method, options: Options, heads: Sequence[HeadSpec]
+) -> list[Adapter]:
+    """Return an adapter per head, fitted on the training spots alone."""
+    how = replace(options, method=method, profile=Profile())
+    frozen = FeaturesOfSome(encoded.frozen, fold.train, depths_of(encoded.model, options.readout))
+    return fit(encoded.model, encoded.spec, fold.training(), fold.training_teacher(), how, heads, frozen=frozen)
+
+
+def predict_adapted_hest(
+    fold: Fold, encoded: Encoded, method: Method, options: Options, heads: Sequence[HeadSpec]
+) -> list[Prediction]:
+    """Train an adapter on the training spots, and predict the test spots from its features as HEST-Bench does."""
+    start = time.perf_counter()
+    # the head of the fit only counts epochs here
+    adapter = _trained(fold, encoded, method, options, [HeadSpec()])[0]
+    features = adapter.embed_source(
+        fold.data.tiles, compute=options.compute, device=options.device, model=encoded.model
+    )
+    about = {
+        "epochs": adapter.info["epochs"],
+        "n_parameters": adapter.info["n_parameters"],
+        "seconds": time.perf_counter() - start,
+    }
+    out = [_hest_read_out(fold, features, head) for head in heads]
+    return [Prediction(p.predicted, {**p.about, **about}) for p in out]
+
+
+def predict_adapted(
+    fold: Fold, encoded: Encoded, method: Method, options: Options, heads: Sequence[HeadSpec]
+) -> list[Prediction]:
+    """Train an adapter on the training spots for every head and predict the test spots.
+
+    Frozen features of test spots are read only beside adapted ones.
+    """
+    start = time.perf_counter()
+    adapters = _trained(fold, encoded, method, options, heads)
+    seconds = time.perf_counter() - start
+    d = fold.data
+    coords, sections = d.coords_um[fold.test], d.sections[fold.test]
+    test, *further = fold.tiles(fold.test)
+    known: dict[tuple[Depth, int], np.ndarray] = {}
+    out = []
+    for head, adapter in zip(heads, adapters, strict=True):
+        epochs = adapter.info["epochs"]
+        if (adapter.depth, epochs) not in known:
+            known[adapter.depth, epochs] = adapter.embed_source(
+                test, further, compute=options.compute, device=options.device, model=encoded.model
+            )
+        features = known[adapter.depth, epochs]
+        if head.beside_frozen:
+            frozen = features_at(FeaturesOfSome(encoded.frozen, fold.test), adapter.depth)
+            features = np.concatenate([frozen, features], axis=1)
+        about = {
+            "depth": depth_name(adapter.depth),
+            "epochs": epochs,
+            "alpha": adapter.info["alpha"],
+            "n_parameters": adapter.info["n_parameters"],
+            "seconds": seconds,
+        }
+        out.append(Prediction(adapter.predict_features(features, coords, sections), about))
+    return out

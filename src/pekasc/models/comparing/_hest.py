@@ -1,0 +1,86 @@
+"""The protocol of HEST-Bench, as documented, to compare with published figures. Pure arrays.
+
+Its genes are chosen on test samples too and its penalty is fixed and tiny: its scores are not those of a new patient.
+
+Source: Jaume et al., "HEST-1k: A Dataset for Spatial Transcriptomics and Histology Image Analysis", NeurIPS 2024.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
+
+from pekasc._expression import Matrix
+from pekasc.models.runtime._threads import torch_threads_kept
+
+N_GENES = 50
+_N_COMPONENTS = 256
+
+
+@torch_threads_kept()
+def highly_variable(expression: Matrix, n_genes: int) -> np.ndarray:
+    """Return which genes are scanpy's highly variable ones (default flavour), boolean (genes,)."""
+    import scanpy as sc
+
+    names = pd.Index([str(i) for i in range(expression.shape[1])])
+    adata = AnnData(sparse.csr_matrix(expression), var=pd.DataFrame(index=names))
+    adata.uns["log1p"] = {"base": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        sc.pp.highly_variable_genes(adata, n_top_genes=n_genes)
+    return adata.var["highly_variable"].to_numpy()
+
+
+def hest_genes(counts: Matrix, names: Sequence[str], samples: np.ndarray, n_genes: int = N_GENES) -> np.ndarray:
+    """Return positions of the genes of HEST-Bench, in the order of the table.
+
+    Genes seen in fewer than ``ceil(0.1 n)`` spots of any sample are dropped, as are names with BLANK or Control; of
+    the rest, scanpy's highly variable genes (default flavour) on log1p of the raw counts of all samples.
+
+    Parameters
+    ----------
+    counts
+        Raw counts, spots x genes.
+    names
+        Names of the genes.
+    samples
+        Sample (section) of every spot, (n,).
+    n_genes
+        How many to choose.
+    """
+    keep = np.array(["BLANK" not in str(name) and "Control" not in str(name) for name in names])
+    for sample in np.unique(samples):
+        part = counts[samples == sample]
+        seen = np.asarray((part > 0).sum(axis=0)).ravel()
+        keep &= seen >= np.ceil(0.1 * part.shape[0])
+    at = np.flatnonzero(keep)
+    log = sparse.csr_matrix(counts[:, at]).astype(np.float32).log1p()
+    return at[highly_variable(log, min(n_genes, len(at)))]
+
+
+def hest_predict(train: np.ndarray, y_train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Return predictions (n_test, genes) of HEST-Bench's regression: StandardScaler, PCA(256), ridge.
+
+    Parameters
+    ----------
+    train, test
+        Features, (n, d).
+    y_train
+        log1p of the raw counts, (n_train, genes).
+    """
+    scaler = StandardScaler().fit(train)
+    pca = PCA(min(_N_COMPONENTS, *train.shape), random_state=1).fit(scaler.transform(train))
+    x = pca.transform(scaler.transform(train))
+    ridge = Ridge(
+        alpha=100 / (x.shape[1] * y_train.shape[1]), fit_intercept=False, solver="lsqr", max_iter=1000, random_state=0
+    )
+    ridge.fit(x, y_train)
+    return ridge.predict(pca.transform(scaler.transform(test)))

@@ -1,0 +1,157 @@
+"""From predictions to the rows of a comparison."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pekasc._expression import dense
+from pekasc.models.comparing._comparison import Bench, FoldGenes, Result
+from pekasc.models.comparing._rivals import BEST_FROZEN
+from pekasc.models.selection._scores import BlockScores, gene_scores, interval, mean_score, tissue_blocks
+
+POOLED = "pooled"
+MIN_TEST = 10
+_MIN_BLOCKS = 4
+
+
+def score_fold(
+    of: FoldGenes,
+    found: list[Result],
+    bench: Bench,
+    per_gene: bool,
+    block_um: float,
+    n_draws: int,
+) -> pd.DataFrame:
+    """Return the rows of one fold, see :func:`pekasc.tl.cross_validate`."""
+    fold = of.fold
+    sections = bench.sections[fold.test]
+    frames = []
+    undefined: set[str] = set()
+    constant = np.ptp(dense(fold.data.expression[fold.train]), axis=0) == 0
+    if constant.any():
+        names = [fold.data.genes[int(i)] for i in np.flatnonzero(constant)]
+        warnings.warn(
+            f"Fold {fold.name!r}: {len(names)} genes are constant among the training spots, so nobody can learn them "
+            f"and they count 0: {names}.",
+            UserWarning,
+            stacklevel=3,
+        )
+    small: set[str] = set()
+    for section in [POOLED, *np.unique(sections)]:
+        at = np.arange(len(fold.test)) if section == POOLED else np.flatnonzero(sections == section)
+        enough = len(at) >= MIN_TEST
+        if not enough:
+            small.add(str(section))
+        for name, columns in of.sets.items():
+            measured = of.measured[np.ix_(at, columns)]
+            if enough:
+                undefined |= {fold.data.genes[columns[i]] for i in np.flatnonzero(np.ptp(measured, axis=0) == 0)}
+            else:
+                measured = np.full_like(measured, np.nan)
+            about = {
+                "fold": fold.name, "section": str(section), "genes": name, "whole_groups": fold.name not in bench.leaky,
+                "n_train": len(fold.train), "n_test": len(at),
+                "n_constant_train": int(constant[columns].sum()),
+            }  # fmt: skip
+            if per_gene:
+                frames.append(_gene_rows(of, found, at, columns, measured, about))
+                continue
+            blocks = tissue_blocks(bench.coords_um[fold.test[at]], sections[at], block_um)
+            # an interval from a handful of blocks would be made up
+            draw = None
+            if enough and blocks.max() + 1 >= _MIN_BLOCKS:
+                draw = BlockScores(measured, blocks, n_draws, random_state=0, strata=sections[at])
+            frames.append(_mean_rows(found, at, columns, measured, about, draw))
+    if small:
+        warnings.warn(
+            f"Fold {fold.name!r}: the sections {sorted(small)} have fewer than {MIN_TEST} test spots, too few for a "
+            "score of their own: it is NaN.",
+            UserWarning,
+            stacklevel=3,
+        )
+    if undefined:
+        names = sorted(undefined)
+        warnings.warn(
+            f"Fold {fold.name!r}: {len(names)} genes are constant among the test spots of a section, so they have no "
+            f"score there and are left out of its mean: {names}.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def _identity(f: Result) -> dict[str, Any]:
+    r = f.readout
+    return {
+        "encoder": f.encoder, "method": f.method, "teacher": f.teacher, "head": r.head,
+        "context_um": r.context_um or 0.0, "scales": "+".join(f"{scale:g}" for scale in r.scales),
+        "orientations": r.orientations, "readout": repr(r), "seed": f.seed,
+    }  # fmt: skip
+
+
+def _rivals(found: list[Result]) -> list[int | None]:
+    """Return for every row where its rival is: of the same readout and seed, or the one that ran for all seeds."""
+    best = {(f.readout, f.seed): i for i, f in enumerate(found) if f.rival.name == BEST_FROZEN}
+    out: list[int | None] = []
+    for f in found:
+        # a rival that draws no random numbers ran once
+        once = [i for (readout, _), i in best.items() if readout == f.readout]
+        rival = best.get((f.readout, f.seed), once[0] if len(once) == 1 else None)
+        out.append(None if f.rival.name == BEST_FROZEN else rival)
+    return out
+
+
+def _gene_rows(
+    of: FoldGenes,
+    found: list[Result],
+    at: np.ndarray,
+    columns: np.ndarray,
+    measured: np.ndarray,
+    about: dict[str, Any],
+) -> pd.DataFrame:
+    names = [of.fold.data.genes[i] for i in columns]
+    parts = [f.prediction.predicted[np.ix_(at, columns)] for f in found]
+    scores = [gene_scores(part, measured) for part in parts]
+    frames = []
+    for f, part, score, rival in zip(found, parts, scores, _rivals(found), strict=True):
+        rmse = np.sqrt(np.square(part - measured).mean(axis=0))
+        difference = np.nan if rival is None else score - scores[rival]
+        frames.append(
+            pd.DataFrame(
+                {**about, **_identity(f), "gene": names, "pearson": score, "difference": difference, "rmse": rmse}
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def _mean_rows(
+    found: list[Result],
+    at: np.ndarray,
+    columns: np.ndarray,
+    measured: np.ndarray,
+    about: dict[str, Any],
+    draw: BlockScores | None,
+) -> pd.DataFrame:
+    parts = [f.prediction.predicted[np.ix_(at, columns)] for f in found]
+    scores = [mean_score(gene_scores(part, measured)) for part in parts]
+    draws = [np.full(1, np.nan) if draw is None else draw(part) for part in parts]
+    undefined = int((np.ptp(measured, axis=0) == 0).sum())
+    rows = []
+    for i, (f, rival) in enumerate(zip(found, _rivals(found), strict=True)):
+        low, high = interval(draws[i])
+        row = {
+            **about, **_identity(f), "n_genes": len(columns), "n_undefined": undefined, "pearson": scores[i],
+            "pearson_low": low, "pearson_high": high,
+            "rmse": float(np.sqrt(np.square(parts[i] - measured).mean())),
+        }  # fmt: skip
+        difference = (np.nan, np.nan, np.nan)
+        if rival is not None:
+            difference = (scores[i] - scores[rival], *interval(draws[i] - draws[rival]))
+        row |= dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True))
+        chosen = f.prediction.about
+        rows.append(row | {k: chosen.get(k) for k in ("depth", "epochs", "alpha", "n_parameters", "seconds")})
+    return pd.DataFrame(rows)

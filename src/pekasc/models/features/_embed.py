@@ -1,0 +1,334 @@
+"""Run an encoder over tiles: devices, precision, and features in the order of the tiles."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.selection._choice import Depth
+from pekasc.models.training._losses import turned
+from pekasc.tiling import TileSource, batches, check_temporary_room, in_batches, read_parts
+
+if TYPE_CHECKING:
+    from pekasc.models.features._cached_blocks import Prefix
+
+logger = logging.getLogger(__name__)
+
+ORIENTATIONS = (1, 2, 4, 8)
+VIEWS = (0, 2, 1, 3, 4, 6, 5, 7)  # 2: as it is and half round; 4: all turns; 8: their mirror images too
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the device; ``"auto"`` takes the first CUDA GPU if there is one, else the CPU, and logs it.
+
+    Raises
+    ------
+    ValueError
+        If the named device is not there.
+    """
+    if device == "auto":
+        found = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        logger.info("Device: %s.", found)
+        return found
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ValueError(f"`device={device!r}` cannot be used: {error}. Available: {available}.") from error
+    return found
+
+
+def check_precision(precision: str) -> None:
+    """Check that a precision is known."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"`precision={precision!r}` is not known. Choose one of {list(PRECISIONS)}.")
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the autocast context for `precision` (``"fp32"``, ``"bf16"``, ``"fp16"``)."""
+    check_precision(precision)
+    dtype = PRECISIONS[precision]
+    if dtype is torch.float16 and device.type == "cpu":
+        raise ValueError('`precision="fp16"` needs a GPU: on the CPU take "fp32" or "bf16".')
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def features_of(
+    encoder: FrozenEncoder,
+    x: torch.Tensor,
+    depths: Sequence[Depth],
+    start: int = 0,
+    kept: dict[int, torch.Tensor | None] | None = None,
+) -> list[torch.Tensor]:
+    """Return features of normalised tiles for every entry of `depths`, from one pass through the encoder.
+
+    With `start`, `x` are the tokens after so many blocks. `kept`: see :meth:`FrozenEncoder.forward`.
+    """
+    blocks = sorted({block for depth in depths if depth is not None for block in depth})
+    layers = dict(zip(blocks, encoder(x, blocks, start, kept), strict=True)) if blocks else {}
+    return [
+        encoder.own_output(x, start) if depth is None else torch.cat([layers[block] for block in depth], dim=1)
+        for depth in depths
+    ]
+
+
+def oriented_features(
+    encoder: FrozenEncoder, x: torch.Tensor, depths: Sequence[Depth], orientations: int, tokens: TokensOnTheWay | None
+) -> list[torch.Tensor]:
+    """Return what :func:`features_of` does, float32, mean over the first so many orientations of the tiles.
+
+    After the features come, where `tokens` asks for them, the tokens of every orientation and every number of blocks.
+    """
+    total: list[torch.Tensor] = []
+    on_the_way: list[torch.Tensor] = []
+    for number in VIEWS[:orientations]:
+        kept: dict[int, torch.Tensor | None] = {} if tokens is None else dict.fromkeys(tokens.starts)
+        parts = features_of(encoder, turned(x, number, (-2, -1)) if number else x, depths, kept=kept)
+        parts = [part.float() for part in parts]
+        total = [s + part for s, part in zip(total, parts, strict=True)] if total else parts
+        if tokens is not None:
+            on_the_way += [found.to(tokens.dtype).flatten(1) for found in kept.values() if found is not None]
+    return [*(sums / orientations for sums in total), *on_the_way]
+
+
+@dataclass
+class TokensOnTheWay:
+    """Tokens between blocks that a pass for features leaves behind, so that no other pass is needed for them.
+
+    Parameters
+    ----------
+    starts
+        After so many blocks each.
+    dtype
+        To keep them in.
+    rows
+        By scale, number of blocks and orientation: (n, tokens * width), in the order in which tiles are read.
+    """
+
+    starts: Sequence[int]
+    dtype: torch.dtype
+    rows: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict)
+
+    def put(self, scale: int, at: slice, n: int, found: Sequence[np.ndarray]) -> None:
+        """Keep those of a batch, as :func:`oriented_features` gives them; `n` is the number of all tiles."""
+        names = [(view, start) for view in VIEWS[: len(found) // len(self.starts)] for start in self.starts]
+        for (view, start), values in zip(names, found, strict=True):
+            if (scale, start, view) not in self.rows:
+                self.rows[scale, start, view] = np.empty((n, values.shape[1]), dtype=values.dtype)
+            self.rows[scale, start, view][at] = values
+
+
+class EncoderRun:
+    """An encoder on its device: tiles in, features out.
+
+    A batch that does not fit the memory is halved, and so are those after it; the log says so.
+
+    Parameters
+    ----------
+    encoder
+        The encoder, moved to `device`.
+    depths, orientations
+        See :func:`oriented_features`.
+    device, precision
+        See :func:`resolve_device` and :func:`autocast`.
+    start
+        With more than 0, what comes in are no tiles but the tokens after so many blocks, (n, orientations, tokens,
+        width).
+    tokens
+        Which tokens to give beside the features, after them.
+    """
+
+    def __init__(
+        self,
+        encoder: FrozenEncoder,
+        depths: Sequence[Depth],
+        orientations: int,
+        device: torch.device,
+        precision: str,
+        start: int = 0,
+        tokens: TokensOnTheWay | None = None,
+    ) -> None:
+        self.encoder, self.start, self.tokens = encoder.to(device), start, tokens
+        self.depths, self.orientations = list(depths), orientations
+        self.device, self.precision = device, precision
+        self._at_once: int | None = None  # most tiles that fit; None as long as all did
+
+    def over(self, stream: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+        """Iterate over batches: their numbers, and an array of features (k, d), float32, for every depth."""
+        # a GPU gets its next batch before the features of the last one are waited for
+        ahead = int(self.device.type == "cuda")
+        launched: deque[tuple[np.ndarray, list[torch.Tensor]]] = deque()
+        for positions, tiles in stream:
+            launched.append((positions, self._features(tiles)))
+            if len(launched) > ahead:
+                yield _fetched(*launched.popleft())
+        while launched:
+            yield _fetched(*launched.popleft())
+
+    def features(self, tiles: np.ndarray) -> np.ndarray:
+        """Return features (k, d), float32, of the first depth."""
+        return self._features(tiles)[0].cpu().numpy()
+
+    def _features(self, tiles: np.ndarray) -> list[torch.Tensor]:
+        while True:
+            step = self._at_once or len(tiles)
+            try:
+                parts = [self._forward(tiles[i : i + step]) for i in range(0, len(tiles), step)]
+            except RuntimeError as error:
+                if not _out_of_memory(error) or step == 1:
+                    raise
+                self._at_once = (min(step, len(tiles)) + 1) // 2
+                logger.warning(
+                    "%d tiles at once do not fit the memory of %s (%s); going on with %d.",
+                    min(step, len(tiles)), self.device, str(error).splitlines()[0][:200], self._at_once,
+                )  # fmt: skip
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            return parts[0] if len(parts) == 1 else [torch.cat(of) for of in zip(*parts, strict=True)]
+
+    def _forward(self, tiles: np.ndarray) -> list[torch.Tensor]:
+        x = torch.from_numpy(tiles)
+        if self.device.type == "cuda":
+            x = x.pin_memory().to(self.device, non_blocking=True)
+        x = x.to(self.device)
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            if self.start:
+                return self._of_tokens(x.float())
+            x = self.encoder.normalise(x)
+            return oriented_features(self.encoder, x, self.depths, self.orientations, self.tokens)
+
+    def _of_tokens(self, x: torch.Tensor) -> list[torch.Tensor]:
+        views = [features_of(self.encoder, view, self.depths, self.start) for view in x.unbind(1)]
+        return [torch.stack([part.float() for part in of]).mean(dim=0) for of in zip(*views, strict=True)]
+
+
+def _fetched(positions: np.ndarray, parts: list[torch.Tensor]) -> tuple[np.ndarray, list[np.ndarray]]:
+    return positions, [part.cpu().numpy() for part in parts]
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    # the CPU's allocator has no error class of its own
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def embed_chunks(
+    run: EncoderRun, source: TileSource, chunks: Sequence[np.ndarray], batch_size: int
+) -> Iterator[np.ndarray]:
+    """Return the features, (k, d) float32, of the run's first depth for every list of tiles, one after the other.
+
+    Batches end with their list, so that the features of a list do not depend on the others, to the last bit.
+    """
+    stream = run.over(read_parts(source, in_batches(chunks, batch_size)))
+    for chunk in chunks:
+        parts: list[np.ndarray] = []
+        while sum(map(len, parts)) < len(chunk):
+            parts.append(next(stream)[1][0])
+        yield parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def embed(
+    encoder: FrozenEncoder,
+    source: TileSource,
+    depths: Sequence[Depth],
+    *,
+    further: Sequence[TileSource] = (),
+    orientations: int = 1,
+    batch_size: int,
+    device: torch.device,
+    precision: str = "fp32",
+    index: np.ndarray | None = None,
+    progress: bool = False,
+    description: str = "embed tiles",
+    max_memory: int | None = None,
+    prefixes: Sequence[Prefix] = (),
+    tokens: TokensOnTheWay | None = None,
+) -> dict[Depth, np.ndarray]:
+    """Return features of tiles, one float32 array (n, d) per entry of `depths`, in the order of `index`.
+
+    With `further` tiles, (n, scales * d): the features of every scale side by side.
+
+    Parameters
+    ----------
+    encoder
+        The encoder, moved to `device`.
+    source
+        Where tiles are read from.
+    depths
+        Block numbers whose features are concatenated; None is the encoder's own output.
+    further
+        The same tiles at further scales, under the same numbers.
+    orientations
+        Features are the mean over so many turns and flips of a tile.
+    batch_size
+        Tiles at once.
+    device, precision
+        See :func:`resolve_device` and :func:`autocast`.
+    index
+        Tiles to embed; all by default. They are read chunk by chunk, whatever their order here.
+    progress
+        Show a bar.
+    description
+        What the bar says.
+    max_memory
+        Bytes that the features may take in memory; beyond, they lie in temporary files, which go away with them.
+    prefixes
+        What the first blocks made of the tiles, for every scale: only the blocks after them run.
+    tokens
+        Which tokens to keep on the way, and where they go; not of the encoder's own output.
+
+    Raises
+    ------
+    OSError
+        If the temporary folder has no room.
+    """
+    index = np.arange(source.n) if index is None else np.asarray(index, dtype=np.int64)
+    if not index.size:
+        raise ValueError("There are no tiles to embed.")
+    sources = [source, *further]
+    row = np.full(source.n, -1, dtype=np.int64)
+    row[index] = np.arange(len(index))
+    out: dict[Depth, np.ndarray] = {}
+    run = EncoderRun(encoder, depths, orientations, device, precision, prefixes[0].start if prefixes else 0, tokens)
+    with tqdm(total=len(index) * len(sources), desc=description, unit="tile", disable=not progress) as bar:
+        for scale, tiles_at in enumerate(sources):
+            order = tiles_at.reading_order[row[tiles_at.reading_order] >= 0]
+            stream = batches(tiles_at, batch_size, index=order)
+            if prefixes:
+                stream = prefixes[scale].stream(order, batch_size, orientations)
+            done = 0
+            for positions, parts in run.over(stream):
+                if tokens is not None:
+                    tokens.put(scale, slice(done, done + len(positions)), len(order), parts[len(depths) :])
+                done += len(positions)
+                for depth, values in zip(depths, parts[: len(depths)], strict=True):
+                    width = values.shape[1]
+                    if depth not in out:
+                        share = None if max_memory is None else max_memory // len(depths)
+                        out[depth] = _room(len(index), len(sources) * width, share)
+                    out[depth][row[positions], scale * width : (scale + 1) * width] = values
+                bar.update(len(positions))
+            tiles_at.release()  # decoded chunks of one scale are of no use to the next
+    return out
+
+
+def _room(n: int, width: int, max_memory: int | None) -> np.ndarray:
+    """Return an array for features, (n, width) float32: in memory, or in a temporary file without a name."""
+    size = 4 * n * width
+    if max_memory is None or size <= max_memory:
+        return np.empty((n, width), dtype=np.float32)
+    check_temporary_room(size, f"Features of {n} tiles")
+    file = tempfile.TemporaryFile(prefix="pekasc-features-")
+    return np.memmap(file, dtype=np.float32, mode="w+", shape=(n, width))

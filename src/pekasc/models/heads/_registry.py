@@ -1,0 +1,164 @@
+"""Expression heads behind one interface: choose a setting on held-out groups, fit on all training spots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from pekasc._expression import Matrix, dense
+from pekasc.models.heads._mlp import MAX_EPOCHS, MlpHead, fit_mlp
+from pekasc.models.heads._moments import moments
+from pekasc.models.heads._ridge import ALPHAS, FoldFit, Projection, RidgeHead, alpha_per_gene, fit_ridge
+from pekasc.models.selection._folds import InnerFold
+
+
+class Head(Protocol):
+    """A fitted head."""
+
+    @property
+    def projection(self) -> Projection:
+        """Standardisation and PCA that come first."""
+        ...
+
+    def predict(self, features: np.ndarray, genes: slice = slice(None)) -> np.ndarray:
+        """Return predicted expression (n, genes), float32, for (n, d) features; of some genes if asked."""
+        ...
+
+
+@dataclass(frozen=True)
+class FoldData:
+    """Features and expression of one inner fold: of its training spots, and of its held-out ones.
+
+    Parts are cut when they are asked for: those of all folds together would be several copies of the whole.
+
+    Parameters
+    ----------
+    features, expression
+        Of all training spots, (n, d) and (n, genes). Features come from an encoder that never trained on the spots
+        that are held out.
+    fold
+        Which of them train and which are held out.
+    """
+
+    features: np.ndarray
+    expression: Matrix
+    fold: InnerFold
+
+    @property
+    def x(self) -> np.ndarray:
+        """Features of the training spots."""
+        return self.features[self.fold.train]
+
+    @property
+    def y(self) -> Matrix:
+        """Expression of the training spots."""
+        return self.expression[self.fold.train]
+
+    @property
+    def x_held_out(self) -> np.ndarray:
+        """Features of the held-out spots."""
+        return self.features[self.fold.held_out]
+
+    @property
+    def y_held_out(self) -> Matrix:
+        """Expression of the held-out spots."""
+        return self.expression[self.fold.held_out]
+
+    @property
+    def n_held_out(self) -> int:
+        """Number of held-out spots."""
+        return len(self.fold.held_out)
+
+
+class HeadMethod(Protocol):
+    """A kind of head."""
+
+    def choose(self, folds: Sequence[FoldData], n_components: int | None, random_state: int) -> Any:
+        """Return the setting with the smallest held-out error."""
+        ...
+
+    def fit(self, x: np.ndarray, y: Matrix, n_components: int | None, setting: Any, random_state: int) -> Head:
+        """Fit on all training spots with a setting that was chosen."""
+        ...
+
+
+def _fold_fits(folds: Sequence[FoldData], n_components: int | None) -> list[FoldFit]:
+    fits = []
+    for data in folds:
+        fit = fit_ridge(data.features, data.expression, n_components, data.fold.train)
+        held_out = moments(data.features, data.expression, rows=data.fold.held_out, projected=fit.projection)
+        fits.append(FoldFit(fit, held_out))
+    return fits
+
+
+class Ridge:
+    """Ridge with one penalty for all genes: the one that the selection rule measures everything with."""
+
+    def choose(self, folds: Sequence[FoldData], n_components: int | None, random_state: int) -> float:
+        """Return the penalty with the smallest relative error, mean over folds weighted by held-out spots."""
+        weights = [fold.n_held_out for fold in folds]
+        errors = [fit.relative_errors(ALPHAS) for fit in _fold_fits(folds, n_components)]
+        return float(ALPHAS[np.average(errors, axis=0, weights=weights).argmin()])
+
+    def fit(self, x: np.ndarray, y: Matrix, n_components: int | None, setting: Any, random_state: int) -> RidgeHead:
+        """Return the head for the chosen penalty (or penalties)."""
+        return fit_ridge(x, y, n_components).head(setting)
+
+
+class RidgePerGene(Ridge):
+    """Ridge with a penalty for every gene."""
+
+    def choose(self, folds: Sequence[FoldData], n_components: int | None, random_state: int) -> Any:
+        """Return every gene's penalty with the smallest squared error over all held-out spots, (genes,)."""
+        return alpha_per_gene(_fold_fits(folds, n_components))
+
+
+class Mlp:
+    """A perceptron with two hidden layers; the number of epochs is chosen."""
+
+    def choose(self, folds: Sequence[FoldData], n_components: int | None, random_state: int) -> int:
+        """Return the number of epochs with the smallest relative error, mean over folds weighted by spots."""
+        errors = np.zeros((len(folds), MAX_EPOCHS))
+        for i, fold in enumerate(folds):
+            x, y, measured = fold.x_held_out, fold.y, dense(fold.y_held_out)
+            base = float(np.square(measured - np.asarray(y.mean(axis=0)).ravel()).sum()) or 1.0
+
+            def measure(
+                epoch: int, head: MlpHead, i: int = i, x: Any = x, measured: Any = measured, base: float = base
+            ) -> None:
+                errors[i, epoch - 1] = float(np.square(head.predict(x) - measured).sum()) / base
+
+            fit_mlp(fold.x, y, n_components, MAX_EPOCHS, random_state, measure)
+        weights = [fold.n_held_out for fold in folds]
+        return int(np.average(errors, axis=0, weights=weights).argmin()) + 1
+
+    def fit(self, x: np.ndarray, y: Matrix, n_components: int | None, setting: Any, random_state: int) -> MlpHead:
+        """Train for the chosen number of epochs."""
+        return fit_mlp(x, y, n_components, int(setting), random_state)
+
+
+HEADS: Mapping[str, HeadMethod] = {"ridge": Ridge(), "ridge-per-gene": RidgePerGene(), "mlp": Mlp()}
+
+
+def check_head(head: str) -> HeadMethod:
+    """Return the head method of a name.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    if head not in HEADS:
+        raise ValueError(f"`head={head!r}` is not known. Choose one of {list(HEADS)}.")
+    return HEADS[head]
+
+
+def fit_rows(head: str, data: FoldData, n_components: int | None, setting: Any, random_state: int) -> Head:
+    """Fit a head on the training spots of a fold; ridge reads them where they are."""
+    method = check_head(head)
+    if isinstance(method, Ridge):
+        return fit_ridge(data.features, data.expression, n_components, data.fold.train).head(setting)
+    return method.fit(data.x, data.y, n_components, setting, random_state)

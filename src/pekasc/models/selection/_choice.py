@@ -1,0 +1,154 @@
+"""Choose depth and penalty by the held-out error; the same code for frozen encoder and adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from pekasc._expression import Matrix
+from pekasc.models.heads._ridge import ALPHAS, fit_folds
+from pekasc.models.selection._folds import InnerFold
+
+Depth = tuple[int, ...] | None  # block(s) whose features are taken; None is the encoder's own output
+
+MAX_DEPTHS = 12
+
+
+def depth_name(depth: Depth) -> str:
+    """Return a depth for tables."""
+    return "own" if depth is None else "+".join(str(block) for block in depth)
+
+
+def candidate_depths(n_blocks: int) -> list[Depth]:
+    """Return every block, or twelve evenly spaced ones of a deeper encoder; the last is always among them."""
+    depths = np.unique(np.rint(np.linspace(n_blocks, 1, min(n_blocks, MAX_DEPTHS))).astype(int))
+    return [(int(depth),) for depth in depths]
+
+
+def held_out_errors(
+    features: np.ndarray,
+    y: Matrix,
+    folds: Sequence[InnerFold],
+    n_components: int | None,
+    alphas: Sequence[float] | np.ndarray = ALPHAS,
+) -> np.ndarray:
+    """Return the held-out error per fold and penalty, shape (folds, alphas): squared error over the mean predictor's.
+
+    Summed over genes before the division, so that genes count by how much they vary; 1 is what predicting every
+    gene's training mean reaches.
+
+    Parameters
+    ----------
+    features
+        Features of all training spots, shape (n, d).
+    y
+        Expression of all training spots, shape (n, genes).
+    folds
+        Which of them train and which are held out.
+    n_components
+        See :func:`pekasc.models._heads.n_components_for`.
+    alphas
+        Penalties.
+    """
+    return np.array([f.relative_errors(alphas) for f in fit_folds(features, y, folds, n_components)])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the held-out error chose among frozen features.
+
+    Parameters
+    ----------
+    depth
+        The block(s).
+    alpha
+        Penalty per training spot.
+    table
+        One row per depth and penalty: columns depth, alpha, error.
+    """
+
+    depth: Depth
+    alpha: float
+    table: pd.DataFrame
+
+
+class FeaturesOfSome(Mapping[Depth, np.ndarray]):
+    """Features of some spots by depth (all, or some), cut from those of all spots when they are asked for.
+
+    Features of all depths of a large data set do not fit memory twice, and hardly once.
+    """
+
+    def __init__(
+        self, features: Mapping[Depth, np.ndarray], rows: np.ndarray, depths: Sequence[Depth] | None = None
+    ) -> None:
+        self.features, self.rows = features, rows
+        self.depths = list(features) if depths is None else list(depths)
+
+    def __getitem__(self, depth: Depth) -> np.ndarray:
+        return np.asarray(self.features[depth][self.rows])
+
+    def __contains__(self, depth: object) -> bool:
+        return depth in self.depths  # without cutting anything
+
+    def __iter__(self) -> Iterator[Depth]:
+        return iter(self.depths)
+
+    def __len__(self) -> int:
+        return len(self.depths)
+
+
+def features_at(features: Mapping[Depth, np.ndarray], depth: Depth) -> np.ndarray:
+    """Return the features of a depth; those of several blocks are put side by side."""
+    if depth in features or depth is None:
+        return features[depth]
+    return np.concatenate([features[(block,)] for block in depth], axis=1)
+
+
+def choose(
+    features: Mapping[Depth, np.ndarray],
+    y: Matrix,
+    folds: Sequence[InnerFold],
+    n_components: int | None,
+    seen: Callable[[np.ndarray, InnerFold], np.ndarray] | None = None,
+    n_depths: int = 1,
+) -> Choice:
+    """Return depth and penalty with the smallest held-out error, mean over folds weighted by held-out spots.
+
+    Parameters
+    ----------
+    features
+        Features of all training spots by depth, (n, d).
+    y, folds, n_components
+        See :func:`held_out_errors`.
+    seen
+        What the head reads in a fold, from the features of a depth; None for those alone.
+    n_depths
+        With more than 1, further blocks are put beside the best one, one at a time, as long as the error falls.
+    """
+    weights = np.array([len(fold.held_out) for fold in folds], dtype=np.float64)
+
+    def tried(depth: Depth) -> pd.DataFrame:
+        x = features_at(features, depth)
+        if seen is None:
+            errors = held_out_errors(x, y, folds, n_components)
+        else:
+            errors = np.concatenate([held_out_errors(seen(x, f), y, [f], n_components) for f in folds])
+        error = np.average(errors, axis=0, weights=weights)
+        return pd.DataFrame({"depth": [depth] * len(ALPHAS), "alpha": ALPHAS, "error": error})
+
+    table = pd.concat([tried(depth) for depth in features], ignore_index=True)
+    best = table.loc[table["error"].idxmin()]
+    singles = [depth for depth in features if depth is not None and len(depth) == 1]
+    while best["depth"] is not None and len(best["depth"]) < n_depths:
+        wider = [tuple(sorted({*best["depth"], *depth})) for depth in singles if depth[0] not in best["depth"]]
+        if not wider:
+            break
+        table = pd.concat([table, *(tried(depth) for depth in wider)], ignore_index=True)
+        found = table.loc[table["error"].idxmin()]
+        if len(found["depth"]) == len(best["depth"]):
+            break
+        best = found
+    return Choice(best["depth"], float(best["alpha"]), table)

@@ -1,0 +1,348 @@
+"""What a fit is given, and its state: pure arrays."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftConfig
+from scipy import sparse
+
+from pekasc._expression import Matrix
+from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
+from pekasc.models.comparing._results import fingerprint, plain
+from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.features._cached_blocks import (
+    KINDS,
+    Inputs,
+    Prefix,
+    PrefixPlan,
+    TileInputs,
+    make_prefix,
+    tiles_digest,
+    token_shape,
+)
+from pekasc.models.features._embed import TokensOnTheWay, embed
+from pekasc.models.features._pieces import EmbedJob
+from pekasc.models.runtime import _processes as _ranks
+from pekasc.models.runtime._profile import Profile
+from pekasc.models.selection._choice import Depth
+from pekasc.models.selection._folds import InnerFold
+from pekasc.models.selection._state import Resume
+from pekasc.models.teachers._registry import TeacherModel
+from pekasc.models.training._blocks import MOST
+from pekasc.models.training._methods import Method, last_block
+from pekasc.models.training._trainer import Engine
+from pekasc.tiling import TileSource, TileSpec
+
+logger = logging.getLogger(__name__)
+
+ACTIVATIONS = "activations.zarr"
+
+
+@dataclass(frozen=True)
+class Data:
+    """Everything about the training spots, in one order; nothing else is ever looked at.
+
+    Parameters
+    ----------
+    tiles
+        Their tiles.
+    expression
+        What the head learns, spots x genes.
+    genes
+        Names of those genes.
+    groups, sections
+        Group and section of every spot.
+    coords_um
+        Positions in the section, (n, 2).
+    further
+        The same tiles at every further scale.
+    mine
+        Numbers of the tiles that this process has; all by default.
+    """
+
+    tiles: TileSource
+    expression: Matrix
+    genes: Sequence[str]
+    groups: np.ndarray
+    sections: np.ndarray
+    coords_um: np.ndarray
+    further: Sequence[TileSource] = ()
+    mine: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to fit: the three option objects, checked, and what was decided from them.
+
+    Parameters
+    ----------
+    method
+        PEFT method; None is the frozen encoder.
+    recipe, readout, compute
+        The option objects. Of the readout only what all heads share is read here: depth, components, scales and
+        orientations.
+    device
+        The device of this process.
+    random_state
+        Seed.
+    progress
+        Show progress bars.
+    trainer
+        Arguments of :class:`lightning.Trainer`, completed.
+    profile
+        Collects seconds and memory.
+    """
+
+    method: Method
+    recipe: Recipe
+    readout: Readout
+    compute: Compute
+    device: torch.device
+    random_state: int = 0
+    progress: bool = False
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    profile: Profile = field(default_factory=Profile)
+
+    @property
+    def precision(self) -> str:
+        """Precision of the forward passes."""
+        return self.compute.precision
+
+    @property
+    def max_memory(self) -> int:
+        """Bytes for features, and as many for cached activations."""
+        return self.compute.memory(FIT_MEMORY)
+
+    @property
+    def engine(self) -> Engine:
+        """How trainings run."""
+        c = self.compute
+        return Engine(
+            self.device, c.precision, self.progress, self.trainer, c.accumulate, c.gradient_checkpointing, c.compile,
+            c.checkpoint_minutes,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """A head to be fitted, and what it reads beside the features. Several can share one training.
+
+    Parameters
+    ----------
+    head
+        Name of the head.
+    context_um
+        Radius of the spatial context in um; None without.
+    beside_frozen
+        Whether it reads the frozen features beside the adapted ones.
+    """
+
+    head: str = "ridge"
+    context_um: float | None = None
+    beside_frozen: bool = False
+
+    @classmethod
+    def from_readout(cls, readout: Readout, beside_frozen: bool = False) -> HeadSpec:
+        """Return the head that a readout asks for."""
+        return cls(readout.head, readout.context_um, beside_frozen)
+
+
+@dataclass
+class Job:
+    """The state of one fit: what is known so far, and how to embed with what is in the encoder now."""
+
+    model: FrozenEncoder
+    spec: TileSpec
+    data: Data
+    teacher: TeacherModel | None
+    options: Options
+    folds: list[InnerFold]
+    mine: np.ndarray  # which tiles this process has, boolean
+    resume: Resume
+    prefixes: list[Prefix] = field(default_factory=list)  # of every scale, once the first adapted block is known
+    tokens: TokensOnTheWay | None = None  # what the first pass left for the prefix
+
+    def embed_first(self, depths: Sequence[Depth]) -> dict[Depth, np.ndarray]:
+        """Return frozen features, and keep the tokens that may become the prefix, where all of them fit the memory.
+
+        The pass goes through the same blocks. Which of them are frozen is known once the depth is chosen.
+        """
+        o = self.options
+        if o.method is not None and o.compute.cached_activations is not None and self._why_whole(o.method) is None:
+            starts = sorted(
+                {_first_block(self.model, depth, o.recipe.blocks) for depth in depths if depth is not None} - {0}
+            )
+            dtype: torch.dtype = getattr(torch, KINDS[o.compute.cached_activations])
+            self.model.to(o.device)
+            each = int(np.prod(token_shape(self.model, o.precision))) * dtype.itemsize * int(self.mine.sum())
+            most = each * len(self.sources) * max(len(starts) * o.readout.orientations, o.recipe.n_views)
+            if starts and most <= o.max_memory:
+                self.tokens = TokensOnTheWay(starts, dtype)
+        return self.embed(depths, bar=True)
+
+    def embed(self, depths: Sequence[Depth], bar: bool = False, n_kept: int = 1) -> dict[Depth, np.ndarray]:
+        """Return features of all training tiles; `n_kept` says how many such results are kept side by side."""
+        o, own = self.options, np.flatnonzero(self.mine)
+        n = len(own) * len(self.sources) * o.readout.orientations
+        with o.profile.stage("encoding", n), _ranks.together():
+            made = embed(
+                self.model,
+                self.data.tiles,
+                depths,
+                further=self.data.further,
+                orientations=o.readout.orientations,
+                batch_size=o.compute.embed_batch_size,
+                device=o.device,
+                precision=o.precision,
+                progress=o.progress and bar,
+                max_memory=o.max_memory // n_kept,
+                index=own,
+                prefixes=self.prefixes,
+                tokens=self.tokens,
+            )
+        if _ranks.n_ranks() == 1:
+            return made
+        return {depth: self._of_all(values, own) for depth, values in made.items()}
+
+    def features_after(
+        self, training: str, epoch: int, depth: Depth, known: bool = False, n_kept: int = 1
+    ) -> np.ndarray:
+        """Return features with what is in the encoder after an epoch; `known` ones from the folder of the fit."""
+        name = f"{training}/epoch-{epoch}"
+        return self.resume.finished(name) if known else self.resume.put(name, self.embed([depth], n_kept=n_kept)[depth])
+
+    def _of_all(self, values: np.ndarray, own: np.ndarray) -> np.ndarray:
+        whole = np.zeros((len(self.mine), values.shape[1]), dtype=np.float32)
+        whole[own] = values
+        return _ranks.gathered(whole, self.options.device)
+
+    @property
+    def sources(self) -> list[TileSource]:
+        """Tiles at every scale."""
+        return [self.data.tiles, *self.data.further]
+
+    def _why_whole(self, method: Method) -> str | None:
+        """Return why the frozen blocks cannot be run once for all, or None."""
+        if not self.model.splits:
+            return "this encoder's cannot be split"
+        return "its configuration trains biases everywhere" if getattr(method, "bias", "none") == "all" else None
+
+    def freeze(self, depth: Depth, blocks: str | int, config: PeftConfig) -> None:
+        """Compute what enters the first adapted block, once for all trainings and the features after them."""
+        o, start = self.options, _first_block(self.model, depth, blocks)
+        tokens, self.tokens = self.tokens, None
+        if tokens is not None:  # before there is room for the other orientations
+            tokens.rows = {name: rows for name, rows in tokens.rows.items() if name[1] == start}
+        if o.compute.cached_activations is None or blocks == "all":
+            return
+        if not start:
+            if int(blocks) < last_block(self.model, depth):
+                logger.info("All blocks run in every epoch, the frozen ones too: features of block 1 are read.")
+            return
+        if (why := self._why_whole(config)) is not None:
+            logger.info("All blocks run in every epoch, the frozen ones too: %s.", why)
+            return
+        own = np.flatnonzero(self.mine)
+        job = EmbedJob(
+            self.model.encoder,
+            self.model.digest,
+            self.spec.tile_px,
+            (start,),
+            1,
+            o.compute.embed_batch_size,
+            str(o.device),
+            o.precision,
+        )
+        for i, source in enumerate(self.sources):
+            # only the first scale is trained on
+            views = max(o.readout.orientations, o.recipe.n_views if i == 0 else 1)
+            plan = PrefixPlan(
+                start, views, o.compute.cached_activations, o.compute.embed_batch_size, o.device, o.precision,
+                o.max_memory // len(self.sources), o.progress,
+                # there, a run that goes on finds it
+                self.resume.folder(ACTIVATIONS) if o.compute.cache is None else Path(o.compute.cache) / ACTIVATIONS,
+                job.digest(self.model), _ranks.n_here(),
+            )  # fmt: skip
+            known = {} if tokens is None else {v: r for (s, n, v), r in tokens.rows.items() if (s, n) == (i, start)}
+            with o.profile.stage("encoding", len(own) * (views - len(known))), _ranks.together():
+                self.prefixes.append(make_prefix(self.model, source, own, plan, known))
+
+    @property
+    def inputs(self) -> Inputs:
+        """What enters the trained blocks."""
+        return self.prefixes[0] if self.prefixes else TileInputs(self.data.tiles)
+
+
+def _first_block(model: FrozenEncoder, depth: Depth, blocks: str | int) -> int:
+    """Return how many blocks nothing is learned in: those before the adapted ones and before the first that is read."""
+    if blocks == "all":
+        return 0
+    start = max(0, last_block(model, depth) - (MOST if blocks == "auto" else int(blocks)))
+    return start if depth is None else min(start, min(depth) - 1)
+
+
+def _matrix_print(matrix: Matrix) -> str:
+    """Return the fingerprint of a dense or sparse matrix."""
+    if sparse.issparse(matrix):
+        return fingerprint(matrix.data, matrix.indices, matrix.indptr)
+    return fingerprint(np.asarray(matrix))
+
+
+def _teacher_inputs(teacher: TeacherModel) -> list[str]:
+    """Return digests of the matrices that a teacher is fitted on, which may be of other genes than are predicted."""
+    found = []
+    for name, value in sorted(vars(teacher).items()):
+        if sparse.issparse(value) or isinstance(value, np.ndarray):
+            found.append(f"{name} {_matrix_print(value)}")
+        elif isinstance(value, int | float | str | None):
+            found.append(f"{name} {value}")
+    return found
+
+
+_OF_READOUT = ("depth", "n_depths", "n_components", "scales", "orientations")
+# what changes rounding: a fit that goes on must round as before
+_OF_COMPUTE = (
+    "precision", "embed_batch_size", "accumulate", "gradient_checkpointing", "compile", "cached_activations",
+)  # fmt: skip
+_OF_TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")  # what of it changes numbers
+
+
+def settings_of(
+    model: FrozenEncoder, data: Data, teacher: TeacherModel | None, options: Options, heads: Sequence[HeadSpec]
+) -> dict[str, Any]:
+    """Return what decides the result of a fit, for its folder: plain values, and digests of the data."""
+    o, encoder = options, model.encoder
+    job = EmbedJob(
+        encoder, model.digest, model.tile_px, None, 1, o.compute.embed_batch_size, str(o.device), o.precision
+    )
+    method = o.method.to_dict() if isinstance(o.method, PeftConfig) else o.method
+    own = np.arange(data.tiles.n) if data.mine is None else data.mine
+    return {
+        "encoder": job.digest(model),
+        "adapter_targets": encoder.adapter_targets,
+        "method": json.loads(json.dumps(method, default=plain)),
+        "heads": [asdict(head) for head in heads],
+        "recipe": asdict(o.recipe),
+        "readout": {name: getattr(o.readout, name) for name in _OF_READOUT},
+        "compute": {name: getattr(o.compute, name) for name in _OF_COMPUTE},
+        "trainer": {name: str(o.trainer[name]) for name in _OF_TRAINER if name in o.trainer},
+        "device": o.device.type,
+        "random_state": o.random_state,
+        "tile_px": data.tiles.tile_px,
+        "tiles": _ranks.from_all([tiles_digest(source, own) for source in (data.tiles, *data.further)]),
+        "expression": _matrix_print(data.expression),
+        "genes": fingerprint(np.array(list(data.genes), dtype=object)),
+        "groups": fingerprint(data.groups.astype("U"), data.sections.astype("U"), data.coords_um),
+        "teacher": None if teacher is None else [teacher.name, teacher.digest, *_teacher_inputs(teacher)],
+        "processes": _ranks.n_ranks(),
+        "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "lightning")},
+    }

@@ -1,0 +1,185 @@
+"""Parameter-efficient methods: one row each, all through the PEFT library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import AdaLoraConfig, HRAConfig, LoraConfig, MissConfig, PeftConfig, PeftModel, get_peft_model
+from torch import nn
+
+from pekasc.models.encoders._network import Encoder, FrozenEncoder
+from pekasc.models.selection._choice import Depth
+
+# "Bone" became "MiSS" in peft 0.19: the block affine adapter is init_weights=True, its transform variant "bat"
+_METHODS: Mapping[str, Callable[[int, list[str]], PeftConfig]] = {
+    "bone": lambda r, targets: MissConfig(r=r, target_modules=targets, init_weights=True),
+    "bat": lambda r, targets: MissConfig(r=r, target_modules=targets, init_weights="bat"),
+    "lora": lambda r, targets: LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets),
+    "dora": lambda r, targets: LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets, use_dora=True),
+    # PEFT begins with factors of 0.02 and singular values of 0, and divides by the rank: with LoRA's alpha the update
+    # is a hundredth of LoRA's, and nothing is learned. The steps are filled in when the length of the training is known
+    "adalora": lambda r, targets: AdaLoraConfig(
+        init_r=r * 3 // 2, target_r=r, lora_alpha=128 * r, target_modules=targets, total_step=1
+    ),
+    "hra": lambda r, targets: HRAConfig(r=r, target_modules=targets),
+}
+
+Method = str | PeftConfig | None
+_MIN_ADALORA_STEPS = 2
+
+
+def known_methods() -> list[str]:
+    """Return the names of the methods."""
+    return list(_METHODS)
+
+
+def method_name(method: Method) -> str:
+    """Return the name of a method for tables and logs; ``"frozen"`` without one."""
+    if method is None:
+        return "frozen"
+    return method if isinstance(method, str) else str(getattr(method.peft_type, "value", method.peft_type)).lower()
+
+
+def check_method(method: Method) -> Method:
+    """Return `method` if it is known.
+
+    Raises
+    ------
+    ValueError
+        If it is a string that names no method.
+    TypeError
+        If it is neither a string, a ``PeftConfig`` nor None.
+    """
+    if isinstance(method, str) and method not in _METHODS:
+        raise ValueError(
+            f"`method={method!r}` is not known. Choose one of {list(_METHODS)}, give a peft.PeftConfig, "
+            "or None for the frozen encoder."
+        )
+    if not isinstance(method, str | PeftConfig | None):
+        raise TypeError(f"`method` must be a name, a peft.PeftConfig or None, got {type(method).__name__}.")
+    for name in ("modules_to_save", "trainable_token_indices"):
+        if getattr(method, name, None):
+            raise ValueError(
+                f"`method`: the configuration's `{name}={getattr(method, name)!r}` would train parts of the encoder "
+                "itself. Leave it out: an adapter is what is added to an encoder that stays as it is."
+            )
+    return method
+
+
+def last_block(encoder: FrozenEncoder, depth: Depth) -> int:
+    """Return the number of blocks that features after `depth` need."""
+    return encoder.n_blocks if depth is None else max(depth)
+
+
+def adapter_targets(encoder: Encoder, method: Method) -> tuple[str, ...]:
+    """Return the layers inside a block that a method attaches to: those that a configuration names, else the row's."""
+    own = getattr(method, "target_modules", None)
+    if not own or own == "all-linear":
+        return encoder.adapter_targets
+    return (own,) if isinstance(own, str) else tuple(sorted(own))
+
+
+def target_layers(encoder: FrozenEncoder, depth: Depth, blocks: str | int, method: Method = None) -> list[str]:
+    """Return the names of the layers that the adapter attaches to: in all blocks up to `depth`, or in the last few.
+
+    Parameters
+    ----------
+    encoder
+        The encoder.
+    depth
+        Block(s) after which features are taken.
+    blocks
+        ``"all"`` or how many, counted from `depth`; ``"auto"`` is checked as all.
+    method
+        The method; a configuration that names layers (``target_modules=["attn.qkv", "mlp.fc1"]``) has its way.
+
+    Raises
+    ------
+    ValueError
+        If the encoder has no such layers, or `blocks` does not fit.
+    """
+    n = last_block(encoder, depth)
+    blocks = "all" if blocks == "auto" else blocks
+    if blocks != "all" and (isinstance(blocks, bool) or not isinstance(blocks, int) or not 1 <= blocks <= n):
+        raise ValueError(
+            f'`blocks={blocks!r}` does not fit: features are taken after block {n}, so give "auto", "all" or 1 to {n}.'
+        )
+    first = 0 if blocks == "all" else n - int(blocks)
+    linear = {name for name, module in encoder.model.named_modules() if isinstance(module, nn.Linear)}
+    targets = adapter_targets(encoder.encoder, method)
+    wanted = [f"blocks.{i}.{target}" for i in range(first, n) for target in targets]
+    missing = [name for name in wanted if name not in linear]
+    if missing or not wanted:
+        tails = sorted({".".join(name.split(".")[2:]) for name in linear if name.startswith("blocks.")})
+        raise ValueError(
+            f"An adapter needs linear layers {list(targets)} in the blocks of encoder {encoder.encoder.short!r}, but "
+            f"{missing[:2] or 'such'} are not there (its blocks have: {tails or 'none'}). "
+            "Name others with `pekasc.models.Encoder(..., adapter_targets=(...))`, or take `method=None` for the "
+            "frozen encoder."
+        )
+    return wanted
+
+
+def make_config(method: str | PeftConfig, rank: int, targets: list[str]) -> PeftConfig:
+    """Return the PEFT configuration for a method, with the layers named one by one."""
+    if isinstance(method, PeftConfig):
+        config: Any = type(method).from_peft_type(**{**method.to_dict(), "target_modules": targets})
+        return config
+    return _METHODS[method](rank, targets)
+
+
+def with_steps(config: PeftConfig, n_steps: int) -> PeftConfig:
+    """Return the configuration for a training of at most `n_steps`: AdaLoRA plans its ranks over that length.
+
+    It starts to take rank away after a tenth of the steps and ends a third before the last, unless told otherwise.
+    """
+    if not isinstance(config, AdaLoraConfig) or config.total_step != 1:
+        return config
+    if n_steps < _MIN_ADALORA_STEPS:
+        raise ValueError(
+            f"AdaLoRA plans its ranks over the steps of the training, and {n_steps} are too few: give more spots or "
+            f"`epochs=`, at least {_MIN_ADALORA_STEPS} batches, or take another method."
+        )
+    plan: Any = {**config.to_dict(), "total_step": n_steps, "tinit": n_steps // 10, "tfinal": n_steps // 3}
+    return type(config).from_peft_type(**plan)
+
+
+def attach(encoder: FrozenEncoder, config: PeftConfig, random_state: int) -> PeftModel:
+    """Put a fresh adapter into the encoder's model, in place; ``unload()`` of what is returned takes it out."""
+    for name in config.target_modules or ():  # type: ignore[attr-defined]
+        layer = encoder.model.get_submodule(name)
+        if getattr(config, "init_weights", None) == "bat":
+            r = config.r  # type: ignore[attr-defined]
+            if layer.in_features % r or layer.out_features % r:
+                raise ValueError(
+                    f'`method="bat"` needs a rank that divides both sides of {name} '
+                    f"({layer.in_features} and {layer.out_features}); got {r}."
+                )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(random_state)
+        return get_peft_model(encoder.model, config)
+
+
+@contextmanager
+def attached(encoder: FrozenEncoder, config: PeftConfig, random_state: int) -> Iterator[PeftModel]:
+    """Put a fresh adapter into the encoder's model for as long as the block lasts; then the encoder is as it was.
+
+    Some configurations train the encoder's own biases (``bias="all"``): those are put back as well, so that nothing
+    that one fold taught reaches the next.
+    """
+    own = dict(encoder.model.named_parameters())
+    peft_model = attach(encoder, config, random_state)
+    trained = [(parameter, parameter.detach().clone()) for parameter in own.values() if parameter.requires_grad]
+    for parameter, _ in trained:
+        parameter.data = parameter.data.float()  # an optimiser's small steps are lost in half precision
+    try:
+        yield peft_model
+    finally:
+        encoder.model = peft_model.unload()
+        with torch.no_grad():
+            for parameter, before in trained:
+                parameter.data = before.to(parameter.device)
+        encoder.requires_grad_(False)

@@ -1,0 +1,225 @@
+"""The student: the encoder with its adapter and the projector, and the lesson that it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pekasc._options import Recipe
+from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.features._embed import autocast, features_of
+from pekasc.models.runtime import _processes as _ranks
+from pekasc.models.selection._choice import Depth
+from pekasc.models.training._losses import (
+    cluster_head,
+    losses,
+    n_clusters_for,
+    projector,
+    structure_labels,
+    train_cluster_head,
+)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the teacher says about every training spot, and the frozen head that the student is judged by.
+
+    Parameters
+    ----------
+    embedding
+        Teacher embedding, (n, D) float32, in the scale that the student learns.
+    labels
+        Structure labels, (n,).
+    head
+        The trained and frozen cluster head.
+    """
+
+    embedding: Tensor
+    labels: Tensor
+    head: nn.Module
+
+
+def prepare_lesson(embedding: np.ndarray, recipe: Recipe, random_state: int) -> Lesson:
+    """Fit structure labels and the cluster head on the training spots' teacher embedding (n, D)."""
+    scale = float(embedding.std()) if recipe.standardise_teacher else 1.0
+    scaled = (embedding / (scale or 1.0)).astype(np.float32)
+    k = n_clusters_for(len(scaled), recipe.n_clusters)
+    labels = torch.from_numpy(structure_labels(scaled, k, random_state))
+    generator = torch.Generator().manual_seed(random_state)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(random_state)
+        head = cluster_head(scaled.shape[1], k)
+    teacher = torch.from_numpy(scaled)
+    train_cluster_head(head, teacher, labels, recipe, generator)
+    return Lesson(teacher, labels, head)
+
+
+Batch = tuple[Tensor, Tensor, int, int]  # what enters, rows of the lesson, how many of them count, rows of all parts
+
+
+class Student(L.LightningModule):
+    """The encoder with its adapter, and the projector into the teacher's space.
+
+    Parameters
+    ----------
+    encoder
+        The encoder, adapter attached.
+    depth
+        Block(s) whose features the projector reads.
+    lesson
+        Teacher embedding, labels, cluster head.
+    recipe
+        Numbers of the training.
+    random_state
+        Seed of the projector.
+    start
+        Blocks that ran already.
+    precision
+        Of the forward pass that measures the width of the features.
+    """
+
+    strict_loading = False  # checkpoints hold what is trained
+
+    def __init__(
+        self,
+        encoder: FrozenEncoder,
+        depth: Depth,
+        lesson: Lesson,
+        recipe: Recipe,
+        random_state: int,
+        start: int = 0,
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__()
+        self.encoder, self.depth, self.recipe, self.cluster_head = encoder, depth, recipe, lesson.head
+        self.start, self.parts = start, 1
+        # no buffers: several processes would send them to one another before every step
+        self.teacher, self.labels = lesson.embedding, lesson.labels
+        # sums over rows of loss, distillation, structure, matching, and their number: of the epoch, and of this step.
+        # They stay on the device, for a GPU that is asked for a number waits for it
+        self.sums, self.step = torch.zeros(5), torch.zeros(5)
+        device = encoder.mean.device
+        tile = torch.zeros(1, 3, encoder.tile_px, encoder.tile_px, device=device)
+        with torch.no_grad(), autocast(device, precision):
+            width = features_of(encoder, tile, [depth])[0].shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(random_state)
+            self.projector = projector(width, lesson.embedding.shape[1])
+        self.allocate: Callable[[int], None] | None = None
+        self.peft_model: Any = None
+
+    def on_fit_start(self) -> None:
+        """Bring what is no part of the model to the device."""
+        for name in ("teacher", "labels", "sums", "step"):
+            setattr(self, name, getattr(self, name).to(self.device))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of this process's part of a batch, such that the gradients' mean is the whole batch's."""
+        x, rows, n, n_all = batch
+        x = self.encoder.normalise(x) if self.start == 0 else x.to(self.teacher.dtype)
+        features = features_of(self.encoder, x, [self.depth], self.start)[0]
+        said, taught = self.projector(features), self.teacher[rows]
+        kd, sa = losses(self.cluster_head, taught, said, self.labels[rows], self.recipe.temperature)
+        loss = self.recipe.kd_weight * kd + (1 - self.recipe.kd_weight) * sa
+        matching = torch.full_like(loss, float("nan"))
+        if self.recipe.matching_weight:
+            matching = functional.mse_loss(said, taught)
+            loss = loss + self.recipe.matching_weight * matching
+        if n:
+            parts = torch.stack([part.detach().float() for part in (loss, kd, sa, matching, torch.ones_like(loss))])
+            self.step += parts * n
+            if self._trainer is not None:  # for the user's loggers and callbacks
+                self.log_dict(dict(zip(("loss", "kd", "sa"), parts, strict=False)), batch_size=n)
+        return loss * (n / n_all * self.parts * _ranks.n_ranks())
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip, and stop before the weights are changed by a loss or gradient that is not finite."""
+        # a scaler (fp16) skips steps whose gradients overflow
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        # without one, a loss of any process is in the gradients of all
+        step = _ranks.summed(self.step) if scaled else self.step
+        of_all = torch.stack([step[0], norm.to(step.device)]).tolist()
+        if not np.isfinite(of_all[0]) or not (scaled or np.isfinite(of_all[1])):
+            loss, kd, sa, matching, n = step.tolist()
+            n = n or 1.0
+            raise NotFinite(
+                f"The loss became {loss / n:g} (norm of the gradient {of_all[1]:g}) at step {self.global_step + 1}, "
+                f"epoch {self.current_epoch + 1}, batch {self.trainer.fit_loop.batch_idx // self.parts + 1} "
+                f"(distillation {kd / n:.4g}, structure {sa / n:.4g}, matching {matching / n:.4g}): "
+                "try a smaller `learning_rate=`."
+            )
+        self.sums += self.step
+        self.step.zero_()
+        if gradient_clip_val:
+            if gradient_clip_algorithm == "value":
+                torch.nn.utils.clip_grad_value_(trained, gradient_clip_val)
+            else:
+                torch.nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
+
+    def trained(self) -> dict[str, Tensor]:
+        """Return the parameters that are trained, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained, not the encoder, and the state of random numbers and sums."""
+        checkpoint["state_dict"] = {name: p.detach().cpu() for name, p in self.trained().items()}
+        mine = {"rng": torch.get_rng_state(), "sums": self.sums.cpu()}
+        if torch.cuda.is_available():
+            mine["rng_cuda"] = torch.cuda.get_rng_state()
+        checkpoint["pekasc"] = {"processes": _ranks.from_all(mine)}
+        allocator = getattr(getattr(self.peft_model, "base_model", None), "rankallocator", None)
+        if allocator is not None:  # AdaLoRA: how important each rank was so far
+            ours = {name: getattr(allocator, name) for name in _ALLOCATOR}
+            pattern = self.peft_model.active_peft_config.rank_pattern
+            checkpoint["pekasc"]["allocator"] = {**ours, "rank_pattern": pattern}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them back."""
+        there, wanted = set(checkpoint["state_dict"]), set(self.trained())
+        if there != wanted:  # loading is not strict, for the encoder's weights are not there
+            raise ValueError(
+                f"The state of the training is of another adapter: {sorted(there ^ wanted)[:4]} are not in both. "
+                "Delete the folder of `resume=`."
+            )
+        ours = checkpoint["pekasc"]
+        mine = ours["processes"][_ranks.rank()]
+        torch.set_rng_state(mine["rng"].cpu())
+        if "rng_cuda" in mine:
+            torch.cuda.set_rng_state(mine["rng_cuda"].cpu())
+        self.sums = mine["sums"].to(self.device)
+        if "allocator" in ours:
+            allocator = self.peft_model.base_model.rankallocator
+            for name in _ALLOCATOR:
+                setattr(allocator, name, ours["allocator"][name])
+            self.peft_model.active_peft_config.rank_pattern = ours["allocator"]["rank_pattern"]
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW over adapter and projector, with the recipe's steps in the learning rate."""
+        # without weight decay AdamW is Adam, which the paper used
+        optimiser = torch.optim.AdamW(
+            list(self.trained().values()), lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay
+        )
+        if self.recipe.step_epochs is None:
+            return {"optimizer": optimiser}
+        schedule = torch.optim.lr_scheduler.StepLR(optimiser, self.recipe.step_epochs, gamma=0.1)
+        return {"optimizer": optimiser, "lr_scheduler": schedule}
+
+
+_ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+
+class NotFinite(FloatingPointError):
+    """The loss or a gradient is not a number; `last_good` holds what was trained before that step, by name."""
+
+    last_good: Mapping[str, Tensor]

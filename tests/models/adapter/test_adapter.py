@@ -1,0 +1,247 @@
+"""Adapter: store and load, merge, plain PEFT, arrays, and what it says of itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from peft import PeftModel
+
+import pekasc as pk
+from pekasc.models.adapter import _folder as _store
+from pekasc.models.encoders._network import FrozenEncoder
+
+
+@pytest.fixture(scope="module")
+def folder(adapter: pk.Adapter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("adapters") / "mine"
+    adapter.save(path)
+    return path
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def tokens(model: torch.nn.Module, adapter: pk.Adapter, tiles: np.ndarray) -> np.ndarray:
+    """Return class token beside mean patch token of a plain timm model."""
+    encoder = FrozenEncoder(adapter.encoder, adapter.spec.tile_px)
+    with torch.inference_mode():
+        x = model.forward_features(encoder.normalise(torch.from_numpy(tiles)))
+    return torch.cat([x[:, 0], x[:, 1:].mean(dim=1)], dim=1).numpy()
+
+
+def test_the_adapter_does_something(adapter: pk.Adapter, tiles: np.ndarray) -> None:
+    plain = replace(adapter, config=None, weights={})
+    assert np.abs(adapter.embed(tiles, mpp=2.0) - plain.embed(tiles, mpp=2.0)).max() > 1e-2
+
+
+def test_a_new_process_predicts_the_same_bits(adapter: pk.Adapter, folder: Path, tiles: np.ndarray) -> None:
+    np.save(folder.parent / "tiles.npy", tiles)
+    code = (
+        "import sys, numpy as np; from pekasc.models import Adapter; "
+        "a = Adapter.load(sys.argv[1] + '/mine'); t = np.load(sys.argv[1] + '/tiles.npy'); "
+        "np.save(sys.argv[1] + '/out.npy', a.predict(t, mpp=2.0, device='cpu'))"
+    )
+    # torch splits sums by threads: the same number of them, wherever this test runs
+    threads = f"import torch; torch.set_num_threads({torch.get_num_threads()}); "
+    subprocess.run([sys.executable, "-W", "ignore", "-c", threads + code, str(folder.parent)], check=True)
+    np.testing.assert_array_equal(np.load(folder.parent / "out.npy"), adapter.predict(tiles, mpp=2.0, device="cpu"))
+
+
+def test_all_fields_survive_the_disk(adapter: pk.Adapter, folder: Path) -> None:
+    loaded = pk.Adapter.load(folder)
+    for name in ("encoder", "encoder_digest", "spec", "depth", "method", "genes"):
+        assert getattr(loaded, name) == getattr(adapter, name), name
+    assert dict(loaded.info) == json.loads(json.dumps(dict(adapter.info)))
+    for name in ("gene_scores", "history", "selection"):
+        pd.testing.assert_frame_equal(
+            getattr(loaded, name), getattr(adapter, name), check_names=False, check_dtype=False, rtol=1e-12
+        )
+    assert loaded.trained_on.keys() == adapter.trained_on.keys()
+    for image, centres in adapter.trained_on.items():
+        np.testing.assert_array_equal(loaded.trained_on[image], centres)
+    assert sum(map(len, loaded.trained_on.values())) == adapter.info["n_spots"]
+    for name in ("coef", "intercept", "alpha"):
+        np.testing.assert_array_equal(getattr(loaded.head, name), getattr(adapter.head, name))
+    assert loaded.weights.keys() == adapter.weights.keys()
+    for kind, state in adapter.weights.items():
+        assert all(torch.equal(loaded.weights[kind][name], tensor) for name, tensor in state.items())
+    assert repr(loaded) == repr(adapter)
+
+
+def test_frozen_encoder_is_stored_too(adapter: pk.Adapter, tiles: np.ndarray, tmp_path: Path) -> None:
+    frozen = replace(adapter, config=None, weights={}, method="frozen")
+    frozen.save(tmp_path / "frozen")
+    loaded = pk.Adapter.load(tmp_path / "frozen")
+    np.testing.assert_array_equal(loaded.predict(tiles, mpp=2.0), frozen.predict(tiles, mpp=2.0))
+    assert not (tmp_path / "frozen" / "adapter_config.json").exists()
+
+
+def test_merged_and_unmerged_agree(adapter: pk.Adapter, tiles: np.ndarray) -> None:
+    merged = adapter.merge()
+    assert len(merged.blocks) == 2  # cut after the adapter's depth
+    assert not any("lora" in name or "miss" in name for name, _ in merged.named_modules())
+    np.testing.assert_allclose(tokens(merged, adapter, tiles), adapter.embed(tiles, mpp=2.0), rtol=0, atol=1e-5)
+    # and the adapter still works
+    np.testing.assert_array_equal(adapter.embed(tiles, mpp=2.0), adapter.embed(tiles, mpp=2.0))
+
+
+def test_weights_load_with_plain_peft_on_the_plain_model(adapter: pk.Adapter, folder: Path, tiles: np.ndarray) -> None:
+    plain = FrozenEncoder(adapter.encoder, 56).model
+    model = PeftModel.from_pretrained(plain, str(folder)).eval()
+    timm_model = model.base_model.model
+    timm_model.prune_intermediate_layers([1], prune_norm=False)
+    np.testing.assert_allclose(tokens(timm_model, adapter, tiles), adapter.embed(tiles, mpp=2.0), rtol=0, atol=1e-5)
+
+
+def test_order_and_batches_of_tiles_do_not_matter(adapter: pk.Adapter, tiles: np.ndarray) -> None:
+    whole = adapter.predict(tiles, mpp=2.0)
+    np.testing.assert_allclose(adapter.predict(tiles[::-1], mpp=2.0)[::-1], whole, atol=1e-5)
+    np.testing.assert_allclose(adapter.predict(tiles, mpp=2.0, batch_size=2), whole, atol=1e-5)
+    assert whole.shape == (9, len(adapter.genes)) and whole.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "mpp", "error", "message"),
+    [
+        (lambda t: t, 1.0, ValueError, r"tiles of 56 px at 2 um/px \(112 um\); these have 56 px at 1 um/px \(56 um\)"),
+        (lambda t: t[:, :28, :28], 2.0, ValueError, "these have 28 px"),
+        (lambda t: t[..., 0], 2.0, ValueError, "Tiles must have shape"),
+        (lambda t: t.astype(np.float32), 2.0, TypeError, "Tiles must be uint8, got float32"),
+    ],
+)
+def test_other_tiles_are_refused(
+    adapter: pk.Adapter,
+    tiles: np.ndarray,
+    change: Callable[[np.ndarray], np.ndarray],
+    mpp: float,
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        adapter.predict(change(tiles), mpp=mpp)
+
+
+def test_encoder_weights_that_moved(adapter: pk.Adapter, folder: Path, tiles: np.ndarray, tmp_path: Path) -> None:
+    plain = FrozenEncoder(adapter.encoder, 112)
+    torch.save(plain.model.state_dict(), tmp_path / "tiny.pth")
+    moved = pk.Adapter.load(folder, encoder=replace(adapter.encoder, weights=tmp_path / "tiny.pth"))
+    np.testing.assert_array_equal(moved.predict(tiles, mpp=2.0), adapter.predict(tiles, mpp=2.0))
+    gone = pk.Adapter.load(folder, encoder=replace(adapter.encoder, weights=tmp_path / "gone.pth"))
+    with pytest.raises(FileNotFoundError, match=r"Encoder weights not found: .*gone\.pth"):
+        gone.predict(tiles, mpp=2.0)
+
+
+def test_saving_replaces_an_adapter_and_nothing_else(adapter: pk.Adapter, copy: Path, tmp_path: Path) -> None:
+    adapter.save(copy)
+    assert pk.Adapter.load(copy).genes == adapter.genes
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match="holds no adapter of pekasc"):
+        adapter.save(tmp_path / "other")
+    with pytest.raises(FileExistsError):
+        adapter.save(tmp_path / "other" / "thesis.txt")
+    assert (tmp_path / "other" / "thesis.txt").read_text() == "precious"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["copy", "other"]  # nothing half-written
+
+
+@pytest.mark.parametrize("name", ["heads.safetensors", "adapter_model.safetensors", "adapter_config.json"])
+def test_a_damaged_folder(copy: Path, name: str) -> None:
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(ValueError, match=f"is damaged: {name} is not the file that was saved"):
+        pk.Adapter.load(copy)
+    (copy / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"is damaged: {name} is missing"):
+        pk.Adapter.load(copy)
+
+
+def test_a_foreign_folder(copy: Path, tmp_path: Path) -> None:
+    main = copy / "pekasc.json"
+    record = json.loads(main.read_text())
+    main.write_text(json.dumps({**record, "format": 99}))
+    with pytest.raises(ValueError, match="has format 99, this .*pekasc reads 3: update pekasc"):
+        pk.Adapter.load(copy)
+    main.write_text(json.dumps({**record, "format": 1}))
+    with pytest.raises(ValueError, match="has format 1, this .*pekasc reads 3: fit it again"):
+        pk.Adapter.load(copy)
+    main.write_text(json.dumps({"hello": 1}))
+    with pytest.raises(ValueError, match="lacks the fields"):
+        pk.Adapter.load(copy)
+    main.write_text(json.dumps(record)[:-20])
+    with pytest.raises(ValueError, match="pekasc.json is no JSON"):
+        pk.Adapter.load(copy)
+    main.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="pekasc.json is no JSON"):
+        pk.Adapter.load(copy)
+    main.unlink()
+    with pytest.raises(ValueError, match=r"pekasc\.json is missing \(found .*A plain PEFT adapter has no"):
+        pk.Adapter.load(copy)
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        pk.Adapter.load(tmp_path / "nowhere")
+
+
+def test_an_adapter_from_before_there_were_scales(copy: Path, adapter: pk.Adapter, tiles: np.ndarray) -> None:
+    main = copy / "pekasc.json"
+    record = json.loads(main.read_text())
+    old = {k: v for k, v in record.items() if k not in ("scales", "orientations", "sha256")} | {"format": 2}
+    main.write_text(json.dumps({**old, "sha256": _store._seal(old)}))
+    loaded = pk.Adapter.load(copy)
+    assert loaded.scales == (1.0,) and loaded.orientations == 1
+    np.testing.assert_array_equal(loaded.predict(tiles, mpp=2.0), adapter.predict(tiles, mpp=2.0))
+
+
+def test_a_record_that_lacks_a_field_is_a_damaged_one(copy: Path) -> None:
+    main = copy / "pekasc.json"
+    record = json.loads(main.read_text())
+    del record["genes"]
+    main.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"damaged: pekasc\.json .*genes"):
+        pk.Adapter.load(copy)
+
+
+def test_it_says_what_it_is_and_how_far_to_trust_it(adapter: pk.Adapter) -> None:
+    text = repr(adapter)
+    for part in (
+        "bone",
+        "'tiny'",
+        "block 2",
+        "56 px at 2 um/px (112 um)",
+        "groups: P1, P2",
+        "trust",
+        "licence",
+    ):
+        assert part in text, part
+    scores = adapter.gene_scores["pearson"]
+    assert f"median {scores.median():.2f}" in text and scores.idxmax() in text
+    unknown = replace(adapter, gene_scores=pd.DataFrame({"pearson": []}))
+    assert "unknown: no group was held out" in repr(unknown)
+
+
+def test_saving_again_keeps_what_else_lies_there(copy: Path, adapter: pk.Adapter) -> None:
+    (copy / "notes.txt").write_text("mine")
+    adapter.save(copy)
+    assert (copy / "notes.txt").read_text() == "mine"
+    again = pk.Adapter.load(copy)
+    for name in ("gene_scores", "history", "selection"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(adapter, name), check_exact=True)
+    assert again.gene_scores.index.name == "gene"
+
+
+def test_a_record_that_was_edited_is_a_damaged_one(copy: Path) -> None:
+    main = copy / "pekasc.json"
+    main.write_text(main.read_text().replace('"mpp": 2.0', '"mpp": 1.0'))
+    with pytest.raises(ValueError, match=r"damaged: pekasc\.json was changed after it was saved"):
+        pk.Adapter.load(copy)

@@ -1,0 +1,263 @@
+"""Encoders that have a name: one contract for every row, and what is special about fetching their weights."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub
+import pandas as pd
+import pytest
+import timm
+import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors.torch import save_file
+
+import pekasc as pk
+from pekasc.models.encoders import _network as _encoders
+from pekasc.models.encoders._network import FrozenEncoder, resolve_encoder
+from pekasc.models.training._methods import attach, make_config, target_layers
+
+TABLE = pk.models.list_encoders()
+NAMES = list(TABLE.index)
+META_ABOVE = 600  # millions of parameters: from here on without values, so that the tests fit into memory
+TILE_PX = 112  # a multiple of every patch size
+
+
+@pytest.fixture
+def without_values(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # the meta device knows shapes only: there is nothing to make a digest of
+    monkeypatch.setattr(_encoders, "digest", lambda model: "")
+    with torch.device("meta"):
+        yield
+
+
+def _built(name: str) -> FrozenEncoder:
+    return FrozenEncoder(replace(pk.models.get_encoder(name), weights="random"), TILE_PX)
+
+
+def test_the_encoders_that_were_asked_for_are_there() -> None:
+    wanted = """
+        tiny uni uni2-h h-optimus-0 h-optimus-1 h0-mini virchow virchow2 prov-gigapath hibou-b hibou-l midnight-12k gpfm
+        lunit-s8 lunit-s16 kaiko-s8 kaiko-s16 kaiko-b8 kaiko-b16 kaiko-l14 phikon phikon-v2
+        dinov2-s dinov2-b dinov2-l dinov2-g
+    """
+    assert NAMES == wanted.split()
+    assert TABLE.index.name == "name"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_row(name: str) -> None:
+    row, facts = pk.models.get_encoder(name), TABLE.loc[name]
+    assert re.fullmatch(r"[a-z0-9-]+", name) and row.key == row.short == name
+    assert not timm.is_model(name)  # a name of ours must not hide one of timm's
+    assert timm.is_model(row.name) and row.name == facts["architecture"]
+    assert row.licence and row.licence == facts["licence"]
+    assert isinstance(row.gated, bool) and row.gated == facts["gated"]
+    assert row.mean is not None and row.std is not None
+    assert all(0.4 < v < 0.8 for v in row.mean) and all(0.1 < v <= 0.5 for v in row.std)
+    assert row.mpp is None or 0.1 < row.mpp < 4
+    assert row.pooling in ({None} if name == "tiny" else {"class", "class+mean"})
+    assert facts["library"] in {"timm", "transformers"}
+    if name == "tiny":
+        assert row.weights and row.hub is None
+    else:
+        assert row.weights is None
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", str(row.hub))
+        assert re.search(r"doi:10\.|arXiv:\d{4}\.\d{5}|huggingface\.co/", str(row.citation))
+    assert pk.models.Encoder.from_dict(row.to_dict()) == row
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("without_values")
+def test_architecture_is_what_the_row_says(name: str) -> None:
+    encoder, facts = _built(name), TABLE.loc[name]
+    model = encoder.model
+    assert model.embed_dim == facts["width"]
+    assert encoder.n_blocks == facts["n_blocks"]
+    assert model.blocks[0].attn.num_heads == facts["heads"]
+    assert model.patch_embed.patch_size == (facts["patch"], facts["patch"])
+    assert model.num_prefix_tokens == 1 + facts["registers"]
+    # at the grid that the weights come with
+    native = timm.create_model(**_arguments(encoder.encoder))
+    assert sum(p.numel() for p in native.parameters()) / 1e6 == pytest.approx(facts["parameters"], abs=0.06)
+    assert len(target_layers(encoder, None, "all", "bone")) == facts["n_blocks"]
+
+
+def _arguments(row: pk.models.Encoder) -> dict[str, object]:
+    kwargs = dict(row.model_kwargs)
+    if "mlp_layer" in kwargs:
+        kwargs["mlp_layer"] = getattr(timm.layers, kwargs["mlp_layer"])
+    return {"model_name": row.name, "num_classes": 0, **kwargs}
+
+
+def _check_with_adapter(name: str, *, values: bool) -> None:
+    encoder, facts = _built(name), TABLE.loc[name]
+    width, depth = facts["width"], encoder.n_blocks
+    tile = torch.randint(0, 256, (1, TILE_PX, TILE_PX, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        x = encoder.normalise(tile)
+        first, last = encoder(x, [1, depth])
+        own = encoder.own_output(x)
+    assert first.shape == last.shape == (1, 2 * width)
+    assert own.shape == (1, 2 * width if encoder.encoder.pooling == "class+mean" else width)
+
+    targets = target_layers(encoder, (depth,), "all", "bone")
+    peft_model = attach(encoder, make_config("bone", 8, targets), random_state=0)
+    trained = [p for p in peft_model.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == depth * 8 * 3 * width
+    (adapted,) = encoder(x, [depth])
+    assert adapted.shape == (1, 2 * width)
+    if values:
+        torch.testing.assert_close(adapted, last)  # an adapter starts as no change
+        torch.testing.assert_close(own[:, :width], last[:, :width])
+        (adapted * torch.randn_like(adapted)).sum().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TABLE.query(f"parameters < {META_ABOVE}").index)
+def test_one_tile_with_an_adapter(name: str) -> None:
+    torch.manual_seed(0)
+    _check_with_adapter(name, values=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TABLE.query(f"parameters >= {META_ABOVE}").index)
+@pytest.mark.usefixtures("without_values")
+def test_one_tile_with_an_adapter_in_shapes(name: str) -> None:
+    _check_with_adapter(name, values=False)
+
+
+def test_names_that_are_not_there() -> None:
+    with pytest.raises(ValueError, match=r"`encoder='UNI2_h'` is not known.*list_encoders.*Close names: uni2-h"):
+        resolve_encoder("UNI2_h")
+    with pytest.raises(ValueError, match=r"`name='virchow3'` is no encoder of.*Close names: virchow, virchow2"):
+        pk.models.get_encoder("virchow3")
+    with pytest.raises(TypeError, match="`name` must be a string, got int"):
+        pk.models.get_encoder(3)
+    with pytest.raises(ValueError, match="timm.layers has no `mlp_layer` named 'NoMlp'"):
+        row = pk.models.Encoder("vit_tiny_patch16_224", weights="random", model_kwargs={"mlp_layer": "NoMlp"})
+        FrozenEncoder(row, 32)
+
+
+def test_list_is_the_callers_own() -> None:
+    table = pk.models.list_encoders()
+    table.loc["uni", "licence"] = "mine"
+    pd.testing.assert_frame_equal(pk.models.list_encoders(), TABLE)
+
+
+def test_a_note_is_logged_once_the_encoder_is_used(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="pekasc"):
+        assert pk.models.get_encoder("tiny").weights
+        assert not caplog.records
+        resolve_encoder("tiny")
+    assert "not for a paper" in caplog.text
+
+
+# a small model in the place of a large one: what is tested is the way to its weights
+SMALL = pk.models.Encoder("vit_tiny_patch16_224", model_kwargs={"depth": 2}, hub="owner/model", key="small")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Return a dict that stands for the hub: what is put in there can be downloaded."""
+    there: dict[str, Path] = {}
+
+    def download(repo: str, name: str) -> str:
+        assert repo == "owner/model"
+        if name not in there:
+            raise EntryNotFoundError(name)
+        return str(there[name])
+
+    monkeypatch.setattr(_encoders, "hf_hub_download", download)
+    monkeypatch.setattr(_encoders, "try_to_load_from_cache", lambda repo, name: None)
+    return there
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "own.pth"])
+def test_weights_from_the_hub_are_those_of_the_file(name: str, hub: dict[str, Path], tmp_path: Path) -> None:
+    state = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=0).state_dict()
+    hub[name] = tmp_path / name
+    if name.endswith("safetensors"):
+        save_file(state, hub[name])
+    else:
+        torch.save(state, hub[name])
+    row = replace(SMALL, hub_file=name) if name == "own.pth" else SMALL
+    local = replace(SMALL, weights=hub[name], hub=None)
+    assert FrozenEncoder(row, 32).digest == FrozenEncoder(local, 32).digest
+
+
+def test_hub_weights_that_do_not_fit_are_an_error(hub: dict[str, Path], tmp_path: Path) -> None:
+    state = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=0).state_dict()
+    del state["norm.bias"]
+    hub["model.safetensors"] = tmp_path / "model.safetensors"
+    save_file(state, hub["model.safetensors"])
+    with pytest.raises(ValueError, match=r"model\.safetensors do not fit 'vit_tiny_patch16_224'(.|\n)*norm\.bias"):
+        FrozenEncoder(SMALL, 32)
+
+
+def test_a_hub_without_the_file_says_so(hub: dict[str, Path]) -> None:
+    with pytest.raises(OSError, match=r"could not be fetched.*EntryNotFoundError.*https://huggingface\.co/owner/model"):
+        FrozenEncoder(SMALL, 32)
+
+
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline"), OSError("gated"), ValueError("no such name")])
+def test_a_gated_or_unreachable_encoder_says_what_to_do(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def download(repo: str, name: str) -> str:
+        calls.append(name)
+        raise error
+
+    monkeypatch.setattr(_encoders, "hf_hub_download", download)
+    monkeypatch.setattr(_encoders, "try_to_load_from_cache", lambda repo, name: None)
+    with pytest.raises(
+        OSError,
+        match=r"weights of 'uni2-h' could not be fetched.*The model is gated: accept its terms at "
+        r"https://huggingface\.co/MahmoodLab/UNI2-h and log in with `hf auth login`.*"
+        r"replace\(pekasc\.models\.get_encoder\('uni2-h'\), weights=\"PATH\"\)",
+    ):
+        FrozenEncoder(resolve_encoder("uni2-h"), 224)
+    assert calls == ["model.safetensors"]  # without a network, waiting a second time would not help
+
+
+def test_what_was_fetched_once_is_read_without_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "models--owner--model"
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    state = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=0).state_dict()
+    torch.save(state, folder / "snapshots" / "abc" / "pytorch_model.bin")
+    monkeypatch.setattr(
+        _encoders,
+        "try_to_load_from_cache",
+        lambda repo, name: huggingface_hub.try_to_load_from_cache(repo, name, cache_dir=tmp_path),
+    )
+    monkeypatch.setattr(_encoders, "hf_hub_download", lambda *_: pytest.fail("the hub was asked"))
+    assert FrozenEncoder(SMALL, 32).n_blocks == 2
+
+
+def test_pooling_of_the_authors() -> None:
+    row = pk.models.Encoder("vit_small_patch14_reg4_dinov2", weights="random", model_kwargs={"depth": 2})
+    x = torch.rand(1, 3, 28, 28)
+    own = {}
+    for pooling in (None, "class", "class+mean"):
+        encoder = FrozenEncoder(replace(row, pooling=pooling), 28)
+        with torch.inference_mode():
+            own[pooling] = encoder.own_output(x)
+            tokens = encoder.model.forward_features(x)
+    torch.testing.assert_close(own["class"], own[None])
+    torch.testing.assert_close(own["class+mean"], torch.cat([tokens[:, 0], tokens[:, 5:].mean(1)], 1))
+
+
+def test_a_row_is_the_callers_own_and_hub_names_are_known() -> None:
+    row = pk.models.get_encoder("uni2-h")
+    row.model_kwargs["depth"] = 3  # type: ignore[index]
+    assert pk.models.get_encoder("uni2-h").model_kwargs["depth"] != 3
+    known = resolve_encoder("hf-hub:MahmoodLab/UNI2-h")
+    assert known == replace(pk.models.get_encoder("uni2-h"), key="UNI2-h") and known.short == "UNI2-h"
+    assert resolve_encoder("hf-hub:somebody/else").key is None

@@ -1,0 +1,221 @@
+"""What every teacher of the registry promises: it learns from training spots alone, and repeats itself."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+from scipy import sparse
+
+from pekasc._expression import log1p_cp10k
+from pekasc.models.teachers import _scvi
+from pekasc.models.teachers._registry import TEACHERS, Source, StoredTeacher, Teacher, check_checkpoint, check_finite
+
+N, GENES = 60, [f"G{i}" for i in range(25)]
+TRAIN, HELD_OUT = np.arange(0, 60, 2), np.arange(1, 60, 2)
+Make = Callable[..., Teacher]
+
+
+def counts_of(seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    state = rng.normal(size=(N, 3))
+    return rng.poisson(1 + np.exp(state @ rng.normal(size=(3, len(GENES))))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def files(scfoundation: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return scfoundation(tmp_path_factory.mktemp("files"), [*GENES[::-1], "OTHER"], dim=8)
+
+
+@pytest.fixture(params=TEACHERS)
+def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "scvi":
+        pytest.importorskip("scvi")
+        monkeypatch.setattr(_scvi, "EPOCHS", 2)
+    return request.param
+
+
+@pytest.fixture
+def make(name: str, files: Path) -> Make:
+    """Return what makes a teacher from counts."""
+
+    def made(counts: Any, random_state: int = 0) -> Teacher:
+        source = Source(
+            expression=log1p_cp10k(AnnData(counts.copy())),
+            counts=counts,
+            genes=np.array(GENES, dtype=object),
+            expressed=np.arange(len(GENES)),
+            n_components=4 if TEACHERS[name].fitted else None,
+            checkpoint=files if TEACHERS[name].files else None,
+            random_state=random_state,
+        )
+        return TEACHERS[name].make(source)
+
+    return made
+
+
+def test_says_what_it_is(name: str, make: Make) -> None:
+    teacher = make(counts_of())
+    assert teacher.name == name and teacher.n_spots == N and teacher.n_genes == len(GENES)
+    assert teacher.licence
+    # weights that were learned elsewhere are known by their digest
+    assert (teacher.digest is not None) == bool(TEACHERS[name].files)
+
+
+def test_embeds_training_and_held_out_spots(make: Make) -> None:
+    teacher = make(counts_of())
+    seen, unseen = teacher.embed(TRAIN), teacher.embed(TRAIN, HELD_OUT)
+    assert seen.dtype == unseen.dtype == np.float32
+    assert len(seen) == len(TRAIN) and len(unseen) == len(HELD_OUT) and seen.shape[1] == unseen.shape[1] > 0
+    assert np.isfinite(seen).all() and np.isfinite(unseen).all()
+    assert (np.ptp(seen, axis=0) > 0).all()
+    both = teacher.embed(TRAIN, np.concatenate([HELD_OUT, TRAIN]))
+    np.testing.assert_allclose(both, np.concatenate([unseen, seen]), atol=1e-5)
+
+
+def test_held_out_spots_never_influence_the_fit(make: Make) -> None:
+    counts = counts_of()
+    expected = make(counts).embed(TRAIN)
+    changed = counts.copy()
+    changed[HELD_OUT] = counts_of(seed=9)[HELD_OUT] * 50
+    changed[HELD_OUT[0]] = 0
+    np.testing.assert_array_equal(make(changed).embed(TRAIN), expected)
+    # and a change of one training spot is noticed
+    changed[TRAIN[0], 0] += 7
+    assert (make(changed).embed(TRAIN) != expected).any()
+
+
+def test_a_fitted_teacher_learns_from_its_training_spots_and_a_frozen_one_from_none(name: str, make: Make) -> None:
+    teacher = make(counts_of())
+    one, other = teacher.embed(TRAIN, HELD_OUT), teacher.embed(TRAIN[:20], HELD_OUT)
+    assert (one == other).all() != TEACHERS[name].fitted
+
+
+def test_same_seed_same_bits_whatever_was_drawn_before(make: Make) -> None:
+    first = make(counts_of(), random_state=3).embed(TRAIN)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    random.seed(99)
+    again = make(counts_of(), random_state=3)
+    np.testing.assert_array_equal(again.embed(TRAIN), first)
+    np.testing.assert_array_equal(again.embed(TRAIN), first)
+
+
+def test_order_of_rows_changes_nothing(make: Make) -> None:
+    teacher = make(counts_of())
+    order = np.random.default_rng(0).permutation(len(TRAIN))
+    np.testing.assert_allclose(teacher.embed(TRAIN[order]), teacher.embed(TRAIN)[order], atol=1e-5)
+    np.testing.assert_allclose(
+        teacher.embed(TRAIN[order], HELD_OUT[order]), teacher.embed(TRAIN, HELD_OUT)[order], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csc_matrix, np.int64])
+def test_sparse_dense_and_integer_counts_agree(make: Make, kind: Callable[..., Any]) -> None:
+    counts = counts_of()
+    np.testing.assert_allclose(
+        make(kind(counts)).embed(TRAIN, HELD_OUT), make(counts).embed(TRAIN, HELD_OUT), atol=1e-5
+    )
+
+
+def test_leaves_no_trace(make: Make, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
+    counts = counts_of()
+    before = counts.copy()
+    torch.manual_seed(1)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
+    filters = list(warnings.filters)
+    make(counts).embed(TRAIN, HELD_OUT)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], states[1])  # type: ignore[index]
+    assert random.getstate() == states[2]
+    np.testing.assert_array_equal(counts, before)
+    assert warnings.filters == filters
+    assert capfd.readouterr() == ("", "")
+    assert not [str(w.message) for w in recwarn]
+
+
+def test_files_are_asked_for_by_those_that_read_them(name: str) -> None:
+    if TEACHERS[name].files:
+        first = TEACHERS[name].files[0]
+        with pytest.raises(ValueError, match=f"`teacher='{name}'` needs `checkpoint=`, the folder .*{first}"):
+            check_checkpoint(name, None)
+    else:
+        with pytest.raises(ValueError, match=f"`teacher='{name}'` reads no files: leave `checkpoint=` out"):
+            check_checkpoint(name, "folder")
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_dimensions_that_do_not_fit(name: str, files: Path, value: int) -> None:
+    if not TEACHERS[name].fitted:
+        pytest.skip("has dimensions of its own")
+    counts = counts_of()
+    source = Source(
+        log1p_cp10k(AnnData(counts)), counts, np.array(GENES, dtype=object), np.arange(len(GENES)), n_components=value
+    )
+    with pytest.raises(ValueError, match=f"`n_components={value}`"):
+        TEACHERS[name].make(source).embed(TRAIN)
+
+
+def test_pca_by_its_sparse_solver_is_that_of_the_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pekasc.models import _teachers
+
+    x = sparse.csr_matrix(np.log1p(counts_of()))
+    dense = _teachers.PcaTeacher(x, 3).embed(TRAIN, HELD_OUT)
+    monkeypatch.setattr(_teachers, "DENSE_VALUES", 0)
+    np.testing.assert_allclose(
+        np.abs(_teachers.PcaTeacher(x, 3).embed(TRAIN, HELD_OUT)), np.abs(dense), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_stored_embedding_is_given_back() -> None:
+    x = np.random.default_rng(0).normal(size=(N, 5))
+    teacher = StoredTeacher(x, "mine", "CC0", "abc")
+    assert (teacher.name, teacher.licence, teacher.digest, teacher.n_spots) == ("mine", "CC0", "abc", N)
+    np.testing.assert_array_equal(teacher.embed(TRAIN, HELD_OUT), x[HELD_OUT].astype(np.float32))
+    np.testing.assert_array_equal(teacher.embed(TRAIN), x[TRAIN].astype(np.float32))
+
+
+@pytest.mark.parametrize("x", [np.zeros(5), np.zeros((5, 0)), np.zeros((5, 2, 2)), np.array([["a"], ["b"]])])
+def test_a_stored_embedding_that_is_no_matrix_of_numbers(x: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="embedding 'mine' must be a matrix of numbers, spots x dimensions"):
+        StoredTeacher(x, "mine")
+
+
+def test_an_embedding_with_holes() -> None:
+    x = np.zeros((5, 2), dtype=np.float32)
+    x[1, 0], x[3, 1] = np.nan, np.inf
+    with pytest.raises(ValueError, match="embedding 'mine' has NaN or infinite values in 2 of 5 spots"):
+        StoredTeacher(x, "mine")
+    with pytest.raises(ValueError, match="2 of 5"):
+        check_finite(x, "mine")
+
+
+def test_a_teacher_of_another_length_is_refused_before_anything_runs() -> None:
+    from pekasc.models.encoders._network import resolve_encoder
+    from pekasc.models.features._embed import resolve_device
+    from pekasc.models.selection._fit import fit
+    from pekasc.models.selection._job import Data, Options, Reader
+    from pekasc.models.training._losses import Recipe
+    from pekasc.tiling import ArrayTiles, TileSpec
+
+    n = 40
+    tiles = ArrayTiles(np.zeros((n, 56, 56, 3), dtype=np.uint8))
+    labels = np.repeat(["a", "b"], n // 2)
+    data = Data(tiles, np.ones((n, 2)), ["x", "y"], labels, labels, np.zeros((n, 2)))
+    options = Options("bone", "all", "choose", Recipe(), None, 8, resolve_device("cpu"), "fp32", 0, False)
+    with pytest.raises(ValueError, match="teacher 'mine' knows 39 spots, but there are 40 training spots"):
+        fit(
+            resolve_encoder("tiny"),
+            TileSpec(56, 2.0),
+            data,
+            StoredTeacher(np.ones((39, 3)), "mine"),
+            options,
+            [Reader()],
+        )
