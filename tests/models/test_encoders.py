@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import pekasc as pk
+from pekasc.models import _encoders
 from pekasc.models._encoders import FrozenEncoder, resolve_encoder
 
 SMALL = pk.models.Encoder("vit_tiny_patch16_224", weights="random", model_kwargs={"depth": 3})
@@ -94,8 +95,16 @@ def test_an_unreachable_hub_says_what_to_do(name: str, error: type[Exception], m
         assert pretrained
         raise error("gated or offline")
 
+    def download(*_: object) -> None:
+        raise error("gated or offline")
+
+    # timm fetches what it knows itself, and pekasc what the table has a repository for
     monkeypatch.setattr(timm, "create_model", create_model)
-    with pytest.raises(OSError, match=r"could not be fetched.*hf auth login.*weights=\"PATH\".*`encoder=\"tiny\"`"):
+    monkeypatch.setattr(_encoders, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(_encoders, "hf_hub_download", download)
+    said = f"{error.__name__}: gated or offline"
+    match = rf"could not be fetched.*{said}.*hf auth login.*weights=\"PATH\".*`encoder=\"tiny\"`"
+    with pytest.raises(OSError, match=match):
         FrozenEncoder(resolve_encoder(name), 224)
 
 
