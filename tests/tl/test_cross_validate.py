@@ -598,7 +598,7 @@ def test_a_teacher_that_draws_runs_once_per_seed(tiled: SpatialData, monkeypatch
         return PcaTeacher(source.expression[:, source.expressed], 4 + source.random_state)
 
     row = replace(TEACHERS["pca"], make=make)
-    monkeypatch.setitem(TEACHERS, "scvi", row)
+    monkeypatch.setitem(TEACHERS._rows, "scvi", row)
     frame = pk.tl.cross_validate(tiled, methods=["teacher"], teacher="scvi", seeds=[0, 3], **QUICK)
     assert set(drawn) == {0, 3}
     scores = frame[frame["section"] == "pooled"].groupby("seed")["pearson"].mean()

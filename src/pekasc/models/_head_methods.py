@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from pekasc.models._folds import InnerFold
 from pekasc.models._heads import ALPHAS, FoldFit, Projection, RidgeHead, alpha_per_gene, fit_ridge
 from pekasc.models._mlp import MAX_EPOCHS, MlpHead, fit_mlp
 from pekasc.models._moments import moments
+from pekasc.models._registry import Registry
 
 
 class Head(Protocol):
@@ -94,6 +95,7 @@ def _fold_fits(folds: Sequence[FoldData], n_components: int | None) -> list[Fold
     return fits
 
 
+@dataclass(frozen=True)
 class Ridge:
     """Ridge with one penalty for all genes: the one that the selection rule measures everything with."""
 
@@ -116,6 +118,7 @@ class RidgePerGene(Ridge):
         return alpha_per_gene(_fold_fits(folds, n_components))
 
 
+@dataclass(frozen=True)
 class Mlp:
     """A perceptron with two hidden layers; the number of epochs is chosen."""
 
@@ -140,7 +143,7 @@ class Mlp:
         return fit_mlp(x, y, n_components, int(setting), random_state)
 
 
-HEADS: Mapping[str, HeadMethod] = {"ridge": Ridge(), "ridge-per-gene": RidgePerGene(), "mlp": Mlp()}
+HEADS: Registry[HeadMethod] = Registry("head", {"ridge": Ridge(), "ridge-per-gene": RidgePerGene(), "mlp": Mlp()})
 
 
 def check_head(head: str) -> HeadMethod:
@@ -151,9 +154,7 @@ def check_head(head: str) -> HeadMethod:
     ValueError
         If there is none of that name.
     """
-    if head not in HEADS:
-        raise ValueError(f"`head={head!r}` is not known. Choose one of {list(HEADS)}.")
-    return HEADS[head]
+    return HEADS.find("head", head)
 
 
 def fit_rows(head: str, data: FoldData, n_components: int | None, setting: Any, random_state: int) -> Head:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 
 from pekasc._expression import Matrix, dense
 from pekasc.models._heads import n_components_for
+from pekasc.models._registry import Registry
 from pekasc.models._scfoundation import CHECKPOINT, GENE_INDEX, MAX_TOKENS, ScFoundationTeacher
 from pekasc.models._scvi import ScviTeacher, require_scvi
 
@@ -226,11 +227,14 @@ def _scfoundation(source: Source) -> Teacher:
     )
 
 
-TEACHERS: Mapping[str, TeacherRow] = {
-    "pca": TeacherRow(_pca, fitted=True, counts=False),
-    "scvi": TeacherRow(_scvi, fitted=True, counts=True, require=require_scvi),
-    "scfoundation": TeacherRow(_scfoundation, fitted=False, counts=True, files=(CHECKPOINT, GENE_INDEX)),
-}
+TEACHERS: Registry[TeacherRow] = Registry(
+    "teacher",
+    {
+        "pca": TeacherRow(_pca, fitted=True, counts=False),
+        "scvi": TeacherRow(_scvi, fitted=True, counts=True, require=require_scvi),
+        "scfoundation": TeacherRow(_scfoundation, fitted=False, counts=True, files=(CHECKPOINT, GENE_INDEX)),
+    },
+)
 
 
 def check_checkpoint(teacher: str, checkpoint: str | Path | None) -> None:
@@ -239,9 +243,9 @@ def check_checkpoint(teacher: str, checkpoint: str | Path | None) -> None:
     Raises
     ------
     ValueError
-        If not.
+        If not, or if there is no such teacher.
     """
-    files = TEACHERS[teacher].files
+    files = TEACHERS.find("teacher", teacher).files
     if files and checkpoint is None:
         raise ValueError(
             f"`teacher={teacher!r}` needs `checkpoint=`, the folder with its official files: {', '.join(files)}."
