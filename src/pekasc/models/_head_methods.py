@@ -8,10 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pekasc._expression import Matrix, dense
+from pekasc._expression import Matrix
 from pekasc.models._folds import InnerFold
 from pekasc.models._heads import ALPHAS, FoldFit, Projection, RidgeHead, alpha_per_gene, fit_ridge
-from pekasc.models._mlp import MAX_EPOCHS, MlpHead, fit_mlp
 from pekasc.models._moments import moments
 from pekasc.models._registry import Registry
 
@@ -118,32 +117,7 @@ class RidgePerGene(Ridge):
         return alpha_per_gene(_fold_fits(folds, n_components))
 
 
-@dataclass(frozen=True)
-class Mlp:
-    """A perceptron with two hidden layers; the number of epochs is chosen."""
-
-    def choose(self, folds: Sequence[FoldData], n_components: int | None, random_state: int) -> int:
-        """Return the number of epochs with the smallest relative error, mean over folds weighted by spots."""
-        errors = np.zeros((len(folds), MAX_EPOCHS))
-        for i, fold in enumerate(folds):
-            x, y, measured = fold.x_held_out, fold.y, dense(fold.y_held_out)
-            base = float(np.square(measured - np.asarray(y.mean(axis=0)).ravel()).sum()) or 1.0
-
-            def measure(
-                epoch: int, head: MlpHead, i: int = i, x: Any = x, measured: Any = measured, base: float = base
-            ) -> None:
-                errors[i, epoch - 1] = float(np.square(head.predict(x) - measured).sum()) / base
-
-            fit_mlp(fold.x, y, n_components, MAX_EPOCHS, random_state, measure)
-        weights = [fold.n_held_out for fold in folds]
-        return int(np.average(errors, axis=0, weights=weights).argmin()) + 1
-
-    def fit(self, x: np.ndarray, y: Matrix, n_components: int | None, setting: Any, random_state: int) -> MlpHead:
-        """Train for the chosen number of epochs."""
-        return fit_mlp(x, y, n_components, int(setting), random_state)
-
-
-HEADS: Registry[HeadMethod] = Registry("head", {"ridge": Ridge(), "ridge-per-gene": RidgePerGene(), "mlp": Mlp()})
+HEADS: Registry[HeadMethod] = Registry("head", {"ridge": Ridge(), "ridge-per-gene": RidgePerGene()})
 
 
 def check_head(head: str) -> HeadMethod:

@@ -122,8 +122,7 @@ class Run:
     def seeds_of(self, label: str) -> tuple[int, ...]:
         """Return the seeds that a method runs with: one is enough for what draws no random numbers."""
         method = self.methods[label]
-        drawn = self.head == "mlp" and is_chosen(method)
-        varies = is_trained(method) or drawn or (method == "teacher" and self.spots.teacher == "scvi")
+        varies = is_trained(method) or (method == "teacher" and self.spots.teacher == "scvi")
         return self.seeds if varies else self.seeds[:1]
 
     def of_encoder(self, row: Encoder, bar: Any) -> Iterator[tuple[FoldGenes, list[Found]]]:

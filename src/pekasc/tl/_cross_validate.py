@@ -62,7 +62,7 @@ def cross_validate(
     folds: str | Mapping[str, tuple[Any, Any]] | None = None,
     genes: Any = ("svg", "hvg"),
     n_genes: int = 50,
-    head: Literal["ridge", "ridge-per-gene", "mlp"] = "ridge",
+    head: Literal["ridge", "ridge-per-gene"] = "ridge",
     context_um: float | None | Sequence[float | None] = None,
     scales: Sequence[float] = (1,),
     orientations: int = 1,

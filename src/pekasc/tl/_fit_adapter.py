@@ -70,7 +70,7 @@ def fit_adapter(
     temperature: float | None = None,
     n_views: int | None = None,
     patience: int | None = None,
-    head: Literal["ridge", "ridge-per-gene", "mlp"] = "ridge",
+    head: Literal["ridge", "ridge-per-gene"] = "ridge",
     context_um: float | None = None,
     scales: Sequence[float] = (1,),
     orientations: int = 1,
@@ -166,8 +166,8 @@ def fit_adapter(
         Inner folds end after so many epochs without a smaller held-out error; epochs are chosen among those that all
         folds ran. None runs all `epochs`.
     head
-        From features to genes, on standardised principal components: ``"ridge"`` with one penalty,
-        ``"ridge-per-gene"`` with one for each gene, or ``"mlp"``, a perceptron with two hidden layers.
+        From features to genes, on standardised principal components: ``"ridge"`` with one penalty, or
+        ``"ridge-per-gene"`` with one for each gene.
     context_um
         Spatial context: the head also reads the mean features of the neighbours within so many micrometers. The depth
         of an adapter is chosen without it, penalty and epochs with it.
