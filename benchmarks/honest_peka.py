@@ -8,7 +8,7 @@ highly variable), teacher, depth, epochs and penalty come from the training sect
 the folder ``--out``; a run that was interrupted goes on from them, and ``--only tables`` prints what is there.
 
 Parts: ``rank`` (all methods at rank 64), ``budget`` (at most as many parameters as Block-Affine at rank 64), ``heads``
-(ridge, ridge per gene, MLP), ``reading`` (tiles at two scales, and in eight orientations), ``matching`` (feature
+(ridge, ridge per gene), ``reading`` (tiles at two scales, and in eight orientations), ``matching`` (feature
 matching in the loss, five splits), ``audit`` (folds of random spots beside sections and patients), ``shuffled`` (labels
 permuted within sections).
 """
@@ -103,7 +103,7 @@ def run_shuffled(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
 
 def run_heads(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
     """Read the frozen encoder with every head."""
-    heads: list[Any] = ["ridge", "ridge-per-gene", "mlp"]
+    heads: list[Any] = ["ridge", "ridge-per-gene"]
     parts = [run(sdata, encoder, out, [0], ["frozen", "frozen-best"], head=head, folds=ALL_FOLDS) for head in heads]
     return pd.concat(parts)
 

@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pekasc.models.encoders._network import Encoder
-from pekasc.models.heads._mlp import MlpHead
 from pekasc.models.heads._registry import Head
 from pekasc.models.heads._ridge import Projection, RidgeHead
 from pekasc.tiling import TileSpec
@@ -106,7 +105,7 @@ def _write(adapter: Adapter, folder: Path) -> None:
         "depth": None if adapter.depth is None else list(adapter.depth),
         "method": adapter.method,
         "genes": list(adapter.genes),
-        "head": "mlp" if isinstance(adapter.head, MlpHead) else "ridge",
+        "head": "ridge",
         "context_um": adapter.context_um,
         "scales": list(adapter.scales),
         "orientations": adapter.orientations,
@@ -121,34 +120,24 @@ def _write(adapter: Adapter, folder: Path) -> None:
 
 
 def _head_arrays(head: Head) -> dict[str, np.ndarray]:
-    arrays = {
+    if not isinstance(head, RidgeHead):
+        raise TypeError(f"A head that is no ridge regression cannot be saved, got {type(head).__name__}.")
+    return {
         "head.mean": head.projection.mean,
         "head.scale": head.projection.scale,
         "head.components": head.projection.components,
+        "head.coef": head.coef,
+        "head.intercept": head.intercept,
+        "head.alpha": np.asarray(head.alpha, dtype=np.float64),
     }
-    if isinstance(head, RidgeHead):
-        return arrays | {
-            "head.coef": head.coef,
-            "head.intercept": head.intercept,
-            "head.alpha": np.asarray(head.alpha, dtype=np.float64),
-        }
-    assert isinstance(head, MlpHead)  # for the type checker: there are no others
-    arrays |= {"head.spread": np.asarray(head.spread), "head.intercept": head.intercept}
-    for i, (weight, bias) in enumerate(head.layers):
-        arrays |= {f"head.weight{i}": weight, f"head.bias{i}": bias}
-    return arrays
 
 
-def _head(kind: str, array: Mapping[str, np.ndarray]) -> Head:
+def _head(array: Mapping[str, np.ndarray]) -> Head:
     projection = Projection(array["head.mean"], array["head.scale"], array["head.components"])
-    if kind == "ridge":
-        alpha = array["head.alpha"]
-        return RidgeHead(
-            projection, array["head.coef"], array["head.intercept"], float(alpha) if alpha.ndim == 0 else alpha
-        )
-    n = sum(name.startswith("head.weight") for name in array)
-    layers = tuple((array[f"head.weight{i}"], array[f"head.bias{i}"]) for i in range(n))
-    return MlpHead(projection, float(array["head.spread"]), layers, array["head.intercept"])
+    alpha = array["head.alpha"]
+    return RidgeHead(
+        projection, array["head.coef"], array["head.intercept"], float(alpha) if alpha.ndim == 0 else alpha
+    )
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -180,7 +169,7 @@ def load(path: Path) -> dict[str, Any]:
         "depth": None if record["depth"] is None else tuple(record["depth"]),
         "method": record["method"],
         "genes": tuple(record["genes"]),
-        "head": _head(record["head"], array),
+        "head": _head(array),
         "context_um": record["context_um"],
         "scales": tuple(record["scales"]),
         "orientations": record["orientations"],
@@ -220,6 +209,11 @@ def _read_record(path: Path) -> dict[str, Any]:
     missing = [name for name in _FIELDS if name not in record and not (old and name in _ADDED)]
     if missing:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} lacks {missing}.")
+    if record["head"] != "ridge":
+        raise ValueError(
+            f"The adapter in {path} has the head {record['head']!r}, which this pekasc does not read: fit it again, or "
+            "load it with the version that saved it."
+        )
     if _seal(record) != record["sha256"]:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} was changed after it was saved. Copy it again.")
     return {**_ADDED, **record} if old else record

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pekasc._keys import short_name
+from pekasc.models._registry import Registry
 from pekasc.models.encoders._remap import to_timm
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ RANDOM = "random"
 PACKAGED = "package:"
 _HUB = ("hf-hub:", "hf_hub:")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_LISTED = "which `pekasc.models.list_encoders()` describes"
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -132,8 +134,24 @@ class Encoder:
 _FACTS = ("library", "width", "n_blocks", "heads", "patch", "registers", "parameters")
 
 
+@dataclass(frozen=True)
+class EncoderRow:
+    """An encoder that is known by its name.
+
+    Parameters
+    ----------
+    encoder
+        What is built; `key` is the name.
+    facts
+        What :func:`list_encoders` says of it besides: ``width``, ``n_blocks`` and so on.
+    """
+
+    encoder: Encoder
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
 @cache
-def _table() -> dict[str, dict[str, Any]]:
+def _table() -> Registry[EncoderRow]:
     folder = files("pekasc.models.encoders")
     tiny = json.loads(folder.joinpath("weights", "tiny.json").read_text())
     kwargs = tiny["model_kwargs"]
@@ -154,7 +172,14 @@ def _table() -> dict[str, dict[str, Any]]:
         "gated": False,
         "note": "encoder 'tiny' is for trying pekasc out, not for a paper: see the page on it in the documentation.",
     }
-    return {"tiny": row, **tomllib.loads(folder.joinpath("encoders.toml").read_text())}
+    rows = {"tiny": row, **tomllib.loads(folder.joinpath("encoders.toml").read_text())}
+    return Registry("encoder", {name: _row(name, values) for name, values in rows.items()})
+
+
+def _row(name: str, values: Mapping[str, Any]) -> EncoderRow:
+    own = {key: value for key, value in values.items() if key not in _FACTS}
+    encoder = Encoder.from_dict({"key": name, "name": own.pop("architecture"), **own})
+    return EncoderRow(encoder, {key: values[key] for key in _FACTS if key in values})
 
 
 def list_encoders() -> pd.DataFrame:
@@ -179,11 +204,11 @@ def list_encoders() -> pd.DataFrame:
         "architecture", "model_kwargs", "hub", "library", "width", "n_blocks", "heads", "patch", "registers",
         "parameters", "mpp", "mean", "std", "pooling", "licence", "gated", "citation",
     )  # fmt: skip
-    rows = {name: {column: row.get(column) for column in columns} for name, row in _table().items()}
+    rows = {}
+    for name, row in _table().items():
+        known = {**vars(copy.deepcopy(row.encoder)), "architecture": row.encoder.name, **row.facts}
+        rows[name] = {column: known.get(column) for column in columns}
     table = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns)).rename_axis("name")
-    for column in ("mean", "std"):
-        table[column] = table[column].map(tuple)
-    table["model_kwargs"] = [dict(row.get("model_kwargs", {})) for row in _table().values()]
     return table.astype({"mpp": float, "parameters": float, "gated": bool})
 
 
@@ -216,21 +241,8 @@ def get_encoder(name: str) -> Encoder:
     """
     if not isinstance(name, str):
         raise TypeError(f"`name` must be a string, got {type(name).__name__}.")
-    if name not in _table():
-        raise ValueError(
-            f"`name={name!r}` is no encoder of `pekasc.models.list_encoders()`.{_close(name)} For timm and hub names "
-            "write `pekasc.models.Encoder(name)`."
-        )
-    row = copy.deepcopy(_table()[name])  # the table is read once for all
-    values = {key: value for key, value in row.items() if key not in _FACTS}
-    return Encoder.from_dict({"key": name, "name": values.pop("architecture"), **values})
-
-
-def _close(name: str, *more: str) -> str:
-    """Return the part of an error that names what may have been meant; our own names first, whatever their case."""
-    ours = difflib.get_close_matches(name.lower().replace("_", "-"), list(_table()), n=3)
-    close = [*ours, *difflib.get_close_matches(name, more, n=3)][:4]
-    return f" Close names: {', '.join(close)}." if close else ""
+    others = f"{_LISTED}, or write `pekasc.models.Encoder(name)` for a timm or hub name"
+    return copy.deepcopy(_table().find("name", name, others).encoder)  # the table is read once for all
 
 
 def resolve_encoder(encoder: str | Encoder) -> Encoder:
@@ -254,7 +266,7 @@ def resolve_encoder(encoder: str | Encoder) -> Encoder:
         return row
     if encoder.startswith(_HUB):
         hub = encoder.split(":", 1)[1]
-        known = [name for name, row in _table().items() if row.get("hub") == hub]
+        known = [name for name, row in _table().items() if row.encoder.hub == hub]
         if len(known) == 1:
             logger.info("%r is known as %r: taking its arguments and input statistics.", encoder, known[0])
             # slots are named after what was asked for
@@ -267,10 +279,8 @@ def resolve_encoder(encoder: str | Encoder) -> Encoder:
             f"`encoder={encoder!r}` is a path, which does not say what model it holds. Name the architecture: "
             f'`encoder=pekasc.models.Encoder("vit_small_patch14_dinov2", weights={encoder!r})`.'
         )
-    raise ValueError(
-        f"`encoder={encoder!r}` is not known. Give a name of `pekasc.models.list_encoders()`, a timm model name, "
-        f"'hf-hub:owner/model' or a `pekasc.models.Encoder`.{_close(encoder, *timm.list_models())}"
-    )
+    others = f"{_LISTED}, a timm model name, 'hf-hub:owner/model' or a `pekasc.models.Encoder`"
+    raise _table().unknown("encoder", encoder, others, timm.list_models())
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:

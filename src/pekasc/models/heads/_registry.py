@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from pekasc._expression import Matrix, dense
-from pekasc.models.heads._mlp import MAX_EPOCHS, MlpHead, fit_mlp
+from pekasc._expression import Matrix
+from pekasc.models._registry import Registry
 from pekasc.models.heads._moments import moments
 from pekasc.models.heads._ridge import ALPHAS, FoldFit, Projection, RidgeHead, alpha_per_gene, fit_ridge
 from pekasc.models.selection._folds import InnerFold
@@ -94,6 +94,7 @@ def _fold_fits(folds: Sequence[FoldData], n_components: int | None) -> list[Fold
     return fits
 
 
+@dataclass(frozen=True)
 class Ridge:
     """Ridge with one penalty for all genes: the one that the selection rule measures everything with."""
 
@@ -116,31 +117,7 @@ class RidgePerGene(Ridge):
         return alpha_per_gene(_fold_fits(folds, n_components))
 
 
-class Mlp:
-    """A perceptron with two hidden layers; the number of epochs is chosen."""
-
-    def choose(self, folds: Sequence[FoldData], n_components: int | None, random_state: int) -> int:
-        """Return the number of epochs with the smallest relative error, mean over folds weighted by spots."""
-        errors = np.zeros((len(folds), MAX_EPOCHS))
-        for i, fold in enumerate(folds):
-            x, y, measured = fold.x_held_out, fold.y, dense(fold.y_held_out)
-            base = float(np.square(measured - np.asarray(y.mean(axis=0)).ravel()).sum()) or 1.0
-
-            def measure(
-                epoch: int, head: MlpHead, i: int = i, x: Any = x, measured: Any = measured, base: float = base
-            ) -> None:
-                errors[i, epoch - 1] = float(np.square(head.predict(x) - measured).sum()) / base
-
-            fit_mlp(fold.x, y, n_components, MAX_EPOCHS, random_state, measure)
-        weights = [fold.n_held_out for fold in folds]
-        return int(np.average(errors, axis=0, weights=weights).argmin()) + 1
-
-    def fit(self, x: np.ndarray, y: Matrix, n_components: int | None, setting: Any, random_state: int) -> MlpHead:
-        """Train for the chosen number of epochs."""
-        return fit_mlp(x, y, n_components, int(setting), random_state)
-
-
-HEADS: Mapping[str, HeadMethod] = {"ridge": Ridge(), "ridge-per-gene": RidgePerGene(), "mlp": Mlp()}
+HEADS: Registry[HeadMethod] = Registry("head", {"ridge": Ridge(), "ridge-per-gene": RidgePerGene()})
 
 
 def check_head(head: str) -> HeadMethod:
@@ -151,9 +128,7 @@ def check_head(head: str) -> HeadMethod:
     ValueError
         If there is none of that name.
     """
-    if head not in HEADS:
-        raise ValueError(f"`head={head!r}` is not known. Choose one of {list(HEADS)}.")
-    return HEADS[head]
+    return HEADS.find("head", head)
 
 
 def fit_rows(head: str, data: FoldData, n_components: int | None, setting: Any, random_state: int) -> Head:

@@ -66,6 +66,13 @@ def _safe_scale(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
     return np.where(deviation <= 1e-7 * np.maximum(1.0, np.abs(mean)), 1.0, deviation)
 
 
+def _not_finite(which: str, n: int) -> ValueError:
+    return ValueError(
+        f"Features of {which} of {n} spots are not finite: look at the encoder's weights and tiles, or take "
+        '`precision="fp32"`.'
+    )
+
+
 def projection_of_rows(features: np.ndarray, n_components: int) -> Projection:
     """Fit :class:`Projection` on (n, d) `features`; for fewer spots than features.
 
@@ -77,10 +84,7 @@ def projection_of_rows(features: np.ndarray, n_components: int) -> Projection:
     scale = _safe_scale(mean, x.std(axis=0))
     z = (x - mean) / scale
     if not np.isfinite(z).all():
-        raise ValueError(
-            f"Features of {int((~np.isfinite(x)).any(axis=1).sum())} of {len(x)} spots are not finite: look at the "
-            'encoder\'s weights and tiles, or take `precision="fp32"`.'
-        )
+        raise _not_finite(str(int((~np.isfinite(x)).any(axis=1).sum())), len(x))
     values, vectors = np.linalg.eigh(z @ z.T)
     values, vectors = values[::-1][:n_components], vectors[:, ::-1][:, :n_components]  # eigh gives the smallest first
     varies = values > 1e-10 * values[0]
@@ -91,6 +95,8 @@ def projection_of_rows(features: np.ndarray, n_components: int) -> Projection:
 def projection_of_moments(train: Moments, n_components: int) -> Projection:
     """Fit :class:`Projection` from the moments of the training spots; for more spots than features."""
     covariance = train.covariance()
+    if not np.isfinite(covariance).all():
+        raise _not_finite("some", train.n)  # sums do not know which
     scale = _safe_scale(train.mean, np.sqrt(np.maximum(np.diag(covariance), 0)))
     _, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
     # eigh gives the smallest first

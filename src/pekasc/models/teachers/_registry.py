@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ import torch
 from sklearn.decomposition import PCA
 
 from pekasc._expression import Matrix, dense
+from pekasc.models._registry import Registry
 from pekasc.models.heads._ridge import n_components_for
 from pekasc.models.teachers._scfoundation import CHECKPOINT, GENE_INDEX, MAX_TOKENS, ScFoundationTeacher
 from pekasc.models.teachers._scvi import ScviTeacher, require_scvi
@@ -227,11 +228,14 @@ def _scfoundation(source: Source) -> TeacherModel:
     )
 
 
-TEACHERS: Mapping[str, TeacherRow] = {
-    "pca": TeacherRow(_pca, fitted=True, counts=False),
-    "scvi": TeacherRow(_scvi, fitted=True, counts=True, require=require_scvi),
-    "scfoundation": TeacherRow(_scfoundation, fitted=False, counts=True, files=(CHECKPOINT, GENE_INDEX)),
-}
+TEACHERS: Registry[TeacherRow] = Registry(
+    "teacher",
+    {
+        "pca": TeacherRow(_pca, fitted=True, counts=False),
+        "scvi": TeacherRow(_scvi, fitted=True, counts=True, require=require_scvi),
+        "scfoundation": TeacherRow(_scfoundation, fitted=False, counts=True, files=(CHECKPOINT, GENE_INDEX)),
+    },
+)
 
 
 def check_files(teacher: Teacher) -> None:
@@ -240,9 +244,9 @@ def check_files(teacher: Teacher) -> None:
     Raises
     ------
     ValueError
-        If not.
+        If not, or if there is no such teacher.
     """
-    files = TEACHERS[teacher.name].files
+    files = TEACHERS.find("teacher", teacher.name).files
     if files and teacher.files is None:
         raise ValueError(
             f"`teacher={teacher.name!r}` needs its official files, {', '.join(files)}: give "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,22 +10,44 @@ import torch
 from peft import AdaLoraConfig, HRAConfig, LoraConfig, MissConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
+from pekasc.models._registry import Registry
 from pekasc.models.encoders._network import Encoder, FrozenEncoder
 from pekasc.models.selection._choice import Depth
 
+
 # "Bone" became "MiSS" in peft 0.19: the block affine adapter is init_weights=True, its transform variant "bat"
-_METHODS: Mapping[str, Callable[[int, list[str]], PeftConfig]] = {
-    "bone": lambda r, targets: MissConfig(r=r, target_modules=targets, init_weights=True),
-    "bat": lambda r, targets: MissConfig(r=r, target_modules=targets, init_weights="bat"),
-    "lora": lambda r, targets: LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets),
-    "dora": lambda r, targets: LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets, use_dora=True),
+def _bone(rank: int, targets: list[str]) -> PeftConfig:
+    return MissConfig(r=rank, target_modules=targets, init_weights=True)
+
+
+def _bat(rank: int, targets: list[str]) -> PeftConfig:
+    return MissConfig(r=rank, target_modules=targets, init_weights="bat")
+
+
+def _lora(rank: int, targets: list[str]) -> PeftConfig:
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
+
+
+def _dora(rank: int, targets: list[str]) -> PeftConfig:
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, use_dora=True)
+
+
+def _adalora(rank: int, targets: list[str]) -> PeftConfig:
     # PEFT begins with factors of 0.02 and singular values of 0, and divides by the rank: with LoRA's alpha the update
     # is a hundredth of LoRA's, and nothing is learned. The steps are filled in when the length of the training is known
-    "adalora": lambda r, targets: AdaLoraConfig(
-        init_r=r * 3 // 2, target_r=r, lora_alpha=128 * r, target_modules=targets, total_step=1
-    ),
-    "hra": lambda r, targets: HRAConfig(r=r, target_modules=targets),
-}
+    return AdaLoraConfig(
+        init_r=rank * 3 // 2, target_r=rank, lora_alpha=128 * rank, target_modules=targets, total_step=1
+    )
+
+
+def _hra(rank: int, targets: list[str]) -> PeftConfig:
+    return HRAConfig(r=rank, target_modules=targets)
+
+
+# what makes the PEFT configuration of a rank for the layers that are named
+METHODS: Registry[Callable[[int, list[str]], PeftConfig]] = Registry(
+    "method", {"bone": _bone, "bat": _bat, "lora": _lora, "dora": _dora, "adalora": _adalora, "hra": _hra}
+)
 
 Method = str | PeftConfig | None
 _MIN_ADALORA_STEPS = 2
@@ -33,7 +55,7 @@ _MIN_ADALORA_STEPS = 2
 
 def known_methods() -> list[str]:
     """Return the names of the methods."""
-    return list(_METHODS)
+    return list(METHODS)
 
 
 def method_name(method: Method) -> str:
@@ -53,11 +75,8 @@ def check_method(method: Method) -> Method:
     TypeError
         If it is neither a string, a ``PeftConfig`` nor None.
     """
-    if isinstance(method, str) and method not in _METHODS:
-        raise ValueError(
-            f"`method={method!r}` is not known. Choose one of {list(_METHODS)}, give a peft.PeftConfig, "
-            "or None for the frozen encoder."
-        )
+    if isinstance(method, str):
+        METHODS.find("method", method, "a peft.PeftConfig, or None for the frozen encoder")
     if not isinstance(method, str | PeftConfig | None):
         raise TypeError(f"`method` must be a name, a peft.PeftConfig or None, got {type(method).__name__}.")
     for name in ("modules_to_save", "trainable_token_indices"):
@@ -128,7 +147,7 @@ def make_config(method: str | PeftConfig, rank: int, targets: list[str]) -> Peft
     if isinstance(method, PeftConfig):
         config: Any = type(method).from_peft_type(**{**method.to_dict(), "target_modules": targets})
         return config
-    return _METHODS[method](rank, targets)
+    return METHODS[method](rank, targets)
 
 
 def with_steps(config: PeftConfig, n_steps: int) -> PeftConfig:
