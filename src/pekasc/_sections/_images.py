@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,9 +13,10 @@ from spatialdata.transformations import get_transformation
 from xarray import DataArray, DataTree
 
 from pekasc._sections._slides import images_of
+from pekasc._settings import get_logger
 from pekasc.tiling import ImagePyramid
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _SAME_EXTENT = 0.02  # of the diagonal: lowres images are rounded to whole pixels
 _SAME_CONTENT = 0.5  # correlation of thumbnails
@@ -171,7 +171,7 @@ def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | No
             f"Several different images share a coordinate system with the shapes {region!r}: {sizes}. "
             f"Say which one shows its H&E: `images={{{region!r}: {candidates[0]!r}}}`."
         )
-    logger.info("section %s: image %s taken, the finest of %s, which show the same.", region, finest, candidates)
+    logger.hint("section %s: image %s taken, the finest of %s, which show the same.", region, finest, candidates)
     return finest
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -36,9 +35,10 @@ from pekasc._sections._pixel_size import (
 )
 from pekasc._sections._slides import images_of, recorded_mpp
 from pekasc._sections._table import check_table, examples, get_table, region_rows, table_keys
+from pekasc._settings import get_logger
 from pekasc.tiling import ImagePyramid, PatchFile
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -409,7 +409,7 @@ def _from_array(sdata: SpatialData, table: AnnData, section: Section, array: str
         )
     diameter_px = 2 * float(shapes["radius"].median()) * np.sqrt(abs(np.linalg.det(section.shapes_to_px[:2, :2])))
     mpp = VISIUM_SPOT_UM / diameter_px
-    logger.info(
+    logger.hint(
         "section %s: no array_row and array_col; pixel size %.4g um from the spot diameter, %.4g px for %g um.",
         section.name,
         mpp,

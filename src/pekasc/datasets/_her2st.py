@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pekasc._keys import write_uns
+from pekasc._settings import get_logger
 from pekasc.datasets import _assemble
 from pekasc.datasets._download import fetch
 from pekasc.datasets._jpeg import Jpeg
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
     from spatialdata import SpatialData
 
-log = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # where the authors published the data, at the commit that the checksums in her2st.tsv are of
 _COMMIT = "85df7411b987a7dec3feff9718b869a7a82091ec"
@@ -114,7 +114,7 @@ def her2st(
         matrix, joint, pd.DataFrame(index=genes), np.concatenate(centres), dict.fromkeys(images, _MPP)
     )
     write_uns(table, "her2st", {"source": _BASE_URL, "sections": ",".join(names)})
-    log.info("her2st: sections %s, %d spots, %d genes, %g um per pixel.", ", ".join(names), *table.shape, _MPP)
+    logger.info("her2st: sections %s, %d spots, %d genes, %g um per pixel.", ", ".join(names), *table.shape, _MPP)
     return SpatialData(images=images, shapes=shapes, tables={"table": table})
 
 
@@ -188,7 +188,7 @@ def _spots(section: str, found: dict[str, Path]) -> tuple[pd.DataFrame, csr_matr
         raise ValueError(f"Section {section}: no row of {found['counts']} is a spot of {found['spots']}.")
     missing = len(table.index) + len(spots.index) - 2 * len(both)
     if missing:
-        log.info("her2st: section %s: %d spots have counts or a place but not both; left out.", section, missing)
+        logger.hint("her2st: section %s: %d spots have counts or a place but not both; left out.", section, missing)
     spots = spots.loc[both]
     if "labels" in found:
         labels = pd.read_csv(found["labels"], sep="\t", index_col=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 from peft import PeftConfig
 
+from pekasc._settings import get_logger
 from pekasc.models import _ranks
 from pekasc.models._adapter import Adapter
 from pekasc.models._auto import choose_blocks
@@ -29,7 +29,7 @@ from pekasc.models._teachers import Teacher, check_finite
 from pekasc.models._training import Trained, check_starts, train_student
 from pekasc.tiling import TileSpec
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def fit(
@@ -103,7 +103,7 @@ def _fit(
         seen = None if reader.context_um is None else lambda x, fold: job.seen(reader, x, fold=fold)
         with options.profile.stage("head"):
             choice = _ranks.agreed(choose(features, data.expression, folds, options.n_components, seen))
-        logger.info(
+        logger.hint(
             "Depth %s chosen of %s: held-out error %.4f of the mean predictor's.",
             choice.depth, depths, choice.table["error"].min(),
         )  # fmt: skip
@@ -205,7 +205,7 @@ def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, readers: Sequence
         blocks = known
     elif blocks != "all" and o.depth == "choose" and int(blocks) > n_blocks:
         # what fits the encoder may not fit the depth that this training set chose
-        logger.info("Features are taken after block %d, so all of these blocks are adapted, not %s.", n_blocks, blocks)
+        logger.hint("Features are taken after block %d, so all of these blocks are adapted, not %s.", n_blocks, blocks)
         blocks = "all"
     targets = target_layers(job.model, depth, blocks, o.method)
     config = make_config(o.method, o.recipe.rank, targets)
@@ -230,7 +230,7 @@ def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, readers: Sequence
         best = table.loc[table["error"].idxmin()]
         tables.append(table)
         epochs.append(int(_ranks.agreed(int(best["epochs"]))))
-        logger.info(
+        logger.hint(
             "%d epochs chosen of %s: held-out error %.4f of the mean predictor's.",
             epochs[i],
             list(tried),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from peft import PeftConfig
 from scipy import sparse
 
 from pekasc._expression import Matrix
+from pekasc._settings import get_logger
 from pekasc.models import _ranks
 from pekasc.models._auto import MOST
 from pekasc.models._choose import Depth
@@ -34,7 +34,7 @@ from pekasc.models._teachers import Teacher
 from pekasc.models._training import Engine
 from pekasc.tiling import TileSource, TileSpec
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -196,10 +196,10 @@ class Job:
             return
         if not start:
             if int(blocks) < last_block(self.model, depth):
-                logger.info("All blocks run in every epoch, the frozen ones too: features of block 1 are read.")
+                logger.hint("All blocks run in every epoch, the frozen ones too: features of block 1 are read.")
             return
         if (why := self._why_whole(config)) is not None:
-            logger.info("All blocks run in every epoch, the frozen ones too: %s.", why)
+            logger.hint("All blocks run in every epoch, the frozen ones too: %s.", why)
             return
         own = np.flatnonzero(self.mine)
         job = EmbedJob(

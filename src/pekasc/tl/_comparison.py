@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,8 +44,6 @@ from pekasc.models._teachers import TEACHERS, Source, StoredTeacher, Teacher, ch
 from pekasc.tiling import TileSource, TileSpec
 from pekasc.tl import _inputs
 from pekasc.tl._gene_sets import choose_gene_sets
-
-logger = logging.getLogger(__name__)
 
 HEST = "hest"
 RIVAL = "frozen-best"

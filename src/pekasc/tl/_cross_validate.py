@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -43,8 +42,6 @@ from pekasc.tl._comparison_table import MIN_TEST, score_fold
 from pekasc.tl._gene_sets import CHOSEN, check_gene_sets
 from pekasc.tl._options import check_context, check_orientations, check_scales, make_recipe, wanted_blocks, whole
 from pekasc.tl._teachers import check_installed, fitted_here, stored_key, stored_teacher
-
-logger = logging.getLogger(__name__)
 
 HEST_TILES = (224, 0.5)
 _N_DEPTHS = 2

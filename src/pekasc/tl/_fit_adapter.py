@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from spatialdata import SpatialData
 from pekasc._expression import Matrix, counts, gene_names, target_matrix
 from pekasc._keys import ADAPTER, TILES, check_free, check_key, write_uns
 from pekasc._sections import check_table, get_table, section_labels, writable_table
+from pekasc._settings import get_logger
 from pekasc.models import Adapter, Encoder, _ranks
 from pekasc.models._context import check_radius
 from pekasc.models._embed import autocast, resolve_device
@@ -41,7 +41,7 @@ from pekasc.tl._options import (
 )
 from pekasc.tl._teachers import stored_key, stored_teacher
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def fit_adapter(
@@ -424,8 +424,8 @@ def _usable(expression: Matrix, target: str) -> np.ndarray:
 def _log_left_out(candidates: np.ndarray, keep: np.ndarray, rows: np.ndarray) -> None:
     empty, untiled = int((~keep).sum()), int(keep.sum() - rows.size)
     if empty or untiled:
-        logger.info("Left out of training: %d spots without counts, %d without a tile.", empty, untiled)
-    logger.info("Training on %d of %d spots.", rows.size, candidates.size)
+        logger.hint("Left out of training: %d spots without counts, %d without a tile.", empty, untiled)
+    logger.hint("Training on %d of %d spots.", rows.size, candidates.size)
 
 
 def _log_choices(
@@ -437,11 +437,11 @@ def _log_choices(
     genes: np.ndarray,
     default: bool,
 ) -> None:
-    logger.info('encoder="%s", teacher="%s", method=%r.', encoder.short, teacher, method)
+    logger.hint('encoder="%s", teacher="%s", method=%r.', encoder.short, teacher, method)
     names = [str(name) for name in np.unique(labels)]
     where = "sections" if groups is None else f"obs[{groups!r}]"
-    logger.info("Held out in turn: %s (%s).", where, ", ".join(names[:6]) + (", ..." if len(names) > 6 else ""))
-    logger.info("%d genes%s.", genes.size, ", seen in 10 % of spots of every group" if default else "")
+    logger.hint("Held out in turn: %s (%s).", where, ", ".join(names[:6]) + (", ..." if len(names) > 6 else ""))
+    logger.hint("%d genes%s.", genes.size, ", seen in 10 % of spots of every group" if default else "")
 
 
 def _record(adapter: Adapter) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,9 +23,10 @@ from pekasc._sections import (
     tile_record,
     tiled_sections,
 )
+from pekasc._settings import get_logger
 from pekasc.tiling import PatchReader, TileReader, TilesOfSome, TileSource, TileSpec, TileStream, TileSubset, cached
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SEEN_IN = 0.1
 _LEAST_INSIDE = 0.5  # of the area of tiles at a further scale
@@ -43,7 +43,7 @@ def ensure_tiles(
         size: dict[str, Any] = {} if spec is None else {"tile_px": spec.tile_px, "mpp": spec.mpp}
         pp.tile(sdata, table_name=table_name, key_added=key, **size, **given)
         made = tiled_sections(sdata, table_name=table_name, key=key)
-        logger.info("Tiled: %d px at %g um/px.", made[1].tile_px, made[1].mpp)
+        logger.hint("Tiled: %d px at %g um/px.", made[1].tile_px, made[1].mpp)
         return made
     if given:
         raise ValueError(
@@ -52,7 +52,7 @@ def ensure_tiles(
         )
     sections, there = tiled_sections(sdata, table_name=table_name, key=key)
     if spec is not None and there != spec:
-        logger.info("Using the tiles %r that are there: %d px at %g um/px.", key, there.tile_px, there.mpp)
+        logger.hint("Using the tiles %r that are there: %d px at %g um/px.", key, there.tile_px, there.mpp)
     return sections, there
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +24,6 @@ from pekasc.tl._section_features import SectionFeatures, section_features
 
 if TYPE_CHECKING:
     from distributed import Client
-
-logger = logging.getLogger(__name__)
 
 
 def predict_expression(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from pekasc._sections import Section, section_readers
+from pekasc._settings import get_logger
 from pekasc.models._embed_job import EmbedJob, Piece, Reader, embed_pieces, n_features, sample_digest
 from pekasc.models._encoders import FrozenEncoder
 from pekasc.models._feature_store import FeatureStore, locked
 from pekasc.tiling import MAX_MEMORY, TileReader, TileSpec
 from pekasc.tl import _inputs
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _CHUNK = 256  # tiles that a kill can cost; about 1 MB of features
 _LAZY_ROWS = 4096  # of a lazy array's blocks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from anndata import AnnData
 from scipy import sparse
 
 from pekasc._keys import feature_key, read_uns
+from pekasc._settings import get_logger
 from pekasc.models._teachers import TEACHERS, StoredTeacher, check_checkpoint
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def stored_key(adata: AnnData, teacher: str, checkpoint: str | Path | None) -> str | None:
