@@ -21,6 +21,7 @@ logger = get_logger(__name__)
 _SAME_EXTENT = 0.02  # of the diagonal: lowres images are rounded to whole pixels
 _SAME_CONTENT = 0.5  # correlation of thumbnails
 _OVERVIEW_PX = 1024
+_THUMBNAIL_PX = 32
 _OVERVIEW_LIMIT = 400_000_000  # pixels that a strided read may have to decode
 
 
@@ -228,14 +229,14 @@ def image_id(pyramid: ImagePyramid) -> str:
     return sha.hexdigest()[:16]
 
 
-def _thumbnail(image: DataArray | DataTree, size: int = 32) -> np.ndarray | None:
+def _thumbnail(image: DataArray | DataTree) -> np.ndarray | None:
     picture = overview([level.data for level in levels_of(image)])
     if picture is None:
         return None
     grey = picture.astype(np.float64).mean(axis=-1)
     for axis in (0, 1):
         n = grey.shape[axis]
-        starts = np.linspace(0, n, size, endpoint=False).astype(int)
+        starts = np.linspace(0, n, _THUMBNAIL_PX, endpoint=False).astype(int)
         widths = np.maximum(np.diff([*starts, n]), 1)  # an image smaller than the thumbnail repeats its pixels
         grey = np.add.reduceat(grey, starts, axis=axis) / np.expand_dims(widths, 1 - axis)
     return grey

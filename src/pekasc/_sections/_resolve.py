@@ -283,7 +283,7 @@ def with_patches(table: AnnData, section: Section) -> Section:
             + ("their record is" if stored is None else f"the column {BARCODE!r} that joins them to spots is")
             + " not in the table any more. Read the sample again."
         )
-    file = open_patches(table, section.name, stored)
+    file = open_patches(section.name, stored)
     rows = join_patches(file, table.obs[BARCODE].iloc[section.rows], section.name)
     check_patches(file, rows, section.centres_px, stored["side_px"], section.name)
     return replace(section, patches=file, patch_rows=rows, patch_side_px=float(stored["side_px"]))
