@@ -179,8 +179,8 @@ def _imports(path: Path) -> set[str]:
 
 
 def test_every_import_is_declared() -> None:
-    other_name = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "skimage": "scikit-image"}
-    other_name |= {"sklearn": "scikit-learn", "spatialdata_plot": "spatialdata-plot"}
+    other_name = {"huggingface_hub": "huggingface-hub", "skimage": "scikit-image"}
+    other_name |= {"sklearn": "scikit-learn"}
     # imported where they are asked for, with an error that says how to install them, or where their objects are given
     extras = {"scvi", "transformers", "wsidata"}
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]

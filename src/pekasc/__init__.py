@@ -3,6 +3,7 @@
 Namespaces follow scanpy: ``pp`` prepares tiles and folds, ``tl`` fits, applies and scores adapters,
 ``pl`` draws, ``get`` reads results, ``io`` reads data, ``datasets`` brings examples, ``models`` holds
 the encoders. They load on first use, so that ``import pekasc`` needs neither torch nor squidpy.
+``settings.verbosity`` says how much calls log.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from pekasc._options import Compute, Readout, Recipe
+from pekasc._settings import settings
+
 if TYPE_CHECKING:
     from pekasc import datasets, get, io, models, pl, pp, tl
     from pekasc.models import Adapter
-
-from pekasc._options import Compute, Readout, Recipe
 
 __all__ = [
     "Adapter",
@@ -29,6 +31,7 @@ __all__ = [
     "models",
     "pl",
     "pp",
+    "settings",
     "tl",
 ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -11,7 +10,9 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-logger = logging.getLogger(__name__)
+from pekasc._settings import get_logger
+
+logger = get_logger(__name__)
 
 SCALE = 1e4
 MIN_FRACTION = 0.1  # of the spots of every group, for a gene to be learned
@@ -84,7 +85,7 @@ def counts(adata: AnnData, layer: str | None = None, *, argument: str = "layer",
     if layer is None and "counts" in adata.layers:
         stored = _matrix(adata, "counts")
         if _is_counts(stored):
-            logger.info('`X` holds no counts: taking layers["counts"].')
+            logger.hint('`X` holds no counts: taking layers["counts"].')
             return stored
         raise ValueError(f'Neither `X` nor layers["counts"] holds counts: found {_describe(stored)} in the latter.')
     where = "`X`" if layer is None else f"layers[{layer!r}]"

@@ -117,7 +117,7 @@ def write_uns(adata: AnnData, key: str, value: Mapping[str, Any], *, kind: str |
     adata.uns[UNS] = {**adata.uns.get(UNS, {}), check_key(key): _encode(record)}
 
 
-def check_free(adata: AnnData, key: str, kind: str, *, slot: str | None = None, argument: str = "key_added") -> None:
+def check_free(adata: AnnData, key: str, kind: str, *, slot: str | None = None) -> None:
     """Check, before any work, that writing `key` would destroy nothing but an earlier result of the same kind.
 
     Parameters
@@ -130,8 +130,6 @@ def check_free(adata: AnnData, key: str, kind: str, *, slot: str | None = None, 
         What will be written: ``"tiles"``, ``"features"``, ``"prediction"``, ``"adapter"``, ``"split"``.
     slot
         ``"layers"``, ``"obsm"`` or ``"obs"``, if something is written there too.
-    argument
-        The argument that names the key, for the message.
 
     Raises
     ------
@@ -142,12 +140,12 @@ def check_free(adata: AnnData, key: str, kind: str, *, slot: str | None = None, 
     if record is not None and record.get("kind") != kind:
         what = record.get("kind") or "something else"
         raise ValueError(
-            f'`{argument}`: `uns["pekasc"][{key!r}]` holds {what}, which a {kind} must not replace. Take another key.'
+            f'`key_added`: `uns["pekasc"][{key!r}]` holds {what}, which a {kind} must not replace. Take another key.'
         )
     if slot is not None and record is None and key in getattr(adata, slot):
         raise ValueError(
-            f"`{argument}`: `{slot}[{key!r}]` is there and was not made by this call, so it is not replaced. "
-            f"Take another `{argument}=`, or delete it."
+            f"`key_added`: `{slot}[{key!r}]` is there and was not made by this call, so it is not replaced. "
+            "Take another `key_added=`, or delete it."
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Compute", "Readout", "Recipe", "resolve", "resolve_recipe", "whole"]
 
-logger = logging.getLogger(__name__)
+from pekasc._settings import get_logger
+
+logger = get_logger(__name__)
 
 ORIENTATIONS = (1, 2, 4, 8)
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -467,7 +468,7 @@ def resolve_recipe(recipe: Any, readout: Any, *, unused: Mapping[str, str] | Non
     """
     found = resolve(recipe, Recipe, "recipe", unused=unused)
     if readout is None and found == Recipe.preset("paper"):
-        logger.info('recipe="paper" brings readout="paper" with it: %r.', Readout.preset("paper"))
+        logger.hint('recipe="paper" brings readout="paper" with it: %r.', Readout.preset("paper"))
         return found, "paper"
     return found, readout
 
@@ -476,7 +477,7 @@ def _log_unused(options: Options, label: str, unused: Mapping[str, str]) -> Opti
     idle = [name for name in options.changed() if name in unused]
     if idle:
         reasons = sorted({unused[name] for name in idle})
-        logger.info("%s: %s do nothing in this call: %s.", label, ", ".join(idle), "; ".join(reasons))
+        logger.hint("%s: %s do nothing in this call: %s.", label, ", ".join(idle), "; ".join(reasons))
     return options
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 
 import numpy as np
@@ -13,11 +12,12 @@ from spatialdata import SpatialData
 
 from pekasc._keys import PEKA, SECTION, TILES, UNS
 from pekasc._sections import get_table, positions_um, section_labels, section_readers, tiled_sections
+from pekasc._settings import get_logger
 from pekasc.tiling import TileStream
 
 __all__ = ["comparison", "expression", "tiles"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _SETTINGS = ("head", "teacher", "scales", "orientations")
 _MIN_GROUPS = 5  # an interval over fewer would be made up
@@ -129,7 +129,7 @@ def expression(
         raise ValueError(f"The layer {layer!r} holds no values: all are NaN.")
     spatial = positions_um(data, table_name=table_name, key=key)
     if not rows.all():
-        logger.info("%d of %d rows left out: the layer %r has no values for them.", (~rows).sum(), rows.size, layer)
+        logger.hint("%d of %d rows left out: the layer %r has no values for them.", (~rows).sum(), rows.size, layer)
     labels = _section_names(table)[rows]
     values = values[np.ix_(rows, genes)]
     missing = np.isnan(values).any(axis=0).sum()

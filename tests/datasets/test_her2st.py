@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import pickle
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -15,14 +18,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import spatialdata
+import zarr
 from PIL import Image
 from spatialdata.models import Image2DModel
 from spatialdata.transformations import Identity, get_transformation
 
 import pekasc as pk
-from pekasc.datasets import _her2st, _jpeg
+from pekasc._settings import HINT
+from pekasc.datasets import _her2st
 from pekasc.datasets._download import fetch, git_blob_sha1
-from pekasc.datasets._jpeg import Jpeg
+from pekasc.datasets._pyramid import jpeg_levels
+from pekasc.tiling._zarr_chunks import ZarrChunks
 
 SPOTS = "x\ty\tnew_x\tnew_y\tpixel_x\tpixel_y\tselected\n"
 
@@ -43,6 +49,15 @@ def write_section(folder: Path, counts: pd.DataFrame, spots: str, *, names: dict
 
 def counts_table(rows: dict[str, list[int]], genes: list[str]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=genes)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep images out of the user's own cache, but decode the real ones only once."""
+    folder = tmp_path_factory.mktemp("user_cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pooch.os_cache", lambda project: folder / project)
+        yield folder
 
 
 @pytest.fixture
@@ -101,18 +116,23 @@ def test_values_are_those_of_the_raw_files(shared: Path) -> None:
     assert len(sdata["B4_he"]) > 3
 
 
-def test_real_pixels_are_those_of_the_file(shared: Path) -> None:
+def test_real_pixels_are_those_of_the_file(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shared / "data" / "her2st"
-    limit = Image.MAX_IMAGE_PIXELS
     image = pk.datasets.her2st("C2", path=folder)["C2_he"]
-    crop = image["scale0"].image.data[:, 4000:4200, 3000:3300].compute()
-    assert limit == Image.MAX_IMAGE_PIXELS
-    with _jpeg._any_size(), Image.open(folder / "C2" / "image.jpg") as raw:
-        expected = np.asarray(raw.crop((3000, 4000, 3300, 4200)))
-    np.testing.assert_array_equal(crop, np.moveaxis(expected, -1, 0))
-    coarse = image["scale2"].image.data[:, 1000:1050, 750:825].compute()
-    mean = crop.reshape(3, 50, 4, 75, 4).mean((2, 4))
-    np.testing.assert_array_equal(coarse, np.floor(mean + 0.5))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with Image.open(folder / "C2" / "image.jpg") as raw:
+        expected = np.moveaxis(np.asarray(raw), -1, 0)
+    for i, (name, level) in enumerate(image.items()):
+        assert name == f"scale{i}"
+        found = level.image.to_numpy()
+        if i == 0:
+            np.testing.assert_array_equal(found, expected)
+        else:  # rounded means of the pixels below
+            height, width = (n // 2**i for n in expected.shape[1:])
+            blocks = expected[:, : 2**i * 100, : 2**i * width].reshape(3, 100, 2**i, width, 2**i)
+            np.testing.assert_array_equal(found[:, :100], np.floor(blocks.mean((2, 4)) + 0.5))
+            assert found.shape == (3, height, width)
+    assert i == 4
 
 
 def test_the_shipped_checksums_are_those_of_the_copies(shared: Path) -> None:
@@ -174,26 +194,72 @@ def test_unknown_sections_and_missing_files(local: Path) -> None:
 # ------------------------------------------------------------------------------------------------ images
 
 
-def test_images_are_forgotten_when_there_are_many(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_jpeg, "_MAX_DECODED", 2 * 92 * 120 * 3)
-    monkeypatch.setattr(_jpeg, "_DECODED", [])
-    jpegs = [Jpeg(local / "C2" / "image.jpg") for _ in range(3)]
-    first = [jpeg.region(3, 5, 20, 10, 1) for jpeg in jpegs]
-    assert [jpeg._pixels is None for jpeg in jpegs] == [True, False, False]
-    np.testing.assert_array_equal(jpegs[0].region(3, 5, 20, 10, 1), first[0])
-    assert [jpeg._pixels is None for jpeg in jpegs] == [False, True, False]
-    copy = pickle.loads(pickle.dumps(jpegs[0]))
-    assert copy._pixels is None
-    np.testing.assert_array_equal(copy.region(3, 5, 20, 10, 1), first[0])
+def test_an_image_is_decoded_once(
+    local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, cache = local / "C2" / "image.jpg", tmp_path / "cache"
+    for entry in (local / "C2", *(local / "C2").iterdir()):
+        entry.chmod(entry.stat().st_mode & ~0o222)  # nothing is written beside the data
+    with caplog.at_level(HINT, logger="pekasc"):
+        first = jpeg_levels(file, cache=cache)
+    assert f"{file}: decoded once and kept as zarr, {cache}" in caplog.text
+    with Image.open(file) as raw:
+        np.testing.assert_array_equal(first[0].compute(), np.moveaxis(np.asarray(raw), -1, 0))
+    monkeypatch.setattr("pekasc.datasets._pyramid._decoded", None)
+    copy = tmp_path / "copy.jpg"  # known by its content
+    copy.write_bytes(file.read_bytes())
+    for fine, again in zip(first, jpeg_levels(copy, cache=cache), strict=True):
+        np.testing.assert_array_equal(fine.compute(), pickle.loads(pickle.dumps(again)).compute())
+    assert sorted(entry.suffix for entry in (cache / "images").iterdir()) == [".lock", ".zarr"]
+    # tiles are read from it without zarr's event loop
+    assert ZarrChunks.of(zarr.open_array(next((cache / "images").glob("*.zarr")) / "0", mode="r")) is not None
 
 
-def test_grey_and_large_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_of_an_image_is_written_again(local: Path, tmp_path: Path) -> None:
+    file, cache = local / "C2" / "image.jpg", tmp_path / "cache"
+    expected = [level.compute() for level in jpeg_levels(file, cache=cache)]
+    (stored,) = (cache / "images").glob("*.zarr")
+    (stored / "1" / "c" / "0" / "0" / "0").unlink()
+    stored.with_suffix(".part").mkdir()  # of a process that was killed
+    (stored.with_suffix(".part") / "zarr.json").write_text("{")
+    for _ in range(2):
+        for level, whole in zip(jpeg_levels(file, cache=cache), expected, strict=True):
+            np.testing.assert_array_equal(level.compute(), whole)
+        assert not stored.with_suffix(".part").exists()
+        shutil.rmtree(stored / "0")
+
+
+def test_several_processes_write_one_image(local: Path, tmp_path: Path) -> None:
+    file, cache = local / "C2" / "image.jpg", tmp_path / "cache"
+    code = f"""
+from pathlib import Path
+from pekasc.datasets._pyramid import jpeg_levels
+print(jpeg_levels(Path({str(file)!r}), cache=Path({str(cache)!r}))[0].compute().sum())
+"""
+    running = [
+        subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], stdout=-1, stderr=-1, text=True)
+        for _ in range(3)
+    ]
+    results = [process.communicate(timeout=120) for process in running]
+    assert {out for out, _ in results} == {f"{jpeg_levels(file, cache=cache)[0].compute().sum()}\n"}
+    assert sum("decoded once" in said for _, said in results) == 1
+
+
+def test_images_that_cannot_be_kept_or_read(local: Path, tmp_path: Path) -> None:
+    file, cache = local / "C2" / "image.jpg", tmp_path / "cache"
+    cache.write_text("no folder")
+    with pytest.raises(OSError, match="image.jpg is decoded once and kept as zarr in .*cache/images, where it cannot"):
+        jpeg_levels(file, cache=cache)
+    file.write_bytes(file.read_bytes()[:-1500])
+    with pytest.raises(ValueError, match="image.jpg is only a part of a JPEG image"):
+        jpeg_levels(file, cache=tmp_path)
+    assert not (tmp_path / "images").exists()
+
+
+def test_a_grey_image_has_three_channels(tmp_path: Path) -> None:
     Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(tmp_path / "grey.jpg")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # PIL refuses twice as many
-    jpeg = Jpeg(tmp_path / "grey.jpg")
-    pixels = jpeg.region(0, 0, 16, 16, 1)
+    pixels = jpeg_levels(tmp_path / "grey.jpg", cache=tmp_path)[0].compute()
     assert pixels.shape == (3, 16, 16) and (pixels[0] == pixels[2]).all()
-    assert Image.MAX_IMAGE_PIXELS == 100
 
 
 # ------------------------------------------------------------------------------------------------ download

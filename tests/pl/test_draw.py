@@ -34,8 +34,8 @@ def test_scale_bar_is_as_long_as_it_says() -> None:
 
 
 def test_bounding_box_holds_whole_circles() -> None:
-    box = bounding_box(np.array([[0.0, 0.0], [100.0, 40.0]]), np.array([10.0, 5.0]), margin=0.1)
-    assert box == pytest.approx((-10 - 11.5, -10 - 11.5, 105 + 11.5, 45 + 11.5))
+    box = bounding_box(np.array([[0.0, 0.0], [100.0, 40.0]]), np.array([10.0, 5.0]))
+    assert box == pytest.approx((-10 - 8.05, -10 - 8.05, 105 + 8.05, 45 + 8.05))
 
 
 def test_spots_are_true_to_size_and_place() -> None:

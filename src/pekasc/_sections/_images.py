@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,13 +13,15 @@ from spatialdata.transformations import get_transformation
 from xarray import DataArray, DataTree
 
 from pekasc._sections._slides import images_of
+from pekasc._settings import get_logger
 from pekasc.tiling import ImagePyramid
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _SAME_EXTENT = 0.02  # of the diagonal: lowres images are rounded to whole pixels
 _SAME_CONTENT = 0.5  # correlation of thumbnails
 _OVERVIEW_PX = 1024
+_THUMBNAIL_PX = 32
 _OVERVIEW_LIMIT = 400_000_000  # pixels that a strided read may have to decode
 
 
@@ -171,7 +172,7 @@ def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | No
             f"Several different images share a coordinate system with the shapes {region!r}: {sizes}. "
             f"Say which one shows its H&E: `images={{{region!r}: {candidates[0]!r}}}`."
         )
-    logger.info("section %s: image %s taken, the finest of %s, which show the same.", region, finest, candidates)
+    logger.hint("section %s: image %s taken, the finest of %s, which show the same.", region, finest, candidates)
     return finest
 
 
@@ -228,14 +229,14 @@ def image_id(pyramid: ImagePyramid) -> str:
     return sha.hexdigest()[:16]
 
 
-def _thumbnail(image: DataArray | DataTree, size: int = 32) -> np.ndarray | None:
+def _thumbnail(image: DataArray | DataTree) -> np.ndarray | None:
     picture = overview([level.data for level in levels_of(image)])
     if picture is None:
         return None
     grey = picture.astype(np.float64).mean(axis=-1)
     for axis in (0, 1):
         n = grey.shape[axis]
-        starts = np.linspace(0, n, size, endpoint=False).astype(int)
+        starts = np.linspace(0, n, _THUMBNAIL_PX, endpoint=False).astype(int)
         widths = np.maximum(np.diff([*starts, n]), 1)  # an image smaller than the thumbnail repeats its pixels
         grey = np.add.reduceat(grey, starts, axis=axis) / np.expand_dims(widths, 1 - axis)
     return grey

@@ -52,7 +52,7 @@ def describe_patches(
     }
 
 
-def open_patches(table: AnnData, region: str, record: dict[str, Any]) -> PatchFile:
+def open_patches(region: str, record: dict[str, Any]) -> PatchFile:
     """Open the patches of a section.
 
     Raises

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -36,9 +35,10 @@ from pekasc._sections._pixel_size import (
 )
 from pekasc._sections._slides import images_of, recorded_mpp
 from pekasc._sections._table import check_table, examples, get_table, region_rows, table_keys
+from pekasc._settings import get_logger
 from pekasc.tiling import ImagePyramid, PatchFile
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,7 +283,7 @@ def with_patches(table: AnnData, section: Section) -> Section:
             + ("their record is" if stored is None else f"the column {BARCODE!r} that joins them to spots is")
             + " not in the table any more. Read the sample again."
         )
-    file = open_patches(table, section.name, stored)
+    file = open_patches(section.name, stored)
     rows = join_patches(file, table.obs[BARCODE].iloc[section.rows], section.name)
     check_patches(file, rows, section.centres_px, stored["side_px"], section.name)
     return replace(section, patches=file, patch_rows=rows, patch_side_px=float(stored["side_px"]))
@@ -409,7 +409,7 @@ def _from_array(sdata: SpatialData, table: AnnData, section: Section, array: str
         )
     diameter_px = 2 * float(shapes["radius"].median()) * np.sqrt(abs(np.linalg.det(section.shapes_to_px[:2, :2])))
     mpp = VISIUM_SPOT_UM / diameter_px
-    logger.info(
+    logger.hint(
         "section %s: no array_row and array_col; pixel size %.4g um from the spot diameter, %.4g px for %g um.",
         section.name,
         mpp,

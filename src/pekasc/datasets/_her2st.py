@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -12,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from pekasc._keys import write_uns
+from pekasc._settings import get_logger
 from pekasc.datasets import _assemble
 from pekasc.datasets._download import fetch
-from pekasc.datasets._jpeg import Jpeg
+from pekasc.datasets._pyramid import jpeg_levels
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
     from spatialdata import SpatialData
 
-log = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # where the authors published the data, at the commit that the checksums in her2st.tsv are of
 _COMMIT = "85df7411b987a7dec3feff9718b869a7a82091ec"
@@ -31,7 +31,6 @@ _LOCAL_NAMES = {"counts": "counts.tsv.gz", "image": "image.jpg", "spots": "spots
 _LABELS = "cluster_labels.tsv.gz"
 _MPP = 0.688
 _SPOT_UM = 100.0
-_CHUNK_PX = 1024
 
 
 def her2st(
@@ -49,12 +48,13 @@ def her2st(
     path
         A folder with the data: either one folder per section with ``counts.tsv.gz``, ``image.jpg``, ``spots.tsv``
         and, if at hand, ``cluster_labels.tsv.gz``, or a copy of the authors' repository. By default, the
-        files are downloaded once (about 5 MB a section) into ``pooch.os_cache("pekasc")`` and checked.
+        files are downloaded once (about 5 MB a section) into ``pooch.os_cache("pekasc")`` and checked. Images
+        are decoded once too, and kept there as zarr (about 90 MB a section).
 
     Returns
     -------
-    SpatialData. For the section C2: the multi-scale image ``images["C2_he"]``, uint8, about 9270 x 9920 pixels, decoded
-    when it is first read; the spots ``shapes["C2_spots"]``, circles 100 um wide; both in the
+    SpatialData. For the section C2: the multi-scale image ``images["C2_he"]``, uint8, about 9270 x 9920 pixels, read
+    lazily; the spots ``shapes["C2_spots"]``, circles 100 um wide; both in the
     coordinate system ``C2``, in pixels. One table ``tables["table"]`` of all spots that have counts and a place:
 
     - ``X``: counts, float32 CSR. Genes are the union over the sections; where the authors' table of a section
@@ -68,11 +68,11 @@ def her2st(
     Raises
     ------
     ValueError
-        If a section does not exist, or a downloaded file is not what the authors published.
+        If a section does not exist, a downloaded file is not what the authors published, or an image cannot be read.
     FileNotFoundError
         If a file is missing in `path`.
     OSError
-        If the download fails.
+        If the download fails, or the cache cannot be written.
 
     Notes
     -----
@@ -96,9 +96,7 @@ def her2st(
         found = _local(name, Path(path)) if path is not None else _download(name)
         spots, of_section, genes = _spots(name, found)
         xy = spots[["pixel_x", "pixel_y"]].to_numpy(np.float64)
-        jpeg = Jpeg(found["image"])
-        levels = _assemble.lazy_levels(jpeg, chunk_px=_CHUNK_PX, token=jpeg.token)
-        images[f"{name}_he"] = _assemble.multiscale(levels, name)
+        images[f"{name}_he"] = _assemble.multiscale(jpeg_levels(found["image"]), name)
         shapes[f"{name}_spots"] = _assemble.spots(xy, _SPOT_UM / 2 / _MPP, name)
         columns = {"section": name, "patient": name[0], "array_row": spots["y"], "array_col": spots["x"]}
         if "label" in spots:
@@ -114,7 +112,7 @@ def her2st(
         matrix, joint, pd.DataFrame(index=genes), np.concatenate(centres), dict.fromkeys(images, _MPP)
     )
     write_uns(table, "her2st", {"source": _BASE_URL, "sections": ",".join(names)})
-    log.info("her2st: sections %s, %d spots, %d genes, %g um per pixel.", ", ".join(names), *table.shape, _MPP)
+    logger.info("her2st: sections %s, %d spots, %d genes, %g um per pixel.", ", ".join(names), *table.shape, _MPP)
     return SpatialData(images=images, shapes=shapes, tables={"table": table})
 
 
@@ -188,7 +186,7 @@ def _spots(section: str, found: dict[str, Path]) -> tuple[pd.DataFrame, csr_matr
         raise ValueError(f"Section {section}: no row of {found['counts']} is a spot of {found['spots']}.")
     missing = len(table.index) + len(spots.index) - 2 * len(both)
     if missing:
-        log.info("her2st: section %s: %d spots have counts or a place but not both; left out.", section, missing)
+        logger.hint("her2st: section %s: %d spots have counts or a place but not both; left out.", section, missing)
     spots = spots.loc[both]
     if "labels" in found:
         labels = pd.read_csv(found["labels"], sep="\t", index_col=0)

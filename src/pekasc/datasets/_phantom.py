@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pekasc._keys import write_uns
+from pekasc._settings import get_logger
 from pekasc.datasets import _assemble
 from pekasc.datasets._phantom_counts import (
     Genes,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
     from xarray import DataArray, DataTree
 
-log = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Array = Literal["visium", "st"]
 # um per step of array_col and array_row, diameter of a spot in um
@@ -164,7 +164,7 @@ def phantom(
     arguments: dict[str, Any] = {"n_patients": n_patients, "n_sections": n_sections, "random_state": random_state}
     arguments |= {"width_um": width_um, "height_um": height_um, "mpp": float(mpp), "n_genes": n_genes, "array": array}
     write_uns(table, "phantom", arguments)
-    log.info("phantom: %d sections of %d x %d px, %d spots.", len(images), *params.shape_px[::-1], table.n_obs)
+    logger.info("phantom: %d sections of %d x %d px, %d spots.", len(images), *params.shape_px[::-1], table.n_obs)
     return SpatialData(images=images, shapes=shapes, tables={"table": table})
 
 

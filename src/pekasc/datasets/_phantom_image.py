@@ -151,15 +151,13 @@ def stain(seed: int, *, spread: float = 1.0) -> dict[str, Any]:
     }
 
 
-def random_slide(seed: int, *, width_um: float = 2000.0, height_um: float = 2000.0, **fixed: Any) -> SlideParams:
-    """Return a slide with random stain, composition, scale, blur and noise, as for training on many looks.
+def random_slide(seed: int, **fixed: Any) -> SlideParams:
+    """Return a slide of 2 mm with random stain, composition, scale, blur and noise, as for training on many looks.
 
     Parameters
     ----------
     seed
         Seed of the tissue and of the choices.
-    width_um, height_um
-        Extent.
     fixed
         Fields of :class:`SlideParams` that are not left to chance.
     """
@@ -174,7 +172,7 @@ def random_slide(seed: int, *, width_um: float = 2000.0, height_um: float = 2000
         "blur_um": float(rng.uniform(0.0, 0.9)),
         "noise": float(rng.uniform(0.5, 4)),
     }
-    return SlideParams(seed=seed, width_um=width_um, height_um=height_um, **{**chosen, **fixed})
+    return SlideParams(seed=seed, **{"width_um": 2000.0, "height_um": 2000.0, **chosen, **fixed})
 
 
 def _transmittance() -> np.ndarray:

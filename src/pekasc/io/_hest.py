@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from pekasc._sections import (
     patch_side_px,
     write_patch_records,
 )
+from pekasc._settings import get_logger
 from pekasc.datasets import _assemble
 from pekasc.io._tiff import tiff_levels
 from pekasc.tiling import PatchFile
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
     from spatialdata import SpatialData
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _ARRAY_OF = {"visium": "visium", "spatial transcriptomics": "st", "st": "st"}
 _SPOT_UM = {"visium": 55.0, "st": 100.0}
@@ -247,7 +247,7 @@ def _read_sample(folder: Path, name: str, wanted: pd.Index | None, strict: bool)
     )
     if diameter_um is None:
         diameter_um = 100.0
-        logger.info("sample %s: the metadata has no spot diameter; drawn as %g um.", name, diameter_um)
+        logger.hint("sample %s: the metadata has no spot diameter; drawn as %g um.", name, diameter_um)
     return _Sample(
         name, metadata, counts, genes, obs, centres, diameter_um / 2 / mpp, mpp, levels, patches
     )  # fmt: skip
@@ -309,7 +309,7 @@ def _counts(adata: AnnData, name: str, wanted: pd.Index | None) -> tuple[csr_mat
 
     genes = adata.var_names.astype(str)
     if not genes.is_unique:
-        logger.info("sample %s: %d genes have a name that another has too; numbered.", name, genes.duplicated().sum())
+        logger.hint("sample %s: %d genes have a name that another has too; numbered.", name, genes.duplicated().sum())
         genes = make_index_unique(genes)
     counts = csr_matrix(adata.X, dtype=np.float32)
     if wanted is None:
@@ -335,24 +335,24 @@ def _check_pitch(
     """Check the metadata's pixel size against the distance of the spots."""
     pitch = _number(metadata, "inter_spot_dist", name) or (ARRAYS[kind][2] if kind else None)
     if pitch is None:
-        logger.info("sample %s: the metadata names no pitch; its pixel size is not checked.", name)
+        logger.hint("sample %s: the metadata names no pitch; its pixel size is not checked.", name)
         return
     if kind is None:
         index = _bins(centres)
     elif {"array_row", "array_col"} <= set(obs):
         index = obs[["array_col", "array_row"]].to_numpy(np.float64)
     else:
-        logger.info("sample %s: no array_row and array_col; its pixel size is not checked.", name)
+        logger.hint("sample %s: no array_row and array_col; its pixel size is not checked.", name)
         return
     if index is None or np.linalg.matrix_rank(index - index.mean(axis=0)) < 2:
-        logger.info("sample %s: its spots lie on no grid, or on one line; its pixel size is not checked.", name)
+        logger.hint("sample %s: its spots lie on no grid, or on one line; its pixel size is not checked.", name)
         return
     grid = kind or "st"  # a square one
     try:
         found = array_pixel_size(grid, index[:, 0], index[:, 1], centres, name) * float(pitch) / ARRAYS[grid][2]
     except ValueError as error:
         if kind is None:
-            logger.info("sample %s: its spots lie on no square grid; its pixel size is not checked.", name)
+            logger.hint("sample %s: its spots lie on no square grid; its pixel size is not checked.", name)
             return
         _contradiction(f"Sample {name!r}: the pixel size cannot be checked against the spots' pitch. {error}", strict)
         return
@@ -431,7 +431,7 @@ def _patches(
                 f"{theirs:.4g} um from the patches.",
                 strict,
             )
-    logger.info(
+    logger.hint(
         "sample %s: %d of %d spots have a stored patch of %d px (%.4g um).",
         name, (rows >= 0).sum(), rows.size, patches.side, side_px * mpp,
     )  # fmt: skip
@@ -449,7 +449,7 @@ def _common_genes(samples: list[_Sample]) -> pd.Index:
     dropped = {sample.name: len(sample.genes) - len(kept) for sample in samples}
     if any(dropped.values()):
         listed = ", ".join(f"{n} of {name}" for name, n in dropped.items() if n)
-        logger.info("%d genes are in all samples; left out: %s.", len(kept), listed)
+        logger.hint("%d genes are in all samples; left out: %s.", len(kept), listed)
     return kept
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pekasc._keys import IMAGE_MPP, UNS, check_key, short_name
 from pekasc._sections import check_mpp
+from pekasc._settings import get_logger
 from pekasc.datasets import _assemble
 from pekasc.io._tiff import tiff_levels, tiff_mpp
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp: float | None = None) -> SpatialData:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from functools import lru_cache
@@ -13,9 +12,10 @@ import dask.array as da
 import numpy as np
 from dask.base import tokenize
 
+from pekasc._settings import get_logger
 from pekasc.tiling import split_channels
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _CHUNK_PX = 1024  # about; whole tiles of the file
 _UM_PER = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3}
@@ -133,7 +133,7 @@ def _series(file: Any, path: str) -> Any:
         f"{series.name or i} {tuple(series.shape)}" for i, series in enumerate(file.series) if series is not chosen
     ]
     if others:
-        logger.info("%s: the largest picture is read, %s; left out: %s.", path, tuple(chosen.shape), ", ".join(others))
+        logger.hint("%s: the largest picture is read, %s; left out: %s.", path, tuple(chosen.shape), ", ".join(others))
     return chosen
 
 

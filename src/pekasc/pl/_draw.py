@@ -30,10 +30,10 @@ def length_label(um: float) -> str:
     return f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
 
 
-def bounding_box(centres: np.ndarray, radii: np.ndarray, margin: float = 0.07) -> Box:
-    """Return the box around circles, with a margin relative to its longer side."""
+def bounding_box(centres: np.ndarray, radii: np.ndarray) -> Box:
+    """Return the box around circles, with a margin of 7 % of its longer side."""
     low, high = (centres - radii[:, None]).min(axis=0), (centres + radii[:, None]).max(axis=0)
-    pad = margin * max(float((high - low).max()), 1.0)
+    pad = 0.07 * max(float((high - low).max()), 1.0)
     return float(low[0] - pad), float(low[1] - pad), float(high[0] + pad), float(high[1] + pad)
 
 

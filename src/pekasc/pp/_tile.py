@@ -27,10 +27,11 @@ from pekasc._sections import (
     tile_record,
     writable_table,
 )
+from pekasc._settings import HINT, get_logger
 from pekasc.pp._placement import check_placement
 from pekasc.tiling import PatchReader, TileGeometry, TileReader, TileSpec
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _COARSE = 2.0  # an image so much coarser than the tiles shows little of what an encoder was trained to see
 
@@ -164,7 +165,7 @@ def _in_tissue(table: AnnData, section: Section) -> Section:
     if not keep.any():
         raise ValueError(f"Section {section.name!r}: `obs['in_tissue']` is 0 for all {keep.size} spots.")
     if not keep.all():
-        logger.info("section %s: %d of %d spots left out (in_tissue is 0).", section.name, (~keep).sum(), keep.size)
+        logger.hint("section %s: %d of %d spots left out (in_tissue is 0).", section.name, (~keep).sum(), keep.size)
     return section.take(keep)
 
 
@@ -203,12 +204,12 @@ def _check_names(sdata: SpatialData, table: AnnData, sections: list[Section], ke
 
 def _check_place(section: Section, spec: TileSpec, strict: bool) -> None:
     if min(section.size_px) == 0:
-        logger.info("section %s: the size of its image is not known; the spots' place is not checked.", section.name)
+        logger.hint("section %s: the size of its image is not known; the spots' place is not checked.", section.name)
         return
     side_px = spec.side_um / section.mpp
     picture = None if section.pyramid is None else overview(section.pyramid.levels)
     if picture is None:
-        logger.info("section %s: no image with a coarse level to look for tissue in; not checked.", section.name)
+        logger.hint("section %s: no image with a coarse level to look for tissue in; not checked.", section.name)
     placement = check_placement(section.centres_px, section.size_px, picture, side_px)
     if placement.problem:
         message = f"Section {section.name!r} on image {section.image_name!r}: {placement.problem}"
@@ -251,7 +252,7 @@ def _section_record(section: Section) -> dict[str, Any]:
 
 def _log(section: Section, reader: TileReader | PatchReader, spec: TileSpec) -> None:
     where = f"read from level {reader.level}" if isinstance(reader, TileReader) else "taken from stored patches"
-    logger.info(
+    logger.hint(
         "section %s: %d tiles of %d px (%g um) on image %s, %.4g um per pixel (from %s), %s.",
         section.name,
         section.rows.size,
@@ -264,7 +265,7 @@ def _log(section: Section, reader: TileReader | PatchReader, spec: TileSpec) -> 
     )
     if reader.upsampling > 1:
         logger.log(
-            logging.WARNING if reader.upsampling > _COARSE else logging.INFO,
+            logging.WARNING if reader.upsampling > _COARSE else HINT,
             "section %s: the %s %.3g times coarser than the tiles (%.4g um against %.4g um): interpolated.",
             section.name,
             "image is" if isinstance(reader, TileReader) else "stored patches are",

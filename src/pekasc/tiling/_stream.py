@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 from collections import deque
@@ -13,11 +12,12 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from pekasc._settings import get_logger
 from pekasc.tiling._geometry import check_positive
 from pekasc.tiling._patches import PatchReader
 from pekasc.tiling._reader import TileReader, check_index
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _CACHE_STEP_BYTES = 32 * 2**20
 _Part = TypeVar("_Part")

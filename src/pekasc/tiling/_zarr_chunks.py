@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import numcodecs
 import numpy as np
 
-logger = logging.getLogger(__name__)
+from pekasc._settings import get_logger
+
+logger = get_logger(__name__)
 
 # their streams say all that a decoder needs
 _CODECS = {"zstd", "blosc", "gzip", "zlib", "lz4"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -42,8 +41,6 @@ from pekasc.tl._options import unused_in_recipe
 from pekasc.tl._read import Spots, reading
 from pekasc.tl._select import training_mask
 from pekasc.tl._teachers import check_installed, fitted_here, make_teacher, stored_key, stored_teacher
-
-logger = logging.getLogger(__name__)
 
 HEST_TILES = (224, 0.5)
 _HERE, _KEPT = "a comparison runs in this process", "a comparison keeps its finished pieces in `cache`"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 
 import numpy as np
@@ -14,11 +13,12 @@ from spatialdata import SpatialData
 from pekasc._expression import Matrix, dense, log1p_cp10k
 from pekasc._keys import PEKA, TILES, check_key, score_key
 from pekasc._sections import check_table, get_table, positions_um, section_labels, writable_table
+from pekasc._settings import get_logger
 from pekasc.models.selection._autocorrelation import MIN_SPOTS, morans_i
 from pekasc.models.selection._scores import pearson
 from pekasc.tl._select import obs_groups
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 METRICS = ("pearson", "spearman", "rmse", "morans_i_ratio")
 
@@ -154,7 +154,7 @@ def _measured(
     measured = np.asarray(log.sum(axis=1)).ravel() > 0
     if not measured.all():
         # such a spot was not measured: its zeros are no zeros of expression
-        logger.info("%d of %d spots left out: they have no counts.", (~measured).sum(), rows.size)
+        logger.hint("%d of %d spots left out: they have no counts.", (~measured).sum(), rows.size)
     return log[measured][:, genes], rows[measured]
 
 
@@ -181,7 +181,7 @@ def _without_training(table: AnnData, rows: np.ndarray, layer: str, include_trai
             "`adapter.gene_scores`. `include_train=True` scores training spots all the same."
         )
     if trained.any():
-        logger.info("%d of %d spots left out: the adapter was trained on them.", trained.sum(), rows.size)
+        logger.hint("%d of %d spots left out: the adapter was trained on them.", trained.sum(), rows.size)
     return rows[~trained]
 
 

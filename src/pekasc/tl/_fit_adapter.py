@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from pekasc._expression import expressed_genes
 from pekasc._keys import ADAPTER, TILES, check_free, check_key, write_uns
 from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
 from pekasc._sections import get_table, places, writable_table
+from pekasc._settings import get_logger
 from pekasc.models import Adapter, Encoder, Teacher
 from pekasc.models.encoders._network import FrozenEncoder
 from pekasc.models.heads._context import check_radius
@@ -29,7 +29,7 @@ from pekasc.tl._read import Spots, reading
 from pekasc.tl._select import wanted_genes
 from pekasc.tl._teachers import make_teacher, stored_key, stored_teacher
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def fit_adapter(
@@ -228,12 +228,12 @@ def _teacher(call: FitCall, spots: Spots, expressed: np.ndarray) -> TeacherModel
 def _log_choices(call: FitCall, spots: Spots, genes: np.ndarray, default: bool) -> None:
     method = call.options.method
     teacher = f', teacher="{call.teacher.name}"' if method is not None else ""
-    logger.info('encoder="%s"%s, method="%s".', call.encoder.short, teacher, method_name(method))
+    logger.hint('encoder="%s"%s, method="%s".', call.encoder.short, teacher, method_name(method))
     names = [str(name) for name in np.unique(spots.groups)]
     where = "sections" if spots.group_key is None else f"obs[{spots.group_key!r}]"
-    logger.info("Training on %d spots.", spots.rows.size)
-    logger.info("Held out in turn: %s (%s).", where, ", ".join(names[:6]) + (", ..." if len(names) > 6 else ""))
-    logger.info("%d genes%s.", genes.size, ", seen in 10 % of spots of every group" if default else "")
+    logger.hint("Training on %d spots.", spots.rows.size)
+    logger.hint("Held out in turn: %s (%s).", where, ", ".join(names[:6]) + (", ..." if len(names) > 6 else ""))
+    logger.hint("%d genes%s.", genes.size, ", seen in 10 % of spots of every group" if default else "")
 
 
 def _record(adapter: Adapter) -> dict[str, Any]:

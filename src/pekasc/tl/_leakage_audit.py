@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,11 +16,12 @@ from spatialdata import SpatialData
 from pekasc._keys import TILES
 from pekasc._options import Compute, Readout, Recipe, resolve
 from pekasc._sections import check_table, get_table
+from pekasc._settings import get_logger
 from pekasc.get import comparison
 from pekasc.models import Encoder, Teacher
 from pekasc.tl._cross_validate import UNUSED_IN_COMPARISON, cross_validate
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_FOLDS = 5
 
@@ -108,7 +108,7 @@ def leakage_audit(
     out["inflation"] = out["random_spots"] - out["grouped"]
     out["inflation_relative"] = out["inflation"] / out["grouped"].where(out["grouped"] > 0)
     for key, row in out.iterrows():
-        logger.info(
+        logger.hint(
             "%s: folds of random spots claim %.3f, held-out groups show %.3f: an inflation of %+.3f.",
             " ".join(str(part) for part in key), row["random_spots"], row["grouped"], row["inflation"],
         )  # fmt: skip

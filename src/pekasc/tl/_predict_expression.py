@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,8 +21,6 @@ from pekasc.models.features._pieces import EmbedJob
 from pekasc.tl._evaluate import METRICS
 from pekasc.tl._read import ensure_tiles, untiled_on_error
 from pekasc.tl._section_features import SectionFeatures, check_place, section_features
-
-logger = logging.getLogger(__name__)
 
 
 def predict_expression(

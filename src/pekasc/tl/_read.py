@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +24,11 @@ from pekasc._sections import (
     tile_record,
     tiled_sections,
 )
+from pekasc._settings import get_logger
 from pekasc.tiling import PatchReader, TileReader, TilesOfSome, TileSource, TileSpec, TileStream, TileSubset, cached
 from pekasc.tl._select import default_groups, obs_groups, training_mask
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _LEAST_INSIDE = 0.5  # of the area of tiles at a further scale
 
@@ -147,7 +147,7 @@ def reading(
         rows = np.concatenate([section.rows for section in sections])
         empty, untiled = int((~keep).sum()), int(keep.sum() - rows.size)
         if empty or untiled:
-            logger.info("Left out: %d spots without counts, %d without a tile.", empty, untiled)
+            logger.hint("Left out: %d spots without counts, %d without a tile.", empty, untiled)
         if not np.array_equal(rows, candidates):  # no second copy of all values where they are in order
             expression = expression[np.searchsorted(candidates, rows)]
         groups = default_groups(table, rows) if groups is None else groups
@@ -188,11 +188,11 @@ def ensure_tiles(
                 f"{error.args[0] if error.args else error} {_tile_line(table_name, key, size)}"
             ) from error
         made = tiled_sections(sdata, table_name=table_name, key=key)
-        logger.info("Tiled: %d px at %g um/px.", made[1].tile_px, made[1].mpp)
+        logger.hint("Tiled: %d px at %g um/px.", made[1].tile_px, made[1].mpp)
         return made
     sections, there = tiled_sections(sdata, table_name=table_name, key=key)
     if spec is not None and there != spec:
-        logger.info("Using the tiles %r that are there: %d px at %g um/px.", key, there.tile_px, there.mpp)
+        logger.hint("Using the tiles %r that are there: %d px at %g um/px.", key, there.tile_px, there.mpp)
     return sections, there
 
 
@@ -258,7 +258,7 @@ def further_readers(
             )
         for section, reader in zip(sections, readers, strict=True):
             coarse = getattr(reader, "upsampling", 1.0)
-            logger.info(
+            logger.hint(
                 "section %s at scale %g: %d px at %g um/px (%g um), %.0f %% inside the image%s.",
                 section.name, scale, at.tile_px, at.mpp, at.side_um, 100 * float(np.mean(reader.inside)),
                 f", interpolated {coarse:.2f} times" if coarse > 1 else "",

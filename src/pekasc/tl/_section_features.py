@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 
 from pekasc._options import Compute
 from pekasc._sections import Section, section_readers
+from pekasc._settings import get_logger
 from pekasc.models.encoders._network import FrozenEncoder
 from pekasc.models.features._embed import autocast, resolve_device
 from pekasc.models.features._pieces import EmbedJob, Piece, Reader, embed_pieces, n_features, sample_digest
@@ -24,7 +24,7 @@ from pekasc.models.features._store import FeatureStore, locked
 from pekasc.tiling import MAX_MEMORY, TileReader, TileSpec
 from pekasc.tl._read import further_readers
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _CHUNK = 256  # tiles that a kill can cost; about 1 MB of features
 _LAZY_ROWS = 4096  # of a lazy array's blocks

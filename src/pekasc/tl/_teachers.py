@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,12 @@ from scipy import sparse
 
 from pekasc._expression import Matrix
 from pekasc._keys import feature_key, read_uns
+from pekasc._settings import get_logger
 from pekasc.models import Teacher
 from pekasc.models.teachers._registry import TEACHERS, Source, StoredTeacher, TeacherModel, check_files
 from pekasc.models.teachers._scfoundation import MAX_TOKENS
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def stored_key(adata: AnnData, teacher: Teacher) -> str | None:

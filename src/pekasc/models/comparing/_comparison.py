@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from peft import PeftConfig
 
 from pekasc._expression import Matrix, dense, expressed_genes
 from pekasc._options import Readout
+from pekasc._settings import get_logger
 from pekasc.models.comparing._fold import N_DEPTHS, Encoded, Fold, Prediction, frozen_depth
 from pekasc.models.comparing._gene_sets import choose_gene_sets
 from pekasc.models.comparing._hest import hest_genes
@@ -31,7 +31,7 @@ from pekasc.models.teachers._registry import TeacherModel
 from pekasc.models.training._methods import attached, make_config, target_layers
 from pekasc.tiling import TileSource, TileSpec
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 HEST = "hest"
 

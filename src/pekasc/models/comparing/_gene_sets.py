@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pekasc._expression import Matrix, dense
+from pekasc._settings import get_logger
 from pekasc.models.comparing._hest import highly_variable
 from pekasc.models.selection._autocorrelation import MIN_SPOTS, morans_i
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 CHOSEN = ("svg", "hvg", "expressed")
 GIVEN = "given"
@@ -102,7 +102,7 @@ def choose_gene_sets(
     """
     n = min(n_genes, len(expressed))
     if n < n_genes:
-        logger.info("Only %d genes are expressed widely enough to choose %d.", n, n_genes)
+        logger.hint("Only %d genes are expressed widely enough to choose %d.", n, n_genes)
     position = {name: i for i, name in enumerate(names)}
     out = {}
     for name, given in sets.items():

@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import logging
 import math
 import pickle
 import tomllib
@@ -31,10 +30,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pekasc._keys import short_name
+from pekasc._settings import get_logger
 from pekasc.models._registry import Registry
 from pekasc.models.encoders._remap import to_timm
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 RANDOM = "random"
 PACKAGED = "package:"
@@ -268,7 +268,7 @@ def resolve_encoder(encoder: str | Encoder) -> Encoder:
         hub = encoder.split(":", 1)[1]
         known = [name for name, row in _table().items() if row.encoder.hub == hub]
         if len(known) == 1:
-            logger.info("%r is known as %r: taking its arguments and input statistics.", encoder, known[0])
+            logger.hint("%r is known as %r: taking its arguments and input statistics.", encoder, known[0])
             # slots are named after what was asked for
             return dataclasses.replace(get_encoder(known[0]), key=short_name(encoder))
         return Encoder(encoder)

@@ -6,7 +6,6 @@ Blocks before the first adapted one never change, so a training needs them once,
 from __future__ import annotations
 
 import hashlib
-import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,13 +18,14 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from pekasc._settings import get_logger
 from pekasc.models.encoders._network import FrozenEncoder
 from pekasc.models.features._embed import VIEWS, autocast
 from pekasc.models.features._store import FeatureStore, locked
 from pekasc.models.training._losses import orient, turned
 from pekasc.tiling import TileSource, in_batches, read_ahead
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 KINDS = {"fp16": "float16", "fp32": "float32"}
 _CHUNK_BYTES = 16 * 2**20

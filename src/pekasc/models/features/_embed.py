@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from pekasc._settings import get_logger
 from pekasc.models.encoders._network import FrozenEncoder
 from pekasc.models.selection._choice import Depth
 from pekasc.models.training._losses import turned
@@ -22,7 +22,7 @@ from pekasc.tiling import TileSource, batches, check_temporary_room, in_batches,
 if TYPE_CHECKING:
     from pekasc.models.features._cached_blocks import Prefix
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ORIENTATIONS = (1, 2, 4, 8)
 VIEWS = (0, 2, 1, 3, 4, 6, 5, 7)  # 2: as it is and half round; 4: all turns; 8: their mirror images too
@@ -39,7 +39,7 @@ def resolve_device(device: str) -> torch.device:
     """
     if device == "auto":
         found = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        logger.info("Device: %s.", found)
+        logger.hint("Device: %s.", found)
         return found
     try:
         found = torch.device(device)

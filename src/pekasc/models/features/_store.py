@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,7 +14,9 @@ import zarr
 from filelock import FileLock, Timeout
 from zarr.codecs import Crc32cCodec
 
-logger = logging.getLogger(__name__)
+from pekasc._settings import get_logger
+
+logger = get_logger(__name__)
 
 _FORMAT = 1
 _OURS = "pekasc_features"

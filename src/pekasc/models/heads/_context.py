@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 from scipy import sparse
 from scipy.spatial import cKDTree
 
+from pekasc._settings import get_logger
 from pekasc.models.selection._folds import InnerFold
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def neighbour_means(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pandas as pd
 from peft import PeftConfig
 
 from pekasc._options import Readout
+from pekasc._settings import get_logger
 from pekasc.models.adapter._adapter import Adapter
 from pekasc.models.encoders._network import FrozenEncoder, warn_of_scale
 from pekasc.models.features._embed import PRECISIONS
@@ -32,7 +32,7 @@ from pekasc.models.training._methods import last_block, make_config, target_laye
 from pekasc.models.training._trainer import Trained, check_starts, train_student
 from pekasc.tiling import TileSpec
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def fit(
@@ -131,7 +131,7 @@ def _fit(
 
 
 def _log_depth(depth: Depth, depths: list[Depth], table: pd.DataFrame) -> None:
-    logger.info(
+    logger.hint(
         "Depth %s chosen of %s: held-out error %.4f of the mean predictor's.", depth, depths, table["error"].min()
     )
 
@@ -200,7 +200,7 @@ def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, heads: Sequence[H
         blocks = known
     elif blocks != "all" and o.readout.depth == "best" and int(blocks) > n_blocks:
         # what fits the encoder may not fit the depth that this training set chose
-        logger.info("Features are taken after block %d, so all of these blocks are adapted, not %s.", n_blocks, blocks)
+        logger.hint("Features are taken after block %d, so all of these blocks are adapted, not %s.", n_blocks, blocks)
         blocks = "all"
     targets = target_layers(job.model, depth, blocks, o.method)
     config = make_config(o.method, o.recipe.rank, targets)
@@ -225,7 +225,7 @@ def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, heads: Sequence[H
         best = table.loc[table["error"].idxmin()]
         tables.append(table)
         epochs.append(int(_ranks.agreed(int(best["epochs"]))))
-        logger.info(
+        logger.hint(
             "%d epochs chosen of %s: held-out error %.4f of the mean predictor's.",
             epochs[i],
             list(tried),

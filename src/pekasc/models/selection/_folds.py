@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial import cKDTree
 from sklearn.model_selection import GroupKFold
 
-logger = logging.getLogger(__name__)
+from pekasc._settings import get_logger
+
+logger = get_logger(__name__)
 
 MAX_FOLDS = 3
 
@@ -103,5 +104,5 @@ def _blocks(coords_um: np.ndarray, sections: np.ndarray, margin_um: float) -> li
         held_out = np.flatnonzero(band == i)
         train = _away(np.flatnonzero(band != i), held_out, coords_um, sections, margin_um)
         folds.append(InnerFold(train, held_out, f"block{i + 1}"))
-    logger.info("One training group: choices are made on %d contiguous blocks of its tissue.", MAX_FOLDS)
+    logger.hint("One training group: choices are made on %d contiguous blocks of its tissue.", MAX_FOLDS)
     return folds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from scipy import sparse
 
 from pekasc._expression import Matrix
 from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
+from pekasc._settings import get_logger
 from pekasc.models.comparing._results import fingerprint, plain
 from pekasc.models.encoders._network import FrozenEncoder
 from pekasc.models.features._cached_blocks import (
@@ -42,7 +42,7 @@ from pekasc.models.training._methods import Method, last_block
 from pekasc.models.training._trainer import Engine
 from pekasc.tiling import TileSource, TileSpec
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ACTIVATIONS = "activations.zarr"
 
@@ -246,10 +246,10 @@ class Job:
             return
         if not start:
             if int(blocks) < last_block(self.model, depth):
-                logger.info("All blocks run in every epoch, the frozen ones too: features of block 1 are read.")
+                logger.hint("All blocks run in every epoch, the frozen ones too: features of block 1 are read.")
             return
         if (why := self._why_whole(config)) is not None:
-            logger.info("All blocks run in every epoch, the frozen ones too: %s.", why)
+            logger.hint("All blocks run in every epoch, the frozen ones too: %s.", why)
             return
         own = np.flatnonzero(self.mine)
         job = EmbedJob(

@@ -12,7 +12,6 @@ Nature Methods 21, 1481-1491 (2024). doi:10.1038/s41592-024-02305-7
 from __future__ import annotations
 
 import hashlib
-import logging
 import pickle
 import re
 import zipfile
@@ -30,10 +29,11 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from pekasc._expression import SCALE, Matrix, gene_positions
+from pekasc._settings import get_logger
 from pekasc.models.encoders._network import digest
 from pekasc.models.features._embed import autocast
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 CHECKPOINT = "models.ckpt"
 GENE_INDEX = "OS_scRNA_gene_index.19264.tsv"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-
 import psutil
 import torch
 
+from pekasc._settings import get_logger
 from pekasc.models.encoders._network import FrozenEncoder
 from pekasc.models.features._cached_blocks import token_shape
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MOST = 4  # see docs/decisions.md: more blocks cost time and gave no better score
 _SHARE = 0.5  # of the free memory that activations may take
@@ -51,12 +50,12 @@ def choose_blocks(
         Where and how it is trained.
     """
     if not encoder.splits:
-        logger.info('blocks="auto": all %d, for those of this encoder cannot be run one by one.', last)
+        logger.hint('blocks="auto": all %d, for those of this encoder cannot be run one by one.', last)
         return "all"
     each, free = training_bytes(encoder, batch_size, device, precision), memory_at_hand(device)
     fits = int(_SHARE * free // each)
     k = max(1, min(MOST, last, fits))
-    logger.info(
+    logger.hint(
         'blocks="auto": the last %d of %d; training one takes about %.3g GB, %s has %.3g GB free.',
         k, last, each / 1e9, device, free / 1e9,
     )  # fmt: skip
