@@ -171,7 +171,7 @@ def test_downstream_on_predictions(predicted: SpatialData, adapter: pk.Adapter) 
     sc.pp.neighbors(adata, n_neighbors=5, method="gauss")  # the usual one compiles for half a minute
     sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False)
     assert adata.obs["leiden"].nunique() > 1
-    sq.gr.spatial_neighbors(adata, coord_type="generic", library_key="section")
+    sq.gr.spatial_neighbors_knn(adata, library_key="section")
     between = adata.obsp["spatial_connectivities"].tocoo()
     section = adata.obs["section"].to_numpy()
     assert (section[between.row] == section[between.col]).all()
