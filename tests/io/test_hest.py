@@ -235,7 +235,9 @@ def test_round_trip(hest: Make, tmp_path: Path, image: bool) -> None:
     sdata.write(tmp_path / "x.zarr")
     back = spatialdata.read_zarr(tmp_path / "x.zarr")
     np.testing.assert_array_equal(pk.get.tiles(back).values, before)
-    pd.testing.assert_series_equal(back["table"].obs["barcode"].astype(object), sdata["table"].obs["barcode"])
+    barcodes = sdata["table"].obs["barcode"]
+    # on disk they are categories; pandas 3 has a type for strings
+    pd.testing.assert_series_equal(back["table"].obs["barcode"].astype(barcodes.dtype), barcodes)
     pk.pp.tile(back, tile_px=56, mpp=2.0, patches=True)
     pk.pp.tile(sdata, tile_px=56, mpp=2.0, patches=True)
     np.testing.assert_array_equal(pk.get.tiles(back).values, pk.get.tiles(sdata).values)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pandas as pd
 import pytest
 import timm
@@ -148,6 +149,12 @@ def test_list_is_the_callers_own() -> None:
     table = pk.models.list_encoders()
     table.loc["uni", "licence"] = "mine"
     pd.testing.assert_frame_equal(pk.models.list_encoders(), TABLE)
+
+
+def test_what_is_missing_is_none_and_not_a_number() -> None:
+    assert TABLE.loc["tiny", "hub"] is None and TABLE.loc["tiny", "citation"] is None
+    assert {type(value) for value in TABLE["pooling"]} == {str, type(None)}
+    assert TABLE["width"].dtype == np.int64 and np.isnan(TABLE.loc["tiny", "mpp"])
 
 
 def test_a_note_is_logged_once_the_encoder_is_used(caplog: pytest.LogCaptureFixture) -> None:

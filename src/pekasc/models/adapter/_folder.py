@@ -54,7 +54,7 @@ def _frame_to_json(frame: pd.DataFrame) -> dict[str, Any]:
 def _frame_from_json(record: Mapping[str, Any]) -> pd.DataFrame:
     index = pd.Index(record["index"], name=record["index_name"])
     columns = {k: pd.Series(v, index=index, dtype=record["dtypes"][k]) for k, v in record["columns"].items()}
-    return pd.DataFrame(columns, index=index, columns=pd.Index(list(columns), dtype=object))
+    return pd.DataFrame(columns, index=index, columns=pd.Index(list(columns), dtype=str))
 
 
 def _seal(record: Mapping[str, Any]) -> str:

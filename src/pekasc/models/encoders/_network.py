@@ -191,7 +191,7 @@ def list_encoders() -> pd.DataFrame:
     ``model_kwargs`` (what it is built with beside), ``hub`` (repository of the weights), ``library`` (whose model the
     weights were released for), ``width``, ``n_blocks``, ``heads``, ``patch`` (pixels), ``registers``, ``parameters``
     (millions), ``mpp`` (um per pixel of the training tiles; NaN if there were several, or it is not known), ``mean``,
-    ``std``, ``pooling`` (the authors' own), ``licence``, ``gated`` and ``citation``.
+    ``std``, ``pooling`` (the authors' own), ``licence``, ``gated`` and ``citation``. Where text is missing it is None.
 
     Examples
     --------
@@ -208,8 +208,10 @@ def list_encoders() -> pd.DataFrame:
     for name, row in _table().items():
         known = {**vars(copy.deepcopy(row.encoder)), "architecture": row.encoder.name, **row.facts}
         rows[name] = {column: known.get(column) for column in columns}
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns)).rename_axis("name")
-    return table.astype({"mpp": float, "parameters": float, "gated": bool})
+    # objects: the string type of pandas 3 would make NaN of None
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns), dtype=object).rename_axis("name")
+    whole = dict.fromkeys(("width", "n_blocks", "heads", "patch", "registers"), int)
+    return table.astype({**whole, "mpp": float, "parameters": float, "gated": bool})
 
 
 def get_encoder(name: str) -> Encoder:
