@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pekasc.models.training._losses import Recipe, losses, projector
-from pekasc.models.training._plan import prepare_lesson
+from pekasc.models.training._plan import prepare_targets
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -40,7 +40,7 @@ class PlainLoop:
         torch.manual_seed(seed)
         self.recipe = Recipe()
         self.tiles = as_tensors(tiles)
-        lesson = prepare_lesson(teacher, self.recipe, seed)
+        lesson = prepare_targets(teacher, self.recipe, seed)
         self.teacher, self.labels, self.head = lesson.embedding, lesson.labels, lesson.head
         model = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
         model.load_state_dict(load_file(weights))

@@ -22,8 +22,8 @@ import torch
 import pekasc as pk
 from _machine import machine
 from pekasc._sections import tiled_sections
-from pekasc.models.encoders._network import FrozenEncoder, resolve_encoder
-from pekasc.models.features._embed import EncoderRun, embed_chunks
+from pekasc.models.encoders._network import EncoderNetwork, resolve_encoder
+from pekasc.models.features._embed import BatchEncoder, embed_chunks
 from pekasc.tiling import TileGeometry, TileReader, TileSpec, batches
 from pekasc.tiling._parallel import n_threads
 from tile_speed import stored
@@ -64,12 +64,12 @@ def main() -> None:
             assert section.pyramid is not None
             return TileReader(section.pyramid, geometry)
 
-        run = EncoderRun(FrozenEncoder(resolve_encoder(encoder), px), [(-1,)], 1, torch.device("cpu"), "fp32")
+        run = BatchEncoder(EncoderNetwork(resolve_encoder(encoder), px), [(-1,)], 1, torch.device("cpu"), "fp32")
         run.depths = [(run.encoder.n_blocks,)]
         held = [tiles for _, tiles in batches(reader(), BATCH)]
         tensors = [run.encoder.normalise(torch.from_numpy(tiles)) for tiles in held]
 
-        def bare(run: EncoderRun = run, tensors: list[torch.Tensor] = tensors) -> None:
+        def bare(run: BatchEncoder = run, tensors: list[torch.Tensor] = tensors) -> None:
             with torch.inference_mode():
                 for x in tensors:
                     run.encoder(x, [run.encoder.n_blocks])
@@ -78,7 +78,7 @@ def main() -> None:
             for _ in batches(reader(), BATCH):
                 pass
 
-        def embed(run: EncoderRun = run, reader: Callable[[], TileReader] = reader) -> None:
+        def embed(run: BatchEncoder = run, reader: Callable[[], TileReader] = reader) -> None:
             source = reader()
             order = source.reading_order
             for _ in embed_chunks(run, source, [order[i : i + 256] for i in range(0, len(order), 256)], BATCH):

@@ -24,7 +24,7 @@ import pekasc as pk
 from _her2st import ALL_FOLDS, chosen_genes
 from _machine import machine
 from pekasc._expression import log1p_cp10k
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.features._embed import embed
 from pekasc.models.heads._context import with_context
 from pekasc.models.heads._ridge import fit_ridge
@@ -36,7 +36,7 @@ from pekasc.tiling import ArrayTiles
 CONTEXTS = (None, 300.0)
 
 
-def plain_and_views(encoder: FrozenEncoder, tiles: np.ndarray, depths: list[Depth]) -> list[dict[Depth, np.ndarray]]:
+def plain_and_views(encoder: EncoderNetwork, tiles: np.ndarray, depths: list[Depth]) -> list[dict[Depth, np.ndarray]]:
     """Return features by depth: of the tiles as they are, and the mean over eight orientations."""
     how: dict[str, Any] = {"batch_size": 32, "device": torch.device("cpu"), "precision": "bf16"}
     return [embed(encoder, ArrayTiles(tiles), depths, orientations=n, **how) for n in (1, 8)]
@@ -51,7 +51,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(arguments.threads)
     sdata = pk.datasets.her2st(("B4", "C2", "C3", "C4"), path=arguments.her2st)
-    encoder = FrozenEncoder(pk.models.Encoder("vit_small_patch14_dinov2", weights=arguments.vits), 112)
+    encoder = EncoderNetwork(pk.models.Encoder("vit_small_patch14_dinov2", weights=arguments.vits), 112)
     pk.pp.tile(sdata, tile_px=112, mpp=1.0)
     depths = candidate_depths(encoder.n_blocks)
     near, far = (plain_and_views(encoder, pk.get.tiles(sdata, scale=scale).to_numpy(), depths) for scale in (1, 2))

@@ -23,9 +23,9 @@ from peft import MissConfig, get_peft_model
 
 import pekasc as pk
 from _machine import machine
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.features._cached_blocks import PrefixPlan, TileInputs, make_prefix
-from pekasc.models.features._embed import EncoderRun
+from pekasc.models.features._embed import BatchEncoder
 from pekasc.models.runtime._profile import peak_memory
 from pekasc.models.training._losses import Recipe
 from pekasc.models.training._methods import make_config, target_layers
@@ -104,9 +104,9 @@ def measure(
     n = 2 * batch if a.small else 12 * batch
     tiles = ArrayTiles(np.random.default_rng(0).integers(0, 255, (n, 224, 224, 3), dtype=np.uint8))
     row = pk.models.Encoder(name, weights="random", model_kwargs=kwargs)
-    encoder = FrozenEncoder(row, 224)
+    encoder = EncoderNetwork(row, 224)
     encoder.halve(torch.bfloat16)
-    run = EncoderRun(encoder, [(encoder.n_blocks,)], 1, device, "bf16")
+    run = BatchEncoder(encoder, [(encoder.n_blocks,)], 1, device, "bf16")
     plain = timm.create_model(name, num_classes=0, **kwargs).eval().to(device, torch.bfloat16).requires_grad_(False)
     one = torch.from_numpy(tiles.array[:batch]).permute(0, 3, 1, 2).to(device, torch.bfloat16)
     tokens = int(plain.forward_features(one[:1]).shape[1])

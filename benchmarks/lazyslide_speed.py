@@ -29,8 +29,8 @@ from wsidata import open_wsi
 import pekasc as pk
 from _machine import PACKAGES, machine
 from pekasc._sections._images import image_pyramid
-from pekasc.models.encoders._network import FrozenEncoder
-from pekasc.models.features._embed import EncoderRun, embed_chunks
+from pekasc.models.encoders._network import EncoderNetwork
+from pekasc.models.features._embed import BatchEncoder, embed_chunks
 from pekasc.tiling import TileGeometry, TileReader, TileSpec, batches
 
 PX, MPP, BATCH = 112, 1.0, 64
@@ -68,7 +68,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     file = slide(arguments.her2st, arguments.out)
     encoder = pk.models.Encoder("vit_small_patch14_dinov2", weights=arguments.vits)
-    run = EncoderRun(FrozenEncoder(encoder, PX), [(12,)], 1, torch.device("cpu"), "fp32")
+    run = BatchEncoder(EncoderNetwork(encoder, PX), [(12,)], 1, torch.device("cpu"), "fp32")
     frozen = run.encoder
 
     def tensor(tile: Any) -> torch.Tensor:

@@ -27,7 +27,7 @@ from _her2st import KeptRows, vits
 from _machine import machine
 from _plain_loop import PlainLoop, teacher_of
 from pekasc._expression import dense, log1p_cp10k
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.features._cached_blocks import PrefixPlan, TileInputs, make_prefix
 from pekasc.models.features._pieces import EmbedJob
 from pekasc.models.runtime._profile import peak_memory
@@ -77,7 +77,7 @@ def run(label: str, weights: Path, tiles: np.ndarray, teacher: np.ndarray, epoch
             loop.epoch()
             seconds.append(time.perf_counter() - then)
         return {"whole": time.perf_counter() - start, "prefix": 0.0, "epochs": seconds}
-    encoder, source = FrozenEncoder(vits(weights), 112), ArrayTiles(tiles)
+    encoder, source = EncoderNetwork(vits(weights), 112), ArrayTiles(tiles)
     n_views, on_disk = TAILS.get(label, (8, False))
     clock, prefix = _Clock(), 0.0
     engine = Engine(CPU, "fp32", progress=False, trainer={"callbacks": [clock]})

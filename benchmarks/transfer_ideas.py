@@ -29,7 +29,7 @@ import pekasc as pk
 from _her2st import ALL_FOLDS, KeptRows, chosen_genes, parsed, quick_parser
 from _machine import machine
 from pekasc._expression import log1p_cp10k
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.features._embed import embed
 from pekasc.models.heads._context import neighbour_means, with_context
 from pekasc.models.heads._ridge import ALPHAS, fit_ridge
@@ -124,7 +124,7 @@ class Spots:
         self.sections = table.obs["section"].astype(str).to_numpy()
         self.coords = np.asarray(pk.get.expression(sdata, layer=None).obsm["spatial"])
         encoder = pk.models.Encoder("vit_small_patch14_dinov2", weights=vits)
-        self.encoder = FrozenEncoder(encoder, 112)
+        self.encoder = EncoderNetwork(encoder, 112)
         self.frozen = self.embed(candidate_depths(self.encoder.n_blocks))
 
     def embed(self, depths: list[Depth], rows: np.ndarray | None = None) -> dict[Depth, np.ndarray]:

@@ -12,7 +12,7 @@ import torch
 from peft import PeftConfig
 
 import pekasc as pk
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.heads._registry import Head
 from pekasc.models.heads._ridge import fit_ridge
 from pekasc.tiling import TileSpec
@@ -37,7 +37,7 @@ def tiles() -> np.ndarray:
 
 
 def make_adapter(
-    encoder: FrozenEncoder,
+    encoder: EncoderNetwork,
     *,
     width: int,
     head: Head | None = None,

@@ -27,7 +27,7 @@ from spatialdata.transformations import get_transformation
 import pekasc as pk
 from pekasc.models.comparing import _comparison
 from pekasc.models.comparing import _fold as _compare
-from pekasc.models.encoders._network import FrozenEncoder, resolve_encoder
+from pekasc.models.encoders._network import EncoderNetwork, resolve_encoder
 from pekasc.models.teachers._registry import TEACHERS, PcaTeacher, Source
 from pekasc.models.training._methods import known_methods
 
@@ -517,7 +517,7 @@ def test_hest_is_said_to_be_another_where_tiles_are(tiled: SpatialData) -> None:
         frame = pk.tl.cross_validate(tiled, methods=["frozen"], protocol="hest", device="cpu", progress=False)
     # the same by scikit-learn and scanpy alone
     table = tiled["table"]
-    encoder = FrozenEncoder(replace(resolve_encoder("tiny"), pooling="class"), 56)
+    encoder = EncoderNetwork(replace(resolve_encoder("tiny"), pooling="class"), 56)
     with torch.inference_mode():
         x = encoder.own_output(encoder.normalise(torch.from_numpy(pk.get.tiles(tiled).to_numpy()))).numpy()
     counts = table.X.toarray()

@@ -27,12 +27,12 @@ def test_features_follow_the_table(sections: sd.SpatialData) -> None:
     assert features.dtype == np.float32
     assert features.shape == (sections["table"].n_obs, 512)
     # by rows: the same tiles, embedded as arrays by an adapter-free model
-    from pekasc.models.encoders._network import FrozenEncoder, resolve_encoder
+    from pekasc.models.encoders._network import EncoderNetwork, resolve_encoder
     from pekasc.models.features._embed import embed, resolve_device
     from pekasc.tiling import ArrayTiles
 
     tiles = ArrayTiles(pk.get.tiles(sections).to_numpy())
-    model = FrozenEncoder(resolve_encoder("tiny"), 56)
+    model = EncoderNetwork(resolve_encoder("tiny"), 56)
     expected = embed(model, tiles, [(6,)], batch_size=16, device=resolve_device("cpu"))[(6,)]
     np.testing.assert_allclose(features, expected, atol=1e-4)
     record = read_uns(sections["table"], "X_tiny")

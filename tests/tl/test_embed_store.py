@@ -23,7 +23,7 @@ from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
 import pekasc as pk
-from pekasc.models.features._embed import EncoderRun
+from pekasc.models.features._embed import BatchEncoder
 from pekasc.tl import _section_features
 
 HOW: dict[str, Any] = {"batch_size": 8, "device": "cpu", "progress": False}
@@ -38,14 +38,14 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the tiles that go through an encoder (but for the empty one that tells the width)."""
     seen: list[int] = []
-    forward = EncoderRun._forward
+    forward = BatchEncoder._forward
 
-    def counting(self: EncoderRun, tiles: np.ndarray) -> list[torch.Tensor]:
+    def counting(self: BatchEncoder, tiles: np.ndarray) -> list[torch.Tensor]:
         if tiles.any():
             seen.append(len(tiles))
         return forward(self, tiles)
 
-    monkeypatch.setattr(EncoderRun, "_forward", counting)
+    monkeypatch.setattr(BatchEncoder, "_forward", counting)
     return seen
 
 
@@ -288,14 +288,14 @@ def test_arguments_that_are_none(tiled: SpatialData, how: Any, error: type[Excep
 def test_features_that_are_no_numbers_are_an_error(
     tiled: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bool
 ) -> None:
-    forward = EncoderRun._forward
+    forward = BatchEncoder._forward
 
-    def overflown(self: EncoderRun, tiles: np.ndarray) -> list[torch.Tensor]:
+    def overflown(self: BatchEncoder, tiles: np.ndarray) -> list[torch.Tensor]:
         out = [part.clone() for part in forward(self, tiles)]
         out[0][0, 3] = float("inf")
         return out
 
-    monkeypatch.setattr(EncoderRun, "_forward", overflown)
+    monkeypatch.setattr(BatchEncoder, "_forward", overflown)
     with pytest.raises(ValueError, match=r"features of \d+ of 16 tiles are not finite"):
         pk.tl.embed_tiles(tiled, "tiny", store=tmp_path / "s.zarr" if stored else None, **HOW)
     assert "X_tiny" not in tiled["table"].obsm
@@ -475,25 +475,25 @@ def test_batches_that_do_not_fit_are_halved(
     tiled: SpatialData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pk.tl.embed_tiles(tiled, "tiny", key_added="plain", **HOW)
-    forward = EncoderRun._forward
+    forward = BatchEncoder._forward
     sizes = []
 
-    def small(self: EncoderRun, tiles: np.ndarray) -> list[torch.Tensor]:
+    def small(self: BatchEncoder, tiles: np.ndarray) -> list[torch.Tensor]:
         sizes.append(len(tiles))
         if len(tiles) > 3:
             raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.\nMore lines.")
         return forward(self, tiles)
 
-    monkeypatch.setattr(EncoderRun, "_forward", small)
+    monkeypatch.setattr(BatchEncoder, "_forward", small)
     with caplog.at_level(logging.WARNING, logger="pekasc"):
         pk.tl.embed_tiles(tiled, "tiny", key_added="halved", **HOW)
     assert "8 tiles at once do not fit the memory of cpu (Tried to allocate 20.00 GiB.); going on with 4" in caplog.text
     assert sum(size > 3 for size in sizes) == 2  # found once, not for every batch
     np.testing.assert_allclose(tiled["table"].obsm["halved"], tiled["table"].obsm["plain"], atol=1e-5)
 
-    def never(self: EncoderRun, tiles: np.ndarray) -> list[torch.Tensor]:
+    def never(self: BatchEncoder, tiles: np.ndarray) -> list[torch.Tensor]:
         raise torch.OutOfMemoryError("none left")
 
-    monkeypatch.setattr(EncoderRun, "_forward", never)
+    monkeypatch.setattr(BatchEncoder, "_forward", never)
     with pytest.raises(torch.OutOfMemoryError, match="none left"):
         pk.tl.embed_tiles(tiled, "tiny", **HOW)

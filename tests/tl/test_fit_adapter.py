@@ -489,7 +489,7 @@ def test_a_configurations_own_layers_and_rank_are_recorded(tiled: SpatialData) -
     after = adapter.embed(tiles, mpp=2.0)
     assert np.abs(after - before).max() > 1e-3
     merged = adapter.merge()
-    model = pk.models._encoders.FrozenEncoder(adapter.encoder, 56)
+    model = pk.models._encoders.EncoderNetwork(adapter.encoder, 56)
     with torch.no_grad():
         tokens = merged.forward_features(model.normalise(torch.from_numpy(tiles)))
     got = torch.cat([tokens[:, 0], tokens[:, merged.num_prefix_tokens :].mean(dim=1)], dim=1)

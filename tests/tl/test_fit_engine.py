@@ -485,18 +485,18 @@ def test_the_first_pass_leaves_the_prefix_behind(
         patched.setattr(Job, "embed_first", lambda self, depths: self.embed(depths))
         twice = pk.tl.fit_adapter(tiled, n_views=2, **options)
     with monkeypatch.context() as patched:
-        patched.setattr(_prefix._Run, "over", lambda *args: pytest.fail("the frozen blocks ran again"))
+        patched.setattr(_prefix._BlockRunner, "over", lambda *args: pytest.fail("the frozen blocks ran again"))
         once = pk.tl.fit_adapter(tiled, n_views=2, **options)
     assert all_bits(once) == all_bits(twice)
     # of further views, only those are computed
     ran: list[list[int]] = []
-    over = _prefix._Run.over
+    over = _prefix._BlockRunner.over
 
     def counted(self: Any, order: Any, views: Any, *rest: Any) -> None:
         ran.append(list(views))
         over(self, order, views, *rest)
 
-    monkeypatch.setattr(_prefix._Run, "over", counted)
+    monkeypatch.setattr(_prefix._BlockRunner, "over", counted)
     pk.tl.fit_adapter(tiled, n_views=4, **options)
     assert ran == [[1, 3]]
 
@@ -510,14 +510,14 @@ def test_where_nothing_is_frozen_the_log_says_why(tiled: SpatialData, caplog: py
 TOGETHER = """
 import sys
 import torch.distributed as dist
-from pekasc.models.runtime import _processes as _ranks
+from pekasc.models.runtime import _processes as processes
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-assert _ranks.n_here() == 2
-with _ranks.together():
+assert processes.n_on_machine() == 2
+with processes.raise_together():
     pass
 try:
-    with _ranks.together():
+    with processes.raise_together():
         if rank == 1:
             raise OSError("no room")
 except (OSError, RuntimeError) as error:

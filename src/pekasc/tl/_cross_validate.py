@@ -28,7 +28,7 @@ from pekasc.models.comparing._gene_sets import CHOSEN, check_gene_sets
 from pekasc.models.comparing._results import Results, fingerprint
 from pekasc.models.comparing._rivals import BEST_FROZEN, RIVALS, Rival, rival
 from pekasc.models.comparing._table import MIN_TEST, score_fold
-from pekasc.models.encoders._network import FrozenEncoder, resolve_encoder
+from pekasc.models.encoders._network import EncoderNetwork, resolve_encoder
 from pekasc.models.features._embed import autocast, resolve_device
 from pekasc.models.heads._context import check_radius
 from pekasc.models.heads._registry import check_head
@@ -209,7 +209,7 @@ def cross_validate(
     frames = []
     with tqdm(total=call.n_units(comparisons), desc="cross-validate", unit="fit", disable=not progress) as bar:
         for row in call.encoders:
-            model = FrozenEncoder(row, spots.spec.tile_px)
+            model = EncoderNetwork(row, spots.spec.tile_px)
             for comparison in comparisons:
                 frames += [
                     score_fold(fold, found, comparison.bench, per_gene, block_um, n_bootstrap)

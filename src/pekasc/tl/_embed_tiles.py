@@ -12,10 +12,10 @@ from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, write_
 from pekasc._options import RESULT_MEMORY, Compute, Readout, resolve, unused_in_embedding
 from pekasc._sections import get_table, tiled_sections, writable_table
 from pekasc.models import Adapter, Encoder
-from pekasc.models.encoders._network import FrozenEncoder, resolve_encoder, warn_of_scale
+from pekasc.models.encoders._network import EncoderNetwork, resolve_encoder, warn_of_scale
 from pekasc.models.features._pieces import EmbedJob
 from pekasc.models.selection._choice import Depth, depth_name
-from pekasc.tl._section_features import check_place, section_features
+from pekasc.tl._section_features import check_device, section_features
 
 _IN_HEAD = "no genes are predicted here"
 
@@ -95,7 +95,7 @@ def embed_tiles(
     """
     adapter = encoder if isinstance(encoder, Adapter) else None
     read, how = _options(adapter, readout, compute)
-    check_place(how)
+    check_device(how)
     row = encoder.encoder if isinstance(encoder, Adapter) else resolve_encoder(encoder)
     name = check_key(key_added) if key_added is not None else feature_key(PEKA if adapter else row.short)
     check_free(get_table(sdata, table_name), name, "features", slot="obsm")
@@ -106,7 +106,7 @@ def embed_tiles(
         read = Readout(scales=adapter.scales, orientations=adapter.orientations)
         model, depth, digest = adapter.frozen_model(), adapter.depth, adapter.encoder_digest
     else:
-        model = FrozenEncoder(row, spec.tile_px)
+        model = EncoderNetwork(row, spec.tile_px)
         warn_of_scale(row, spec.mpp)
         # by default the last block: nothing is chosen here
         asked = (-1,) if read.depths == "best" else read.depths

@@ -16,10 +16,10 @@ from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
 from pekasc._sections import get_table, places, writable_table
 from pekasc._settings import get_logger
 from pekasc.models import Adapter, Encoder, Teacher
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.heads._context import check_radius
 from pekasc.models.heads._ridge import n_components_for
-from pekasc.models.runtime import _processes as _ranks
+from pekasc.models.runtime import _processes as processes
 from pekasc.models.selection._fit import fit
 from pekasc.models.selection._job import Data, HeadSpec
 from pekasc.models.teachers._registry import TEACHERS, TeacherModel, asked_once
@@ -171,7 +171,7 @@ def fit_adapter(
     return adapter
 
 
-def _inputs(call: FitCall, spots: Spots, genes: Any, target: str) -> tuple[Data, TeacherModel | None, FrozenEncoder]:
+def _inputs(call: FitCall, spots: Spots, genes: Any, target: str) -> tuple[Data, TeacherModel | None, EncoderNetwork]:
     """Return arrays, teacher and encoder for the fit; what cannot be, fails before pixels are read."""
     options, readout = call.options, call.options.readout
     expressed = expressed_genes(spots.expression, spots.groups)
@@ -184,10 +184,10 @@ def _inputs(call: FitCall, spots: Spots, genes: Any, target: str) -> tuple[Data,
     _log_choices(call, spots, predicted, genes is None)
     teacher = _teacher(call, spots, expressed)
     check_radius(spots.coords_um, spots.labels, readout.context_um)
-    model = FrozenEncoder(call.encoder, spots.spec.tile_px)
+    model = EncoderNetwork(call.encoder, spots.spec.tile_px)
     local = None
-    if _ranks.n_ranks() > 1:
-        local = np.flatnonzero(_ranks.owners(spots.labels, spots.stream.reading_order) == _ranks.rank())
+    if processes.n_ranks() > 1:
+        local = np.flatnonzero(processes.owners(spots.labels, spots.stream.reading_order) == processes.rank())
     n_read = (spots.rows.size if local is None else local.size) * len(readout.scales)
     with options.profile.stage("reading", n_read):
         tiles, *further = spots.read_tiles(readout.scales, options.compute.memory(FIT_MEMORY), local)
@@ -199,7 +199,7 @@ def _inputs(call: FitCall, spots: Spots, genes: Any, target: str) -> tuple[Data,
         groups=spots.groups,
         sections=spots.labels,
         coords_um=spots.coords_um,
-        mine=local,
+        local=local,
     )
     return data, teacher, model
 

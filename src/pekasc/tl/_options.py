@@ -12,7 +12,7 @@ from pekasc.models import Encoder, Teacher
 from pekasc.models.encoders._network import resolve_encoder
 from pekasc.models.features._embed import autocast, resolve_device
 from pekasc.models.heads._registry import check_head
-from pekasc.models.runtime import _processes as _ranks
+from pekasc.models.runtime import _processes as processes
 from pekasc.models.selection._job import Options
 from pekasc.models.teachers._teacher import resolve_teacher
 from pekasc.models.training._methods import check_method
@@ -70,7 +70,7 @@ def resolve_fit(
     if method is None:
         unused |= dict.fromkeys(unused_in_embedding(), _FROZEN)
     how = resolve(compute, Compute, "compute", unused=unused)
-    device, trainer = _ranks.launch(check_trainer(how.trainer), resolve_device(how.device))
+    device, trainer = processes.launch(check_trainer(how.trainer), resolve_device(how.device))
     autocast(device, how.precision)
     options = Options(method, training, reading, how, device, random_state, progress, trainer)
     return FitCall(row, described, options)

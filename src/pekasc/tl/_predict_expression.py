@@ -20,7 +20,7 @@ from pekasc.models import Adapter
 from pekasc.models.features._pieces import EmbedJob
 from pekasc.tl._evaluate import METRICS
 from pekasc.tl._read import ensure_tiles, untiled_on_error
-from pekasc.tl._section_features import SectionFeatures, check_place, section_features
+from pekasc.tl._section_features import SectionFeatures, check_device, section_features
 
 
 def predict_expression(
@@ -103,7 +103,7 @@ def predict_expression(
         raise TypeError(f"`adapter` must be a pekasc.Adapter, got {type(adapter).__name__}.")
     check_key(key_added)
     how = resolve(compute, Compute, "compute", unused=unused_in_embedding())
-    check_place(how)
+    check_device(how)
     max_memory = how.memory(RESULT_MEMORY)
     table = get_table(sdata, table_name)
     check_table(table)

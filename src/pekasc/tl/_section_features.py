@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from pekasc._options import Compute
 from pekasc._sections import Section, section_readers
 from pekasc._settings import get_logger
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.features._embed import autocast, resolve_device
 from pekasc.models.features._pieces import EmbedJob, Piece, Reader, embed_pieces, n_features, sample_digest
 from pekasc.models.features._store import FeatureStore, locked
@@ -124,7 +124,7 @@ def section_features(
     spec: TileSpec,
     scales: Sequence[float],
     job: EmbedJob,
-    model: FrozenEncoder,
+    model: EncoderNetwork,
     *,
     n_obs: int,
     store: str | Path | None,
@@ -194,7 +194,7 @@ def section_features(
     return SectionFeatures(sections, parts, width)
 
 
-def check_place(compute: Compute) -> None:
+def check_device(compute: Compute) -> None:
     """Raise ValueError if the device is not there or does not do the precision; devices of workers are theirs."""
     if compute.client is None:
         autocast(resolve_device(compute.device), compute.precision)

@@ -18,7 +18,7 @@ from peft import PeftModel
 
 import pekasc as pk
 from pekasc.models.adapter import _folder as _store
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 
 def tokens(model: torch.nn.Module, adapter: pk.Adapter, tiles: np.ndarray) -> np.ndarray:
     """Return class token beside mean patch token of a plain timm model."""
-    encoder = FrozenEncoder(adapter.encoder, adapter.spec.tile_px)
+    encoder = EncoderNetwork(adapter.encoder, adapter.spec.tile_px)
     with torch.inference_mode():
         x = model.forward_features(encoder.normalise(torch.from_numpy(tiles)))
     return torch.cat([x[:, 0], x[:, 1:].mean(dim=1)], dim=1).numpy()
@@ -98,7 +98,7 @@ def test_merged_and_unmerged_agree(adapter: pk.Adapter, tiles: np.ndarray) -> No
 
 
 def test_weights_load_with_plain_peft_on_the_plain_model(adapter: pk.Adapter, folder: Path, tiles: np.ndarray) -> None:
-    plain = FrozenEncoder(adapter.encoder, 56).model
+    plain = EncoderNetwork(adapter.encoder, 56).model
     model = PeftModel.from_pretrained(plain, str(folder)).eval()
     timm_model = model.base_model.model
     timm_model.prune_intermediate_layers([1], prune_norm=False)
@@ -134,7 +134,7 @@ def test_other_tiles_are_refused(
 
 
 def test_encoder_weights_that_moved(adapter: pk.Adapter, folder: Path, tiles: np.ndarray, tmp_path: Path) -> None:
-    plain = FrozenEncoder(adapter.encoder, 112)
+    plain = EncoderNetwork(adapter.encoder, 112)
     torch.save(plain.model.state_dict(), tmp_path / "tiny.pth")
     moved = pk.Adapter.load(folder, encoder=replace(adapter.encoder, weights=tmp_path / "tiny.pth"))
     np.testing.assert_array_equal(moved.predict(tiles, mpp=2.0), adapter.predict(tiles, mpp=2.0))

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 import pekasc as pk
 from pekasc.models._registry import Registry
 from pekasc.models.encoders import _network as _encoders
-from pekasc.models.encoders._network import Encoder, EncoderRow, FrozenEncoder, resolve_encoder
+from pekasc.models.encoders._network import Encoder, EncoderRow, EncoderNetwork, resolve_encoder
 
-Change = Callable[..., FrozenEncoder]
+Change = Callable[..., EncoderNetwork]
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture(scope="module")
-def encoder(case: Case) -> FrozenEncoder:
-    return FrozenEncoder(case.row, case.tile_px)
+def encoder(case: Case) -> EncoderNetwork:
+    return EncoderNetwork(case.row, case.tile_px)
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +76,17 @@ def tiles(case: Case) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def x(encoder: FrozenEncoder, tiles: torch.Tensor) -> torch.Tensor:
+def x(encoder: EncoderNetwork, tiles: torch.Tensor) -> torch.Tensor:
     return encoder.normalise(tiles)
 
 
-def features(encoder: FrozenEncoder, x: torch.Tensor, *depths: int, start: int = 0) -> list[torch.Tensor]:
+def features(encoder: EncoderNetwork, x: torch.Tensor, *depths: int, start: int = 0) -> list[torch.Tensor]:
     with torch.inference_mode():
         return encoder(x, list(depths), start)
 
 
 def test_tiles_become_features_of_the_encoders_width(
-    case: Case, encoder: FrozenEncoder, tiles: torch.Tensor, x: torch.Tensor
+    case: Case, encoder: EncoderNetwork, tiles: torch.Tensor, x: torch.Tensor
 ) -> None:
     before = tiles.clone()
     assert encoder.normalise(tiles).shape == (3, 3, case.tile_px, case.tile_px)
@@ -100,7 +100,7 @@ def test_tiles_become_features_of_the_encoders_width(
         assert (out[0] - out[1]).abs().max() > 1e-4  # other tiles, other features
 
 
-def test_features_are_the_class_token_beside_the_mean_patch_token(encoder: FrozenEncoder, x: torch.Tensor) -> None:
+def test_features_are_the_class_token_beside_the_mean_patch_token(encoder: EncoderNetwork, x: torch.Tensor) -> None:
     model = encoder.model
     with torch.inference_mode():
         out = model.forward_features(x)
@@ -122,13 +122,13 @@ def test_pixels_are_standardised_by_mean_and_deviation(case: Case, tiles: torch.
     mean, std = case.row.mean or config.mean, case.row.std or config.std
     expected = (tiles.numpy() / 255 - np.array(mean)) / np.array(std)
     np.testing.assert_allclose(x.numpy(), np.moveaxis(expected, -1, 1), atol=1e-5)
-    own = FrozenEncoder(replace(case.row, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0)), case.tile_px)
+    own = EncoderNetwork(replace(case.row, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0)), case.tile_px)
     expected = (tiles.numpy() / 255 - np.array([0.1, 0.2, 0.3])) / np.array([1.0, 2.0, 4.0])
     np.testing.assert_allclose(own.normalise(tiles).numpy(), np.moveaxis(expected, -1, 1), atol=1e-5)
 
 
 def test_several_depths_are_each_alone_in_the_order_asked_for(
-    case: Case, encoder: FrozenEncoder, x: torch.Tensor
+    case: Case, encoder: EncoderNetwork, x: torch.Tensor
 ) -> None:
     last, first = features(encoder, x, case.n_blocks, 1)
     torch.testing.assert_close(first, features(encoder, x, 1)[0], rtol=0, atol=1e-6)
@@ -136,13 +136,13 @@ def test_several_depths_are_each_alone_in_the_order_asked_for(
     assert first.shape != last.shape or not torch.allclose(first, last)
 
 
-def test_a_tile_does_not_depend_on_its_batch(case: Case, encoder: FrozenEncoder, x: torch.Tensor) -> None:
+def test_a_tile_does_not_depend_on_its_batch(case: Case, encoder: EncoderNetwork, x: torch.Tensor) -> None:
     (together,) = features(encoder, x, case.n_blocks)
     for i in range(len(x)):
         torch.testing.assert_close(features(encoder, x[i : i + 1], case.n_blocks)[0][0], together[i], atol=1e-5, rtol=0)
 
 
-def test_depths_are_counted_from_either_end_and_checked(case: Case, encoder: FrozenEncoder) -> None:
+def test_depths_are_counted_from_either_end_and_checked(case: Case, encoder: EncoderNetwork) -> None:
     n = case.n_blocks
     assert encoder.n_blocks == n
     assert [encoder.check_depth(d) for d in (1, n, -1, -n)] == [1, n, n, 1]
@@ -158,12 +158,12 @@ def test_depths_are_counted_from_either_end_and_checked(case: Case, encoder: Fro
 
 
 def test_built_twice_it_is_the_same_to_the_bit_whatever_was_drawn_before(
-    case: Case, encoder: FrozenEncoder, x: torch.Tensor
+    case: Case, encoder: EncoderNetwork, x: torch.Tensor
 ) -> None:
     torch.manual_seed(99)
     expected = torch.rand(2)
     torch.manual_seed(99)
-    again = FrozenEncoder(case.row, case.tile_px)
+    again = EncoderNetwork(case.row, case.tile_px)
     assert torch.equal(torch.rand(2), expected)  # and the caller's generator is where it was
     assert again.digest == encoder.digest
     (one,), (other) = features(encoder, x, case.n_blocks), features(again, x, case.n_blocks)[0]
@@ -172,9 +172,9 @@ def test_built_twice_it_is_the_same_to_the_bit_whatever_was_drawn_before(
 
 
 def test_the_digest_is_that_of_the_weights_and_not_of_the_tile_size(
-    case: Case, encoder: FrozenEncoder, tmp_path: Path
+    case: Case, encoder: EncoderNetwork, tmp_path: Path
 ) -> None:
-    assert FrozenEncoder(case.row, 2 * case.tile_px).digest == encoder.digest
+    assert EncoderNetwork(case.row, 2 * case.tile_px).digest == encoder.digest
     state = _encoders._create(case.row).state_dict()
     digests = []
     for change in (0, 1):
@@ -182,11 +182,11 @@ def test_the_digest_is_that_of_the_weights_and_not_of_the_tile_size(
         state[name][0] += change
         save_file(state, tmp_path / f"{change}.safetensors")
         row = replace(case.row, weights=tmp_path / f"{change}.safetensors")
-        digests.append(FrozenEncoder(row, case.tile_px).digest)
+        digests.append(EncoderNetwork(row, case.tile_px).digest)
     assert digests[0] == encoder.digest != digests[1]
 
 
-def test_nothing_in_it_is_trained(encoder: FrozenEncoder, x: torch.Tensor) -> None:
+def test_nothing_in_it_is_trained(encoder: EncoderNetwork, x: torch.Tensor) -> None:
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     before = encoder.digest, _encoders.digest(encoder.model)
     encoder.train()
@@ -195,16 +195,16 @@ def test_nothing_in_it_is_trained(encoder: FrozenEncoder, x: torch.Tensor) -> No
     assert (encoder.digest, _encoders.digest(encoder.model)) == before
 
 
-def test_the_row_survives_json(case: Case, encoder: FrozenEncoder) -> None:
+def test_the_row_survives_json(case: Case, encoder: EncoderNetwork) -> None:
     row = replace(case.row, mpp=0.5, mean=(0.1, 0.2, 0.3), adapter_targets=("attn.proj", "mlp.fc1"))
     for written in (case.row, row):
         read = Encoder.from_dict(json.loads(json.dumps(written.to_dict())))
         assert read == written
-        assert FrozenEncoder(read, case.tile_px).digest == encoder.digest
+        assert EncoderNetwork(read, case.tile_px).digest == encoder.digest
 
 
 def test_where_blocks_can_be_run_apart_the_features_are_the_same(
-    case: Case, encoder: FrozenEncoder, x: torch.Tensor
+    case: Case, encoder: EncoderNetwork, x: torch.Tensor
 ) -> None:
     assert encoder.splits == case.splits
     if not case.splits:
@@ -227,22 +227,22 @@ def test_where_blocks_can_be_run_apart_the_features_are_the_same(
 
 
 def test_features_of_a_depth_are_those_of_an_encoder_cut_there(
-    case: Case, encoder: FrozenEncoder, x: torch.Tensor
+    case: Case, encoder: EncoderNetwork, x: torch.Tensor
 ) -> None:
-    cut = FrozenEncoder(case.row, case.tile_px)
+    cut = EncoderNetwork(case.row, case.tile_px)
     cut.cut(1)
     if cut.is_vit:
         assert len(cut.model.blocks) == 1
     torch.testing.assert_close(features(cut, x, 1)[0], features(encoder, x, 1)[0], rtol=0, atol=1e-6)
 
 
-def test_a_tile_size_that_does_not_fit_is_refused(case: Case, encoder: FrozenEncoder) -> None:
+def test_a_tile_size_that_does_not_fit_is_refused(case: Case, encoder: EncoderNetwork) -> None:
     patch = getattr(getattr(encoder.model, "patch_embed", None), "patch_size", None)
     if patch is None:
-        assert FrozenEncoder(case.row, case.tile_px + 1).tile_px == case.tile_px + 1  # convolutions take any
+        assert EncoderNetwork(case.row, case.tile_px + 1).tile_px == case.tile_px + 1  # convolutions take any
         return
     with pytest.raises(ValueError, match=rf"patches of {patch[0]} px, so tiles of {case.tile_px + 1} px do not fit"):
-        FrozenEncoder(case.row, case.tile_px + 1)
+        EncoderNetwork(case.row, case.tile_px + 1)
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ def test_an_encoder_that_is_registered_is_known_everywhere(table: Registry[Encod
     listed = pk.models.list_encoders()
     assert listed.index.is_unique and listed.index[-1] == "mine"
     assert listed.loc["mine", ["architecture", "width", "licence"]].tolist() == ["vit_tiny_patch16_224", 192, "CC0"]
-    assert FrozenEncoder(resolve_encoder("mine"), 32).n_blocks == 2
+    assert EncoderNetwork(resolve_encoder("mine"), 32).n_blocks == 2
 
 
 def test_a_name_that_is_taken(table: Registry[EncoderRow]) -> None:

@@ -13,19 +13,19 @@ from safetensors.torch import save_file
 
 import pekasc as pk
 from pekasc.models.encoders import _network as _encoders
-from pekasc.models.encoders._network import FrozenEncoder, resolve_encoder
+from pekasc.models.encoders._network import EncoderNetwork, resolve_encoder
 
 SMALL = pk.models.Encoder("vit_tiny_patch16_224", weights="random", model_kwargs={"depth": 3})
 
 
 @pytest.fixture(scope="module")
-def tiny() -> FrozenEncoder:
-    return FrozenEncoder(resolve_encoder("tiny"), 56)
+def tiny() -> EncoderNetwork:
+    return EncoderNetwork(resolve_encoder("tiny"), 56)
 
 
 @pytest.mark.parametrize("tile_px", [56, 112, 224])
 def test_tiny_takes_the_usual_tiles(tile_px: int) -> None:
-    encoder = FrozenEncoder(resolve_encoder("tiny"), tile_px)
+    encoder = EncoderNetwork(resolve_encoder("tiny"), tile_px)
     with torch.inference_mode():
         (features,) = encoder(torch.zeros(1, 3, tile_px, tile_px), [encoder.n_blocks])
     assert features.shape == (1, 512) and torch.isfinite(features).all()
@@ -38,9 +38,9 @@ def test_tiny_is_small() -> None:
 
 def test_a_tile_size_that_does_not_fit_names_those_that_do() -> None:
     with pytest.raises(ValueError, match=r"patches of 14 px, so tiles of 100 px do not fit.*84, 98, 112, 126"):
-        FrozenEncoder(resolve_encoder("tiny"), 100)
+        EncoderNetwork(resolve_encoder("tiny"), 100)
     with pytest.raises(ValueError, match=r"tiles of 10 px do not fit.*such as 14"):
-        FrozenEncoder(resolve_encoder("tiny"), 10)
+        EncoderNetwork(resolve_encoder("tiny"), 10)
 
 
 def test_names(tmp_path: Path) -> None:
@@ -75,24 +75,24 @@ def test_an_unreachable_hub_says_what_to_do(name: str, error: type[Exception], m
     said = f"{error.__name__}: gated or offline"
     match = rf"could not be fetched.*{said}.*hf auth login.*weights=\"PATH\".*`encoder=\"tiny\"`"
     with pytest.raises(OSError, match=match):
-        FrozenEncoder(resolve_encoder(name), 224)
+        EncoderNetwork(resolve_encoder(name), 224)
 
 
 def test_local_weights(tmp_path: Path) -> None:
     model = timm.create_model("vit_tiny_patch16_224", depth=3, num_classes=0)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "a.pth")
     save_file(model.state_dict(), tmp_path / "a.safetensors")
-    digests = {FrozenEncoder(replace(SMALL, weights=tmp_path / n), 32).digest for n in ("a.pth", "a.safetensors")}
+    digests = {EncoderNetwork(replace(SMALL, weights=tmp_path / n), 32).digest for n in ("a.pth", "a.safetensors")}
     assert len(digests) == 1
     with pytest.raises(ValueError, match=r"weights in a\.pth do not fit 'vit_tiny_patch16_224' with model_kwargs="):
-        FrozenEncoder(replace(SMALL, weights=tmp_path / "a.pth", model_kwargs={"depth": 2}), 32)
+        EncoderNetwork(replace(SMALL, weights=tmp_path / "a.pth", model_kwargs={"depth": 2}), 32)
     with pytest.raises(FileNotFoundError, match=r"Encoder weights not found: .*b\.pth"):
-        FrozenEncoder(replace(SMALL, weights=tmp_path / "b.pth"), 32)
+        EncoderNetwork(replace(SMALL, weights=tmp_path / "b.pth"), 32)
 
 
-def test_earlier_depths_are_those_of_a_model_cut_there(tiny: FrozenEncoder) -> None:
+def test_earlier_depths_are_those_of_a_model_cut_there(tiny: EncoderNetwork) -> None:
     x = torch.rand(2, 3, 56, 56)
-    cut = FrozenEncoder(resolve_encoder("tiny"), 56)
+    cut = EncoderNetwork(resolve_encoder("tiny"), 56)
     cut.cut(3)
     with torch.inference_mode():
         three, one, last = tiny(x, [3, 1, 6])
@@ -108,12 +108,12 @@ def test_weights_that_are_none(tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=rf"weights {name} {message}.*A state dict is needed"):
-            FrozenEncoder(pk.models.Encoder("vit_tiny_patch16_224", weights=tmp_path / name), 32)
+            EncoderNetwork(pk.models.Encoder("vit_tiny_patch16_224", weights=tmp_path / name), 32)
     torch.save([1, 2], tmp_path / "c.pt")
     with pytest.raises(ValueError, match=r"c\.pt holds no state dict .* but a list"):
-        FrozenEncoder(pk.models.Encoder("vit_tiny_patch16_224", weights=tmp_path / "c.pt"), 32)
+        EncoderNetwork(pk.models.Encoder("vit_tiny_patch16_224", weights=tmp_path / "c.pt"), 32)
 
 
 def test_an_architecture_that_timm_does_not_know() -> None:
     with pytest.raises(ValueError, match=r"timm .* knows no model of that name.*Close names: vit_tiny"):
-        FrozenEncoder(pk.models.Encoder("vit_tiny_patch16_225", weights="random"), 32)
+        EncoderNetwork(pk.models.Encoder("vit_tiny_patch16_225", weights="random"), 32)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 import pekasc as pk
 from pekasc.models.encoders import _network as _encoders
-from pekasc.models.encoders._network import FrozenEncoder, resolve_encoder
+from pekasc.models.encoders._network import EncoderNetwork, resolve_encoder
 from pekasc.models.training._methods import attach, make_config, target_layers
 
 TABLE = pk.models.list_encoders()
@@ -36,8 +36,8 @@ def without_values(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def _built(name: str) -> FrozenEncoder:
-    return FrozenEncoder(replace(pk.models.get_encoder(name), weights="random"), TILE_PX)
+def _built(name: str) -> EncoderNetwork:
+    return EncoderNetwork(replace(pk.models.get_encoder(name), weights="random"), TILE_PX)
 
 
 def test_the_encoders_that_were_asked_for_are_there() -> None:
@@ -142,7 +142,7 @@ def test_names_that_are_not_there() -> None:
         pk.models.get_encoder(3)
     with pytest.raises(ValueError, match="timm.layers has no `mlp_layer` named 'NoMlp'"):
         row = pk.models.Encoder("vit_tiny_patch16_224", weights="random", model_kwargs={"mlp_layer": "NoMlp"})
-        FrozenEncoder(row, 32)
+        EncoderNetwork(row, 32)
 
 
 def test_list_is_the_callers_own() -> None:
@@ -195,7 +195,7 @@ def test_weights_from_the_hub_are_those_of_the_file(name: str, hub: dict[str, Pa
         torch.save(state, hub[name])
     row = replace(SMALL, hub_file=name) if name == "own.pth" else SMALL
     local = replace(SMALL, weights=hub[name], hub=None)
-    assert FrozenEncoder(row, 32).digest == FrozenEncoder(local, 32).digest
+    assert EncoderNetwork(row, 32).digest == EncoderNetwork(local, 32).digest
 
 
 def test_hub_weights_that_do_not_fit_are_an_error(hub: dict[str, Path], tmp_path: Path) -> None:
@@ -204,12 +204,12 @@ def test_hub_weights_that_do_not_fit_are_an_error(hub: dict[str, Path], tmp_path
     hub["model.safetensors"] = tmp_path / "model.safetensors"
     save_file(state, hub["model.safetensors"])
     with pytest.raises(ValueError, match=r"model\.safetensors do not fit 'vit_tiny_patch16_224'(.|\n)*norm\.bias"):
-        FrozenEncoder(SMALL, 32)
+        EncoderNetwork(SMALL, 32)
 
 
 def test_a_hub_without_the_file_says_so(hub: dict[str, Path]) -> None:
     with pytest.raises(OSError, match=r"could not be fetched.*EntryNotFoundError.*https://huggingface\.co/owner/model"):
-        FrozenEncoder(SMALL, 32)
+        EncoderNetwork(SMALL, 32)
 
 
 @pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline"), OSError("gated"), ValueError("no such name")])
@@ -228,7 +228,7 @@ def test_a_gated_or_unreachable_encoder_says_what_to_do(error: Exception, monkey
         r"https://huggingface\.co/MahmoodLab/UNI2-h and log in with `hf auth login`.*"
         r"replace\(pekasc\.models\.get_encoder\('uni2-h'\), weights=\"PATH\"\)",
     ):
-        FrozenEncoder(resolve_encoder("uni2-h"), 224)
+        EncoderNetwork(resolve_encoder("uni2-h"), 224)
     assert calls == ["model.safetensors"]  # without a network, waiting a second time would not help
 
 
@@ -245,7 +245,7 @@ def test_what_was_fetched_once_is_read_without_the_hub(tmp_path: Path, monkeypat
         lambda repo, name: huggingface_hub.try_to_load_from_cache(repo, name, cache_dir=tmp_path),
     )
     monkeypatch.setattr(_encoders, "hf_hub_download", lambda *_: pytest.fail("the hub was asked"))
-    assert FrozenEncoder(SMALL, 32).n_blocks == 2
+    assert EncoderNetwork(SMALL, 32).n_blocks == 2
 
 
 def test_pooling_of_the_authors() -> None:
@@ -253,7 +253,7 @@ def test_pooling_of_the_authors() -> None:
     x = torch.rand(1, 3, 28, 28)
     own = {}
     for pooling in (None, "class", "class+mean"):
-        encoder = FrozenEncoder(replace(row, pooling=pooling), 28)
+        encoder = EncoderNetwork(replace(row, pooling=pooling), 28)
         with torch.inference_mode():
             own[pooling] = encoder.own_output(x)
             tokens = encoder.model.forward_features(x)

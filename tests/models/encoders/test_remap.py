@@ -14,7 +14,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 import pekasc as pk
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.encoders._remap import to_timm
 
 SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "silu"}
@@ -63,7 +63,7 @@ def test_tokens_are_those_of_transformers(case: str, wrapped: bool, tmp_path: Pa
     _randomise(model)
     model.save_pretrained(tmp_path)
     row = pk.models.Encoder(architecture, weights=tmp_path / "model.safetensors", model_kwargs=kwargs)
-    encoder = FrozenEncoder(row, config["image_size"])
+    encoder = EncoderNetwork(row, config["image_size"])
     x = torch.randn(2, 3, config["image_size"], config["image_size"], generator=torch.Generator().manual_seed(1))
     inner = model.base_model if wrapped else model
     with torch.inference_mode():
@@ -147,7 +147,7 @@ def test_names_that_are_not_known_stay_so_that_loading_names_them(tmp_path: Path
     save_file({name: tensor.clone() for name, tensor in theirs.items()}, tmp_path / "w.safetensors")
     row = pk.models.Encoder("vit_base_patch14_reg4_dinov2", weights=tmp_path / "w.safetensors", model_kwargs=COMMON)
     with pytest.raises(ValueError, match=r"do not fit(.|\n)*Unexpected.*encoder\.layer\.0\.attention\.gate\.weight"):
-        FrozenEncoder(row, 56)
+        EncoderNetwork(row, 56)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
@@ -158,7 +158,7 @@ def test_weights_bring_their_own_grid_of_positions(name: str, tmp_path: Path) ->
     _randomise(trained)
     save_file(trained.state_dict(), tmp_path / "w.safetensors")
     row = pk.models.Encoder(name, weights=tmp_path / "w.safetensors", model_kwargs={"depth": 1})
-    encoder = FrozenEncoder(row, patch * 5)
+    encoder = EncoderNetwork(row, patch * 5)
     x = torch.rand(1, 3, patch * 5, patch * 5)
     with torch.inference_mode():
         torch.testing.assert_close(encoder.model.forward_features(x), trained.eval().forward_features(x))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pekasc as pk
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.features._embed import autocast, embed, resolve_device
 from pekasc.tiling import ArrayTiles
 
@@ -18,8 +18,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def encoder() -> FrozenEncoder:
-    return FrozenEncoder(pk.models.Encoder("vit_tiny_patch16_224", weights="random", model_kwargs={"depth": 3}), 32)
+def encoder() -> EncoderNetwork:
+    return EncoderNetwork(pk.models.Encoder("vit_tiny_patch16_224", weights="random", model_kwargs={"depth": 3}), 32)
 
 
 class Shuffled(ArrayTiles):
@@ -35,7 +35,7 @@ def tiles() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3)).astype(np.uint8)
 
 
-def test_order(encoder: FrozenEncoder, tiles: np.ndarray) -> None:
+def test_order(encoder: EncoderNetwork, tiles: np.ndarray) -> None:
     plain = embed(encoder, ArrayTiles(tiles), [(3,)], batch_size=4, device=CPU)[(3,)]
     assert plain.dtype == np.float32 and plain.shape == (11, 384)
     shuffled = embed(encoder, Shuffled(tiles), [(3,)], batch_size=4, device=CPU)[(3,)]
@@ -46,7 +46,7 @@ def test_order(encoder: FrozenEncoder, tiles: np.ndarray) -> None:
 
 
 def test_features_beyond_the_memory_lie_in_files(
-    encoder: FrozenEncoder, tiles: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    encoder: EncoderNetwork, tiles: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     how: dict[str, Any] = {"batch_size": 4, "device": CPU}
     plain = embed(encoder, Shuffled(tiles), [(1,), (3,)], **how)
@@ -62,7 +62,7 @@ def test_features_beyond_the_memory_lie_in_files(
         embed(encoder, Shuffled(tiles), [(1,)], max_memory=1, **how)
 
 
-def test_scales_side_by_side(encoder: FrozenEncoder, tiles: np.ndarray) -> None:
+def test_scales_side_by_side(encoder: EncoderNetwork, tiles: np.ndarray) -> None:
     how: dict[str, Any] = {"batch_size": 4, "device": CPU, "orientations": 2}
     wide = tiles[::-1].copy()
     depths = [(1,), (3, 1)]
@@ -73,7 +73,7 @@ def test_scales_side_by_side(encoder: FrozenEncoder, tiles: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 8])
-def test_features_are_the_mean_over_orientations(encoder: FrozenEncoder, tiles: np.ndarray, n: int) -> None:
+def test_features_are_the_mean_over_orientations(encoder: EncoderNetwork, tiles: np.ndarray, n: int) -> None:
     how: dict[str, Any] = {"batch_size": 16, "device": CPU}
     turned = [np.rot90(tiles, k, (1, 2)) for k in (0, 2, 1, 3)]
     views = [*turned, *(view[:, :, ::-1] for view in turned)][:n]
@@ -85,7 +85,7 @@ def test_features_are_the_mean_over_orientations(encoder: FrozenEncoder, tiles: 
         np.testing.assert_allclose(again, mean, atol=1e-4)
 
 
-def test_depths_in_one_pass(encoder: FrozenEncoder, tiles: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_depths_in_one_pass(encoder: EncoderNetwork, tiles: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     single = {d: embed(encoder, ArrayTiles(tiles), [d], batch_size=11, device=CPU)[d] for d in ((1,), (3,), None)}
     calls: list[int] = []
     forward = encoder.forward
@@ -105,7 +105,7 @@ def test_depths_in_one_pass(encoder: FrozenEncoder, tiles: np.ndarray, monkeypat
     assert several[None].shape == (11, 192)  # the encoder's own output
 
 
-def test_bf16_is_near(encoder: FrozenEncoder, tiles: np.ndarray) -> None:
+def test_bf16_is_near(encoder: EncoderNetwork, tiles: np.ndarray) -> None:
     exact = embed(encoder, ArrayTiles(tiles), [(2,)], batch_size=11, device=CPU)[(2,)]
     rough = embed(encoder, ArrayTiles(tiles), [(2,)], batch_size=11, device=CPU, precision="bf16")[(2,)]
     assert 0 < np.abs(rough - exact).max() < 0.2
@@ -124,7 +124,7 @@ def test_devices_and_precision() -> None:
         autocast(CPU, "fp16")
 
 
-def test_no_tiles_are_an_error(encoder: FrozenEncoder) -> None:
+def test_no_tiles_are_an_error(encoder: EncoderNetwork) -> None:
     source = ArrayTiles(np.zeros((2, encoder.tile_px, encoder.tile_px, 3), dtype=np.uint8))
     with pytest.raises(ValueError, match="no tiles to embed"):
         embed(encoder, source, [(1,)], batch_size=2, device=torch.device("cpu"), index=np.empty(0, dtype=int))

@@ -11,7 +11,7 @@ import pytest
 from scipy import sparse
 
 import pekasc as pk
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.heads._context import with_context
 from pekasc.models.heads._registry import HEADS, FoldData, Head, HeadMethod, check_head, fit_rows
 from pekasc.models.selection._folds import InnerFold
@@ -178,8 +178,8 @@ def test_features_that_are_not_finite_are_refused(method: HeadMethod, d: int, va
 
 
 @pytest.fixture(scope="module")
-def encoder() -> FrozenEncoder:
-    return FrozenEncoder(ROW, TILE_PX)
+def encoder() -> EncoderNetwork:
+    return EncoderNetwork(ROW, TILE_PX)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ Make = Callable[..., pk.Adapter]
 
 
 def test_an_adapter_on_disk_predicts_the_same_bits(
-    method: HeadMethod, encoder: FrozenEncoder, tiles: np.ndarray, put_together: Make, tmp_path: Path
+    method: HeadMethod, encoder: EncoderNetwork, tiles: np.ndarray, put_together: Make, tmp_path: Path
 ) -> None:
     head: Any = fitted(method, *planted(WIDTH))
     adapter = put_together(encoder, width=WIDTH, head=head)
@@ -208,7 +208,7 @@ def test_an_adapter_on_disk_predicts_the_same_bits(
 
 
 def test_with_spatial_context_it_reads_the_neighbours_of_its_section(
-    method: HeadMethod, encoder: FrozenEncoder, tiles: np.ndarray, put_together: Make, tmp_path: Path
+    method: HeadMethod, encoder: EncoderNetwork, tiles: np.ndarray, put_together: Make, tmp_path: Path
 ) -> None:
     head = fitted(method, *planted(2 * WIDTH))
     put_together(encoder, width=2 * WIDTH, head=head, context_um=150.0).save(tmp_path / "mine")
@@ -266,7 +266,7 @@ def test_a_name_that_is_not_there() -> None:
         check_head(["ridge"])
 
 
-def test_a_head_that_the_disk_does_not_know(encoder: FrozenEncoder, put_together: Make, tmp_path: Path) -> None:
+def test_a_head_that_the_disk_does_not_know(encoder: EncoderNetwork, put_together: Make, tmp_path: Path) -> None:
     class Mean:
         """No ridge regression."""
 

@@ -29,7 +29,7 @@ from peft import (
 
 import pekasc as pk
 from pekasc.models.encoders import _network as _encoders
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.training._methods import (
     METHODS,
     Method,
@@ -84,14 +84,14 @@ class Taught:
     digest: str  # of the encoder that was left behind
 
 
-def features(encoder: FrozenEncoder) -> np.ndarray:
+def features(encoder: EncoderNetwork) -> np.ndarray:
     encoder.eval()
     with torch.inference_mode():
         return encoder(encoder.normalise(torch.from_numpy(TILES)), [N_BLOCKS])[0].numpy()
 
 
 @contextmanager
-def in_place_of(encoder: FrozenEncoder, model: Any) -> Iterator[None]:
+def in_place_of(encoder: EncoderNetwork, model: Any) -> Iterator[None]:
     own, encoder.model = encoder.model, model
     try:
         yield
@@ -100,18 +100,18 @@ def in_place_of(encoder: FrozenEncoder, model: Any) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def encoder() -> FrozenEncoder:
-    return FrozenEncoder(ROW, TILE_PX)
+def encoder() -> EncoderNetwork:
+    return EncoderNetwork(ROW, TILE_PX)
 
 
 @pytest.fixture(scope="module")
-def frozen(encoder: FrozenEncoder) -> np.ndarray:
-    return features(FrozenEncoder(ROW, TILE_PX))
+def frozen(encoder: EncoderNetwork) -> np.ndarray:
+    return features(EncoderNetwork(ROW, TILE_PX))
 
 
 @pytest.fixture(scope="module")
 def untouched() -> str:
-    return _encoders.digest(FrozenEncoder(ROW, TILE_PX).model)  # positions are those of the tile size
+    return _encoders.digest(EncoderNetwork(ROW, TILE_PX).model)  # positions are those of the tile size
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -119,13 +119,13 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def config_for(encoder: FrozenEncoder, method: Any) -> PeftConfig:
+def config_for(encoder: EncoderNetwork, method: Any) -> PeftConfig:
     layers = target_layers(encoder, (N_BLOCKS,), "all", check_method(method))
     return with_steps(make_config(method, RANK, layers), STEPS)
 
 
 @pytest.fixture(scope="module")
-def taught(name: str, encoder: FrozenEncoder) -> Taught:
+def taught(name: str, encoder: EncoderNetwork) -> Taught:
     method = CASES[name]
     own = dict(encoder.model.named_parameters())
     before = {key: parameter.detach().clone() for key, parameter in own.items()}
@@ -159,7 +159,7 @@ def taught(name: str, encoder: FrozenEncoder) -> Taught:
 
 
 @pytest.fixture(scope="module")
-def adapter(taught: Taught, encoder: FrozenEncoder, put_together: Callable[..., pk.Adapter]) -> pk.Adapter:
+def adapter(taught: Taught, encoder: EncoderNetwork, put_together: Callable[..., pk.Adapter]) -> pk.Adapter:
     return put_together(encoder, width=WIDTH, config=taught.config, state=taught.state)
 
 
@@ -180,7 +180,7 @@ def test_disabled_it_is_the_frozen_encoder_to_the_bit(taught: Taught, frozen: np
 
 
 def test_taken_out_it_leaves_the_frozen_encoder_to_the_bit(
-    taught: Taught, encoder: FrozenEncoder, frozen: np.ndarray, untouched: str
+    taught: Taught, encoder: EncoderNetwork, frozen: np.ndarray, untouched: str
 ) -> None:
     np.testing.assert_array_equal(taught.unloaded, frozen)
     assert taught.digest == untouched
@@ -202,7 +202,7 @@ def test_an_adapter_on_disk_gives_the_same_features(taught: Taught, adapter: pk.
     assert all(torch.equal(loaded.weights["adapter"][key], tensor) for key, tensor in taught.state.items())
 
 
-def test_an_adapter_merges_into_a_plain_model(taught: Taught, adapter: pk.Adapter, encoder: FrozenEncoder) -> None:
+def test_an_adapter_merges_into_a_plain_model(taught: Taught, adapter: pk.Adapter, encoder: EncoderNetwork) -> None:
     plain = adapter.merge()
     assert not any("base_layer" in key for key, _ in plain.named_modules())
     with in_place_of(encoder, plain):
@@ -211,12 +211,12 @@ def test_an_adapter_merges_into_a_plain_model(taught: Taught, adapter: pk.Adapte
 
 def test_plain_peft_reads_the_folder(taught: Taught, adapter: pk.Adapter, tmp_path: Path) -> None:
     adapter.save(tmp_path / "mine")
-    encoder = FrozenEncoder(ROW, TILE_PX)
+    encoder = EncoderNetwork(ROW, TILE_PX)
     PeftModel.from_pretrained(encoder.model, str(tmp_path / "mine"))
     np.testing.assert_allclose(features(encoder), taught.end, rtol=0, atol=1e-5)
 
 
-def test_the_seed_decides_whatever_was_drawn_before(name: str, encoder: FrozenEncoder) -> None:
+def test_the_seed_decides_whatever_was_drawn_before(name: str, encoder: EncoderNetwork) -> None:
     config = config_for(encoder, CASES[name])
     states = []
     for drawn in (1, 2):
@@ -230,7 +230,7 @@ def test_the_seed_decides_whatever_was_drawn_before(name: str, encoder: FrozenEn
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_it_goes_where_it_is_told(name: str, encoder: FrozenEncoder) -> None:
+def test_it_goes_where_it_is_told(name: str, encoder: EncoderNetwork) -> None:
     method = CASES[name]
     own = getattr(method, "target_modules", None) or ["attn.qkv"]
     layers = target_layers(encoder, (N_BLOCKS,), 1, method)
@@ -240,7 +240,7 @@ def test_it_goes_where_it_is_told(name: str, encoder: FrozenEncoder) -> None:
         assert holders == set(layers)
 
 
-def test_a_rank_is_the_one_asked_for(encoder: FrozenEncoder) -> None:
+def test_a_rank_is_the_one_asked_for(encoder: EncoderNetwork) -> None:
     for method in METHODS:
         for rank in (4, 6):  # both divide 192 and 576, and are even
             config: Any = make_config(method, rank, target_layers(encoder, (1,), "all"))
@@ -255,7 +255,7 @@ def test_names_for_tables() -> None:
     assert [method_name(m) for m in (None, MissConfig(r=4), LoraConfig())] == ["frozen", "miss", "lora"]
 
 
-def test_a_method_that_is_registered_is_known(encoder: FrozenEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_that_is_registered_is_known(encoder: EncoderNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(METHODS, "_rows", dict(METHODS))
     METHODS.register("mine", lambda rank, targets: LoraConfig(r=rank, target_modules=targets))
     assert check_method("mine") == "mine" and known_methods()[-1] == "mine"
@@ -287,13 +287,13 @@ def test_what_is_no_method() -> None:
             check_method(LoraConfig(**{key: value}))
 
 
-def test_a_rank_that_does_not_divide_the_layer(encoder: FrozenEncoder, untouched: str) -> None:
+def test_a_rank_that_does_not_divide_the_layer(encoder: EncoderNetwork, untouched: str) -> None:
     with pytest.raises(ValueError, match=r'`method="bat"` needs a rank that divides both sides .*192 and 576.* got 10'):
         attach(encoder, make_config("bat", 10, ["blocks.0.attn.qkv"]), 0)
     assert _encoders.digest(encoder.model) == untouched
 
 
-def test_too_few_steps_for_a_plan_of_ranks(encoder: FrozenEncoder) -> None:
+def test_too_few_steps_for_a_plan_of_ranks(encoder: EncoderNetwork) -> None:
     config = make_config("adalora", RANK, ["blocks.0.attn.qkv"])
     with pytest.raises(ValueError, match="AdaLoRA plans its ranks over the steps of the training, and 1 are too few"):
         with_steps(config, 1)

@@ -12,7 +12,7 @@ from peft import LoraConfig, MissConfig, get_peft_model
 from scipy.special import log_softmax
 from torch import nn
 
-from pekasc.models.encoders._network import Encoder, FrozenEncoder
+from pekasc.models.encoders._network import Encoder, EncoderNetwork
 from pekasc.models.training._losses import (
     PAPER,
     Recipe,
@@ -26,7 +26,7 @@ from pekasc.models.training._losses import (
     turned,
 )
 from pekasc.models.training._methods import attached, make_config, target_layers
-from pekasc.models.training._plan import Student, prepare_lesson
+from pekasc.models.training._plan import Student, prepare_targets
 
 
 def test_losses_are_the_formulas_of_the_paper() -> None:
@@ -89,15 +89,15 @@ def test_a_lesson_leaves_the_callers_random_numbers_alone_and_repeats() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first = prepare_lesson(x, Recipe(head_epochs=2), 0)
+    first = prepare_targets(x, Recipe(head_epochs=2), 0)
     assert torch.equal(torch.rand(3), expected)
-    second = prepare_lesson(x, Recipe(head_epochs=2), 0)
+    second = prepare_targets(x, Recipe(head_epochs=2), 0)
     assert torch.equal(first.labels, second.labels)
     for a, b in zip(first.head.parameters(), second.head.parameters(), strict=True):
         assert torch.equal(a, b)
     # by default in units of its own standard deviation, which leaves no trace of its scale
     assert first.embedding.std().item() == pytest.approx(1, abs=0.01)
-    raw = prepare_lesson(x, Recipe(head_epochs=0, standardise_teacher=False), 0)
+    raw = prepare_targets(x, Recipe(head_epochs=0, standardise_teacher=False), 0)
     assert torch.equal(raw.embedding, torch.from_numpy(x))
 
 
@@ -196,11 +196,11 @@ def test_the_head_ends_when_it_has_stopped_learning(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture(scope="module")
-def tiny() -> FrozenEncoder:
-    return FrozenEncoder(Encoder("vit_tiny_patch16_224", weights="random", model_kwargs={"depth": 4}), 32)
+def tiny() -> EncoderNetwork:
+    return EncoderNetwork(Encoder("vit_tiny_patch16_224", weights="random", model_kwargs={"depth": 4}), 32)
 
 
-def test_adapters_go_to_the_blocks_that_features_need(tiny: FrozenEncoder) -> None:
+def test_adapters_go_to_the_blocks_that_features_need(tiny: EncoderNetwork) -> None:
     def numbers(depth: tuple[int, ...] | None, blocks: str | int) -> list[int]:
         names = target_layers(tiny, depth, blocks)
         assert all(name.endswith(".attn.qkv") for name in names)
@@ -215,7 +215,7 @@ def test_adapters_go_to_the_blocks_that_features_need(tiny: FrozenEncoder) -> No
             target_layers(tiny, (3,), blocks)
 
 
-def test_a_configuration_has_its_own_layers_rank_and_dropout(tiny: FrozenEncoder) -> None:
+def test_a_configuration_has_its_own_layers_rank_and_dropout(tiny: EncoderNetwork) -> None:
     method = LoraConfig(r=4, target_modules=["attn.proj", "mlp.fc1"], lora_dropout=0.5)
     layers = target_layers(tiny, (2,), 1, method)
     assert layers == ["blocks.1.attn.proj", "blocks.1.mlp.fc1"]
@@ -231,11 +231,11 @@ def test_a_configuration_has_its_own_layers_rank_and_dropout(tiny: FrozenEncoder
         target_layers(tiny, (2,), "all", LoraConfig(target_modules=["attn.query"]))
 
 
-def test_the_optimiser_is_the_recipes(tiny: FrozenEncoder) -> None:
+def test_the_optimiser_is_the_recipes(tiny: EncoderNetwork) -> None:
     x, _ = blobs(80)
     config = make_config("bone", 8, target_layers(tiny, (2,), "all"))
     for recipe, steps in ((PAPER, 10), (Recipe(), None)):
-        lesson = prepare_lesson(x, Recipe(head_epochs=0), 0)
+        lesson = prepare_targets(x, Recipe(head_epochs=0), 0)
         with attached(tiny, config, 0):
             student = Student(tiny, (2,), lesson, recipe, 0)
             made = student.configure_optimizers()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pekasc.models import Encoder
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.features._cached_blocks import PrefixPlan, TileInputs, make_prefix
 from pekasc.models.features._embed import embed
 from pekasc.models.training._callbacks import LAST
@@ -32,9 +32,9 @@ ALL = np.ones(22, dtype=bool)
 
 
 @pytest.fixture(scope="module")
-def encoder() -> FrozenEncoder:
+def encoder() -> EncoderNetwork:
     kwargs = {"depth": 4, "reg_tokens": 2, "init_values": 0.5}
-    return FrozenEncoder(Encoder("vit_tiny_patch16_224", weights="random", model_kwargs=kwargs), 32)
+    return EncoderNetwork(Encoder("vit_tiny_patch16_224", weights="random", model_kwargs=kwargs), 32)
 
 
 def plan(start: int, **changes: Any) -> PrefixPlan:
@@ -45,7 +45,7 @@ def plan(start: int, **changes: Any) -> PrefixPlan:
     return PrefixPlan(start=start, **{**how, **changes})
 
 
-def train(encoder: FrozenEncoder, inputs: Any, depth: Any = (3,), blocks: int = 2, **changes: Any) -> Trained:
+def train(encoder: EncoderNetwork, inputs: Any, depth: Any = (3,), blocks: int = 2, **changes: Any) -> Trained:
     method = changes.pop("method", "bone")
     recipe = changes.pop("recipe", RECIPE)
     config = make_config(method, recipe.rank, target_layers(encoder, depth, blocks))
@@ -71,7 +71,7 @@ def assert_near(a: Trained, b: Trained, atol: float) -> None:
 
 
 @pytest.mark.parametrize("depth", [(3,), (2, 4), None])
-def test_the_tail_learns_what_all_blocks_learn(encoder: FrozenEncoder, depth: Any) -> None:
+def test_the_tail_learns_what_all_blocks_learn(encoder: EncoderNetwork, depth: Any) -> None:
     recipe = replace(RECIPE, epochs=1, learning_rate=Recipe.learning_rate)
     last = 4 if depth is None else max(depth)
     start = min(depth or (4,)) - 1 if depth == (2, 4) else last - 2
@@ -86,7 +86,7 @@ def test_the_tail_learns_what_all_blocks_learn(encoder: FrozenEncoder, depth: An
 
 
 @pytest.mark.parametrize("n_views", [1, 2, 8])
-def test_views_are_the_orientations_of_a_tile(encoder: FrozenEncoder, n_views: int) -> None:
+def test_views_are_the_orientations_of_a_tile(encoder: EncoderNetwork, n_views: int) -> None:
     made = make_prefix(encoder, TILES, np.arange(22), plan(2, n_views=n_views))
     features = embed(encoder, TILES, [(4,)], orientations=n_views, batch_size=5, device=CPU)
     again = embed(encoder, TILES, [(4,)], orientations=n_views, batch_size=5, device=CPU, prefixes=[made])
@@ -95,7 +95,7 @@ def test_views_are_the_orientations_of_a_tile(encoder: FrozenEncoder, n_views: i
 
 
 def test_a_prefix_on_disk_is_the_one_in_memory(
-    encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    encoder: EncoderNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr("pekasc.models._prefix._CHUNK_BYTES", 3 * 7 * 192 * 4)  # three tiles
@@ -127,7 +127,7 @@ def test_a_prefix_on_disk_is_the_one_in_memory(
     np.testing.assert_array_equal(again.read(index, views), kept.read(index, views))
 
 
-def test_a_temporary_prefix_goes_away(encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_prefix_goes_away(encoder: EncoderNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     made = make_prefix(encoder, TILES, np.arange(22), plan(1, max_memory=1, n_views=1))
     assert list(tmp_path.iterdir())
@@ -137,11 +137,11 @@ def test_a_temporary_prefix_goes_away(encoder: FrozenEncoder, tmp_path: Path, mo
 
 
 def test_no_room_for_the_prefix_is_said_before_any_work(
-    encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: EncoderNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("pekasc.models._prefix.shutil.disk_usage", lambda folder: usage)
-    monkeypatch.setattr("pekasc.models._prefix._Run.over", lambda *args: pytest.fail("worked"))
+    monkeypatch.setattr("pekasc.models._prefix._BlockRunner.over", lambda *args: pytest.fail("worked"))
     with pytest.raises(OSError, match=r"The frozen prefix takes 0.000946 GB more, and .* has 1e-06 GB left.*`store=`"):
         make_prefix(encoder, TILES, np.arange(22), plan(2, max_memory=1, store=tmp_path / "p"))
     # two processes that share the disk
@@ -149,7 +149,7 @@ def test_no_room_for_the_prefix_is_said_before_any_work(
         make_prefix(encoder, TILES, np.arange(22), plan(2, max_memory=1, store=tmp_path / "p", n_here=2))
 
 
-def test_tokens_beyond_half_precision_are_refused(encoder: FrozenEncoder) -> None:
+def test_tokens_beyond_half_precision_are_refused(encoder: EncoderNetwork) -> None:
     norm = encoder.model.blocks[0].ls2
     before = norm.gamma.detach().clone()
     with torch.no_grad():
@@ -167,13 +167,13 @@ def test_tokens_beyond_half_precision_are_refused(encoder: FrozenEncoder) -> Non
     [{"accumulate": 3}, {"accumulate": 8}, {"gradient_checkpointing": True}],
     ids=["parts", "more parts than tiles in the last batch", "checkpointing"],
 )
-def test_less_memory_gives_the_same_gradients(encoder: FrozenEncoder, changes: dict[str, Any]) -> None:
+def test_less_memory_gives_the_same_gradients(encoder: EncoderNetwork, changes: dict[str, Any]) -> None:
     plain = train(encoder, TileInputs(TILES))
     assert_near(train(encoder, TileInputs(TILES), engine=replace(ENGINE, **changes)), plain, 2e-5)
     assert not encoder.checkpointing
 
 
-def test_checkpointing_runs_the_blocks_again(encoder: FrozenEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpointing_runs_the_blocks_again(encoder: EncoderNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     hook = encoder.model.blocks[2].register_forward_pre_hook(lambda *args: calls.append(1))
     train(encoder, TileInputs(TILES))
@@ -198,7 +198,7 @@ class _Killed(L.Callback):
 @pytest.mark.parametrize("method", ["bone", "adalora"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_what_was_killed_goes_on_to_the_same_bits(
-    encoder: FrozenEncoder, tmp_path: Path, at: int, method: str, accumulate: int
+    encoder: EncoderNetwork, tmp_path: Path, at: int, method: str, accumulate: int
 ) -> None:
     recipe = replace(RECIPE, step_epochs=1, n_views=8)
     inputs = make_prefix(encoder, TILES, np.arange(22), plan(1))
@@ -218,14 +218,14 @@ def test_what_was_killed_goes_on_to_the_same_bits(
     assert all(one[name].tobytes() == other[name].tobytes() for name in other)
 
 
-def test_a_checkpoint_holds_what_is_trained(encoder: FrozenEncoder, tmp_path: Path) -> None:
+def test_a_checkpoint_holds_what_is_trained(encoder: EncoderNetwork, tmp_path: Path) -> None:
     train(encoder, TileInputs(TILES), engine=replace(ENGINE, checkpoint_minutes=0), folder=tmp_path)
     state = torch.load(tmp_path / LAST, weights_only=True)
     assert all("miss" in name or name.startswith("projector.") for name in state["state_dict"])
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(encoder: FrozenEncoder, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(encoder: EncoderNetwork, tmp_path: Path) -> None:
     good: dict[str, torch.Tensor] = {}
 
     class Poison(L.Callback):
@@ -252,7 +252,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(encoder: F
     assert train(encoder, TileInputs(TILES)).history[0]["loss"] > 0
 
 
-def test_callbacks_and_loggers_pass_through(encoder: FrozenEncoder, tmp_path: Path) -> None:
+def test_callbacks_and_loggers_pass_through(encoder: EncoderNetwork, tmp_path: Path) -> None:
     from lightning.pytorch.loggers import CSVLogger
 
     seen: list[int] = []
@@ -286,8 +286,8 @@ def test_arguments_of_a_trainer_that_do_not_fit(given: Any, error: type[Exceptio
         check_trainer(given)
 
 
-def test_half_precision_keeps_no_second_copy(encoder: FrozenEncoder) -> None:
-    made = FrozenEncoder(encoder.encoder, 32)
+def test_half_precision_keeps_no_second_copy(encoder: EncoderNetwork) -> None:
+    made = EncoderNetwork(encoder.encoder, 32)
     exact = embed(made, TILES, [(4,)], batch_size=22, device=CPU, precision="bf16")[4,]
     made.halve(torch.bfloat16)
     linear = [m for m in made.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]

@@ -16,7 +16,7 @@ from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
 from pekasc._options import Compute, resolve, unused_in_embedding
 from pekasc.models.adapter import _folder as _store
-from pekasc.models.encoders._network import Encoder, FrozenEncoder
+from pekasc.models.encoders._network import Encoder, EncoderNetwork
 from pekasc.models.features._embed import embed, resolve_device
 from pekasc.models.heads._context import with_context
 from pekasc.models.heads._registry import Head
@@ -94,8 +94,8 @@ class Adapter:
     orientations: int = 1
 
     @cached_property
-    def _model(self) -> FrozenEncoder:
-        model = FrozenEncoder(self.encoder, self.spec.tile_px)
+    def _model(self) -> EncoderNetwork:
+        model = EncoderNetwork(self.encoder, self.spec.tile_px)
         if model.digest != self.encoder_digest:
             raise ValueError(
                 f"This adapter was trained on encoder {self.encoder.short!r} with weights {self.encoder_digest[:12]}, "
@@ -105,7 +105,7 @@ class Adapter:
         self._attach(model)
         return model
 
-    def _attach(self, model: FrozenEncoder) -> Any:
+    def _attach(self, model: EncoderNetwork) -> Any:
         """Put the trained adapter into the model, in place; return the PEFT model, None for a frozen encoder."""
         if self.config is None:
             return None
@@ -120,7 +120,7 @@ class Adapter:
         # another process attaches the adapter to the encoder for itself
         return {name: value for name, value in self.__dict__.items() if name != "_model"}
 
-    def frozen_model(self) -> FrozenEncoder:
+    def frozen_model(self) -> EncoderNetwork:
         """Return the encoder with the adapter attached, built once.
 
         Raises
@@ -141,7 +141,7 @@ class Adapter:
             )
 
     @contextmanager
-    def attached_to(self, model: FrozenEncoder) -> Iterator[FrozenEncoder]:
+    def attached_to(self, model: EncoderNetwork) -> Iterator[EncoderNetwork]:
         """Put the trained adapter into an encoder that is there already, for as long as the block lasts."""
         if self.config is None:
             yield model
@@ -159,7 +159,7 @@ class Adapter:
         *,
         compute: Compute,
         device: torch.device | None = None,
-        model: FrozenEncoder | None = None,
+        model: EncoderNetwork | None = None,
         progress: bool = False,
     ) -> np.ndarray:
         """Return adapted features (n, d), float32, of tiles that were checked before, `further` ones at every scale.
@@ -333,7 +333,7 @@ class Adapter:
         ValueError
             If the encoder's weights are not those that the adapter was trained on.
         """
-        model = FrozenEncoder(self.encoder, self.spec.tile_px)
+        model = EncoderNetwork(self.encoder, self.spec.tile_px)
         if model.digest != self.encoder_digest:
             return self._model.model  # raises with the reason
         peft_model = self._attach(model)

@@ -21,7 +21,7 @@ from pekasc.models.comparing._gene_sets import choose_gene_sets
 from pekasc.models.comparing._hest import hest_genes
 from pekasc.models.comparing._results import Results, fingerprint
 from pekasc.models.comparing._rivals import BEST_FROZEN, Rival
-from pekasc.models.encoders._network import FrozenEncoder, warn_of_scale
+from pekasc.models.encoders._network import EncoderNetwork, warn_of_scale
 from pekasc.models.features._embed import embed
 from pekasc.models.selection._choice import Depth, candidate_depths
 from pekasc.models.selection._fit import depths_of, margin_um
@@ -149,7 +149,7 @@ class Comparison:
         varies = row.trains is not None or (row.reads_teacher and self.bench.draws)
         return self.seeds if varies else self.seeds[:1]
 
-    def on_encoder(self, model: FrozenEncoder, bar: Any) -> Iterator[tuple[FoldGenes, list[Result]]]:
+    def on_encoder(self, model: EncoderNetwork, bar: Any) -> Iterator[tuple[FoldGenes, list[Result]]]:
         """Yield what every method predicted, fold by fold."""
         bench = self.bench
         warn_of_scale(model.encoder, bench.spec.mpp)
@@ -174,7 +174,7 @@ class Comparison:
             # in the order of the methods that were asked for, whatever was trained together
             yield genes, sorted(found, key=lambda result: list(self.methods).index(result.method))
 
-    def _check_adapters(self, model: FrozenEncoder) -> None:
+    def _check_adapters(self, model: EncoderNetwork) -> None:
         """Attach every adapter once: what cannot be, fails before hours of embedding."""
         o = self.options
         depth = depths_of(model, o.readout)[-1]
@@ -270,7 +270,7 @@ class Comparison:
     def _teacher_of(self, label: str) -> str:
         return self.bench.teacher if self.methods[label].reads_teacher else ""
 
-    def _depths(self, model: FrozenEncoder) -> list[Depth]:
+    def _depths(self, model: EncoderNetwork) -> list[Depth]:
         """Return the depths at which some method reads the frozen encoder."""
         readout, rows = self.options.readout, self.methods.values()
         if self.protocol == HEST:
@@ -282,7 +282,7 @@ class Comparison:
             depths += depths_of(model, readout)
         return list(dict.fromkeys([*depths, frozen_depth(model, readout)]))
 
-    def _frozen(self, model: FrozenEncoder) -> dict[Depth, np.ndarray]:
+    def _frozen(self, model: EncoderNetwork) -> dict[Depth, np.ndarray]:
         """Return the frozen features of all spots at every depth that may be asked for."""
         bench, o = self.bench, self.options
         if not any(row.reads_image for row in self.methods.values()):
@@ -355,6 +355,6 @@ def _file_name(title: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.+=\-]+", "_", title)
 
 
-def _row(model: FrozenEncoder) -> dict[str, Any]:
+def _row(model: EncoderNetwork) -> dict[str, Any]:
     """Return what features depend on: the row, its weights by what they are and not where."""
     return model.encoder.to_dict() | {"weights": model.digest}

@@ -14,7 +14,7 @@ from pekasc._expression import dense
 from pekasc._options import Readout
 from pekasc.models.adapter._adapter import Adapter
 from pekasc.models.comparing._hest import hest_predict
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.heads._context import with_context
 from pekasc.models.heads._ridge import RidgeHead
 from pekasc.models.runtime._profile import Profile
@@ -103,7 +103,7 @@ class Encoded:
         Features of all spots by depth, (n, d); empty where no method reads the image.
     """
 
-    model: FrozenEncoder
+    model: EncoderNetwork
     spec: TileSpec
     frozen: Mapping[Depth, np.ndarray]
 
@@ -181,7 +181,7 @@ def predict_frozen(fold: Fold, encoded: Encoded, options: Options, heads: Sequen
     return [_from_features(fold, {depth: encoded.frozen[depth]}, options, encoded.spec, head) for head in heads]
 
 
-def frozen_depth(model: FrozenEncoder, readout: Readout) -> Depth:
+def frozen_depth(model: EncoderNetwork, readout: Readout) -> Depth:
     """Return the depth of the frozen encoder as anyone would take it: its last block, or its own output."""
     return None if readout.depth == "own" else (model.n_blocks,)
 

@@ -59,8 +59,8 @@ def hest_genes(counts: Matrix, names: Sequence[str], samples: np.ndarray, n_gene
     keep = np.array(["BLANK" not in str(name) and "Control" not in str(name) for name in names])
     for sample in np.unique(samples):
         part = counts[samples == sample]
-        seen = np.asarray((part > 0).sum(axis=0)).ravel()
-        keep &= seen >= np.ceil(0.1 * part.shape[0])
+        expressed = np.asarray((part > 0).sum(axis=0)).ravel()
+        keep &= expressed >= np.ceil(0.1 * part.shape[0])
     at = np.flatnonzero(keep)
     log = sparse.csr_matrix(counts[:, at]).astype(np.float32).log1p()
     return at[highly_variable(log, min(n_genes, len(at)))]

@@ -19,7 +19,7 @@ _MIN_BLOCKS = 4
 
 
 def score_fold(
-    of: FoldGenes,
+    genes: FoldGenes,
     found: list[Result],
     bench: Bench,
     per_gene: bool,
@@ -27,7 +27,7 @@ def score_fold(
     n_draws: int,
 ) -> pd.DataFrame:
     """Return the rows of one fold, see :func:`pekasc.tl.cross_validate`."""
-    fold = of.fold
+    fold = genes.fold
     sections = bench.sections[fold.test]
     frames = []
     undefined: set[str] = set()
@@ -46,8 +46,8 @@ def score_fold(
         enough = len(at) >= MIN_TEST
         if not enough:
             small.add(str(section))
-        for name, columns in of.sets.items():
-            measured = of.measured[np.ix_(at, columns)]
+        for name, columns in genes.sets.items():
+            measured = genes.measured[np.ix_(at, columns)]
             if enough:
                 undefined |= {fold.data.genes[columns[i]] for i in np.flatnonzero(np.ptp(measured, axis=0) == 0)}
             else:
@@ -58,7 +58,7 @@ def score_fold(
                 "n_constant_train": int(constant[columns].sum()),
             }  # fmt: skip
             if per_gene:
-                frames.append(_gene_rows(of, found, at, columns, measured, about))
+                frames.append(_gene_rows(genes, found, at, columns, measured, about))
                 continue
             blocks = tissue_blocks(bench.coords_um[fold.test[at]], sections[at], block_um)
             # an interval from a handful of blocks would be made up
@@ -106,14 +106,14 @@ def _rivals(found: list[Result]) -> list[int | None]:
 
 
 def _gene_rows(
-    of: FoldGenes,
+    genes: FoldGenes,
     found: list[Result],
     at: np.ndarray,
     columns: np.ndarray,
     measured: np.ndarray,
     about: dict[str, Any],
 ) -> pd.DataFrame:
-    names = [of.fold.data.genes[i] for i in columns]
+    names = [genes.fold.data.genes[i] for i in columns]
     parts = [f.prediction.predicted[np.ix_(at, columns)] for f in found]
     scores = [gene_scores(part, measured) for part in parts]
     frames = []

@@ -342,11 +342,11 @@ def _build(encoder: Encoder, kwargs: dict[str, Any]) -> nn.Module:
 
 def _match_grid(model: Any, state: Mapping[str, Tensor]) -> None:
     """Give the model the grid of positions that the weights were saved with, whatever tiles they were trained on."""
-    mine, theirs = getattr(model, "pos_embed", None), state.get("pos_embed")
-    if mine is None or theirs is None or mine.shape == theirs.shape or not hasattr(model, "set_input_size"):
+    own, theirs = getattr(model, "pos_embed", None), state.get("pos_embed")
+    if own is None or theirs is None or own.shape == theirs.shape or not hasattr(model, "set_input_size"):
         return
     patches: Any = model.patch_embed
-    n = theirs.shape[1] - (mine.shape[1] - patches.num_patches)  # less what precedes the patches
+    n = theirs.shape[1] - (own.shape[1] - patches.num_patches)  # less what precedes the patches
     side = math.isqrt(max(n, 0))
     if side and side * side == n:
         model.set_input_size(img_size=(side * patches.patch_size[0], side * patches.patch_size[1]))
@@ -391,15 +391,15 @@ def _create_pretrained(encoder: Encoder, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def _unreachable(encoder: Encoder, hub: str, error: Exception) -> OSError:
-    mine = encoder.key if encoder.key in _table() else None
+    own = encoder.key if encoder.key in _table() else None
     terms = "The model is gated:" if encoder.gated else "If the model is gated,"
     local = (
-        f'`dataclasses.replace(pekasc.models.get_encoder({mine!r}), weights="PATH")`'
-        if mine
+        f'`dataclasses.replace(pekasc.models.get_encoder({own!r}), weights="PATH")`'
+        if own
         else f'`pekasc.models.Encoder({encoder.name!r}, weights="PATH")`'
     )
     return OSError(
-        f"The weights of {mine or encoder.name!r} could not be fetched from the model hub ({type(error).__name__}: "
+        f"The weights of {own or encoder.name!r} could not be fetched from the model hub ({type(error).__name__}: "
         f"{str(error)[:200]}). "
         f"{terms} accept its terms at https://huggingface.co/{hub} and log in with `hf auth login`. "
         f'Without a network, fetch the file elsewhere and give it with {local}; `weights="random"` gives random '
@@ -445,7 +445,7 @@ def add_tensors(sha: Any, tensors: Mapping[str, Tensor]) -> None:
         sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
-class FrozenEncoder(nn.Module):
+class EncoderNetwork(nn.Module):
     """An encoder built for one tile size, in evaluation mode, without gradients.
 
     Parameters
@@ -509,7 +509,7 @@ class FrozenEncoder(nn.Module):
                     f"it was built for {size}."
                 ) from error
 
-    def train(self, mode: bool = True) -> FrozenEncoder:
+    def train(self, mode: bool = True) -> EncoderNetwork:
         """Stay in evaluation mode: a frozen encoder's features do not change while an adapter in it is trained.
 
         Only an adapter's own dropout (PEFT names it ``lora_dropout`` and the like) follows `mode`.

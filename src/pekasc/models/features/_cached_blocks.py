@@ -19,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from pekasc._settings import get_logger
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.features._embed import VIEWS, autocast
 from pekasc.models.features._store import FeatureStore, locked
 from pekasc.models.training._losses import orient, turned
@@ -153,7 +153,7 @@ class PrefixPlan:
     n_here: int = 1
 
 
-def token_shape(encoder: FrozenEncoder, precision: str = "fp32") -> tuple[int, int]:
+def token_shape(encoder: EncoderNetwork, precision: str = "fp32") -> tuple[int, int]:
     """Return tokens and width between blocks, for one tile."""
     device = encoder.mean.device
     tile = torch.zeros(1, 3, encoder.tile_px, encoder.tile_px, device=device)
@@ -163,9 +163,9 @@ def token_shape(encoder: FrozenEncoder, precision: str = "fp32") -> tuple[int, i
 
 
 def make_prefix(
-    encoder: FrozenEncoder,
+    encoder: EncoderNetwork,
     source: TileSource,
-    mine: np.ndarray,
+    local: np.ndarray,
     plan: PrefixPlan,
     known: Mapping[int, np.ndarray] = MappingProxyType({}),
 ) -> Prefix:
@@ -195,7 +195,7 @@ def make_prefix(
     encoder.to(plan.device)
     shape = token_shape(encoder, plan.precision)
     views = VIEWS[: plan.n_views]
-    order = source.reading_order[np.isin(source.reading_order, mine)]
+    order = source.reading_order[np.isin(source.reading_order, local)]
     slot = np.full(source.n, -1, dtype=np.int64)
     slot[order] = np.arange(len(order))
     dtype = np.dtype(KINDS[plan.kind])
@@ -207,7 +207,7 @@ def make_prefix(
         plan.start, "s"[: plan.start > 1], each / 1e6, plan.kind, len(order), len(views), "s"[: len(views) > 1],
         total / 1e9, "in memory" if in_memory else f"on disk (more than max_memory={plan.max_memory} bytes)",
     )  # fmt: skip
-    run = _Run(encoder, source, plan, dtype)
+    run = _BlockRunner(encoder, source, plan, dtype)
     with tqdm(total=len(order) * len(views), desc="frozen prefix", unit="tile", disable=not plan.progress) as bar:
         if in_memory:
             array = {view: known[view] for view in views if view in known}
@@ -223,10 +223,10 @@ def make_prefix(
 
 
 @dataclass(frozen=True)
-class _Run:
+class _BlockRunner:
     """Batches of tiles through the frozen blocks."""
 
-    encoder: FrozenEncoder
+    encoder: EncoderNetwork
     source: TileSource
     plan: PrefixPlan
     dtype: np.dtype[Any]
@@ -263,7 +263,13 @@ def _check_range(rows: np.ndarray, plan: PrefixPlan) -> None:
 
 
 def _on_disk(
-    run: _Run, order: np.ndarray, views: Sequence[int], shape: tuple[int, int], each: int, slot: np.ndarray, bar: Any
+    run: _BlockRunner,
+    order: np.ndarray,
+    views: Sequence[int],
+    shape: tuple[int, int],
+    each: int,
+    slot: np.ndarray,
+    bar: Any,
 ) -> Prefix:
     plan = run.plan
     folder = None if plan.store is not None else tempfile.TemporaryDirectory(prefix="pekasc-prefix-")

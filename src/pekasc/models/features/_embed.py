@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from pekasc._settings import get_logger
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.selection._choice import Depth
 from pekasc.models.training._losses import turned
 from pekasc.tiling import TileSource, batches, check_temporary_room, in_batches, read_parts
@@ -66,7 +66,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 def features_of(
-    encoder: FrozenEncoder,
+    encoder: EncoderNetwork,
     x: torch.Tensor,
     depths: Sequence[Depth],
     start: int = 0,
@@ -74,7 +74,7 @@ def features_of(
 ) -> list[torch.Tensor]:
     """Return features of normalised tiles for every entry of `depths`, from one pass through the encoder.
 
-    With `start`, `x` are the tokens after so many blocks. `kept`: see :meth:`FrozenEncoder.forward`.
+    With `start`, `x` are the tokens after so many blocks. `kept`: see :meth:`EncoderNetwork.forward`.
     """
     blocks = sorted({block for depth in depths if depth is not None for block in depth})
     layers = dict(zip(blocks, encoder(x, blocks, start, kept), strict=True)) if blocks else {}
@@ -85,26 +85,30 @@ def features_of(
 
 
 def oriented_features(
-    encoder: FrozenEncoder, x: torch.Tensor, depths: Sequence[Depth], orientations: int, tokens: TokensOnTheWay | None
+    encoder: EncoderNetwork,
+    x: torch.Tensor,
+    depths: Sequence[Depth],
+    orientations: int,
+    tokens: TokensBetweenBlocks | None,
 ) -> list[torch.Tensor]:
     """Return what :func:`features_of` does, float32, mean over the first so many orientations of the tiles.
 
     After the features come, where `tokens` asks for them, the tokens of every orientation and every number of blocks.
     """
     total: list[torch.Tensor] = []
-    on_the_way: list[torch.Tensor] = []
+    between_blocks: list[torch.Tensor] = []
     for number in VIEWS[:orientations]:
         kept: dict[int, torch.Tensor | None] = {} if tokens is None else dict.fromkeys(tokens.starts)
         parts = features_of(encoder, turned(x, number, (-2, -1)) if number else x, depths, kept=kept)
         parts = [part.float() for part in parts]
         total = [s + part for s, part in zip(total, parts, strict=True)] if total else parts
         if tokens is not None:
-            on_the_way += [found.to(tokens.dtype).flatten(1) for found in kept.values() if found is not None]
-    return [*(sums / orientations for sums in total), *on_the_way]
+            between_blocks += [found.to(tokens.dtype).flatten(1) for found in kept.values() if found is not None]
+    return [*(sums / orientations for sums in total), *between_blocks]
 
 
 @dataclass
-class TokensOnTheWay:
+class TokensBetweenBlocks:
     """Tokens between blocks that a pass for features leaves behind, so that no other pass is needed for them.
 
     Parameters
@@ -130,7 +134,7 @@ class TokensOnTheWay:
             self.rows[scale, start, view][at] = values
 
 
-class EncoderRun:
+class BatchEncoder:
     """An encoder on its device: tiles in, features out.
 
     A batch that does not fit the memory is halved, and so are those after it; the log says so.
@@ -152,13 +156,13 @@ class EncoderRun:
 
     def __init__(
         self,
-        encoder: FrozenEncoder,
+        encoder: EncoderNetwork,
         depths: Sequence[Depth],
         orientations: int,
         device: torch.device,
         precision: str,
         start: int = 0,
-        tokens: TokensOnTheWay | None = None,
+        tokens: TokensBetweenBlocks | None = None,
     ) -> None:
         self.encoder, self.start, self.tokens = encoder.to(device), start, tokens
         self.depths, self.orientations = list(depths), orientations
@@ -225,7 +229,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 
 def embed_chunks(
-    run: EncoderRun, source: TileSource, chunks: Sequence[np.ndarray], batch_size: int
+    run: BatchEncoder, source: TileSource, chunks: Sequence[np.ndarray], batch_size: int
 ) -> Iterator[np.ndarray]:
     """Return the features, (k, d) float32, of the run's first depth for every list of tiles, one after the other.
 
@@ -240,7 +244,7 @@ def embed_chunks(
 
 
 def embed(
-    encoder: FrozenEncoder,
+    encoder: EncoderNetwork,
     source: TileSource,
     depths: Sequence[Depth],
     *,
@@ -254,7 +258,7 @@ def embed(
     description: str = "embed tiles",
     max_memory: int | None = None,
     prefixes: Sequence[Prefix] = (),
-    tokens: TokensOnTheWay | None = None,
+    tokens: TokensBetweenBlocks | None = None,
 ) -> dict[Depth, np.ndarray]:
     """Return features of tiles, one float32 array (n, d) per entry of `depths`, in the order of `index`.
 
@@ -301,7 +305,7 @@ def embed(
     row = np.full(source.n, -1, dtype=np.int64)
     row[index] = np.arange(len(index))
     out: dict[Depth, np.ndarray] = {}
-    run = EncoderRun(encoder, depths, orientations, device, precision, prefixes[0].start if prefixes else 0, tokens)
+    run = BatchEncoder(encoder, depths, orientations, device, precision, prefixes[0].start if prefixes else 0, tokens)
     with tqdm(total=len(index) * len(sources), desc=description, unit="tile", disable=not progress) as bar:
         for scale, tiles_at in enumerate(sources):
             order = tiles_at.reading_order[row[tiles_at.reading_order] >= 0]

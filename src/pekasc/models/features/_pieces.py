@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from pekasc.models.adapter._adapter import Adapter
-from pekasc.models.encoders._network import Encoder, FrozenEncoder, add_tensors
-from pekasc.models.features._embed import EncoderRun, embed_chunks, resolve_device
+from pekasc.models.encoders._network import Encoder, EncoderNetwork, add_tensors
+from pekasc.models.features._embed import BatchEncoder, embed_chunks, resolve_device
 from pekasc.models.selection._choice import Depth
 from pekasc.tiling import PatchReader, TileReader, TileStream
 
@@ -54,7 +54,7 @@ class EmbedJob:
     precision: str
     token: str = field(default_factory=lambda: uuid4().hex)  # tells the jobs of one worker apart
 
-    def model(self) -> FrozenEncoder:
+    def model(self) -> EncoderNetwork:
         """Build the encoder, with the adapter if there is one.
 
         Raises
@@ -64,7 +64,7 @@ class EmbedJob:
         """
         if isinstance(self.encoder, Adapter):
             return self.encoder.frozen_model()
-        model = FrozenEncoder(self.encoder, self.tile_px)
+        model = EncoderNetwork(self.encoder, self.tile_px)
         if model.digest != self.encoder_digest:
             raise ValueError(
                 f"The weights of encoder {self.encoder.short!r} differ between processes: {model.digest[:12]} here, "
@@ -72,11 +72,11 @@ class EmbedJob:
             )
         return model
 
-    def run(self, model: FrozenEncoder) -> EncoderRun:
+    def run(self, model: EncoderNetwork) -> BatchEncoder:
         """Put the encoder on its device."""
-        return EncoderRun(model, [self.depth], self.orientations, resolve_device(self.device), self.precision)
+        return BatchEncoder(model, [self.depth], self.orientations, resolve_device(self.device), self.precision)
 
-    def digest(self, model: FrozenEncoder) -> str:
+    def digest(self, model: EncoderNetwork) -> str:
         """Return the SHA-256 of everything but the tiles that decides the features; the batch size does not."""
         facts = {
             "version": _VERSION,
@@ -119,9 +119,9 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=plain)
 
 
-def n_features(job: EmbedJob, model: FrozenEncoder) -> int:
+def n_features(job: EmbedJob, model: EncoderNetwork) -> int:
     """Return the number of features of a tile, from a pass over an empty one on the CPU."""
-    run = EncoderRun(model, [job.depth], 1, torch.device("cpu"), "fp32")
+    run = BatchEncoder(model, [job.depth], 1, torch.device("cpu"), "fp32")
     return run.features(np.zeros((1, job.tile_px, job.tile_px, 3), np.uint8)).shape[1]
 
 
@@ -138,7 +138,7 @@ def sample_digest(reader: Reader) -> str:
 
 
 def embed_pieces(
-    job: EmbedJob, model: FrozenEncoder, readers: Sequence[Reader], pieces: Sequence[Piece], client: Any
+    job: EmbedJob, model: EncoderNetwork, readers: Sequence[Reader], pieces: Sequence[Piece], client: Any
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Embed pieces of several readers; return each one's number and features as it is done.
 
@@ -156,8 +156,8 @@ def embed_pieces(
     shared = client.submit(_same, job, pure=False)
     sources = {i: client.submit(_same, readers[i], pure=False) for i in sorted({reader for reader, _ in pieces})}
     # a worker that sees other pixels than this process, or none, must not go on
-    seen = {i: sample_digest(readers[i]) for i in sources}
-    futures = [client.submit(_embed_piece, shared, sources[i], seen[i], index, pure=False) for i, index in pieces]
+    sample = {i: sample_digest(readers[i]) for i in sources}
+    futures = [client.submit(_embed_piece, shared, sources[i], sample[i], index, pure=False) for i, index in pieces]
     numbers = {future.key: number for number, future in enumerate(futures)}
     try:
         for future in as_completed(futures):
@@ -176,7 +176,7 @@ def _same(value: Any) -> Any:
 class _Kept:
     """What a worker keeps between the pieces of one call."""
 
-    run: EncoderRun
+    run: BatchEncoder
     reader: Reader | None = None
     checked: set[str] = field(default_factory=set)
 
@@ -185,7 +185,7 @@ _KEPT: dict[str, _Kept] = {}
 _LOADING = Lock()
 
 
-def _embed_piece(job: EmbedJob, reader: Reader, seen: str, index: np.ndarray) -> np.ndarray:
+def _embed_piece(job: EmbedJob, reader: Reader, sample: str, index: np.ndarray) -> np.ndarray:
     """Embed the tiles of one piece, in a worker that keeps the encoder for its next ones."""
     with _LOADING:
         if job.token not in _KEPT:
@@ -194,13 +194,13 @@ def _embed_piece(job: EmbedJob, reader: Reader, seen: str, index: np.ndarray) ->
         if kept.reader is not None and kept.reader is not reader:
             kept.reader.release()  # decoded chunks of one section at a time
         kept.reader = reader
-        if seen not in kept.checked:
-            if sample_digest(reader) != seen:
+        if sample not in kept.checked:
+            if sample_digest(reader) != sample:
                 raise OSError(
                     f"A worker reads other pixels than the process that asks{_of(reader)}: give all workers the same "
                     "image, at the same place."
                 )
-            kept.checked.add(seen)
+            kept.checked.add(sample)
     return next(embed_chunks(kept.run, reader, [index], job.batch_size))
 
 

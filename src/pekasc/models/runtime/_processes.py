@@ -85,7 +85,7 @@ def owners(sections: np.ndarray, reading_order: np.ndarray) -> np.ndarray:
     return out
 
 
-def agreed(value: _T) -> _T:
+def broadcast(value: _T) -> _T:
     """Return what the first process has: choices must be the same in all, whatever their machines round to."""
     if not _several():
         return value
@@ -94,7 +94,7 @@ def agreed(value: _T) -> _T:
     return box[0]
 
 
-def from_all(value: _T) -> list[_T]:
+def all_gather(value: _T) -> list[_T]:
     """Return what every process has, in their order."""
     if not _several():
         return [value]
@@ -104,7 +104,7 @@ def from_all(value: _T) -> list[_T]:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def raise_together() -> Iterator[None]:
     """Run a block in which one process may fail, and no other is waited for: then all fail, and none waits for it.
 
     Raises
@@ -115,25 +115,25 @@ def together() -> Iterator[None]:
     if not _several():
         yield
         return
-    mine: Exception | None = None
+    own: Exception | None = None
     try:
         yield
     except Exception as error:  # noqa: BLE001 (raised below, once the others know)
-        mine = error
-    errors = from_all(None if mine is None else f"{type(mine).__name__}: {mine}")
-    if mine is not None:
-        raise mine
+        own = error
+    errors = all_gather(None if own is None else f"{type(own).__name__}: {own}")
+    if own is not None:
+        raise own
     if failed := [f"process {number}: {text}" for number, text in enumerate(errors) if text is not None]:
         raise RuntimeError(f"Another process failed ({'; '.join(failed)}).")
 
 
-def n_here() -> int:
+def n_on_machine() -> int:
     """Return the number of processes on this machine: they share its disk."""
-    names = from_all(socket.gethostname())
+    names = all_gather(socket.gethostname())
     return names.count(names[rank()])
 
 
-def summed(values: torch.Tensor) -> torch.Tensor:
+def all_reduce(values: torch.Tensor) -> torch.Tensor:
     """Return the sum over processes."""
     if _several():
         values = values.clone()
@@ -141,7 +141,7 @@ def summed(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def gathered(values: np.ndarray, device: torch.device) -> np.ndarray:
+def gather_rows(values: np.ndarray, device: torch.device) -> np.ndarray:
     """Fill in, in place, the rows that other processes have; every row is 0 in all but one."""
     if _several():
         step = max(1, _REDUCED // max(1, values.shape[1]))

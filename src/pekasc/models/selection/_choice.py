@@ -112,7 +112,7 @@ def choose(
     y: Matrix,
     folds: Sequence[InnerFold],
     n_components: int | None,
-    seen: Callable[[np.ndarray, InnerFold], np.ndarray] | None = None,
+    inputs: Callable[[np.ndarray, InnerFold], np.ndarray] | None = None,
     n_depths: int = 1,
 ) -> Choice:
     """Return depth and penalty with the smallest held-out error, mean over folds weighted by held-out spots.
@@ -132,10 +132,10 @@ def choose(
 
     def tried(depth: Depth) -> pd.DataFrame:
         x = features_at(features, depth)
-        if seen is None:
+        if inputs is None:
             errors = held_out_errors(x, y, folds, n_components)
         else:
-            errors = np.concatenate([held_out_errors(seen(x, f), y, [f], n_components) for f in folds])
+            errors = np.concatenate([held_out_errors(inputs(x, f), y, [f], n_components) for f in folds])
         error = np.average(errors, axis=0, weights=weights)
         return pd.DataFrame({"depth": [depth] * len(ALPHAS), "alpha": ALPHAS, "error": error})
 

@@ -14,11 +14,11 @@ from peft import PeftConfig
 from pekasc._options import Readout
 from pekasc._settings import get_logger
 from pekasc.models.adapter._adapter import Adapter
-from pekasc.models.encoders._network import FrozenEncoder, warn_of_scale
+from pekasc.models.encoders._network import EncoderNetwork, warn_of_scale
 from pekasc.models.features._embed import PRECISIONS
 from pekasc.models.heads._registry import FoldData, check_head
 from pekasc.models.heads._ridge import ALPHAS, n_components_for
-from pekasc.models.runtime import _processes as _ranks
+from pekasc.models.runtime import _processes as processes
 from pekasc.models.selection._choice import Choice, Depth, candidate_depths, features_at, held_out_errors
 from pekasc.models.selection._folds import InnerFold, inner_folds
 from pekasc.models.selection._job import Data, HeadSpec, Job, Options, settings_of
@@ -36,7 +36,7 @@ logger = get_logger(__name__)
 
 
 def fit(
-    model: FrozenEncoder,
+    model: EncoderNetwork,
     spec: TileSpec,
     data: Data,
     teacher: TeacherModel | None,
@@ -81,9 +81,9 @@ def fit(
     dtype = PRECISIONS[options.precision]
     if dtype is not None:
         model.halve(dtype)
-    mine = np.full(data.tiles.n, data.mine is None)
-    if data.mine is not None:
-        mine[data.mine] = True
+    local = np.full(data.tiles.n, data.local is None)
+    if data.local is not None:
+        local[data.local] = True
     if options.compute.gradient_checkpointing or options.compute.compile:
         model.check_splits()
     if options.method is not None and options.trainer:
@@ -91,7 +91,7 @@ def fit(
     resume = options.compute.resume if options.method is not None else None
     settings = {} if resume is None else settings_of(model, data, teacher, options, heads)
     job = Job(
-        model, spec, data, teacher, options, folds, mine, Resume(None if resume is None else Path(resume), settings)
+        model, spec, data, teacher, options, folds, local, Resume(None if resume is None else Path(resume), settings)
     )
     with job.resume.held():
         return _fit(job, depths, heads, frozen)
@@ -169,7 +169,7 @@ def _check_sizes(folds: list[InnerFold], options: Options) -> None:
         ) from error
 
 
-def depths_of(model: FrozenEncoder, readout: Readout) -> list[Depth]:
+def depths_of(model: EncoderNetwork, readout: Readout) -> list[Depth]:
     """Return the depths whose features a readout needs of an encoder: the candidates, or the one that it names."""
     depth = readout.depths
     if depth == "best":
@@ -178,7 +178,7 @@ def depths_of(model: FrozenEncoder, readout: Readout) -> list[Depth]:
 
 
 @dataclass
-class _FoldRun:
+class _InnerTraining:
     """What one inner fold measured: per epoch the features, and per head the held-out error per penalty."""
 
     features: dict[int, np.ndarray]
@@ -195,7 +195,7 @@ def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, heads: Sequence[H
         at_once = -(-o.recipe.batch_size // parts)
         known = job.resume.facts("blocks")  # another run may find other memory free
         if known is None:
-            known = _ranks.agreed(choose_blocks(job.model, n_blocks, at_once, o.device, o.precision))
+            known = processes.broadcast(choose_blocks(job.model, n_blocks, at_once, o.device, o.precision))
             job.resume.leave("blocks", known)
         blocks = known
     elif blocks != "all" and o.readout.depth == "best" and int(blocks) > n_blocks:
@@ -205,7 +205,7 @@ def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, heads: Sequence[H
     targets = target_layers(job.model, depth, blocks, o.method)
     config = make_config(o.method, o.recipe.rank, targets)
     job.freeze(depth, blocks, config)
-    runs = list[_FoldRun]()
+    runs = list[_InnerTraining]()
     weights = np.array([len(fold.held_out) for fold in job.folds], dtype=np.float64)
     for i in range(len(job.folds)):
         runs.append(_run_fold(job, i, config, depth, frozen, heads, runs))
@@ -224,7 +224,7 @@ def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, heads: Sequence[H
         table = pd.DataFrame(rows)
         best = table.loc[table["error"].idxmin()]
         tables.append(table)
-        epochs.append(int(_ranks.agreed(int(best["epochs"]))))
+        epochs.append(int(processes.broadcast(int(best["epochs"]))))
         logger.hint(
             "%d epochs chosen of %s: held-out error %.4f of the mean predictor's.",
             epochs[i],
@@ -298,7 +298,7 @@ def _train(
             epochs=epochs,
             engine=o.engine,
             random_state=o.random_state,
-            mine=job.mine,
+            local=job.local,
             keep=keep,
             on_epoch=lambda epoch: on_epoch(epoch, False),
             stop=stop,
@@ -318,15 +318,15 @@ def _run_fold(
     depth: Depth,
     frozen: np.ndarray,
     heads: Sequence[HeadSpec],
-    before: Sequence[_FoldRun],
-) -> _FoldRun:
+    before: Sequence[_InnerTraining],
+) -> _InnerTraining:
     """Train on one inner fold's training spots; measure the held-out ones after every epoch.
 
     With patience, a fold ends when the error, mean over it and the folds before, has not fallen for so many epochs,
     and no fold runs longer than one before it: epochs are chosen among those that all ran.
     """
     fold, o = job.folds[number], job.options
-    run = _FoldRun({}, {}, [])
+    run = _InnerTraining({}, {}, [])
     name = f"fold-{number}"
     most = min([o.recipe.epochs, *(max(other.errors) for other in before)])
     weights = [len(job.folds[i].held_out) for i in range(number + 1)]
@@ -361,7 +361,7 @@ def _run_fold(
         if o.recipe.patience is None or not o.recipe.choose_epochs:
             return False
         curve = [error_of(e) for e in range(epoch + 1)]
-        return bool(_ranks.agreed(len(curve) - 1 - int(np.argmin(curve)) >= o.recipe.patience))
+        return bool(processes.broadcast(len(curve) - 1 - int(np.argmin(curve)) >= o.recipe.patience))
 
     start = measure(0, frozen)
     logger.info("Inner fold %d of %d: %s held out.", number + 1, len(job.folds), fold.name)

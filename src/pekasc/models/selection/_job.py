@@ -18,7 +18,7 @@ from pekasc._expression import Matrix
 from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
 from pekasc._settings import get_logger
 from pekasc.models.comparing._results import fingerprint, plain
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.features._cached_blocks import (
     KINDS,
     Inputs,
@@ -29,9 +29,9 @@ from pekasc.models.features._cached_blocks import (
     tiles_digest,
     token_shape,
 )
-from pekasc.models.features._embed import TokensOnTheWay, embed
+from pekasc.models.features._embed import TokensBetweenBlocks, embed
 from pekasc.models.features._pieces import EmbedJob
-from pekasc.models.runtime import _processes as _ranks
+from pekasc.models.runtime import _processes as processes
 from pekasc.models.runtime._profile import Profile
 from pekasc.models.selection._choice import Depth
 from pekasc.models.selection._folds import InnerFold
@@ -76,7 +76,7 @@ class Data:
     sections: np.ndarray
     coords_um: np.ndarray
     further: Sequence[TileSource] = ()
-    mine: np.ndarray | None = None
+    local: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -160,16 +160,16 @@ class HeadSpec:
 class Job:
     """The state of one fit: what is known so far, and how to embed with what is in the encoder now."""
 
-    model: FrozenEncoder
+    model: EncoderNetwork
     spec: TileSpec
     data: Data
     teacher: TeacherModel | None
     options: Options
     folds: list[InnerFold]
-    mine: np.ndarray  # which tiles this process has, boolean
+    local: np.ndarray  # which tiles this process has, boolean
     resume: Resume
     prefixes: list[Prefix] = field(default_factory=list)  # of every scale, once the first adapted block is known
-    tokens: TokensOnTheWay | None = None  # what the first pass left for the prefix
+    tokens: TokensBetweenBlocks | None = None  # what the first pass left for the prefix
 
     def embed_first(self, depths: Sequence[Depth]) -> dict[Depth, np.ndarray]:
         """Return frozen features, and keep the tokens that may become the prefix, where all of them fit the memory.
@@ -183,17 +183,17 @@ class Job:
             )
             dtype: torch.dtype = getattr(torch, KINDS[o.compute.cached_activations])
             self.model.to(o.device)
-            each = int(np.prod(token_shape(self.model, o.precision))) * dtype.itemsize * int(self.mine.sum())
+            each = int(np.prod(token_shape(self.model, o.precision))) * dtype.itemsize * int(self.local.sum())
             most = each * len(self.sources) * max(len(starts) * o.readout.orientations, o.recipe.n_views)
             if starts and most <= o.max_memory:
-                self.tokens = TokensOnTheWay(starts, dtype)
+                self.tokens = TokensBetweenBlocks(starts, dtype)
         return self.embed(depths, bar=True)
 
     def embed(self, depths: Sequence[Depth], bar: bool = False, n_kept: int = 1) -> dict[Depth, np.ndarray]:
         """Return features of all training tiles; `n_kept` says how many such results are kept side by side."""
-        o, own = self.options, np.flatnonzero(self.mine)
+        o, own = self.options, np.flatnonzero(self.local)
         n = len(own) * len(self.sources) * o.readout.orientations
-        with o.profile.stage("encoding", n), _ranks.together():
+        with o.profile.stage("encoding", n), processes.raise_together():
             made = embed(
                 self.model,
                 self.data.tiles,
@@ -209,7 +209,7 @@ class Job:
                 prefixes=self.prefixes,
                 tokens=self.tokens,
             )
-        if _ranks.n_ranks() == 1:
+        if processes.n_ranks() == 1:
             return made
         return {depth: self._of_all(values, own) for depth, values in made.items()}
 
@@ -221,9 +221,9 @@ class Job:
         return self.resume.finished(name) if known else self.resume.put(name, self.embed([depth], n_kept=n_kept)[depth])
 
     def _of_all(self, values: np.ndarray, own: np.ndarray) -> np.ndarray:
-        whole = np.zeros((len(self.mine), values.shape[1]), dtype=np.float32)
+        whole = np.zeros((len(self.local), values.shape[1]), dtype=np.float32)
         whole[own] = values
-        return _ranks.gathered(whole, self.options.device)
+        return processes.gather_rows(whole, self.options.device)
 
     @property
     def sources(self) -> list[TileSource]:
@@ -251,7 +251,7 @@ class Job:
         if (why := self._why_whole(config)) is not None:
             logger.hint("All blocks run in every epoch, the frozen ones too: %s.", why)
             return
-        own = np.flatnonzero(self.mine)
+        own = np.flatnonzero(self.local)
         job = EmbedJob(
             self.model.encoder,
             self.model.digest,
@@ -270,10 +270,10 @@ class Job:
                 o.max_memory // len(self.sources), o.progress,
                 # there, a run that goes on finds it
                 self.resume.folder(ACTIVATIONS) if o.compute.cache is None else Path(o.compute.cache) / ACTIVATIONS,
-                job.digest(self.model), _ranks.n_here(),
+                job.digest(self.model), processes.n_on_machine(),
             )  # fmt: skip
             known = {} if tokens is None else {v: r for (s, n, v), r in tokens.rows.items() if (s, n) == (i, start)}
-            with o.profile.stage("encoding", len(own) * (views - len(known))), _ranks.together():
+            with o.profile.stage("encoding", len(own) * (views - len(known))), processes.raise_together():
                 self.prefixes.append(make_prefix(self.model, source, own, plan, known))
 
     @property
@@ -282,7 +282,7 @@ class Job:
         return self.prefixes[0] if self.prefixes else TileInputs(self.data.tiles)
 
 
-def _first_block(model: FrozenEncoder, depth: Depth, blocks: str | int) -> int:
+def _first_block(model: EncoderNetwork, depth: Depth, blocks: str | int) -> int:
     """Return how many blocks nothing is learned in: those before the adapted ones and before the first that is read."""
     if blocks == "all":
         return 0
@@ -317,7 +317,7 @@ _OF_TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")  # w
 
 
 def settings_of(
-    model: FrozenEncoder, data: Data, teacher: TeacherModel | None, options: Options, heads: Sequence[HeadSpec]
+    model: EncoderNetwork, data: Data, teacher: TeacherModel | None, options: Options, heads: Sequence[HeadSpec]
 ) -> dict[str, Any]:
     """Return what decides the result of a fit, for its folder: plain values, and digests of the data."""
     o, encoder = options, model.encoder
@@ -325,7 +325,7 @@ def settings_of(
         encoder, model.digest, model.tile_px, None, 1, o.compute.embed_batch_size, str(o.device), o.precision
     )
     method = o.method.to_dict() if isinstance(o.method, PeftConfig) else o.method
-    own = np.arange(data.tiles.n) if data.mine is None else data.mine
+    own = np.arange(data.tiles.n) if data.local is None else data.local
     return {
         "encoder": job.digest(model),
         "adapter_targets": encoder.adapter_targets,
@@ -338,11 +338,11 @@ def settings_of(
         "device": o.device.type,
         "random_state": o.random_state,
         "tile_px": data.tiles.tile_px,
-        "tiles": _ranks.from_all([tiles_digest(source, own) for source in (data.tiles, *data.further)]),
+        "tiles": processes.all_gather([tiles_digest(source, own) for source in (data.tiles, *data.further)]),
         "expression": _matrix_print(data.expression),
         "genes": fingerprint(np.array(list(data.genes), dtype=object)),
         "groups": fingerprint(data.groups.astype("U"), data.sections.astype("U"), data.coords_um),
         "teacher": None if teacher is None else [teacher.name, teacher.digest, *_teacher_inputs(teacher)],
-        "processes": _ranks.n_ranks(),
+        "processes": processes.n_ranks(),
         "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "lightning")},
     }

@@ -12,7 +12,7 @@ import pandas as pd
 from pekasc._expression import Matrix
 from pekasc.models.heads._context import with_context
 from pekasc.models.heads._registry import FoldData, Head, check_head
-from pekasc.models.runtime import _processes as _ranks
+from pekasc.models.runtime import _processes as processes
 from pekasc.models.selection._choice import Choice, Depth, choose, features_at
 from pekasc.models.selection._folds import InnerFold
 from pekasc.models.selection._job import Data, HeadSpec
@@ -83,7 +83,7 @@ def choose_depth(
         def inputs(x: np.ndarray, fold: InnerFold) -> np.ndarray:
             return head_inputs(spec, data, x, fold=fold)
 
-    return _ranks.agreed(choose(features, data.expression, folds, n_components, inputs, n_depths))
+    return processes.broadcast(choose(features, data.expression, folds, n_components, inputs, n_depths))
 
 
 def fit_head(

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
-from pekasc.models.runtime import _processes as _ranks
+from pekasc.models.runtime import _processes as processes
 
 _SETTINGS = "settings.json"
 _LOCK = "in-use.lock"
@@ -39,12 +39,12 @@ class Resume:
         self.path = folder
         if folder is None:
             return
-        mine = json.loads(json.dumps(dict(settings)))
+        now = json.loads(json.dumps(dict(settings)))
         problem = None
-        with _ranks.together():
-            if _ranks.rank() == 0:
-                problem = _check(folder, mine)
-        problem = _ranks.agreed(problem)
+        with processes.raise_together():
+            if processes.rank() == 0:
+                problem = _check(folder, now)
+        problem = processes.broadcast(problem)
         if problem is not None:
             raise ValueError(problem)
 
@@ -59,7 +59,7 @@ class Resume:
         """
         with ExitStack() as stack:
             problem = None
-            if self.path is not None and _ranks.rank() == 0:
+            if self.path is not None and processes.rank() == 0:
                 lock = FileLock(self.path / _LOCK)
                 try:
                     stack.enter_context(lock.acquire(timeout=0))
@@ -68,7 +68,7 @@ class Resume:
                         f"`resume={str(self.path)!r}` is in use: another run of this fit is going on. Wait for it, or "
                         "give another folder."
                     )
-            problem = _ranks.agreed(problem)
+            problem = processes.broadcast(problem)
             if problem is not None:
                 raise ValueError(problem)
             yield
@@ -81,15 +81,15 @@ class Resume:
         """Return an array that an earlier run left, mapped from its file; else make it and leave it."""
         if self.path is None:
             return make()
-        there = _ranks.agreed((self.path / f"{name}.npy").exists())
+        there = processes.broadcast((self.path / f"{name}.npy").exists())
         return self.finished(name) if there else self.put(name, make())
 
     def put(self, name: str, values: np.ndarray) -> np.ndarray:
         """Leave an array, in place of an earlier one; return it, mapped from its file."""
         if self.path is None:
             return values
-        with _ranks.together():
-            if _ranks.rank() == 0:
+        with processes.raise_together():
+            if processes.rank() == 0:
                 _write(self.path / f"{name}.npy", lambda out: np.save(out, values))
         return self.finished(name)
 
@@ -119,7 +119,7 @@ class Resume:
             return None
         file = self.path / f"{name}.json"
         try:
-            return _ranks.agreed(json.loads(file.read_text()) if file.exists() else None)
+            return processes.broadcast(json.loads(file.read_text()) if file.exists() else None)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(self._damaged(f"{name}.json is no JSON ({error})")) from error
 
@@ -127,12 +127,12 @@ class Resume:
         """Leave plain facts for a later run."""
         if self.path is None:
             return
-        with _ranks.together():
-            if _ranks.rank() == 0:
+        with processes.raise_together():
+            if processes.rank() == 0:
                 _write(self.path / f"{name}.json", lambda out: out.write(json.dumps(facts).encode()))
 
 
-def _check(folder: Path, mine: dict[str, Any]) -> str | None:
+def _check(folder: Path, now: dict[str, Any]) -> str | None:
     """Return what is wrong with a folder, or None; an empty one is marked as this fit's."""
     if folder.exists() and not folder.is_dir():
         return f"`resume={str(folder)!r}` is a file: give a folder."
@@ -143,17 +143,17 @@ def _check(folder: Path, mine: dict[str, Any]) -> str | None:
                 f"`resume={str(folder)!r}` is there and holds no state of a fit ({_SETTINGS} is missing): give a "
                 "folder of its own."
             )
-        _write(file, lambda out: out.write(json.dumps(mine, indent=1).encode()))
+        _write(file, lambda out: out.write(json.dumps(now, indent=1).encode()))
         return None
     try:
-        theirs = json.loads(file.read_text())
+        stored = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         return f"`resume={str(folder)!r}` is damaged: {_SETTINGS} is no JSON ({error}). Delete the folder."
-    mine, theirs = _leaves(mine), _leaves(theirs)
-    other = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
+    now, stored = _leaves(now), _leaves(stored)
+    other = sorted(name for name in {*now, *stored} if now.get(name) != stored.get(name))
     if not other:
         return None
-    shown = "; ".join(f"{name}: {_short(theirs.get(name))} there, {_short(mine.get(name))} now" for name in other[:6])
+    shown = "; ".join(f"{name}: {_short(stored.get(name))} there, {_short(now.get(name))} now" for name in other[:6])
     return (
         f"`resume={str(folder)!r}` holds the state of a fit with other settings or data ({shown}). Give the same "
         "call, or another folder."

@@ -6,7 +6,7 @@ import psutil
 import torch
 
 from pekasc._settings import get_logger
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.features._cached_blocks import token_shape
 
 logger = get_logger(__name__)
@@ -23,7 +23,7 @@ def memory_at_hand(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def training_bytes(encoder: FrozenEncoder, batch_size: int, device: torch.device, precision: str) -> int:
+def training_bytes(encoder: EncoderNetwork, batch_size: int, device: torch.device, precision: str) -> int:
     """Return about how many bytes of activations training one block keeps."""
     tokens, width = token_shape(encoder, precision)
     n = batch_size * tokens * width * _PER_TOKEN
@@ -34,7 +34,7 @@ def training_bytes(encoder: FrozenEncoder, batch_size: int, device: torch.device
 
 
 def choose_blocks(
-    encoder: FrozenEncoder, last: int, batch_size: int, device: torch.device, precision: str
+    encoder: EncoderNetwork, last: int, batch_size: int, device: torch.device, precision: str
 ) -> int | str:
     """Return how many of the first `last` blocks to adapt: the last four, or fewer where memory is short.
 

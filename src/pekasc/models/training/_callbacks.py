@@ -16,7 +16,7 @@ import torch
 from peft import PeftConfig, get_peft_model_state_dict
 from torch import Tensor
 
-from pekasc.models.runtime import _processes as _ranks
+from pekasc.models.runtime import _processes as processes
 from pekasc.models.runtime._profile import peak_memory
 from pekasc.models.training._plan import Student
 
@@ -46,7 +46,7 @@ class History(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Student)  # for the type checker: only this file calls it
-        *sums, n = _ranks.summed(pl_module.sums).tolist()
+        *sums, n = processes.all_reduce(pl_module.sums).tolist()
         loss, kd, sa, matching = (value / n for value in sums)
         pl_module.sums.zero_()
         epoch = trainer.current_epoch + 1
@@ -58,7 +58,7 @@ class History(L.Callback):
             row["val_error"] = self.on_epoch(epoch)
         pl_module.encoder.train()
         if np.isfinite(row["val_error"]):
-            pl_module.log("val_error", row["val_error"], sync_dist=_ranks.n_ranks() > 1)
+            pl_module.log("val_error", row["val_error"], sync_dist=processes.n_ranks() > 1)
         self.rows.append(row)
         if self.stop(epoch):
             trainer.should_stop = self.stopped = True
@@ -85,7 +85,7 @@ class Checkpoints(L.Callback):
         # there (the schedule of the learning rate) come after all hooks
         if (batch_idx + 1) % pl_module.parts or trainer.is_last_batch:
             return
-        if not _ranks.agreed(time.monotonic() - self._last >= self.seconds):
+        if not processes.broadcast(time.monotonic() - self._last >= self.seconds):
             return
         partial = self.file.with_suffix(".partial")
         trainer.save_checkpoint(partial, weights_only=False)

@@ -11,7 +11,7 @@ from peft import AdaLoraConfig, HRAConfig, LoraConfig, MissConfig, PeftConfig, P
 from torch import nn
 
 from pekasc.models._registry import Registry
-from pekasc.models.encoders._network import Encoder, FrozenEncoder
+from pekasc.models.encoders._network import Encoder, EncoderNetwork
 from pekasc.models.selection._choice import Depth
 
 
@@ -88,7 +88,7 @@ def check_method(method: Method) -> Method:
     return method
 
 
-def last_block(encoder: FrozenEncoder, depth: Depth) -> int:
+def last_block(encoder: EncoderNetwork, depth: Depth) -> int:
     """Return the number of blocks that features after `depth` need."""
     return encoder.n_blocks if depth is None else max(depth)
 
@@ -101,7 +101,7 @@ def adapter_targets(encoder: Encoder, method: Method) -> tuple[str, ...]:
     return (own,) if isinstance(own, str) else tuple(sorted(own))
 
 
-def target_layers(encoder: FrozenEncoder, depth: Depth, blocks: str | int, method: Method = None) -> list[str]:
+def target_layers(encoder: EncoderNetwork, depth: Depth, blocks: str | int, method: Method = None) -> list[str]:
     """Return the names of the layers that the adapter attaches to: in all blocks up to `depth`, or in the last few.
 
     Parameters
@@ -166,7 +166,7 @@ def with_steps(config: PeftConfig, n_steps: int) -> PeftConfig:
     return type(config).from_peft_type(**plan)
 
 
-def attach(encoder: FrozenEncoder, config: PeftConfig, random_state: int) -> PeftModel:
+def attach(encoder: EncoderNetwork, config: PeftConfig, random_state: int) -> PeftModel:
     """Put a fresh adapter into the encoder's model, in place; ``unload()`` of what is returned takes it out."""
     for name in config.target_modules or ():  # type: ignore[attr-defined]
         layer = encoder.model.get_submodule(name)
@@ -183,7 +183,7 @@ def attach(encoder: FrozenEncoder, config: PeftConfig, random_state: int) -> Pef
 
 
 @contextmanager
-def attached(encoder: FrozenEncoder, config: PeftConfig, random_state: int) -> Iterator[PeftModel]:
+def attached(encoder: EncoderNetwork, config: PeftConfig, random_state: int) -> Iterator[PeftModel]:
     """Put a fresh adapter into the encoder's model for as long as the block lasts; then the encoder is as it was.
 
     Some configurations train the encoder's own biases (``bias="all"``): those are put back as well, so that nothing

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pekasc._options import Recipe
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.features._embed import autocast, features_of
-from pekasc.models.runtime import _processes as _ranks
+from pekasc.models.runtime import _processes as processes
 from pekasc.models.selection._choice import Depth
 from pekasc.models.training._losses import (
     cluster_head,
@@ -28,7 +28,7 @@ from pekasc.models.training._losses import (
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TeacherTargets:
     """What the teacher says about every training spot, and the frozen head that the student is judged by.
 
     Parameters
@@ -46,7 +46,7 @@ class Lesson:
     head: nn.Module
 
 
-def prepare_lesson(embedding: np.ndarray, recipe: Recipe, random_state: int) -> Lesson:
+def prepare_targets(embedding: np.ndarray, recipe: Recipe, random_state: int) -> TeacherTargets:
     """Fit structure labels and the cluster head on the training spots' teacher embedding (n, D)."""
     scale = float(embedding.std()) if recipe.standardise_teacher else 1.0
     scaled = (embedding / (scale or 1.0)).astype(np.float32)
@@ -58,7 +58,7 @@ def prepare_lesson(embedding: np.ndarray, recipe: Recipe, random_state: int) -> 
         head = cluster_head(scaled.shape[1], k)
     teacher = torch.from_numpy(scaled)
     train_cluster_head(head, teacher, labels, recipe, generator)
-    return Lesson(teacher, labels, head)
+    return TeacherTargets(teacher, labels, head)
 
 
 Batch = tuple[Tensor, Tensor, int, int]  # what enters, rows of the lesson, how many of them count, rows of all parts
@@ -89,19 +89,19 @@ class Student(L.LightningModule):
 
     def __init__(
         self,
-        encoder: FrozenEncoder,
+        encoder: EncoderNetwork,
         depth: Depth,
-        lesson: Lesson,
+        targets: TeacherTargets,
         recipe: Recipe,
         random_state: int,
         start: int = 0,
         precision: str = "fp32",
     ) -> None:
         super().__init__()
-        self.encoder, self.depth, self.recipe, self.cluster_head = encoder, depth, recipe, lesson.head
+        self.encoder, self.depth, self.recipe, self.cluster_head = encoder, depth, recipe, targets.head
         self.start, self.parts = start, 1
         # no buffers: several processes would send them to one another before every step
-        self.teacher, self.labels = lesson.embedding, lesson.labels
+        self.teacher, self.labels = targets.embedding, targets.labels
         # sums over rows of loss, distillation, structure, matching, and their number: of the epoch, and of this step.
         # They stay on the device, for a GPU that is asked for a number waits for it
         self.sums, self.step = torch.zeros(5), torch.zeros(5)
@@ -111,7 +111,7 @@ class Student(L.LightningModule):
             width = features_of(encoder, tile, [depth])[0].shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random_state)
-            self.projector = projector(width, lesson.embedding.shape[1])
+            self.projector = projector(width, targets.embedding.shape[1])
         self.allocate: Callable[[int], None] | None = None
         self.peft_model: Any = None
 
@@ -125,19 +125,19 @@ class Student(L.LightningModule):
         x, rows, n, n_all = batch
         x = self.encoder.normalise(x) if self.start == 0 else x.to(self.teacher.dtype)
         features = features_of(self.encoder, x, [self.depth], self.start)[0]
-        said, taught = self.projector(features), self.teacher[rows]
-        kd, sa = losses(self.cluster_head, taught, said, self.labels[rows], self.recipe.temperature)
+        student, teacher = self.projector(features), self.teacher[rows]
+        kd, sa = losses(self.cluster_head, teacher, student, self.labels[rows], self.recipe.temperature)
         loss = self.recipe.kd_weight * kd + (1 - self.recipe.kd_weight) * sa
         matching = torch.full_like(loss, float("nan"))
         if self.recipe.matching_weight:
-            matching = functional.mse_loss(said, taught)
+            matching = functional.mse_loss(student, teacher)
             loss = loss + self.recipe.matching_weight * matching
         if n:
             parts = torch.stack([part.detach().float() for part in (loss, kd, sa, matching, torch.ones_like(loss))])
             self.step += parts * n
             if self._trainer is not None:  # for the user's loggers and callbacks
                 self.log_dict(dict(zip(("loss", "kd", "sa"), parts, strict=False)), batch_size=n)
-        return loss * (n / n_all * self.parts * _ranks.n_ranks())
+        return loss * (n / n_all * self.parts * processes.n_ranks())
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -148,7 +148,7 @@ class Student(L.LightningModule):
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         # without one, a loss of any process is in the gradients of all
-        step = _ranks.summed(self.step) if scaled else self.step
+        step = processes.all_reduce(self.step) if scaled else self.step
         of_all = torch.stack([step[0], norm.to(step.device)]).tolist()
         if not np.isfinite(of_all[0]) or not (scaled or np.isfinite(of_all[1])):
             loss, kd, sa, matching, n = step.tolist()
@@ -174,10 +174,10 @@ class Student(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, not the encoder, and the state of random numbers and sums."""
         checkpoint["state_dict"] = {name: p.detach().cpu() for name, p in self.trained().items()}
-        mine = {"rng": torch.get_rng_state(), "sums": self.sums.cpu()}
+        own = {"rng": torch.get_rng_state(), "sums": self.sums.cpu()}
         if torch.cuda.is_available():
-            mine["rng_cuda"] = torch.cuda.get_rng_state()
-        checkpoint["pekasc"] = {"processes": _ranks.from_all(mine)}
+            own["rng_cuda"] = torch.cuda.get_rng_state()
+        checkpoint["pekasc"] = {"processes": processes.all_gather(own)}
         allocator = getattr(getattr(self.peft_model, "base_model", None), "rankallocator", None)
         if allocator is not None:  # AdaLoRA: how important each rank was so far
             ours = {name: getattr(allocator, name) for name in _ALLOCATOR}
@@ -193,11 +193,11 @@ class Student(L.LightningModule):
                 "Delete the folder of `resume=`."
             )
         ours = checkpoint["pekasc"]
-        mine = ours["processes"][_ranks.rank()]
-        torch.set_rng_state(mine["rng"].cpu())
-        if "rng_cuda" in mine:
-            torch.cuda.set_rng_state(mine["rng_cuda"].cpu())
-        self.sums = mine["sums"].to(self.device)
+        own = ours["processes"][processes.rank()]
+        torch.set_rng_state(own["rng"].cpu())
+        if "rng_cuda" in own:
+            torch.cuda.set_rng_state(own["rng_cuda"].cpu())
+        self.sums = own["sums"].to(self.device)
         if "allocator" in ours:
             allocator = self.peft_model.base_model.rankallocator
             for name in _ALLOCATOR:

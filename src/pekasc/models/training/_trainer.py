@@ -24,14 +24,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pekasc._options import Recipe
-from pekasc.models.encoders._network import FrozenEncoder
+from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.features._cached_blocks import Inputs
 from pekasc.models.features._embed import VIEWS, autocast, features_of
-from pekasc.models.runtime import _processes as _ranks
+from pekasc.models.runtime import _processes as processes
 from pekasc.models.selection._choice import Depth
 from pekasc.models.training._callbacks import LAST, Allocation, Checkpoints, History, Kept
 from pekasc.models.training._methods import attached, method_name, with_steps
-from pekasc.models.training._plan import Batch, NotFinite, Student, prepare_lesson
+from pekasc.models.training._plan import Batch, NotFinite, Student, prepare_targets
 from pekasc.tiling import read_ahead
 
 _CHECKED = 4  # tiles on which an adapter is compared with the frozen encoder
@@ -76,11 +76,11 @@ class _Batches:
     """
 
     def __init__(
-        self, inputs: Inputs, index: np.ndarray, mine: np.ndarray, recipe: Recipe, parts: int, random_state: int,
+        self, inputs: Inputs, index: np.ndarray, local: np.ndarray, recipe: Recipe, parts: int, random_state: int,
         device: torch.device,
     ) -> None:  # fmt: skip
         self.inputs, self.index, self.recipe, self.parts, self.device = inputs, index, recipe, parts, device
-        self.mine = mine[index]  # by row of the lesson
+        self.local = local[index]  # by row of the lesson
         self.generator = torch.Generator().manual_seed(random_state)
         self.epoch, self.batch, self._drawn = 0, 0, 0
 
@@ -102,9 +102,9 @@ class _Batches:
         for start in range(0, len(order), self.recipe.batch_size):
             whole = order[start : start + self.recipe.batch_size]
             for part in np.array_split(whole, self.parts):
-                rows = part[self.mine[part]]
+                rows = part[self.local[part]]
                 # a part without rows of this process runs on one that does not count: all go through every step
-                rows, n = (rows, len(rows)) if len(rows) else (np.flatnonzero(self.mine)[:1], 0)
+                rows, n = (rows, len(rows)) if len(rows) else (np.flatnonzero(self.local)[:1], 0)
                 plan.append((rows, views[rows], n, len(whole)))
         return plan
 
@@ -144,7 +144,7 @@ def quiet_lightning() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            # on purpose: see FrozenEncoder.train
+            # on purpose: see EncoderNetwork.train
             warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
             # the frozen encoder stays in evaluation mode on purpose
             warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
@@ -256,7 +256,7 @@ def check_trainer(trainer: Any) -> dict[str, Any]:
 
 
 def train_student(
-    encoder: FrozenEncoder,
+    encoder: EncoderNetwork,
     depth: Depth,
     config: PeftConfig,
     inputs: Inputs,
@@ -267,7 +267,7 @@ def train_student(
     epochs: int,
     engine: Engine,
     random_state: int,
-    mine: np.ndarray,
+    local: np.ndarray,
     keep: Collection[int] = (),
     on_epoch: Callable[[int], float] | None = None,
     stop: Callable[[int], bool] = lambda epoch: False,
@@ -316,16 +316,16 @@ def train_student(
     RuntimeError
         If a callback of the user ends the training.
     """
-    if without := [number for number, n in enumerate(_ranks.from_all(int(mine[index].sum()))) if not n]:
+    if without := [number for number, n in enumerate(processes.all_gather(int(local[index].sum()))) if not n]:
         raise ValueError(
-            f"Process {without[0]} of {_ranks.n_ranks()} has no tile to train on: there are {len(index)}. Take fewer "
+            f"Process {without[0]} of {processes.n_ranks()} has no tile to train on: there are {len(index)}. Take fewer "
             "devices."
         )
     encoder.to(engine.device)
-    lesson = _ranks.agreed(prepare_lesson(teacher, recipe, random_state))
+    targets = processes.broadcast(prepare_targets(teacher, recipe, random_state))
     config = with_steps(config, -(-len(index) // recipe.batch_size) * max(recipe.epochs, 1))
     zeros = np.zeros(_CHECKED, dtype=np.int64)
-    some_rows = index[mine[index]][:_CHECKED]
+    some_rows = index[local[index]][:_CHECKED]
     some = torch.from_numpy(inputs.read(some_rows, zeros[: len(some_rows)]))
 
     def features() -> Tensor:
@@ -340,8 +340,8 @@ def train_student(
                 "any training, and zero epochs have to be the frozen encoder. Take an initialisation that adds "
                 "nothing (`init_lora_weights=True`; an even rank for HRA)."
             )
-        torch.manual_seed(random_state + _ranks.rank())
-        student = Student(encoder, depth, lesson, recipe, random_state, inputs.start, engine.precision)
+        torch.manual_seed(random_state + processes.rank())
+        student = Student(encoder, depth, targets, recipe, random_state, inputs.start, engine.precision)
         student.peft_model, student.parts = peft_model, engine.accumulate
         student.allocate = getattr(peft_model.base_model, "update_and_allocate", None)
         kept = Kept(student, keep)
@@ -353,7 +353,7 @@ def train_student(
         kept.keep(0)
         history = History(after, stop, known)
         if epochs:
-            batches = _Batches(inputs, index, mine, recipe, engine.accumulate, random_state, engine.device)
+            batches = _Batches(inputs, index, local, recipe, engine.accumulate, random_state, engine.device)
             _run(student, batches, encoder, epochs, recipe, engine, [Allocation(), history, kept], folder)
             if len(history.rows) < epochs and not history.stopped:
                 raise RuntimeError(
@@ -372,7 +372,7 @@ def train_student(
 def _run(
     student: Student,
     batches: _Batches,
-    encoder: FrozenEncoder,
+    encoder: EncoderNetwork,
     epochs: int,
     recipe: Recipe,
     engine: Engine,
@@ -397,7 +397,7 @@ def _run(
         error.last_good = {name: p.detach().cpu().clone() for name, p in student.trained().items()}
         where = "give `resume=` a folder to have it on disk"
         if folder is not None:
-            if _ranks.rank() == 0:
+            if processes.rank() == 0:
                 save_file(dict(error.last_good), folder / "last_good.safetensors")
             where = f"{folder / 'last_good.safetensors'} has it"
         error.add_note(f"The state before that step is kept: it is this error's `last_good`; {where}.")
@@ -422,7 +422,7 @@ def check_starts(engine: Engine, recipe: Recipe) -> None:
 def _trainer(engine: Engine, recipe: Recipe, epochs: int, callbacks: list[L.Callback]) -> L.Trainer:
     given = dict(engine.trainer)
     theirs = as_list(given.pop("callbacks", None))
-    if _ranks.n_ranks() == 1 and "devices" not in given and "accelerator" not in given:
+    if processes.n_ranks() == 1 and "devices" not in given and "accelerator" not in given:
         given |= {
             "accelerator": engine.device.type,
             "devices": 1 if engine.device.index is None else [engine.device.index],
@@ -469,7 +469,7 @@ def _interruptible() -> Iterator[None]:
         raise KeyboardInterrupt from error
 
 
-def _compiled(encoder: FrozenEncoder, start: int, depth: Depth) -> list[Any]:
+def _compiled(encoder: EncoderNetwork, start: int, depth: Depth) -> list[Any]:
     encoder.check_splits()
     last = encoder.n_blocks if depth is None else max(depth)
     blocks = list(encoder.model.blocks[start:last])
@@ -478,7 +478,7 @@ def _compiled(encoder: FrozenEncoder, start: int, depth: Depth) -> list[Any]:
     return blocks
 
 
-def _features(encoder: FrozenEncoder, some: Tensor, depth: Depth, start: int, precision: str) -> Tensor:
+def _features(encoder: EncoderNetwork, some: Tensor, depth: Depth, start: int, precision: str) -> Tensor:
     """Return the features of a few tiles, or of their tokens."""
     device = encoder.mean.device
     x = some.to(device)
