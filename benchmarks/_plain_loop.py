@@ -15,8 +15,9 @@ from peft import MissConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pekasc.models.training._losses import Recipe, losses, projector
-from pekasc.models.training._plan import prepare_targets
+from pekasc.models.training._losses import Recipe, losses
+from pekasc.models.training._network import projector
+from pekasc.models.training._targets import prepare_targets
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

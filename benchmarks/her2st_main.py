@@ -33,8 +33,9 @@ from spatialdata import SpatialData
 
 import pekasc as pk
 from _machine import machine
+from pekasc.models.encoders._depths import Depth, candidate_depths
 from pekasc.models.heads._ridge import fit_ridge
-from pekasc.models.selection._choice import Depth, candidate_depths, choose
+from pekasc.models.selection._choice import choose
 from pekasc.models.selection._folds import inner_folds
 
 SPLITS = {"C4": ("C2", "C3"), "B4": ("C2", "C3", "C4")}

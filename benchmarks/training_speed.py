@@ -31,9 +31,10 @@ from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.features._cached_blocks import PrefixPlan, TileInputs, make_prefix
 from pekasc.models.features._pieces import EmbedJob
 from pekasc.models.runtime._profile import peak_memory
+from pekasc.models.training._lightning import Engine
 from pekasc.models.training._losses import Recipe
 from pekasc.models.training._methods import make_config, target_layers
-from pekasc.models.training._trainer import Engine, train_student
+from pekasc.models.training._trainer import train_student
 from pekasc.tiling import ArrayTiles
 
 CPU = torch.device("cpu")

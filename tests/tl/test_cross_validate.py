@@ -27,8 +27,10 @@ from spatialdata.transformations import get_transformation
 import pekasc as pk
 from pekasc.models.comparing import _comparison
 from pekasc.models.comparing import _fold as _compare
-from pekasc.models.encoders._network import EncoderNetwork, resolve_encoder
-from pekasc.models.teachers._registry import TEACHERS, PcaTeacher, Source
+from pekasc.models.encoders._network import EncoderNetwork
+from pekasc.models.encoders._registry import resolve_encoder
+from pekasc.models.teachers._pca import PcaTeacher
+from pekasc.models.teachers._registry import TEACHERS, Source
 from pekasc.models.training._methods import known_methods
 
 QUICK: dict[str, Any] = {"genes": "svg", "n_genes": 8, "device": "cpu", "progress": False}

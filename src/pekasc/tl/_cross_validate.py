@@ -25,16 +25,19 @@ from pekasc._sections import check_table, get_table, places
 from pekasc.models import Encoder, Teacher
 from pekasc.models.comparing._comparison import HEST, Bench, Comparison
 from pekasc.models.comparing._gene_sets import CHOSEN, check_gene_sets
-from pekasc.models.comparing._results import Results, fingerprint
+from pekasc.models.comparing._results import Results
 from pekasc.models.comparing._rivals import BEST_FROZEN, RIVALS, Rival, rival
 from pekasc.models.comparing._table import MIN_TEST, score_fold
-from pekasc.models.encoders._network import EncoderNetwork, resolve_encoder
-from pekasc.models.features._embed import autocast, resolve_device
+from pekasc.models.encoders._network import EncoderNetwork
+from pekasc.models.encoders._registry import resolve_encoder
 from pekasc.models.heads._context import check_radius
 from pekasc.models.heads._registry import check_head
-from pekasc.models.selection._job import Options
-from pekasc.models.teachers._registry import TEACHERS, StoredTeacher, TeacherModel, asked_once
-from pekasc.models.teachers._teacher import resolve_teacher
+from pekasc.models.runtime._device import autocast, resolve_device
+from pekasc.models.runtime._digests import fingerprint
+from pekasc.models.selection._inputs import Options
+from pekasc.models.teachers._registry import TEACHERS
+from pekasc.models.teachers._stored import StoredTeacher, asked_once
+from pekasc.models.teachers._teacher import TeacherModel, resolve_teacher
 from pekasc.models.training._methods import check_method, known_methods, method_name
 from pekasc.tiling import ArrayTiles, TileSource
 from pekasc.tl._options import unused_in_recipe

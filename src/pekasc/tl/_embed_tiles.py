@@ -12,9 +12,10 @@ from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, write_
 from pekasc._options import RESULT_MEMORY, Compute, Readout, resolve, unused_in_embedding
 from pekasc._sections import get_table, tiled_sections, writable_table
 from pekasc.models import Adapter, Encoder
-from pekasc.models.encoders._network import EncoderNetwork, resolve_encoder, warn_of_scale
+from pekasc.models.encoders._depths import Depth, depth_name
+from pekasc.models.encoders._network import EncoderNetwork
+from pekasc.models.encoders._registry import resolve_encoder, warn_of_scale
 from pekasc.models.features._pieces import EmbedJob
-from pekasc.models.selection._choice import Depth, depth_name
 from pekasc.tl._section_features import check_device, section_features
 
 _IN_HEAD = "no genes are predicted here"

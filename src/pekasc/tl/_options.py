@@ -9,14 +9,14 @@ from peft import PeftConfig
 
 from pekasc._options import Compute, Readout, Recipe, resolve, resolve_recipe, unused_in_embedding
 from pekasc.models import Encoder, Teacher
-from pekasc.models.encoders._network import resolve_encoder
-from pekasc.models.features._embed import autocast, resolve_device
+from pekasc.models.encoders._registry import resolve_encoder
 from pekasc.models.heads._registry import check_head
 from pekasc.models.runtime import _processes as processes
-from pekasc.models.selection._job import Options
+from pekasc.models.runtime._device import autocast, resolve_device
+from pekasc.models.selection._inputs import Options
 from pekasc.models.teachers._teacher import resolve_teacher
+from pekasc.models.training._lightning import check_trainer
 from pekasc.models.training._methods import check_method
-from pekasc.models.training._trainer import check_trainer
 
 _FROZEN = "with `method=None` nothing is trained"
 _ONE_DEPTH = "an adapter is trained at one depth"

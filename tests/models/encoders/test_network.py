@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 import pekasc as pk
 from pekasc.models.encoders import _network as _encoders
-from pekasc.models.encoders._network import EncoderNetwork, resolve_encoder
+from pekasc.models.encoders._network import EncoderNetwork
+from pekasc.models.encoders._registry import resolve_encoder
 
 SMALL = pk.models.Encoder("vit_tiny_patch16_224", weights="random", model_kwargs={"depth": 3})
 

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 
 import pekasc as pk
 from pekasc.models.encoders import _network as _encoders
-from pekasc.models.encoders._network import EncoderNetwork, resolve_encoder
+from pekasc.models.encoders._network import EncoderNetwork
+from pekasc.models.encoders._registry import resolve_encoder
 from pekasc.models.training._methods import attach, make_config, target_layers
 
 TABLE = pk.models.list_encoders()

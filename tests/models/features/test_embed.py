@@ -11,7 +11,8 @@ import torch
 
 import pekasc as pk
 from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.features._embed import autocast, embed, resolve_device
+from pekasc.models.features._embed import embed
+from pekasc.models.runtime._device import autocast, resolve_device
 from pekasc.tiling import ArrayTiles
 
 CPU = torch.device("cpu")

@@ -11,15 +11,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pekasc.models.heads._moments import Moments, moments
-from pekasc.models.heads._ridge import (
-    ALPHAS,
-    RidgeFit,
-    alpha_per_gene,
-    fit_folds,
-    fit_ridge,
-    n_components_for,
-    projection_of_rows,
-)
+from pekasc.models.heads._projection import n_components_for, projection_of_rows
+from pekasc.models.heads._ridge import ALPHAS, RidgeFit, alpha_per_gene, fit_folds, fit_ridge
 from pekasc.models.selection._folds import InnerFold
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pekasc.models.encoders._depths import Depth, candidate_depths
 from pekasc.models.heads._ridge import ALPHAS, fit_ridge
-from pekasc.models.selection._choice import Depth, candidate_depths, choose, held_out_errors
+from pekasc.models.selection._choice import choose, held_out_errors
 from pekasc.models.selection._folds import InnerFold, inner_folds
 
 

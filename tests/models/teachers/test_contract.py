@@ -16,7 +16,8 @@ from scipy import sparse
 
 from pekasc._expression import log1p_cp10k
 from pekasc.models.teachers import _scvi
-from pekasc.models.teachers._registry import TEACHERS, Source, StoredTeacher, Teacher, check_checkpoint, check_finite
+from pekasc.models.teachers._registry import TEACHERS, Source, Teacher, check_checkpoint
+from pekasc.models.teachers._stored import StoredTeacher, check_finite
 
 N, GENES = 60, [f"G{i}" for i in range(25)]
 TRAIN, HELD_OUT = np.arange(0, 60, 2), np.arange(1, 60, 2)
@@ -198,8 +199,8 @@ def test_an_embedding_with_holes() -> None:
 
 
 def test_a_teacher_of_another_length_is_refused_before_anything_runs() -> None:
-    from pekasc.models.encoders._network import resolve_encoder
-    from pekasc.models.features._embed import resolve_device
+    from pekasc.models.encoders._registry import resolve_encoder
+    from pekasc.models.runtime._device import resolve_device
     from pekasc.models.selection._fit import fit
     from pekasc.models.selection._job import Data, Options, Reader
     from pekasc.models.training._losses import Recipe

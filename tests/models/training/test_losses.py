@@ -12,21 +12,14 @@ from peft import LoraConfig, MissConfig, get_peft_model
 from scipy.special import log_softmax
 from torch import nn
 
-from pekasc.models.encoders._network import Encoder, EncoderNetwork
-from pekasc.models.training._losses import (
-    PAPER,
-    Recipe,
-    cluster_head,
-    losses,
-    n_clusters_for,
-    orient,
-    projector,
-    structure_labels,
-    train_cluster_head,
-    turned,
-)
+from pekasc.models.encoders._network import EncoderNetwork
+from pekasc.models.encoders._orientations import orient, turned
+from pekasc.models.encoders._registry import Encoder
+from pekasc.models.training._losses import PAPER, Recipe, losses
 from pekasc.models.training._methods import attached, make_config, target_layers
-from pekasc.models.training._plan import Student, prepare_targets
+from pekasc.models.training._network import cluster_head, projector
+from pekasc.models.training._plan import Student
+from pekasc.models.training._targets import n_clusters_for, prepare_targets, structure_labels, train_cluster_head
 
 
 def test_losses_are_the_formulas_of_the_paper() -> None:

@@ -16,12 +16,14 @@ from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
 from pekasc._options import Compute, resolve, unused_in_embedding
 from pekasc.models.adapter import _folder as _store
-from pekasc.models.encoders._network import Encoder, EncoderNetwork
-from pekasc.models.features._embed import embed, resolve_device
+from pekasc.models.encoders._depths import Depth
+from pekasc.models.encoders._network import EncoderNetwork
+from pekasc.models.encoders._registry import Encoder
+from pekasc.models.features._embed import embed
 from pekasc.models.heads._context import with_context
 from pekasc.models.heads._registry import Head
+from pekasc.models.runtime._device import resolve_device
 from pekasc.models.runtime._profile import profile_text
-from pekasc.models.selection._choice import Depth
 from pekasc.models.training._methods import attached, last_block
 from pekasc.tiling import ArrayTiles, TileSource, TileSpec
 

@@ -17,9 +17,10 @@ from peft import PeftConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from pekasc.models.encoders._network import Encoder
+from pekasc.models.encoders._registry import Encoder
+from pekasc.models.heads._projection import Projection
 from pekasc.models.heads._registry import Head
-from pekasc.models.heads._ridge import Projection, RidgeHead
+from pekasc.models.heads._ridge import RidgeHead
 from pekasc.tiling import TileSpec
 
 if TYPE_CHECKING:

@@ -19,15 +19,17 @@ from pekasc._settings import get_logger
 from pekasc.models.comparing._fold import N_DEPTHS, Encoded, Fold, Prediction, frozen_depth
 from pekasc.models.comparing._gene_sets import choose_gene_sets
 from pekasc.models.comparing._hest import hest_genes
-from pekasc.models.comparing._results import Results, fingerprint
+from pekasc.models.comparing._results import Results
 from pekasc.models.comparing._rivals import BEST_FROZEN, Rival
-from pekasc.models.encoders._network import EncoderNetwork, warn_of_scale
+from pekasc.models.encoders._depths import Depth, candidate_depths
+from pekasc.models.encoders._network import EncoderNetwork
+from pekasc.models.encoders._registry import warn_of_scale
 from pekasc.models.features._embed import embed
-from pekasc.models.selection._choice import Depth, candidate_depths
+from pekasc.models.runtime._digests import fingerprint
 from pekasc.models.selection._fit import depths_of, margin_um
 from pekasc.models.selection._folds import inner_folds
-from pekasc.models.selection._job import Data, HeadSpec, Options
-from pekasc.models.teachers._registry import TeacherModel
+from pekasc.models.selection._inputs import Data, HeadSpec, Options
+from pekasc.models.teachers._teacher import TeacherModel
 from pekasc.models.training._methods import attached, make_config, target_layers
 from pekasc.tiling import TileSource, TileSpec
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -14,26 +13,6 @@ from zipfile import BadZipFile
 import numpy as np
 
 _ABOUT = "about.json"
-
-
-def fingerprint(*parts: Any) -> str:
-    """Return the SHA-256 of arrays and plain values, in order."""
-    sha = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            array = np.ascontiguousarray(part.astype("U") if part.dtype == object else part)
-            sha.update(f"{array.dtype} {array.shape}".encode())
-            sha.update(array.view(np.uint8).data if array.size else b"")
-        else:
-            sha.update(json.dumps(part, sort_keys=True, default=plain).encode())
-        sha.update(b"\n")
-    return sha.hexdigest()
-
-
-def plain(value: Any) -> Any:
-    """Return what JSON cannot write as something that it can, the same in every process."""
-    # a set has no order of its own
-    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 
 
 class Results:

@@ -23,7 +23,7 @@ from pekasc.models.comparing._fold import (
     predict_teacher,
     predict_teacher_hest,
 )
-from pekasc.models.selection._job import HeadSpec, Options
+from pekasc.models.selection._inputs import HeadSpec, Options
 from pekasc.models.training._methods import check_method, method_name
 
 Predict = Callable[[Fold, Encoded, Options, Sequence[HeadSpec]], list[Prediction]]

@@ -20,9 +20,9 @@ from tqdm.auto import tqdm
 
 from pekasc._settings import get_logger
 from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.features._embed import VIEWS, autocast
+from pekasc.models.encoders._orientations import VIEWS, orient, turned
 from pekasc.models.features._store import FeatureStore, locked
-from pekasc.models.training._losses import orient, turned
+from pekasc.models.runtime._device import autocast
 from pekasc.tiling import TileSource, in_batches, read_ahead
 
 logger = get_logger(__name__)

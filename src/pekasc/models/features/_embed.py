@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,9 +13,10 @@ import torch
 from tqdm.auto import tqdm
 
 from pekasc._settings import get_logger
+from pekasc.models.encoders._depths import Depth
 from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.selection._choice import Depth
-from pekasc.models.training._losses import turned
+from pekasc.models.encoders._orientations import VIEWS, turned
+from pekasc.models.runtime._device import autocast
 from pekasc.tiling import TileSource, batches, check_temporary_room, in_batches, read_parts
 
 if TYPE_CHECKING:
@@ -25,44 +25,6 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 ORIENTATIONS = (1, 2, 4, 8)
-VIEWS = (0, 2, 1, 3, 4, 6, 5, 7)  # 2: as it is and half round; 4: all turns; 8: their mirror images too
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def resolve_device(device: str) -> torch.device:
-    """Return the device; ``"auto"`` takes the first CUDA GPU if there is one, else the CPU, and logs it.
-
-    Raises
-    ------
-    ValueError
-        If the named device is not there.
-    """
-    if device == "auto":
-        found = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        logger.hint("Device: %s.", found)
-        return found
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        raise ValueError(f"`device={device!r}` cannot be used: {error}. Available: {available}.") from error
-    return found
-
-
-def check_precision(precision: str) -> None:
-    """Check that a precision is known."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"`precision={precision!r}` is not known. Choose one of {list(PRECISIONS)}.")
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return the autocast context for `precision` (``"fp32"``, ``"bf16"``, ``"fp16"``)."""
-    check_precision(precision)
-    dtype = PRECISIONS[precision]
-    if dtype is torch.float16 and device.type == "cpu":
-        raise ValueError('`precision="fp16"` needs a GPU: on the CPU take "fp32" or "bf16".')
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def features_of(

@@ -15,9 +15,12 @@ import numpy as np
 import torch
 
 from pekasc.models.adapter._adapter import Adapter
-from pekasc.models.encoders._network import Encoder, EncoderNetwork, add_tensors
-from pekasc.models.features._embed import BatchEncoder, embed_chunks, resolve_device
-from pekasc.models.selection._choice import Depth
+from pekasc.models.encoders._depths import Depth
+from pekasc.models.encoders._network import EncoderNetwork
+from pekasc.models.encoders._registry import Encoder
+from pekasc.models.features._embed import BatchEncoder, embed_chunks
+from pekasc.models.runtime._device import resolve_device
+from pekasc.models.runtime._digests import add_tensors
 from pekasc.tiling import PatchReader, TileReader, TileStream
 
 # of what features are made with here: change it whenever tiles or features change by more than rounding

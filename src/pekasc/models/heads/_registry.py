@@ -11,7 +11,8 @@ import numpy as np
 from pekasc._expression import Matrix
 from pekasc.models._registry import Registry
 from pekasc.models.heads._moments import moments
-from pekasc.models.heads._ridge import ALPHAS, FoldFit, Projection, RidgeHead, alpha_per_gene, fit_ridge
+from pekasc.models.heads._projection import Projection
+from pekasc.models.heads._ridge import ALPHAS, FoldFit, RidgeHead, alpha_per_gene, fit_ridge
 from pekasc.models.selection._folds import InnerFold
 
 

@@ -9,98 +9,10 @@ import numpy as np
 
 from pekasc._expression import Matrix
 from pekasc.models.heads._moments import Moments, moments
+from pekasc.models.heads._projection import Projection, n_components_for, projection_of_moments, projection_of_rows
 from pekasc.models.selection._folds import InnerFold
 
 ALPHAS = np.logspace(-2, 3, 16)
-
-
-def n_components_for(n_spots: int, n_features: int, n_components: int | None, name: str = "n_components") -> int:
-    """Return the number of principal components: ``min(256, n - 1, d)``, or `n_components` if it fits.
-
-    An error calls the argument by its `name`.
-
-    Raises
-    ------
-    ValueError
-        If `n_components` was given and the training spots or features cannot support it.
-    """
-    limit = min(n_spots - 1, n_features)
-    if n_components is None:
-        return min(256, limit)
-    if not 1 <= n_components <= limit:
-        raise ValueError(
-            f"`{name}={n_components}` does not fit {n_spots} training spots with {n_features} features: "
-            f"give 1 to {limit}, or None to adapt."
-        )
-    return n_components
-
-
-@dataclass(frozen=True)
-class Projection:
-    """Standardisation followed by PCA, fitted on training spots.
-
-    Parameters
-    ----------
-    mean, scale
-        Per feature, shape (d,).
-    components
-        Principal axes, shape (k, d).
-    """
-
-    mean: np.ndarray
-    scale: np.ndarray
-    components: np.ndarray
-
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Return scores (n, k), float64."""
-        return ((features - self.mean) / self.scale) @ self.components.T
-
-    def scores(self, sums: Moments) -> Moments:
-        """Return the moments of scores from those of features."""
-        return sums.mapped(self.mean, (self.components / self.scale).T)
-
-
-def _safe_scale(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    # a feature that never varies carries nothing: it becomes 0 instead of infinite. Sums of squares know a deviation
-    # to half of their digits only
-    return np.where(deviation <= 1e-7 * np.maximum(1.0, np.abs(mean)), 1.0, deviation)
-
-
-def _not_finite(which: str, n: int) -> ValueError:
-    return ValueError(
-        f"Features of {which} of {n} spots are not finite: look at the encoder's weights and tiles, or take "
-        '`precision="fp32"`.'
-    )
-
-
-def projection_of_rows(features: np.ndarray, n_components: int) -> Projection:
-    """Fit :class:`Projection` on (n, d) `features`; for fewer spots than features.
-
-    From the eigenvectors of the spots' inner products, which take a third of the time of singular vectors. A
-    direction in which spots vary less than 1e-5 of the widest is 0: it has no score.
-    """
-    x = np.asarray(features, dtype=np.float64)
-    mean = x.mean(axis=0)
-    scale = _safe_scale(mean, x.std(axis=0))
-    z = (x - mean) / scale
-    if not np.isfinite(z).all():
-        raise _not_finite(str(int((~np.isfinite(x)).any(axis=1).sum())), len(x))
-    values, vectors = np.linalg.eigh(z @ z.T)
-    values, vectors = values[::-1][:n_components], vectors[:, ::-1][:, :n_components]  # eigh gives the smallest first
-    varies = values > 1e-10 * values[0]
-    length = np.sqrt(np.where(varies, values, 1.0))
-    return Projection(mean, scale, np.where(varies, vectors / length, 0.0).T @ z)
-
-
-def projection_of_moments(train: Moments, n_components: int) -> Projection:
-    """Fit :class:`Projection` from the moments of the training spots; for more spots than features."""
-    covariance = train.covariance()
-    if not np.isfinite(covariance).all():
-        raise _not_finite("some", train.n)  # sums do not know which
-    scale = _safe_scale(train.mean, np.sqrt(np.maximum(np.diag(covariance), 0)))
-    _, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
-    # eigh gives the smallest first
-    return Projection(train.mean, scale, np.ascontiguousarray(vectors[:, ::-1][:, :n_components].T))
 
 
 @dataclass(frozen=True)

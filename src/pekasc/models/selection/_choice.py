@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from pekasc._expression import Matrix
+from pekasc.models.encoders._depths import Depth, features_at
 from pekasc.models.heads._ridge import ALPHAS, fit_folds
 from pekasc.models.selection._folds import InnerFold
-
-Depth = tuple[int, ...] | None  # block(s) whose features are taken; None is the encoder's own output
-
-MAX_DEPTHS = 12
-
-
-def depth_name(depth: Depth) -> str:
-    """Return a depth for tables."""
-    return "own" if depth is None else "+".join(str(block) for block in depth)
-
-
-def candidate_depths(n_blocks: int) -> list[Depth]:
-    """Return every block, or twelve evenly spaced ones of a deeper encoder; the last is always among them."""
-    depths = np.unique(np.rint(np.linspace(n_blocks, 1, min(n_blocks, MAX_DEPTHS))).astype(int))
-    return [(int(depth),) for depth in depths]
 
 
 def held_out_errors(
@@ -73,38 +59,6 @@ class Choice:
     depth: Depth
     alpha: float
     table: pd.DataFrame
-
-
-class FeaturesOfSome(Mapping[Depth, np.ndarray]):
-    """Features of some spots by depth (all, or some), cut from those of all spots when they are asked for.
-
-    Features of all depths of a large data set do not fit memory twice, and hardly once.
-    """
-
-    def __init__(
-        self, features: Mapping[Depth, np.ndarray], rows: np.ndarray, depths: Sequence[Depth] | None = None
-    ) -> None:
-        self.features, self.rows = features, rows
-        self.depths = list(features) if depths is None else list(depths)
-
-    def __getitem__(self, depth: Depth) -> np.ndarray:
-        return np.asarray(self.features[depth][self.rows])
-
-    def __contains__(self, depth: object) -> bool:
-        return depth in self.depths  # without cutting anything
-
-    def __iter__(self) -> Iterator[Depth]:
-        return iter(self.depths)
-
-    def __len__(self) -> int:
-        return len(self.depths)
-
-
-def features_at(features: Mapping[Depth, np.ndarray], depth: Depth) -> np.ndarray:
-    """Return the features of a depth; those of several blocks are put side by side."""
-    if depth in features or depth is None:
-        return features[depth]
-    return np.concatenate([features[(block,)] for block in depth], axis=1)
 
 
 def choose(

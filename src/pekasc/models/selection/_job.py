@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftConfig
-from scipy import sparse
 
-from pekasc._expression import Matrix
-from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
 from pekasc._settings import get_logger
-from pekasc.models.comparing._results import fingerprint, plain
+from pekasc.models.encoders._depths import Depth
 from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.features._cached_blocks import (
     KINDS,
@@ -26,134 +20,22 @@ from pekasc.models.features._cached_blocks import (
     PrefixPlan,
     TileInputs,
     make_prefix,
-    tiles_digest,
     token_shape,
 )
 from pekasc.models.features._embed import TokensBetweenBlocks, embed
 from pekasc.models.features._pieces import EmbedJob
 from pekasc.models.runtime import _processes as processes
-from pekasc.models.runtime._profile import Profile
-from pekasc.models.selection._choice import Depth
 from pekasc.models.selection._folds import InnerFold
+from pekasc.models.selection._inputs import Data, Options
 from pekasc.models.selection._state import Resume
-from pekasc.models.teachers._registry import TeacherModel
+from pekasc.models.teachers._teacher import TeacherModel
 from pekasc.models.training._blocks import MOST
 from pekasc.models.training._methods import Method, last_block
-from pekasc.models.training._trainer import Engine
 from pekasc.tiling import TileSource, TileSpec
 
 logger = get_logger(__name__)
 
 ACTIVATIONS = "activations.zarr"
-
-
-@dataclass(frozen=True)
-class Data:
-    """Everything about the training spots, in one order; nothing else is ever looked at.
-
-    Parameters
-    ----------
-    tiles
-        Their tiles.
-    expression
-        What the head learns, spots x genes.
-    genes
-        Names of those genes.
-    groups, sections
-        Group and section of every spot.
-    coords_um
-        Positions in the section, (n, 2).
-    further
-        The same tiles at every further scale.
-    mine
-        Numbers of the tiles that this process has; all by default.
-    """
-
-    tiles: TileSource
-    expression: Matrix
-    genes: Sequence[str]
-    groups: np.ndarray
-    sections: np.ndarray
-    coords_um: np.ndarray
-    further: Sequence[TileSource] = ()
-    local: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to fit: the three option objects, checked, and what was decided from them.
-
-    Parameters
-    ----------
-    method
-        PEFT method; None is the frozen encoder.
-    recipe, readout, compute
-        The option objects. Of the readout only what all heads share is read here: depth, components, scales and
-        orientations.
-    device
-        The device of this process.
-    random_state
-        Seed.
-    progress
-        Show progress bars.
-    trainer
-        Arguments of :class:`lightning.Trainer`, completed.
-    profile
-        Collects seconds and memory.
-    """
-
-    method: Method
-    recipe: Recipe
-    readout: Readout
-    compute: Compute
-    device: torch.device
-    random_state: int = 0
-    progress: bool = False
-    trainer: Mapping[str, Any] = field(default_factory=dict)
-    profile: Profile = field(default_factory=Profile)
-
-    @property
-    def precision(self) -> str:
-        """Precision of the forward passes."""
-        return self.compute.precision
-
-    @property
-    def max_memory(self) -> int:
-        """Bytes for features, and as many for cached activations."""
-        return self.compute.memory(FIT_MEMORY)
-
-    @property
-    def engine(self) -> Engine:
-        """How trainings run."""
-        c = self.compute
-        return Engine(
-            self.device, c.precision, self.progress, self.trainer, c.accumulate, c.gradient_checkpointing, c.compile,
-            c.checkpoint_minutes,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class HeadSpec:
-    """A head to be fitted, and what it reads beside the features. Several can share one training.
-
-    Parameters
-    ----------
-    head
-        Name of the head.
-    context_um
-        Radius of the spatial context in um; None without.
-    beside_frozen
-        Whether it reads the frozen features beside the adapted ones.
-    """
-
-    head: str = "ridge"
-    context_um: float | None = None
-    beside_frozen: bool = False
-
-    @classmethod
-    def from_readout(cls, readout: Readout, beside_frozen: bool = False) -> HeadSpec:
-        """Return the head that a readout asks for."""
-        return cls(readout.head, readout.context_um, beside_frozen)
 
 
 @dataclass
@@ -288,61 +170,3 @@ def _first_block(model: EncoderNetwork, depth: Depth, blocks: str | int) -> int:
         return 0
     start = max(0, last_block(model, depth) - (MOST if blocks == "auto" else int(blocks)))
     return start if depth is None else min(start, min(depth) - 1)
-
-
-def _matrix_print(matrix: Matrix) -> str:
-    """Return the fingerprint of a dense or sparse matrix."""
-    if sparse.issparse(matrix):
-        return fingerprint(matrix.data, matrix.indices, matrix.indptr)
-    return fingerprint(np.asarray(matrix))
-
-
-def _teacher_inputs(teacher: TeacherModel) -> list[str]:
-    """Return digests of the matrices that a teacher is fitted on, which may be of other genes than are predicted."""
-    found = []
-    for name, value in sorted(vars(teacher).items()):
-        if sparse.issparse(value) or isinstance(value, np.ndarray):
-            found.append(f"{name} {_matrix_print(value)}")
-        elif isinstance(value, int | float | str | None):
-            found.append(f"{name} {value}")
-    return found
-
-
-_OF_READOUT = ("depth", "n_depths", "n_components", "scales", "orientations")
-# what changes rounding: a fit that goes on must round as before
-_OF_COMPUTE = (
-    "precision", "embed_batch_size", "accumulate", "gradient_checkpointing", "compile", "cached_activations",
-)  # fmt: skip
-_OF_TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")  # what of it changes numbers
-
-
-def settings_of(
-    model: EncoderNetwork, data: Data, teacher: TeacherModel | None, options: Options, heads: Sequence[HeadSpec]
-) -> dict[str, Any]:
-    """Return what decides the result of a fit, for its folder: plain values, and digests of the data."""
-    o, encoder = options, model.encoder
-    job = EmbedJob(
-        encoder, model.digest, model.tile_px, None, 1, o.compute.embed_batch_size, str(o.device), o.precision
-    )
-    method = o.method.to_dict() if isinstance(o.method, PeftConfig) else o.method
-    own = np.arange(data.tiles.n) if data.local is None else data.local
-    return {
-        "encoder": job.digest(model),
-        "adapter_targets": encoder.adapter_targets,
-        "method": json.loads(json.dumps(method, default=plain)),
-        "heads": [asdict(head) for head in heads],
-        "recipe": asdict(o.recipe),
-        "readout": {name: getattr(o.readout, name) for name in _OF_READOUT},
-        "compute": {name: getattr(o.compute, name) for name in _OF_COMPUTE},
-        "trainer": {name: str(o.trainer[name]) for name in _OF_TRAINER if name in o.trainer},
-        "device": o.device.type,
-        "random_state": o.random_state,
-        "tile_px": data.tiles.tile_px,
-        "tiles": processes.all_gather([tiles_digest(source, own) for source in (data.tiles, *data.further)]),
-        "expression": _matrix_print(data.expression),
-        "genes": fingerprint(np.array(list(data.genes), dtype=object)),
-        "groups": fingerprint(data.groups.astype("U"), data.sections.astype("U"), data.coords_um),
-        "teacher": None if teacher is None else [teacher.name, teacher.digest, *_teacher_inputs(teacher)],
-        "processes": processes.n_ranks(),
-        "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "lightning")},
-    }

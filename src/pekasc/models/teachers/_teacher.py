@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from pekasc._options import whole
 
@@ -65,3 +67,25 @@ def resolve_teacher(teacher: Any) -> Teacher:
             f"`teacher` must be a name, a key of `obsm` or a pekasc.models.Teacher, got {type(teacher).__name__}."
         )
     return Teacher(teacher)
+
+
+class TeacherModel(Protocol):
+    """What training asks of a teacher."""
+
+    name: str
+    licence: str | None  # of what it learned elsewhere
+    digest: str | None  # of the weights that it learned elsewhere
+    n_spots: int  # that it knows
+    n_genes: int | None  # that it reads, where that is known
+
+    def embed(self, train: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """Return the embedding of spots `rows`, (len(rows), D) float32, by what was fitted on spots `train` alone.
+
+        Parameters
+        ----------
+        train
+            Positions of the spots that may be learned from; a frozen teacher learns from none.
+        rows
+            Positions of the spots to embed, `train` by default. A spot that cannot be embedded is NaN.
+        """
+        ...

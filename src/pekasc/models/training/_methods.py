@@ -11,8 +11,9 @@ from peft import AdaLoraConfig, HRAConfig, LoraConfig, MissConfig, PeftConfig, P
 from torch import nn
 
 from pekasc.models._registry import Registry
-from pekasc.models.encoders._network import Encoder, EncoderNetwork
-from pekasc.models.selection._choice import Depth
+from pekasc.models.encoders._depths import Depth
+from pekasc.models.encoders._network import EncoderNetwork
+from pekasc.models.encoders._registry import Encoder
 
 
 # "Bone" became "MiSS" in peft 0.19: the block affine adapter is init_weights=True, its transform variant "bat"

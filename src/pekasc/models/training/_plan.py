@@ -3,65 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from pekasc._options import Recipe
+from pekasc.models.encoders._depths import Depth
 from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.features._embed import autocast, features_of
+from pekasc.models.features._embed import features_of
 from pekasc.models.runtime import _processes as processes
-from pekasc.models.selection._choice import Depth
-from pekasc.models.training._losses import (
-    cluster_head,
-    losses,
-    n_clusters_for,
-    projector,
-    structure_labels,
-    train_cluster_head,
-)
-
-
-@dataclass(frozen=True)
-class TeacherTargets:
-    """What the teacher says about every training spot, and the frozen head that the student is judged by.
-
-    Parameters
-    ----------
-    embedding
-        Teacher embedding, (n, D) float32, in the scale that the student learns.
-    labels
-        Structure labels, (n,).
-    head
-        The trained and frozen cluster head.
-    """
-
-    embedding: Tensor
-    labels: Tensor
-    head: nn.Module
-
-
-def prepare_targets(embedding: np.ndarray, recipe: Recipe, random_state: int) -> TeacherTargets:
-    """Fit structure labels and the cluster head on the training spots' teacher embedding (n, D)."""
-    scale = float(embedding.std()) if recipe.standardise_teacher else 1.0
-    scaled = (embedding / (scale or 1.0)).astype(np.float32)
-    k = n_clusters_for(len(scaled), recipe.n_clusters)
-    labels = torch.from_numpy(structure_labels(scaled, k, random_state))
-    generator = torch.Generator().manual_seed(random_state)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(random_state)
-        head = cluster_head(scaled.shape[1], k)
-    teacher = torch.from_numpy(scaled)
-    train_cluster_head(head, teacher, labels, recipe, generator)
-    return TeacherTargets(teacher, labels, head)
-
-
-Batch = tuple[Tensor, Tensor, int, int]  # what enters, rows of the lesson, how many of them count, rows of all parts
+from pekasc.models.runtime._device import autocast
+from pekasc.models.training._batches import Batch
+from pekasc.models.training._losses import losses
+from pekasc.models.training._network import projector
+from pekasc.models.training._targets import TeacherTargets
 
 
 class Student(L.LightningModule):

@@ -1,0 +1,82 @@
+"""What decides the result of a fit, as plain values and digests, for the folder of its state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from peft import PeftConfig
+from scipy import sparse
+
+from pekasc._expression import Matrix
+from pekasc.models.encoders._network import EncoderNetwork
+from pekasc.models.features._cached_blocks import (
+    tiles_digest,
+)
+from pekasc.models.features._pieces import EmbedJob
+from pekasc.models.runtime import _processes as processes
+from pekasc.models.runtime._digests import fingerprint, plain
+from pekasc.models.selection._inputs import Data, HeadSpec, Options
+from pekasc.models.teachers._teacher import TeacherModel
+
+
+def _matrix_print(matrix: Matrix) -> str:
+    """Return the fingerprint of a dense or sparse matrix."""
+    if sparse.issparse(matrix):
+        return fingerprint(matrix.data, matrix.indices, matrix.indptr)
+    return fingerprint(np.asarray(matrix))
+
+
+def _teacher_inputs(teacher: TeacherModel) -> list[str]:
+    """Return digests of the matrices that a teacher is fitted on, which may be of other genes than are predicted."""
+    found = []
+    for name, value in sorted(vars(teacher).items()):
+        if sparse.issparse(value) or isinstance(value, np.ndarray):
+            found.append(f"{name} {_matrix_print(value)}")
+        elif isinstance(value, int | float | str | None):
+            found.append(f"{name} {value}")
+    return found
+
+
+_OF_READOUT = ("depth", "n_depths", "n_components", "scales", "orientations")
+# what changes rounding: a fit that goes on must round as before
+_OF_COMPUTE = (
+    "precision", "embed_batch_size", "accumulate", "gradient_checkpointing", "compile", "cached_activations",
+)  # fmt: skip
+_OF_TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")  # what of it changes numbers
+
+
+def settings_of(
+    model: EncoderNetwork, data: Data, teacher: TeacherModel | None, options: Options, heads: Sequence[HeadSpec]
+) -> dict[str, Any]:
+    """Return what decides the result of a fit, for its folder: plain values, and digests of the data."""
+    o, encoder = options, model.encoder
+    job = EmbedJob(
+        encoder, model.digest, model.tile_px, None, 1, o.compute.embed_batch_size, str(o.device), o.precision
+    )
+    method = o.method.to_dict() if isinstance(o.method, PeftConfig) else o.method
+    own = np.arange(data.tiles.n) if data.local is None else data.local
+    return {
+        "encoder": job.digest(model),
+        "adapter_targets": encoder.adapter_targets,
+        "method": json.loads(json.dumps(method, default=plain)),
+        "heads": [asdict(head) for head in heads],
+        "recipe": asdict(o.recipe),
+        "readout": {name: getattr(o.readout, name) for name in _OF_READOUT},
+        "compute": {name: getattr(o.compute, name) for name in _OF_COMPUTE},
+        "trainer": {name: str(o.trainer[name]) for name in _OF_TRAINER if name in o.trainer},
+        "device": o.device.type,
+        "random_state": o.random_state,
+        "tile_px": data.tiles.tile_px,
+        "tiles": processes.all_gather([tiles_digest(source, own) for source in (data.tiles, *data.further)]),
+        "expression": _matrix_print(data.expression),
+        "genes": fingerprint(np.array(list(data.genes), dtype=object)),
+        "groups": fingerprint(data.groups.astype("U"), data.sections.astype("U"), data.coords_um),
+        "teacher": None if teacher is None else [teacher.name, teacher.digest, *_teacher_inputs(teacher)],
+        "processes": processes.n_ranks(),
+        "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "lightning")},
+    }

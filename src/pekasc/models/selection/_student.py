@@ -1,0 +1,229 @@
+"""Train an adapter on the inner folds and on all training spots, with the epochs that the held-out error chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from peft import PeftConfig
+
+from pekasc._settings import get_logger
+from pekasc.models.adapter._adapter import Adapter
+from pekasc.models.encoders._depths import Depth
+from pekasc.models.heads._registry import FoldData
+from pekasc.models.heads._ridge import ALPHAS
+from pekasc.models.runtime import _processes as processes
+from pekasc.models.selection._choice import Choice, held_out_errors
+from pekasc.models.selection._inputs import HeadSpec
+from pekasc.models.selection._job import Job
+from pekasc.models.selection._readout import Reading, fit_head, head_inputs
+from pekasc.models.selection._result import history_frame, make_result
+from pekasc.models.teachers._stored import check_finite
+from pekasc.models.training._blocks import choose_blocks
+from pekasc.models.training._methods import last_block, make_config, target_layers
+from pekasc.models.training._trainer import Trained, train_student
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class _InnerTraining:
+    """What one inner fold measured: per epoch the features, and per head the held-out error per penalty."""
+
+    features: dict[int, np.ndarray]
+    errors: dict[int, list[np.ndarray]]
+    history: list[dict[str, Any]]
+
+
+def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, heads: Sequence[HeadSpec]) -> list[Adapter]:
+    data, o, depth = job.data, job.options, choice.depth
+    assert o.method is not None  # for the type checker: fit() asked
+    blocks, n_blocks = o.recipe.blocks, last_block(job.model, depth)
+    if blocks == "auto":
+        parts = o.compute.accumulate
+        at_once = -(-o.recipe.batch_size // parts)
+        known = job.resume.facts("blocks")  # another run may find other memory free
+        if known is None:
+            known = processes.broadcast(choose_blocks(job.model, n_blocks, at_once, o.device, o.precision))
+            job.resume.leave("blocks", known)
+        blocks = known
+    elif blocks != "all" and o.readout.depth == "best" and int(blocks) > n_blocks:
+        # what fits the encoder may not fit the depth that this training set chose
+        logger.hint("Features are taken after block %d, so all of these blocks are adapted, not %s.", n_blocks, blocks)
+        blocks = "all"
+    targets = target_layers(job.model, depth, blocks, o.method)
+    config = make_config(o.method, o.recipe.rank, targets)
+    job.freeze(depth, blocks, config)
+    runs = list[_InnerTraining]()
+    weights = np.array([len(fold.held_out) for fold in job.folds], dtype=np.float64)
+    for i in range(len(job.folds)):
+        runs.append(_run_fold(job, i, config, depth, frozen, heads, runs))
+    # every fold ran as long as the shortest one at least
+    last = min(max(run.errors) for run in runs)
+    tried = range(last + 1) if o.recipe.choose_epochs else [o.recipe.epochs]
+    tables, epochs = [], []
+    for i in range(len(heads)):
+        rows = []
+        for epoch in tried:
+            error = np.average([run.errors[epoch][i] for run in runs], axis=0, weights=weights)
+            rows += [
+                {"depth": depth, "alpha": a, "error": e, "stage": "adapter", "epochs": epoch}
+                for a, e in zip(ALPHAS, error, strict=True)
+            ]
+        table = pd.DataFrame(rows)
+        best = table.loc[table["error"].idxmin()]
+        tables.append(table)
+        epochs.append(int(processes.broadcast(int(best["epochs"]))))
+        logger.hint(
+            "%d epochs chosen of %s: held-out error %.4f of the mean predictor's.",
+            epochs[i],
+            list(tried),
+            best["error"],
+        )
+        if epochs[i] == 0:
+            logger.warning(
+                "No epoch of training beat the frozen encoder on held-out groups: the adapter is left at zero."
+            )
+    adapted = {0: frozen}
+
+    def keep_features(epoch: int, known: bool = False) -> float:
+        if epoch in epochs:
+            adapted[epoch] = job.features_after("final", epoch, depth, known)
+        return float("nan")
+
+    logger.info("Final fit: %d epochs on all training spots.", max(epochs))
+    trained = _train(job, "final", config, depth, np.arange(data.tiles.n), max(epochs), set(epochs), keep_features)
+    first = [row for run in runs for row in run.history]
+    made = []
+    for head, table, epoch in zip(heads, tables, epochs, strict=True):
+        final = [{"fold": -1, "held_out": "", **row} for row in trained.history if row["epoch"] <= epoch]
+        with o.profile.stage("head"):
+            inner = [
+                FoldData(head_inputs(head, data, run.features[epoch], frozen, fold), data.expression, fold)
+                for run, fold in zip(runs, job.folds, strict=True)
+            ]
+            inputs = head_inputs(head, data, adapted[epoch], frozen)
+            fitted, setting = fit_head(head, inner, inputs, data.expression, o.readout.n_components, o.random_state)
+        reading = Reading(depth, fitted, setting, inner, table)
+        selection = pd.concat([choice.table.assign(stage="frozen", epochs=0), table])
+        adapter = make_result(job, head, depth, config, reading, selection, epoch, blocks)
+        n_parameters = sum(tensor.numel() for tensor in trained.weights[epoch]["adapter"].values())
+        made.append(
+            replace(
+                adapter,
+                config=trained.configs[epoch],
+                info={**adapter.info, "n_parameters": n_parameters},
+                weights=trained.weights[epoch],
+                history=history_frame([*first, *final]),
+            )
+        )
+    return made
+
+
+def _train(
+    job: Job,
+    name: str,
+    config: PeftConfig,
+    depth: Depth,
+    rows: np.ndarray,
+    epochs: int,
+    keep: Collection[int],
+    on_epoch: Callable[[int, bool], float],
+    stop: Callable[[int], bool] = lambda epoch: False,
+) -> Trained:
+    o, teacher = job.options, job.teacher
+    assert teacher is not None  # for the type checker: fit() asked
+    with o.profile.stage("head"):
+        embedding = check_finite(teacher.embed(rows), teacher.name)
+    with o.profile.stage("training"):
+        trained = train_student(
+            job.model,
+            depth,
+            config,
+            job.inputs,
+            rows,
+            embedding,
+            recipe=o.recipe,
+            epochs=epochs,
+            engine=o.engine,
+            random_state=o.random_state,
+            local=job.local,
+            keep=keep,
+            on_epoch=lambda epoch: on_epoch(epoch, False),
+            stop=stop,
+            known=lambda epoch: on_epoch(epoch, True),
+            folder=job.resume.folder(name),
+        )
+    o.profile.tiles["training"] += len(trained.history) * len(rows)
+    for row in trained.history:
+        o.profile.saw_memory(int(row["peak_memory"]))
+    return trained
+
+
+def _run_fold(
+    job: Job,
+    number: int,
+    config: PeftConfig,
+    depth: Depth,
+    frozen: np.ndarray,
+    heads: Sequence[HeadSpec],
+    before: Sequence[_InnerTraining],
+) -> _InnerTraining:
+    """Train on one inner fold's training spots; measure the held-out ones after every epoch.
+
+    With patience, a fold ends when the error, mean over it and the folds before, has not fallen for so many epochs,
+    and no fold runs longer than one before it: epochs are chosen among those that all ran.
+    """
+    fold, o = job.folds[number], job.options
+    run = _InnerTraining({}, {}, [])
+    name = f"fold-{number}"
+    most = min([o.recipe.epochs, *(max(other.errors) for other in before)])
+    weights = [len(job.folds[i].held_out) for i in range(number + 1)]
+
+    def measure(epoch: int, features: np.ndarray) -> float:
+        run.features[epoch] = features
+        with o.profile.stage("head"):
+            run.errors[epoch] = [
+                held_out_errors(
+                    head_inputs(head, job.data, features, frozen, fold),
+                    job.data.expression,
+                    [fold],
+                    o.readout.n_components,
+                )[0]  # fmt: skip
+                for head in heads
+            ]
+        return float(run.errors[epoch][0].min())
+
+    def on_epoch(epoch: int, known: bool = False) -> float:
+        if not o.recipe.choose_epochs and epoch < o.recipe.epochs:
+            return float("nan")
+        # the features of every epoch are kept until the best one is known
+        kept = len(job.folds) * o.recipe.epochs
+        return measure(epoch, job.features_after(name, epoch, depth, known, kept))
+
+    def error_of(epoch: int) -> float:
+        # of the first head: any other would end somewhere else, and they share the training
+        errors = [other.errors[epoch][0] for other in (*before, run)]
+        return float(np.average(errors, axis=0, weights=weights).min())
+
+    def stop(epoch: int) -> bool:
+        if o.recipe.patience is None or not o.recipe.choose_epochs:
+            return False
+        curve = [error_of(e) for e in range(epoch + 1)]
+        return bool(processes.broadcast(len(curve) - 1 - int(np.argmin(curve)) >= o.recipe.patience))
+
+    start = measure(0, frozen)
+    logger.info("Inner fold %d of %d: %s held out.", number + 1, len(job.folds), fold.name)
+    done = job.resume.facts(f"{name}/done")
+    if done is None:
+        done = _train(job, name, config, depth, fold.train, most, (), on_epoch, stop).history
+        job.resume.leave(f"{name}/done", done)
+    else:
+        for row in done:
+            on_epoch(int(row["epoch"]), known=True)
+    first = {"epoch": 0, "loss": np.nan, "kd": np.nan, "sa": np.nan, "matching": np.nan, "val_error": start}
+    run.history = [{"fold": number, "held_out": fold.name, **row} for row in [first, *done]]
+    return run

@@ -1,0 +1,168 @@
+"""How Lightning runs a training, and which of its arguments a user may give."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, GradientAccumulationScheduler, Timer
+from lightning.pytorch.loggers import Logger
+
+from pekasc._options import Recipe
+from pekasc.models.runtime import _processes as processes
+
+_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How to run a training; nothing here changes what is learned, but for rounding.
+
+    Parameters
+    ----------
+    device, precision, progress
+        As in ``tl.fit_adapter``.
+    trainer
+        Further arguments of :class:`lightning.Trainer`.
+    accumulate
+        Parts that a batch is run in, one after the other.
+    gradient_checkpointing
+        Recompute the blocks in the backward pass.
+    compile
+        ``torch.compile`` the trained blocks.
+    checkpoint_minutes
+        Between two states on disk, where there is a folder for them.
+    """
+
+    device: torch.device
+    precision: str
+    progress: bool
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    accumulate: int = 1
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    checkpoint_minutes: float = 5.0
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's hints on loaders and devices out of the user's log; restore the levels afterwards."""
+    names = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            # on purpose: see EncoderNetwork.train
+            warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
+            # the frozen encoder stays in evaluation mode on purpose
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+# arguments of a Trainer that would change what is learned, or that this file needs
+_OURS = (
+    "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "fast_dev_run", "overfit_batches",
+    "limit_train_batches", "accumulate_grad_batches", "reload_dataloaders_every_n_epochs", "enable_checkpointing",
+    "use_distributed_sampler", "num_sanity_val_steps",
+)  # fmt: skip
+_TRAINER_PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "16-mixed")
+_INSTEAD = {
+    "max_epochs": "epochs=", "accumulate_grad_batches": "accumulate=", "enable_checkpointing": "resume=",
+}  # fmt: skip
+
+
+def as_list(given: Any) -> list[Any]:
+    """Return one callback or logger, several or none, as Lightning takes them, in a list."""
+    if given is None:
+        return []
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
+def check_trainer(trainer: Any) -> dict[str, Any]:
+    """Return arguments of a :class:`lightning.Trainer`, if they may be given.
+
+    Raises
+    ------
+    TypeError
+        If they are no mapping, Lightning knows no such argument, or a callback or logger is none.
+    ValueError
+        If one would change what is learned.
+    """
+    if trainer is None:
+        return {}
+    if not isinstance(trainer, Mapping):
+        raise TypeError(
+            '`trainer` must map arguments of lightning.Trainer to values, such as {"devices": 2, "strategy": "ddp"}, '
+            f"got {type(trainer).__name__}."
+        )
+    known = set(inspect.signature(L.Trainer.__init__).parameters) - {"self"}
+    if unknown := sorted(set(trainer) - known):
+        raise TypeError(f"`trainer`: lightning.Trainer knows no {unknown}. It knows: {sorted(known - set(_OURS))}.")
+    for name in _OURS:
+        if name in trainer:
+            instead = f"give `{_INSTEAD[name]}`" if name in _INSTEAD else "leave it out"
+            raise ValueError(f"`trainer`: {name!r} is pekasc's to say: {instead}.")
+    for logger in [] if isinstance(trainer.get("logger"), bool) else as_list(trainer.get("logger")):
+        if not isinstance(logger, Logger):
+            raise TypeError(f"`trainer`: logger must be lightning's Logger, several, or False, got {logger!r}.")
+    for callback in as_list(trainer.get("callbacks")):
+        if not isinstance(callback, L.Callback):
+            raise TypeError(f"`trainer`: callbacks must be lightning.Callback, got {type(callback).__name__}.")
+        if isinstance(callback, EarlyStopping):
+            raise ValueError(
+                "`trainer`: EarlyStopping would change what is learned, and the last fit, on all training spots, has "
+                "no held-out error to stop by: give `patience=`."
+            )
+        if isinstance(callback, GradientAccumulationScheduler | Timer):
+            raise ValueError(
+                f"`trainer`: {type(callback).__name__} would change what is learned: give `accumulate=` or `epochs=`."
+            )
+    if trainer.get("precision", "32-true") not in _TRAINER_PRECISIONS:
+        raise ValueError(
+            f"`trainer`: precision={trainer['precision']!r} would change the encoder itself. Take one of "
+            f'{list(_TRAINER_PRECISIONS)}, or `precision="bf16"`, which keeps frozen weights in half precision.'
+        )
+    return dict(trainer)
+
+
+def check_starts(engine: Engine, recipe: Recipe) -> None:
+    """Raise ValueError where Lightning does not take what the user gives it, before there is any work."""
+    try:
+        with quiet_lightning():
+            _trainer(engine, recipe, 1, [])
+    except (MisconfigurationException, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"`trainer`: Lightning does not take {dict(engine.trainer)}: {error}") from error
+
+
+def _trainer(engine: Engine, recipe: Recipe, epochs: int, callbacks: list[L.Callback]) -> L.Trainer:
+    given = dict(engine.trainer)
+    theirs = as_list(given.pop("callbacks", None))
+    if processes.n_ranks() == 1 and "devices" not in given and "accelerator" not in given:
+        given |= {
+            "accelerator": engine.device.type,
+            "devices": 1 if engine.device.index is None else [engine.device.index],
+        }
+    how: dict[str, Any] = {
+        "precision": _PRECISION[engine.precision], "logger": False, "enable_model_summary": False,
+        "enable_progress_bar": engine.progress, "gradient_clip_val": recipe.gradient_clip, **given,
+    }  # fmt: skip
+    return L.Trainer(
+        max_epochs=epochs, enable_checkpointing=any(isinstance(c, Checkpoint) for c in theirs),
+        accumulate_grad_batches=engine.accumulate, use_distributed_sampler=False, num_sanity_val_steps=0,
+        # last: what a user's callbacks do is done when a state is written
+        callbacks=[*theirs, *callbacks], **how,
+    )  # fmt: skip
