@@ -17,8 +17,8 @@ from spatialdata import SpatialData
 
 import pekasc as pk
 from pekasc._expression import dense, log1p_cp10k
-from pekasc.models.comparing._gene_sets import choose_gene_sets
-from pekasc.models.selection._scores import pearson
+from pekasc.models.comparing import choose_gene_sets
+from pekasc.models.selection import pearson
 
 FOLDS = {"C4": (["C2", "C3"], ["C4"]), "B4": (["C2", "C3", "C4"], ["B4"])}
 ALL_FOLDS = {

@@ -15,9 +15,8 @@ from peft import MissConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pekasc.models.training._losses import Recipe, losses
-from pekasc.models.training._network import projector
-from pekasc.models.training._targets import prepare_targets
+from pekasc._options import Recipe
+from pekasc.models.training import losses, prepare_targets, projector
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

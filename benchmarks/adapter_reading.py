@@ -22,13 +22,10 @@ import pekasc as pk
 from _her2st import ALL_FOLDS, KeptRows, chosen_genes, parsed, quick_parser
 from _machine import machine
 from frozen_reading import plain_and_views
-from pekasc.models.features._cached_blocks import TileInputs
-from pekasc.models.selection._choice import choose
-from pekasc.models.selection._folds import inner_folds
-from pekasc.models.training._lightning import Engine
-from pekasc.models.training._losses import Recipe
-from pekasc.models.training._methods import make_config, target_layers
-from pekasc.models.training._trainer import train_student
+from pekasc._options import Recipe
+from pekasc.models.features import TileInputs
+from pekasc.models.selection import choose, inner_folds
+from pekasc.models.training import Engine, make_config, target_layers, train_student
 from pekasc.tiling import ArrayTiles
 from transfer_ideas import Idea, Spots, lesson, scores
 

@@ -22,9 +22,8 @@ import torch
 import pekasc as pk
 from _machine import machine
 from pekasc._sections import tiled_sections
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.encoders._registry import resolve_encoder
-from pekasc.models.features._embed import BatchEncoder, embed_chunks
+from pekasc.models.encoders import EncoderNetwork, resolve_encoder
+from pekasc.models.features import BatchEncoder, embed_chunks
 from pekasc.tiling import TileGeometry, TileReader, TileSpec, batches
 from pekasc.tiling._parallel import n_threads
 from tile_speed import stored

@@ -24,14 +24,10 @@ import pekasc as pk
 from _her2st import ALL_FOLDS, chosen_genes
 from _machine import machine
 from pekasc._expression import log1p_cp10k
-from pekasc.models.encoders._depths import Depth, candidate_depths, features_at
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.features._embed import embed
-from pekasc.models.heads._context import with_context
-from pekasc.models.heads._ridge import fit_ridge
-from pekasc.models.selection._choice import choose
-from pekasc.models.selection._folds import inner_folds
-from pekasc.models.selection._scores import gene_scores, mean_score
+from pekasc.models.encoders import Depth, EncoderNetwork, candidate_depths, features_at
+from pekasc.models.features import embed
+from pekasc.models.heads import fit_ridge, with_context
+from pekasc.models.selection import choose, gene_scores, inner_folds, mean_score
 from pekasc.tiling import ArrayTiles
 
 CONTEXTS = (None, 300.0)

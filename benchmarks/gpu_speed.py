@@ -23,14 +23,11 @@ from peft import MissConfig, get_peft_model
 
 import pekasc as pk
 from _machine import machine
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.features._cached_blocks import PrefixPlan, TileInputs, make_prefix
-from pekasc.models.features._embed import BatchEncoder
-from pekasc.models.runtime._profile import peak_memory
-from pekasc.models.training._lightning import Engine
-from pekasc.models.training._losses import Recipe
-from pekasc.models.training._methods import make_config, target_layers
-from pekasc.models.training._trainer import train_student
+from pekasc._options import Recipe
+from pekasc.models.encoders import EncoderNetwork
+from pekasc.models.features import BatchEncoder, PrefixPlan, TileInputs, make_prefix
+from pekasc.models.runtime import peak_memory
+from pekasc.models.training import Engine, make_config, target_layers, train_student
 from pekasc.tiling import ArrayTiles, batches
 
 MODELS = {"ViT-L/16": ("vit_large_patch16_224", {}), "ViT-g/14": ("vit_giant_patch14_dinov2", {"img_size": 224})}

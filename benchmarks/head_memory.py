@@ -17,10 +17,9 @@ import torch
 from scipy import sparse
 
 from _machine import machine
-from pekasc.models.heads._registry import FoldData, check_head, fit_rows
-from pekasc.models.runtime._profile import peak_memory
-from pekasc.models.selection._folds import InnerFold
-from pekasc.models.selection._result import correlations_of
+from pekasc.models.heads import FoldData, check_head, fit_rows
+from pekasc.models.runtime import peak_memory
+from pekasc.models.selection import InnerFold, correlations_of
 
 SECTIONS, FOLDS = 50, 3
 CPU = torch.device("cpu")

@@ -33,10 +33,9 @@ from spatialdata import SpatialData
 
 import pekasc as pk
 from _machine import machine
-from pekasc.models.encoders._depths import Depth, candidate_depths
-from pekasc.models.heads._ridge import fit_ridge
-from pekasc.models.selection._choice import choose
-from pekasc.models.selection._folds import inner_folds
+from pekasc.models.encoders import Depth, candidate_depths
+from pekasc.models.heads import fit_ridge
+from pekasc.models.selection import choose, inner_folds
 
 SPLITS = {"C4": ("C2", "C3"), "B4": ("C2", "C3", "C4")}
 TILE_PX, MPP = 112, 1.0

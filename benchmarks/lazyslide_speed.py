@@ -29,8 +29,8 @@ from wsidata import open_wsi
 import pekasc as pk
 from _machine import PACKAGES, machine
 from pekasc._sections._images import image_pyramid
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.features._embed import BatchEncoder, embed_chunks
+from pekasc.models.encoders import EncoderNetwork
+from pekasc.models.features import BatchEncoder, embed_chunks
 from pekasc.tiling import TileGeometry, TileReader, TileSpec, batches
 
 PX, MPP, BATCH = 112, 1.0, 64

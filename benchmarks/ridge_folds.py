@@ -22,8 +22,8 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 from threadpoolctl import threadpool_limits
 
-from pekasc.models.heads._ridge import ALPHAS, fit_folds, fit_ridge
-from pekasc.models.selection._folds import InnerFold
+from pekasc.models.heads import ALPHAS, fit_folds, fit_ridge
+from pekasc.models.selection import InnerFold
 
 
 def data(n: int, d: int, genes: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

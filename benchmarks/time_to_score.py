@@ -27,8 +27,8 @@ from _her2st import FOLDS, KeptRows, Split, load_split, parsed, quick_parser, vi
 from _machine import machine
 from _plain_loop import PlainLoop, as_tensors
 from pekasc._expression import dense, log1p_cp10k
-from pekasc.models.heads._ridge import ALPHAS, fit_ridge
-from pekasc.models.teachers._pca import PcaTeacher
+from pekasc.models.heads import ALPHAS, fit_ridge
+from pekasc.models.teachers import PcaTeacher
 
 SEEDS = (0, 1, 2)
 MOST_EPOCHS, GIVE_UP = 20, 4  # the loop ends when no epoch was better for so many

@@ -27,14 +27,11 @@ from _her2st import KeptRows, vits
 from _machine import machine
 from _plain_loop import PlainLoop, teacher_of
 from pekasc._expression import dense, log1p_cp10k
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.features._cached_blocks import PrefixPlan, TileInputs, make_prefix
-from pekasc.models.features._pieces import EmbedJob
-from pekasc.models.runtime._profile import peak_memory
-from pekasc.models.training._lightning import Engine
-from pekasc.models.training._losses import Recipe
-from pekasc.models.training._methods import make_config, target_layers
-from pekasc.models.training._trainer import train_student
+from pekasc._options import Recipe
+from pekasc.models.encoders import EncoderNetwork
+from pekasc.models.features import EmbedJob, PrefixPlan, TileInputs, make_prefix
+from pekasc.models.runtime import peak_memory
+from pekasc.models.training import Engine, make_config, target_layers, train_student
 from pekasc.tiling import ArrayTiles
 
 CPU = torch.device("cpu")

@@ -29,19 +29,22 @@ import pekasc as pk
 from _her2st import ALL_FOLDS, KeptRows, chosen_genes, parsed, quick_parser
 from _machine import machine
 from pekasc._expression import log1p_cp10k
-from pekasc.models.encoders._depths import Depth, candidate_depths, features_at
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.encoders._orientations import orient
-from pekasc.models.features._embed import embed
-from pekasc.models.heads._context import neighbour_means, with_context
-from pekasc.models.heads._ridge import ALPHAS, fit_ridge
-from pekasc.models.selection._choice import choose
-from pekasc.models.selection._folds import inner_folds
-from pekasc.models.selection._scores import pearson
-from pekasc.models.training._losses import Recipe, losses
-from pekasc.models.training._methods import attached, make_config, target_layers
-from pekasc.models.training._network import cluster_head, projector
-from pekasc.models.training._targets import n_clusters_for, structure_labels, train_cluster_head
+from pekasc._options import Recipe
+from pekasc.models.encoders import Depth, EncoderNetwork, candidate_depths, features_at, orient
+from pekasc.models.features import embed
+from pekasc.models.heads import ALPHAS, fit_ridge, neighbour_means, with_context
+from pekasc.models.selection import choose, inner_folds, pearson
+from pekasc.models.training import (
+    attached,
+    cluster_head,
+    losses,
+    make_config,
+    n_clusters_for,
+    projector,
+    structure_labels,
+    target_layers,
+    train_cluster_head,
+)
 from pekasc.models.training._trainer import _plain_attention
 from pekasc.tiling import ArrayTiles
 

@@ -183,7 +183,7 @@ import pekasc as pk
 from pekasc.models.features._pieces import EmbedJob
 adapter = pk.Adapter.load(sys.argv[1])
 job = EmbedJob(adapter, adapter.encoder_digest, 56, adapter.depth, 1, 8, "cpu", "fp32")
-print(job.digest(adapter.frozen_model()))
+print(job.digest(adapter.network()))
 """
 
 

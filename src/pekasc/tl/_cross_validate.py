@@ -23,22 +23,26 @@ from pekasc._keys import PATIENT, TILES, check_key
 from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe, resolve, resolve_recipe, unused_in_embedding, whole
 from pekasc._sections import check_table, get_table, places
 from pekasc.models import Encoder, Teacher
-from pekasc.models.comparing._comparison import HEST, Bench, Comparison
-from pekasc.models.comparing._gene_sets import CHOSEN, check_gene_sets
-from pekasc.models.comparing._results import Results
-from pekasc.models.comparing._rivals import BEST_FROZEN, RIVALS, Rival, rival
-from pekasc.models.comparing._table import MIN_TEST, score_fold
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.encoders._registry import resolve_encoder
-from pekasc.models.heads._context import check_radius
-from pekasc.models.heads._registry import check_head
-from pekasc.models.runtime._device import autocast, resolve_device
-from pekasc.models.runtime._digests import fingerprint
-from pekasc.models.selection._inputs import Options
-from pekasc.models.teachers._registry import TEACHERS
-from pekasc.models.teachers._stored import StoredTeacher, asked_once
-from pekasc.models.teachers._teacher import TeacherModel, resolve_teacher
-from pekasc.models.training._methods import check_method, known_methods, method_name
+from pekasc.models.comparing import (
+    BEST_FROZEN,
+    CHOSEN,
+    HEST,
+    MIN_TEST,
+    RIVALS,
+    Bench,
+    Comparison,
+    Results,
+    Rival,
+    check_gene_sets,
+    rival,
+    score_fold,
+)
+from pekasc.models.encoders import EncoderNetwork, resolve_encoder
+from pekasc.models.heads import check_head, check_radius
+from pekasc.models.runtime import autocast, fingerprint, resolve_device
+from pekasc.models.selection import Options
+from pekasc.models.teachers import TEACHERS, StoredTeacher, TeacherModel, asked_once, resolve_teacher
+from pekasc.models.training import check_method, known_methods, method_name
 from pekasc.tiling import ArrayTiles, TileSource
 from pekasc.tl._options import unused_in_recipe
 from pekasc.tl._read import Spots, reading

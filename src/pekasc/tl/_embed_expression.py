@@ -14,9 +14,8 @@ from pekasc._keys import check_free, check_key, feature_key, write_uns
 from pekasc._options import Compute, resolve, unused_in_embedding, whole
 from pekasc._sections import by_row, check_table, get_table, section_labels, writable_table
 from pekasc.models import Teacher
-from pekasc.models.runtime._device import autocast, resolve_device
-from pekasc.models.teachers._registry import TEACHERS, check_files
-from pekasc.models.teachers._teacher import resolve_teacher
+from pekasc.models.runtime import autocast, resolve_device
+from pekasc.models.teachers import TEACHERS, check_files, resolve_teacher
 from pekasc.tl._teachers import make_teacher
 
 _UNUSED = unused_in_embedding() | dict.fromkeys(("client", "embed_batch_size", "max_memory"), "no tiles are embedded")

@@ -12,10 +12,8 @@ from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, write_
 from pekasc._options import RESULT_MEMORY, Compute, Readout, resolve, unused_in_embedding
 from pekasc._sections import get_table, tiled_sections, writable_table
 from pekasc.models import Adapter, Encoder
-from pekasc.models.encoders._depths import Depth, depth_name
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.encoders._registry import resolve_encoder, warn_of_scale
-from pekasc.models.features._pieces import EmbedJob
+from pekasc.models.encoders import Depth, EncoderNetwork, depth_name, resolve_encoder, warn_of_scale
+from pekasc.models.features import EmbedJob
 from pekasc.tl._section_features import check_device, section_features
 
 _IN_HEAD = "no genes are predicted here"
@@ -105,7 +103,7 @@ def embed_tiles(
     if adapter is not None:
         adapter.check_tiles(spec.tile_px, spec.mpp)
         read = Readout(scales=adapter.scales, orientations=adapter.orientations)
-        model, depth, digest = adapter.frozen_model(), adapter.depth, adapter.encoder_digest
+        model, depth, digest = adapter.network(), adapter.depth, adapter.encoder_digest
     else:
         model = EncoderNetwork(row, spec.tile_px)
         warn_of_scale(row, spec.mpp)

@@ -14,8 +14,7 @@ from pekasc._expression import Matrix, dense, log1p_cp10k
 from pekasc._keys import PEKA, TILES, check_key, score_key
 from pekasc._sections import check_table, get_table, positions_um, section_labels, writable_table
 from pekasc._settings import get_logger
-from pekasc.models.selection._autocorrelation import MIN_SPOTS, morans_i
-from pekasc.models.selection._scores import pearson
+from pekasc.models.selection import MIN_SPOTS, morans_i, pearson
 from pekasc.tl._select import obs_groups
 
 logger = get_logger(__name__)

@@ -16,16 +16,12 @@ from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
 from pekasc._sections import get_table, places, writable_table
 from pekasc._settings import get_logger
 from pekasc.models import Adapter, Encoder, Teacher
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.heads._context import check_radius
-from pekasc.models.heads._projection import n_components_for
-from pekasc.models.runtime import _processes as processes
-from pekasc.models.selection._fit import fit
-from pekasc.models.selection._inputs import Data, HeadSpec
-from pekasc.models.teachers._registry import TEACHERS
-from pekasc.models.teachers._stored import asked_once
-from pekasc.models.teachers._teacher import TeacherModel
-from pekasc.models.training._methods import method_name
+from pekasc.models.encoders import EncoderNetwork
+from pekasc.models.heads import check_radius, n_components_for
+from pekasc.models.runtime import processes
+from pekasc.models.selection import Data, HeadSpec, fit
+from pekasc.models.teachers import TEACHERS, TeacherModel, asked_once
+from pekasc.models.training import method_name
 from pekasc.tl._options import FitCall, resolve_fit
 from pekasc.tl._read import Spots, reading
 from pekasc.tl._select import wanted_genes

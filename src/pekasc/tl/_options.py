@@ -9,14 +9,12 @@ from peft import PeftConfig
 
 from pekasc._options import Compute, Readout, Recipe, resolve, resolve_recipe, unused_in_embedding
 from pekasc.models import Encoder, Teacher
-from pekasc.models.encoders._registry import resolve_encoder
-from pekasc.models.heads._registry import check_head
-from pekasc.models.runtime import _processes as processes
-from pekasc.models.runtime._device import autocast, resolve_device
-from pekasc.models.selection._inputs import Options
-from pekasc.models.teachers._teacher import resolve_teacher
-from pekasc.models.training._lightning import check_trainer
-from pekasc.models.training._methods import check_method
+from pekasc.models.encoders import resolve_encoder
+from pekasc.models.heads import check_head
+from pekasc.models.runtime import autocast, processes, resolve_device
+from pekasc.models.selection import Options
+from pekasc.models.teachers import resolve_teacher
+from pekasc.models.training import check_method, check_trainer
 
 _FROZEN = "with `method=None` nothing is trained"
 _ONE_DEPTH = "an adapter is trained at one depth"

@@ -17,7 +17,7 @@ from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, score_
 from pekasc._options import RESULT_MEMORY, Compute, resolve, unused_in_embedding
 from pekasc._sections import Section, by_row, check_table, get_table, trained_rows, writable_table
 from pekasc.models import Adapter
-from pekasc.models.features._pieces import EmbedJob
+from pekasc.models.features import EmbedJob
 from pekasc.tl._evaluate import METRICS
 from pekasc.tl._read import ensure_tiles, untiled_on_error
 from pekasc.tl._section_features import SectionFeatures, check_device, section_features
@@ -134,7 +134,7 @@ def predict_expression(
             batch_size=how.embed_batch_size, device=how.device, precision=how.precision,
         )  # fmt: skip
         features = section_features(
-            sections, spec, adapter.scales, job, adapter.frozen_model(), n_obs=table.n_obs, store=store,
+            sections, spec, adapter.scales, job, adapter.network(), n_obs=table.n_obs, store=store,
             client=how.client, max_memory=max_memory, progress=progress,
         )  # fmt: skip
         # everything is there before anything is written

@@ -17,10 +17,18 @@ from tqdm.auto import tqdm
 from pekasc._options import Compute
 from pekasc._sections import Section, section_readers
 from pekasc._settings import get_logger
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.features._pieces import EmbedJob, Piece, Reader, embed_pieces, n_features, sample_digest
-from pekasc.models.features._store import FeatureStore, locked
-from pekasc.models.runtime._device import autocast, resolve_device
+from pekasc.models.encoders import EncoderNetwork
+from pekasc.models.features import (
+    EmbedJob,
+    FeatureStore,
+    Piece,
+    Reader,
+    embed_pieces,
+    locked,
+    n_features,
+    sample_digest,
+)
+from pekasc.models.runtime import autocast, resolve_device
 from pekasc.tiling import MAX_MEMORY, TileReader, TileSpec
 from pekasc.tl._read import further_readers
 

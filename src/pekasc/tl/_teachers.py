@@ -14,10 +14,7 @@ from pekasc._expression import Matrix
 from pekasc._keys import feature_key, read_uns
 from pekasc._settings import get_logger
 from pekasc.models import Teacher
-from pekasc.models.teachers._registry import TEACHERS, Source, check_files
-from pekasc.models.teachers._scfoundation import MAX_TOKENS
-from pekasc.models.teachers._stored import StoredTeacher
-from pekasc.models.teachers._teacher import TeacherModel
+from pekasc.models.teachers import MAX_TOKENS, TEACHERS, Source, StoredTeacher, TeacherModel, check_files
 
 logger = get_logger(__name__)
 

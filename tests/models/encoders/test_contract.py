@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 
 import pekasc as pk
-from pekasc.models._registry import Registry
 from pekasc.models.encoders import _network as _encoders
 from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.encoders._registry import Encoder, EncoderRow, resolve_encoder
+from pekasc.models.runtime._registry import Registry
 
 Change = Callable[..., EncoderNetwork]
 

@@ -16,15 +16,11 @@ from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
 from pekasc._options import Compute, resolve, unused_in_embedding
 from pekasc.models.adapter import _folder as _store
-from pekasc.models.encoders._depths import Depth
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.encoders._registry import Encoder
-from pekasc.models.features._embed import embed
-from pekasc.models.heads._context import with_context
-from pekasc.models.heads._registry import Head
-from pekasc.models.runtime._device import resolve_device
-from pekasc.models.runtime._profile import profile_text
-from pekasc.models.training._methods import attached, last_block
+from pekasc.models.encoders import Depth, Encoder, EncoderNetwork
+from pekasc.models.features import embed
+from pekasc.models.heads import Head, with_context
+from pekasc.models.runtime import profile_text, resolve_device
+from pekasc.models.training import attached, last_block
 from pekasc.tiling import ArrayTiles, TileSource, TileSpec
 
 TOLERANCE = 0.02  # relative difference in pixel size that is still the same, as for pixel sizes elsewhere
@@ -122,7 +118,7 @@ class Adapter:
         # another process attaches the adapter to the encoder for itself
         return {name: value for name, value in self.__dict__.items() if name != "_model"}
 
-    def frozen_model(self) -> EncoderNetwork:
+    def network(self) -> EncoderNetwork:
         """Return the encoder with the adapter attached, built once.
 
         Raises

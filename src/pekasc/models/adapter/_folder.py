@@ -17,10 +17,8 @@ from peft import PeftConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from pekasc.models.encoders._registry import Encoder
-from pekasc.models.heads._projection import Projection
-from pekasc.models.heads._registry import Head
-from pekasc.models.heads._ridge import RidgeHead
+from pekasc.models.encoders import Encoder
+from pekasc.models.heads import Head, Projection, RidgeHead
 from pekasc.tiling import TileSpec
 
 if TYPE_CHECKING:

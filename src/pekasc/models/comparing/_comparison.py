@@ -21,16 +21,12 @@ from pekasc.models.comparing._gene_sets import choose_gene_sets
 from pekasc.models.comparing._hest import hest_genes
 from pekasc.models.comparing._results import Results
 from pekasc.models.comparing._rivals import BEST_FROZEN, Rival
-from pekasc.models.encoders._depths import Depth, candidate_depths
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.encoders._registry import warn_of_scale
-from pekasc.models.features._embed import embed
-from pekasc.models.runtime._digests import fingerprint
-from pekasc.models.selection._fit import depths_of, margin_um
-from pekasc.models.selection._folds import inner_folds
-from pekasc.models.selection._inputs import Data, HeadSpec, Options
-from pekasc.models.teachers._teacher import TeacherModel
-from pekasc.models.training._methods import attached, make_config, target_layers
+from pekasc.models.encoders import Depth, EncoderNetwork, candidate_depths, warn_of_scale
+from pekasc.models.features import embed
+from pekasc.models.runtime import fingerprint
+from pekasc.models.selection import Data, HeadSpec, Options, depths_of, inner_folds, margin_um
+from pekasc.models.teachers import TeacherModel
+from pekasc.models.training import attached, make_config, target_layers
 from pekasc.tiling import TileSource, TileSpec
 
 logger = get_logger(__name__)

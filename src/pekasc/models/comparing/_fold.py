@@ -12,20 +12,14 @@ from sklearn.neighbors import kneighbors_graph
 
 from pekasc._expression import dense
 from pekasc._options import Readout
-from pekasc.models.adapter._adapter import Adapter
+from pekasc.models.adapter import Adapter
 from pekasc.models.comparing._hest import hest_predict
-from pekasc.models.encoders._depths import Depth, FeaturesOfSome, candidate_depths, depth_name, features_at
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.heads._context import with_context
-from pekasc.models.heads._ridge import RidgeHead
-from pekasc.models.runtime._profile import Profile
-from pekasc.models.selection._fit import depths_of, fit, margin_um
-from pekasc.models.selection._folds import inner_folds
-from pekasc.models.selection._inputs import Data, HeadSpec, Options
-from pekasc.models.selection._readout import read_features
-from pekasc.models.teachers._stored import check_finite
-from pekasc.models.teachers._teacher import TeacherModel
-from pekasc.models.training._methods import Method
+from pekasc.models.encoders import Depth, EncoderNetwork, FeaturesOfSome, candidate_depths, depth_name, features_at
+from pekasc.models.heads import RidgeHead, with_context
+from pekasc.models.runtime import Profile
+from pekasc.models.selection import Data, HeadSpec, Options, depths_of, fit, inner_folds, margin_um, read_features
+from pekasc.models.teachers import TeacherModel, check_finite
+from pekasc.models.training import Method
 from pekasc.tiling import TileSpec, TileSubset
 
 N_DEPTHS = 2  # blocks that the best frozen encoder may put side by side

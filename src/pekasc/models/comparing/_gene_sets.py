@@ -10,7 +10,7 @@ import numpy as np
 from pekasc._expression import Matrix, dense
 from pekasc._settings import get_logger
 from pekasc.models.comparing._hest import highly_variable
-from pekasc.models.selection._autocorrelation import MIN_SPOTS, morans_i
+from pekasc.models.selection import MIN_SPOTS, morans_i
 
 logger = get_logger(__name__)
 

@@ -19,7 +19,7 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from pekasc._expression import Matrix
-from pekasc.models.runtime._threads import torch_threads_kept
+from pekasc.models.runtime import torch_threads_kept
 
 N_GENES = 50
 _N_COMPONENTS = 256

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from peft import PeftConfig
 
-from pekasc.models._registry import Registry
 from pekasc.models.comparing._fold import (
     Encoded,
     Fold,
@@ -23,8 +22,9 @@ from pekasc.models.comparing._fold import (
     predict_teacher,
     predict_teacher_hest,
 )
-from pekasc.models.selection._inputs import HeadSpec, Options
-from pekasc.models.training._methods import check_method, method_name
+from pekasc.models.runtime import Registry
+from pekasc.models.selection import HeadSpec, Options
+from pekasc.models.training import check_method, method_name
 
 Predict = Callable[[Fold, Encoded, Options, Sequence[HeadSpec]], list[Prediction]]
 

@@ -11,7 +11,7 @@ import pandas as pd
 from pekasc._expression import dense
 from pekasc.models.comparing._comparison import Bench, FoldGenes, Result
 from pekasc.models.comparing._rivals import BEST_FROZEN
-from pekasc.models.selection._scores import BlockScores, gene_scores, interval, mean_score, tissue_blocks
+from pekasc.models.selection import BlockScores, gene_scores, interval, mean_score, tissue_blocks
 
 POOLED = "pooled"
 MIN_TEST = 10

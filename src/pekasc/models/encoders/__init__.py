@@ -1,0 +1,25 @@
+"""Image encoders: registry, weights, network, depths and orientations."""
+
+from __future__ import annotations
+
+from pekasc.models.encoders._depths import Depth, FeaturesOfSome, candidate_depths, depth_name, features_at
+from pekasc.models.encoders._network import EncoderNetwork
+from pekasc.models.encoders._orientations import VIEWS, orient, turned
+from pekasc.models.encoders._registry import Encoder, get_encoder, list_encoders, resolve_encoder, warn_of_scale
+
+__all__ = [
+    "Depth",
+    "Encoder",
+    "EncoderNetwork",
+    "FeaturesOfSome",
+    "VIEWS",
+    "candidate_depths",
+    "depth_name",
+    "features_at",
+    "get_encoder",
+    "list_encoders",
+    "orient",
+    "resolve_encoder",
+    "turned",
+    "warn_of_scale",
+]

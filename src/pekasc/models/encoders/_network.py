@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import timm
@@ -15,27 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from pekasc._settings import get_logger
 from pekasc.models.encoders._registry import Encoder
 from pekasc.models.encoders._weights import _create
-from pekasc.models.runtime._digests import digest
+from pekasc.models.runtime import digest
 
 logger = get_logger(__name__)
-
-
-def depth_tuple(depth: Any) -> tuple[int, ...]:
-    """Return `depth=` as numbers of blocks: one, or several.
-
-    Raises
-    ------
-    TypeError
-        If it is neither an integer nor a sequence of integers.
-    ValueError
-        If it is an empty sequence.
-    """
-    blocks = [depth] if isinstance(depth, Integral) else list(depth) if isinstance(depth, Sequence) else None
-    if blocks is None or isinstance(depth, str) or not all(isinstance(b, Integral) for b in blocks):
-        raise TypeError(f"`depth` counts blocks and must be an integer or several, got {depth!r}.")
-    if not blocks:
-        raise ValueError("`depth` is empty: give one block or several.")
-    return tuple(block if isinstance(block, bool) else int(block) for block in blocks)
 
 
 class EncoderNetwork(nn.Module):

@@ -18,7 +18,7 @@ import timm
 
 from pekasc._keys import short_name
 from pekasc._settings import get_logger
-from pekasc.models._registry import Registry
+from pekasc.models.runtime import Registry
 
 logger = get_logger(__name__)
 

@@ -19,10 +19,9 @@ import torch
 from tqdm.auto import tqdm
 
 from pekasc._settings import get_logger
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.encoders._orientations import VIEWS, orient, turned
+from pekasc.models.encoders import VIEWS, EncoderNetwork, orient, turned
 from pekasc.models.features._store import FeatureStore, locked
-from pekasc.models.runtime._device import autocast
+from pekasc.models.runtime import autocast
 from pekasc.tiling import TileSource, in_batches, read_ahead
 
 logger = get_logger(__name__)

@@ -13,10 +13,8 @@ import torch
 from tqdm.auto import tqdm
 
 from pekasc._settings import get_logger
-from pekasc.models.encoders._depths import Depth
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.encoders._orientations import VIEWS, turned
-from pekasc.models.runtime._device import autocast
+from pekasc.models.encoders import VIEWS, Depth, EncoderNetwork, turned
+from pekasc.models.runtime import autocast
 from pekasc.tiling import TileSource, batches, check_temporary_room, in_batches, read_parts
 
 if TYPE_CHECKING:

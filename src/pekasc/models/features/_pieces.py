@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 import numpy as np
 import torch
+from peft import PeftConfig
 
-from pekasc.models.adapter._adapter import Adapter
-from pekasc.models.encoders._depths import Depth
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.encoders._registry import Encoder
+from pekasc.models.encoders import Depth, Encoder, EncoderNetwork
 from pekasc.models.features._embed import BatchEncoder, embed_chunks
-from pekasc.models.runtime._device import resolve_device
-from pekasc.models.runtime._digests import add_tensors
+from pekasc.models.runtime import add_tensors, resolve_device
 from pekasc.tiling import PatchReader, TileReader, TileStream
 
 # of what features are made with here: change it whenever tiles or features change by more than rounding
@@ -29,6 +26,29 @@ _SAMPLE = 64
 
 Reader = TileReader | PatchReader
 Piece = tuple[int, np.ndarray]  # which reader, and the tiles' numbers there
+
+
+class AdaptedEncoder(Protocol):
+    """An encoder with an adapter, as far as features are concerned: a fitted `Adapter`."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder's row."""
+        ...
+
+    @property
+    def config(self) -> PeftConfig | None:
+        """The adapter's configuration."""
+        ...
+
+    @property
+    def weights(self) -> Mapping[str, Mapping[str, torch.Tensor]]:
+        """Its weights by kind."""
+        ...
+
+    def network(self) -> EncoderNetwork:
+        """Return the encoder with the adapter attached."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +67,7 @@ class EmbedJob:
         As in :func:`pekasc.tl.embed_tiles`.
     """
 
-    encoder: Encoder | Adapter
+    encoder: Encoder | AdaptedEncoder
     encoder_digest: str
     tile_px: int
     depth: Depth
@@ -65,8 +85,8 @@ class EmbedJob:
         ValueError
             If its weights are others here.
         """
-        if isinstance(self.encoder, Adapter):
-            return self.encoder.frozen_model()
+        if not isinstance(self.encoder, Encoder):
+            return self.encoder.network()
         model = EncoderNetwork(self.encoder, self.tile_px)
         if model.digest != self.encoder_digest:
             raise ValueError(
@@ -95,7 +115,7 @@ class EmbedJob:
             "precision": self.precision,
         }
         sha = hashlib.sha256(_canonical(facts).encode())
-        if isinstance(self.encoder, Adapter) and self.encoder.config is not None:
+        if not isinstance(self.encoder, Encoder) and self.encoder.config is not None:
             sha.update(_canonical(self.encoder.config.to_dict()).encode())
             add_tensors(sha, self.encoder.weights["adapter"])
         return sha.hexdigest()

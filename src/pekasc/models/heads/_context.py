@@ -7,7 +7,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from pekasc._settings import get_logger
-from pekasc.models.selection._folds import InnerFold
+from pekasc.models.heads._split import Split
 
 logger = get_logger(__name__)
 
@@ -84,7 +84,7 @@ def with_context(
     coords_um: np.ndarray,
     sections: np.ndarray,
     radius_um: float | None,
-    fold: InnerFold | None = None,
+    fold: Split | None = None,
 ) -> np.ndarray:
     """Return the features beside the mean features of the neighbours, (n, 2 * d) float32; unchanged without a radius.
 

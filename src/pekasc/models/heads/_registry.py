@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from pekasc._expression import Matrix
-from pekasc.models._registry import Registry
 from pekasc.models.heads._moments import moments
 from pekasc.models.heads._projection import Projection
 from pekasc.models.heads._ridge import ALPHAS, FoldFit, RidgeHead, alpha_per_gene, fit_ridge
-from pekasc.models.selection._folds import InnerFold
+from pekasc.models.heads._split import Split
+from pekasc.models.runtime import Registry
 
 
 class Head(Protocol):
@@ -46,7 +46,7 @@ class FoldData:
 
     features: np.ndarray
     expression: Matrix
-    fold: InnerFold
+    fold: Split
 
     @property
     def x(self) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from pekasc._expression import Matrix
 from pekasc.models.heads._moments import Moments, moments
 from pekasc.models.heads._projection import Projection, n_components_for, projection_of_moments, projection_of_rows
-from pekasc.models.selection._folds import InnerFold
+from pekasc.models.heads._split import Split
 
 ALPHAS = np.logspace(-2, 3, 16)
 
@@ -164,7 +164,7 @@ class FoldFit:
 
 
 def fit_folds(
-    features: np.ndarray, y: Matrix, folds: Sequence[InnerFold], n_components: int | None = None
+    features: np.ndarray, y: Matrix, folds: Sequence[Split], n_components: int | None = None
 ) -> list[FoldFit]:
     """Fit ridge on every inner fold's training spots.
 

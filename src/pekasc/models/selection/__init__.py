@@ -1,0 +1,34 @@
+"""What is chosen on held-out training groups, by one rule, and the fit that follows."""
+
+from __future__ import annotations
+
+from pekasc.models.selection._autocorrelation import MIN_SPOTS, morans_i
+from pekasc.models.selection._choice import choose
+from pekasc.models.selection._fit import depths_of, fit, margin_um
+from pekasc.models.selection._folds import InnerFold, inner_folds
+from pekasc.models.selection._inputs import Data, HeadSpec, Options
+from pekasc.models.selection._readout import read_features
+from pekasc.models.selection._result import correlations_of
+from pekasc.models.selection._scores import BlockScores, gene_scores, interval, mean_score, pearson, tissue_blocks
+
+__all__ = [
+    "BlockScores",
+    "Data",
+    "HeadSpec",
+    "InnerFold",
+    "MIN_SPOTS",
+    "Options",
+    "choose",
+    "correlations_of",
+    "depths_of",
+    "fit",
+    "gene_scores",
+    "inner_folds",
+    "interval",
+    "margin_um",
+    "mean_score",
+    "morans_i",
+    "pearson",
+    "read_features",
+    "tissue_blocks",
+]

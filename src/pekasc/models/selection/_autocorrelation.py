@@ -8,7 +8,7 @@ import numpy as np
 from anndata import AnnData
 from sklearn.neighbors import kneighbors_graph
 
-from pekasc.models.runtime._threads import torch_threads_kept
+from pekasc.models.runtime import torch_threads_kept
 
 N_NEIGHBOURS = 6
 MIN_SPOTS = 10

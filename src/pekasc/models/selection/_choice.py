@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from pekasc._expression import Matrix
-from pekasc.models.encoders._depths import Depth, features_at
-from pekasc.models.heads._ridge import ALPHAS, fit_folds
+from pekasc.models.encoders import Depth, features_at
+from pekasc.models.heads import ALPHAS, fit_folds
 from pekasc.models.selection._folds import InnerFold
 
 

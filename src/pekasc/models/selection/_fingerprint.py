@@ -13,15 +13,11 @@ from peft import PeftConfig
 from scipy import sparse
 
 from pekasc._expression import Matrix
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.features._cached_blocks import (
-    tiles_digest,
-)
-from pekasc.models.features._pieces import EmbedJob
-from pekasc.models.runtime import _processes as processes
-from pekasc.models.runtime._digests import fingerprint, plain
+from pekasc.models.encoders import EncoderNetwork
+from pekasc.models.features import EmbedJob, tiles_digest
+from pekasc.models.runtime import fingerprint, plain, processes
 from pekasc.models.selection._inputs import Data, HeadSpec, Options
-from pekasc.models.teachers._teacher import TeacherModel
+from pekasc.models.teachers import TeacherModel
 
 
 def _matrix_print(matrix: Matrix) -> str:

@@ -11,13 +11,10 @@ import pandas as pd
 
 from pekasc._options import Readout
 from pekasc._settings import get_logger
-from pekasc.models.adapter._adapter import Adapter
-from pekasc.models.encoders._depths import Depth, candidate_depths, features_at
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.encoders._registry import warn_of_scale
-from pekasc.models.heads._projection import n_components_for
-from pekasc.models.heads._registry import check_head
-from pekasc.models.runtime._device import PRECISIONS
+from pekasc.models.adapter import Adapter
+from pekasc.models.encoders import Depth, EncoderNetwork, candidate_depths, features_at, warn_of_scale
+from pekasc.models.heads import check_head, n_components_for
+from pekasc.models.runtime import PRECISIONS
 from pekasc.models.selection._choice import Choice
 from pekasc.models.selection._fingerprint import settings_of
 from pekasc.models.selection._folds import InnerFold, inner_folds
@@ -27,10 +24,8 @@ from pekasc.models.selection._readout import choose_depth, read_features
 from pekasc.models.selection._result import make_result
 from pekasc.models.selection._state import Resume
 from pekasc.models.selection._student import _fit_student
-from pekasc.models.teachers._teacher import TeacherModel
-from pekasc.models.training._lightning import check_starts
-from pekasc.models.training._methods import target_layers
-from pekasc.models.training._targets import n_clusters_for
+from pekasc.models.teachers import TeacherModel
+from pekasc.models.training import check_starts, n_clusters_for, target_layers
 from pekasc.tiling import TileSpec
 
 logger = get_logger(__name__)

@@ -11,9 +11,8 @@ import torch
 
 from pekasc._expression import Matrix
 from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
-from pekasc.models.runtime._profile import Profile
-from pekasc.models.training._lightning import Engine
-from pekasc.models.training._methods import Method
+from pekasc.models.runtime import Profile
+from pekasc.models.training import Engine, Method
 from pekasc.tiling import TileSource
 
 

@@ -11,26 +11,25 @@ import torch
 from peft import PeftConfig
 
 from pekasc._settings import get_logger
-from pekasc.models.encoders._depths import Depth
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.features._cached_blocks import (
+from pekasc.models.encoders import Depth, EncoderNetwork
+from pekasc.models.features import (
     KINDS,
+    EmbedJob,
     Inputs,
     Prefix,
     PrefixPlan,
     TileInputs,
+    TokensBetweenBlocks,
+    embed,
     make_prefix,
     token_shape,
 )
-from pekasc.models.features._embed import TokensBetweenBlocks, embed
-from pekasc.models.features._pieces import EmbedJob
-from pekasc.models.runtime import _processes as processes
+from pekasc.models.runtime import processes
 from pekasc.models.selection._folds import InnerFold
 from pekasc.models.selection._inputs import Data, Options
 from pekasc.models.selection._state import Resume
-from pekasc.models.teachers._teacher import TeacherModel
-from pekasc.models.training._blocks import MOST
-from pekasc.models.training._methods import Method, last_block
+from pekasc.models.teachers import TeacherModel
+from pekasc.models.training import MOST, Method, last_block
 from pekasc.tiling import TileSource, TileSpec
 
 logger = get_logger(__name__)

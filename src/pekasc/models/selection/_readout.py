@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 
 from pekasc._expression import Matrix
-from pekasc.models.encoders._depths import Depth, features_at
-from pekasc.models.heads._context import with_context
-from pekasc.models.heads._registry import FoldData, Head, check_head
-from pekasc.models.runtime import _processes as processes
+from pekasc.models.encoders import Depth, features_at
+from pekasc.models.heads import FoldData, Head, check_head, with_context
+from pekasc.models.runtime import processes
 from pekasc.models.selection._choice import Choice, choose
 from pekasc.models.selection._folds import InnerFold
 from pekasc.models.selection._inputs import Data, HeadSpec

@@ -12,17 +12,15 @@ from peft import PeftConfig
 from scipy import sparse
 
 from pekasc._expression import Matrix, dense
-from pekasc.models.adapter._adapter import Adapter
-from pekasc.models.encoders._depths import Depth, depth_name
-from pekasc.models.heads._registry import FoldData, Head, fit_rows
-from pekasc.models.heads._ridge import RidgeHead
-from pekasc.models.runtime._profile import peak_memory
+from pekasc.models.adapter import Adapter
+from pekasc.models.encoders import Depth, depth_name
+from pekasc.models.heads import FoldData, Head, RidgeHead, fit_rows
+from pekasc.models.runtime import peak_memory
 from pekasc.models.selection._inputs import HeadSpec
 from pekasc.models.selection._job import Job
 from pekasc.models.selection._readout import Reading
 from pekasc.models.selection._scores import pearson
-from pekasc.models.training._methods import method_name
-from pekasc.models.training._targets import n_clusters_for
+from pekasc.models.training import method_name, n_clusters_for
 
 _GENES = 2048  # at once
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
-from pekasc.models.runtime import _processes as processes
+from pekasc.models.runtime import processes
 
 _SETTINGS = "settings.json"
 _LOCK = "in-use.lock"

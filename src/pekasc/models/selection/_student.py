@@ -11,20 +11,17 @@ import pandas as pd
 from peft import PeftConfig
 
 from pekasc._settings import get_logger
-from pekasc.models.adapter._adapter import Adapter
-from pekasc.models.encoders._depths import Depth
-from pekasc.models.heads._registry import FoldData
-from pekasc.models.heads._ridge import ALPHAS
-from pekasc.models.runtime import _processes as processes
+from pekasc.models.adapter import Adapter
+from pekasc.models.encoders import Depth
+from pekasc.models.heads import ALPHAS, FoldData
+from pekasc.models.runtime import processes
 from pekasc.models.selection._choice import Choice, held_out_errors
 from pekasc.models.selection._inputs import HeadSpec
 from pekasc.models.selection._job import Job
 from pekasc.models.selection._readout import Reading, fit_head, head_inputs
 from pekasc.models.selection._result import history_frame, make_result
-from pekasc.models.teachers._stored import check_finite
-from pekasc.models.training._blocks import choose_blocks
-from pekasc.models.training._methods import last_block, make_config, target_layers
-from pekasc.models.training._trainer import Trained, train_student
+from pekasc.models.teachers import check_finite
+from pekasc.models.training import Trained, choose_blocks, last_block, make_config, target_layers, train_student
 
 logger = get_logger(__name__)
 

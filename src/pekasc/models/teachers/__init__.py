@@ -1,0 +1,23 @@
+"""Teachers: embeddings of expression that adapters are trained towards."""
+
+from __future__ import annotations
+
+from pekasc.models.teachers._pca import PcaTeacher
+from pekasc.models.teachers._registry import TEACHERS, Source, check_files
+from pekasc.models.teachers._scfoundation import MAX_TOKENS
+from pekasc.models.teachers._stored import StoredTeacher, asked_once, check_finite
+from pekasc.models.teachers._teacher import Teacher, TeacherModel, resolve_teacher
+
+__all__ = [
+    "MAX_TOKENS",
+    "PcaTeacher",
+    "Source",
+    "StoredTeacher",
+    "TEACHERS",
+    "Teacher",
+    "TeacherModel",
+    "asked_once",
+    "check_files",
+    "check_finite",
+    "resolve_teacher",
+]

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from pekasc._expression import Matrix, dense
-from pekasc.models.heads._projection import n_components_for
+from pekasc.models.heads import n_components_for
 
 # a PCA of more values than that keeps them sparse
 DENSE_VALUES = 2e7

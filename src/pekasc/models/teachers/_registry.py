@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pekasc._expression import Matrix
-from pekasc.models._registry import Registry
+from pekasc.models.runtime import Registry
 from pekasc.models.teachers._pca import PcaTeacher
 from pekasc.models.teachers._scfoundation import CHECKPOINT, GENE_INDEX, MAX_TOKENS, ScFoundationTeacher
 from pekasc.models.teachers._scvi import ScviTeacher, require_scvi

@@ -30,8 +30,7 @@ from tqdm.auto import tqdm
 
 from pekasc._expression import SCALE, Matrix, gene_positions
 from pekasc._settings import get_logger
-from pekasc.models.runtime._device import autocast
-from pekasc.models.runtime._digests import digest
+from pekasc.models.runtime import autocast, digest
 
 logger = get_logger(__name__)
 

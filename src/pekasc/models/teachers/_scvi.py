@@ -118,7 +118,7 @@ class ScviTeacher:
         return out
 
     def _latent(self, fitted: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        from pekasc.models.training._lightning import quiet_lightning
+        from pekasc.models.runtime import quiet_lightning
 
         scvi = require_scvi()
         cuda = self.device.type == "cuda"

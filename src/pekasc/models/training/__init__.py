@@ -1,0 +1,45 @@
+"""Training an adapter: PEFT methods, targets, losses, the Lightning module and how it runs."""
+
+from __future__ import annotations
+
+from pekasc.models.training._blocks import MOST, choose_blocks
+from pekasc.models.training._lightning import Engine, check_starts, check_trainer
+from pekasc.models.training._losses import losses
+from pekasc.models.training._methods import (
+    Method,
+    attached,
+    check_method,
+    known_methods,
+    last_block,
+    make_config,
+    method_name,
+    target_layers,
+)
+from pekasc.models.training._network import cluster_head, projector
+from pekasc.models.training._targets import n_clusters_for, prepare_targets, structure_labels, train_cluster_head
+from pekasc.models.training._trainer import Trained, train_student
+
+__all__ = [
+    "Engine",
+    "MOST",
+    "Method",
+    "Trained",
+    "attached",
+    "check_method",
+    "check_starts",
+    "check_trainer",
+    "choose_blocks",
+    "cluster_head",
+    "known_methods",
+    "last_block",
+    "losses",
+    "make_config",
+    "method_name",
+    "n_clusters_for",
+    "prepare_targets",
+    "projector",
+    "structure_labels",
+    "target_layers",
+    "train_cluster_head",
+    "train_student",
+]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pekasc._options import Recipe
-from pekasc.models.encoders._orientations import VIEWS
-from pekasc.models.features._cached_blocks import Inputs
+from pekasc.models.encoders import VIEWS
+from pekasc.models.features import Inputs
 from pekasc.tiling import read_ahead
 
 Batch = tuple[Tensor, Tensor, int, int]  # what enters, rows of the lesson, how many of them count, rows of all parts

@@ -6,8 +6,8 @@ import psutil
 import torch
 
 from pekasc._settings import get_logger
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.features._cached_blocks import token_shape
+from pekasc.models.encoders import EncoderNetwork
+from pekasc.models.features import token_shape
 
 logger = get_logger(__name__)
 

@@ -16,8 +16,7 @@ import torch
 from peft import PeftConfig, get_peft_model_state_dict
 from torch import Tensor
 
-from pekasc.models.runtime import _processes as processes
-from pekasc.models.runtime._profile import peak_memory
+from pekasc.models.runtime import peak_memory, processes
 from pekasc.models.training._plan import Student
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, GradientAccum
 from lightning.pytorch.loggers import Logger
 
 from pekasc._options import Recipe
-from pekasc.models.runtime import _processes as processes
+from pekasc.models.runtime import processes, quiet_lightning
 
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -50,27 +47,6 @@ class Engine:
     gradient_checkpointing: bool = False
     compile: bool = False
     checkpoint_minutes: float = 5.0
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's hints on loaders and devices out of the user's log; restore the levels afterwards."""
-    names = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            # on purpose: see EncoderNetwork.train
-            warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
-            # the frozen encoder stays in evaluation mode on purpose
-            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 # arguments of a Trainer that would change what is learned, or that this file needs

@@ -10,10 +10,8 @@ import torch
 from peft import AdaLoraConfig, HRAConfig, LoraConfig, MissConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
-from pekasc.models._registry import Registry
-from pekasc.models.encoders._depths import Depth
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.encoders._registry import Encoder
+from pekasc.models.encoders import Depth, Encoder, EncoderNetwork
+from pekasc.models.runtime import Registry
 
 
 # "Bone" became "MiSS" in peft 0.19: the block affine adapter is init_weights=True, its transform variant "bat"

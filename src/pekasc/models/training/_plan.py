@@ -12,11 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from pekasc._options import Recipe
-from pekasc.models.encoders._depths import Depth
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.features._embed import features_of
-from pekasc.models.runtime import _processes as processes
-from pekasc.models.runtime._device import autocast
+from pekasc.models.encoders import Depth, EncoderNetwork
+from pekasc.models.features import features_of
+from pekasc.models.runtime import autocast, processes
 from pekasc.models.training._batches import Batch
 from pekasc.models.training._losses import losses
 from pekasc.models.training._network import projector

@@ -18,15 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pekasc._options import Recipe
-from pekasc.models.encoders._depths import Depth
-from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.features._cached_blocks import Inputs
-from pekasc.models.features._embed import features_of
-from pekasc.models.runtime import _processes as processes
-from pekasc.models.runtime._device import autocast
+from pekasc.models.encoders import Depth, EncoderNetwork
+from pekasc.models.features import Inputs, features_of
+from pekasc.models.runtime import autocast, processes, quiet_lightning
 from pekasc.models.training._batches import _Batches
 from pekasc.models.training._callbacks import LAST, Allocation, Checkpoints, History, Kept
-from pekasc.models.training._lightning import Engine, _trainer, quiet_lightning
+from pekasc.models.training._lightning import Engine, _trainer
 from pekasc.models.training._methods import attached, method_name, with_steps
 from pekasc.models.training._plan import NotFinite, Student
 from pekasc.models.training._targets import prepare_targets
