@@ -184,11 +184,8 @@ class Store:
 def whole_fit(split: Split, encoder: pk.models.Encoder, seed: int, **how: Any) -> tuple[np.ndarray, dict[str, Any]]:
     """Fit on the training sections; return predictions for the test section, and what was chosen."""
     start = time.perf_counter()
-    adapter = pk.tl.fit_adapter(
-        split.sdata, encoder=encoder, train=[f"{s}_spots" for s in split.train], genes=split.genes, device="cpu",
-        precision="fp32", random_state=seed, progress=False, **how,
-    )  # fmt: skip
-    pk.tl.predict_expression(split.sdata, adapter, device="cpu", progress=False)
+    adapter = pk.tl.fit_adapter(split.sdata, encoder=encoder, train=[f"{s}_spots" for s in split.train], genes=split.genes, random_state=seed, progress=False, **how, compute={"device": "cpu", "precision": "fp32"})  # fmt: skip
+    pk.tl.predict_expression(split.sdata, adapter, progress=False, compute={"device": "cpu"})
     rows = split.rows(split.test)
     if split.table.obs["peka_train"].to_numpy()[rows].any():
         raise RuntimeError("A test spot was trained on.")
@@ -232,7 +229,14 @@ def frozen_features(split: Split, encoder: pk.models.Encoder, store: Store) -> d
     blocks = tuple(depth[0] for depth in candidate_depths(N_BLOCKS) if depth)
     path = store.folder / f"{split.test}_frozen_features.npy"
     if not path.exists():
-        pk.tl.embed_tiles(split.sdata, encoder, depth=blocks, device="cpu", key_added="frozen", progress=False)
+        pk.tl.embed_tiles(
+            split.sdata,
+            encoder,
+            key_added="frozen",
+            progress=False,
+            readout={"depth": blocks},
+            compute={"device": "cpu"},
+        )
         np.save(path, split.table.obsm["frozen"])
     parts = np.split(np.load(path), len(blocks), axis=1)
     return {(block,): part for block, part in zip(blocks, parts, strict=True)}

@@ -59,20 +59,14 @@ def load(path: Path, sections: tuple[str, ...] = ("B4", "C2", "C3", "C4")) -> An
 
 
 def run(sdata: Any, encoder: Any, out: Path, seeds: list[int], methods: Any, **how: Any) -> pd.DataFrame:
-    return pk.tl.cross_validate(
-        sdata, encoders=encoder, methods=methods, context_um=CONTEXTS, seeds=seeds, store=out / "store", device="cpu",
-        precision=PRECISION, **{"folds": FOLDS, **how},
-    )  # fmt: skip
+    return pk.tl.cross_validate(sdata, encoders=encoder, methods=methods, seeds=seeds, **{"folds": FOLDS, **how}, readout={"context_um": CONTEXTS}, compute={"cache": out / "store", "device": "cpu", "precision": PRECISION})  # fmt: skip
 
 
 def run_audit(her2st: Path, encoder: Any, out: Path) -> pd.DataFrame:
     """Random spots, beside holding out a section of one patient (C2, C3, C4), and a patient (B4, and those)."""
     parts = []
     for groups, sections in (("section", ("C2", "C3", "C4")), ("patient", ("B4", "C2", "C3", "C4"))):
-        audit = pk.tl.leakage_audit(
-            load(her2st, sections), methods=["coordinates", "frozen", "frozen-best", "bone"], encoders=encoder,
-            groups=groups, context_um=CONTEXTS, store=out / "store", device="cpu", precision=PRECISION,
-        )  # fmt: skip
+        audit = pk.tl.leakage_audit(load(her2st, sections), methods=["coordinates", "frozen", "frozen-best", "bone"], encoders=encoder, groups=groups, readout={"context_um": CONTEXTS}, compute={"cache": out / "store", "device": "cpu", "precision": PRECISION})  # fmt: skip
         parts.append(audit.reset_index().assign(held_out=groups))
     return pd.concat(parts)
 

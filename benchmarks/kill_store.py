@@ -51,7 +51,7 @@ def embed(store: Path, log: Path) -> None:
         _section_features.embed_pieces = counted  # type: ignore[assignment]
         lines.write("begin\n")
         began = time.perf_counter()
-        pk.tl.embed_tiles(sdata, "tiny", store=store, batch_size=16, device="cpu", progress=False)
+        pk.tl.embed_tiles(sdata, "tiny", store=store, progress=False, compute={"embed_batch_size": 16, "device": "cpu"})
         lines.write(f"end {time.perf_counter() - began:.2f}\n")
 
 

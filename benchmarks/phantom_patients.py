@@ -80,10 +80,7 @@ def main() -> None:
     for n in N_TRAIN:
         train = obs["patient"].isin(patients[:n]).to_numpy()
         frames.append(
-            pk.tl.cross_validate(
-                sdata, encoders=encoder, methods=METHODS, folds={str(n): (train, test)}, context_um=CONTEXTS,
-                seeds=arguments.seeds, store=out / "store", device="cpu", precision="bf16",
-            )
+            pk.tl.cross_validate(sdata, encoders=encoder, methods=METHODS, folds={str(n): (train, test)}, seeds=arguments.seeds, readout={"context_um": CONTEXTS}, compute={"cache": out / "store", "device": "cpu", "precision": "bf16"})
         )  # fmt: skip
         pd.concat(frames).to_csv(out / "phantom.csv")
     print(table(pd.read_csv(out / "phantom.csv", dtype={"fold": str})))

@@ -38,10 +38,7 @@ def child(a: argparse.Namespace) -> None:
     torch.set_num_threads(a.threads)
     sdata = pk.datasets.her2st(("C2", "C3"), path=a.her2st)
     pk.pp.tile(sdata, tile_px=112, mpp=1.0)
-    adapter = pk.tl.fit_adapter(
-        sdata, encoder=vits(a.vits), preset="paper", depth=6, blocks=4, rank=64, n_clusters=17, n_components=128,
-        epochs=6, n_views=4, learning_rate=3e-4, progress=False, device="cpu", **json.loads(a.child),
-    )  # fmt: skip
+    adapter = pk.tl.fit_adapter(sdata, encoder=vits(a.vits), progress=False, **json.loads(a.child), recipe=pk.Recipe.preset("paper").replace(blocks=4, rank=64, n_clusters=17, teacher_components=128, epochs=6, n_views=4, learning_rate=3e-4), readout=pk.Readout.preset("paper").replace(depth=6, n_components=128), compute={"device": "cpu"})  # fmt: skip
     if os.environ.get("LOCAL_RANK", "0") == "0":
         adapter.save(a.out)
         adapter.history.to_csv(a.out / "history.csv")

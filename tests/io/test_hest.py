@@ -138,12 +138,18 @@ def test_every_tool_works_on_patches(hest: Make, tmp_path: Path) -> None:
     folder = hest(2, image=False)
     sdata = pk.io.read_hest(folder.path, ["INT1", "INT2"])
     pk.pp.tile(sdata, tile_px=56, mpp=2.0)
-    pk.tl.embed_tiles(sdata, "tiny", device="cpu", progress=False)
+    pk.tl.embed_tiles(sdata, "tiny", progress=False, compute={"device": "cpu"})
     assert np.isfinite(sdata["table"].obsm["X_tiny"]).all()
     adapter = pk.tl.fit_adapter(
-        sdata, train=["INT1_spots"], method=None, depth=2, device="cpu", progress=False, genes=["gene000", "gene001"]
+        sdata,
+        train=["INT1_spots"],
+        method=None,
+        progress=False,
+        genes=["gene000", "gene001"],
+        readout={"depth": 2},
+        compute={"device": "cpu"},
     )
-    pk.tl.predict_expression(sdata, adapter, device="cpu", progress=False)
+    pk.tl.predict_expression(sdata, adapter, progress=False, compute={"device": "cpu"})
     trained = sdata["table"].obs["peka_train"].to_numpy(dtype=bool)
     np.testing.assert_array_equal(trained, sdata["table"].obs["section"] == "INT1")
     assert len(pk.tl.evaluate(sdata)) == 2
@@ -151,7 +157,7 @@ def test_every_tool_works_on_patches(hest: Make, tmp_path: Path) -> None:
     pk.pl.expression(sdata, "gene000")
     # the same tissue with its image is known as what the adapter was trained on
     again = pk.io.read_hest(hest(1).path, "INT1")
-    pk.tl.predict_expression(again, adapter, device="cpu", progress=False)
+    pk.tl.predict_expression(again, adapter, progress=False, compute={"device": "cpu"})
     assert again["table"].obs["peka_train"].all()
 
 
@@ -159,7 +165,7 @@ def test_wider_tiles_than_the_stored_patches_come_from_the_image(hest: Make) -> 
     how: dict[str, Any] = {"depth": 1, "device": "cpu", "progress": False}
     both = pk.io.read_hest(hest().path, "INT1")
     pk.pp.tile(both, tile_px=SIDE_PX, mpp=MPP, patches=True)
-    pk.tl.embed_tiles(both, "tiny", scales=(1, 2), **how)
+    pk.tl.embed_tiles(both, "tiny", **how, readout={"scales": (1, 2)})
     pk.pp.tile(both, tile_px=SIDE_PX, mpp=2 * MPP, patches=False, key_added="wide")
     pk.tl.embed_tiles(both, "tiny", key="wide", key_added="wide_features", **how)
     features, wide = both["table"].obsm["X_tiny"], both["table"].obsm["wide_features"]
@@ -168,7 +174,7 @@ def test_wider_tiles_than_the_stored_patches_come_from_the_image(hest: Make) -> 
     patches = pk.io.read_hest(hest(image=False).path, "INT1")
     pk.pp.tile(patches, tile_px=SIDE_PX, mpp=MPP)
     with pytest.raises(ValueError, match="has stored patches and no image: nothing beyond"):
-        pk.tl.embed_tiles(patches, "tiny", scales=(1, 2), **how)
+        pk.tl.embed_tiles(patches, "tiny", **how, readout={"scales": (1, 2)})
 
 
 def test_patches_are_averaged_down(hest: Make) -> None:

@@ -263,7 +263,9 @@ def test_a_slide_behind_wsidata(tmp_path: Path, pixels: np.ndarray) -> None:
         assert (record["image"], record["source"]) == ("wsi", "slide")
         difference = np.abs(pk.get.tiles(wsi).to_numpy().astype(int) - expected(pixels, tile_px=48, mpp=1.1))
         assert difference.mean() < 2
-    pk.tl.embed_tiles(wsi, pk.models.Encoder("vit_tiny_patch16_224", weights="random"), progress=False, device="cpu")
+    pk.tl.embed_tiles(
+        wsi, pk.models.Encoder("vit_tiny_patch16_224", weights="random"), progress=False, compute={"device": "cpu"}
+    )
     assert np.isfinite(wsi["table"].obsm["X_vit_tiny_patch16_224"]).all()
     assert pickle.loads(pickle.dumps(pk.get.tiles(wsi)))[0].compute().shape == (48, 48, 3)
 

@@ -61,13 +61,13 @@ def adapter(_tiled: SpatialData) -> pk.Adapter:
 @pytest.fixture(scope="session")
 def frozen(_tiled: SpatialData) -> pk.Adapter:
     """Return the frozen encoder with a head for the first patient."""
-    return pk.tl.fit_adapter(copy_of(_tiled), train=TRAIN, method=None, device="cpu", progress=False)
+    return pk.tl.fit_adapter(copy_of(_tiled), train=TRAIN, method=None, progress=False, compute={"device": "cpu"})
 
 
 @pytest.fixture(scope="session")
 def _predicted(_tiled: SpatialData, adapter: pk.Adapter) -> SpatialData:
     sdata = copy_of(_tiled)
-    pk.tl.predict_expression(sdata, adapter, progress=False, device="cpu")
+    pk.tl.predict_expression(sdata, adapter, progress=False, compute={"device": "cpu"})
     return sdata
 
 

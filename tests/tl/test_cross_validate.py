@@ -61,10 +61,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_one_row_per_fold_section_method_context_and_set(tiled: SpatialData) -> None:
-    frame = pk.tl.cross_validate(
-        tiled, methods=["mean", "frozen", "frozen-best"], genes=["svg", "hvg"], n_genes=8, context_um=[None, 200.0],
-        device="cpu", progress=False,
-    )  # fmt: skip
+    frame = pk.tl.cross_validate(tiled, methods=["mean", "frozen", "frozen-best"], genes=["svg", "hvg"], n_genes=8, progress=False, readout=[pk.Readout(), pk.Readout(context_um=200.0)], compute={"device": "cpu"})  # fmt: skip
     assert not frame.duplicated(["fold", "section", "method", "context_um", "seed", "genes"]).any()
     assert len(frame) == 2 * 2 * 3 * 2 * 2
     assert set(frame["fold"]) == {"P1", "P2"}
@@ -81,9 +78,9 @@ def test_one_row_per_fold_section_method_context_and_set(tiled: SpatialData) -> 
 @pytest.mark.parametrize("reading", [{}, {"scales": (1, 0.5), "orientations": 2}], ids=["plain", "scales"])
 def test_frozen_equals_fit_adapter_and_evaluate(tiled: SpatialData, reading: dict[str, Any]) -> None:
     how: dict[str, Any] = {"genes": list(tiled["table"].var_names[:6]), "device": "cpu", "progress": False, **reading}
-    frame = pk.tl.cross_validate(tiled, methods=["frozen-best"], n_depths=1, **how)
+    frame = pk.tl.cross_validate(tiled, methods=["frozen-best"], **how, readout={"n_depths": 1})
     adapter = pk.tl.fit_adapter(tiled, method=None, train=["P1S1_spots"], **how)
-    pk.tl.predict_expression(tiled, adapter, device="cpu", progress=False)
+    pk.tl.predict_expression(tiled, adapter, progress=False, compute={"device": "cpu"})
     want = pk.tl.evaluate(tiled)["pearson"].mean()
     got = frame.loc[(frame["fold"] == "P2") & (frame["section"] == "P2S1_spots"), "pearson"].item()
     assert got == pytest.approx(want, abs=1e-4)
@@ -95,7 +92,7 @@ def test_an_adapter_equals_fit_adapter_and_evaluate(tiled: SpatialData, reading:
     how: dict[str, Any] = {"epochs": 2, "rank": 8, "device": "cpu", "progress": False, "genes": genes, **reading}
     frame = pk.tl.cross_validate(tiled, methods=["bone"], seeds=[4], **how)
     adapter = pk.tl.fit_adapter(tiled, train=["P1S1_spots"], random_state=4, **how)
-    pk.tl.predict_expression(tiled, adapter, device="cpu", progress=False)
+    pk.tl.predict_expression(tiled, adapter, progress=False, compute={"device": "cpu"})
     row = frame[(frame["fold"] == "P2") & (frame["section"] == "P2S1_spots")].iloc[0]
     assert row["pearson"] == pytest.approx(pk.tl.evaluate(tiled)["pearson"].mean(), abs=1e-4)
     assert row["epochs"] == adapter.info["epochs"] and row["depth"] == adapter.info["depth"]
@@ -127,7 +124,7 @@ def _predictions(sdata: SpatialData, **how: Any) -> dict[str, np.ndarray]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        pk.tl.cross_validate(sdata, store=folder, **how)
+        pk.tl.cross_validate(sdata, **how, compute={"cache": folder})
         out = {}
         for path in Path(folder).glob("P2-*.npz"):
             with np.load(path) as stored:
@@ -139,19 +136,19 @@ def test_goes_on_where_it_was_interrupted(tiled: SpatialData, tmp_path: Path, co
     whole = pk.tl.cross_validate(tiled, methods=["mean", "frozen", "bone"], **SMALL)
     assert counted.count("adapted") == 2
     counted.clear()
-    pk.tl.cross_validate(tiled, methods=["mean", "bone"], store=tmp_path, **SMALL)
+    pk.tl.cross_validate(tiled, methods=["mean", "bone"], **SMALL, compute={"cache": tmp_path})
     assert sorted(set(counted)) == ["adapted", "control"]
     # half of it is lost, and a file is left half written
     lost = sorted(tmp_path.glob("P2-*bone*.npz"))
     assert len(lost) == 1
     lost[0].rename(tmp_path / f".{lost[0].name}.1.part")
     counted.clear()
-    resumed = pk.tl.cross_validate(tiled, methods=["mean", "frozen", "bone"], store=tmp_path, **SMALL)
+    resumed = pk.tl.cross_validate(tiled, methods=["mean", "frozen", "bone"], **SMALL, compute={"cache": tmp_path})
     assert counted.count("adapted") == 1 and counted.count("control") == 0
     assert same(whole, resumed)
     # other settings are other results
     counted.clear()
-    pk.tl.cross_validate(tiled, methods=["mean", "bone"], store=tmp_path, **{**SMALL, "rank": 4})
+    pk.tl.cross_validate(tiled, methods=["mean", "bone"], **{**SMALL, "rank": 4}, compute={"cache": tmp_path})
     assert counted.count("adapted") == 2
     assert counted.count("control") == 0  # which have no rank
 
@@ -162,8 +159,8 @@ def test_frozen_features_are_kept_in_files_that_are_read_as_needed(
     how: dict[str, Any] = {"methods": ["frozen-best"], **QUICK}
     plain = pk.tl.cross_validate(tiled, **how)
     # more than may be held in memory, without a store and with one
-    assert same(pk.tl.cross_validate(tiled, max_memory=1, **how), plain)
-    assert same(pk.tl.cross_validate(tiled, store=tmp_path, max_memory=1, **how), plain)
+    assert same(pk.tl.cross_validate(tiled, **how, compute={"max_memory": 1}), plain)
+    assert same(pk.tl.cross_validate(tiled, **how, compute={"cache": tmp_path, "max_memory": 1}), plain)
     (kept,) = tmp_path.glob("frozen-tiny-*")
     assert not list(tmp_path.glob(".*"))  # nothing half done
     assert len(list(kept.glob("*.npy"))) > 1  # one of every depth
@@ -171,13 +168,13 @@ def test_frozen_features_are_kept_in_files_that_are_read_as_needed(
         path.unlink()
     with monkeypatch.context() as patch:
         patch.setattr("pekasc.tl._comparison.embed", None)  # computed once
-        assert same(pk.tl.cross_validate(tiled, store=tmp_path, **how), plain)
+        assert same(pk.tl.cross_validate(tiled, **how, compute={"cache": tmp_path}), plain)
     damaged = sorted(kept.glob("*.npy"))[0]
     damaged.write_bytes(damaged.read_bytes()[:1000])
     for harm in (lambda: None, damaged.unlink, lambda: (kept / "about.json").unlink()):
         harm()
         with pytest.raises(ValueError, match=f"The stored result {kept.name} cannot be read .* delete it to compute"):
-            pk.tl.cross_validate(tiled, store=tmp_path, **{**how, "n_genes": 7})
+            pk.tl.cross_validate(tiled, **{**how, "n_genes": 7}, compute={"cache": tmp_path})
 
 
 def test_features_of_all_depths_are_not_in_memory_at_once(
@@ -201,12 +198,12 @@ def test_every_reading_has_its_own_place_in_a_store(tiled: SpatialData, tmp_path
     how: dict[str, Any] = {"methods": ["mean", "frozen"], **QUICK}
     for reading in ({}, {"scales": (1, 0.5)}, {"orientations": 2}):
         counted.clear()
-        stored = pk.tl.cross_validate(tiled, store=tmp_path, **how, **reading)
+        stored = pk.tl.cross_validate(tiled, **how, **reading, compute={"cache": tmp_path})
         # what reads no image is computed once
         assert counted.count("control") == (2 if not reading else 0) and counted.count("read_out") == 2
         assert same(stored, pk.tl.cross_validate(tiled, **how, **reading))
     assert (stored["orientations"] == 2).all() and (stored["scales"] == "1").all()
-    other = pk.tl.cross_validate(tiled, store=tmp_path, scales=(1, 0.5), **how)
+    other = pk.tl.cross_validate(tiled, **how, readout={"scales": (1, 0.5)}, compute={"cache": tmp_path})
     with pytest.raises(ValueError, match=r"rows of one method, fold and seed twice .*'scales': \['1', '1\+0.5'\]"):
         pk.get.comparison(pd.concat([stored, other]), rival="mean")
 
@@ -216,7 +213,7 @@ def test_too_few_spots_beside_the_widest_tiles_are_found_before_embedding(
 ) -> None:
     monkeypatch.setattr("pekasc.tl._comparison.embed", None)
     with pytest.raises(ValueError, match="Too few training spots .* Within 316.8 um"):
-        pk.tl.cross_validate(tiled, methods=["frozen"], scales=(1, 2), **QUICK)
+        pk.tl.cross_validate(tiled, methods=["frozen"], **QUICK, readout={"scales": (1, 2)})
 
 
 def test_differences_per_gene_add_up_to_that_of_the_mean(tiled: SpatialData) -> None:
@@ -233,29 +230,31 @@ def test_differences_per_gene_add_up_to_that_of_the_mean(tiled: SpatialData) -> 
 def test_torch_keeps_its_number_of_threads(tiled: SpatialData) -> None:
     # numba's OpenMP layer, under scanpy and squidpy, sets that of the whole process
     assert torch.get_num_threads() == 1
-    pk.tl.cross_validate(tiled, methods=["frozen"], genes=["svg", "hvg"], n_genes=8, device="cpu", progress=False)
+    pk.tl.cross_validate(
+        tiled, methods=["frozen"], genes=["svg", "hvg"], n_genes=8, progress=False, compute={"device": "cpu"}
+    )
     assert torch.get_num_threads() == 1
 
 
 def test_other_counts_are_not_taken_from_the_store(tiled: SpatialData, tmp_path: Path) -> None:
-    first = pk.tl.cross_validate(tiled, methods=["frozen"], store=tmp_path, **QUICK)
+    first = pk.tl.cross_validate(tiled, methods=["frozen"], **QUICK, compute={"cache": tmp_path})
     tiled["table"].X = csr_matrix(np.random.default_rng(0).permutation(tiled["table"].X.toarray()))
-    second = pk.tl.cross_validate(tiled, methods=["frozen"], store=tmp_path, **QUICK)
+    second = pk.tl.cross_validate(tiled, methods=["frozen"], **QUICK, compute={"cache": tmp_path})
     assert not np.allclose(by_method(first), by_method(second))
 
 
 def test_a_damaged_result_is_named(tiled: SpatialData, tmp_path: Path) -> None:
-    pk.tl.cross_validate(tiled, methods=["mean"], store=tmp_path, **QUICK)
+    pk.tl.cross_validate(tiled, methods=["mean"], **QUICK, compute={"cache": tmp_path})
     path = next(tmp_path.glob("P1-*mean*.npz"))
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(ValueError, match=rf"{path.name} cannot be read .* delete it to compute it again"):
-        pk.tl.cross_validate(tiled, methods=["mean"], store=tmp_path, **QUICK)
+        pk.tl.cross_validate(tiled, methods=["mean"], **QUICK, compute={"cache": tmp_path})
 
 
 def test_contexts_share_one_training(tiled: SpatialData, counted: list[str]) -> None:
-    both = pk.tl.cross_validate(tiled, methods=["bone"], context_um=[None, 200.0], **SMALL)
+    both = pk.tl.cross_validate(tiled, methods=["bone"], **SMALL, readout=[pk.Readout(), pk.Readout(context_um=200.0)])
     assert counted.count("adapted") == 2  # one a fold
-    one = pk.tl.cross_validate(tiled, methods=["bone"], context_um=200.0, **SMALL)
+    one = pk.tl.cross_validate(tiled, methods=["bone"], **SMALL, readout={"context_um": 200.0})
     assert same(both[both["context_um"] == 200.0].reset_index(drop=True), one)
 
 
@@ -263,19 +262,14 @@ def test_contexts_share_one_training(tiled: SpatialData, counted: list[str]) -> 
     "method", [*known_methods(), LoraConfig(r=4)], ids=lambda m: m if isinstance(m, str) else "own"
 )
 def test_every_method_trains_and_comes_back(tiled: SpatialData, tmp_path: Path, method: Any) -> None:
-    adapter = pk.tl.fit_adapter(
-        tiled, method=method, preset="paper", rank=8, n_clusters=4, n_components=10, epochs=2, blocks=1, depth=2,
-        learning_rate=3e-3, train=["P1S1_spots"], device="cpu", progress=False,
-    )  # fmt: skip
+    adapter = pk.tl.fit_adapter(tiled, method=method, train=["P1S1_spots"], progress=False, recipe=pk.Recipe.preset("paper").replace(rank=8, n_clusters=4, teacher_components=10, epochs=2, blocks=1, learning_rate=3e-3), readout=pk.Readout.preset("paper").replace(n_components=10, depth=2), compute={"device": "cpu"})  # fmt: skip
     assert adapter.info["n_parameters"] > 0
     tiles = pk.get.tiles(tiled)[:4].to_numpy()
-    features = adapter.embed(tiles, mpp=2.0, device="cpu")
-    plain = pk.tl.fit_adapter(
-        tiled, method=None, depth=2, train=["P1S1_spots"], device="cpu", progress=False
-    ).embed(tiles, mpp=2.0, device="cpu")  # fmt: skip
+    features = adapter.embed(tiles, mpp=2.0, compute={"device": "cpu"})
+    plain = pk.tl.fit_adapter(tiled, method=None, train=["P1S1_spots"], progress=False, readout={"depth": 2}, compute={"device": "cpu"}).embed(tiles, mpp=2.0, compute={"device": "cpu"})  # fmt: skip
     assert np.abs(features - plain).max() > 1e-5
     adapter.save(tmp_path / "adapter")
-    again = pk.Adapter.load(tmp_path / "adapter").embed(tiles, mpp=2.0, device="cpu")
+    again = pk.Adapter.load(tmp_path / "adapter").embed(tiles, mpp=2.0, compute={"device": "cpu"})
     np.testing.assert_array_equal(features, again)
     merged = adapter.merge()
     assert not [name for name, _ in merged.named_modules() if "lora" in name or "miss" in name or "hra" in name]
@@ -338,10 +332,7 @@ def test_shuffled_labels_score_nothing(tiled: SpatialData) -> None:
 
 
 def test_hest_protocol(tiled: SpatialData) -> None:
-    frame = pk.tl.cross_validate(
-        tiled, methods=["mean", "frozen", "teacher", "bone"], protocol="hest", n_genes=8, epochs=1, rank=8, blocks=1,
-        n_clusters=3, device="cpu", progress=False,
-    )  # fmt: skip
+    frame = pk.tl.cross_validate(tiled, methods=["mean", "frozen", "teacher", "bone"], protocol="hest", n_genes=8, progress=False, recipe={"epochs": 1, "rank": 8, "blocks": 1, "n_clusters": 3}, compute={"device": "cpu"})  # fmt: skip
     assert set(frame["genes"]) == {"hest"}
     assert by_method(frame)["teacher"] > by_method(frame)["frozen"]
     with pytest.raises(
@@ -349,7 +340,7 @@ def test_hest_protocol(tiled: SpatialData) -> None:
     ):
         pk.tl.cross_validate(tiled, methods=["frozen-best"], protocol="hest")
     with pytest.raises(ValueError, match="has genes and a regression of its own"):
-        pk.tl.cross_validate(tiled, methods=["frozen"], protocol="hest", head="ridge-per-gene")
+        pk.tl.cross_validate(tiled, methods=["frozen"], protocol="hest", readout={"head": "ridge-per-gene"})
     pooled = frame[(frame["section"] == "pooled") & (frame["method"] == "frozen")]
     table = pk.get.comparison(frame, rival="frozen")
     assert table.loc[("tiny", 0.0, "hest", "frozen"), "pearson"] == pytest.approx(pooled["pearson"].mean())
@@ -481,9 +472,9 @@ def test_intervals_are_over_whole_groups_and_frames_of_one_setting(tiled: Spatia
 def test_a_radius_without_neighbours_is_refused(tiled: SpatialData) -> None:
     match = r"`context_um=0.3`: no spot has a neighbour within it; the nearest neighbour is 1\d\d(\.\d)? um away"
     with pytest.raises(ValueError, match=match):
-        pk.tl.cross_validate(tiled, methods=["frozen"], context_um=0.3, **QUICK)
+        pk.tl.cross_validate(tiled, methods=["frozen"], **QUICK, readout={"context_um": 0.3})
     with pytest.raises(ValueError, match=match):
-        pk.tl.fit_adapter(tiled, method=None, context_um=0.3, device="cpu", progress=False)
+        pk.tl.fit_adapter(tiled, method=None, progress=False, readout={"context_um": 0.3}, compute={"device": "cpu"})
 
 
 def test_genes_that_nobody_can_learn_are_named(tiled: SpatialData) -> None:
@@ -516,7 +507,9 @@ def test_a_spot_alone_in_its_section_has_no_neighbours(tiled: SpatialData) -> No
 
 def test_hest_is_said_to_be_another_where_tiles_are(tiled: SpatialData) -> None:
     with pytest.warns(UserWarning, match="HEST-Bench has tiles of 224 px at 0.5 um/px, these are 56 px at 2"):
-        frame = pk.tl.cross_validate(tiled, methods=["frozen"], protocol="hest", device="cpu", progress=False)
+        frame = pk.tl.cross_validate(
+            tiled, methods=["frozen"], protocol="hest", progress=False, compute={"device": "cpu"}
+        )
     # the same by scikit-learn and scanpy alone
     table = tiled["table"]
     encoder = EncoderNetwork(replace(resolve_encoder("tiny"), pooling="class"), 56)
@@ -544,7 +537,14 @@ def test_hest_is_said_to_be_another_where_tiles_are(tiled: SpatialData) -> None:
         r = [np.corrcoef(predicted[:, i], y[test][:, i])[0, 1] for i in range(y.shape[1])]
         assert score == pytest.approx(np.mean(r), abs=1e-6)
     with pytest.raises(ValueError, match="leave `genes=`, `head=` and `n_depths=` out"):
-        pk.tl.cross_validate(tiled, methods=["frozen"], protocol="hest", n_depths=1, device="cpu", progress=False)
+        pk.tl.cross_validate(
+            tiled,
+            methods=["frozen"],
+            protocol="hest",
+            progress=False,
+            readout={"n_depths": 1},
+            compute={"device": "cpu"},
+        )
 
 
 def test_the_audit_makes_five_random_folds_at_most(tiled: SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -605,7 +605,7 @@ def test_genes_are_checked_before_anything_is_read(tiled: SpatialData, monkeypat
 
     monkeypatch.setattr("pekasc.tl._cross_validate._read", no_tiles)
     with pytest.raises(KeyError, match="not in the table"):
-        pk.tl.cross_validate(tiled, genes=["nothing"], device="cpu", progress=False)
+        pk.tl.cross_validate(tiled, genes=["nothing"], progress=False, compute={"device": "cpu"})
 
 
 def test_comparison_sums_up(tiled: SpatialData) -> None:
@@ -650,7 +650,7 @@ def test_encoders_of_the_same_weights_are_told_apart(tiled: SpatialData, tmp_pat
 
     row = resolve_encoder("tiny")
     other = replace(row, mean=(0.1, 0.2, 0.3), key="other", note=None)
-    both = pk.tl.cross_validate(tiled, methods=["frozen"], encoders=[row, other], store=tmp_path, **QUICK)
+    both = pk.tl.cross_validate(tiled, methods=["frozen"], encoders=[row, other], **QUICK, compute={"cache": tmp_path})
     alone = pk.tl.cross_validate(tiled, methods=["frozen"], encoders=other, **QUICK)
     part = both[both["encoder"] == "other"].reset_index(drop=True)
     assert same(part, alone)
@@ -658,7 +658,7 @@ def test_encoders_of_the_same_weights_are_told_apart(tiled: SpatialData, tmp_pat
 
 
 def test_another_image_is_not_taken_from_the_store(tiled: SpatialData, tmp_path: Path) -> None:
-    first = pk.tl.cross_validate(tiled, methods=["frozen"], store=tmp_path, **QUICK)
+    first = pk.tl.cross_validate(tiled, methods=["frozen"], **QUICK, compute={"cache": tmp_path})
     image = tiled["P2S1_he"]["scale0/image"]
     pixels = image.to_numpy().copy()
     pixels[:, 100:300, 100:300] = 255 - pixels[:, 100:300, 100:300]
@@ -669,7 +669,7 @@ def test_another_image_is_not_taken_from_the_store(tiled: SpatialData, tmp_path:
         transformations=get_transformation(tiled["P2S1_he"], get_all=True),
     )
     try:
-        second = pk.tl.cross_validate(tiled, methods=["frozen"], store=tmp_path, **QUICK)
+        second = pk.tl.cross_validate(tiled, methods=["frozen"], **QUICK, compute={"cache": tmp_path})
     except ValueError as error:  # the tiles know that their image changed
         assert "image" in str(error)
     else:
@@ -709,12 +709,12 @@ def test_one_patients_sections_are_held_out_inside_a_fold() -> None:
     genes = list(sdata["table"].var_names[:6])
     how: dict[str, Any] = {"genes": genes, "device": "cpu", "progress": False}
     folds = {"P2": (train, ["P2S1_spots", "P2S2_spots"])}
-    frame = pk.tl.cross_validate(sdata, methods=["frozen-best"], n_depths=1, folds=folds, **how)
+    frame = pk.tl.cross_validate(sdata, methods=["frozen-best"], folds=folds, **how, readout={"n_depths": 1})
     adapter = pk.tl.fit_adapter(sdata, method=None, train=train, **how)
     assert adapter.info["held_out"] == train
     assert frame.iloc[0]["alpha"] == pytest.approx(adapter.info["alpha"])
     assert frame.iloc[0]["depth"] == adapter.info["depth"]
-    pk.tl.predict_expression(sdata, adapter, device="cpu", progress=False)
+    pk.tl.predict_expression(sdata, adapter, progress=False, compute={"device": "cpu"})
     want = pk.tl.evaluate(sdata).groupby("group")["pearson"].mean()
     for section, value in want.items():
         assert frame.loc[frame["section"] == section, "pearson"].item() == pytest.approx(value, abs=1e-4)

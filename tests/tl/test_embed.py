@@ -46,8 +46,8 @@ def test_depths_are_joined_and_rows_without_a_tile_are_nan(sections: sd.SpatialD
     table.obs["in_tissue"] = np.arange(table.n_obs) > 2
     try:
         pk.pp.tile(sections, tile_px=56, mpp=2.0)
-        pk.tl.embed_tiles(sections, "tiny", depth=(2, -1), key_added="two", progress=False)
-        pk.tl.embed_tiles(sections, "tiny", depth=2, key_added="one", progress=False)
+        pk.tl.embed_tiles(sections, "tiny", key_added="two", progress=False, readout={"depth": (2, -1)})
+        pk.tl.embed_tiles(sections, "tiny", key_added="one", progress=False, readout={"depth": 2})
     finally:
         del table.obs["in_tissue"]
         pk.pp.tile(sections, tile_px=56, mpp=2.0)
@@ -61,7 +61,7 @@ def test_an_untiled_object_and_a_bad_depth(sections: sd.SpatialData) -> None:
         pk.tl.embed_tiles(pk.datasets.phantom(1, size_um=400), "tiny")
     before = set(sections["table"].obsm)
     with pytest.raises(ValueError, match="has 6 blocks: give 1 to 6"):
-        pk.tl.embed_tiles(sections, "tiny", depth=7, key_added="x")
+        pk.tl.embed_tiles(sections, "tiny", key_added="x", readout={"depth": 7})
     with pytest.raises(ValueError, match="only letters, digits"):
         pk.tl.embed_tiles(sections, "tiny", key_added="a/b")
     assert set(sections["table"].obsm) == before
@@ -96,8 +96,8 @@ def test_unknown_teacher_and_too_many_components(sections: sd.SpatialData) -> No
 
 
 def test_an_adapters_features(tiled: sd.SpatialData, predicted: sd.SpatialData, adapter: pk.Adapter) -> None:
-    pk.tl.embed_tiles(tiled, adapter, device="cpu", progress=False)
+    pk.tl.embed_tiles(tiled, adapter, progress=False, compute={"device": "cpu"})
     np.testing.assert_array_equal(tiled["table"].obsm["X_peka"], predicted["table"].obsm["X_peka"])
     assert read_uns(tiled["table"], "X_peka")["encoder_digest"] == adapter.encoder_digest  # type: ignore[index]
     with pytest.raises(ValueError, match="An adapter has its own depth"):
-        pk.tl.embed_tiles(tiled, adapter, depth=1, device="cpu", progress=False)
+        pk.tl.embed_tiles(tiled, adapter, progress=False, readout={"depth": 1}, compute={"device": "cpu"})

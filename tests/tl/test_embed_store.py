@@ -150,10 +150,10 @@ def test_a_subset_keeps_its_other_sections(tiled: SpatialData, tmp_path: Path, c
 def test_predictions_from_a_store(
     tiled: SpatialData, predicted: SpatialData, adapter: pk.Adapter, tmp_path: Path, counted: list[int]
 ) -> None:
-    pk.tl.predict_expression(tiled, adapter, store=tmp_path / "s.zarr", device="cpu", progress=False)
+    pk.tl.predict_expression(tiled, adapter, store=tmp_path / "s.zarr", progress=False, compute={"device": "cpu"})
     n = sum(counted)
     assert n == tiled["table"].n_obs
-    pk.tl.predict_expression(tiled, adapter, store=tmp_path / "s.zarr", device="cpu", progress=False)
+    pk.tl.predict_expression(tiled, adapter, store=tmp_path / "s.zarr", progress=False, compute={"device": "cpu"})
     assert sum(counted) == n
     np.testing.assert_allclose(tiled["table"].layers["peka"], predicted["table"].layers["peka"], atol=1e-5)
 
@@ -164,12 +164,22 @@ def test_features_beyond_the_memory_stay_lazy(
     table = tiled["table"]
     table.obs["in_tissue"] = np.arange(table.n_obs) % 7 > 0
     pk.pp.tile(tiled, tile_px=56, mpp=2.0)
-    pk.tl.embed_tiles(tiled, "tiny", scales=(1, 2), key_added="plain", **HOW)
+    pk.tl.embed_tiles(tiled, "tiny", key_added="plain", **HOW, readout={"scales": (1, 2)})
     with pytest.raises(ValueError, match=r"take 0\.\d GiB, more than `max_memory` .* Give `store=` a folder"):
-        pk.tl.embed_tiles(tiled, "tiny", scales=(1, 2), key_added="lazy", max_memory=1000, **HOW)
+        pk.tl.embed_tiles(
+            tiled, "tiny", key_added="lazy", **HOW, readout={"scales": (1, 2)}, compute={"max_memory": 1000}
+        )
     assert "lazy" not in table.obsm
     monkeypatch.setattr(_section_features, "_LAZY_ROWS", 30)
-    pk.tl.embed_tiles(tiled, "tiny", scales=(1, 2), key_added="lazy", store=tmp_path / "s.zarr", max_memory=1000, **HOW)
+    pk.tl.embed_tiles(
+        tiled,
+        "tiny",
+        key_added="lazy",
+        store=tmp_path / "s.zarr",
+        **HOW,
+        readout={"scales": (1, 2)},
+        compute={"max_memory": 1000},
+    )
     assert isinstance(table.obsm["lazy"], da.Array)
     np.testing.assert_array_equal(table.obsm["lazy"].compute(), table.obsm["plain"])
     tiled.write(tmp_path / "sdata.zarr")
@@ -260,7 +270,7 @@ def test_a_lazy_obsm_whose_store_is_gone_is_an_error(
     tiled: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    pk.tl.embed_tiles(tiled, "tiny", store="s.zarr", max_memory=1000, **HOW)
+    pk.tl.embed_tiles(tiled, "tiny", store="s.zarr", **HOW, compute={"max_memory": 1000})
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert np.isfinite(tiled["table"].obsm["X_tiny"].compute()).all()
@@ -310,10 +320,10 @@ def test_a_failing_prediction_leaves_nothing(
     monkeypatch.setattr(_section_features.SectionFeatures, "by_row", gone)
     shapes = set(untiled.shapes)
     with pytest.raises(OSError, match="the store is gone"):
-        pk.tl.predict_expression(untiled, adapter, store=tmp_path / "s.zarr", device="cpu", progress=False)
+        pk.tl.predict_expression(untiled, adapter, store=tmp_path / "s.zarr", progress=False, compute={"device": "cpu"})
     assert set(untiled.shapes) == shapes and "peka" not in untiled["table"].layers
     with pytest.raises(ValueError, match="Predictions of 2. genes for .* rows would take .* more than `max_memory`"):
-        pk.tl.predict_expression(untiled, adapter, table_added="p", max_memory=100, progress=False)
+        pk.tl.predict_expression(untiled, adapter, table_added="p", progress=False, compute={"max_memory": 100})
 
 
 def test_a_store_that_is_none_leaves_the_object_alone(tiled: SpatialData, tmp_path: Path) -> None:
@@ -352,14 +362,22 @@ def test_two_workers_give_the_bits_of_none(
         tiled.write(tmp_path / "sdata.zarr")
         tiled = sd.read_zarr(tmp_path / "sdata.zarr")
     table = tiled["table"]
-    pk.tl.embed_tiles(tiled, "tiny", key_added="here", scales=(1, 2), **HOW)
-    pk.tl.embed_tiles(tiled, "tiny", key_added="there", scales=(1, 2), client=client, **HOW)
+    pk.tl.embed_tiles(tiled, "tiny", key_added="here", **HOW, readout={"scales": (1, 2)})
+    pk.tl.embed_tiles(tiled, "tiny", key_added="there", **HOW, readout={"scales": (1, 2)}, compute={"client": client})
     np.testing.assert_array_equal(table.obsm["there"], table.obsm["here"])
-    pk.tl.embed_tiles(tiled, "tiny", key_added="kept", scales=(1, 2), client=client, store=tmp_path / "s.zarr", **HOW)
+    pk.tl.embed_tiles(
+        tiled,
+        "tiny",
+        key_added="kept",
+        store=tmp_path / "s.zarr",
+        **HOW,
+        readout={"scales": (1, 2)},
+        compute={"client": client},
+    )
     np.testing.assert_array_equal(table.obsm["kept"], table.obsm["here"])
     pk.tl.predict_expression(tiled, adapter, **HOW)
     alone = table.layers["peka"].copy()
-    pk.tl.predict_expression(tiled, adapter, client=client, **HOW)
+    pk.tl.predict_expression(tiled, adapter, **HOW, compute={"client": client})
     np.testing.assert_array_equal(table.layers["peka"], alone)
 
 
@@ -376,14 +394,16 @@ def test_workers_that_see_no_image_do_not_make_it_up(
     monkeypatch.chdir(tmp_path)
     stored = sd.read_zarr("sdata.zarr")
     client.run(_elsewhere, "/")
-    pk.tl.embed_tiles(stored, "tiny", client=client, **HOW)  # the place does not depend on where a process is
+    pk.tl.embed_tiles(
+        stored, "tiny", **HOW, compute={"client": client}
+    )  # the place does not depend on where a process is
     for chunk in (tmp_path / "sdata.zarr" / "images").rglob("zarr.json"):
         chunk.unlink()
     for chunk in (tmp_path / "sdata.zarr" / "images").rglob("c/*/*/*"):
         chunk.unlink()
     for cluster in (None, client):
         with pytest.raises(OSError, match="is not there; it was moved, or this process does not see its disk"):
-            pk.tl.embed_tiles(stored, "tiny", key_added="x", client=cluster, **HOW)
+            pk.tl.embed_tiles(stored, "tiny", key_added="x", **HOW, compute={"client": cluster})
 
 
 def _change_pixels() -> None:
@@ -404,11 +424,11 @@ def test_workers_that_see_other_pixels_are_found_and_forget_all(tiled: SpatialDa
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
-        pk.tl.embed_tiles(tiled, "tiny", key_added="here", client=client, **HOW)
+        pk.tl.embed_tiles(tiled, "tiny", key_added="here", **HOW, compute={"client": client})
         assert list(client.run(_kept).values()) == [(0, 0)]
         client.run(_change_pixels)
         with pytest.raises(OSError, match="A worker reads other pixels than the process that asks in section 'P"):
-            pk.tl.embed_tiles(tiled, "tiny", key_added="there", client=client, **HOW)
+            pk.tl.embed_tiles(tiled, "tiny", key_added="there", **HOW, compute={"client": client})
 
 
 def _die_once(flag: str) -> None:
@@ -441,7 +461,7 @@ def test_a_worker_that_dies_costs_its_piece(tiled: SpatialData, tmp_path: Path) 
     ):
         client.run(_one_thread)
         client.run(_die_once, str(flag))
-        pk.tl.embed_tiles(tiled, "tiny", key_added="there", client=client, **HOW)
+        pk.tl.embed_tiles(tiled, "tiny", key_added="there", **HOW, compute={"client": client})
     assert flag.exists()
     # what was begun where the cause of death was planted: no more than all pieces, and those of the dead worker again
     n_pieces = sum(-(-len(rows) // 16) for rows in tiled["table"].obs.groupby("region", observed=True).indices.values())
@@ -452,12 +472,12 @@ def test_a_worker_that_dies_costs_its_piece(tiled: SpatialData, tmp_path: Path) 
 
 def test_clients_that_are_none(tiled: SpatialData) -> None:
     with pytest.raises(TypeError, match="`client` must be a distributed.Client, got str"):
-        pk.tl.embed_tiles(tiled, "tiny", client="tcp://here", **HOW)
+        pk.tl.embed_tiles(tiled, "tiny", **HOW, compute={"client": "tcp://here"})
     with LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster:
         closed = Client(cluster)
         closed.close()
     with pytest.raises(ValueError, match="`client` is closed: give a `distributed.Client` that is connected"):
-        pk.tl.embed_tiles(tiled, "tiny", client=closed, **HOW)
+        pk.tl.embed_tiles(tiled, "tiny", **HOW, compute={"client": closed})
 
 
 def test_a_broken_image_chunk_is_named_by_workers_too(tiled: SpatialData, client: Client, tmp_path: Path) -> None:
@@ -467,7 +487,7 @@ def test_a_broken_image_chunk_is_named_by_workers_too(tiled: SpatialData, client
         chunk.write_bytes(chunk.read_bytes()[:50])
     for cluster in (None, client):
         with pytest.raises(OSError, match=r"Tile \d+ of section .* cannot be read: chunk \(0, 0\) of image level"):
-            pk.tl.embed_tiles(broken, "tiny", client=cluster, **HOW)
+            pk.tl.embed_tiles(broken, "tiny", **HOW, compute={"client": cluster})
     assert "X_tiny" not in broken["table"].obsm
 
 

@@ -111,15 +111,15 @@ def test_frozen_encoder(tiled: SpatialData, frozen: pk.Adapter) -> None:
     assert set(table["stage"]) == {"frozen"} and set(table["depth"]) == {"1", "2", "3", "4", "5", "6"}
     assert table.loc[table["error"].idxmin(), "depth"] == frozen.info["depth"]
     # its head is the head on plain features at that depth
-    pk.tl.embed_tiles(tiled, "tiny", depth=frozen.depth, device="cpu", progress=False)
+    pk.tl.embed_tiles(tiled, "tiny", progress=False, readout={"depth": frozen.depth}, compute={"device": "cpu"})
     x = tiled["table"].obsm["X_tiny"]
-    pk.tl.predict_expression(tiled, frozen, device="cpu", progress=False)
+    pk.tl.predict_expression(tiled, frozen, progress=False, compute={"device": "cpu"})
     np.testing.assert_array_equal(tiled["table"].obsm["X_peka"], x)
     np.testing.assert_array_equal(tiled["table"].layers["peka"], frozen.head.predict(x))
 
 
 def test_feature_matching_is_part_of_the_loss(tiled: SpatialData) -> None:
-    adapter = pk.tl.fit_adapter(tiled, **{**SMALL, "epochs": 3}, groups="patient", matching_weight=4)
+    adapter = pk.tl.fit_adapter(tiled, **{**SMALL, "epochs": 3}, groups="patient", recipe={"matching_weight": 4})
     trained = adapter.history[adapter.history["epoch"] > 0]
     parts = (trained["kd"] + trained["sa"]) / 2 + 4 * trained["matching"]
     np.testing.assert_allclose(trained["loss"], parts, rtol=1e-5)
@@ -153,7 +153,7 @@ def test_what_is_kept(tiled: SpatialData) -> None:
 def test_gene_scores_are_the_correlations_on_held_out_groups(tiled: SpatialData) -> None:
     adapter = pk.tl.fit_adapter(tiled, **QUICK, groups="patient")
     # by hand: each patient's head, judged on the other patient
-    pk.tl.embed_tiles(tiled, "tiny", depth=adapter.depth, device="cpu", progress=False)
+    pk.tl.embed_tiles(tiled, "tiny", progress=False, readout={"depth": adapter.depth}, compute={"device": "cpu"})
     from pekasc._expression import log1p_cp10k
     from pekasc.models.heads._ridge import fit_ridge
 
@@ -382,7 +382,7 @@ def test_an_error_leaves_no_tiles_behind(untiled: SpatialData, options: dict[str
 def test_little_memory_gives_the_same_adapter(tiled: SpatialData, all_bits: Bits) -> None:
     # several epochs and folds, whose features all lie in files
     plain = pk.tl.fit_adapter(tiled, **{**SMALL, "epochs": 2})
-    assert all_bits(pk.tl.fit_adapter(tiled, max_memory=1, **{**SMALL, "epochs": 2})) == all_bits(plain)
+    assert all_bits(pk.tl.fit_adapter(tiled, **{**SMALL, "epochs": 2}, compute={"max_memory": 1})) == all_bits(plain)
 
 
 def test_more_blocks_than_the_depth_that_was_chosen(
@@ -404,15 +404,27 @@ def test_more_blocks_than_the_depth_that_was_chosen(
 
 def test_preset_paper_never_adapts(tiled: SpatialData) -> None:
     with pytest.raises(ValueError, match=r"`n_components=256` does not fit \d+ training spots"):
-        pk.tl.fit_adapter(tiled, preset="paper", device="cpu", progress=False)
+        pk.tl.fit_adapter(
+            tiled,
+            progress=False,
+            recipe=pk.Recipe.preset("paper"),
+            readout=pk.Readout.preset("paper"),
+            compute={"device": "cpu"},
+        )
     with pytest.raises(ValueError, match=r"`n_clusters=100` does not fit \d+ training spots"):
-        pk.tl.fit_adapter(tiled, preset="paper", n_components=5, device="cpu", progress=False)
+        pk.tl.fit_adapter(
+            tiled,
+            progress=False,
+            recipe=pk.Recipe.preset("paper").replace(teacher_components=5),
+            readout=pk.Readout.preset("paper").replace(n_components=5),
+            compute={"device": "cpu"},
+        )
 
 
 def test_an_encoder_without_blocks_works_frozen(tiled: SpatialData) -> None:
     adapter = pk.tl.fit_adapter(tiled, encoder=RESNET, train=TRAIN, **QUICK)
     assert np.isfinite(adapter.head.coef).all()
-    pk.tl.predict_expression(tiled, adapter, device="cpu", progress=False)
+    pk.tl.predict_expression(tiled, adapter, progress=False, compute={"device": "cpu"})
     assert np.isfinite(tiled["table"].layers["peka"]).any()
 
 
@@ -475,16 +487,16 @@ def test_patients_are_held_out_whole_where_they_are_known(tiled: SpatialData, ca
 
 def test_a_configurations_own_layers_and_rank_are_recorded(tiled: SpatialData) -> None:
     method = LoraConfig(r=2, target_modules=["attn.qkv", "mlp.fc1"], bias="all")
-    adapter = pk.tl.fit_adapter(tiled, train=TRAIN, method=method, blocks=1, preset="paper", **{
+    adapter = pk.tl.fit_adapter(tiled, train=TRAIN, method=method, **{
         **SMALL, "rank": None, "n_clusters": 2, "n_components": 5, "learning_rate": 1e-2,
-    })  # fmt: skip
+    }, recipe=pk.Recipe.preset("paper").replace(blocks=1), readout=pk.Readout.preset("paper"))  # fmt: skip
     assert adapter.info["rank"] == 2
     assert {name.split("model.")[-1].split(".lora")[0] for name in adapter.weights["adapter"] if "lora_" in name} == {
         "blocks.1.attn.qkv", "blocks.1.mlp.fc1",
     }  # fmt: skip
     # trained biases are part of what is kept
     tiles = pk.get.tiles(tiled).to_numpy()[:5]
-    frozen = pk.tl.fit_adapter(tiled, train=TRAIN, depth=2, **QUICK)
+    frozen = pk.tl.fit_adapter(tiled, train=TRAIN, **QUICK, readout={"depth": 2})
     before = frozen.embed(tiles, mpp=2.0)
     after = adapter.embed(tiles, mpp=2.0)
     assert np.abs(after - before).max() > 1e-3
@@ -505,22 +517,20 @@ def test_tiles_of_another_scale_than_the_encoders_are_said(
 
 
 def test_tiles_at_two_scales_and_in_several_orientations(tiled: SpatialData, tmp_path: Path) -> None:
-    adapter = pk.tl.fit_adapter(tiled, scales=(1, 2), orientations=2, **SMALL)
+    adapter = pk.tl.fit_adapter(tiled, **SMALL, readout={"scales": (1, 2), "orientations": 2})
     assert adapter.scales == (1.0, 2.0) and adapter.orientations == 2
     assert "scales      2 um/px, 4 um/px" in str(adapter) and "the mean over 2 orientations" in str(adapter)
-    pk.tl.predict_expression(tiled, adapter, device="cpu", progress=False)
+    pk.tl.predict_expression(tiled, adapter, progress=False, compute={"device": "cpu"})
     width = adapter.head.projection.mean.shape[0]
-    assert tiled["table"].obsm["X_peka"].shape[1] == width == 2 * pk.tl.fit_adapter(
-        tiled, method=None, depth=2, device="cpu", progress=False
-    ).head.projection.mean.shape[0]  # fmt: skip
+    assert tiled["table"].obsm["X_peka"].shape[1] == width == 2 * pk.tl.fit_adapter(tiled, method=None, progress=False, readout={"depth": 2}, compute={"device": "cpu"}).head.projection.mean.shape[0]  # fmt: skip
 
     # the same from arrays, and after a save
     near, wide = (pk.get.tiles(tiled, scale=scale).to_numpy()[:9] for scale in (1, 2))
     adapter.save(tmp_path / "adapter")
     for one in (adapter, pk.Adapter.load(tmp_path / "adapter")):
-        predicted = one.predict(near, mpp=2.0, scales={4.0: wide}, device="cpu")
+        predicted = one.predict(near, mpp=2.0, scales={4.0: wide}, compute={"device": "cpu"})
         np.testing.assert_allclose(predicted, _predicted(tiled, one)[:9], atol=1e-4)
-    pk.tl.embed_tiles(tiled, adapter, key_added="X_again", device="cpu", progress=False)
+    pk.tl.embed_tiles(tiled, adapter, key_added="X_again", progress=False, compute={"device": "cpu"})
     np.testing.assert_allclose(tiled["table"].obsm["X_again"], tiled["table"].obsm["X_peka"], atol=1e-5)
     assert read_uns(tiled["table"], "X_again")["scales"] == [1.0, 2.0]
 
@@ -534,7 +544,7 @@ def test_tiles_at_two_scales_and_in_several_orientations(tiled: SpatialData, tmp
         with pytest.raises(error, match=message):
             adapter.predict(near, mpp=2.0, scales=scales)
     with pytest.raises(ValueError, match="has its own depth, scales and orientations"):
-        pk.tl.embed_tiles(tiled, adapter, scales=(1, 2))
+        pk.tl.embed_tiles(tiled, adapter, readout={"scales": (1, 2)})
 
 
 def _predicted(sdata: SpatialData, adapter: pk.Adapter) -> np.ndarray:
@@ -551,15 +561,15 @@ def test_a_frozen_encoder_at_two_scales(tiled: SpatialData) -> None:
     np.testing.assert_array_equal(pk.get.tiles(tiled, key="wide"), pk.get.tiles(tiled, scale=2))
     pk.tl.embed_tiles(tiled, "tiny", key_added="near", **how)
     pk.tl.embed_tiles(tiled, "tiny", key="wide", key_added="wide_features", **how)
-    pk.tl.embed_tiles(tiled, "tiny", scales=(1, 2), key_added="both", **how)
+    pk.tl.embed_tiles(tiled, "tiny", key_added="both", **how, readout={"scales": (1, 2)})
     table = tiled["table"]
     side_by_side = np.concatenate([table.obsm["near"], table.obsm["wide_features"]], axis=1)
     np.testing.assert_allclose(table.obsm["both"], side_by_side, atol=1e-5)
     with pytest.raises(ValueError, match=r"Too few training spots .* Within 316.8 um .* the widest tile"):
         # one section of 0.7 mm: held out in blocks
-        pk.tl.fit_adapter(tiled, train=TRAIN, method=None, scales=(1, 2), **how)
+        pk.tl.fit_adapter(tiled, train=TRAIN, method=None, **how, readout={"scales": (1, 2)})
     with pytest.raises(ValueError, match="At scale 50, tiles of 5600 um lie to 9.% outside of their images"):
-        pk.tl.embed_tiles(tiled, "tiny", scales=(1, 50), **how)
+        pk.tl.embed_tiles(tiled, "tiny", **how, readout={"scales": (1, 50)})
 
 
 def test_inner_folds_keep_the_widest_tiles_apart() -> None:
@@ -577,8 +587,8 @@ def test_tissue_that_a_wide_tile_saw_is_training_tissue(tiled: SpatialData) -> N
     how: dict[str, Any] = {"method": None, "depth": 1, "train": left, "device": "cpu", "progress": False}
     known = []
     for scales in ((1,), (1, 4)):
-        adapter = pk.tl.fit_adapter(tiled, scales=scales, groups="patient", **how)
-        pk.tl.predict_expression(tiled, adapter, device="cpu", progress=False)
+        adapter = pk.tl.fit_adapter(tiled, groups="patient", **how, readout={"scales": scales})
+        pk.tl.predict_expression(tiled, adapter, progress=False, compute={"device": "cpu"})
         known.append(table.obs["peka_train"].to_numpy(dtype=bool).copy())
         assert read_uns(table, "X_peka")["scales"] == [float(scale) for scale in scales]
     np.testing.assert_array_equal(known[0], left)

@@ -127,10 +127,10 @@ def test_resume_finds_what_is_finished(
 ) -> None:
     state = tmp_path / "state"
     plain = pk.tl.fit_adapter(tiled, **SMALL)
-    first = pk.tl.fit_adapter(tiled, resume=state, **SMALL)
+    first = pk.tl.fit_adapter(tiled, **SMALL, compute={"resume": state})
     monkeypatch.setattr("pekasc.models._fit.choose", lambda *args: pytest.fail("chosen again"))
     monkeypatch.setattr("pekasc.models._fit.train_student", _only_final())
-    second = pk.tl.fit_adapter(tiled, resume=state, **SMALL)
+    second = pk.tl.fit_adapter(tiled, **SMALL, compute={"resume": state})
     assert all_bits(first) == all_bits(plain) == all_bits(second)
 
 
@@ -147,34 +147,36 @@ def _only_final() -> Any:
 
 
 def test_a_state_of_other_settings_is_refused(tiled: SpatialData, tmp_path: Path) -> None:
-    pk.tl.fit_adapter(tiled, resume=tmp_path / "state", **SMALL)
+    pk.tl.fit_adapter(tiled, **SMALL, compute={"resume": tmp_path / "state"})
     with pytest.raises(
         ValueError, match=r"state of a fit with other settings or data \(.*random_state: 0 there, 1 now"
     ):
-        pk.tl.fit_adapter(tiled, resume=tmp_path / "state", random_state=1, **SMALL)
+        pk.tl.fit_adapter(tiled, random_state=1, **SMALL, compute={"resume": tmp_path / "state"})
     with pytest.raises(ValueError, match=r"other settings or data \(recipe.learning_rate: 0.0003 there, 0.001 now\)"):
-        pk.tl.fit_adapter(tiled, resume=tmp_path / "state", learning_rate=1e-3, **SMALL)
+        pk.tl.fit_adapter(tiled, **SMALL, recipe={"learning_rate": 1e-3}, compute={"resume": tmp_path / "state"})
     tiled["table"].X[0, 0] += 1
     with pytest.raises(ValueError, match=r"other settings or data \(.*expression: "):
-        pk.tl.fit_adapter(tiled, resume=tmp_path / "state", **SMALL)
+        pk.tl.fit_adapter(tiled, **SMALL, compute={"resume": tmp_path / "state"})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(ValueError, match=r"holds no state of a fit \(settings.json is missing\)"):
-        pk.tl.fit_adapter(tiled, resume=tmp_path / "mine", **SMALL)
+        pk.tl.fit_adapter(tiled, **SMALL, compute={"resume": tmp_path / "mine"})
     with pytest.raises(ValueError, match=r"is a file: give a folder"):
-        pk.tl.fit_adapter(tiled, resume=tmp_path / "mine" / "thesis.tex", **SMALL)
+        pk.tl.fit_adapter(tiled, **SMALL, compute={"resume": tmp_path / "mine" / "thesis.tex"})
     (tmp_path / "state" / "settings.json").write_text("{")
     with pytest.raises(ValueError, match=r"is damaged: settings.json is no JSON.*Delete the folder"):
-        pk.tl.fit_adapter(tiled, resume=tmp_path / "state", **SMALL)
+        pk.tl.fit_adapter(tiled, **SMALL, compute={"resume": tmp_path / "state"})
 
 
 @pytest.mark.parametrize("kind", ["fp16", "fp32", None])
 def test_the_prefix_changes_little_and_its_place_nothing(
     tiled: SpatialData, all_bits: Bits, tmp_path: Path, kind: Any
 ) -> None:
-    adapter = pk.tl.fit_adapter(tiled, prefix=kind, **SMALL)
-    whole = pk.tl.fit_adapter(tiled, prefix=None, **SMALL)
-    on_disk = pk.tl.fit_adapter(tiled, prefix=kind, store=tmp_path / "p.zarr", max_memory=1, **SMALL)
+    adapter = pk.tl.fit_adapter(tiled, **SMALL, compute={"cached_activations": kind})
+    whole = pk.tl.fit_adapter(tiled, **SMALL, compute={"cached_activations": None})
+    on_disk = pk.tl.fit_adapter(
+        tiled, **SMALL, compute={"cached_activations": kind, "cache": tmp_path / "p.zarr", "max_memory": 1}
+    )
     assert all_bits(on_disk) == all_bits(adapter)
     assert (tmp_path / "p.zarr").exists() == (kind is not None)
     atol = {"fp16": 0.05, "fp32": 1e-3, None: 0}[kind]
@@ -210,7 +212,7 @@ def test_patience_ends_folds_early(tiled: SpatialData, monkeypatch: pytest.Monke
         asked[:] = [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
         if patience == 1:
             asked[:] = [0, 1, 2, 0, 1, 2]
-        adapter = pk.tl.fit_adapter(tiled, patience=patience, **options)
+        adapter = pk.tl.fit_adapter(tiled, **options, recipe={"patience": patience})
         inner = adapter.history[adapter.history["fold"] >= 0]
         assert inner.groupby("fold")["epoch"].max().tolist() == [ran, ran]
         assert adapter.info["epochs"] == chosen
@@ -229,15 +231,15 @@ def test_the_profile_adds_up(tiled: SpatialData) -> None:
     assert tiled["table"].uns["pekasc"]["adapter"]["profile"] == profile
     trained = adapter.history[adapter.history["epoch"] > 0]
     assert (trained["peak_memory"] > 10**8).all()
-    frozen = pk.tl.fit_adapter(tiled, method=None, device="cpu", progress=False)
+    frozen = pk.tl.fit_adapter(tiled, method=None, progress=False, compute={"device": "cpu"})
     assert frozen.info["profile"]["seconds"]["training"] == 0
 
 
 def test_precision_of_half_trains_and_predicts(tiled: SpatialData) -> None:
     full = pk.tl.fit_adapter(tiled, **SMALL)
-    half = pk.tl.fit_adapter(tiled, precision="bf16", **SMALL)
+    half = pk.tl.fit_adapter(tiled, **SMALL, compute={"precision": "bf16"})
     np.testing.assert_allclose(half.history["loss"], full.history["loss"], rtol=0.1)
-    pk.tl.predict_expression(tiled, half, device="cpu", progress=False)
+    pk.tl.predict_expression(tiled, half, progress=False, compute={"device": "cpu"})
     assert np.isfinite(tiled["table"].layers["peka"]).any()
 
 
@@ -338,11 +340,15 @@ def test_an_encoder_whose_blocks_cannot_be_split(tiled: SpatialData, caplog: pyt
 
 def test_spots_stay_with_their_tiles_in_any_order(tiled: SpatialData) -> None:
     order = np.random.default_rng(0).permutation(tiled["table"].n_obs)
-    plain = pk.tl.fit_adapter(tiled, method=None, depth=4, device="cpu", progress=False, groups="patient")
+    plain = pk.tl.fit_adapter(
+        tiled, method=None, progress=False, groups="patient", readout={"depth": 4}, compute={"device": "cpu"}
+    )
     mixed = SpatialData(
         images=dict(tiled.images), shapes=dict(tiled.shapes), tables={"table": tiled["table"][order].copy()}
     )
-    again = pk.tl.fit_adapter(mixed, method=None, depth=4, device="cpu", progress=False, groups="patient")
+    again = pk.tl.fit_adapter(
+        mixed, method=None, progress=False, groups="patient", readout={"depth": 4}, compute={"device": "cpu"}
+    )
     np.testing.assert_allclose(again.gene_scores["pearson"], plain.gene_scores["pearson"], atol=1e-5)
 
 
@@ -360,19 +366,21 @@ def test_dropout_rests_while_features_are_measured(tiled: SpatialData, all_bits:
     options = {**SMALL, "method": LoraConfig(r=4, lora_dropout=0.5)}
     plain = pk.tl.fit_adapter(tiled, **options)
     state = tmp_path / "state"
-    pk.tl.fit_adapter(tiled, resume=state, checkpoint_minutes=0, **options)
+    pk.tl.fit_adapter(tiled, **options, compute={"resume": state, "checkpoint_minutes": 0})
     # as after a kill between the features of an epoch and the next state: they are there, what comes after is not
     (state / "fold-0" / "done.json").unlink()
-    assert all_bits(pk.tl.fit_adapter(tiled, resume=state, checkpoint_minutes=0, **options)) == all_bits(plain)
+    assert all_bits(
+        pk.tl.fit_adapter(tiled, **options, compute={"resume": state, "checkpoint_minutes": 0})
+    ) == all_bits(plain)
 
 
 def test_a_teacher_of_other_genes_is_another_fit(tiled: SpatialData, tmp_path: Path) -> None:
     genes = list(tiled["table"].var_names[:5])
-    pk.tl.fit_adapter(tiled, resume=tmp_path / "state", genes=genes, **SMALL)
+    pk.tl.fit_adapter(tiled, genes=genes, **SMALL, compute={"resume": tmp_path / "state"})
     tiled["table"].X[0, 20] += 50
     tiled["table"].X[0, 0] += 0
     with pytest.raises(ValueError, match=r"other settings or data"):
-        pk.tl.fit_adapter(tiled, resume=tmp_path / "state", genes=genes, **SMALL)
+        pk.tl.fit_adapter(tiled, genes=genes, **SMALL, compute={"resume": tmp_path / "state"})
 
 
 class _Ends(L.Callback):
@@ -391,13 +399,13 @@ class _Button(L.Callback):
 
 def test_a_callback_must_not_end_the_training(tiled: SpatialData) -> None:
     with pytest.raises(RuntimeError, match=r"ended the training after epoch 1 of 2.*Give `epochs=` or `patience=`"):
-        pk.tl.fit_adapter(tiled, trainer={"callbacks": _Ends()}, **SMALL)
+        pk.tl.fit_adapter(tiled, **SMALL, compute={"trainer": {"callbacks": _Ends()}})
 
 
 def test_the_stop_button_stops(tiled: SpatialData, all_bits: Bits) -> None:
     before, handler = pk.tl.fit_adapter(tiled, **SMALL), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        pk.tl.fit_adapter(tiled, trainer={"callbacks": [_Button()]}, key_added="other", **SMALL)
+        pk.tl.fit_adapter(tiled, key_added="other", **SMALL, compute={"trainer": {"callbacks": [_Button()]}})
     assert signal.getsignal(signal.SIGINT) == handler
     assert "other" not in tiled["table"].uns["pekasc"]
     assert all_bits(pk.tl.fit_adapter(tiled, **SMALL)) == all_bits(before)
@@ -405,18 +413,18 @@ def test_the_stop_button_stops(tiled: SpatialData, all_bits: Bits) -> None:
 
 def test_one_run_at_a_time_in_a_folder(tiled: SpatialData, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    pk.tl.fit_adapter(tiled, resume=state, **SMALL)
+    pk.tl.fit_adapter(tiled, **SMALL, compute={"resume": state})
     with FileLock(state / "in-use.lock"):
         with pytest.raises(ValueError, match=r"`resume=.*is in use: another run of this fit is going on"):
-            pk.tl.fit_adapter(tiled, resume=state, **SMALL)
-    pk.tl.fit_adapter(tiled, resume=state, **SMALL)
+            pk.tl.fit_adapter(tiled, **SMALL, compute={"resume": state})
+    pk.tl.fit_adapter(tiled, **SMALL, compute={"resume": state})
 
 
 @pytest.fixture
 def unfinished(tiled: SpatialData, tmp_path: Path) -> Path:
     """Return the folder of a fit that was killed in its first fold, after the state of the last epoch."""
     state = tmp_path / "state"
-    pk.tl.fit_adapter(tiled, resume=state, checkpoint_minutes=0, **SMALL)
+    pk.tl.fit_adapter(tiled, **SMALL, compute={"resume": state, "checkpoint_minutes": 0})
     (state / "fold-0" / "done.json").unlink()
     return state
 
@@ -435,7 +443,7 @@ def test_damaged_states_are_named(tiled: SpatialData, unfinished: Path, file: st
     for left in (whole[: len(whole) // 2], b""):
         (unfinished / file).write_bytes(left)
         with pytest.raises(ValueError, match=message):
-            pk.tl.fit_adapter(tiled, resume=unfinished, checkpoint_minutes=0, **SMALL)
+            pk.tl.fit_adapter(tiled, **SMALL, compute={"resume": unfinished, "checkpoint_minutes": 0})
 
 
 def test_a_state_of_another_adapter_is_refused(tiled: SpatialData, unfinished: Path) -> None:
@@ -444,7 +452,7 @@ def test_a_state_of_another_adapter_is_refused(tiled: SpatialData, unfinished: P
     state["state_dict"] = {f"{name}.x": value for name, value in state["state_dict"].items()}
     torch.save(state, file)
     with pytest.raises(ValueError, match=r"is of another adapter: .* are not in both. Delete the folder"):
-        pk.tl.fit_adapter(tiled, resume=unfinished, checkpoint_minutes=0, **SMALL)
+        pk.tl.fit_adapter(tiled, **SMALL, compute={"resume": unfinished, "checkpoint_minutes": 0})
 
 
 def test_epochs_after_the_state_are_run_and_measured_again(
@@ -454,7 +462,7 @@ def test_epochs_after_the_state_are_run_and_measured_again(
     newer = unfinished / "fold-0" / "epoch-2.npy"
     before = np.load(newer)
     np.save(newer, np.random.default_rng(0).normal(size=before.shape).astype(np.float32))
-    again = pk.tl.fit_adapter(tiled, resume=unfinished, checkpoint_minutes=0, **SMALL)
+    again = pk.tl.fit_adapter(tiled, **SMALL, compute={"resume": unfinished, "checkpoint_minutes": 0})
     np.testing.assert_array_equal(np.load(newer), before)
     plain = pk.tl.fit_adapter(tiled, **SMALL)
     assert all_bits(again) == all_bits(plain)
@@ -463,14 +471,14 @@ def test_epochs_after_the_state_are_run_and_measured_again(
 
 def test_a_prefix_on_disk_lies_in_the_folder_of_the_fit(tiled: SpatialData, tmp_path: Path, all_bits: Bits) -> None:
     state = tmp_path / "state"
-    adapter = pk.tl.fit_adapter(tiled, resume=state, max_memory=1, **SMALL)
+    adapter = pk.tl.fit_adapter(tiled, **SMALL, compute={"resume": state, "max_memory": 1})
     assert (state / "prefix.zarr").is_dir()
     assert all_bits(adapter) == all_bits(pk.tl.fit_adapter(tiled, **SMALL))
 
 
 def test_numbers_of_numpy_are_numbers(tiled: SpatialData, tmp_path: Path) -> None:
     options = {**SMALL, "blocks": np.int64(2), "epochs": np.int64(1)}
-    assert pk.tl.fit_adapter(tiled, resume=tmp_path / "state", **options).info["blocks"] == 2
+    assert pk.tl.fit_adapter(tiled, **options, compute={"resume": tmp_path / "state"}).info["blocks"] == 2
 
 
 @pytest.mark.parametrize("depth", [None, 4, (3, 5)])
@@ -483,10 +491,10 @@ def test_the_first_pass_leaves_the_prefix_behind(
     options = {**SMALL, "depth": depth, "epochs": 1, "scales": (1, 2), "orientations": 2}
     with monkeypatch.context() as patched:
         patched.setattr(Job, "embed_first", lambda self, depths: self.embed(depths))
-        twice = pk.tl.fit_adapter(tiled, n_views=2, **options)
+        twice = pk.tl.fit_adapter(tiled, **options, recipe={"n_views": 2})
     with monkeypatch.context() as patched:
         patched.setattr(_prefix._BlockRunner, "over", lambda *args: pytest.fail("the frozen blocks ran again"))
-        once = pk.tl.fit_adapter(tiled, n_views=2, **options)
+        once = pk.tl.fit_adapter(tiled, **options, recipe={"n_views": 2})
     assert all_bits(once) == all_bits(twice)
     # of further views, only those are computed
     ran: list[list[int]] = []
@@ -497,7 +505,7 @@ def test_the_first_pass_leaves_the_prefix_behind(
         over(self, order, views, *rest)
 
     monkeypatch.setattr(_prefix._BlockRunner, "over", counted)
-    pk.tl.fit_adapter(tiled, n_views=4, **options)
+    pk.tl.fit_adapter(tiled, **options, recipe={"n_views": 4})
     assert ran == [[1, 3]]
 
 

@@ -45,9 +45,11 @@ def test_slots(tiled: SpatialData, adapter: pk.Adapter) -> None:
 def test_predictions_are_the_adapters_on_the_same_tiles(predicted: SpatialData, adapter: pk.Adapter) -> None:
     table = predicted["table"]
     tiles = pk.get.tiles(predicted).to_numpy()
-    np.testing.assert_array_equal(table.obsm["X_peka"], adapter.embed(tiles, mpp=2.0, device="cpu"))
+    np.testing.assert_array_equal(table.obsm["X_peka"], adapter.embed(tiles, mpp=2.0, compute={"device": "cpu"}))
     columns = table.var_names.get_indexer(adapter.genes)
-    np.testing.assert_array_equal(table.layers["peka"][:, columns], adapter.predict(tiles, mpp=2.0, device="cpu"))
+    np.testing.assert_array_equal(
+        table.layers["peka"][:, columns], adapter.predict(tiles, mpp=2.0, compute={"device": "cpu"})
+    )
 
 
 def test_it_learned_something(predicted: SpatialData) -> None:
@@ -90,7 +92,7 @@ def assert_same(a: Any, b: Any, where: str) -> None:
 
 def test_all_slots_survive_the_disk(predicted: SpatialData, adapter: pk.Adapter, tmp_path: Path) -> None:
     pk.tl.fit_adapter(predicted, train=["P1S1"], method=None, **QUICK)
-    pk.tl.embed_tiles(predicted, "tiny", depth=(1, 2), **QUICK)
+    pk.tl.embed_tiles(predicted, "tiny", **QUICK, readout={"depth": (1, 2)})
     pk.tl.embed_expression(predicted, n_components=5)
     pk.tl.evaluate(predicted)
     pk.tl.predict_expression(predicted, adapter, table_added="predicted", **QUICK)

@@ -64,27 +64,32 @@ def test_embeds_every_spot_with_counts(
 
 def test_scfoundation_finds_genes_by_a_column(untiled: SpatialData, files: Path) -> None:
     adata = untiled["table"]
-    pk.tl.embed_expression(adata, "scfoundation", checkpoint=files, **QUIET)
+    pk.tl.embed_expression(adata, pk.models.Teacher("scfoundation", files=files), **QUIET)
     adata.var["symbol"] = adata.var_names
     adata.var_names = [f"ENSG{i}" for i in range(adata.n_vars)]
     with pytest.raises(ValueError, match=r"knows none of the 24 genes of the table: .*`gene_key=`"):
-        pk.tl.embed_expression(adata, "scfoundation", checkpoint=files, key_added="X_2", **QUIET)
+        pk.tl.embed_expression(adata, pk.models.Teacher("scfoundation", files=files), key_added="X_2", **QUIET)
     assert "X_2" not in adata.obsm
     pk.tl.embed_expression(
-        adata, "scfoundation", checkpoint=str(files), gene_key="symbol", max_tokens=40, key_added="X_2", **QUIET
+        adata,
+        pk.models.Teacher("scfoundation", files=str(files)),
+        gene_key="symbol",
+        max_tokens=40,
+        key_added="X_2",
+        **QUIET,
     )
     np.testing.assert_allclose(adata.obsm["X_2"], adata.obsm["X_scfoundation"], atol=1e-5)
     with pytest.raises(KeyError, match="`gene_key='symbols'` not found in `var`"):
-        pk.tl.embed_expression(adata, "scfoundation", checkpoint=files, gene_key="symbols", **QUIET)
+        pk.tl.embed_expression(adata, pk.models.Teacher("scfoundation", files=files), gene_key="symbols", **QUIET)
 
 
 def test_a_spots_scfoundation_does_not_depend_on_others(untiled: SpatialData, files: Path) -> None:
     adata = untiled["table"]
-    pk.tl.embed_expression(adata, "scfoundation", checkpoint=files, **QUIET)
+    pk.tl.embed_expression(adata, pk.models.Teacher("scfoundation", files=files), **QUIET)
     some = adata[5:15].copy()
     del some.obsm["X_scfoundation"], some.uns["pekasc"]
     some.X = some.X.toarray()
-    pk.tl.embed_expression(some, "scfoundation", checkpoint=files, **QUIET)
+    pk.tl.embed_expression(some, pk.models.Teacher("scfoundation", files=files), **QUIET)
     np.testing.assert_allclose(some.obsm["X_scfoundation"], adata.obsm["X_scfoundation"][5:15], atol=1e-5)
 
 
@@ -124,7 +129,9 @@ def test_without_scvi_it_says_how_to_install_it(tiled: SpatialData, monkeypatch:
     # not after an hour of embedding
     monkeypatch.setattr("pekasc.tl._comparison.embed", None)
     with pytest.raises(ImportError, match=r'pip install "pekasc\[scvi\]"'):
-        pk.tl.cross_validate(tiled, methods=["frozen", "bone"], teacher="scvi", device="cpu", progress=False)
+        pk.tl.cross_validate(
+            tiled, methods=["frozen", "bone"], teacher="scvi", progress=False, compute={"device": "cpu"}
+        )
 
 
 class Stop(Exception):
@@ -172,7 +179,7 @@ def test_an_adapter_of_scfoundation_says_so(
         return embed(self, train, rows)
 
     monkeypatch.setattr(ScFoundationTeacher, "embed", counted)
-    adapter = pk.tl.fit_adapter(tiled, teacher="scfoundation", checkpoint=files, train=TRAIN, **SMALL)
+    adapter = pk.tl.fit_adapter(tiled, teacher=pk.models.Teacher("scfoundation", files=files), train=TRAIN, **SMALL)
     # once, not once a fold, and of training spots alone
     assert [len(call) for call in calls] == [table.n_obs - len(test)]
     assert adapter.info["teacher"] == "scfoundation"
@@ -192,7 +199,7 @@ def test_what_was_stored_teaches_as_the_files_do(
     rows = np.arange(made.n_spots)
     with pytest.raises(ValueError, match="`teacher='scfoundation'` needs `checkpoint=`"):
         pk.tl.fit_adapter(tiled, teacher="scfoundation", **SMALL)
-    pk.tl.embed_expression(tiled, "scfoundation", checkpoint=files, **QUIET)
+    pk.tl.embed_expression(tiled, pk.models.Teacher("scfoundation", files=files), **QUIET)
     caplog.clear()
     for name in ("scfoundation", "X_scfoundation"):
         stored = lessons(tiled, teacher=name)
@@ -201,7 +208,7 @@ def test_what_was_stored_teaches_as_the_files_do(
         assert stored.licence == made.licence is not None and stored.digest == made.digest is not None
     assert "leaks" not in caplog.text  # it is frozen: nothing of one spot is in another's embedding
     with pytest.raises(ValueError, match=r"is read from `obsm\['X_scfoundation'\]`: leave `checkpoint=` out"):
-        pk.tl.fit_adapter(tiled, teacher="X_scfoundation", checkpoint=files, **SMALL)
+        pk.tl.fit_adapter(tiled, teacher=pk.models.Teacher("X_scfoundation", files=files), **SMALL)
 
 
 def test_a_fitted_teacher_that_was_stored_is_warned_of(
@@ -221,7 +228,7 @@ def test_training_spots_that_scfoundation_cannot_embed(tiled: SpatialData, files
     values[0, 22] = 5  # a gene that it does not know
     table.X = csr_matrix(values)
     with pytest.raises(ValueError, match=r"'scfoundation' has NaN or infinite values in 1 of .*`train=`"):
-        pk.tl.fit_adapter(tiled, teacher="scfoundation", checkpoint=files, train=TRAIN, **SMALL)
+        pk.tl.fit_adapter(tiled, teacher=pk.models.Teacher("scfoundation", files=files), train=TRAIN, **SMALL)
     # the frozen encoder does not ask the teacher
     lessons(tiled, teacher="scfoundation", checkpoint=files, train=TRAIN, method=None)
 
@@ -284,7 +291,9 @@ def test_scvi_teaches(tiled: SpatialData, lessons: Lessons, monkeypatch: pytest.
     rows = np.arange(first.n_spots)
     table.X = csr_matrix(values)
     np.testing.assert_array_equal(lessons(tiled, teacher="scvi", train=TRAIN).embed(rows), first.embed(rows))
-    adapter = pk.tl.fit_adapter(tiled, teacher="scvi", train=TRAIN, n_components=12, **SMALL)
+    adapter = pk.tl.fit_adapter(
+        tiled, teacher="scvi", train=TRAIN, **SMALL, recipe={"teacher_components": 12}, readout={"n_components": 12}
+    )
     assert adapter.info["teacher"] == "scvi"
     assert adapter.weights["projector"]["2.weight"].shape[0] == 10  # latent dimensions are no principal components
 
@@ -305,9 +314,9 @@ def test_a_comparison_asks_a_frozen_teacher_once_and_knows_its_files(
         "methods": ["teacher", "bone"], "teacher": "scfoundation", "genes": names[:5], "epochs": 1, "rank": 8,
         "blocks": 1, "store": tmp_path / "store", **QUIET,
     }  # fmt: skip
-    first = pk.tl.cross_validate(tiled, checkpoint=scfoundation(tmp_path / "files", names, seed=1), **how)
+    first = pk.tl.cross_validate(tiled, **how, checkpoint=scfoundation(tmp_path / "files", names, seed=1))
     assert len(asked) == 1
-    again = pk.tl.cross_validate(tiled, checkpoint=scfoundation(tmp_path / "files", names, seed=2), **how)
+    again = pk.tl.cross_validate(tiled, **how, checkpoint=scfoundation(tmp_path / "files", names, seed=2))
     scores = [f.loc[f["method"] == "teacher", "pearson"].to_numpy() for f in (first, again)]
     assert not np.allclose(*scores)
 

@@ -56,7 +56,9 @@ def test_a_new_process_predicts_the_same_bits(adapter: pk.Adapter, folder: Path,
     # torch splits sums by threads: the same number of them, wherever this test runs
     threads = f"import torch; torch.set_num_threads({torch.get_num_threads()}); "
     subprocess.run([sys.executable, "-W", "ignore", "-c", threads + code, str(folder.parent)], check=True)
-    np.testing.assert_array_equal(np.load(folder.parent / "out.npy"), adapter.predict(tiles, mpp=2.0, device="cpu"))
+    np.testing.assert_array_equal(
+        np.load(folder.parent / "out.npy"), adapter.predict(tiles, mpp=2.0, compute={"device": "cpu"})
+    )
 
 
 def test_all_fields_survive_the_disk(adapter: pk.Adapter, folder: Path) -> None:
@@ -108,7 +110,7 @@ def test_weights_load_with_plain_peft_on_the_plain_model(adapter: pk.Adapter, fo
 def test_order_and_batches_of_tiles_do_not_matter(adapter: pk.Adapter, tiles: np.ndarray) -> None:
     whole = adapter.predict(tiles, mpp=2.0)
     np.testing.assert_allclose(adapter.predict(tiles[::-1], mpp=2.0)[::-1], whole, atol=1e-5)
-    np.testing.assert_allclose(adapter.predict(tiles, mpp=2.0, batch_size=2), whole, atol=1e-5)
+    np.testing.assert_allclose(adapter.predict(tiles, mpp=2.0, compute={"embed_batch_size": 2}), whole, atol=1e-5)
     assert whole.shape == (9, len(adapter.genes)) and whole.dtype == np.float32
 
 

@@ -200,11 +200,11 @@ def test_an_adapter_on_disk_predicts_the_same_bits(
     assert isinstance(loaded.head, type(head))
     for field in ("coef", "intercept", "alpha"):
         np.testing.assert_array_equal(getattr(loaded.head, field), getattr(head, field))
-    features = adapter.embed(tiles, mpp=1.0, device="cpu")
+    features = adapter.embed(tiles, mpp=1.0, compute={"device": "cpu"})
     expected = head.predict(features)
     assert np.ptp(expected[:, :-1], axis=0).min() > 0
     for made in (adapter, loaded):
-        np.testing.assert_array_equal(made.predict(tiles, mpp=1.0, device="cpu"), expected)
+        np.testing.assert_array_equal(made.predict(tiles, mpp=1.0, compute={"device": "cpu"}), expected)
 
 
 def test_with_spatial_context_it_reads_the_neighbours_of_its_section(
@@ -217,14 +217,14 @@ def test_with_spatial_context_it_reads_the_neighbours_of_its_section(
     # two sections in the same place: only their own spots are neighbours
     coords = np.tile(np.column_stack([np.arange(6) * 100.0, np.zeros(6)]), (2, 1))
     section = np.repeat(["A", "B"], 6)
-    features = adapter.embed(tiles, mpp=1.0, device="cpu")
-    got = adapter.predict(tiles, mpp=1.0, device="cpu", coords_um=coords, section=section)
+    features = adapter.embed(tiles, mpp=1.0, compute={"device": "cpu"})
+    got = adapter.predict(tiles, mpp=1.0, coords_um=coords, section=section, compute={"device": "cpu"})
     np.testing.assert_array_equal(got, head.predict(with_context(features, coords, section, 150.0)))
     near = [[j for j in range(12) if j != i and section[i] == section[j] and abs(i - j) == 1] for i in range(12)]
     by_hand = np.column_stack([features, np.stack([features[j].mean(axis=0) for j in near])])
     np.testing.assert_allclose(got, head.predict(by_hand), atol=1e-4)
     # one section by default, where the spots in the same place are neighbours as well
-    alone = adapter.predict(tiles, mpp=1.0, device="cpu", coords_um=coords)
+    alone = adapter.predict(tiles, mpp=1.0, coords_um=coords, compute={"device": "cpu"})
     assert np.abs(alone - got).max() > 1e-4
     with pytest.raises(ValueError, match="reads the neighbours within 150 um.*give `coords_um=`"):
         adapter.predict(tiles, mpp=1.0)

@@ -199,11 +199,11 @@ def test_an_embedding_with_holes() -> None:
 
 
 def test_a_teacher_of_another_length_is_refused_before_anything_runs() -> None:
+    from pekasc._options import Recipe
     from pekasc.models.encoders._registry import resolve_encoder
     from pekasc.models.runtime._device import resolve_device
     from pekasc.models.selection._fit import fit
     from pekasc.models.selection._job import Data, Options, Reader
-    from pekasc.models.training._losses import Recipe
     from pekasc.tiling import ArrayTiles, TileSpec
 
     n = 40

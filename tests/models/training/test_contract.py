@@ -196,7 +196,7 @@ def test_an_adapter_on_disk_gives_the_same_features(taught: Taught, adapter: pk.
     adapter.save(tmp_path / "mine")
     loaded = pk.Adapter.load(tmp_path / "mine")
     for made in (adapter, loaded):
-        np.testing.assert_allclose(made.embed(TILES, mpp=1.0, device="cpu"), taught.end, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(made.embed(TILES, mpp=1.0, compute={"device": "cpu"}), taught.end, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(loaded.predict(TILES, mpp=1.0), adapter.predict(TILES, mpp=1.0))
     assert loaded.weights["adapter"].keys() == taught.state.keys()
     assert all(torch.equal(loaded.weights["adapter"][key], tensor) for key, tensor in taught.state.items())

@@ -12,10 +12,11 @@ from peft import LoraConfig, MissConfig, get_peft_model
 from scipy.special import log_softmax
 from torch import nn
 
+from pekasc._options import Recipe
 from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.encoders._orientations import orient, turned
 from pekasc.models.encoders._registry import Encoder
-from pekasc.models.training._losses import PAPER, Recipe, losses
+from pekasc.models.training._losses import losses
 from pekasc.models.training._methods import attached, make_config, target_layers
 from pekasc.models.training._network import cluster_head, projector
 from pekasc.models.training._plan import Student

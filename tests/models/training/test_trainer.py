@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from pekasc._options import Recipe
 from pekasc.models import Encoder
 from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.features._cached_blocks import PrefixPlan, TileInputs, make_prefix
 from pekasc.models.features._embed import embed
 from pekasc.models.training._callbacks import LAST
 from pekasc.models.training._lightning import Engine, check_trainer
-from pekasc.models.training._losses import Recipe
 from pekasc.models.training._methods import make_config, target_layers
 from pekasc.models.training._plan import NotFinite
 from pekasc.models.training._trainer import Trained, train_student
