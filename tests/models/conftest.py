@@ -1,11 +1,21 @@
-"""One adapter, fitted on arrays, for all tests of what an adapter can do."""
+"""One adapter, fitted on arrays, for all tests of what an adapter can do, and adapters put together by hand."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
+import torch
+from peft import PeftConfig
 
 import pekasc as pk
+from pekasc.models._encoders import FrozenEncoder
+from pekasc.models._head_methods import Head
+from pekasc.models._heads import fit_ridge
+from pekasc.tiling import TileSpec
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +34,34 @@ def adapter() -> pk.Adapter:
 def tiles() -> np.ndarray:
     """Return tiles that the adapter takes."""
     return np.random.default_rng(0).integers(0, 256, (9, 56, 56, 3)).astype(np.uint8)
+
+
+def make_adapter(
+    encoder: FrozenEncoder,
+    *,
+    width: int,
+    head: Head | None = None,
+    config: PeftConfig | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
+    **changes: Any,
+) -> pk.Adapter:
+    """Return an adapter that nobody fitted, on the last block of `encoder`, whose features have `width` columns."""
+    rng = np.random.default_rng(0)
+    if head is None:
+        head = fit_ridge(rng.normal(size=(20, width)), rng.normal(size=(20, 3)), 5).head(1.0)
+    fields: dict[str, Any] = {
+        "encoder": encoder.encoder, "encoder_digest": encoder.digest, "spec": TileSpec(encoder.tile_px, 1.0),
+        "depth": (encoder.n_blocks,), "method": "frozen" if config is None else "mine", "head": head, "config": config,
+        "genes": tuple(f"G{i}" for i in range(head.predict(np.zeros((1, head.projection.mean.size))).shape[1])),
+        "weights": {} if state is None else {"adapter": state},
+        "gene_scores": pd.DataFrame({"pearson": [0.5]}, index=pd.Index(["G0"], name="gene")),
+        "history": pd.DataFrame({"epoch": [0]}), "selection": pd.DataFrame({"stage": ["frozen"]}),
+        "info": {"n_spots": 20},
+    }  # fmt: skip
+    return pk.Adapter(**{**fields, **changes})
+
+
+@pytest.fixture(scope="session")
+def put_together() -> Callable[..., pk.Adapter]:
+    """Return :func:`make_adapter`."""
+    return make_adapter

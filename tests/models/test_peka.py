@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, MissConfig, PeftConfig, get_peft_model
+from peft import LoraConfig, MissConfig, get_peft_model
 from scipy.special import log_softmax
 from torch import nn
 
-from pekasc.models._encoders import Encoder, FrozenEncoder, digest
-from pekasc.models._methods import attached, check_method, make_config, method_name, target_layers
+from pekasc.models._encoders import Encoder, FrozenEncoder
+from pekasc.models._methods import attached, make_config, target_layers
 from pekasc.models._peka import (
     PAPER,
     Recipe,
@@ -213,42 +213,6 @@ def test_adapters_go_to_the_blocks_that_features_need(tiny: FrozenEncoder) -> No
     for blocks in (0, 4, True, "some", 1.5):
         with pytest.raises(ValueError, match=r"`blocks=.*does not fit.*1 to 3"):
             target_layers(tiny, (3,), blocks)
-
-
-def test_unknown_methods_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"`method='bonee'` is not known.*bone"):
-        check_method("bonee")
-    with pytest.raises(TypeError, match="got int"):
-        check_method(3)  # type: ignore[arg-type]
-    for name, value in (("modules_to_save", ["head"]), ("trainable_token_indices", [1])):
-        with pytest.raises(ValueError, match=rf"`{name}=.*would train parts of the encoder itself"):
-            check_method(LoraConfig(**{name: value}))
-    assert [method_name(m) for m in (None, "bone", MissConfig(r=4))] == ["frozen", "bone", "miss"]
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        "bone",
-        "bat",
-        "lora",
-        LoraConfig(r=4, bias="all"),
-        LoraConfig(r=4, bias="lora_only", target_modules=["attn.qkv", "mlp.fc1"]),
-        LoraConfig(r=4, use_dora=True),
-    ],
-    ids=["bone", "bat", "lora", "bias", "own bias", "dora"],
-)
-def test_the_encoder_is_as_it_was_once_the_adapter_is_out(tiny: FrozenEncoder, method: str | PeftConfig) -> None:
-    before = digest(tiny.model)
-    layers = target_layers(tiny, (2,), "all", method)
-    with attached(tiny, make_config(method, 8, layers), 0) as model:
-        trained = [p for p in model.parameters() if p.requires_grad]
-        assert trained
-        with torch.no_grad():
-            for parameter in trained:
-                parameter.add_(1)
-    assert digest(tiny.model) == before
-    assert not any(p.requires_grad for p in tiny.parameters())
 
 
 def test_a_configuration_has_its_own_layers_rank_and_dropout(tiny: FrozenEncoder) -> None:
