@@ -163,6 +163,21 @@ def test_dimensions_that_do_not_fit(name: str, files: Path, value: int) -> None:
         TEACHERS[name].make(source).embed(TRAIN)
 
 
+def test_a_teacher_that_is_registered_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TEACHERS, "_rows", dict(TEACHERS))
+    TEACHERS.register("mine", TEACHERS["pca"])
+    check_checkpoint("mine", None)
+    with pytest.raises(ValueError, match=r"The teacher 'mine' is there already \(TeacherRow.*: take another name"):
+        TEACHERS.register("mine", TEACHERS["scvi"])
+    assert TEACHERS["mine"] is TEACHERS["pca"]
+
+
+def test_a_name_that_is_not_there() -> None:
+    known = r"Choose one of \['pca', 'scvi', 'scfoundation'\]\."
+    with pytest.raises(ValueError, match=rf"`teacher='scVi'` is not known\. Close names: scvi\. {known}"):
+        check_checkpoint("scVi", None)
+
+
 def test_pca_by_its_sparse_solver_is_that_of_the_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from pekasc.models import _teachers
 
