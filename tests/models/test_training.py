@@ -105,8 +105,8 @@ def test_a_prefix_on_disk_is_the_one_in_memory(
     assert "on disk" in caplog.text
     index, views = RNG.integers(0, 22, 40), RNG.choice([0, 3, 7], 40)
     np.testing.assert_array_equal(stored.read(index, views), kept.read(index, views))
-    one, other = numbers(train(encoder, stored)), numbers(train(encoder, kept))
-    assert all(one[name].tobytes() == other[name].tobytes() for name in other)
+    learned, expected = numbers(train(encoder, stored)), numbers(train(encoder, kept))
+    assert all(learned[name].tobytes() == expected[name].tobytes() for name in expected)
     # a second call computes nothing; one of other tiles or another block does
     counted: list[int] = []
     tokens = encoder.tokens
