@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from pekasc.tl._inputs import expressed_genes
 from spatialdata import SpatialData
 
 import pekasc as pk
-from pekasc._expression import dense, log1p_cp10k
+from pekasc._expression import dense, expressed_genes, log1p_cp10k
 from pekasc.models.comparing import choose_gene_sets
 from pekasc.models.selection import pearson
 

@@ -21,7 +21,7 @@ import torch
 
 import pekasc as pk
 from _machine import machine
-from pekasc._sections import tiled_sections
+from pekasc._sections._tiled import tiled_sections
 from pekasc.models.encoders import EncoderNetwork, resolve_encoder
 from pekasc.models.features import BatchEncoder, embed_chunks
 from pekasc.tiling import TileGeometry, TileReader, TileSpec, batches

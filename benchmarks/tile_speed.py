@@ -29,7 +29,7 @@ from spatialdata.transformations import get_transformation
 
 import pekasc as pk
 from _machine import machine
-from pekasc._sections import section_readers, tiled_sections
+from pekasc._sections._tiled import section_readers, tiled_sections
 from pekasc.tiling import ImagePyramid, TileGeometry, TileReader, TileSpec, batches
 from pekasc.tiling._parallel import n_threads
 

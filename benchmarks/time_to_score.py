@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from pekasc.tl._inputs import expressed_genes
 
 import pekasc as pk
 from _her2st import FOLDS, KeptRows, Split, load_split, parsed, quick_parser, vits
 from _machine import machine
 from _plain_loop import PlainLoop, as_tensors
-from pekasc._expression import dense, log1p_cp10k
+from pekasc._expression import dense, expressed_genes, log1p_cp10k
 from pekasc.models.heads import ALPHAS, fit_ridge
 from pekasc.models.teachers import PcaTeacher
 

@@ -23,8 +23,9 @@ from spatialdata.transformations import (
 )
 
 from pekasc import _sections
-from pekasc._sections import check_table, get_table, resolve_sections, section_labels, writable_table
 from pekasc._sections._pixel_size import array_pixel_size, nearest_orthogonal
+from pekasc._sections._resolve import resolve_sections
+from pekasc._sections._table import check_table, get_table, section_labels, writable_table
 
 Scene = Callable[..., SpatialData]
 

@@ -5,7 +5,7 @@ import pytest
 from spatialdata import SpatialData
 
 import pekasc as pk
-from pekasc._sections import resolve_sections
+from pekasc._sections._resolve import resolve_sections
 from pekasc.pl._picture import chosen_sections, label, picture, radii_um
 
 # rotation, anisotropic scale, flip and shift at once

@@ -87,5 +87,7 @@ def test_errors(adata: AnnData) -> None:
 
 def test_names_that_are_not_unique_are_refused(adata: AnnData) -> None:
     adata.obs_names = ["a"] * adata.n_obs
-    with pytest.raises(ValueError, match="obs_names|observation names"):
+    with pytest.raises(
+        ValueError, match="The table has duplicate obs names: 'a'. Make them unique with `adata.obs_names_make_unique"
+    ):
         pk.pp.split(adata, groups="patient")

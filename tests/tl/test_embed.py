@@ -27,8 +27,10 @@ def test_features_follow_the_table(sections: sd.SpatialData) -> None:
     assert features.dtype == np.float32
     assert features.shape == (sections["table"].n_obs, 512)
     # by rows: the same tiles, embedded as arrays by an adapter-free model
-    from pekasc.models.encoders._network import EncoderNetwork, resolve_encoder
-    from pekasc.models.features._embed import embed, resolve_device
+    from pekasc.models.encoders._network import EncoderNetwork
+    from pekasc.models.encoders._registry import resolve_encoder
+    from pekasc.models.features._embed import embed
+    from pekasc.models.runtime._device import resolve_device
     from pekasc.tiling import ArrayTiles
 
     tiles = ArrayTiles(pk.get.tiles(sections).to_numpy())

@@ -17,8 +17,8 @@ from spatialdata import SpatialData
 import pekasc as pk
 from pekasc._keys import read_uns
 from pekasc.models.teachers import _scfoundation, _scvi
-from pekasc.models.teachers._registry import Teacher
 from pekasc.models.teachers._scfoundation import ScFoundationTeacher
+from pekasc.models.teachers._teacher import Teacher
 
 Write = Callable[..., Path]
 TRAIN = ["P1S1_spots"]

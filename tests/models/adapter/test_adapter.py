@@ -152,7 +152,7 @@ def test_saving_replaces_an_adapter_and_nothing_else(adapter: pk.Adapter, copy: 
     (tmp_path / "other" / "thesis.txt").write_text("precious")
     with pytest.raises(FileExistsError, match="holds no adapter of pekasc"):
         adapter.save(tmp_path / "other")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match="thesis.txt is there and holds no adapter of pekasc"):
         adapter.save(tmp_path / "other" / "thesis.txt")
     assert (tmp_path / "other" / "thesis.txt").read_text() == "precious"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy", "other"]  # nothing half-written

@@ -153,9 +153,9 @@ def test_depths_are_counted_from_either_end_and_checked(case: Case, encoder: Enc
             ValueError, match=rf"`depth={depth}` is outside encoder '{name}', which has {n} blocks: give 1 to {n}"
         ):
             encoder.check_depth(depth)
-    for depth in (1.5, True, "1", None):
-        with pytest.raises(TypeError, match=rf"must be an integer, got {depth!r}"):
-            encoder.check_depth(depth)
+    for wrong in (1.5, True, "1", None):
+        with pytest.raises(TypeError, match=rf"must be an integer, got {wrong!r}"):
+            encoder.check_depth(wrong)
 
 
 def test_built_twice_it_is_the_same_to_the_bit_whatever_was_drawn_before(

@@ -171,9 +171,10 @@ def test_features_that_are_not_finite_are_refused(method: HeadMethod, d: int, va
     x, y = planted(d)
     setting = chosen(method, x, y)
     x[3, 5] = value
-    with pytest.raises(ValueError, match=rf"Features of (1|some) of {N} spots are not finite"):
+    which = "some" if d < 60 else "1"  # sums over spots do not know which
+    with pytest.raises(ValueError, match=rf"Features of {which} of {N} spots are not finite"):
         method.fit(x, y, None, setting, 0)
-    with pytest.raises(ValueError, match=r"Features of (1|some) of 60 spots are not finite"):
+    with pytest.raises(ValueError, match=rf"Features of {which} of 60 spots are not finite"):
         chosen(method, x, y)
 
 

@@ -162,11 +162,3 @@ def test_spots_that_repeat_have_no_score_in_directions_that_are_not_there() -> N
     assert np.isfinite(projection.components).all()
     np.testing.assert_allclose(projection.components[4:], 0)
     np.testing.assert_allclose(projection.components[:4] @ projection.components[:4].T, np.eye(4), atol=1e-10)
-
-
-@pytest.mark.parametrize("n", [12, 40])
-def test_features_that_are_not_finite_are_refused(n: int) -> None:
-    x = np.random.default_rng(0).normal(size=(n, 60))
-    x[3, 5] = np.nan
-    with pytest.raises(ValueError, match=rf"Features of 1 of {n} spots are not finite"):
-        projection_of_rows(x, 9)

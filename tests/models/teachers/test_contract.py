@@ -16,8 +16,9 @@ from scipy import sparse
 
 from pekasc._expression import log1p_cp10k
 from pekasc.models.teachers import _scvi
-from pekasc.models.teachers._registry import TEACHERS, Source, Teacher, check_checkpoint
+from pekasc.models.teachers._registry import TEACHERS, Source, check_checkpoint
 from pekasc.models.teachers._stored import StoredTeacher, check_finite
+from pekasc.models.teachers._teacher import Teacher
 
 N, GENES = 60, [f"G{i}" for i in range(25)]
 TRAIN, HELD_OUT = np.arange(0, 60, 2), np.arange(1, 60, 2)
@@ -164,6 +165,21 @@ def test_dimensions_that_do_not_fit(name: str, files: Path, value: int) -> None:
         TEACHERS[name].make(source).embed(TRAIN)
 
 
+def test_a_teacher_that_is_registered_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TEACHERS, "_rows", dict(TEACHERS))
+    TEACHERS.register("mine", TEACHERS["pca"])
+    check_checkpoint("mine", None)
+    with pytest.raises(ValueError, match=r"The teacher 'mine' is there already \(TeacherRow.*: take another name"):
+        TEACHERS.register("mine", TEACHERS["scvi"])
+    assert TEACHERS["mine"] is TEACHERS["pca"]
+
+
+def test_a_name_that_is_not_there() -> None:
+    known = r"Choose one of \['pca', 'scvi', 'scfoundation'\]\."
+    with pytest.raises(ValueError, match=rf"`teacher='scVi'` is not known\. Close names: scvi\. {known}"):
+        check_checkpoint("scVi", None)
+
+
 def test_pca_by_its_sparse_solver_is_that_of_the_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from pekasc.models import _teachers
 
@@ -199,11 +215,12 @@ def test_an_embedding_with_holes() -> None:
 
 
 def test_a_teacher_of_another_length_is_refused_before_anything_runs() -> None:
-    from pekasc._options import Recipe
+    from pekasc._options import Options, Recipe
     from pekasc.models.encoders._registry import resolve_encoder
+    from pekasc.models.features._pieces import Reader
     from pekasc.models.runtime._device import resolve_device
     from pekasc.models.selection._fit import fit
-    from pekasc.models.selection._job import Data, Options, Reader
+    from pekasc.models.selection._inputs import Data
     from pekasc.tiling import ArrayTiles, TileSpec
 
     n = 40

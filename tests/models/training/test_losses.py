@@ -132,10 +132,25 @@ def test_block_affine_is_the_formula_of_the_method(r: int) -> None:
 
 
 def test_published_numbers() -> None:
-    assert (PAPER.rank, PAPER.n_clusters, PAPER.temperature, PAPER.kd_weight) == (256, 100, 2.0, 0.5)
-    assert (PAPER.learning_rate, PAPER.weight_decay, PAPER.batch_size, PAPER.gradient_clip) == (1e-4, 0.0, 32, 1.0)
-    assert (PAPER.step_epochs, PAPER.epochs, PAPER.choose_epochs, PAPER.n_views) == (10, 50, False, 1)
-    assert (PAPER.head_learning_rate, PAPER.head_epochs) == (1e-4, 20)
+    assert (
+        Recipe.preset("paper").rank,
+        Recipe.preset("paper").n_clusters,
+        Recipe.preset("paper").temperature,
+        Recipe.preset("paper").kd_weight,
+    ) == (256, 100, 2.0, 0.5)
+    assert (
+        Recipe.preset("paper").learning_rate,
+        Recipe.preset("paper").weight_decay,
+        Recipe.preset("paper").batch_size,
+        Recipe.preset("paper").gradient_clip,
+    ) == (1e-4, 0.0, 32, 1.0)
+    assert (
+        Recipe.preset("paper").step_epochs,
+        Recipe.preset("paper").epochs,
+        Recipe.preset("paper").choose_epochs,
+        Recipe.preset("paper").n_views,
+    ) == (10, 50, False, 1)
+    assert (Recipe.preset("paper").head_learning_rate, Recipe.preset("paper").head_epochs) == (1e-4, 20)
 
 
 def test_number_of_clusters_adapts_and_explicit_ones_must_fit() -> None:
@@ -186,7 +201,7 @@ def test_the_head_ends_when_it_has_stopped_learning(monkeypatch: pytest.MonkeyPa
         steps.clear()
     assert counts[0] < counts[1] == 40 * 6
     assert all(torch.equal(a, b) for a, b in zip(*(head.parameters() for head in heads), strict=True))
-    assert Recipe().head_patience == 10 and PAPER.head_patience is None
+    assert Recipe().head_patience == 10 and Recipe.preset("paper").head_patience is None
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +243,7 @@ def test_a_configuration_has_its_own_layers_rank_and_dropout(tiny: EncoderNetwor
 def test_the_optimiser_is_the_recipes(tiny: EncoderNetwork) -> None:
     x, _ = blobs(80)
     config = make_config("bone", 8, target_layers(tiny, (2,), "all"))
-    for recipe, steps in ((PAPER, 10), (Recipe(), None)):
+    for recipe, steps in ((Recipe.preset("paper"), 10), (Recipe(), None)):
         lesson = prepare_targets(x, Recipe(head_epochs=0), 0)
         with attached(tiny, config, 0):
             student = Student(tiny, (2,), lesson, recipe, 0)

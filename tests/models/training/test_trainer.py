@@ -99,14 +99,15 @@ def test_a_prefix_on_disk_is_the_one_in_memory(
     encoder: EncoderNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr("pekasc.models._prefix._CHUNK_BYTES", 3 * 7 * 192 * 4)  # three tiles
+    monkeypatch.setattr("pekasc.models.features._cached_blocks._CHUNK_BYTES", 3 * 7 * 192 * 4)  # three tiles
     kept = make_prefix(encoder, TILES, np.arange(22), plan(2))
     assert "0.00538 MB a tile and view (fp32), 22 tiles in 8 views: 0.000946 GB, in memory" in caplog.text
     stored = make_prefix(encoder, TILES, np.arange(22), plan(2, max_memory=1, store=tmp_path / "p.zarr"))
     assert "on disk" in caplog.text
     index, views = RNG.integers(0, 22, 40), RNG.choice([0, 3, 7], 40)
     np.testing.assert_array_equal(stored.read(index, views), kept.read(index, views))
-    assert numbers(train(encoder, stored)).keys()
+    learned, expected = numbers(train(encoder, stored)), numbers(train(encoder, kept))
+    assert all(learned[name].tobytes() == expected[name].tobytes() for name in expected)
     # a second call computes nothing; one of other tiles or another block does
     counted: list[int] = []
     tokens = encoder.tokens
@@ -141,8 +142,8 @@ def test_no_room_for_the_prefix_is_said_before_any_work(
     encoder: EncoderNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("pekasc.models._prefix.shutil.disk_usage", lambda folder: usage)
-    monkeypatch.setattr("pekasc.models._prefix._BlockRunner.over", lambda *args: pytest.fail("worked"))
+    monkeypatch.setattr("pekasc.models.features._cached_blocks.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("pekasc.models.features._cached_blocks._BlockRunner.over", lambda *args: pytest.fail("worked"))
     with pytest.raises(OSError, match=r"The frozen prefix takes 0.000946 GB more, and .* has 1e-06 GB left.*`store=`"):
         make_prefix(encoder, TILES, np.arange(22), plan(2, max_memory=1, store=tmp_path / "p"))
     # two processes that share the disk
