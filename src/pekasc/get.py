@@ -33,7 +33,7 @@ def tiles(sdata: SpatialData, *, scale: float = 1.0, table_name: str = "table", 
         Sections that :func:`pekasc.pp.tile` has tiled.
     scale
         Multiple of the tiles' pixel size: 2 shows twice the field of view around the same centres, in as many pixels,
-        as ``scales=`` of :func:`pekasc.tl.fit_adapter` reads it.
+        as ``scales`` of :class:`pekasc.Readout` read it.
     table_name
         Name of the table.
     key

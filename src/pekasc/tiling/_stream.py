@@ -260,7 +260,7 @@ def check_temporary_room(size: int, what: str) -> None:
     if size > free:
         raise OSError(
             f"{what} take {size / 1e9:.1f} GB, and the temporary folder {folder} has {free / 1e9:.1f} GB left. "
-            "Set TMPDIR to a folder with room, or raise `max_memory`."
+            "Set TMPDIR to a folder with room, or raise `Compute.max_memory`."
         )
 
 

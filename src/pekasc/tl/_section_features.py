@@ -58,7 +58,7 @@ class _Part:
             # NaN would say that there is no tile, and count as missing in a store for ever
             raise ValueError(
                 f"The features of {int(bad.sum())} of {len(features)} tiles are not finite: the encoder's numbers "
-                'leave the range of this `precision=`. Take "bf16" or "fp32".'
+                'leave the range of this `Compute.precision`. Take "bf16" or "fp32".'
             )
         if self.store is not None:
             self.store.write(chunk, features)
@@ -160,9 +160,9 @@ def section_features(
     size = 4 * n_obs * width * len(scales)
     if path is None and size > max_memory:
         raise ValueError(
-            f"The features of {n_obs} rows take {size / 2**30:.1f} GiB, more than `max_memory` of `compute` "
+            f"The features of {n_obs} rows take {size / 2**30:.1f} GiB, more than `Compute.max_memory` "
             f"({max_memory / 2**30:.1f} GiB). Give `store=` a folder, where they stay; `obsm` then reads them from "
-            "there. Or raise `max_memory`."
+            "there. Or raise the limit."
         )
     digest = job.digest(model)
     parts = [

@@ -125,7 +125,7 @@ class EncoderNetwork(nn.Module):
         if not self.splits:
             raise ValueError(
                 f"The blocks of encoder {self.encoder.short!r} ({type(self.model).__name__}) cannot be run one by one: "
-                "timm's plain VisionTransformer can. Leave `gradient_checkpointing=` and `compile=` out."
+                "timm's plain VisionTransformer can. Leave `Compute.gradient_checkpointing` and `Compute.compile` out."
             )
 
     def tokens(self, x: Tensor, n_blocks: int) -> Tensor:

@@ -67,7 +67,7 @@ class Encoder:
     gated
         Whether the hub asks for terms to be accepted before it gives the weights.
     pooling
-        What the authors take as a tile's features, for ``preset="paper"``: the ``"class"`` token, or
+        What the authors take as a tile's features, for ``Readout(depth="own")``: the ``"class"`` token, or
         ``"class+mean"``, the class token beside the mean patch token. None is what the model itself returns.
 
     Examples

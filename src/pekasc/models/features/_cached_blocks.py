@@ -257,7 +257,11 @@ def _check_range(rows: np.ndarray, plan: PrefixPlan) -> None:
     if not all(np.isfinite(rows[i : i + _HASHED]).all() for i in range(0, len(rows), _HASHED)):
         raise FloatingPointError(
             f"Tokens after block {plan.start} leave the range of {plan.kind}: "
-            + ('take `prefix="fp32"`.' if plan.kind == "fp16" else "the encoder's weights or tiles are not finite.")
+            + (
+                'take `Compute(cached_activations="fp32")`.'
+                if plan.kind == "fp16"
+                else "the encoder's weights or tiles are not finite."
+            )
         )
 
 
@@ -308,9 +312,9 @@ def _check_room(path: Path, size: int, digests: Any, n_here: int) -> None:
     more = (size - there) * n_here
     if more > free:
         raise OSError(
-            f"The frozen prefix takes {more / 1e9:.3g} GB more, and {str(above)!r} has {free / 1e9:.3g} GB "
-            "left. Give `store=` a folder with room (or set TMPDIR), fewer `n_views=`, or `prefix=None`, which runs "
-            "the frozen blocks in every epoch."
+            f"The cached activations take {more / 1e9:.3g} GB more, and {str(above)!r} has {free / 1e9:.3g} GB "
+            "left. Give `Compute.cache` a folder with room (or set TMPDIR), fewer `Recipe.n_views`, or "
+            "`cached_activations=None`, which runs the frozen blocks in every epoch."
         )
 
 

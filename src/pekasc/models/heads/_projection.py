@@ -64,7 +64,7 @@ def _safe_scale(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
 def _not_finite(which: str, n: int) -> ValueError:
     return ValueError(
         f"Features of {which} of {n} spots are not finite: look at the encoder's weights and tiles, or take "
-        '`precision="fp32"`.'
+        '`Compute(precision="fp32")`.'
     )
 
 

@@ -335,7 +335,7 @@ def load(folder: str | Path) -> tuple[ScFoundation, list[str]]:
     for name in (CHECKPOINT, GENE_INDEX):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"{name!r} not found in {str(folder)!r}. `checkpoint=` names the folder with scFoundation's official "
+                f"{name!r} not found in {str(folder)!r}. `files=` of the Teacher names the folder with scFoundation's official "
                 f"files {CHECKPOINT!r} and {GENE_INDEX!r} (see github.com/biomap-research/scFoundation)."
             )
     cell = _at(_read(folder / CHECKPOINT), VERSION, path="checkpoint")

@@ -159,7 +159,7 @@ def with_steps(config: PeftConfig, n_steps: int) -> PeftConfig:
     if n_steps < _MIN_ADALORA_STEPS:
         raise ValueError(
             f"AdaLoRA plans its ranks over the steps of the training, and {n_steps} are too few: give more spots or "
-            f"`epochs=`, at least {_MIN_ADALORA_STEPS} batches, or take another method."
+            f"`Recipe.epochs`, at least {_MIN_ADALORA_STEPS} batches, or take another method."
         )
     plan: Any = {**config.to_dict(), "total_step": n_steps, "tinit": n_steps // 10, "tfinal": n_steps // 3}
     return type(config).from_peft_type(**plan)

@@ -114,7 +114,7 @@ class Student(L.LightningModule):
                 f"The loss became {loss / n:g} (norm of the gradient {of_all[1]:g}) at step {self.global_step + 1}, "
                 f"epoch {self.current_epoch + 1}, batch {self.trainer.fit_loop.batch_idx // self.parts + 1} "
                 f"(distillation {kd / n:.4g}, structure {sa / n:.4g}, matching {matching / n:.4g}): "
-                "try a smaller `learning_rate=`."
+                "try a smaller `Recipe.learning_rate`."
             )
         self.sums += self.step
         self.step.zero_()
@@ -147,7 +147,7 @@ class Student(L.LightningModule):
         if there != wanted:  # loading is not strict, for the encoder's weights are not there
             raise ValueError(
                 f"The state of the training is of another adapter: {sorted(there ^ wanted)[:4]} are not in both. "
-                "Delete the folder of `resume=`."
+                "Delete the folder of `Compute.resume`."
             )
         ours = checkpoint["pekasc"]
         own = ours["processes"][processes.rank()]

@@ -169,7 +169,7 @@ def train_student(
             if len(history.rows) < epochs and not history.stopped:
                 raise RuntimeError(
                     f"A callback in `trainer` ended the training after epoch {len(history.rows)} of {epochs}: epochs "
-                    "are chosen by the held-out error. Give `epochs=` or `patience=` instead."
+                    "are chosen by the held-out error. Give `Recipe.epochs` or `Recipe.patience` instead."
                 )
     encoder.to(engine.device)  # Lightning leaves a model on the CPU
     if not _same(features(), frozen):
@@ -206,14 +206,14 @@ def _run(
             trainer.fit(student, batches, ckpt_path=None if state is None else str(state), weights_only=state is None)
     except NotFinite as error:
         error.last_good = {name: p.detach().cpu().clone() for name, p in student.trained().items()}
-        where = "give `resume=` a folder to have it on disk"
+        where = "give `Compute.resume` a folder to have it on disk"
         if folder is not None:
             if processes.rank() == 0:
                 save_file(dict(error.last_good), folder / "last_good.safetensors")
             where = f"{folder / 'last_good.safetensors'} has it"
         error.add_note(f"The state before that step is kept: it is this error's `last_good`; {where}.")
         if folder is not None:
-            error.add_note("`resume=` goes on with the same numbers only: with others, give it another folder.")
+            error.add_note("`Compute.resume` goes on with the same numbers only: with others, give it another folder.")
         raise
     finally:
         encoder.checkpointing = False
@@ -230,7 +230,7 @@ def _check_state(file: Path) -> None:
         bad = str(error)
     if bad is not None:
         raise ValueError(
-            f"The state of a training in `resume=` is damaged: {str(file)!r} ({bad}). Delete that file: the training "
+            f"The state of a training in `Compute.resume` is damaged: {str(file)!r} ({bad}). Delete that file: the training "
             "begins anew, and the others stay."
         )
 
