@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 from xarray import DataArray, DataTree
 
+from pekasc._digests import sha256
 from pekasc._sections._slides import images_of
 from pekasc._settings import get_logger
 from pekasc.tiling import ImagePyramid
@@ -220,13 +220,12 @@ def image_id(pyramid: ImagePyramid) -> str:
     """
     level = pyramid.levels[0]
     height, width = (int(n) for n in level.shape[1:])
-    sha = hashlib.sha256(f"{width} {height}".encode())
+    windows = []
     for i in range(3):
         for j in range(3):
             y, x = ((2 * k + 1) * n // 6 for k, n in ((i, height), (j, width)))
-            window = level[:, max(0, y - 16) : y + 16, max(0, x - 16) : x + 16]
-            sha.update(np.ascontiguousarray(window).tobytes())
-    return sha.hexdigest()[:16]
+            windows.append(np.asarray(level[:, max(0, y - 16) : y + 16, max(0, x - 16) : x + 16]))
+    return sha256(f"{width} {height}", windows)[:16]
 
 
 def _thumbnail(image: DataArray | DataTree) -> np.ndarray | None:

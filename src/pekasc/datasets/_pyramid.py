@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pekasc._digests import sha256
 from pekasc._settings import get_logger
 from pekasc.datasets._assemble import block_mean, factors
 
@@ -46,7 +46,7 @@ def jpeg_levels(file: Path, *, cache: Path | None = None) -> list[da.Array]:
 
     data = file.read_bytes()
     folder = (Path(pooch.os_cache("pekasc")) if cache is None else cache) / "images"
-    target = folder / f"{hashlib.sha256(data).hexdigest()[:16]}.zarr"
+    target = folder / f"{sha256(data)[:16]}.zarr"
     arrays = _opened(target)
     if arrays is None:
         pixels = _decoded(data, file)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pekasc._digests import sha256
 from pekasc.tiling import _resample
 from pekasc.tiling._geometry import TileSpec
 from pekasc.tiling._reader import check_index
@@ -79,11 +79,9 @@ class PatchFile:
             self.attrs: dict[str, Any] = dict(file["coords"].attrs) if "coords" in file else {}
             self.attrs |= dict(file["img"].attrs)
             self.n, self.side = int(shape[0]), int(shape[1])
-            sha = hashlib.sha256(f"{shape} {'|'.join(self.barcodes)}".encode())
-            for i in sorted({0, self.n // 2, self.n - 1} if self.n else set()):
-                sha.update(np.ascontiguousarray(file["img"][i]).tobytes())
+            some = [file["img"][i] for i in sorted({0, self.n // 2, self.n - 1} if self.n else set())]
+            self.id = sha256(f"{shape} {'|'.join(self.barcodes)}", some)[:16]
         self.corners_px = corners
-        self.id = sha.hexdigest()[:16]
         for what, found in (("barcodes", self.barcodes), ("coordinates", corners)):
             if found is not None and len(found) != self.n:
                 raise ValueError(f"The patches {str(self.path)!r} hold {self.n} images and {len(found)} {what}.")

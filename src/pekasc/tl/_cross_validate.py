@@ -18,6 +18,7 @@ from scipy import sparse
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
+from pekasc._digests import fingerprint
 from pekasc._expression import gene_names
 from pekasc._keys import PATIENT, TILES, check_key
 from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe, resolve, resolve_recipe, unused_in_embedding, whole
@@ -39,7 +40,7 @@ from pekasc.models.comparing import (
 )
 from pekasc.models.encoders import EncoderNetwork, resolve_encoder
 from pekasc.models.heads import check_head, check_radius
-from pekasc.models.runtime import autocast, fingerprint, resolve_device
+from pekasc.models.runtime import autocast, resolve_device
 from pekasc.models.selection import Options
 from pekasc.models.teachers import TEACHERS, StoredTeacher, TeacherModel, asked_once, resolve_teacher
 from pekasc.models.training import check_method, known_methods, method_name

@@ -121,7 +121,8 @@ def predict_expression(
         if size > max_memory:
             raise ValueError(
                 f"Predictions of {len(wanted)} genes for {table.n_obs} rows would take {size / 2**30:.1f} GiB, more "
-                f"than `Compute.max_memory` ({max_memory / 2**30:.1f} GiB). Predict fewer genes (`genes=[...]`), or raise it."
+                f"than `Compute.max_memory` ({max_memory / 2**30:.1f} GiB). Predict fewer genes "
+                "(`genes=[...]`), or raise it."
             )
         # SpatialData does not tell names apart by case
         if table_added.lower() in {name.lower() for _, name, _ in sdata.gen_elements()}:
@@ -198,8 +199,8 @@ def _check_layer(table: AnnData, names: np.ndarray, asked: list[str], columns: n
     size = 4 * table.n_obs * table.n_vars
     if size > max_memory:
         raise ValueError(
-            f"A layer of {table.n_obs} x {table.n_vars} would take {size / 2**30:.1f} GiB, more than `Compute.max_memory` "
-            f"({max_memory / 2**30:.1f} GiB). Predict fewer genes into a table of their own: "
+            f"A layer of {table.n_obs} x {table.n_vars} would take {size / 2**30:.1f} GiB, more than "
+            f"`Compute.max_memory` ({max_memory / 2**30:.1f} GiB). Predict fewer genes into a table of their own: "
             '`predict_expression(..., genes=[...], table_added="predicted")`, or raise the limit.'
         )
     if missing:

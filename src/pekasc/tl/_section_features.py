@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from pekasc._digests import sha256
 from pekasc._options import Compute
 from pekasc._sections import Section, section_readers
 from pekasc._settings import get_logger
@@ -231,7 +231,7 @@ def _part(
     size = job.batch_size * max(1, round(_CHUNK / job.batch_size))
     kept = None
     if path is not None:
-        name = hashlib.sha256(f"{digest} {_tiles_digest(section, spec, reader)}".encode()).hexdigest()
+        name = sha256(f"{digest} {_tiles_digest(section, spec, reader)}")
         info = {
             "section": section.name, "tile_px": spec.tile_px, "mpp": spec.mpp, "encoder": model_name(job),
             "depth": "own" if job.depth is None else list(job.depth), "orientations": job.orientations,
@@ -263,8 +263,5 @@ def _tiles_digest(section: Section, spec: TileSpec, reader: Reader) -> str:
     if isinstance(reader, TileReader):
         assert section.pyramid is not None  # for the type checker
         facts |= {"from": "image", "level": [f"{scale:.9g}" for scale in section.pyramid.scales[reader.level]]}
-    sha = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    centres = np.round(section.centres_px[reader.canonical_order], 3)
-    sha.update((centres + 0.0).tobytes())  # no negative zeros
-    sha.update(sample_digest(reader).encode())
-    return sha.hexdigest()
+    centres = np.round(section.centres_px[reader.canonical_order], 3) + 0.0  # no negative zeros
+    return sha256(json.dumps(facts, sort_keys=True), centres, sample_digest(reader))

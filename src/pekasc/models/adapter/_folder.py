@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from peft import PeftConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pekasc._digests import file_sha256, sha256
 from pekasc.models.encoders import Encoder
 from pekasc.models.heads import Head, Projection, RidgeHead
 from pekasc.tiling import TileSpec
@@ -34,10 +34,6 @@ MAIN = "pekasc.json"
 HEADS = "heads.safetensors"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _frame_to_json(frame: pd.DataFrame) -> dict[str, Any]:
@@ -58,7 +54,7 @@ def _frame_from_json(record: Mapping[str, Any]) -> pd.DataFrame:
 
 def _seal(record: Mapping[str, Any]) -> str:
     text = json.dumps({k: v for k, v in record.items() if k != "sha256"}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256(text)
 
 
 def save(adapter: Adapter, path: Path) -> None:
@@ -112,7 +108,7 @@ def _write(adapter: Adapter, folder: Path) -> None:
         "gene_scores": _frame_to_json(adapter.gene_scores),
         "history": _frame_to_json(adapter.history),
         "selection": _frame_to_json(adapter.selection),
-        "files": {name: _sha256(folder / name) for name in files},
+        "files": {name: file_sha256(folder / name) for name in files},
     }
     record = json.loads(json.dumps(record))  # as it will be read back
     (folder / MAIN).write_text(json.dumps({**record, "sha256": _seal(record)}, indent=1))
@@ -145,7 +141,7 @@ def load(path: Path) -> dict[str, Any]:
     for name, expected in record["files"].items():
         if not (path / name).is_file():
             raise FileNotFoundError(f"The adapter in {path} is damaged: {name} is missing. Copy the folder again.")
-        if _sha256(path / name) != expected:
+        if file_sha256(path / name) != expected:
             raise ValueError(f"The adapter in {path} is damaged: {name} is not the file that was saved with it.")
     try:
         tensors = load_file(path / HEADS)

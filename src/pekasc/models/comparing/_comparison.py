@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from peft import PeftConfig
 
+from pekasc._digests import fingerprint
 from pekasc._expression import Matrix, dense, expressed_genes
 from pekasc._options import Readout
 from pekasc._settings import get_logger
@@ -23,7 +24,6 @@ from pekasc.models.comparing._results import Results
 from pekasc.models.comparing._rivals import BEST_FROZEN, Rival
 from pekasc.models.encoders import Depth, EncoderNetwork, candidate_depths, warn_of_scale
 from pekasc.models.features import embed
-from pekasc.models.runtime import fingerprint
 from pekasc.models.selection import Data, HeadSpec, Options, depths_of, inner_folds, margin_um
 from pekasc.models.teachers import TeacherModel
 from pekasc.models.training import attached, make_config, target_layers
@@ -292,15 +292,16 @@ class Comparison:
             o.readout.orientations,
         )  # fmt: skip
 
-        def make() -> list[np.ndarray]:
+        def make() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             tiles, *further = bench.tiles
             made = embed(
                 model, tiles, depths, further=further, orientations=o.readout.orientations,
                 batch_size=o.compute.embed_batch_size, device=o.device, precision=o.precision, max_memory=o.max_memory,
             )  # fmt: skip
-            return [made[depth] for depth in depths]
+            return {f"depth{i}": made[depth] for i, depth in enumerate(depths)}, {}
 
-        return dict(zip(depths, self.results.kept_large(f"frozen-{model.encoder.short}", key, make), strict=True))
+        arrays, _ = self.results.kept(f"frozen-{model.encoder.short}", key, make)
+        return {depth: arrays[f"depth{i}"] for i, depth in enumerate(depths)}
 
     def _fold(self, name: str) -> FoldGenes:
         """Return a fold with its genes; what is chosen for it reads the training spots alone (but in "hest")."""

@@ -7,16 +7,21 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
-from zipfile import BadZipFile
 
 import numpy as np
 
+from pekasc.models.runtime import explained, unfinished, write_array, write_json
+
 _ABOUT = "about.json"
+_WHAT = "A result of the comparison"
+
+Piece = tuple[dict[str, np.ndarray], dict[str, Any]]  # arrays, and plain facts about them
 
 
 class Results:
     """Arrays and plain facts under a name and a fingerprint of everything that they depend on.
+
+    A piece is a folder: it is there whole or not at all, and its arrays are mapped from their files.
 
     Parameters
     ----------
@@ -26,81 +31,60 @@ class Results:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
 
     def _path(self, name: str, key: str) -> Path:
-        assert self.folder is not None
-        return self.folder / f"{name}-{key[:16]}.npz"
+        assert self.folder is not None  # for the type checker: callers asked
+        return self.folder / f"{name}-{key[:16]}"
 
-    def get(self, name: str, key: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """Return what was put there, or None."""
-        if self.folder is None:
+    def get(self, name: str, key: str) -> Piece | None:
+        """Return what was put there, or None.
+
+        Raises
+        ------
+        ValueError
+            If it is damaged.
+        """
+        if self.folder is None or not self._path(name, key).exists():
             return None
         path = self._path(name, key)
-        if not path.exists():
-            return None
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {k: stored[k] for k in stored.files}
-        except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
+            record = json.loads((path / _ABOUT).read_text())
+            arrays = {
+                array: np.load(path / f"{array}.npy", mmap_mode="r", allow_pickle=False) for array in record["arrays"]
+            }
+            return arrays, record["about"]
+        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
             raise ValueError(
                 f"The stored result {path.name} cannot be read ({error}): delete it to compute it again."
             ) from error
-        return arrays, json.loads(str(arrays.pop("about")))
 
-    def kept(
-        self, name: str, key: str, make: Callable[[], tuple[dict[str, np.ndarray], dict[str, Any]]]
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def kept(self, name: str, key: str, make: Callable[[], Piece]) -> Piece:
         """Return what was put there; else what `make` gives, put there now."""
         found = self.get(name, key)
         if found is None:
-            found = make()
-            self.put(name, key, *found)
+            self.put(name, key, *(found := make()))
+            found = self.get(name, key) or found  # mapped from its files, where there is a folder
         return found
 
-    def kept_large(self, name: str, key: str, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
-        """Return large arrays: without a folder what `make` gives, else read from files as they are needed."""
-        if self.folder is None:
-            return make()
-        folder = self.folder / f"{name}-{key[:16]}"
-        if not folder.exists():
-            part = _part_of(folder)
-            part.mkdir()
-            try:
-                arrays = make()
-                for i, array in enumerate(arrays):
-                    np.save(part / f"{i:03}.npy", array, allow_pickle=False)
-                (part / _ABOUT).write_text(json.dumps({"n_arrays": len(arrays)}))
-                try:
-                    part.rename(folder)
-                except OSError:
-                    if not folder.exists():  # else another run was first
-                        raise
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
-        try:
-            n_arrays = json.loads((folder / _ABOUT).read_text())["n_arrays"]
-            return [np.load(folder / f"{i:03}.npy", mmap_mode="r", allow_pickle=False) for i in range(n_arrays)]
-        except (OSError, ValueError, EOFError, KeyError) as error:
-            raise ValueError(
-                f"The stored result {folder.name} cannot be read ({error}): delete it to compute it again."
-            ) from error
-
     def put(self, name: str, key: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
-        """Keep arrays and facts; in a folder, a file is there whole or not at all."""
+        """Keep arrays and facts, unless another run was first.
+
+        Raises
+        ------
+        OSError
+            If there is no room, or the folder cannot be written.
+        """
         if self.folder is None:
             return
         path = self._path(name, key)
-        part = _part_of(path)
+        part = unfinished(path)
         try:
-            with part.open("wb") as file:
-                np.savez(file, allow_pickle=False, about=np.array(json.dumps(dict(about))), **arrays)
-            part.replace(path)
+            for array, values in arrays.items():
+                write_array(part / f"{array}.npy", values, _WHAT)
+            write_json(part / _ABOUT, {"arrays": list(arrays), "about": dict(about)}, _WHAT)
+            part.rename(path)
+        except OSError as error:
+            if not path.exists():  # else another run was first
+                raise explained(error, path, _WHAT) from error
         finally:
-            part.unlink(missing_ok=True)
-
-
-def _part_of(path: Path) -> Path:
-    """Return a name to write under: process numbers repeat between the machines of a cluster."""
-    return path.with_name(f".{path.name}.{uuid4().hex}.part")
+            shutil.rmtree(part, ignore_errors=True)

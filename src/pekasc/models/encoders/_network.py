@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from pekasc._settings import get_logger
 from pekasc.models.encoders._registry import Encoder
 from pekasc.models.encoders._weights import _create
-from pekasc.models.runtime import digest
+from pekasc.models.runtime import weights_digest
 
 logger = get_logger(__name__)
 
@@ -49,7 +49,7 @@ class EncoderNetwork(nn.Module):
         self.model: Any = _create(encoder)
         if not hasattr(self.model, "forward_intermediates"):
             raise ValueError(f"timm's {encoder.name!r} gives no intermediate features, which pekasc needs.")
-        self.digest = digest(self.model)
+        self.digest = weights_digest(self.model)
         config = timm.data.resolve_model_data_config(self.model)
         shape = (1, 3, 1, 1)
         self.register_buffer("mean", torch.tensor(encoder.mean or config["mean"]).view(shape), persistent=False)
@@ -175,9 +175,14 @@ class EncoderNetwork(nn.Module):
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         n = self.model.num_prefix_tokens
-        mean = tokens[:, n:].mean(dim=1)
-        has_class = n and getattr(self.model, "cls_token", None) is not None
-        return torch.cat([tokens[:, 0], mean], dim=1) if has_class else mean
+        return self._class_and_mean(tokens[:, :n], tokens[:, n:])
+
+    def _class_and_mean(self, prefix: Tensor | None, patches: Tensor) -> Tensor:
+        """Return the class token beside the mean patch token; the mean alone where there is no class token."""
+        mean = patches.mean(dim=1)
+        if prefix is None or not prefix.shape[1] or getattr(self.model, "cls_token", None) is None:
+            return mean
+        return torch.cat([prefix[:, 0], mean], dim=1)
 
     def _by_timm(self, x: Tensor, depths: Sequence[int]) -> list[Tensor]:
         indices = [depth - 1 for depth in depths]
@@ -201,9 +206,7 @@ class EncoderNetwork(nn.Module):
         pooled = []
         for layer in layers:
             tokens, prefix = layer if isinstance(layer, tuple) else (layer, None)
-            mean = tokens.mean(dim=1)
-            has_class = prefix is not None and getattr(self.model, "cls_token", None) is not None
-            pooled.append(torch.cat([prefix[:, 0], mean], dim=1) if has_class else mean)
+            pooled.append(self._class_and_mean(prefix, tokens))
         return [pooled[order[depth]] for depth in depths]
 
     def own_output(self, x: Tensor, start: int = 0) -> Tensor:
@@ -224,7 +227,7 @@ class EncoderNetwork(nn.Module):
             tokens = self.model.forward_features(x)
         if self.encoder.pooling == "class":
             return tokens[:, 0]
-        return torch.cat([tokens[:, 0], tokens[:, self.model.num_prefix_tokens :].mean(dim=1)], dim=1)
+        return self._pooled(tokens)
 
     def halve(self, dtype: torch.dtype) -> None:
         """Keep the weights of linear and convolutional layers in half precision, in place; only for autocast to it.

@@ -5,7 +5,6 @@ Blocks before the first adapted one never change, so a training needs them once,
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from pekasc._digests import sha256
 from pekasc._settings import get_logger
 from pekasc.models.encoders import VIEWS, EncoderNetwork, orient, turned
 from pekasc.models.features._store import FeatureStore, locked
@@ -281,10 +281,7 @@ def _on_disk(
     chunk = min(max(1, _CHUNK_BYTES // each), len(order))
     about = {"what": f"tokens after block {plan.start}", "shape": list(shape), "kind": plan.kind}
     tiles = tiles_digest(run.source, order)
-    digests = {
-        view: hashlib.sha256(f"prefix 1 {plan.facts} {tiles} {plan.start} {view} {plan.kind}".encode()).hexdigest()
-        for view in views
-    }
+    digests = {view: sha256(f"prefix 1 {plan.facts} {tiles} {plan.start} {view} {plan.kind}") for view in views}
     _check_room(path, len(order) * each * len(views), digests.values(), plan.n_here)
     stores: dict[int, _Rows] = {}
     with locked(path, [digest[:16] for digest in digests.values()]):
@@ -320,7 +317,4 @@ def _check_room(path: Path, size: int, digests: Any, n_here: int) -> None:
 
 def tiles_digest(source: TileSource, order: np.ndarray) -> str:
     """Return the SHA-256 of every pixel of tiles, in their order."""
-    sha = hashlib.sha256()
-    for i in range(0, len(order), _HASHED):
-        sha.update(source.read(order[i : i + _HASHED]).data)
-    return sha.hexdigest()
+    return sha256(source.read(order[i : i + _HASHED]) for i in range(0, len(order), _HASHED))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +14,10 @@ import numpy as np
 import torch
 from peft import PeftConfig
 
+from pekasc._digests import sha256
 from pekasc.models.encoders import Depth, Encoder, EncoderNetwork
 from pekasc.models.features._embed import BatchEncoder, embed_chunks
-from pekasc.models.runtime import add_tensors, resolve_device
+from pekasc.models.runtime import resolve_device, tensor_parts
 from pekasc.tiling import PatchReader, TileReader, TileStream
 
 # of what features are made with here: change it whenever tiles or features change by more than rounding
@@ -114,11 +114,10 @@ class EmbedJob:
             "orientations": self.orientations,
             "precision": self.precision,
         }
-        sha = hashlib.sha256(_canonical(facts).encode())
+        parts: list[str | np.ndarray] = [_canonical(facts)]
         if not isinstance(self.encoder, Encoder) and self.encoder.config is not None:
-            sha.update(_canonical(self.encoder.config.to_dict()).encode())
-            add_tensors(sha, self.encoder.weights["adapter"])
-        return sha.hexdigest()
+            parts += [_canonical(self.encoder.config.to_dict()), *tensor_parts(self.encoder.weights["adapter"])]
+        return sha256(*parts)
 
 
 def _canonical(value: Any) -> str:
@@ -154,10 +153,7 @@ def sample_digest(reader: Reader) -> str:
     At most 64, spread over the section; no tile is read at another level than the features are made from.
     """
     some = np.unique(np.linspace(0, reader.n - 1, min(reader.n, _SAMPLE)).astype(np.int64))
-    sha = hashlib.sha256()
-    for tile in reader.read(reader.canonical_order[some]):
-        sha.update(tile.tobytes())
-    return sha.hexdigest()
+    return sha256(reader.read(reader.canonical_order[some]))
 
 
 def embed_pieces(

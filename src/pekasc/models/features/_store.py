@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,13 +14,13 @@ from filelock import FileLock, Timeout
 from zarr.codecs import Crc32cCodec
 
 from pekasc._settings import get_logger
+from pekasc.models.runtime import NO_ROOM
 
 logger = get_logger(__name__)
 
 _FORMAT = 1
 _OURS = "pekasc_features"
 _ZARR = "zarr.json"
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 class FeatureStore:
@@ -214,7 +213,7 @@ def _open_group(path: Path) -> None:
 
 def _explained(error: OSError, path: Path, what: str = "") -> OSError:
     """Return the error with what to do."""
-    if error.errno in _NO_ROOM:
+    if error.errno in NO_ROOM:
         text = f"No room for features in the store {str(path)!r}.{what}; make room and run the same call again."
     else:
         text = f"The store {str(path)!r} cannot be written: {error.strerror or error}.{what and what + '.'}"

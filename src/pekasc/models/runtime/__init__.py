@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from pekasc._digests import fingerprint, plain
 from pekasc.models.runtime import _processes as processes
 from pekasc.models.runtime._device import PRECISIONS, autocast, resolve_device
-from pekasc.models.runtime._digests import add_tensors, digest, fingerprint, plain
+from pekasc.models.runtime._digests import tensor_parts, weights_digest
+from pekasc.models.runtime._files import NO_ROOM, explained, unfinished, write_array, write_json, write_whole
 from pekasc.models.runtime._profile import Profile, peak_memory, profile_text
 from pekasc.models.runtime._quiet import quiet_lightning
 from pekasc.models.runtime._registry import Registry
 from pekasc.models.runtime._threads import torch_threads_kept
 
 __all__ = [
+    "NO_ROOM",
     "PRECISIONS",
     "Profile",
     "Registry",
-    "add_tensors",
     "autocast",
-    "digest",
+    "explained",
     "fingerprint",
     "peak_memory",
     "plain",
@@ -24,5 +26,11 @@ __all__ = [
     "profile_text",
     "quiet_lightning",
     "resolve_device",
+    "tensor_parts",
     "torch_threads_kept",
+    "unfinished",
+    "weights_digest",
+    "write_array",
+    "write_json",
+    "write_whole",
 ]

@@ -12,10 +12,11 @@ import numpy as np
 from peft import PeftConfig
 from scipy import sparse
 
+from pekasc._digests import fingerprint, plain
 from pekasc._expression import Matrix
 from pekasc.models.encoders import EncoderNetwork
 from pekasc.models.features import EmbedJob, tiles_digest
-from pekasc.models.runtime import fingerprint, plain, processes
+from pekasc.models.runtime import processes
 from pekasc.models.selection._inputs import Data, HeadSpec, Options
 from pekasc.models.teachers import TeacherModel
 

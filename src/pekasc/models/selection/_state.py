@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from pekasc.models.runtime import processes
+from pekasc.models.runtime import processes, write_array, write_json
 
 _SETTINGS = "settings.json"
 _LOCK = "in-use.lock"
+_WHAT = "The state of the fit"
 
 
 class Resume:
@@ -90,7 +89,7 @@ class Resume:
             return values
         with processes.raise_together():
             if processes.rank() == 0:
-                _write(self.path / f"{name}.npy", lambda out: np.save(out, values))
+                write_array(self.path / f"{name}.npy", values, _WHAT)
         return self.finished(name)
 
     def finished(self, name: str) -> np.ndarray:
@@ -129,7 +128,7 @@ class Resume:
             return
         with processes.raise_together():
             if processes.rank() == 0:
-                _write(self.path / f"{name}.json", lambda out: out.write(json.dumps(facts).encode()))
+                write_json(self.path / f"{name}.json", facts, _WHAT)
 
 
 def _check(folder: Path, now: dict[str, Any]) -> str | None:
@@ -138,12 +137,12 @@ def _check(folder: Path, now: dict[str, Any]) -> str | None:
         return f"`resume={str(folder)!r}` is a file: give a folder."
     file = folder / _SETTINGS
     if not file.exists():
-        if folder.exists() and any(p.name != _partial(file).name for p in folder.iterdir()):
+        if folder.exists() and any(not p.name.startswith(f".{_SETTINGS}.") for p in folder.iterdir()):
             return (
                 f"`resume={str(folder)!r}` is there and holds no state of a fit ({_SETTINGS} is missing): give a "
                 "folder of its own."
             )
-        _write(file, lambda out: out.write(json.dumps(now, indent=1).encode()))
+        write_json(file, now, _WHAT, indent=1)
         return None
     try:
         stored = json.loads(file.read_text())
@@ -168,29 +167,6 @@ def _leaves(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return out
 
 
-def _partial(file: Path) -> Path:
-    return file.with_name(f"{file.name}.partial")
-
-
-def _write(file: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file whole, or not at all."""
-    partial = _partial(file)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as out:
-            write(out)
-            out.flush()
-            os.fsync(out.fileno())  # before it gets its name, also where the power fails
-        os.replace(partial, file)
-    except OSError as error:
-        raise _explained(error, file) from error
-
-
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:16]}..."
-
-
-def _explained(error: OSError, file: Path) -> OSError:
-    room = "No room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error.strerror)
-    return OSError(error.errno, f"The state of the fit cannot be written to {str(file)!r}: {room}.")

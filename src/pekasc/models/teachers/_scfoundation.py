@@ -11,7 +11,6 @@ Nature Methods 21, 1481-1491 (2024). doi:10.1038/s41592-024-02305-7
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import zipfile
@@ -28,9 +27,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from pekasc._digests import sha256
 from pekasc._expression import SCALE, Matrix, gene_positions
 from pekasc._settings import get_logger
-from pekasc.models.runtime import autocast, digest
+from pekasc.models.runtime import autocast, weights_digest
 
 logger = get_logger(__name__)
 
@@ -205,7 +205,7 @@ class ScFoundationTeacher:
         self.counts, self.n_genes = align(counts, genes, known)
         self.n_spots = int(self.counts.shape[0])
         # what a position means is part of what the weights say
-        self.digest: str | None = hashlib.sha256("\n".join([digest(model), *known]).encode()).hexdigest()
+        self.digest: str | None = sha256("\n".join([weights_digest(model), *known]))
         self.model = model.to(device)
         self.device, self.precision = torch.device(device), precision
         self.max_tokens, self.progress = max_tokens, progress
@@ -335,7 +335,8 @@ def load(folder: str | Path) -> tuple[ScFoundation, list[str]]:
     for name in (CHECKPOINT, GENE_INDEX):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"{name!r} not found in {str(folder)!r}. `files=` of the Teacher names the folder with scFoundation's official "
+                f"{name!r} not found in {str(folder)!r}. `files=` of the Teacher names the folder with "
+                "scFoundation's official "
                 f"files {CHECKPOINT!r} and {GENE_INDEX!r} (see github.com/biomap-research/scFoundation)."
             )
     cell = _at(_read(folder / CHECKPOINT), VERSION, path="checkpoint")

@@ -61,7 +61,7 @@ def choose_blocks(
     )  # fmt: skip
     if fits < 1:
         logger.warning(
-            "Training even one block may not fit: `Compute.accumulate` runs a batch in parts, `Compute.gradient_checkpointing` "
-            "keeps less."
+            "Training even one block may not fit: `Compute.accumulate` runs a batch in parts, "
+            "`Compute.gradient_checkpointing` keeps less."
         )
     return k

@@ -57,7 +57,8 @@ _OURS = (
 )  # fmt: skip
 _TRAINER_PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "16-mixed")
 _INSTEAD = {
-    "max_epochs": "Recipe.epochs", "accumulate_grad_batches": "Compute.accumulate", "enable_checkpointing": "Compute.resume",
+    "max_epochs": "Recipe.epochs", "accumulate_grad_batches": "Compute.accumulate",
+    "enable_checkpointing": "Compute.resume",
 }  # fmt: skip
 
 
@@ -105,12 +106,14 @@ def check_trainer(trainer: Any) -> dict[str, Any]:
             )
         if isinstance(callback, GradientAccumulationScheduler | Timer):
             raise ValueError(
-                f"`trainer`: {type(callback).__name__} would change what is learned: give `Compute.accumulate` or `Recipe.epochs`."
+                f"`trainer`: {type(callback).__name__} would change what is learned: give `Compute.accumulate` "
+                "or `Recipe.epochs`."
             )
     if trainer.get("precision", "32-true") not in _TRAINER_PRECISIONS:
         raise ValueError(
             f"`trainer`: precision={trainer['precision']!r} would change the encoder itself. Take one of "
-            f'{list(_TRAINER_PRECISIONS)}, or `Compute(precision="bf16")`, which keeps frozen weights in half precision.'
+            f'{list(_TRAINER_PRECISIONS)}, or `Compute(precision="bf16")`, which keeps frozen weights in '
+            "half precision."
         )
     return dict(trainer)
 

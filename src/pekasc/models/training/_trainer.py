@@ -230,8 +230,8 @@ def _check_state(file: Path) -> None:
         bad = str(error)
     if bad is not None:
         raise ValueError(
-            f"The state of a training in `Compute.resume` is damaged: {str(file)!r} ({bad}). Delete that file: the training "
-            "begins anew, and the others stay."
+            f"The state of a training in `Compute.resume` is damaged: {str(file)!r} ({bad}). Delete that file: the "
+            "training begins anew, and the others stay."
         )
 
 

@@ -1,0 +1,67 @@
+"""Files that are there whole or not at all, and what an error on disk means."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+import numpy as np
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def unfinished(path: Path) -> Path:
+    """Return a name to write under: process numbers repeat between the machines of a cluster."""
+    return path.with_name(f".{path.name}.{uuid4().hex}.part")
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], Any], what: str) -> None:
+    """Write a file under another name, and give it its own once it is on disk.
+
+    Parameters
+    ----------
+    path
+        The file; its folder is made if it is not there.
+    write
+        Writes the content to a file that is open for it.
+    what
+        What the file holds, for errors: ``"The state of the fit"``.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, with the place and, on a full disk, that there is no room; an earlier file stays.
+    """
+    part = unfinished(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as out:
+            write(out)
+            out.flush()
+            os.fsync(out.fileno())  # before it gets its name, also where the power fails
+        part.replace(path)
+    except OSError as error:
+        raise explained(error, path, what) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_array(path: Path, values: np.ndarray, what: str) -> None:
+    """Write an array as ``.npy``; see :func:`write_whole`."""
+    write_whole(path, lambda out: np.save(out, values, allow_pickle=False), what)
+
+
+def write_json(path: Path, value: Any, what: str, indent: int | None = None) -> None:
+    """Write plain values as JSON; see :func:`write_whole`."""
+    write_whole(path, lambda out: out.write(json.dumps(value, indent=indent).encode()), what)
+
+
+def explained(error: OSError, path: Path, what: str) -> OSError:
+    """Return the error with the place, in words."""
+    room = "No room" if error.errno in NO_ROOM else error.strerror or str(error)
+    return type(error)(error.errno, f"{what} cannot be written to {str(path)!r}: {room}.")
