@@ -13,8 +13,7 @@ from pekasc._options import RESULT_MEMORY, Compute, Readout, resolve, unused_in_
 from pekasc._sections import get_table, tiled_sections, writable_table
 from pekasc.models import Adapter, Encoder
 from pekasc.models.encoders import Depth, EncoderNetwork, depth_name, resolve_encoder, warn_of_scale
-from pekasc.models.features import EmbedJob
-from pekasc.tl._section_features import check_device, section_features
+from pekasc.tl._section_features import check_device, embed_job, section_features
 
 _IN_HEAD = "no genes are predicted here"
 
@@ -111,10 +110,7 @@ def embed_tiles(
         asked = (-1,) if read.depths == "best" else read.depths
         depth = None if asked is None else tuple(model.check_depth(block) for block in asked)
         digest = model.digest
-    job = EmbedJob(
-        adapter or row, digest, spec.tile_px, depth=depth, orientations=read.orientations,
-        batch_size=how.embed_batch_size, device=how.device, precision=how.precision,
-    )  # fmt: skip
+    job = embed_job(adapter or row, digest, spec.tile_px, depth, read.orientations, how)
     max_memory = how.memory(RESULT_MEMORY)
     features = section_features(
         sections, spec, read.scales, job, model, n_obs=get_table(sdata, table_name).n_obs, store=store,

@@ -19,7 +19,8 @@ from pekasc._sections import check_table, get_table
 from pekasc._settings import get_logger
 from pekasc.get import comparison
 from pekasc.models import Encoder, Teacher
-from pekasc.tl._cross_validate import UNUSED_IN_COMPARISON, cross_validate
+from pekasc.tl._cross_validate import cross_validate
+from pekasc.tl._options import UNUSED_IN_COMPARISON
 
 logger = get_logger(__name__)
 

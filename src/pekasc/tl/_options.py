@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
+import torch
 from peft import PeftConfig
 
-from pekasc._options import Compute, Readout, Recipe, resolve, resolve_recipe, unused_in_embedding
+from pekasc._options import Compute, Readout, Recipe, resolve, resolve_recipe, unused_in_embedding, whole
 from pekasc.models import Encoder, Teacher
+from pekasc.models.comparing import (
+    BEST_FROZEN,
+    HEST,
+    RIVALS,
+    Comparison,
+    Rival,
+    rival,
+)
 from pekasc.models.encoders import resolve_encoder
 from pekasc.models.heads import check_head
 from pekasc.models.runtime import autocast, processes, resolve_device
 from pekasc.models.selection import Options
 from pekasc.models.teachers import resolve_teacher
-from pekasc.models.training import check_method, check_trainer
+from pekasc.models.training import check_method, check_trainer, known_methods, method_name
+from pekasc.tl._teachers import check_installed
 
 _FROZEN = "with `method=None` nothing is trained"
 _ONE_DEPTH = "an adapter is trained at one depth"
@@ -72,3 +84,156 @@ def resolve_fit(
     autocast(device, how.precision)
     options = Options(method, training, reading, how, device, random_state, progress, trainer)
     return FitCall(row, described, options)
+
+
+_HERE, _KEPT = "a comparison runs in this process", "a comparison keeps its finished pieces in `cache`"
+UNUSED_IN_COMPARISON = {"client": _HERE, "trainer": _HERE, "resume": _KEPT, "checkpoint_minutes": _KEPT}
+
+
+@dataclass(frozen=True)
+class ComparisonCall:
+    """The arguments of a comparison, resolved."""
+
+    methods: dict[str, Rival]
+    encoders: list[Encoder]
+    teacher: Teacher
+    protocol: str
+    seeds: tuple[int, ...]
+    recipe: Recipe
+    readouts: list[Readout]
+    compute: Compute
+    device: torch.device
+
+    def shared_readouts(self) -> list[list[Readout]]:
+        """Return the readouts by training: those that differ in head and context share one."""
+        shared: dict[Readout, list[Readout]] = {}
+        for readout in self.readouts:
+            shared.setdefault(readout.replace(head="ridge", context_um=None), []).append(readout)
+        return list(shared.values())
+
+    def n_units(self, comparisons: Sequence[Comparison]) -> int:
+        """Return how many fits there are to do."""
+        return len(self.encoders) * sum(
+            len(comparison.bench.folds) * len(comparison.seeds_of(name))
+            for comparison in comparisons
+            for name in self.methods
+        )
+
+
+def resolve_comparison(
+    methods: Any, encoders: Any, teacher: Any, protocol: str, seeds: Any, recipe: Any, readout: Any, compute: Any
+) -> ComparisonCall:
+    """Return what the arguments of a comparison come to.
+
+    Raises
+    ------
+    ImportError
+        If a teacher needs a package that is not installed.
+    TypeError, ValueError
+        If an argument or a field is none, does not fit, or does nothing here.
+    """
+    rows = check_methods(methods, protocol)
+    described = resolve_teacher(teacher)
+    numbers = tuple(whole("seeds", seed) for seed in several(seeds))
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise ValueError(f"`seeds={numbers}` must hold each seed once.")
+    training, readout = resolve_recipe(recipe, readout, unused=_unused_in_recipe(rows, described))
+    readouts = _readouts(readout, rows, protocol)
+    how = resolve(compute, Compute, "compute", unused=_unused_in_compute(rows))
+    device = resolve_device(how.device)
+    autocast(device, how.precision)
+    found = [resolve_encoder(encoder) for encoder in several(encoders)]
+    if not found:
+        raise ValueError("`encoders=` is empty.")
+    if len({row.short for row in found}) < len(found):
+        raise ValueError("`encoders=` names one twice; give `key=` to tell them apart: `Encoder(..., key=...)`.")
+    if protocol == HEST:
+        # as HEST-Bench reads every encoder
+        found = [replace(row, pooling="class") if row.pooling == "class+mean" else row for row in found]
+    if any(row.reads_teacher for row in rows.values()):
+        check_installed(described.name)
+    return ComparisonCall(rows, found, described, protocol, numbers, training, readouts, how, device)
+
+
+def _unused_in_recipe(methods: Mapping[str, Rival], teacher: Teacher) -> dict[str, str]:
+    trained = [row.trains for row in methods.values() if row.trains is not None]
+    if not trained:
+        unused = unused_in_recipe(None, teacher)
+        if any(row.reads_teacher for row in methods.values()) and teacher.name == "pca":
+            del unused["teacher_components"]
+        return unused
+    of_each = [unused_in_recipe(method, teacher) for method in trained]
+    return {name: reason for name, reason in of_each[0].items() if all(name in other for other in of_each)}
+
+
+def _unused_in_compute(methods: Mapping[str, Rival]) -> dict[str, str]:
+    unused = dict(UNUSED_IN_COMPARISON)
+    if all(row.trains is None for row in methods.values()):
+        unused |= {name: reason for name, reason in unused_in_embedding().items() if name != "cache"}
+    return unused
+
+
+def _readouts(readout: Any, methods: Mapping[str, Rival], protocol: str) -> list[Readout]:
+    """Return the readouts that are asked for, each once."""
+    given = list(readout) if isinstance(readout, Sequence) and not isinstance(readout, str) else [readout]
+    unused = {}
+    if all(row.name != BEST_FROZEN for row in methods.values()):
+        unused["n_depths"] = 'only "frozen-best" reads several depths'
+    if not any(row.reads_image for row in methods.values()):
+        unused |= dict.fromkeys(("depth", "n_depths", "scales", "orientations"), "no method reads the image")
+    if protocol == HEST:
+        unused |= dict.fromkeys(("head", "n_components", "n_depths", "depth"), "HEST-Bench has a regression of its own")
+        unused |= dict.fromkeys(("scales", "orientations"), "HEST-Bench reads a tile once and as it is")
+    readouts = [resolve(value, Readout, "readout", unused=unused) for value in given]
+    for value in readouts:
+        check_head(value.head)
+    if protocol == HEST:
+        idle = sorted({name for value in readouts for name in value.changed() if name in unused})
+        if idle:
+            raise ValueError(f'`protocol="hest"` has features and a regression of its own: leave {idle} out.')
+        readouts = [value.replace(depth="own") for value in readouts]
+    if not readouts or len(set(readouts)) < len(readouts):
+        raise ValueError(f"`readout={readout!r}` must hold each readout once.")
+    return readouts
+
+
+def check_methods(methods: Any, protocol: str) -> dict[str, Rival]:
+    """Return the rows of methods by name.
+
+    Raises
+    ------
+    ValueError
+        If one is unknown, named twice, or not part of the protocol.
+    """
+    if protocol not in ("nested", HEST):
+        raise ValueError(f'`protocol={protocol!r}` is not known. Choose "nested" or "hest".')
+    given = methods if isinstance(methods, Mapping) else {_name(m): m for m in several(methods)}
+    if not isinstance(methods, Mapping) and len(given) < len(several(methods)):
+        raise ValueError(
+            "`methods=` holds two of one name. Give a mapping from names: "
+            '`methods={"lora r=8": LoraConfig(r=8), "lora r=64": LoraConfig(r=64)}`.'
+        )
+    out: dict[str, Rival] = {}
+    for name, method in given.items():
+        if method is None:
+            raise ValueError(
+                '`methods=`: None is the frozen encoder of `fit_adapter`; say "frozen" or "frozen-best" here.'
+            )
+        known = [*RIVALS, *known_methods()]
+        if isinstance(method, str) and method not in known:
+            raise RIVALS.unknown("methods", method, f"{list(known_methods())}, or a peft.PeftConfig", known_methods())
+        row = rival(method)
+        if protocol == HEST and row.hest is None:
+            raise ValueError(f'`protocol="hest"` chooses nothing inside the fold, so it has no {method!r}.')
+        out[str(name)] = row
+    if not out:
+        raise ValueError("`methods=` is empty.")
+    return out
+
+
+def _name(method: Any) -> str:
+    return method if isinstance(method, str) else "None" if method is None else method_name(check_method(method))
+
+
+def several(values: Any) -> list[Any]:
+    return [values] if isinstance(values, str | Encoder | PeftConfig | Integral) else list(values)

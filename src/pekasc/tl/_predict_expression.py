@@ -17,10 +17,9 @@ from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, score_
 from pekasc._options import RESULT_MEMORY, Compute, resolve, unused_in_embedding
 from pekasc._sections import Section, by_row, check_table, get_table, trained_rows, writable_table
 from pekasc.models import Adapter
-from pekasc.models.features import EmbedJob
 from pekasc.tl._evaluate import METRICS
 from pekasc.tl._read import ensure_tiles, untiled_on_error
-from pekasc.tl._section_features import SectionFeatures, check_device, section_features
+from pekasc.tl._section_features import SectionFeatures, check_device, embed_job, section_features
 
 
 def predict_expression(
@@ -116,24 +115,11 @@ def predict_expression(
         check_free(table, feature_key(key_added), "features", slot="obsm")
         _check_layer(table, names, asked, columns, max_memory)
     else:
-        check_key(table_added, argument="table_added")
-        size = 4 * table.n_obs * len(wanted)
-        if size > max_memory:
-            raise ValueError(
-                f"Predictions of {len(wanted)} genes for {table.n_obs} rows would take {size / 2**30:.1f} GiB, more "
-                f"than `Compute.max_memory` ({max_memory / 2**30:.1f} GiB). Predict fewer genes "
-                "(`genes=[...]`), or raise it."
-            )
-        # SpatialData does not tell names apart by case
-        if table_added.lower() in {name.lower() for _, name, _ in sdata.gen_elements()}:
-            raise ValueError(f"`table_added={table_added!r}` is the name of an element that is there already.")
+        _check_table_added(sdata, table_added, table.n_obs, len(wanted), max_memory)
     with untiled_on_error(sdata, table_name=table_name, key=key):
         sections, spec = ensure_tiles(sdata, table_name=table_name, key=key, spec=adapter.spec)
         adapter.check_tiles(spec.tile_px, spec.mpp)
-        job = EmbedJob(
-            adapter, adapter.encoder_digest, spec.tile_px, depth=adapter.depth, orientations=adapter.orientations,
-            batch_size=how.embed_batch_size, device=how.device, precision=how.precision,
-        )  # fmt: skip
+        job = embed_job(adapter, adapter.encoder_digest, spec.tile_px, adapter.depth, adapter.orientations, how)
         features = section_features(
             sections, spec, adapter.scales, job, adapter.network(), n_obs=table.n_obs, store=store,
             client=how.client, max_memory=max_memory, progress=progress,
@@ -163,6 +149,19 @@ def predict_expression(
     write_uns(table, feature_key(key_added), record, kind="features")
     if table_added is not None:
         sdata.tables[table_added] = table
+
+
+def _check_table_added(sdata: SpatialData, table_added: str, n_obs: int, n_genes: int, max_memory: int) -> None:
+    check_key(table_added, argument="table_added")
+    size = 4 * n_obs * n_genes
+    if size > max_memory:
+        raise ValueError(
+            f"Predictions of {n_genes} genes for {n_obs} rows would take {size / 2**30:.1f} GiB, more than "
+            f"`Compute.max_memory` ({max_memory / 2**30:.1f} GiB). Predict fewer genes (`genes=[...]`), or raise it."
+        )
+    # SpatialData does not tell names apart by case
+    if table_added.lower() in {name.lower() for _, name, _ in sdata.gen_elements()}:
+        raise ValueError(f"`table_added={table_added!r}` is the name of an element that is there already.")
 
 
 def _of_section(adapter: Adapter, features: SectionFeatures, number: int, section: Section) -> np.ndarray:

@@ -17,11 +17,11 @@ from pekasc._digests import sha256
 from pekasc._options import Compute
 from pekasc._sections import Section, section_readers
 from pekasc._settings import get_logger
-from pekasc.models.encoders import EncoderNetwork
+from pekasc.models import Adapter, Encoder
+from pekasc.models.encoders import Depth, EncoderNetwork
 from pekasc.models.features import (
     EmbedJob,
     FeatureStore,
-    Piece,
     Reader,
     embed_pieces,
     locked,
@@ -175,18 +175,8 @@ def section_features(
     every = [part for of_scale in parts for part in of_scale]
     names = [part.store.name for part in every if part.store is not None]
     with nullcontext() if path is None else locked(path, names):
-        todo: list[tuple[_Part, int]] = []
-        pieces: list[Piece] = []
-        begun: set[str] = set()
-        for number, part in enumerate(every):
-            chunks = list(range(len(part.chunks)))
-            if part.store is not None:
-                # two regions may be of the same tiles
-                chunks = [] if part.store.name in begun else part.store.missing()
-                begun.add(part.store.name)
-                part.store.sweep()
-            todo += [(part, chunk) for chunk in chunks]
-            pieces += [(number, part.chunks[chunk]) for chunk in chunks]
+        todo = _missing(every)
+        pieces = [(number, every[number].chunks[chunk]) for number, chunk in todo]
         n_all, n_todo = n_tiles * len(scales), sum(len(index) for _, index in pieces)
         if n_todo < n_all:
             logger.info("The store %s has the features of %d of %d tiles.", path, n_all - n_todo, n_all)
@@ -195,11 +185,36 @@ def section_features(
         with bar:
             for number, features in embed_pieces(job, model, readers, pieces, client):
                 part, chunk = todo[number]
-                part.put(chunk, features)
+                every[part].put(chunk, features)
                 bar.update(len(features))
         for reader in readers:
             reader.release()
     return SectionFeatures(sections, parts, width)
+
+
+def _missing(parts: Sequence[_Part]) -> list[tuple[int, int]]:
+    """Return what is to be computed: numbers of a part and of a chunk in it."""
+    todo: list[tuple[int, int]] = []
+    begun: set[str] = set()
+    for number, part in enumerate(parts):
+        chunks = list(range(len(part.chunks)))
+        if part.store is not None:
+            # two regions may be of the same tiles
+            chunks = [] if part.store.name in begun else part.store.missing()
+            begun.add(part.store.name)
+            part.store.sweep()
+        todo += [(number, chunk) for chunk in chunks]
+    return todo
+
+
+def embed_job(
+    encoder: Encoder | Adapter, digest: str, tile_px: int, depth: Depth, orientations: int, compute: Compute
+) -> EmbedJob:
+    """Return how tiles become features in a call; see :class:`pekasc.models.features.EmbedJob`."""
+    return EmbedJob(
+        encoder, digest, tile_px, depth=depth, orientations=orientations, batch_size=compute.embed_batch_size,
+        device=compute.device, precision=compute.precision,
+    )  # fmt: skip
 
 
 def check_device(compute: Compute) -> None:

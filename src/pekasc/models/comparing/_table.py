@@ -32,14 +32,6 @@ def score_fold(
     frames = []
     undefined: set[str] = set()
     constant = np.ptp(dense(fold.data.expression[fold.train]), axis=0) == 0
-    if constant.any():
-        names = [fold.data.genes[int(i)] for i in np.flatnonzero(constant)]
-        warnings.warn(
-            f"Fold {fold.name!r}: {len(names)} genes are constant among the training spots, so nobody can learn them "
-            f"and they count 0: {names}.",
-            UserWarning,
-            stacklevel=3,
-        )
     small: set[str] = set()
     for section in [POOLED, *np.unique(sections)]:
         at = np.arange(len(fold.test)) if section == POOLED else np.flatnonzero(sections == section)
@@ -66,22 +58,30 @@ def score_fold(
             if enough and blocks.max() + 1 >= _MIN_BLOCKS:
                 draw = BlockScores(measured, blocks, n_draws, random_state=0, strata=sections[at])
             frames.append(_mean_rows(found, at, columns, measured, about, draw))
+    _warn_of_scores(fold.name, [fold.data.genes[int(i)] for i in np.flatnonzero(constant)], small, undefined)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _warn_of_scores(fold: str, constant: list[str], small: set[str], undefined: set[str]) -> None:
+    """Say which scores of a fold are 0 or NaN for a reason of the data."""
+    problems = []
+    if constant:
+        problems.append(
+            f"{len(constant)} genes are constant among the training spots, so nobody can learn them and they count 0: "
+            f"{constant}."
+        )
     if small:
-        warnings.warn(
-            f"Fold {fold.name!r}: the sections {sorted(small)} have fewer than {MIN_TEST} test spots, too few for a "
-            "score of their own: it is NaN.",
-            UserWarning,
-            stacklevel=3,
+        problems.append(
+            f"the sections {sorted(small)} have fewer than {MIN_TEST} test spots, too few for a score of their own: it "
+            "is NaN."
         )
     if undefined:
-        names = sorted(undefined)
-        warnings.warn(
-            f"Fold {fold.name!r}: {len(names)} genes are constant among the test spots of a section, so they have no "
-            f"score there and are left out of its mean: {names}.",
-            UserWarning,
-            stacklevel=3,
+        problems.append(
+            f"{len(undefined)} genes are constant among the test spots of a section, so they have no score there and "
+            f"are left out of its mean: {sorted(undefined)}."
         )
-    return pd.concat(frames, ignore_index=True)
+    for problem in problems:
+        warnings.warn(f"Fold {fold!r}: {problem}", UserWarning, stacklevel=4)
 
 
 def _identity(f: Result) -> dict[str, Any]:
@@ -94,15 +94,9 @@ def _identity(f: Result) -> dict[str, Any]:
 
 
 def _rivals(found: list[Result]) -> list[int | None]:
-    """Return for every row where its rival is: of the same readout and seed, or the one that ran for all seeds."""
-    best = {(f.readout, f.seed): i for i, f in enumerate(found) if f.rival.name == BEST_FROZEN}
-    out: list[int | None] = []
-    for f in found:
-        # a rival that draws no random numbers ran once
-        once = [i for (readout, _), i in best.items() if readout == f.readout]
-        rival = best.get((f.readout, f.seed), once[0] if len(once) == 1 else None)
-        out.append(None if f.rival.name == BEST_FROZEN else rival)
-    return out
+    """Return for every row where the best frozen encoder of the same readout is: deterministic, it ran once."""
+    best = {f.readout: i for i, f in enumerate(found) if f.rival.name == BEST_FROZEN}
+    return [None if f.rival.name == BEST_FROZEN else best.get(f.readout) for f in found]
 
 
 def _gene_rows(

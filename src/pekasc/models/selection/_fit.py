@@ -23,7 +23,7 @@ from pekasc.models.selection._job import Job
 from pekasc.models.selection._readout import choose_depth, read_features
 from pekasc.models.selection._result import make_result
 from pekasc.models.selection._state import Resume
-from pekasc.models.selection._student import _fit_student
+from pekasc.models.selection._student import fit_student
 from pekasc.models.teachers import TeacherModel
 from pekasc.models.training import check_starts, n_clusters_for, target_layers
 from pekasc.tiling import TileSpec
@@ -99,7 +99,7 @@ def _fit(
     data, o, folds = job.data, job.options, job.folds
     if o.method is not None and (known := job.resume.facts("choice")) is not None:
         choice = _choice_of(known)
-        return _fit_student(
+        return fit_student(
             job, choice, job.resume.array("frozen", lambda: job.embed([choice.depth])[choice.depth]), heads
         )
     features = job.embed_first(depths) if frozen is None else frozen
@@ -123,7 +123,7 @@ def _fit(
     _log_depth(choice.depth, depths, choice.table)
     frozen_at = job.resume.array("frozen", lambda: features_at(features, choice.depth))
     job.resume.leave("choice", _facts_of(choice))
-    return _fit_student(job, choice, frozen_at, heads)
+    return fit_student(job, choice, frozen_at, heads)
 
 
 def _log_depth(depth: Depth, depths: list[Depth], table: pd.DataFrame) -> None:

@@ -79,7 +79,38 @@ def make_result(
     columns = ["stage", "depth", "epochs", "alpha", "error"]
     table = selection[columns].reset_index(drop=True)
     table["depth"] = [depth_name(d) for d in table["depth"]]
-    info = {
+    return Adapter(
+        encoder=job.model.encoder,
+        encoder_digest=job.model.digest,
+        spec=job.spec,
+        depth=depth,
+        method=method_name(o.method),
+        genes=tuple(str(gene) for gene in data.genes),
+        head=head,
+        context_um=spec.context_um,
+        scales=o.readout.scales,
+        orientations=o.readout.orientations,
+        config=config,
+        weights={},
+        gene_scores=scores,
+        history=history_frame([]),
+        selection=table,
+        info=_info(job, spec, depth, config, head, epochs, blocks),
+    )
+
+
+def _info(
+    job: Job,
+    spec: HeadSpec,
+    depth: Depth,
+    config: PeftConfig | None,
+    head: Head,
+    epochs: int,
+    blocks: str | int | None,
+) -> dict[str, Any]:
+    """Return the plain facts of an adapter's record."""
+    data, o = job.data, job.options
+    return {
         "depth": depth_name(depth),
         "n_spots": int(data.tiles.n),
         "groups": [str(g) for g in np.unique(data.groups)],
@@ -105,21 +136,3 @@ def make_result(
         "profile": o.profile.record(),
         "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "scikit-learn")},
     }
-    return Adapter(
-        encoder=job.model.encoder,
-        encoder_digest=job.model.digest,
-        spec=job.spec,
-        depth=depth,
-        method=method_name(o.method),
-        genes=tuple(str(gene) for gene in data.genes),
-        head=head,
-        context_um=spec.context_um,
-        scales=o.readout.scales,
-        orientations=o.readout.orientations,
-        config=config,
-        weights={},
-        gene_scores=scores,
-        history=history_frame([]),
-        selection=table,
-        info=info,
-    )

@@ -35,34 +35,76 @@ class _InnerTraining:
     history: list[dict[str, Any]]
 
 
-def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, heads: Sequence[HeadSpec]) -> list[Adapter]:
+def fit_student(job: Job, choice: Choice, frozen: np.ndarray, heads: Sequence[HeadSpec]) -> list[Adapter]:
+    """Train on every inner fold, choose the epochs, train on all spots with them; return an adapter per head."""
     data, o, depth = job.data, job.options, choice.depth
     assert o.method is not None  # for the type checker: fit() asked
-    blocks, n_blocks = o.recipe.blocks, last_block(job.model, depth)
-    if blocks == "auto":
-        parts = o.compute.accumulate
-        at_once = -(-o.recipe.batch_size // parts)
-        known = job.resume.facts("blocks")  # another run may find other memory free
-        if known is None:
-            known = processes.broadcast(choose_blocks(job.model, n_blocks, at_once, o.device, o.precision))
-            job.resume.leave("blocks", known)
-        blocks = known
-    elif blocks != "all" and o.readout.depth == "best" and int(blocks) > n_blocks:
-        # what fits the encoder may not fit the depth that this training set chose
-        logger.hint("Features are taken after block %d, so all of these blocks are adapted, not %s.", n_blocks, blocks)
-        blocks = "all"
+    blocks = _blocks(job, depth)
     targets = target_layers(job.model, depth, blocks, o.method)
     config = make_config(o.method, o.recipe.rank, targets)
     job.freeze(depth, blocks, config)
     runs = list[_InnerTraining]()
-    weights = np.array([len(fold.held_out) for fold in job.folds], dtype=np.float64)
     for i in range(len(job.folds)):
         runs.append(_run_fold(job, i, config, depth, frozen, heads, runs))
+    tables, epochs = _choose_epochs(job, runs, depth, len(heads))
+    adapted = {0: frozen}
+
+    def keep_features(epoch: int, known: bool = False) -> float:
+        if epoch in epochs:
+            adapted[epoch] = job.features_after("final", epoch, depth, known)
+        return float("nan")
+
+    logger.info("Final fit: %d epochs on all training spots.", max(epochs))
+    trained = _train(job, "final", config, depth, np.arange(data.tiles.n), max(epochs), set(epochs), keep_features)
+    first = [row for run in runs for row in run.history]
+    made = []
+    for head, table, epoch in zip(heads, tables, epochs, strict=True):
+        reading = _read_adapted(job, head, depth, runs, epoch, adapted[epoch], frozen, table)
+        selection = pd.concat([choice.table.assign(stage="frozen", epochs=0), table])
+        adapter = make_result(job, head, depth, config, reading, selection, epoch, blocks)
+        n_parameters = sum(tensor.numel() for tensor in trained.weights[epoch]["adapter"].values())
+        final = [{"fold": -1, "held_out": "", **row} for row in trained.history if row["epoch"] <= epoch]
+        made.append(
+            replace(
+                adapter,
+                config=trained.configs[epoch],
+                info={**adapter.info, "n_parameters": n_parameters},
+                weights=trained.weights[epoch],
+                history=history_frame([*first, *final]),
+            )
+        )
+    return made
+
+
+def _blocks(job: Job, depth: Depth) -> int | str:
+    """Return how many blocks are adapted: as the recipe says, or as many as the memory allows."""
+    o, n_blocks = job.options, last_block(job.model, depth)
+    blocks = o.recipe.blocks
+    if blocks == "auto":
+        known = job.resume.facts("blocks")  # another run may find other memory free
+        if known is None:
+            at_once = -(-o.recipe.batch_size // o.compute.accumulate)
+            known = processes.broadcast(choose_blocks(job.model, n_blocks, at_once, o.device, o.precision))
+            job.resume.leave("blocks", known)
+        return known
+    if blocks != "all" and o.readout.depth == "best" and int(blocks) > n_blocks:
+        # what fits the encoder may not fit the depth that this training set chose
+        logger.hint("Features are taken after block %d, so all of these blocks are adapted, not %s.", n_blocks, blocks)
+        return "all"
+    return blocks
+
+
+def _choose_epochs(
+    job: Job, runs: Sequence[_InnerTraining], depth: Depth, n_heads: int
+) -> tuple[list[pd.DataFrame], list[int]]:
+    """Return, per head, what was tried (depth, alpha, error, stage, epochs), and the epochs of the smallest error."""
+    recipe = job.options.recipe
+    weights = np.array([len(fold.held_out) for fold in job.folds], dtype=np.float64)
     # every fold ran as long as the shortest one at least
     last = min(max(run.errors) for run in runs)
-    tried = range(last + 1) if o.recipe.choose_epochs else [o.recipe.epochs]
+    tried = range(last + 1) if recipe.choose_epochs else [recipe.epochs]
     tables, epochs = [], []
-    for i in range(len(heads)):
+    for i in range(n_heads):
         rows = []
         for epoch in tried:
             error = np.average([run.errors[epoch][i] for run in runs], axis=0, weights=weights)
@@ -84,40 +126,29 @@ def _fit_student(job: Job, choice: Choice, frozen: np.ndarray, heads: Sequence[H
             logger.warning(
                 "No epoch of training beat the frozen encoder on held-out groups: the adapter is left at zero."
             )
-    adapted = {0: frozen}
+    return tables, epochs
 
-    def keep_features(epoch: int, known: bool = False) -> float:
-        if epoch in epochs:
-            adapted[epoch] = job.features_after("final", epoch, depth, known)
-        return float("nan")
 
-    logger.info("Final fit: %d epochs on all training spots.", max(epochs))
-    trained = _train(job, "final", config, depth, np.arange(data.tiles.n), max(epochs), set(epochs), keep_features)
-    first = [row for run in runs for row in run.history]
-    made = []
-    for head, table, epoch in zip(heads, tables, epochs, strict=True):
-        final = [{"fold": -1, "held_out": "", **row} for row in trained.history if row["epoch"] <= epoch]
-        with o.profile.stage("head"):
-            inner = [
-                FoldData(head_inputs(head, data, run.features[epoch], frozen, fold), data.expression, fold)
-                for run, fold in zip(runs, job.folds, strict=True)
-            ]
-            inputs = head_inputs(head, data, adapted[epoch], frozen)
-            fitted, setting = fit_head(head, inner, inputs, data.expression, o.readout.n_components, o.random_state)
-        reading = Reading(depth, fitted, setting, inner, table)
-        selection = pd.concat([choice.table.assign(stage="frozen", epochs=0), table])
-        adapter = make_result(job, head, depth, config, reading, selection, epoch, blocks)
-        n_parameters = sum(tensor.numel() for tensor in trained.weights[epoch]["adapter"].values())
-        made.append(
-            replace(
-                adapter,
-                config=trained.configs[epoch],
-                info={**adapter.info, "n_parameters": n_parameters},
-                weights=trained.weights[epoch],
-                history=history_frame([*first, *final]),
-            )
-        )
-    return made
+def _read_adapted(
+    job: Job,
+    head: HeadSpec,
+    depth: Depth,
+    runs: Sequence[_InnerTraining],
+    epoch: int,
+    adapted: np.ndarray,
+    frozen: np.ndarray,
+    table: pd.DataFrame,
+) -> Reading:
+    """Fit a head on adapted features, its setting chosen on those of the inner folds' adapters."""
+    data, o = job.data, job.options
+    with o.profile.stage("head"):
+        inner = [
+            FoldData(head_inputs(head, data, run.features[epoch], frozen, fold), data.expression, fold)
+            for run, fold in zip(runs, job.folds, strict=True)
+        ]
+        inputs = head_inputs(head, data, adapted, frozen)
+        fitted, setting = fit_head(head, inner, inputs, data.expression, o.readout.n_components, o.random_state)
+    return Reading(depth, fitted, setting, inner, table)
 
 
 def _train(

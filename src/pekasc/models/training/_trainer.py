@@ -127,11 +127,7 @@ def train_student(
     RuntimeError
         If a callback of the user ends the training.
     """
-    if without := [number for number, n in enumerate(processes.all_gather(int(local[index].sum()))) if not n]:
-        raise ValueError(
-            f"Process {without[0]} of {processes.n_ranks()} has no tile to train on: there are {len(index)}. "
-            "Take fewer devices."
-        )
+    _check_shares(local[index])
     encoder.to(engine.device)
     targets = processes.broadcast(prepare_targets(teacher, recipe, random_state))
     config = with_steps(config, -(-len(index) // recipe.batch_size) * max(recipe.epochs, 1))
@@ -145,12 +141,12 @@ def train_student(
     frozen = features()
     # the caller's generator is left as it was, and what draws from it (dropout) draws the same every time
     with torch.random.fork_rng(devices=[]), attached(encoder, config, random_state) as peft_model:
-        if not _same(features(), frozen):
-            raise ValueError(
-                f"The adapter {method_name(config)!r} does not begin as the frozen encoder: its features differ before "
-                "any training, and zero epochs have to be the frozen encoder. Take an initialisation that adds "
-                "nothing (`init_lora_weights=True`; an even rank for HRA)."
-            )
+        _check_same(
+            features(), frozen,
+            f"The adapter {method_name(config)!r} does not begin as the frozen encoder: its features differ before any "
+            "training, and zero epochs have to be the frozen encoder. Take an initialisation that adds nothing "
+            "(`init_lora_weights=True`; an even rank for HRA).",
+        )  # fmt: skip
         torch.manual_seed(random_state + processes.rank())
         student = Student(encoder, depth, targets, recipe, random_state, inputs.start, engine.precision)
         student.peft_model, student.parts = peft_model, engine.accumulate
@@ -172,11 +168,11 @@ def train_student(
                     "are chosen by the held-out error. Give `Recipe.epochs` or `Recipe.patience` instead."
                 )
     encoder.to(engine.device)  # Lightning leaves a model on the CPU
-    if not _same(features(), frozen):
-        raise ValueError(
-            f"The adapter {method_name(config)!r} left the encoder changed: its initialisation rewrites frozen "
-            "weights. Take one that leaves them alone (`init_lora_weights=True`)."
-        )
+    _check_same(
+        features(), frozen,
+        f"The adapter {method_name(config)!r} left the encoder changed: its initialisation rewrites frozen weights. "
+        "Take one that leaves them alone (`init_lora_weights=True`).",
+    )  # fmt: skip
     return Trained(kept.weights, kept.configs, history.rows)
 
 
@@ -269,6 +265,16 @@ def _features(encoder: EncoderNetwork, some: Tensor, depth: Depth, start: int, p
         return features_of(encoder, x, [depth], start)[0].float().cpu().clone()
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _check_same(a: Tensor, b: Tensor, problem: str) -> None:
     # far above what a sum in another order changes, far below what a random adapter does
-    return bool((a - b).abs().max() <= 1e-2 * max(float(b.std()), 1e-6))
+    if not bool((a - b).abs().max() <= 1e-2 * max(float(b.std()), 1e-6)):
+        raise ValueError(problem)
+
+
+def _check_shares(local: np.ndarray) -> None:
+    """Raise ValueError if a process has none of the tiles; `local` are those of this one, boolean."""
+    if without := [number for number, n in enumerate(processes.all_gather(int(local.sum()))) if not n]:
+        raise ValueError(
+            f"Process {without[0]} of {processes.n_ranks()} has no tile to train on: there are {len(local)}. "
+            "Take fewer devices."
+        )

@@ -1,0 +1,219 @@
+"""From the spots of an object to the comparisons on them: folds, teacher, tiles."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from scipy import sparse
+
+from pekasc._digests import fingerprint
+from pekasc._keys import PATIENT
+from pekasc._options import FIT_MEMORY
+from pekasc._sections import places
+from pekasc.models.comparing import (
+    HEST,
+    MIN_TEST,
+    Bench,
+    Comparison,
+    Results,
+)
+from pekasc.models.heads import check_radius
+from pekasc.models.selection import Options
+from pekasc.models.teachers import TEACHERS, StoredTeacher, TeacherModel, asked_once
+from pekasc.tiling import ArrayTiles, TileSource
+from pekasc.tl._options import ComparisonCall
+from pekasc.tl._read import Spots
+from pekasc.tl._select import training_mask
+from pekasc.tl._teachers import fitted_here, make_teacher, stored_key, stored_teacher
+
+HEST_TILES = (224, 0.5)
+
+
+def make_comparisons(
+    call: ComparisonCall,
+    spots: Spots,
+    groups: str | None,
+    folds: Any,
+    sets: dict[str, list[str] | None],
+    n_genes: int,
+) -> list[Comparison]:
+    """Return what is to be compared, one part for readouts that share a training; pixels are read last."""
+    parts = _folds(spots, groups, folds)
+    leaky = _warn_of_leaks(parts, _units(spots, by_default=groups is None and folds is None))
+    for readout in call.readouts:
+        check_radius(spots.coords_um, spots.labels, readout.context_um)
+    if call.protocol == HEST and (spots.spec.tile_px, spots.spec.mpp) != HEST_TILES:
+        warnings.warn(
+            f"HEST-Bench has tiles of {HEST_TILES[0]} px at {HEST_TILES[1]} um/px, these are {spots.spec.tile_px} px "
+            f"at {spots.spec.mpp:g}: scores do not compare with its published ones.",
+            UserWarning,
+            stacklevel=3,
+        )
+    results = Results(None if call.compute.cache is None else Path(call.compute.cache))
+    teacher, embedding = _teacher(call, spots, results)
+    names = [str(name) for name in spots.names]
+    counts = sparse.csr_matrix(spots.counts)
+    lie = {name: fingerprint(centres) for name, centres in sorted(places(spots.sections).items())}
+    print_of_places = fingerprint(spots.labels.astype("U"), spots.coords_um, lie, asdict(spots.spec))
+    print_of_data = fingerprint(
+        counts.data, counts.indices, counts.indptr, np.array(names), spots.groups.astype("U"), print_of_places
+    )
+    tiles: dict[tuple[float, ...], list[TileSource]] = {}
+    out = []
+    for shared in call.shared_readouts():
+        scales = shared[0].scales
+        if scales not in tiles:
+            tiles[scales] = spots.read_tiles(scales, call.compute.memory(FIT_MEMORY))
+        # every pixel counts: two images may differ where only some tiles lie
+        pixels = [fingerprint(t.array) if isinstance(t, ArrayTiles) else None for t in tiles[scales]]
+        bench = Bench(
+            tiles=tiles[scales],
+            spec=spots.spec,
+            log=spots.expression,
+            counts=counts,
+            genes=names,
+            groups=spots.groups,
+            sections=spots.labels,
+            coords_um=spots.coords_um,
+            default_groups=groups is None,
+            folds=parts,
+            leaky=leaky,
+            teacher=call.teacher.name,
+            make_teacher=teacher,
+            draws=call.teacher.name == "scvi",
+            teacher_fingerprint="" if embedding is None else fingerprint(embedding.embedding),
+            tiles_fingerprint=fingerprint(print_of_places, scales, pixels),
+            fingerprint=print_of_data,
+        )
+        # a fold's fit is no call of its own: it keeps nothing on disk
+        compute = call.compute.replace(cache=None, resume=None, client=None, trainer=None)
+        options = Options(None, call.recipe, shared[0], compute, call.device)
+        out.append(Comparison(
+            bench, call.methods, shared, call.seeds, call.protocol, sets, n_genes, options, results
+        ))  # fmt: skip
+    return out
+
+
+def _units(spots: Spots, *, by_default: bool) -> dict[str, np.ndarray]:
+    """Return what may not be on both sides of a fold: label of every spot by kind."""
+    table, rows = spots.table, spots.rows
+    units = {"section": spots.labels, "group": spots.groups}
+    if not by_default:  # held out by default, sections of one patient have had their warning
+        patients = table.obs[PATIENT].astype(str).to_numpy()[rows] if PATIENT in table.obs else spots.groups
+        units = {"section": spots.labels, "patient": patients, "group": spots.groups}
+    return units
+
+
+def _teacher(
+    call: ComparisonCall, spots: Spots, results: Results
+) -> tuple[Callable[[np.ndarray, int], TeacherModel] | None, StoredTeacher | None]:
+    """Return what makes the teacher of a fold, and the embedding where it is the same in all of them."""
+    teacher, table = call.teacher, spots.table
+    stored = stored_key(table, teacher)
+    if not any(row.reads_teacher for row in call.methods.values()):
+        return None, None
+    if stored is not None:
+        _check_not_fitted(table, stored)
+        embedding = stored_teacher(table, stored, teacher.name, spots.rows)
+        return lambda expressed, seed: embedding, embedding
+    row = TEACHERS[teacher.name]
+
+    def make(expressed: np.ndarray, seed: int) -> TeacherModel:
+        return make_teacher(
+            teacher, expression=spots.expression, counts=spots.counts if row.counts else None, genes=spots.names,
+            expressed=expressed, n_components=call.recipe.teacher_components if teacher.name == "pca" else None,
+            device=call.device, precision=call.compute.precision, random_state=seed,
+        )  # fmt: skip
+
+    if row.fitted:
+        return make, None
+    # a frozen teacher's embedding is the same in every fold
+    made = make(np.arange(spots.names.size), 0)
+    key = fingerprint(
+        spots.counts.data if sparse.issparse(spots.counts) else spots.counts, spots.names, made.name, made.digest,
+        call.compute.precision,
+    )  # fmt: skip
+    kept, _ = results.kept(f"teacher-{made.name}", key, lambda: ({"embedding": asked_once(made).embedding}, {}))
+    once = StoredTeacher(kept["embedding"], made.name, made.licence, made.digest)
+    return lambda expressed, seed: once, once
+
+
+def _warn_of_leaks(parts: dict[str, tuple[np.ndarray, np.ndarray]], units: Mapping[str, np.ndarray]) -> frozenset[str]:
+    """Return the folds that have spots of one section, patient or group on both sides, and say so."""
+    leaky: set[str] = set()
+    for what, labels in units.items():
+        cut = [name for name, (train, test) in parts.items() if set(labels[train]) & set(labels[test])]
+        if set(cut) - leaky:
+            warnings.warn(
+                f"Folds {cut} have spots of one {what} in training and in test: neighbouring and serial tissue makes "
+                "their scores too good. `pekasc.tl.leakage_audit` shows by how much.",
+                UserWarning,
+                stacklevel=4,
+            )
+        leaky |= set(cut)
+    return frozenset(leaky)
+
+
+def _check_not_fitted(table: AnnData, key: str) -> None:
+    record = fitted_here(table, key)
+    if record is not None:
+        raise ValueError(
+            f"The teacher obsm[{key!r}] was fitted by `embed_expression` on {record['n_spots']} spots of this table, "
+            "those that are tested among them: it would leak. Give "
+            f"`teacher={str(record.get('teacher', 'pca'))!r}`, which is fitted in every fold."
+        )
+
+
+def _folds(spots: Spots, groups: str | None, folds: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return training and test spots of every fold, as positions among the spots."""
+    table, rows = spots.table, spots.rows
+    out: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    if isinstance(folds, Mapping):
+        if not folds:
+            raise ValueError("`folds=` is empty.")
+        for name, pair in folds.items():
+            if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+                raise TypeError(f"`folds[{name!r}]` must be a pair (train, test), got {pair!r}.")
+            train, test = (training_mask(table, part)[rows] for part in pair)
+            if (train & test).any():
+                raise ValueError(f"`folds[{name!r}]`: {int((train & test).sum())} spots are in training and in test.")
+            out[str(name)] = np.flatnonzero(train), np.flatnonzero(test)
+    elif folds is not None:
+        if not isinstance(folds, str) or folds not in table.obs:
+            raise KeyError(f"`folds={folds!r}` not found in `obs`. Available columns: {list(table.obs)}.")
+        column = table.obs[folds].iloc[rows]
+        if column.isna().any():
+            raise ValueError(f"{int(column.isna().sum())} spots have no fold in `obs[{folds!r}]`.")
+        out = _each(column.astype(str).to_numpy(dtype=object), f"obs[{folds!r}]")
+    else:
+        if spots.group_key is None:
+            warnings.warn(
+                "There are not two patients to hold out in turn (see `groups=`), so sections are: scores are for an "
+                "unseen section of the same tissue, and say little about another patient.",
+                UserWarning,
+                stacklevel=4,
+            )
+        out = _each(spots.groups, "the sections" if spots.group_key is None else f"obs[{spots.group_key!r}]")
+    for name, (train, test) in out.items():
+        if test.size < MIN_TEST or not train.size:
+            raise ValueError(
+                f"Fold {name!r} has {train.size} training and {test.size} test spots with tile and counts: at least "
+                f"{MIN_TEST} test spots are needed for a score. Join groups, or leave this one out with `folds=`."
+            )
+    return out
+
+
+def _each(labels: np.ndarray, what: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    names = np.unique(labels)
+    if len(names) < 2:
+        raise ValueError(
+            f"There is a single group in {what}, {str(names[0])!r}: nothing is left to train on while it is held out. "
+            "Give sections of another patient, other `groups=`, or `folds=`."
+        )
+    return {str(n): (np.flatnonzero(labels != n), np.flatnonzero(labels == n)) for n in names}
