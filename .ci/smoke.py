@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from importlib.metadata import requires, version
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -28,7 +29,7 @@ from packaging.version import Version
 
 import pekasc as pk
 
-CPU = {"device": "cpu", "progress": False}
+CPU: dict[str, Any] = {"device": "cpu", "progress": False}
 
 
 def main(out: Path) -> None:
@@ -40,7 +41,7 @@ def main(out: Path) -> None:
     assert pk.get.tiles(sdata).shape[1:] == (56, 56, 3)
 
     # the published schedule always trains
-    recipe = {"epochs": 1, "n_views": 1, "n_clusters": 4, "n_components": 10, "learning_rate": 3e-3}
+    recipe: dict[str, Any] = {"epochs": 1, "n_views": 1, "n_clusters": 4, "n_components": 10, "learning_rate": 3e-3}
     adapter = pk.tl.fit_adapter(sdata, train=["P1S1_spots"], preset="paper", rank=16, depth=2, recipe=recipe, **CPU)
     assert adapter.method == "bone" and len(adapter.history), adapter
     adapter.save(out / "adapter")

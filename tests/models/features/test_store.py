@@ -198,7 +198,7 @@ def test_runs_that_begin_at_once_make_one_store(tmp_path: Path) -> None:
         assert run.stdin is not None
         run.stdin.write("go\n")
         run.stdin.flush()
-    assert [run.communicate(timeout=120)[0] for run in runs] == ["made\n", "made\n"]
+    assert [run.communicate(timeout=300)[0] for run in runs] == ["made\n", "made\n"]
 
 
 def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
