@@ -24,7 +24,11 @@ def adapter() -> pk.Adapter:
     sdata = pk.datasets.phantom(n_patients=2, size_um=700, mpp=1.0, n_genes=20)
     pk.pp.tile(sdata, tile_px=56, mpp=2.0)
     # the published schedule always trains, so that the adapter is not left at zero
-    return pk.tl.fit_adapter(sdata, progress=False, recipe=pk.Recipe.preset("paper").replace(rank=16, n_clusters=4, teacher_components=10, epochs=1, learning_rate=3e-3), readout=pk.Readout.preset("paper").replace(n_components=10, depth=2), compute={"device": "cpu"})  # fmt: skip
+    recipe = pk.Recipe.preset("paper").replace(
+        rank=16, n_clusters=4, teacher_components=10, epochs=1, learning_rate=3e-3
+    )
+    readout = pk.Readout(depth=2, n_components=10)
+    return pk.tl.fit_adapter(sdata, recipe=recipe, readout=readout, compute={"device": "cpu"}, progress=False)
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,10 @@ import pekasc as pk
 
 # the published schedule always trains, so that no test looks at an adapter that is left at zero
 TRAINED: dict[str, Any] = {
-    "preset": "paper", "rank": 16, "n_clusters": 4, "n_components": 10, "epochs": 2, "learning_rate": 3e-3, "depth": 2,
-    "device": "cpu", "progress": False,
+    "recipe": pk.Recipe.preset("paper").replace(
+        rank=16, n_clusters=4, teacher_components=10, epochs=2, learning_rate=3e-3
+    ),
+    "readout": pk.Readout(depth=2, n_components=10), "compute": {"device": "cpu"}, "progress": False,
 }  # fmt: skip
 TRAIN = ["P1S1_spots"]
 
