@@ -95,8 +95,7 @@ class Recipe(_Options):
         Number of structure labels (k-means clusters of the teacher's embedding); None is ``min(100, n // 20)`` for n
         training spots.
     teacher_components
-        Dimensions of a teacher that is fitted on the training spots; None is ``min(256, n - 1, d)`` principal
-        components.
+        Principal components of ``teacher="pca"``; None is ``min(256, n - 1, d)`` for n training spots and d genes.
     kd_weight
         Weight of knowledge distillation, between 0 and 1; structure alignment has the rest.
     matching_weight

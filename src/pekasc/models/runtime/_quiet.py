@@ -19,10 +19,8 @@ def quiet_lightning() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            # on purpose: see EncoderNetwork.train
-            warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
-            # the frozen encoder stays in evaluation mode on purpose
-            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+            # the frozen encoder stays in evaluation mode on purpose: see EncoderNetwork.train
+            warnings.filterwarnings("ignore", message=".*in eval mode.*")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
