@@ -15,14 +15,12 @@ from anndata import AnnData
 from scipy import sparse
 
 from pekasc._expression import log1p_cp10k
-from pekasc.models.teachers import _scvi
-from pekasc.models.teachers._registry import TEACHERS, Source, check_checkpoint
-from pekasc.models.teachers._stored import StoredTeacher, check_finite
-from pekasc.models.teachers._teacher import Teacher
+from pekasc.models.teachers import TEACHERS, Source, StoredTeacher, Teacher, TeacherModel, check_files, check_finite
+from pekasc.models.teachers._pca import PcaTeacher
 
 N, GENES = 60, [f"G{i}" for i in range(25)]
 TRAIN, HELD_OUT = np.arange(0, 60, 2), np.arange(1, 60, 2)
-Make = Callable[..., Teacher]
+Make = Callable[..., TeacherModel]
 
 
 def counts_of(seed: int = 0) -> np.ndarray:
@@ -40,7 +38,7 @@ def files(scfoundation: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
 def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "scvi":
         pytest.importorskip("scvi")
-        monkeypatch.setattr(_scvi, "EPOCHS", 2)
+        monkeypatch.setattr("pekasc.models.teachers._scvi.EPOCHS", 2)
     return request.param
 
 
@@ -48,14 +46,14 @@ def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 def make(name: str, files: Path) -> Make:
     """Return what makes a teacher from counts."""
 
-    def made(counts: Any, random_state: int = 0) -> Teacher:
+    def made(counts: Any, random_state: int = 0) -> TeacherModel:
         source = Source(
             expression=log1p_cp10k(AnnData(counts.copy())),
             counts=counts,
             genes=np.array(GENES, dtype=object),
             expressed=np.arange(len(GENES)),
             n_components=4 if TEACHERS[name].fitted else None,
-            checkpoint=files if TEACHERS[name].files else None,
+            files=files if TEACHERS[name].files else None,
             random_state=random_state,
         )
         return TEACHERS[name].make(source)
@@ -144,13 +142,17 @@ def test_leaves_no_trace(make: Make, capfd: pytest.CaptureFixture[str], recwarn:
 
 
 def test_files_are_asked_for_by_those_that_read_them(name: str) -> None:
-    if TEACHERS[name].files:
-        first = TEACHERS[name].files[0]
-        with pytest.raises(ValueError, match=f"`teacher='{name}'` needs `checkpoint=`, the folder .*{first}"):
-            check_checkpoint(name, None)
+    files = TEACHERS[name].files
+    if files:
+        message = (
+            rf"`teacher='{name}'` needs its official files, {', '.join(files)}: give "
+            rf"`teacher=pekasc\.models\.Teacher\(\"{name}\", files=FOLDER\)`"
+        )
+        with pytest.raises(ValueError, match=message):
+            check_files(Teacher(name))
     else:
-        with pytest.raises(ValueError, match=f"`teacher='{name}'` reads no files: leave `checkpoint=` out"):
-            check_checkpoint(name, "folder")
+        with pytest.raises(ValueError, match=rf"`teacher='{name}'` reads no files: leave `files=` out .*scfoundation"):
+            check_files(Teacher(name, files="folder"))
 
 
 @pytest.mark.parametrize("value", [0, -1])
@@ -161,14 +163,14 @@ def test_dimensions_that_do_not_fit(name: str, files: Path, value: int) -> None:
     source = Source(
         log1p_cp10k(AnnData(counts)), counts, np.array(GENES, dtype=object), np.arange(len(GENES)), n_components=value
     )
-    with pytest.raises(ValueError, match=f"`n_components={value}`"):
+    with pytest.raises(ValueError, match=rf"`(n|teacher)_components={value}`"):
         TEACHERS[name].make(source).embed(TRAIN)
 
 
 def test_a_teacher_that_is_registered_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TEACHERS, "_rows", dict(TEACHERS))
     TEACHERS.register("mine", TEACHERS["pca"])
-    check_checkpoint("mine", None)
+    check_files(Teacher("mine"))
     with pytest.raises(ValueError, match=r"The teacher 'mine' is there already \(TeacherRow.*: take another name"):
         TEACHERS.register("mine", TEACHERS["scvi"])
     assert TEACHERS["mine"] is TEACHERS["pca"]
@@ -177,18 +179,14 @@ def test_a_teacher_that_is_registered_is_known(monkeypatch: pytest.MonkeyPatch) 
 def test_a_name_that_is_not_there() -> None:
     known = r"Choose one of \['pca', 'scvi', 'scfoundation'\]\."
     with pytest.raises(ValueError, match=rf"`teacher='scVi'` is not known\. Close names: scvi\. {known}"):
-        check_checkpoint("scVi", None)
+        check_files(Teacher("scVi"))
 
 
 def test_pca_by_its_sparse_solver_is_that_of_the_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pekasc.models import _teachers
-
     x = sparse.csr_matrix(np.log1p(counts_of()))
-    dense = _teachers.PcaTeacher(x, 3).embed(TRAIN, HELD_OUT)
-    monkeypatch.setattr(_teachers, "DENSE_VALUES", 0)
-    np.testing.assert_allclose(
-        np.abs(_teachers.PcaTeacher(x, 3).embed(TRAIN, HELD_OUT)), np.abs(dense), rtol=1e-3, atol=1e-4
-    )
+    dense = PcaTeacher(x, 3).embed(TRAIN, HELD_OUT)
+    monkeypatch.setattr("pekasc.models.teachers._pca.DENSE_VALUES", 0)
+    np.testing.assert_allclose(np.abs(PcaTeacher(x, 3).embed(TRAIN, HELD_OUT)), np.abs(dense), rtol=1e-3, atol=1e-4)
 
 
 def test_a_stored_embedding_is_given_back() -> None:
@@ -215,25 +213,18 @@ def test_an_embedding_with_holes() -> None:
 
 
 def test_a_teacher_of_another_length_is_refused_before_anything_runs() -> None:
-    from pekasc._options import Options, Recipe
-    from pekasc.models.encoders._registry import resolve_encoder
-    from pekasc.models.features._pieces import Reader
-    from pekasc.models.runtime._device import resolve_device
-    from pekasc.models.selection._fit import fit
-    from pekasc.models.selection._inputs import Data
+    from pekasc._options import Compute, Readout, Recipe
+    from pekasc.models import Encoder
+    from pekasc.models.encoders import EncoderNetwork
+    from pekasc.models.selection import Data, HeadSpec, Options, fit
     from pekasc.tiling import ArrayTiles, TileSpec
 
     n = 40
     tiles = ArrayTiles(np.zeros((n, 56, 56, 3), dtype=np.uint8))
     labels = np.repeat(["a", "b"], n // 2)
     data = Data(tiles, np.ones((n, 2)), ["x", "y"], labels, labels, np.zeros((n, 2)))
-    options = Options("bone", "all", "choose", Recipe(), None, 8, resolve_device("cpu"), "fp32", 0, False)
+    options = Options("bone", Recipe(), Readout(), Compute(), torch.device("cpu"))
+    teacher = StoredTeacher(np.ones((39, 3)), "mine")
+    encoder = EncoderNetwork(Encoder("vit_tiny_patch16_224", weights="random", model_kwargs={"depth": 1}), 32)
     with pytest.raises(ValueError, match="teacher 'mine' knows 39 spots, but there are 40 training spots"):
-        fit(
-            resolve_encoder("tiny"),
-            TileSpec(56, 2.0),
-            data,
-            StoredTeacher(np.ones((39, 3)), "mine"),
-            options,
-            [Reader()],
-        )
+        fit(encoder, TileSpec(32, 2.0), data, teacher, options, [HeadSpec()])
