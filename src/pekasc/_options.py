@@ -1,4 +1,4 @@
-"""The three option objects that every call shares: how to train, how to read features, and where to run."""
+"""The option objects of every call: Recipe (training), Readout (from features to genes), Compute (device and files)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ logger = get_logger(__name__)
 ORIENTATIONS = (1, 2, 4, 8)
 PRECISIONS = ("fp32", "bf16", "fp16")
 CACHED = ("fp16", "fp32")
-FIT_MEMORY = 2 * 2**30  # bytes of tiles, as many of features and of cached activations, in a call that fits
-RESULT_MEMORY = 4 * 2**30  # bytes of what a call writes into the object
+# default limits in bytes
+FIT_MEMORY = 2 * 2**30  # of tiles, of features and of cached activations, each, in a call that trains
+RESULT_MEMORY = 4 * 2**30  # of what a call writes into the object
 
 
 class _Options:
-    """What the option objects share: presets, copies with changes, and a repr of what differs from the defaults."""
+    """Base of the option objects: presets, copies with changed fields, and a repr of the non-default fields."""
 
     _presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
 
@@ -39,12 +40,12 @@ class _Options:
         Parameters
         ----------
         name
-            Its name.
+            Name of the preset.
 
         Raises
         ------
         ValueError
-            If there is none of that name.
+            If there is no preset of that name.
         """
         if name not in cls._presets:
             raise ValueError(
@@ -59,7 +60,7 @@ class _Options:
         Parameters
         ----------
         **changes
-            New values by field.
+            New value of each field.
         """
         _check_fields(type(self), changes)
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
@@ -79,50 +80,54 @@ class _Options:
 
 @dataclass(frozen=True, repr=False)
 class Recipe(_Options):
-    """How an adapter is trained.
+    """How an adapter is trained: its size, the losses and the optimiser.
 
-    Goes wherever ``recipe=`` stands, as do the name of a preset and a mapping of the fields to change. Presets:
-    ``"default"``, and ``"paper"``, the published training: its sizes never adapt to the data.
+    Pass it as ``recipe=``; the name of a preset or a mapping of the fields to change does as well. Presets:
+    ``"default"``, and ``"paper"``, the published training, whose sizes never adapt to the data.
 
     Parameters
     ----------
     rank
-        Rank of the adapter; a ``peft.PeftConfig`` has its own.
+        Rank of the adapter. A ``peft.PeftConfig`` sets its own.
     blocks
-        How many of the last blocks up to the depth of the features are adapted, or ``"all"``. ``"auto"`` is four, fewer
-        where training them does not fit the free memory, all where an encoder's blocks cannot be run one by one.
+        Number of blocks to adapt, counted back from the block whose features are used, or ``"all"``. ``"auto"`` is
+        four; fewer if training them would not fit the free memory, all if the encoder's blocks cannot be run one by
+        one.
     n_clusters
-        Number of structure labels (k-means clusters of the teacher's embedding); None is ``min(100, n // 20)`` for n
-        training spots.
+        Number of k-means clusters of the teacher's embedding, which are the structure labels; None is
+        ``min(100, n // 20)`` for n training spots.
     teacher_components
         Principal components of ``teacher="pca"``; None is ``min(256, n - 1, d)`` for n training spots and d genes.
     kd_weight
-        Weight of knowledge distillation, between 0 and 1; structure alignment has the rest.
+        Weight of the knowledge distillation loss, between 0 and 1; the structure alignment loss has ``1 - kd_weight``.
     matching_weight
-        Weight of feature matching beside both: the mean squared error between student and teacher embedding.
+        Weight of an additional feature matching loss, the mean squared error between student and teacher embedding.
     temperature
-        Temperature of the distillation.
+        Softmax temperature of the distillation.
     learning_rate, weight_decay
-        Of AdamW.
+        Learning rate and weight decay of AdamW.
     batch_size
-        Tiles in a training batch.
+        Tiles per training batch.
     step_epochs
-        The learning rate falls to a tenth after every so many epochs; None keeps it.
+        Divide the learning rate by 10 every so many epochs; None keeps it constant.
     epochs
-        Most epochs that are tried.
+        Maximum number of epochs.
     patience
-        Inner folds stop after so many epochs without a smaller held-out error; None runs all `epochs`.
+        Early stopping in the inner folds: stop after so many epochs without a smaller held-out error; None runs all
+        `epochs`.
     choose_epochs
-        Choose the number of epochs by the held-out error, 0 (the frozen encoder) among them. False trains `epochs`.
+        Choose the number of epochs by the held-out error, with 0 (the frozen encoder) as a candidate. False always
+        trains `epochs`.
     n_views
-        Augmentation: train on 1 (as it is), 2, 4 or 8 orientations (quarter turns and mirror images) of a tile.
+        Data augmentation: train on 1 (no augmentation), 2, 4 or 8 orientations of a tile (rotations by 90 degrees and
+        mirror images).
     gradient_clip
-        Largest norm of the gradient.
+        Maximum norm of the gradient.
     standardise_teacher
         Divide the teacher's embedding by its standard deviation over the training spots.
     cluster_head_learning_rate, cluster_head_epochs, cluster_head_patience
-        Training of the cluster head, which is frozen afterwards: it stops after so many epochs without a smaller
-        held-out loss (None runs all), and its best state is kept.
+        Learning rate, maximum number of epochs and early stopping of the cluster head, which is frozen afterwards. It
+        stops after so many epochs without a smaller validation loss (None runs all), and the best state is kept.
 
     References
     ----------
@@ -199,35 +204,36 @@ class Recipe(_Options):
 
 @dataclass(frozen=True, repr=False)
 class Readout(_Options):
-    """How features become genes.
+    """Which features of a tile are used, and how gene expression is predicted from them.
 
-    Goes wherever ``readout=`` stands, as do the name of a preset and a mapping of the fields to change. Presets:
+    Pass it as ``readout=``; the name of a preset or a mapping of the fields to change does as well. Presets:
     ``"default"``, and ``"paper"``, the published features: the encoder's own output, 256 principal components.
 
     Parameters
     ----------
     head
-        From features to genes, on standardised principal components: ``"ridge"`` with one penalty, or
-        ``"ridge-per-gene"`` with one for every gene.
+        Regression from standardised principal components of the features to genes: ``"ridge"`` with one penalty, or
+        ``"ridge-per-gene"`` with a penalty per gene.
     n_components
-        Principal components that the head reads; None is ``min(256, n - 1, d)`` for n training spots and d features.
+        Principal components of the features; None is ``min(256, n - 1, d)`` for n training spots and d features.
     depth
-        Number of blocks after which features are taken, or several, whose features are concatenated; -1 is the last.
-        ``"best"`` chooses by the held-out error, ``"own"`` is the encoder's own output. Blocks after it do not run.
+        Number of the block after which features are taken, or several, whose features are concatenated; -1 is the
+        last. ``"best"`` chooses it by the held-out error, ``"own"`` is the encoder's own output. Later blocks do not
+        run.
     n_depths
-        With ``depth="best"`` and a frozen encoder: most blocks whose features are concatenated, one more as long as
+        With ``depth="best"`` and a frozen encoder: maximum number of blocks to concatenate; blocks are added as long as
         the held-out error falls. None is 1 in a fit, 2 for ``"frozen-best"`` in a comparison. An adapter is trained at
         one depth.
     context_um
-        Spatial context: the head also reads the mean features of the neighbours within this radius in um; None has no
+        Spatial context: the head also gets the mean features of the neighbours within this radius in um. None uses no
         context.
     scales
-        Tiles at several scales: multiples of the pixel size at which the tissue around a spot is read, in as many
-        pixels; 1, the tile itself, comes first. Features are concatenated; an adapter is trained on the tile itself.
-        Every scale is a pass through the encoder.
+        Fields of view: multiples of the tile's pixel size, at the same `tile_px`, 1 (the tile itself) first.
+        ``(1, 2)`` adds tiles of twice the side around the same centres. Features are concatenated; an adapter is
+        trained at scale 1. Every scale costs a pass through the encoder.
     orientations
         Test-time augmentation: average the features over 1, 2 (180 degrees), 4 (90 degrees) or 8 (with mirror images)
-        orientations of a tile, of training spots too. Every orientation is a pass through the encoder.
+        orientations of a tile, for training spots as well. Every orientation costs a pass through the encoder.
 
     Examples
     --------
@@ -273,7 +279,7 @@ class Readout(_Options):
 
     @property
     def depths(self) -> tuple[int, ...] | None | Literal["best"]:
-        """Block(s) as a tuple; None is the encoder's own output, ``"best"`` is chosen."""
+        """Depth as a tuple of block numbers; None for the encoder's own output, ``"best"`` if it is to be chosen."""
         if self.depth == "own":
             return None
         if isinstance(self.depth, int):
@@ -283,50 +289,49 @@ class Readout(_Options):
 
 @dataclass(frozen=True, repr=False)
 class Compute(_Options):
-    """Where and how a call runs; nothing here changes what is learned, beyond rounding.
+    """Where and how a call runs: device, precision, memory and folders. Results do not depend on it, beyond rounding.
 
-    Goes wherever ``compute=`` stands, as does a mapping of the fields to change. The only preset is ``"default"``.
+    Pass it as ``compute=``; a mapping of the fields to change does as well. The only preset is ``"default"``.
 
     Parameters
     ----------
     device
         ``"auto"`` (the first CUDA GPU, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     precision
-        ``"fp32"``, ``"bf16"`` or, on a GPU, ``"fp16"``: mixed precision. Frozen weights are kept in half precision
-        then, those of an adapter in full.
+        ``"fp32"``, ``"bf16"`` or, on a GPU, ``"fp16"``: mixed precision. Frozen weights are then kept in half
+        precision, the trained ones in full.
     embed_batch_size
-        Tiles at once when embedding; halved, with a message in the log, where they do not fit the device's memory.
+        Batch size for embedding tiles; halved, which is logged, if the device runs out of memory.
     max_memory
-        Bytes that tiles may take in memory, as many for features, and as many for cached activations; more go to files.
-        None is 2 GiB in a call that fits, and 4 GiB for the features and layers that a call writes.
+        Bytes of memory for tiles, for features and for cached activations, each; more are kept in files. None is 2 GiB
+        in a call that trains, and 4 GiB for the features and layers that a call writes.
     cache
-        Folder for what may be computed again: cached activations where they do not fit the memory, the features and
-        results of a comparison. Delete it any time; a later call with the same data goes on from it.
+        Folder for what can be computed again: cached activations that do not fit in memory, features and results of a
+        comparison. A later call with the same data reuses it. Can be deleted at any time.
     resume
-        Folder for the state of a fit that is not finished: what is done, and every few minutes what is not. The same
-        call goes on from there after it was killed, and ends with the same weights. Delete it when the adapter is
-        saved.
+        Folder for checkpoints of an unfinished fit. After an interruption, the same call continues from there and ends
+        with the same weights. Delete it once the adapter is saved.
     checkpoint_minutes
-        Minutes between two states of a training in `resume`.
+        Minutes between two checkpoints of a training in `resume`.
     client
-        A :class:`distributed.Client` whose workers read and embed tiles. They must see the image where it is (so keep
-        images on disk, in zarr or a slide), and the encoder's weights. `device` is then that of each worker.
+        A :class:`distributed.Client` whose workers read and embed tiles. Workers must be able to open the image (so
+        keep images on disk, as zarr or slide) and the encoder's weights. `device` is then the device of each worker.
     trainer
-        Arguments for :class:`lightning.Trainer`, for every training: ``accelerator``, ``devices``, ``strategy``,
+        Arguments of the :class:`lightning.Trainer` of every training: ``accelerator``, ``devices``, ``strategy``,
         ``num_nodes``, ``precision``, ``callbacks``, ``logger`` and others. With several devices (``{"devices": 4,
-        "strategy": "ddp"}``, in a script, or processes of ``torchrun`` or a cluster) each process reads and embeds its
-        own part of every section, and a batch is shared among them: the losses are those of one device. The call is
-        made, and returns the same, in every process. Callbacks and loggers see every training in turn, of the inner
-        folds and then the final one; those that change what is learned are refused.
+        "strategy": "ddp"}`` in a script, or processes started by ``torchrun`` or a cluster), each process reads and
+        embeds its share of every section, and every batch is split among them, with the losses of the whole batch. Run
+        the call in every process; each returns the same adapter. Callbacks and loggers are called for every training,
+        those of the inner folds and then the final one; those that would change the result are refused.
     accumulate
-        Gradient accumulation: micro-batches that a batch is run in, with the same gradients from less memory.
+        Gradient accumulation: number of micro-batches per batch. The gradients are the same, with less memory.
     gradient_checkpointing
-        Compute blocks again in the backward pass instead of keeping their activations: less memory, more time.
+        Recompute blocks in the backward pass instead of storing their activations: less memory, more time.
     compile
-        ``torch.compile`` the trained blocks: pays on a GPU with many tiles, hardly on a CPU.
+        Compile the trained blocks with :func:`torch.compile`: pays off on a GPU with many tiles, hardly on a CPU.
     cached_activations
-        The activations that enter the first adapted block are computed once per orientation and kept, in half
-        (``"fp16"``) or full (``"fp32"``) precision. None keeps nothing and runs all blocks in every epoch.
+        Compute the activations entering the first adapted block once per orientation and keep them in half
+        (``"fp16"``) or full (``"fp32"``) precision. None runs all blocks in every epoch.
 
     Examples
     --------
@@ -376,14 +381,12 @@ class Compute(_Options):
                 f'"ddp"}}, got {type(self.trainer).__name__}.'
             )
         if self.precision != "fp32" and "precision" in (self.trainer or {}):
-            raise ValueError(
-                f"`precision={self.precision!r}` and `trainer`'s precision say it twice: leave one of them out."
-            )
+            raise ValueError(f"`precision={self.precision!r}` is also set in `trainer`: leave one of them out.")
         if self.client is not None:
             _check_client(self.client)
 
     def memory(self, default: int) -> int:
-        """Return `max_memory`, or `default` bytes."""
+        """Return `max_memory` in bytes, or `default` where it is None."""
         return default if self.max_memory is None else self.max_memory
 
 
@@ -391,28 +394,28 @@ Options = TypeVar("Options", Recipe, Readout, Compute)
 
 
 _NOT_TRAINED = "it trains nothing"
-_OF_TRAINING = (
+_TRAINING_FIELDS = (
     "cache", "resume", "checkpoint_minutes", "trainer", "accumulate", "gradient_checkpointing", "compile",
     "cached_activations",
 )  # fmt: skip
 
 
 def unused_in_embedding(*, arrays: bool = False) -> dict[str, str]:
-    """Return the fields of `Compute` that do nothing where tiles are embedded and nothing is trained.
+    """Return the fields of `Compute` that do nothing in a call that embeds and does not train, with the reason.
 
     Parameters
     ----------
     arrays
         Whether the tiles are arrays in memory.
     """
-    unused = dict.fromkeys(_OF_TRAINING, _NOT_TRAINED)
+    unused = dict.fromkeys(_TRAINING_FIELDS, _NOT_TRAINED)
     if arrays:
         unused |= dict.fromkeys(("client", "max_memory"), "the tiles are in memory")
     return unused
 
 
 def resolve(value: Any, cls: type[Options], label: str, *, unused: Mapping[str, str] | None = None) -> Options:
-    """Return the options that an argument stands for.
+    """Turn an argument of a call into an option object.
 
     Parameters
     ----------
@@ -423,15 +426,15 @@ def resolve(value: Any, cls: type[Options], label: str, *, unused: Mapping[str, 
     label
         Name of the argument, for errors.
     unused
-        Fields that do nothing in this call, with the reason. A mapping is written for one call, so that such a field
-        in it is an error; an instance or a preset may serve several calls, and the log says what does nothing here.
+        Fields that do nothing in this call, with the reason. In a mapping, which is written for one call, such a field
+        is an error; in an instance or a preset, which may serve several calls, it is logged.
 
     Raises
     ------
     TypeError
-        If it is none of these, or a field has a wrong type.
+        If `value` is none of these, or a field has a wrong type.
     ValueError
-        If there is no such preset or field, a value does not fit, or a mapping has a field that does nothing.
+        If there is no such preset or field, a value is out of range, or a mapping has a field that does nothing.
     """
     unused = unused or {}
     if value is None:
@@ -461,9 +464,9 @@ def resolve(value: Any, cls: type[Options], label: str, *, unused: Mapping[str, 
 
 
 def resolve_recipe(recipe: Any, readout: Any, *, unused: Mapping[str, str] | None = None) -> tuple[Recipe, Any]:
-    """Return the recipe, and the readout as it was given or the one that the recipe brings with it.
+    """Return the recipe, and the readout argument to resolve next.
 
-    The published recipe brings the published features, unless another readout is given.
+    That is `readout` as given; ``"paper"`` if none is given with the published recipe.
     """
     found = resolve(recipe, Recipe, "recipe", unused=unused)
     if readout is None and found == Recipe.preset("paper"):
@@ -495,12 +498,12 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def whole(name: str, value: Any, *, least: int | None = None, unit: str = "") -> int:
-    """Return a whole number of any integer type.
+    """Check that a value is an integer, of Python or NumPy, and return it as int.
 
     Raises
     ------
     TypeError
-        If it is none.
+        If it is no integer.
     ValueError
         If it is smaller than `least`.
     """

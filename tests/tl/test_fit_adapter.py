@@ -97,7 +97,7 @@ def test_alone_on_a_section_without_tiles(caplog: pytest.LogCaptureFixture) -> N
         "method='bone'",
         "blocks of its tissue",
         "chosen",
-        "16 genes, seen in 10 % of",
+        "16 genes, detected in 10 % of the",
     ):
         assert said in caplog.text, said
     assert read_uns(sdata["table"], "adapter")["method"] == "bone"

@@ -10,20 +10,21 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 from spatialdata import SpatialData
 
 import pekasc as pk
 from pekasc._keys import read_uns
-from pekasc.models.teachers import _scfoundation, _scvi
+from pekasc.models import Teacher
+from pekasc.models.teachers import TeacherModel, _scfoundation, _scvi
 from pekasc.models.teachers._scfoundation import ScFoundationTeacher
-from pekasc.models.teachers._teacher import Teacher
 
 Write = Callable[..., Path]
 TRAIN = ["P1S1_spots"]
-SMALL: dict[str, Any] = {"epochs": 1, "rank": 8, "depth": 2, "device": "cpu", "progress": False}
-QUIET: dict[str, Any] = {"device": "cpu", "progress": False}
+QUIET: dict[str, Any] = {"compute": {"device": "cpu"}, "progress": False}
+SMALL: dict[str, Any] = {"recipe": {"epochs": 1, "rank": 8}, "readout": {"depth": 2}, **QUIET}
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +46,8 @@ def test_embeds_every_spot_with_counts(
     values[2] = 0
     table.X = csr_matrix(values)
     frozen = teacher == "scfoundation"
-    options = {"checkpoint": files} if frozen else {"n_components": 5}
-    pk.tl.embed_expression(tiled, teacher, **options, **QUIET)
+    described = Teacher(teacher, files=files) if frozen else teacher
+    pk.tl.embed_expression(tiled, described, n_components=None if frozen else 5, **QUIET)
     table = tiled["table"]
     x = table.obsm[f"X_{teacher}"]
     assert x.dtype == np.float32 and x.shape == (table.n_obs, 64 if frozen else 5)
@@ -64,32 +65,26 @@ def test_embeds_every_spot_with_counts(
 
 def test_scfoundation_finds_genes_by_a_column(untiled: SpatialData, files: Path) -> None:
     adata = untiled["table"]
-    pk.tl.embed_expression(adata, pk.models.Teacher("scfoundation", files=files), **QUIET)
+    pk.tl.embed_expression(adata, Teacher("scfoundation", files=files), **QUIET)
     adata.var["symbol"] = adata.var_names
     adata.var_names = [f"ENSG{i}" for i in range(adata.n_vars)]
     with pytest.raises(ValueError, match=r"knows none of the 24 genes of the table: .*`gene_key=`"):
-        pk.tl.embed_expression(adata, pk.models.Teacher("scfoundation", files=files), key_added="X_2", **QUIET)
+        pk.tl.embed_expression(adata, Teacher("scfoundation", files=files), key_added="X_2", **QUIET)
     assert "X_2" not in adata.obsm
-    pk.tl.embed_expression(
-        adata,
-        pk.models.Teacher("scfoundation", files=str(files)),
-        gene_key="symbol",
-        max_tokens=40,
-        key_added="X_2",
-        **QUIET,
-    )
+    few = Teacher("scfoundation", files=str(files), max_tokens=40)
+    pk.tl.embed_expression(adata, few, gene_key="symbol", key_added="X_2", **QUIET)
     np.testing.assert_allclose(adata.obsm["X_2"], adata.obsm["X_scfoundation"], atol=1e-5)
     with pytest.raises(KeyError, match="`gene_key='symbols'` not found in `var`"):
-        pk.tl.embed_expression(adata, pk.models.Teacher("scfoundation", files=files), gene_key="symbols", **QUIET)
+        pk.tl.embed_expression(adata, Teacher("scfoundation", files=files), gene_key="symbols", **QUIET)
 
 
 def test_a_spots_scfoundation_does_not_depend_on_others(untiled: SpatialData, files: Path) -> None:
     adata = untiled["table"]
-    pk.tl.embed_expression(adata, pk.models.Teacher("scfoundation", files=files), **QUIET)
+    pk.tl.embed_expression(adata, Teacher("scfoundation", files=files), **QUIET)
     some = adata[5:15].copy()
     del some.obsm["X_scfoundation"], some.uns["pekasc"]
     some.X = some.X.toarray()
-    pk.tl.embed_expression(some, pk.models.Teacher("scfoundation", files=files), **QUIET)
+    pk.tl.embed_expression(some, Teacher("scfoundation", files=files), **QUIET)
     np.testing.assert_allclose(some.obsm["X_scfoundation"], adata.obsm["X_scfoundation"][5:15], atol=1e-5)
 
 
@@ -100,20 +95,20 @@ def test_a_spots_scfoundation_does_not_depend_on_others(untiled: SpatialData, fi
             "scfoundation",
             {},
             ValueError,
-            "needs `checkpoint=`, the folder .*: models.ckpt, OS_scRNA",
+            r'needs its official files, models.ckpt, .*`teacher=pekasc\.models\.Teacher\("scfoundation", files=',
         ),
-        ("scfoundation", {"checkpoint": "nowhere"}, FileNotFoundError, "'models.ckpt' not found in 'nowhere'"),
-        ("scfoundation", {"checkpoint": "x", "n_components": 8}, ValueError, "dimensions of its own"),
-        ("pca", {"checkpoint": "x"}, ValueError, r"reads no files: .*\['scfoundation'\]"),
+        (Teacher("scfoundation", files="nowhere"), {}, FileNotFoundError, "'models.ckpt' not found in 'nowhere'"),
+        (Teacher("scfoundation", files="x"), {"n_components": 8}, ValueError, "dimensions of its own"),
+        (Teacher("pca", files="x"), {}, ValueError, r"reads no files: .*\['scfoundation'\]"),
         ("pca", {"layer": "truth"}, ValueError, r"layers\['truth'\] has values that are no integers"),
         ("pca", {"n_components": 25}, ValueError, "`n_components=25` does not fit"),
-        ("pca", {"n_components": "5"}, TypeError, "`n_components` must be a whole number, got '5'"),
-        ("scfoundation", {"checkpoint": "x", "max_tokens": 1e4}, TypeError, "`max_tokens` must be a whole number"),
+        ("pca", {"n_components": 0}, ValueError, "`n_components=0` does not fit"),
+        ("pca", {"n_components": "5"}, TypeError, "`n_components='5'` must be a whole number"),
         ("geneformer", {}, ValueError, r"choose one of .*`fit_adapter\(teacher='geneformer'\)` takes it from there"),
     ],
 )
 def test_what_cannot_be_embedded(
-    untiled: SpatialData, teacher: str, options: dict[str, Any], error: type[Exception], message: str
+    untiled: SpatialData, teacher: str | Teacher, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         pk.tl.embed_expression(untiled, teacher, **options, **QUIET)
@@ -127,28 +122,26 @@ def test_without_scvi_it_says_how_to_install_it(tiled: SpatialData, monkeypatch:
     with pytest.raises(ImportError, match=r'pip install "pekasc\[scvi\]"'):
         pk.tl.fit_adapter(tiled, teacher="scvi", train=TRAIN, **SMALL)
     # not after an hour of embedding
-    monkeypatch.setattr("pekasc.tl._comparison.embed", None)
+    monkeypatch.setattr("pekasc.models.features.BatchEncoder.__init__", None)
     with pytest.raises(ImportError, match=r'pip install "pekasc\[scvi\]"'):
-        pk.tl.cross_validate(
-            tiled, methods=["frozen", "bone"], teacher="scvi", progress=False, compute={"device": "cpu"}
-        )
+        pk.tl.cross_validate(tiled, methods=["frozen", "bone"], teacher="scvi", **QUIET)
 
 
 class Stop(Exception):
     """Everything was read, nothing was trained yet."""
 
 
-Lessons = Callable[..., Teacher]
+Lessons = Callable[..., TeacherModel]
 
 
 @pytest.fixture
 def lessons(monkeypatch: pytest.MonkeyPatch) -> Lessons:
     """Return what gives the teacher that `tl.fit_adapter` would train with."""
 
-    def of(sdata: SpatialData, **options: Any) -> Teacher:
-        found: list[Teacher] = []
+    def of(sdata: SpatialData, **options: Any) -> TeacherModel:
+        found: list[TeacherModel] = []
 
-        def stop(encoder: Any, spec: Any, data: Any, teacher: Teacher, settings: Any, *_: Any) -> None:
+        def stop(model: Any, spec: Any, data: Any, teacher: TeacherModel, settings: Any, *_: Any) -> None:
             assert teacher.n_spots == data.tiles.n
             found.append(teacher)
             raise Stop
@@ -179,7 +172,7 @@ def test_an_adapter_of_scfoundation_says_so(
         return embed(self, train, rows)
 
     monkeypatch.setattr(ScFoundationTeacher, "embed", counted)
-    adapter = pk.tl.fit_adapter(tiled, teacher=pk.models.Teacher("scfoundation", files=files), train=TRAIN, **SMALL)
+    adapter = pk.tl.fit_adapter(tiled, teacher=Teacher("scfoundation", files=files), train=TRAIN, **SMALL)
     # once, not once a fold, and of training spots alone
     assert [len(call) for call in calls] == [table.n_obs - len(test)]
     assert adapter.info["teacher"] == "scfoundation"
@@ -195,11 +188,11 @@ def test_an_adapter_of_scfoundation_says_so(
 def test_what_was_stored_teaches_as_the_files_do(
     tiled: SpatialData, files: Path, lessons: Lessons, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = lessons(tiled, teacher="scfoundation", checkpoint=files)
+    made = lessons(tiled, teacher=Teacher("scfoundation", files=files))
     rows = np.arange(made.n_spots)
-    with pytest.raises(ValueError, match="`teacher='scfoundation'` needs `checkpoint=`"):
+    with pytest.raises(ValueError, match="`teacher='scfoundation'` needs its official files"):
         pk.tl.fit_adapter(tiled, teacher="scfoundation", **SMALL)
-    pk.tl.embed_expression(tiled, pk.models.Teacher("scfoundation", files=files), **QUIET)
+    pk.tl.embed_expression(tiled, Teacher("scfoundation", files=files), **QUIET)
     caplog.clear()
     for name in ("scfoundation", "X_scfoundation"):
         stored = lessons(tiled, teacher=name)
@@ -207,8 +200,8 @@ def test_what_was_stored_teaches_as_the_files_do(
         assert stored.name == name
         assert stored.licence == made.licence is not None and stored.digest == made.digest is not None
     assert "leaks" not in caplog.text  # it is frozen: nothing of one spot is in another's embedding
-    with pytest.raises(ValueError, match=r"is read from `obsm\['X_scfoundation'\]`: leave `checkpoint=` out"):
-        pk.tl.fit_adapter(tiled, teacher=pk.models.Teacher("X_scfoundation", files=files), **SMALL)
+    with pytest.raises(ValueError, match=r"is read from `obsm\['X_scfoundation'\]`: leave `files=` out"):
+        pk.tl.fit_adapter(tiled, teacher=Teacher("X_scfoundation", files=files), **SMALL)
 
 
 def test_a_fitted_teacher_that_was_stored_is_warned_of(
@@ -217,7 +210,7 @@ def test_a_fitted_teacher_that_was_stored_is_warned_of(
     pk.tl.embed_expression(tiled, "pca", n_components=5, **QUIET)
     with caplog.at_level(logging.WARNING):
         teacher = lessons(tiled, teacher="X_pca", train=TRAIN)
-    assert "what it teaches leaks" in caplog.text
+    assert "expression leaks into the training" in caplog.text
     assert teacher.name == "X_pca" and teacher.digest is None
 
 
@@ -228,16 +221,18 @@ def test_training_spots_that_scfoundation_cannot_embed(tiled: SpatialData, files
     values[0, 22] = 5  # a gene that it does not know
     table.X = csr_matrix(values)
     with pytest.raises(ValueError, match=r"'scfoundation' has NaN or infinite values in 1 of .*`train=`"):
-        pk.tl.fit_adapter(tiled, teacher=pk.models.Teacher("scfoundation", files=files), train=TRAIN, **SMALL)
+        pk.tl.fit_adapter(tiled, teacher=Teacher("scfoundation", files=files), train=TRAIN, **SMALL)
     # the frozen encoder does not ask the teacher
-    lessons(tiled, teacher="scfoundation", checkpoint=files, train=TRAIN, method=None)
+    described = Teacher("scfoundation", files=files)
+    adapter = pk.tl.fit_adapter(tiled, teacher=described, train=TRAIN, method=None, readout={"depth": 2}, **QUIET)
+    assert adapter.info["teacher"] is None
 
 
 def test_counts_are_found_beside_log_data(tiled: SpatialData, files: Path, lessons: Lessons) -> None:
     from pekasc._expression import log1p_cp10k
 
     table = tiled["table"]
-    options = {"teacher": "scfoundation", "checkpoint": files}
+    options = {"teacher": Teacher("scfoundation", files=files)}
     expected = lessons(tiled, **options)
     table.layers["log"] = log1p_cp10k(table)
     got = lessons(tiled, **options, target="as_is", layer="log")
@@ -277,7 +272,7 @@ def test_a_sparse_embedding_and_one_with_holes_outside_training(tiled: SpatialDa
 
 @pytest.mark.parametrize("teacher", [np.zeros((3, 2)), None, ["pca"]])
 def test_a_teacher_that_is_no_name(tiled: SpatialData, teacher: Any) -> None:
-    with pytest.raises(TypeError, match="`teacher` must be a name or a key of `obsm`"):
+    with pytest.raises(TypeError, match=r"`teacher` must be a name, a key of `obsm` or a pekasc\.models\.Teacher"):
         pk.tl.fit_adapter(tiled, teacher=teacher, train=TRAIN, **SMALL)
 
 
@@ -291,8 +286,10 @@ def test_scvi_teaches(tiled: SpatialData, lessons: Lessons, monkeypatch: pytest.
     rows = np.arange(first.n_spots)
     table.X = csr_matrix(values)
     np.testing.assert_array_equal(lessons(tiled, teacher="scvi", train=TRAIN).embed(rows), first.embed(rows))
+    with pytest.raises(ValueError, match="'teacher_components' does nothing in this call: .*dimensions of its own"):
+        pk.tl.fit_adapter(tiled, teacher="scvi", train=TRAIN, **{**SMALL, "recipe": {"teacher_components": 12}})
     adapter = pk.tl.fit_adapter(
-        tiled, teacher="scvi", train=TRAIN, **SMALL, recipe={"teacher_components": 12}, readout={"n_components": 12}
+        tiled, teacher="scvi", train=TRAIN, **{**SMALL, "readout": {"depth": 2, "n_components": 12}}
     )
     assert adapter.info["teacher"] == "scvi"
     assert adapter.weights["projector"]["2.weight"].shape[0] == 10  # latent dimensions are no principal components
@@ -310,13 +307,17 @@ def test_a_comparison_asks_a_frozen_teacher_once_and_knows_its_files(
         return original(self, *args)
 
     monkeypatch.setattr(ScFoundationTeacher, "embed", spy)
-    how: dict[str, Any] = {
-        "methods": ["teacher", "bone"], "teacher": "scfoundation", "genes": names[:5], "epochs": 1, "rank": 8,
-        "blocks": 1, "store": tmp_path / "store", **QUIET,
-    }  # fmt: skip
-    first = pk.tl.cross_validate(tiled, **how, checkpoint=scfoundation(tmp_path / "files", names, seed=1))
+
+    def compare(seed: int) -> pd.DataFrame:
+        return pk.tl.cross_validate(
+            tiled, methods=["teacher", "bone"], genes=names[:5], recipe={"epochs": 1, "rank": 8, "blocks": 1},
+            teacher=Teacher("scfoundation", files=scfoundation(tmp_path / "files", names, seed=seed)),
+            compute={"device": "cpu", "cache": tmp_path / "cache"}, progress=False,
+        )  # fmt: skip
+
+    first = compare(1)
     assert len(asked) == 1
-    again = pk.tl.cross_validate(tiled, **how, checkpoint=scfoundation(tmp_path / "files", names, seed=2))
+    again = compare(2)
     scores = [f.loc[f["method"] == "teacher", "pearson"].to_numpy() for f in (first, again)]
     assert not np.allclose(*scores)
 

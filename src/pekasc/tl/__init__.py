@@ -1,4 +1,4 @@
-"""Tools: embed, fit, predict, score."""
+"""Tools: embed tiles and expression, fit adapters, predict expression, and evaluate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the spots of an object to the comparisons on them: folds, teacher, tiles."""
+"""Prepare the comparisons of `tl.cross_validate`: folds, teacher and tiles of the spots."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pekasc.models.comparing import (
 )
 from pekasc.models.heads import check_radius
 from pekasc.models.selection import Options
-from pekasc.models.teachers import TEACHERS, StoredTeacher, TeacherModel, asked_once
+from pekasc.models.teachers import TEACHERS, StoredTeacher, TeacherModel, precomputed
 from pekasc.tiling import ArrayTiles, TileSource
 from pekasc.tl._options import ComparisonCall
 from pekasc.tl._read import Spots
@@ -43,7 +43,7 @@ def make_comparisons(
     sets: dict[str, list[str] | None],
     n_genes: int,
 ) -> list[Comparison]:
-    """Return what is to be compared, one part for readouts that share a training; pixels are read last."""
+    """Return the comparisons to run, one per group of readouts that share a training; pixels are read last."""
     parts = _folds(spots, groups, folds)
     leaky = _warn_of_leaks(parts, _units(spots, by_default=groups is None and folds is None))
     for readout in call.readouts:
@@ -59,10 +59,10 @@ def make_comparisons(
     teacher, embedding = _teacher(call, spots, results)
     names = [str(name) for name in spots.names]
     counts = sparse.csr_matrix(spots.counts)
-    lie = {name: fingerprint(centres) for name, centres in sorted(places(spots.sections).items())}
-    print_of_places = fingerprint(spots.labels.astype("U"), spots.coords_um, lie, asdict(spots.spec))
-    print_of_data = fingerprint(
-        counts.data, counts.indices, counts.indptr, np.array(names), spots.groups.astype("U"), print_of_places
+    centres = {name: fingerprint(centres) for name, centres in sorted(places(spots.sections).items())}
+    places_fingerprint = fingerprint(spots.labels.astype("U"), spots.coords_um, centres, asdict(spots.spec))
+    data_fingerprint = fingerprint(
+        counts.data, counts.indices, counts.indptr, np.array(names), spots.groups.astype("U"), places_fingerprint
     )
     tiles: dict[tuple[float, ...], list[TileSource]] = {}
     out = []
@@ -70,7 +70,7 @@ def make_comparisons(
         scales = shared[0].scales
         if scales not in tiles:
             tiles[scales] = spots.read_tiles(scales, call.compute.memory(FIT_MEMORY))
-        # every pixel counts: two images may differ where only some tiles lie
+        # all pixels, since two images may differ in a few tiles only
         pixels = [fingerprint(t.array) if isinstance(t, ArrayTiles) else None for t in tiles[scales]]
         bench = Bench(
             tiles=tiles[scales],
@@ -88,10 +88,10 @@ def make_comparisons(
             make_teacher=teacher,
             draws=call.teacher.name == "scvi",
             teacher_fingerprint="" if embedding is None else fingerprint(embedding.embedding),
-            tiles_fingerprint=fingerprint(print_of_places, scales, pixels),
-            fingerprint=print_of_data,
+            tiles_fingerprint=fingerprint(places_fingerprint, scales, pixels),
+            fingerprint=data_fingerprint,
         )
-        # a fold's fit is no call of its own: it keeps nothing on disk
+        # the fit of a fold writes nothing to disk: finished fits are kept by the comparison
         compute = call.compute.replace(cache=None, resume=None, client=None, trainer=None)
         options = Options(None, call.recipe, shared[0], compute, call.device)
         out.append(Comparison(
@@ -101,10 +101,10 @@ def make_comparisons(
 
 
 def _units(spots: Spots, *, by_default: bool) -> dict[str, np.ndarray]:
-    """Return what may not be on both sides of a fold: label of every spot by kind."""
+    """Return labels of the spots that must not be in training and in test, by kind: section, patient, group."""
     table, rows = spots.table, spots.rows
     units = {"section": spots.labels, "group": spots.groups}
-    if not by_default:  # held out by default, sections of one patient have had their warning
+    if not by_default:  # for the default folds, `_folds` warns of sections of one patient
         patients = table.obs[PATIENT].astype(str).to_numpy()[rows] if PATIENT in table.obs else spots.groups
         units = {"section": spots.labels, "patient": patients, "group": spots.groups}
     return units
@@ -113,7 +113,7 @@ def _units(spots: Spots, *, by_default: bool) -> dict[str, np.ndarray]:
 def _teacher(
     call: ComparisonCall, spots: Spots, results: Results
 ) -> tuple[Callable[[np.ndarray, int], TeacherModel] | None, StoredTeacher | None]:
-    """Return what makes the teacher of a fold, and the embedding where it is the same in all of them."""
+    """Return a function that makes the teacher of a fold, and its embedding if that is the same in all folds."""
     teacher, table = call.teacher, spots.table
     stored = stored_key(table, teacher)
     if not any(row.reads_teacher for row in call.methods.values()):
@@ -133,26 +133,26 @@ def _teacher(
 
     if row.fitted:
         return make, None
-    # a frozen teacher's embedding is the same in every fold
+    # a frozen teacher's embedding is the same in every fold: compute it once
     made = make(np.arange(spots.names.size), 0)
     key = fingerprint(
         spots.counts.data if sparse.issparse(spots.counts) else spots.counts, spots.names, made.name, made.digest,
         call.compute.precision,
     )  # fmt: skip
-    kept, _ = results.kept(f"teacher-{made.name}", key, lambda: ({"embedding": asked_once(made).embedding}, {}))
+    kept, _ = results.kept(f"teacher-{made.name}", key, lambda: ({"embedding": precomputed(made).embedding}, {}))
     once = StoredTeacher(kept["embedding"], made.name, made.licence, made.digest)
     return lambda expressed, seed: once, once
 
 
 def _warn_of_leaks(parts: dict[str, tuple[np.ndarray, np.ndarray]], units: Mapping[str, np.ndarray]) -> frozenset[str]:
-    """Return the folds that have spots of one section, patient or group on both sides, and say so."""
+    """Warn of folds with spots of one section, patient or group in training and in test, and return their names."""
     leaky: set[str] = set()
     for what, labels in units.items():
         cut = [name for name, (train, test) in parts.items() if set(labels[train]) & set(labels[test])]
         if set(cut) - leaky:
             warnings.warn(
-                f"Folds {cut} have spots of one {what} in training and in test: neighbouring and serial tissue makes "
-                "their scores too good. `pekasc.tl.leakage_audit` shows by how much.",
+                f"Folds {cut} have spots of one {what} in training and in test: neighbouring and serial tissue leaks, "
+                "and inflates their scores. `pekasc.tl.leakage_audit` shows by how much.",
                 UserWarning,
                 stacklevel=4,
             )
@@ -165,7 +165,7 @@ def _check_not_fitted(table: AnnData, key: str) -> None:
     if record is not None:
         raise ValueError(
             f"The teacher obsm[{key!r}] was fitted by `embed_expression` on {record['n_spots']} spots of this table, "
-            "those that are tested among them: it would leak. Give "
+            "test spots among them: it would leak. Give "
             f"`teacher={str(record.get('teacher', 'pca'))!r}`, which is fitted in every fold."
         )
 
@@ -194,8 +194,8 @@ def _folds(spots: Spots, groups: str | None, folds: Any) -> dict[str, tuple[np.n
     else:
         if spots.group_key is None:
             warnings.warn(
-                "There are not two patients to hold out in turn (see `groups=`), so sections are: scores are for an "
-                "unseen section of the same tissue, and say little about another patient.",
+                "There are not two patients to hold out in turn (see `groups=`), so sections are: scores are for a new "
+                "section of the same tissue, and say little about another patient.",
                 UserWarning,
                 stacklevel=4,
             )

@@ -1,4 +1,4 @@
-"""`tl.cross_validate`: every fitted thing inside the fold, every method on the same head."""
+"""`tl.cross_validate`: compare methods on held-out groups."""
 
 from __future__ import annotations
 
@@ -63,64 +63,67 @@ def cross_validate(
     sdata
         Sections with tiles (:func:`pekasc.pp.tile`); tiled with its defaults where they have none.
     methods
-        What to compare, or a mapping from names to it:
+        Methods to compare, or a mapping from names to methods:
 
         ``"mean"``
-            The mean of the training spots.
+            The mean expression of the training spots.
         ``"coordinates"``
-            The head on the place in the section, without the image.
+            The head on the spot's coordinates within its section, without the image.
         ``"neighbours"``
-            The mean of the six nearest spots' measured expression: no prediction, but what smoothing would give.
+            The mean measured expression of the six nearest spots: not a prediction, but what smoothing would give.
         ``"teacher"``
             The head on the teacher's embedding of the test spots' own expression, without context: an upper bound.
         ``"frozen"``
-            The head on the frozen encoder's last block (its own output with ``readout.depth="own"``).
+            The head on the features of the frozen encoder's last block (its own output with ``readout.depth="own"``).
         ``"frozen-best"``
-            The same at the depth that the training groups choose, up to ``readout.n_depths`` blocks side by side: the
-            rival. ``fit_adapter(method=None)`` takes one block, as ``n_depths=1`` does here.
+            The head on frozen features at the depth chosen on the training groups, up to ``readout.n_depths`` blocks
+            concatenated: the baseline for every difference. ``fit_adapter(method=None)`` takes one block, as
+            ``n_depths=1`` does here.
         ``"bone"``, ``"bat"``, ``"lora"``, ``"dora"``, ``"adalora"``, ``"hra"``, or a ``peft.PeftConfig``
             PEKA with that adapter.
         ``"frozen+peka"``
-            PEKA's features (Block-Affine) beside the frozen ones of the same depth.
+            PEKA's features (Block-Affine) concatenated with the frozen ones of the same depth.
     encoders
         One or several encoders, as in :func:`pekasc.tl.fit_adapter`.
     teacher
-        As in :func:`pekasc.tl.fit_adapter`. A stored embedding must not have been fitted on spots that are tested: what
-        `embed_expression` fitted on this table is an error.
+        As in :func:`pekasc.tl.fit_adapter`. An embedding stored in obsm must not have been fitted on test spots: one
+        that `embed_expression` fitted on this table is an error.
     groups
-        Column of obs; each of its values is held out once, and in turn inside the training spots. By default
-        ``"patient"``, if there is such a column with two patients or more, else sections, with a warning.
+        Column of obs; each of its values is held out once. Selection within the training spots holds them out in turn
+        as well. By default ``"patient"``, if there is such a column with two patients or more, else sections, with a
+        warning.
     folds
-        Which spots are held out, if not one group after the other: a column of obs with the number of the fold in which
-        a row is held out, as :func:`pekasc.pp.split` writes it, or a mapping from a name to ``(train, test)``, each a
-        boolean mask, a boolean column of obs or a list of sections.
+        Folds other than leave-one-group-out: a column of obs with the number of the fold in which a row is held out, as
+        :func:`pekasc.pp.split` writes it, or a mapping from names to ``(train, test)``, each a boolean mask, a boolean
+        column of obs or a list of sections.
     genes
-        ``"svg"`` (highest Moran's I, mean over training sections), ``"hvg"`` (scanpy's highly variable genes),
-        ``"expressed"`` (seen in at least 10 % of the spots of every training group), chosen in the fold; or a list of
-        genes, or a mapping from names to lists. One fit predicts the genes of all sets, and choices minimise the error
-        over all of them together.
+        Gene sets, selected on the training spots of each fold: ``"svg"`` (highest Moran's I, mean over sections),
+        ``"hvg"`` (scanpy's highly variable genes), ``"expressed"`` (detected in at least 10 % of the spots of every
+        group). Or a list of genes, or a mapping from names to lists. One fit predicts the genes of all sets, and
+        selection minimises the error over all of them.
     n_genes
-        Genes in a set that is chosen.
+        Number of genes in each selected set.
     protocol
         ``"nested"``, or ``"hest"``: genes, target, features and regression of HEST-Bench, for comparison with its
-        published figures. Its genes are chosen on test samples as well.
+        published scores. Its genes are selected on test samples as well.
     seeds
         Seeds of the training, and of a teacher that draws random numbers; deterministic methods run once.
     layer, gene_key
         As in :func:`pekasc.tl.fit_adapter`.
     recipe
-        How adapters are trained, as in :func:`pekasc.tl.fit_adapter`. ``"paper"`` brings the published features with it
-        unless `readout` is given.
+        How adapters are trained, as in :func:`pekasc.tl.fit_adapter`. ``"paper"`` also sets ``readout="paper"`` unless
+        `readout` is given.
     readout
-        How features become genes, as in :func:`pekasc.tl.fit_adapter`, or several: those that differ in head and
-        context alone share one training. The depth of an adapter is chosen without context.
+        Which features are used and how genes are predicted from them, as in :func:`pekasc.tl.fit_adapter`, or a list of
+        several: those that differ only in head and context share one training. The depth of an adapter is chosen
+        without context.
     compute
-        As in :func:`pekasc.tl.fit_adapter`. ``cache`` is a folder in which finished pieces are kept: a call that was
-        interrupted, or that asks for more, goes on from them.
+        As in :func:`pekasc.tl.fit_adapter`. ``cache`` is a folder for finished fits and features: a call that was
+        interrupted, or an extended comparison, continues from there.
     per_gene
         Return a row for every gene.
     block_um, n_bootstrap
-        Intervals come from so many draws of squares of tissue of this side.
+        Block bootstrap of the intervals: side of the square blocks of tissue in um, and number of bootstrap samples.
     table_name, key, progress
         As in :func:`pekasc.tl.fit_adapter`.
 
@@ -129,29 +132,30 @@ def cross_validate(
     One row per fold, section, encoder, method, readout, seed and gene set, with
 
     ``fold``, ``section``
-        The held-out groups; a section of them, or ``"pooled"`` for the spots of all together.
+        Name of the fold, and the held-out section, or ``"pooled"`` for all held-out spots of the fold.
     ``whole_groups``
-        Whether no section, patient or group is on both sides of the fold; elsewhere scores are too good.
+        False if a section, patient or group has spots in training and in test: such scores are inflated.
     ``encoder``, ``method``, ``teacher``, ``head``, ``context_um``, ``scales``, ``orientations``, ``readout``, \
     ``seed``, ``genes``
-        What was done; ``context_um`` is 0 without, scales are joined by ``+``, ``readout`` can be typed back.
+        The settings; ``context_um`` is 0 without context, scales are joined by ``+``, ``readout`` is the repr of the
+        :class:`pekasc.Readout`.
     ``n_genes``, ``n_undefined``, ``n_constant_train``
-        Genes of the set; those that are constant in the test spots: they have no score and are left out of the
-        mean; and those that are constant in the training spots, which nobody can learn: they count 0, as does every
+        Number of genes of the set; of those constant in the test spots, which have no correlation and are left out of
+        the mean; and of those constant in the training spots, which cannot be learned and count as 0, as does every
         gene whose prediction is constant.
     ``n_train``, ``n_test``
-        Spots.
+        Number of training and test spots.
     ``pearson``, ``pearson_low``, ``pearson_high``, ``rmse``
         Mean Pearson correlation over genes with its 95 % interval, and root mean squared error over spots and genes.
-        Intervals are over tissue of the test section: they know nothing of how patients differ.
+        Intervals reflect variation within the test section, not between patients.
     ``difference``, ``difference_low``, ``difference_high``
-        Paired difference in correlation to ``"frozen-best"`` of the same encoder and readout, where it was asked for.
+        Paired difference in correlation to ``"frozen-best"`` of the same encoder and readout, if it is in `methods`.
     ``depth``, ``epochs``, ``alpha``, ``n_parameters``, ``seconds``
-        What was chosen, trainable parameters of the adapter, seconds of its training.
+        The selected settings, the number of trainable parameters of the adapter, and the seconds of its training.
 
     With `per_gene`: a row for every gene of every set, with ``gene``, ``pearson`` (NaN where it is undefined),
     ``difference`` to ``"frozen-best"`` and ``rmse``.
-    :func:`pekasc.get.comparison` sums the rows up.
+    :func:`pekasc.get.comparison` summarises the rows.
 
     Raises
     ------
@@ -163,7 +167,7 @@ def cross_validate(
         If there is a single group, a group has too few spots, a method is unknown, or a field of an option is not known
         or does nothing here.
     ImportError
-        If a method asks for scVI and it is not installed.
+        If the teacher is scVI and it is not installed.
 
     References
     ----------
@@ -202,7 +206,7 @@ def cross_validate(
 
 
 def _gene_sets(genes: Any, protocol: str, names: np.ndarray) -> dict[str, list[str] | None]:
-    """Return the gene sets that are asked for; HEST-Bench has one of its own."""
+    """Return the gene sets by name, checked; None stands for one to be selected in the fold."""
     if genes is None:
         raise ValueError(f"`genes=None`: name sets that are chosen in the fold ({list(CHOSEN)}), or genes.")
     if protocol != HEST:

@@ -1,4 +1,4 @@
-"""`tl.embed_expression`: a teacher's embedding of every spot into obsm."""
+"""`tl.embed_expression`: embed the expression of every spot with a teacher."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pekasc._keys import check_free, check_key, feature_key, write_uns
 from pekasc._options import Compute, resolve, unused_in_embedding, whole
 from pekasc._sections import by_row, check_table, get_table, section_labels, writable_table
 from pekasc.models import Teacher
+from pekasc.models.heads import n_components_for
 from pekasc.models.runtime import autocast, resolve_device
 from pekasc.models.teachers import TEACHERS, check_files, resolve_teacher
 from pekasc.tl._teachers import make_teacher
@@ -34,36 +35,36 @@ def embed_expression(
     random_state: int = 0,
     progress: bool = True,
 ) -> None:
-    """Embed every spot's expression with a teacher, to look at it or to hand it to `fit_adapter`.
+    """Embed the expression of every spot with a teacher, to inspect it or to use it in `fit_adapter`.
 
     ``"pca"`` and ``"scvi"`` are fitted on all spots of the table, so do not use their embedding as the teacher of an
-    adapter that is tested on some of them: ``fit_adapter(teacher="pca")`` fits its own on the training spots of every
-    fold. ``"scfoundation"`` is frozen and knows a spot by its own counts alone; what is stored can teach as it is.
+    adapter that is tested on some of these spots: ``fit_adapter(teacher="pca")`` fits one on the training spots of
+    every fold. ``"scfoundation"`` is a frozen model that embeds each spot from its own counts alone: its embedding can
+    be stored and used as the teacher of any fold.
 
     Parameters
     ----------
     data
-        Spots with counts.
+        A SpatialData, or an AnnData, with counts.
     teacher
         ``"pca"``: PCA of log1p(1e4 * count / total). ``"scvi"``: latent means of scVI, 100 epochs on the counts (needs
-        ``pip install "pekasc[scvi]"``). Both over the genes seen in at least 10 % of spots of every section.
-        ``Teacher("scfoundation", files=...)``: the embedding of a cell by scFoundation; see
-        :class:`pekasc.models.Teacher`.
+        ``pip install "pekasc[scvi]"``). Both use the genes detected in at least 10 % of the spots of every section.
+        ``Teacher("scfoundation", files=...)``: scFoundation's cell embedding; see :class:`pekasc.models.Teacher`.
     layer
         Layer with counts. By default ``X`` if it holds counts, else ``layers["counts"]``.
     n_components
-        Number of components of PCA, by default ``min(256, n - 1, d)``, or of latent dimensions of scVI, by default 10.
-        scFoundation has its own.
+        Number of principal components, by default ``min(256, n - 1, d)``, or of latent dimensions of scVI, by default
+        10. That of scFoundation is fixed.
     gene_key
-        Column of var with gene symbols, by which scFoundation finds its genes; by default ``var_names``.
+        Column of var with gene symbols, as scFoundation names genes; by default ``var_names``.
     compute
-        Where and how: ``device`` and, for scFoundation, ``precision`` of a :class:`pekasc.Compute`, or a mapping.
+        A :class:`pekasc.Compute`, or a mapping of its fields: ``device`` and, for scFoundation, ``precision``.
     table_name
         Name of the table in a SpatialData.
     key_added
         Key in obsm; by default ``"X_{teacher}"``.
     random_state
-        Seed of the solver, and of scVI.
+        Seed of PCA and of scVI.
     progress
         Show a progress bar.
 
@@ -72,7 +73,8 @@ def embed_expression(
     None, and writes
 
     ``obsm[key_added]``
-        The embedding, float32, NaN in rows without counts (scFoundation: with fewer than two of its genes).
+        The embedding, (n_obs, n_components) float32; NaN in rows without counts (scFoundation: with counts of fewer
+        than two of its genes).
     ``uns["pekasc"][key_added]``
         Teacher, parameters, and the licence and digest of its weights.
 
@@ -81,8 +83,8 @@ def embed_expression(
     KeyError
         If `layer` or `gene_key` is not there.
     ValueError
-        If the teacher is not known, there are no counts, `n_components` does not fit, the checkpoint is of another
-        architecture, or scFoundation knows next to none of the genes.
+        If the teacher is unknown, there are no counts, `n_components` is too large, the checkpoint has another
+        architecture, or almost none of the genes is known to scFoundation.
     OSError
         If a file of the checkpoint is missing or cannot be read.
     ImportError
@@ -126,7 +128,9 @@ def embed_expression(
         raise ValueError("No spot has counts.")
     genes = expressed_genes(raw[rows], section_labels(table)[rows])
     if row.fitted and not genes.size:
-        raise ValueError("No gene is seen in at least 10 % of the spots of every section.")
+        raise ValueError("No gene is detected in at least 10 % of the spots of every section.")
+    if described.name == "pca":
+        n_components_for(rows.size, genes.size, n_components)  # an error names the argument of this call
     made = make_teacher(
         described, expression=None if row.counts else log1p_cp10k(table, layer)[rows],
         counts=raw[rows] if row.counts else None, genes=names, expressed=genes, n_components=n_components,

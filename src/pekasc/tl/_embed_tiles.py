@@ -1,4 +1,4 @@
-"""`tl.embed_tiles`: features of every tile into obsm."""
+"""`tl.embed_tiles`: embed every tile with an encoder or an adapter."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def embed_tiles(
 ) -> None:
     """Embed every tile with an image encoder or an adapter.
 
-    Features are the class token beside the mean patch token after the block(s) `depth`, final norm applied; for a
-    model without class token the mean token, for a convolutional one the mean of a stage.
+    Features are the class token concatenated with the mean patch token, after the block(s) ``readout.depth`` and the
+    final norm; the mean token for a model without class token, the spatial mean of a stage for a convolutional one.
 
     Parameters
     ----------
@@ -42,18 +42,18 @@ def embed_tiles(
     encoder
         A name, a :class:`pekasc.models.Encoder`, or a fitted :class:`pekasc.Adapter`.
     readout
-        Where features are taken: ``depth`` (a number, several, or ``"own"``; by default the last block), ``scales`` and
-        ``orientations`` of a :class:`pekasc.Readout`, or a mapping of them. An adapter has its own.
+        A :class:`pekasc.Readout`, or a mapping of its fields: ``depth`` (a number of blocks, several, or ``"own"``; by
+        default the last block), ``scales`` and ``orientations``. An adapter has its own.
     compute
-        Where and how: ``device``, ``precision``, ``embed_batch_size``, ``max_memory`` and ``client`` of a
-        :class:`pekasc.Compute`, or a mapping of them. Features beyond ``max_memory`` bytes need `store`, and ``obsm``
-        gets a dask array that reads it; decoded parts of the image take up to a quarter of it beside, at most 512 MB.
-        With a ``client``, its workers read and embed about 256 tiles at a time.
+        A :class:`pekasc.Compute`, or a mapping of its fields: ``device``, ``precision``, ``embed_batch_size``,
+        ``max_memory`` and ``client``. Features of more than ``max_memory`` bytes need `store`, and ``obsm`` gets a dask
+        array that reads from it; decoded image chunks take up to a quarter as much on top, at most 512 MB. The workers
+        of a ``client`` read and embed about 256 tiles per task.
     store
-        Folder of a zarr group in which features are kept as they are computed, about 256 tiles at a time, each with a
-        checksum. A call that was interrupted goes on from there; chunks that are damaged are computed again, and
-        features of other tiles, weights or settings are never taken. Several objects and encoders may share one; a
-        second run on the same features waits for the first.
+        Folder of a zarr group to which features are written while they are computed, in chunks of about 256 tiles with
+        a checksum. An interrupted call continues from there and recomputes damaged chunks; features of other tiles,
+        weights or settings are never reused. Several objects and encoders can share a store; a second run on the same
+        features waits for the first.
     table_name
         Name of the table.
     key
@@ -68,7 +68,7 @@ def embed_tiles(
     None, and writes
 
     ``table.obsm[key_added]``
-        Features, float32, NaN in rows without a tile.
+        Features, (n_obs, n_features) float32; NaN in rows without a tile.
     ``table.uns["pekasc"][key_added]``
         Tile size, scales, orientations, encoder, digest of its weights, depth.
 
@@ -77,10 +77,11 @@ def embed_tiles(
     KeyError
         If the table was not tiled.
     ValueError
-        If the encoder cannot take the tiles, an adapter was trained on others, the store is none, or the features need
-        one.
+        If the encoder does not accept tiles of this size, the adapter was trained on tiles of another size, `store` is
+        not a feature store, or the features do not fit in memory and need one.
     OSError
-        If the encoder's weights cannot be fetched or read, an image chunk is damaged, or the store cannot be written.
+        If the encoder's weights cannot be downloaded or read, an image chunk is damaged, or the store cannot be
+        written.
 
     Examples
     --------
@@ -106,9 +107,9 @@ def embed_tiles(
     else:
         model = EncoderNetwork(row, spec.tile_px)
         warn_of_scale(row, spec.mpp)
-        # by default the last block: nothing is chosen here
-        asked = (-1,) if read.depths == "best" else read.depths
-        depth = None if asked is None else tuple(model.check_depth(block) for block in asked)
+        # the last block by default: there is no expression to choose a depth with
+        depths = (-1,) if read.depths == "best" else read.depths
+        depth = None if depths is None else tuple(model.check_depth(block) for block in depths)
         digest = model.digest
     job = embed_job(adapter or row, digest, spec.tile_px, depth, read.orientations, how)
     max_memory = how.memory(RESULT_MEMORY)
@@ -128,7 +129,7 @@ def embed_tiles(
 
 
 def _options(adapter: Adapter | None, readout: Any, compute: Any) -> tuple[Readout, Compute]:
-    """Return the options, checked: of a readout only what makes features is of use here."""
+    """Return the options, checked: here a readout sets only which features are taken."""
     how = resolve(compute, Compute, "compute", unused=unused_in_embedding())
     if adapter is not None:
         unused = dict.fromkeys(Readout.__dataclass_fields__, "an adapter has its own readout")
@@ -136,7 +137,7 @@ def _options(adapter: Adapter | None, readout: Any, compute: Any) -> tuple[Reado
         unused = dict.fromkeys(("head", "n_components", "n_depths", "context_um"), _IN_HEAD)
         if isinstance(readout, Mapping) and readout.get("depth") == "best":
             raise ValueError(
-                '`readout`: `depth="best"` is chosen on expression, and there is none here: give a number of blocks, '
-                'several, or "own".'
+                '`readout`: `depth="best"` is chosen on expression, which this call does not read: give a number of '
+                'blocks, several, or "own".'
             )
     return resolve(readout, Readout, "readout", unused=unused), how

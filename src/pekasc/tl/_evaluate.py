@@ -1,4 +1,4 @@
-"""`tl.evaluate`: predicted against measured, gene by gene and group by group."""
+"""`tl.evaluate`: score predicted against measured expression, per gene and group."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def evaluate(
     table_name: str = "table",
     key: str = TILES,
 ) -> pd.DataFrame:
-    """Score predictions against what was measured, per gene and group.
+    """Score predicted against measured expression, per gene and group.
 
     Spots that the adapter was trained on are left out: their scores say nothing about new tissue.
 
@@ -71,7 +71,7 @@ def evaluate(
     KeyError
         If a layer or column is not there.
     ValueError
-        If nothing is predicted, or all predicted spots were trained on.
+        If there are no predictions, or the adapter was trained on all predicted spots.
 
     References
     ----------
@@ -135,7 +135,7 @@ def evaluate(
 def _measured(
     table: AnnData, rows: np.ndarray, genes: np.ndarray, truth: str | None, counts_layer: str | None
 ) -> tuple[Matrix, np.ndarray]:
-    """Return what was measured, spots x genes, and the rows that it was measured in."""
+    """Return the measured expression, spots x genes, and the rows of spots with measurements."""
     if truth is not None:
         values = _layer(table, truth)[np.ix_(rows, genes)]
         if np.isnan(values).any():
@@ -152,7 +152,7 @@ def _measured(
     )[rows]
     measured = np.asarray(log.sum(axis=1)).ravel() > 0
     if not measured.all():
-        # such a spot was not measured: its zeros are no zeros of expression
+        # spots without counts were not measured: their zeros do not mean zero expression
         logger.hint("%d of %d spots left out: they have no counts.", (~measured).sum(), rows.size)
     return log[measured][:, genes], rows[measured]
 
@@ -175,7 +175,7 @@ def _without_training(table: AnnData, rows: np.ndarray, layer: str, include_trai
     trained = table.obs[column].to_numpy(dtype=bool)[rows]
     if trained.all():
         raise ValueError(
-            "The adapter was trained on every spot that it predicted, so there is nothing to score it honestly on. "
+            "The adapter was trained on every spot that it predicted, so no held-out spots are left to score. "
             "Hold some out (`fit_adapter(train=...)`); its scores on groups held out during training are in "
             "`adapter.gene_scores`. `include_train=True` scores training spots all the same."
         )
@@ -189,7 +189,7 @@ def _score(
 ) -> pd.DataFrame:
     y = dense(measured)
     i_measured, i_predicted, structured = _morans_i(predicted, y, positions, sections)
-    # a ratio to no spatial structure says nothing, and would rule any mean over genes
+    # without spatial structure the ratio is undefined, and its extremes would dominate any mean over genes
     ratio = np.divide(i_predicted, i_measured, out=np.full(len(genes), np.nan), where=structured & (i_measured > 0))
     return pd.DataFrame(
         {
@@ -209,9 +209,9 @@ def _score(
 def _morans_i(
     predicted: np.ndarray, measured: np.ndarray, positions: np.ndarray, sections: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return Moran's I of measured and predicted expression, and whether the measured one is significant (genes,).
+    """Return Moran's I of measured and of predicted expression, and whether the measured one is significant (genes,).
 
-    Within sections, mean weighted by spots.
+    Moran's I is taken within sections and averaged, weighted by number of spots.
     """
     sums = np.zeros((2, predicted.shape[1]))
     weight = np.zeros((2, predicted.shape[1]))

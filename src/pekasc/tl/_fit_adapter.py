@@ -1,4 +1,4 @@
-"""`tl.fit_adapter`: read training spots, hand arrays to the fit, record what was done."""
+"""`tl.fit_adapter`: train an adapter, or fit the frozen encoder, on sections with measured expression."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pekasc.models.encoders import EncoderNetwork
 from pekasc.models.heads import check_radius, n_components_for
 from pekasc.models.runtime import processes
 from pekasc.models.selection import Data, HeadSpec, fit
-from pekasc.models.teachers import TEACHERS, TeacherModel, asked_once
+from pekasc.models.teachers import TEACHERS, TeacherModel, precomputed
 from pekasc.models.training import method_name
 from pekasc.tl._options import FitCall, resolve_fit
 from pekasc.tl._read import Spots, reading
@@ -51,18 +51,18 @@ def fit_adapter(
     random_state: int = 0,
     progress: bool = True,
 ) -> Adapter:
-    """Train an encoder to predict gene expression from tiles, with everything chosen on held-out training groups.
+    """Train an encoder to predict gene expression from tiles, with all settings chosen on held-out training groups.
 
-    PEKA: the teacher embeds every training spot's expression and k-means on the embeddings gives structure labels. A
-    cluster head is trained to predict the labels from the embeddings, and frozen. Then an adapter inside the encoder
-    and a projector are trained so that the frozen cluster head gives the tile's embedding the teacher's class
-    probabilities (knowledge distillation) and the spot's label (structure alignment). Last, standardisation, PCA and
-    ridge regression predict expression from the adapted features.
+    PEKA: the teacher embeds the expression of every training spot, and k-means on the embeddings gives structure
+    labels. A cluster head is trained to predict the labels from the embeddings, and frozen. An adapter inside the
+    encoder and a projector are then trained so that the frozen cluster head gives the tile's embedding the teacher's
+    class probabilities (knowledge distillation) and the spot's label (structure alignment). Last, standardisation, PCA
+    and ridge regression predict expression from the adapted features.
 
-    Depth, epochs and penalty are those with the smallest squared error on held-out groups: each group in turn (at most
-    three folds), or contiguous blocks of tissue with a margin where there is one group. Depth is chosen on the frozen
-    encoder's features, which cost one pass; the adapter is trained in the blocks up to there. Zero epochs, the frozen
-    encoder, is among the choices. Then one fit on all training spots uses what was chosen.
+    Depth, epochs and penalty are those with the smallest squared error on held-out groups: leave-one-group-out with at
+    most three folds, or contiguous blocks of tissue with a margin if there is one group. Depth is chosen on the frozen
+    encoder's features, which costs one pass; the adapter is trained in the blocks up to that depth. Zero epochs (the
+    frozen encoder) is a candidate as well. The final fit uses all training spots and the chosen settings.
 
     Parameters
     ----------
@@ -71,52 +71,53 @@ def fit_adapter(
     encoder
         A name (``"tiny"`` comes with the package; any timm or ``hf-hub:`` name) or a :class:`pekasc.models.Encoder`.
     teacher
-        ``"pca"``, ``"scvi"``, ``"scfoundation"``, a key of ``obsm``, or a :class:`pekasc.models.Teacher`, which says
-        what each of them is. A stored embedding must not have been fitted on spots that are tested later.
+        ``"pca"``, ``"scvi"``, ``"scfoundation"``, a key of ``obsm``, or a :class:`pekasc.models.Teacher`, where each is
+        described. An embedding in ``obsm`` must not have been fitted on spots that are tested later.
     method
         ``"bone"`` (Block-Affine adaptation), ``"bat"``, ``"lora"``, ``"dora"``, ``"adalora"``, ``"hra"``, any
-        ``peft.PeftConfig``, or None for the frozen encoder with the same readout. A configuration attaches to the
-        layers that its ``target_modules`` names within a block, such as ``["attn.qkv", "mlp.fc1"]``, else to the
+        ``peft.PeftConfig``, or None for the frozen encoder with the same readout. A ``PeftConfig`` is applied to the
+        layers that its ``target_modules`` names within a block, such as ``["attn.qkv", "mlp.fc1"]``, by default to the
         encoder's ``adapter_targets``.
     train
-        Spots to train on: a boolean mask, a boolean column of obs, or a list of sections; all by default. Nothing
-        outside is looked at.
+        Spots to train on: a boolean mask, a boolean column of obs, or a list of sections; all by default. Other spots
+        are not read.
     groups
         Column of obs whose values are held out in turn. By default ``"patient"``, if there is such a column with two
         patients or more among the training spots, else sections.
     genes
-        Genes to predict: names, a boolean mask, or a boolean column of var. By default those seen in at least 10 % of
-        the spots of every training group.
+        Genes to predict: names, a boolean mask, or a boolean column of var. By default those detected in at least 10 %
+        of the spots of every training group.
     layer
         Layer with counts. By default ``X`` if it holds counts, else ``layers["counts"]``.
     target
         ``"log1p"``: log1p(1e4 * count / total of the spot). ``"as_is"``: log data as stored.
     gene_key
-        Column of var with the names that the adapter is to use, and by which scFoundation finds its genes (symbols);
-        by default ``var_names``.
+        Column of var with the gene names of the adapter, which scFoundation expects to be symbols; by default
+        ``var_names``.
     recipe
         How the adapter is trained: a :class:`pekasc.Recipe`, a mapping of its fields, or a preset. ``"paper"`` is the
-        published training, and brings the published features with it unless `readout` is given; its sizes never adapt.
+        published training, whose sizes never adapt; it also sets ``readout="paper"`` unless `readout` is given.
     readout
-        How features become genes: a :class:`pekasc.Readout`, a mapping of its fields, or a preset.
+        Which features are used and how genes are predicted from them: a :class:`pekasc.Readout`, a mapping of its
+        fields, or a preset.
     compute
-        Where and how it runs: a :class:`pekasc.Compute`, or a mapping of its fields.
+        Where and how the call runs: a :class:`pekasc.Compute`, or a mapping of its fields.
     table_name
         Name of the table.
     key
         Name of the tiles.
     key_added
-        Where the record of the fit goes in ``uns["pekasc"]``.
+        Key in ``uns["pekasc"]`` for the summary of the fit.
     random_state
-        Seed of every random number. The same seed gives the same adapter on the same machine.
+        Seed. The same seed gives the same adapter on the same machine.
     progress
         Show progress bars.
 
     Returns
     -------
-    The fitted :class:`pekasc.Adapter`. Writes ``uns["pekasc"][key_added]``, a summary (with a ``profile``: seconds in
-    reading, encoding, training and head, tiles per second, peak memory), and what :func:`pekasc.pp.tile` writes if
-    there were no tiles.
+    The fitted :class:`pekasc.Adapter`. Writes ``uns["pekasc"][key_added]``, a summary of the fit with a ``profile``
+    (seconds of reading, encoding, training and head, tiles per second, peak memory), and what :func:`pekasc.pp.tile`
+    writes if there were no tiles.
 
     Raises
     ------
@@ -125,19 +126,20 @@ def fit_adapter(
     TypeError
         If an argument or a field of an option has a wrong type.
     ValueError
-        If counts are needed and there are none, sizes do not fit the training spots, the encoder cannot take the
-        tiles or has no layers to adapt, or genes do not overlap. If a field of an option is not known or does nothing
-        here. If devices are not there, or the folder ``compute.resume`` is of other settings or data.
+        If counts are needed and there are none, sizes are too large for the training spots, the encoder does not accept
+        tiles of this size or has no layers to adapt, or genes do not overlap. If a field of an option is unknown or
+        does nothing in this call. If a device is not available, or the checkpoints in ``compute.resume`` are of other
+        settings or data.
     FloatingPointError
-        If the loss becomes NaN or infinite: it says at which step, and its ``last_good`` (with ``compute.resume``, a
-        file there) holds the trained weights before that.
+        If the loss becomes NaN or infinite. The message names the step; the attribute ``last_good`` (with
+        ``compute.resume``, a file there) holds the trained weights before it.
     RuntimeError
-        If a callback in ``compute.trainer`` ends a training after an epoch, or another process failed.
+        If a callback in ``compute.trainer`` stops a training early, or another process failed.
     OSError
-        If the encoder's weights cannot be fetched or read, or a file of the teacher. If there is no room for cached
-        activations; nothing was trained then.
+        If the encoder's weights cannot be downloaded or read, or a file of the teacher is missing. If there is no disk
+        space for cached activations, before anything is trained.
     ImportError
-        If scVI is asked for and not installed.
+        If the teacher is scVI and it is not installed.
 
     References
     ----------
@@ -160,9 +162,9 @@ def fit_adapter(
     with reading(
         sdata, table_name=table_name, key=key, layer=layer, target=target, gene_key=gene_key, train=train, groups=groups
     ) as spots:
-        data, model_of_teacher, model = _inputs(call, spots, genes, target)
+        data, teacher_model, model = _inputs(call, spots, genes, target)
         heads = [HeadSpec.from_readout(call.options.readout)]
-        adapter = fit(model, spots.spec, data, model_of_teacher, call.options, heads)[0]
+        adapter = fit(model, spots.spec, data, teacher_model, call.options, heads)[0]
     info = {**adapter.info, "target": "log1p(counts per 10,000)" if target == "log1p" else "as stored"}
     adapter = replace(adapter, info=info, trained_on=places(spots.sections))
     write_uns(writable_table(sdata, table_name), key_added, _record(adapter), kind="adapter")
@@ -170,13 +172,13 @@ def fit_adapter(
 
 
 def _inputs(call: FitCall, spots: Spots, genes: Any, target: str) -> tuple[Data, TeacherModel | None, EncoderNetwork]:
-    """Return arrays, teacher and encoder for the fit; what cannot be, fails before pixels are read."""
+    """Return arrays, teacher and encoder for the fit; wrong arguments raise before any pixel is read."""
     options, readout = call.options, call.options.readout
     expressed = expressed_genes(spots.expression, spots.groups)
     predicted = expressed if genes is None else wanted_genes(spots.table, spots.names, genes)
     if not expressed.size:
         raise ValueError(
-            "No gene is seen in at least 10 % of the spots of every training group: the sections share too little, "
+            "No gene is detected in at least 10 % of the spots of every training group: the sections share too little, "
             "or the counts are too shallow."
         )
     _log_choices(call, spots, predicted, genes is None)
@@ -219,8 +221,8 @@ def _teacher(call: FitCall, spots: Spots, expressed: np.ndarray) -> TeacherModel
         expressed=expressed, n_components=n_components, device=options.device, precision=options.precision,
         random_state=options.random_state, progress=options.progress,
     )  # fmt: skip
-    # a frozen teacher's embedding is the same in every fold: once, and before hours of training
-    return made if row.fitted else asked_once(made)
+    # a frozen teacher's embedding is the same in every fold: compute it once, before hours of training
+    return made if row.fitted else precomputed(made)
 
 
 def _log_choices(call: FitCall, spots: Spots, genes: np.ndarray, default: bool) -> None:
@@ -231,7 +233,7 @@ def _log_choices(call: FitCall, spots: Spots, genes: np.ndarray, default: bool) 
     where = "sections" if spots.group_key is None else f"obs[{spots.group_key!r}]"
     logger.hint("Training on %d spots.", spots.rows.size)
     logger.hint("Held out in turn: %s (%s).", where, ", ".join(names[:6]) + (", ..." if len(names) > 6 else ""))
-    logger.hint("%d genes%s.", genes.size, ", seen in 10 % of spots of every group" if default else "")
+    logger.hint("%d genes%s.", genes.size, ", detected in 10 % of the spots of every group" if default else "")
 
 
 def _record(adapter: Adapter) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`tl.leakage_audit`: what folds of random spots would have claimed, beside the honest figure."""
+"""`tl.leakage_audit`: how much folds of random spots inflate scores, compared with held-out groups."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from pekasc._settings import get_logger
 from pekasc.get import comparison
 from pekasc.models import Encoder, Teacher
 from pekasc.tl._cross_validate import cross_validate
-from pekasc.tl._options import UNUSED_IN_COMPARISON
 
 logger = get_logger(__name__)
 
@@ -48,29 +47,31 @@ def leakage_audit(
     random_state: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Score the same methods under folds of random spots and under folds of groups.
+    """Measure how much folds of random spots inflate the scores of methods, compared with held-out groups.
 
-    Neighbouring spots share tissue and, where tiles overlap, pixels; sections of one patient share the tumour. A test
-    spot between training spots is half known, so folds of random spots claim what no new patient will show. Gene sets
-    that are chosen in the fold are chosen anew on either side, and under random spots `context_um` finds only the
-    neighbours on the same side of a fold: to compare like with like, name the genes and leave the context out.
+    Neighbouring spots share tissue and, where tiles overlap, pixels; sections of one patient share the tumour. With
+    random spots as folds, this leaks from training to test, and scores are higher than on a new patient. Gene sets such
+    as ``"svg"`` are selected separately for the two kinds of folds, and with random spots `context_um` averages only
+    over neighbours on the same side of the fold: for an exact comparison, name the genes and use no context.
 
     Parameters
     ----------
     sdata
         Sections with tiles.
     methods, encoders, teacher, groups, genes, n_genes, protocol, seeds, layer, gene_key, recipe, readout, compute
-        As in :func:`pekasc.tl.cross_validate`; ``compute.cache`` keeps what both comparisons share.
-    table_name, key, progress
+        As in :func:`pekasc.tl.cross_validate`; ``compute.cache`` keeps the features that both comparisons share.
+    table_name, key
         As in :func:`pekasc.tl.cross_validate`.
     random_state
-        Seed of the random folds; there are as many as groups, and at most 5.
+        Seed of the random folds, of which there are as many as groups, at most 5.
+    progress
+        Show progress bars.
 
     Returns
     -------
-    Indexed by encoder, ``context_um``, genes and method: ``grouped`` and ``random_spots``, mean Pearson correlation
-    over genes, within sections, mean over sections and folds; ``inflation``, their difference; ``inflation_relative``,
-    over the grouped score.
+    Indexed as :func:`pekasc.get.comparison` does: ``grouped`` and ``random_spots``, the mean Pearson correlation
+    over genes within sections, averaged over sections and folds; ``inflation``, the difference; and
+    ``inflation_relative``, the difference divided by the grouped score.
 
     Raises
     ------
@@ -86,13 +87,15 @@ def leakage_audit(
     >>> list(audit.columns)
     ['grouped', 'random_spots', 'inflation', 'inflation_relative']
     """
-    how = resolve(compute, Compute, "compute", unused=UNUSED_IN_COMPARISON)
+    how = resolve(compute, Compute, "compute")
     with TemporaryDirectory(prefix="pekasc-audit-") as folder:
+        # tiles are embedded once for both; a mapping stays one, so that what does nothing in it is an error
+        cache = {"cache": how.cache or folder}
         compare = partial(
             cross_validate, sdata, methods=methods, encoders=encoders, teacher=teacher, groups=groups, genes=genes,
             n_genes=n_genes, protocol=protocol, seeds=seeds, layer=layer, gene_key=gene_key, recipe=recipe,
             readout=readout, table_name=table_name, key=key, progress=progress,
-            # tiles are embedded once for both
+            # both comparisons use the same embedded tiles
             compute=how.replace(cache=how.cache or folder),
         )  # fmt: skip
         honest = compare()
@@ -102,7 +105,7 @@ def leakage_audit(
         number = np.random.default_rng(random_state).permutation(table.n_obs) % n_folds
         folds = {f"random{i + 1}": (number != i, number == i) for i in range(n_folds)}
         with warnings.catch_warnings():
-            # that these folds leak is the point
+            # these folds leak on purpose
             warnings.filterwarnings("ignore", message="Folds .* have spots of one (section|patient|group)")
             leaky = compare(folds=folds)
     out = pd.DataFrame({"grouped": _scores(honest), "random_spots": _scores(leaky)})
@@ -110,12 +113,12 @@ def leakage_audit(
     out["inflation_relative"] = out["inflation"] / out["grouped"].where(out["grouped"] > 0)
     for key, row in out.iterrows():
         logger.hint(
-            "%s: folds of random spots claim %.3f, held-out groups show %.3f: an inflation of %+.3f.",
+            "%s: mean Pearson %.3f with folds of random spots, %.3f with held-out groups: inflated by %+.3f.",
             " ".join(str(part) for part in key), row["random_spots"], row["grouped"], row["inflation"],
         )  # fmt: skip
     return out
 
 
 def _scores(frame: pd.DataFrame) -> pd.Series:
-    # which rival is named makes no difference to the scores themselves
+    # scores do not depend on the rival; the first method is always there
     return comparison(frame, rival=frame["method"].iloc[0], n_bootstrap=1)["pearson"]

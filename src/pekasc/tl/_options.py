@@ -1,4 +1,4 @@
-"""What the arguments of a call that fits come to: options resolved, devices found, and what does nothing named."""
+"""Resolve the arguments of calls that train: option objects, encoders, teacher and device."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _ONE_DEPTH = "an adapter is trained at one depth"
 
 @dataclass(frozen=True)
 class FitCall:
-    """A call that fits, resolved.
+    """The resolved arguments of a fit.
 
     Parameters
     ----------
     encoder, teacher
-        Their rows.
+        Description of the encoder and of the teacher.
     options
         Method, option objects and device.
     """
@@ -64,14 +64,14 @@ def unused_in_recipe(method: Any, teacher: Teacher) -> dict[str, str]:
 def resolve_fit(
     encoder: Any, teacher: Any, method: Any, recipe: Any, readout: Any, compute: Any, random_state: int, progress: bool
 ) -> FitCall:
-    """Return what the arguments of a fit come to; processes are started where several devices are asked for.
+    """Resolve the arguments of a fit, and start the other processes of a fit on several devices.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument or a field is none, does not fit, or does nothing here.
+        If an argument or a field is unknown, out of range, or does nothing in this call.
     """
-    row, described, method = resolve_encoder(encoder), resolve_teacher(teacher), check_method(method)
+    described, method = resolve_teacher(teacher), check_method(method)
     training, readout = resolve_recipe(recipe, readout, unused=unused_in_recipe(method, described))
     unused = {} if method is None else {"n_depths": _ONE_DEPTH}
     reading = resolve(readout, Readout, "readout", unused=unused)
@@ -80,19 +80,22 @@ def resolve_fit(
     if method is None:
         unused |= dict.fromkeys(unused_in_embedding(), _FROZEN)
     how = resolve(compute, Compute, "compute", unused=unused)
-    device, trainer = processes.launch(check_trainer(how.trainer), resolve_device(how.device))
+    device, trainer = resolve_device(how.device), check_trainer(how.trainer)
+    # last of the arguments: a warning about the encoder must not precede an error about another argument
+    row = resolve_encoder(encoder)
+    device, trainer = processes.launch(trainer, device)
     autocast(device, how.precision)
     options = Options(method, training, reading, how, device, random_state, progress, trainer)
     return FitCall(row, described, options)
 
 
-_HERE, _KEPT = "a comparison runs in this process", "a comparison keeps its finished pieces in `cache`"
+_HERE, _KEPT = "a comparison runs in this process", "a comparison keeps its finished fits in `cache`"
 UNUSED_IN_COMPARISON = {"client": _HERE, "trainer": _HERE, "resume": _KEPT, "checkpoint_minutes": _KEPT}
 
 
 @dataclass(frozen=True)
 class ComparisonCall:
-    """The arguments of a comparison, resolved."""
+    """The resolved arguments of a comparison."""
 
     methods: dict[str, Rival]
     encoders: list[Encoder]
@@ -105,14 +108,14 @@ class ComparisonCall:
     device: torch.device
 
     def shared_readouts(self) -> list[list[Readout]]:
-        """Return the readouts by training: those that differ in head and context share one."""
+        """Return the readouts grouped by training: those that differ only in head and context share one."""
         shared: dict[Readout, list[Readout]] = {}
         for readout in self.readouts:
             shared.setdefault(readout.replace(head="ridge", context_um=None), []).append(readout)
         return list(shared.values())
 
     def n_units(self, comparisons: Sequence[Comparison]) -> int:
-        """Return how many fits there are to do."""
+        """Return the number of fits, for the progress bar."""
         return len(self.encoders) * sum(
             len(comparison.bench.folds) * len(comparison.seeds_of(name))
             for comparison in comparisons
@@ -123,21 +126,25 @@ class ComparisonCall:
 def resolve_comparison(
     methods: Any, encoders: Any, teacher: Any, protocol: str, seeds: Any, recipe: Any, readout: Any, compute: Any
 ) -> ComparisonCall:
-    """Return what the arguments of a comparison come to.
+    """Resolve the arguments of a comparison.
 
     Raises
     ------
     ImportError
         If a teacher needs a package that is not installed.
     TypeError, ValueError
-        If an argument or a field is none, does not fit, or does nothing here.
+        If an argument or a field is unknown, out of range, or does nothing in this call.
     """
     rows = check_methods(methods, protocol)
     described = resolve_teacher(teacher)
     numbers = tuple(whole("seeds", seed) for seed in several(seeds))
     if not numbers or len(set(numbers)) < len(numbers):
         raise ValueError(f"`seeds={numbers}` must hold each seed once.")
-    training, readout = resolve_recipe(recipe, readout, unused=_unused_in_recipe(rows, described))
+    unused = _unused_in_recipe(rows, described)
+    if protocol == HEST:  # which has a readout of its own: a recipe brings none
+        training = resolve(recipe, Recipe, "recipe", unused=unused)
+    else:
+        training, readout = resolve_recipe(recipe, readout, unused=unused)
     readouts = _readouts(readout, rows, protocol)
     how = resolve(compute, Compute, "compute", unused=_unused_in_compute(rows))
     device = resolve_device(how.device)
@@ -162,8 +169,8 @@ def _unused_in_recipe(methods: Mapping[str, Rival], teacher: Teacher) -> dict[st
         if any(row.reads_teacher for row in methods.values()) and teacher.name == "pca":
             del unused["teacher_components"]
         return unused
-    of_each = [unused_in_recipe(method, teacher) for method in trained]
-    return {name: reason for name, reason in of_each[0].items() if all(name in other for other in of_each)}
+    per_method = [unused_in_recipe(method, teacher) for method in trained]
+    return {name: reason for name, reason in per_method[0].items() if all(name in other for other in per_method)}
 
 
 def _unused_in_compute(methods: Mapping[str, Rival]) -> dict[str, str]:
@@ -174,16 +181,16 @@ def _unused_in_compute(methods: Mapping[str, Rival]) -> dict[str, str]:
 
 
 def _readouts(readout: Any, methods: Mapping[str, Rival], protocol: str) -> list[Readout]:
-    """Return the readouts that are asked for, each once."""
+    """Resolve the readouts of a comparison, and check that none is given twice."""
     given = list(readout) if isinstance(readout, Sequence) and not isinstance(readout, str) else [readout]
     unused = {}
     if all(row.name != BEST_FROZEN for row in methods.values()):
-        unused["n_depths"] = 'only "frozen-best" reads several depths'
+        unused["n_depths"] = 'only "frozen-best" concatenates several depths'
     if not any(row.reads_image for row in methods.values()):
         unused |= dict.fromkeys(("depth", "n_depths", "scales", "orientations"), "no method reads the image")
     if protocol == HEST:
         unused |= dict.fromkeys(("head", "n_components", "n_depths", "depth"), "HEST-Bench has a regression of its own")
-        unused |= dict.fromkeys(("scales", "orientations"), "HEST-Bench reads a tile once and as it is")
+        unused |= dict.fromkeys(("scales", "orientations"), "HEST-Bench embeds every tile once, as it is")
     readouts = [resolve(value, Readout, "readout", unused=unused) for value in given]
     for value in readouts:
         check_head(value.head)
@@ -198,7 +205,7 @@ def _readouts(readout: Any, methods: Mapping[str, Rival], protocol: str) -> list
 
 
 def check_methods(methods: Any, protocol: str) -> dict[str, Rival]:
-    """Return the rows of methods by name.
+    """Look up the methods of a comparison in the registry of rivals.
 
     Raises
     ------
@@ -217,7 +224,7 @@ def check_methods(methods: Any, protocol: str) -> dict[str, Rival]:
     for name, method in given.items():
         if method is None:
             raise ValueError(
-                '`methods=`: None is the frozen encoder of `fit_adapter`; say "frozen" or "frozen-best" here.'
+                '`methods=`: None is the frozen encoder of `fit_adapter`; write "frozen" or "frozen-best" here.'
             )
         known = [*RIVALS, *known_methods()]
         if isinstance(method, str) and method not in known:

@@ -1,4 +1,4 @@
-"""`tl.predict_expression`: an adapter's predictions into a layer, or a table of their own."""
+"""`tl.predict_expression`: predict expression with an adapter, into a layer or a new table."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ def predict_expression(
     key: str = TILES,
     progress: bool = True,
 ) -> None:
-    """Predict expression from tiles, and write it beside what was measured.
+    """Predict expression from tiles with an adapter, as a layer beside the measured counts or as a new table.
 
     Parameters
     ----------
     sdata
-        Sections; tiled first, as the adapter was trained, where they have no tiles.
+        Sections with tiles; tiled first, with the adapter's tile size, where they have none.
     adapter
-        What :func:`pekasc.tl.fit_adapter` returned, or ``Adapter.load``.
+        An adapter from :func:`pekasc.tl.fit_adapter` or :meth:`pekasc.Adapter.load`.
     key_added
         Name of the layer, and of the features in obsm (``"X_{key_added}"``).
     genes
-        Genes to predict; by default all that the adapter knows.
+        Genes to predict; by default all genes of the adapter.
     table_added
-        Name of a new table for the predictions, with the adapter's genes as var and the same regions and ids: for
-        genes that the table lacks, and where a layer as large as the table would not fit.
+        Name of a new table for the predictions, with the adapter's genes as var and the same regions and ids. Use it
+        for genes that the table lacks, or if a layer of the table's shape would not fit in memory.
     gene_key
-        Column of var with the names that the adapter knows; by default ``var_names``.
+        Column of var with the gene names of the adapter; by default ``var_names``.
     store
-        Folder in which the features are kept, as in :func:`pekasc.tl.embed_tiles`.
+        Folder for the features, as in :func:`pekasc.tl.embed_tiles`.
     compute
-        Where and how: ``device``, ``precision``, ``embed_batch_size``, ``max_memory`` and ``client`` of a
-        :class:`pekasc.Compute`, or a mapping of them. ``max_memory`` bounds the layer, and the features (beyond it,
-        these need `store`).
+        A :class:`pekasc.Compute`, or a mapping of its fields: ``device``, ``precision``, ``embed_batch_size``,
+        ``max_memory`` and ``client``. The layer may take ``max_memory`` bytes, and so may the features unless `store`
+        is given.
     table_name
         Name of the table.
     key
@@ -71,22 +71,22 @@ def predict_expression(
     None, and writes to the table (or to the new one)
 
     ``layers[key_added]``
-        Predicted log1p(counts per 10,000), or the scale of the data that the adapter learned, float32; NaN where a gene
-        or row is not predicted. In a new table: ``X``, on the same scale, and the layer too.
+        Predicted log1p(counts per 10,000), or expression on the scale of the training data with ``target="as_is"``,
+        float32; NaN where a gene or row is not predicted. In a new table, ``X`` holds the same.
     ``obsm["X_{key_added}"]``
-        The adapted features, float32; NaN in rows without a tile.
+        The adapted features, (n_obs, n_features) float32; NaN in rows without a tile.
     ``obs["{key_added}_train"]``
-        Whether the adapter was trained on the spot; :func:`pekasc.tl.evaluate` leaves those out.
+        Whether the adapter was trained on this tissue; :func:`pekasc.tl.evaluate` leaves such spots out.
     ``uns["pekasc"][key_added]``
-        The adapter, tile size and number of genes.
+        Summary of the adapter, tile size and number of genes.
 
     Raises
     ------
     KeyError
-        If a gene asked for is none of the adapter's.
+        If one of `genes` is not predicted by the adapter.
     ValueError
-        If the tiles are not like those of the training, no gene overlaps, the layer would take more than `max_memory`,
-        or the encoder's weights are others.
+        If the tiles differ in size from those of the training, no gene overlaps, the layer would take more than
+        ``max_memory``, or the encoder's weights are not those of the training.
 
     Examples
     --------
@@ -124,9 +124,11 @@ def predict_expression(
             sections, spec, adapter.scales, job, adapter.network(), n_obs=table.n_obs, store=store,
             client=how.client, max_memory=max_memory, progress=progress,
         )  # fmt: skip
-        # everything is there before anything is written
+        # compute everything before anything is written
         rows = np.concatenate([section.rows for section in sections])
-        predicted = np.concatenate([_of_section(adapter, features, i, s)[:, wanted] for i, s in enumerate(sections)])
+        predicted = np.concatenate(
+            [_predict_section(adapter, features, i, s)[:, wanted] for i, s in enumerate(sections)]
+        )
         adapted = features.by_row(table.n_obs, max_memory)
         trained = np.zeros(table.n_obs, dtype=bool)
         trained[trained_rows(sections, spec.side_um * max(adapter.scales), adapter.trained_on)] = True
@@ -142,7 +144,7 @@ def predict_expression(
     table.layers[key_added] = values
     table.obsm[feature_key(key_added)] = adapted
     table.obs[f"{key_added}_train"] = trained
-    # scores of what was predicted before are not those of this
+    # scores of earlier predictions do not hold for these
     stale = {score_key(key_added, metric) for metric in METRICS} & set(table.var)
     table.var = table.var.drop(columns=list(stale))
     write_uns(table, key_added, record, kind="prediction")
@@ -164,10 +166,10 @@ def _check_table_added(sdata: SpatialData, table_added: str, n_obs: int, n_genes
         raise ValueError(f"`table_added={table_added!r}` is the name of an element that is there already.")
 
 
-def _of_section(adapter: Adapter, features: SectionFeatures, number: int, section: Section) -> np.ndarray:
-    """Predict one section: neighbours are of one section, and the features of all may be more than memory."""
+def _predict_section(adapter: Adapter, features: SectionFeatures, number: int, section: Section) -> np.ndarray:
+    """Predict one section: neighbours never cross sections, and the features of all may not fit in memory."""
     names = np.repeat(section.name, section.rows.size)
-    return adapter.predict_features(features.of(number), section.centres_um, names)
+    return adapter.predict_features(features.section(number), section.centres_um, names)
 
 
 def _wanted(adapter: Adapter, genes: Sequence[str] | None) -> np.ndarray:
@@ -189,7 +191,7 @@ def _wanted(adapter: Adapter, genes: Sequence[str] | None) -> np.ndarray:
 
 
 def _check_layer(table: AnnData, names: np.ndarray, asked: list[str], columns: np.ndarray, max_memory: int) -> None:
-    """Report genes that the table lacks; raise where a layer makes no sense."""
+    """Warn of genes that the table lacks; raise if it has none of them, or the layer would be too large."""
     missing = [gene for gene, at in zip(asked, columns, strict=True) if at < 0]
     if len(missing) == len(asked):
         raise ValueError(
@@ -218,7 +220,7 @@ def _new_table(table: AnnData, values: np.ndarray, genes: list[str]) -> AnnData:
     for name in ("spatial",):
         if name in table.obsm:
             new.obsm[name] = np.array(table.obsm[name])
-    # the tiles and pixel sizes are those of the first table
+    # same spots, so the same tiles and pixel sizes
     new.uns["pekasc"] = dict(table.uns.get("pekasc", {}))
     new.uns["log1p"] = {"base": None}  # as scanpy.pp.log1p writes it
     region = attrs["region"]

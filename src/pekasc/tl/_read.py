@@ -1,4 +1,4 @@
-"""Read an object once, for every call: tiles, expression, groups, sections, coordinates and teacher of its spots."""
+"""Read the spots of an object as arrays, the same for every call: tiles, expression, groups, sections, positions."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ from pekasc.tl._select import default_groups, obs_groups, training_mask
 
 logger = get_logger(__name__)
 
-_LEAST_INSIDE = 0.5  # of the area of tiles at a further scale
+_LEAST_INSIDE = 0.5  # mean fraction of a tile inside the image, at scales above 1
 
 
 @dataclass(frozen=True, eq=False)
 class Spots:
-    """The spots of an object that have a tile and something to learn from, in the order of its sections.
+    """The spots of an object that have a tile and measured expression, in the order of its sections.
 
     Parameters
     ----------
     table
         The table.
     sections
-        The tiled sections, with these spots alone.
+        The tiled sections, with these spots only.
     spec
-        The tiles.
+        Size of the tiles.
     rows
         Row of the table for every spot, (n,).
     expression
-        What a head learns, spots x all genes of the table.
+        Target of the head, spots x all genes of the table.
     names
-        Names of those genes.
+        Names of the genes.
     group_key
-        Column of obs that the groups are from; None for sections.
+        Column of obs with the groups; None if the groups are the sections.
     groups, labels
         Group and section of every spot, (n,).
     coords_um
-        Positions in the section in um, (n, 2).
+        Positions within the section in um, (n, 2).
     counts_layer
-        Layer with counts, None for where they are by default.
+        Layer with counts; None for ``X``, or ``layers["counts"]``.
     """
 
     table: AnnData
@@ -80,13 +80,13 @@ class Spots:
 
     @cached_property
     def stream(self) -> TileStream:
-        """The tiles, read from their images."""
+        """Stream of the tiles, read from their images."""
         return TileStream(section_readers(self.sections, self.spec))
 
     def read_tiles(self, scales: Sequence[float], max_memory: int, local: np.ndarray | None = None) -> list[TileSource]:
-        """Return the tiles at every scale, read once; together within `max_memory` bytes, else in files.
+        """Read the tiles at every scale once, into at most `max_memory` bytes of memory or into files.
 
-        With `local`, numbers of tiles, only those are read and there.
+        With `local`, indices of tiles, only those are read.
         """
         further = [TileStream(readers) for readers in further_readers(self.sections, self.spec, scales)]
         sources: list[TileSource] = [self.stream, *further]
@@ -108,23 +108,23 @@ def reading(
     train: Any = None,
     groups: str | None,
 ) -> Iterator[Spots]:
-    """Read the spots of an object; it is tiled first where it has no tiles, and as it was if anything fails.
+    """Read the spots of an object, which is tiled first if it has no tiles, and restored if anything fails.
 
     Parameters
     ----------
     sdata, table_name, key
         The object, its table, and the name of its tiles.
     layer, target, gene_key
-        What the head learns, and what its genes are called.
+        Layer, scale and gene names of the head's target.
     train
-        Which spots; nothing about others is looked at.
+        Spots to read; others are not looked at.
     groups
-        Column of obs with what is held out; None is patients where there are two or more, else sections.
+        Column of obs with the groups; None is patients if there are two or more, else sections.
 
     Raises
     ------
     KeyError, TypeError, ValueError
-        If the object is no such thing, an argument does not fit it, or no spot is left.
+        If the object is not a SpatialData, has no such table, layer, column or tiles, or no spot is left.
     """
     table = get_table(sdata, table_name)
     check_table(table)
@@ -148,7 +148,7 @@ def reading(
         empty, untiled = int((~keep).sum()), int(keep.sum() - rows.size)
         if empty or untiled:
             logger.hint("Left out: %d spots without counts, %d without a tile.", empty, untiled)
-        if not np.array_equal(rows, candidates):  # no second copy of all values where they are in order
+        if not np.array_equal(rows, candidates):  # avoids a second copy if nothing changes
             expression = expression[np.searchsorted(candidates, rows)]
         groups = default_groups(table, rows) if groups is None else groups
         yield Spots(
@@ -162,7 +162,7 @@ def reading(
             groups=obs_groups(table, groups, rows),
             labels=section_labels(table)[rows],
             coords_um=np.concatenate([section.centres_um for section in sections]),
-            # log data as stored are no counts: those are looked for where they are by default
+            # with target="as_is" `layer` holds no counts: look for those in the default places
             counts_layer=layer if target == "log1p" else None,
         )
 
@@ -170,12 +170,12 @@ def reading(
 def ensure_tiles(
     sdata: SpatialData, *, table_name: str, key: str, spec: TileSpec | None = None
 ) -> tuple[list[Section], TileSpec]:
-    """Return the tiled sections; tile first, as `spec` says or by default, where that was not done.
+    """Return the tiled sections; tile an untiled object first, with the size of `spec` or the defaults.
 
     Raises
     ------
     KeyError, ValueError
-        If the object cannot be tiled without being told more: the error shows the line that does.
+        If tiling needs more arguments, such as the pixel size: the message shows the call to make.
     """
     if not isinstance(sdata, SpatialData):
         raise TypeError(f"Tiles need images: expected a SpatialData, got {type(sdata).__name__}.")
@@ -212,7 +212,7 @@ def _tile_line(table_name: str, key: str, size: dict[str, Any]) -> str:
 
 @contextmanager
 def untiled_on_error(sdata: SpatialData, *, table_name: str, key: str) -> Iterator[None]:
-    """Take the tiles that were made inside the block out of the object again if it fails."""
+    """Remove the tiles that were made inside the block from the object if the block raises."""
     table = get_table(sdata, table_name)
     had_tiles = tile_record(table, key) is not None
     shapes = set(sdata.shapes) if isinstance(sdata, SpatialData) else set()
@@ -238,29 +238,29 @@ def untiled_on_error(sdata: SpatialData, *, table_name: str, key: str) -> Iterat
 def further_readers(
     sections: Sequence[Section], spec: TileSpec, scales: Sequence[float], **kwargs: Any
 ) -> list[list[TileReader | PatchReader]]:
-    """Return readers of the same tiles at every further scale, `scales[1:]`: as many pixels, each so much larger.
+    """Return readers of larger fields of view, `scales[1:]`: the same tiles at the same `tile_px`, coarser pixels.
 
     Raises
     ------
     ValueError
-        If a section has stored patches and no image: nothing around them is known. If most of the tiles' area lies
-        outside of the images.
+        If a section has stored patches and no image, so that there is no tissue around them. If most of the tiles'
+        area lies outside of the images.
     """
     found = []
     for scale in scales[1:]:
-        at = spec.scaled(scale)
-        readers = section_readers(sections, at, further=True, **kwargs)
+        scaled = spec.scaled(scale)
+        readers = section_readers(sections, scaled, further=True, **kwargs)
         inside = np.concatenate([reader.inside for reader in readers])
         if np.mean(inside) < _LEAST_INSIDE:
             raise ValueError(
-                f"At scale {scale:g}, tiles of {at.side_um:g} um lie to {1 - np.mean(inside):.0%} outside of their "
+                f"At scale {scale:g}, tiles of {scaled.side_um:g} um lie to {1 - np.mean(inside):.0%} outside of their "
                 "images: leave this scale out."
             )
         for section, reader in zip(sections, readers, strict=True):
             coarse = getattr(reader, "upsampling", 1.0)
             logger.hint(
                 "section %s at scale %g: %d px at %g um/px (%g um), %.0f %% inside the image%s.",
-                section.name, scale, at.tile_px, at.mpp, at.side_um, 100 * float(np.mean(reader.inside)),
+                section.name, scale, scaled.tile_px, scaled.mpp, scaled.side_um, 100 * float(np.mean(reader.inside)),
                 f", interpolated {coarse:.2f} times" if coarse > 1 else "",
             )  # fmt: skip
         found.append(readers)

@@ -1,4 +1,4 @@
-"""Features of all tiles of an object: computed in pieces, kept in a store, given back by section or by table row."""
+"""Embed all tiles of an object in chunks, in memory or in a zarr store; features by section or by table row."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from pekasc.tl._read import further_readers
 
 logger = get_logger(__name__)
 
-_CHUNK = 256  # tiles that a kill can cost; about 1 MB of features
-_LAZY_ROWS = 4096  # of a lazy array's blocks
+_CHUNK = 256  # tiles lost by an interruption; about 1 MB of features
+_LAZY_ROWS = 4096  # per block of a dask array
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """The tiles of one section at one scale, and where their features go."""
+    """The tiles of one section at one scale, and the store or array for their features."""
 
     reader: Reader
     store: FeatureStore | None
-    values: np.ndarray | None  # in the order of the tiles, without a store
-    chunks: list[np.ndarray]  # numbers of tiles; with a store, chunk i has its rows i * size and following
+    values: np.ndarray | None  # without a store: features in the order of the tiles
+    chunks: list[np.ndarray]  # indices of tiles; chunk i has the rows from i * size on in a store
 
     @property
     def rows(self) -> np.ndarray:
@@ -55,10 +55,10 @@ class _Part:
     def put(self, chunk: int, features: np.ndarray) -> None:
         bad = ~np.isfinite(features).all(axis=1)
         if bad.any():
-            # NaN would say that there is no tile, and count as missing in a store for ever
+            # NaN means "no tile", and "not computed yet" in a store
             raise ValueError(
-                f"The features of {int(bad.sum())} of {len(features)} tiles are not finite: the encoder's numbers "
-                'leave the range of this `Compute.precision`. Take "bf16" or "fp32".'
+                f"The features of {int(bad.sum())} of {len(features)} tiles are NaN or infinite: the encoder's "
+                'activations overflow in this `Compute.precision`. Take "bf16" or "fp32".'
             )
         if self.store is not None:
             self.store.write(chunk, features)
@@ -68,23 +68,23 @@ class _Part:
 
 
 class SectionFeatures:
-    """Features of the tiles of several sections; those of several scales lie side by side."""
+    """Features of the tiles of several sections; those of several scales are concatenated."""
 
     def __init__(self, sections: Sequence[Section], parts: Sequence[Sequence[_Part]], width: int) -> None:
         self._sections, self._parts = sections, parts
         self.width = width * len(parts)
         self._stored = all(part.store is not None for scale in parts for part in scale)
 
-    def of(self, section: int) -> np.ndarray:
+    def section(self, section: int) -> np.ndarray:
         """Return the features of one section, (n, d) float32, in the order of its tiles."""
         return np.concatenate([_values(scale[section]) for scale in self._parts], axis=1)
 
     def by_row(self, n_obs: int, max_memory: int) -> Any:
-        """Return the features of all table rows, NaN where there is no tile: a dask array beyond `max_memory`."""
+        """Return the features of all table rows, NaN without a tile; a dask array if larger than `max_memory` bytes."""
         if not self._stored or 4 * n_obs * self.width <= max_memory:
             out = np.full((n_obs, self.width), np.nan, dtype=np.float32)
             for i, section in enumerate(self._sections):
-                out[section.rows] = self.of(i)
+                out[section.rows] = self.section(i)
             return out
         return self._lazy(n_obs)
 
@@ -98,9 +98,9 @@ class SectionFeatures:
         stores = [[part.store for part in scale] for scale in self._parts]
         blocks = []
         for start in range(0, n_obs, _LAZY_ROWS):
-            of = where[start : start + _LAZY_ROWS]
-            block = delayed(_stored_rows, pure=False, traverse=False)(stores, of, self.width)
-            blocks.append(da.from_delayed(block, shape=(len(of), self.width), dtype=np.float32))
+            part = where[start : start + _LAZY_ROWS]
+            block = delayed(_stored_rows, pure=False, traverse=False)(stores, part, self.width)
+            blocks.append(da.from_delayed(block, shape=(len(part), self.width), dtype=np.float32))
         return da.concatenate(blocks)
 
 
@@ -112,7 +112,7 @@ def _values(part: _Part) -> np.ndarray:
 
 
 def _stored_rows(stores: Sequence[Sequence[FeatureStore]], where: np.ndarray, width: int) -> np.ndarray:
-    """Return features of table rows that lie in a section's row of its stores, (k, width) float32."""
+    """Read the features of table rows, each given as section and row of its store, (k, 2); (k, width) float32."""
     out = np.full((len(where), width), np.nan, dtype=np.float32)
     for section in np.unique(where[where[:, 0] >= 0, 0]):
         at = where[:, 0] == section
@@ -140,23 +140,24 @@ def section_features(
     max_memory: int,
     progress: bool,
 ) -> SectionFeatures:
-    """Embed the tiles of all sections at all scales; what a store has already is not computed again.
+    """Embed the tiles of all sections at all scales, without those whose features are in the store already.
 
     Raises
     ------
     OSError
-        If an image cannot be read, or the store not be written.
+        If an image cannot be read, or the store cannot be written.
     ValueError
-        If the store is none, further scales cannot be read, or there are more features than memory, and no store.
+        If `store` is not a feature store, a larger field of view cannot be read, or the features need more than
+        `max_memory` bytes and there is no store.
     """
     path = None if store is None else check_store(store)
     bound = min(MAX_MEMORY, max(max_memory // 4, 1))
-    of_scales = [
+    scale_readers = [
         list(section_readers(sections, spec, max_memory=bound)),
         *further_readers(sections, spec, scales, max_memory=bound),
     ]
     width = n_features(job, model)
-    n_tiles = sum(reader.n for reader in of_scales[0])
+    n_tiles = sum(reader.n for reader in scale_readers[0])
     size = 4 * n_obs * width * len(scales)
     if path is None and size > max_memory:
         raise ValueError(
@@ -170,9 +171,9 @@ def section_features(
             _part(section, spec.scaled(scale), reader, job, digest, width, path)
             for section, reader in zip(sections, readers, strict=True)
         ]
-        for scale, readers in zip(scales, of_scales, strict=True)
+        for scale, readers in zip(scales, scale_readers, strict=True)
     ]
-    every = [part for of_scale in parts for part in of_scale]
+    every = [part for scale_parts in parts for part in scale_parts]
     names = [part.store.name for part in every if part.store is not None]
     with nullcontext() if path is None else locked(path, names):
         todo = _missing(every)
@@ -193,13 +194,13 @@ def section_features(
 
 
 def _missing(parts: Sequence[_Part]) -> list[tuple[int, int]]:
-    """Return what is to be computed: numbers of a part and of a chunk in it."""
+    """Return the chunks that are still to be computed, as (index of the part, index of the chunk)."""
     todo: list[tuple[int, int]] = []
     begun: set[str] = set()
     for number, part in enumerate(parts):
         chunks = list(range(len(part.chunks)))
         if part.store is not None:
-            # two regions may be of the same tiles
+            # two regions with the same tiles share one entry of the store
             chunks = [] if part.store.name in begun else part.store.missing()
             begun.add(part.store.name)
             part.store.sweep()
@@ -218,20 +219,20 @@ def embed_job(
 
 
 def check_device(compute: Compute) -> None:
-    """Raise ValueError if the device is not there or does not do the precision; devices of workers are theirs."""
+    """Raise ValueError if the device is missing or lacks the precision; with a client, its workers have the devices."""
     if compute.client is None:
         autocast(resolve_device(compute.device), compute.precision)
 
 
 def check_store(store: str | Path) -> Path:
-    """Return where a store is, independent of where the process moves.
+    """Return the absolute path of a store, which a lazy array reads from even after a change of directory.
 
     Raises
     ------
     TypeError
         If it is no path.
     ValueError
-        If it is an address.
+        If it is a URL.
     """
     if not isinstance(store, str | PathLike):
         raise TypeError(f"`store` must be the path of a folder, got {type(store).__name__}: {store!r}.")
@@ -259,14 +260,14 @@ def _part(
 
 
 def model_name(job: EmbedJob) -> str:
-    """Return what the features are called in a store's record."""
+    """Return the name of the encoder or adapter, for the record in a store."""
     return getattr(job.encoder, "short", None) or f"adapter on {job.encoder.encoder.short}"  # type: ignore[union-attr]
 
 
 def _tiles_digest(section: Section, spec: TileSpec, reader: Reader) -> str:
-    """Return the SHA-256 of what the tiles show, whatever the order of the table.
+    """Return the SHA-256 of the content of the tiles, independent of the order of the table.
 
-    Numbers are rounded far below what changes a tile, since libraries differ in their last digits.
+    Coordinates are rounded far below what changes a tile, since libraries differ in the last digits.
     """
     facts: dict[str, Any] = {
         "pictures": section.picture_ids(),

@@ -1,4 +1,4 @@
-"""Which spots, groups and genes a user's arguments mean."""
+"""Turn the arguments `train`, `groups` and `genes` into rows, labels and columns of the table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pekasc._sections import section_labels
 
 
 def by_label(values: Any, names: pd.Index, argument: str) -> Any:
-    """Return a Series in the order of `names`, joined by its index; anything else, or a Series without one, as it is.
+    """Return a Series reordered to `names` by its index; other values, or a Series with a range index, unchanged.
 
     Raises
     ------
@@ -125,14 +125,14 @@ def default_groups(adata: AnnData, rows: np.ndarray) -> str | None:
 
 
 def wanted_genes(adata: AnnData, names: np.ndarray, genes: Any) -> np.ndarray:
-    """Return positions of the genes asked for: a list of names, a boolean mask, or a boolean column of var.
+    """Return the column indices of `genes`: a list of names, a boolean mask, or a boolean column of var.
 
     Raises
     ------
     KeyError
         If a gene or the column is not there.
     ValueError
-        If none of the genes is there, or the mask does not fit.
+        If none of the genes is there, or the mask has a wrong length.
     """
     if isinstance(genes, str):
         if genes not in adata.var or not is_boolean(adata.var[genes]):
@@ -146,16 +146,16 @@ def wanted_genes(adata: AnnData, names: np.ndarray, genes: Any) -> np.ndarray:
         if values.shape != (adata.n_vars,):
             raise ValueError(f"The mask `genes=` has shape {values.shape}, the table has {adata.n_vars} genes.")
         return _chosen(values)
-    asked = [str(gene) for gene in values]
-    if not asked:
+    wanted = [str(gene) for gene in values]
+    if not wanted:
         raise ValueError("`genes=` is empty.")
-    position = gene_positions(names, asked)
-    missing = [gene for gene, at in zip(asked, position, strict=True) if at < 0]
-    if len(missing) == len(asked):
-        raise ValueError(no_overlap_message(names, asked, adata))
+    position = gene_positions(names, wanted)
+    missing = [gene for gene, at in zip(wanted, position, strict=True) if at < 0]
+    if len(missing) == len(wanted):
+        raise ValueError(no_overlap_message(names, wanted, adata))
     if missing:
         raise KeyError(
-            f"{len(missing)} of {len(asked)} genes asked for are not in the table: {missing[:5]}."
+            f"{len(missing)} of {len(wanted)} genes asked for are not in the table: {missing[:5]}."
             f"{close_genes(missing[0], names)}"
         )
     return np.unique(position)

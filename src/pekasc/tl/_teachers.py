@@ -1,4 +1,4 @@
-"""What `embed_expression` and `fit_adapter` share in making a teacher from a table."""
+"""Make or read the teacher of a table's spots, for `embed_expression`, `fit_adapter` and `cross_validate`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ logger = get_logger(__name__)
 
 
 def stored_key(adata: AnnData, teacher: Teacher) -> str | None:
-    """Return the key in obsm where the embedding of `teacher` is, or None for one of the registry, to be made.
+    """Return the key in obsm with the embedding of `teacher`, or None if it has to be computed.
 
-    A teacher that needs official files is looked for in obsm where those were not given.
+    A teacher that needs model files, such as scFoundation, is read from obsm if no files are given.
 
     Raises
     ------
     KeyError
         If it is neither in the registry nor in obsm.
     ValueError
-        If its files are missing, or there for a teacher that reads none.
+        If its files are missing, or given for a teacher that needs none.
     """
     name = teacher.name
     if name in TEACHERS:
@@ -50,12 +50,12 @@ def stored_key(adata: AnnData, teacher: Teacher) -> str | None:
 
 
 def check_installed(teacher: str) -> None:
-    """Check now, not after an hour of embedding, that the package which a teacher needs is there.
+    """Check that the package of a teacher is installed, now and not after an hour of embedding.
 
     Raises
     ------
     ImportError
-        If it is not.
+        If it is not installed.
     """
     row = TEACHERS.get(teacher)
     if row is not None and row.require is not None:
@@ -74,18 +74,18 @@ def stored_teacher(adata: AnnData, key: str, name: str, rows: np.ndarray) -> Sto
     Raises
     ------
     ValueError
-        If it is no matrix, not what was written there, or not finite in `rows`.
+        If it is no matrix, was replaced since `embed_expression` wrote it, or has NaN or infinite values in `rows`.
     """
     record = read_uns(adata, key) or {}
     if fitted_here(adata, key) is not None:
         logger.warning(
-            "The teacher obsm[%r] was fitted on %s spots of this table: if spots that you will test on were among "
-            "them, what it teaches leaks.", key, record["n_spots"],
+            "The teacher obsm[%r] was fitted on %s spots of this table: if you will test on some of them, their "
+            "expression leaks into the training.", key, record["n_spots"],
         )  # fmt: skip
     value = adata.obsm[key]
     value = value.to_numpy() if isinstance(value, pd.DataFrame) else value
     value = value[rows].toarray() if sparse.issparse(value) else np.asarray(value)[rows]
-    # whose weights it came from is only said of what was written with that record
+    # licence and digest in the record hold only for the embedding that was written with it
     width = value.shape[1] if value.ndim == 2 else 0
     if record.get("n_components", width) != width:
         raise ValueError(
@@ -108,7 +108,7 @@ def make_teacher(
     random_state: int = 0,
     progress: bool = False,
 ) -> TeacherModel:
-    """Return a teacher of the registry for some spots; see :class:`pekasc.models._teachers.Source`."""
+    """Return a teacher of the registry for some spots; see :class:`pekasc.models.teachers.Source`."""
     return TEACHERS[teacher.name].make(
         Source(
             expression=expression,

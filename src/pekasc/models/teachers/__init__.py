@@ -5,7 +5,7 @@ from __future__ import annotations
 from pekasc.models.teachers._pca import PcaTeacher
 from pekasc.models.teachers._registry import TEACHERS, Source, check_files
 from pekasc.models.teachers._scfoundation import MAX_TOKENS
-from pekasc.models.teachers._stored import StoredTeacher, asked_once, check_finite
+from pekasc.models.teachers._stored import StoredTeacher, check_finite, precomputed
 from pekasc.models.teachers._teacher import Teacher, TeacherModel, resolve_teacher
 
 __all__ = [
@@ -16,8 +16,8 @@ __all__ = [
     "TEACHERS",
     "Teacher",
     "TeacherModel",
-    "asked_once",
     "check_files",
     "check_finite",
+    "precomputed",
     "resolve_teacher",
 ]

@@ -41,8 +41,8 @@ class StoredTeacher:
         return self.embedding[train if rows is None else rows]
 
 
-def asked_once(teacher: TeacherModel) -> StoredTeacher:
-    """Return what a frozen teacher says of all its spots, which is the same in every fold."""
+def precomputed(teacher: TeacherModel) -> StoredTeacher:
+    """Return a frozen teacher with the embeddings of all its spots computed, which are the same in every fold."""
     embedding = teacher.embed(np.arange(teacher.n_spots))
     return StoredTeacher(embedding, teacher.name, teacher.licence, teacher.digest)
 
