@@ -40,8 +40,8 @@ class PlainLoop:
         torch.manual_seed(seed)
         self.recipe = Recipe()
         self.tiles = as_tensors(tiles)
-        lesson = prepare_targets(teacher, self.recipe, seed)
-        self.teacher, self.labels, self.head = lesson.embedding, lesson.labels, lesson.head
+        targets = prepare_targets(teacher, self.recipe, seed)
+        self.teacher, self.labels, self.head = targets.embedding, targets.labels, targets.head
         model = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
         model.load_state_dict(load_file(weights))
         model.set_input_size(img_size=(tiles.shape[1], tiles.shape[2]))
@@ -68,8 +68,8 @@ class PlainLoop:
             turn = int(torch.randint(8, ()))  # of a batch, which costs less than one for each tile
             x = torch.rot90(x, turn % 4, (2, 3))
             x = x.flip(3) if turn >= 4 else x
-            said = self.projector(self._features(x))
-            kd, sa = losses(self.head, self.teacher[rows], said, self.labels[rows], self.recipe.temperature)
+            student = self.projector(self._features(x))
+            kd, sa = losses(self.head, self.teacher[rows], student, self.labels[rows], self.recipe.temperature)
             loss = self.recipe.kd_weight * kd + (1 - self.recipe.kd_weight) * sa
             self.optimiser.zero_grad()
             loss.backward()

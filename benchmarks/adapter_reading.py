@@ -1,11 +1,11 @@
-"""Reading an adapter better: several views of a tile, tiles at two scales, spatial context.
+"""Better readouts of an adapter: test-time augmentation, tiles at two scales, spatial context.
 
     python benchmarks/adapter_reading.py --her2st PATH --vits PATH --out results/reading
     python benchmarks/adapter_reading.py --out results/reading --only table
 
 What ``frozen_reading.py`` shows for the frozen encoder, with the adapter trained on tiles of 112 px at 1.0 um/px as
 always: five epochs on all training spots, one seed. The tile of twice the field (112 px at 2.0 um/px) is read by the
-frozen encoder or with the adapter in it; ``views`` is the mean over eight turns and flips. A quick look as in
+frozen encoder or with the adapter in it; ``views``: test-time augmentation over eight orientations. A quick look as in
 ``transfer_ideas.py``: the best penalty on the test section is taken in every row, so only differences between rows
 count. ViT-S/14 cut at the depth that held-out training sections choose, bfloat16. Finished splits stay in ``--out``.
 """
@@ -27,7 +27,7 @@ from pekasc.models.features import TileInputs
 from pekasc.models.selection import choose, inner_folds
 from pekasc.models.training import Engine, make_config, target_layers, train_student
 from pekasc.tiling import ArrayTiles
-from transfer_ideas import Idea, Spots, lesson, scores
+from transfer_ideas import Idea, Spots, scores, teacher_embedding
 
 EPOCHS = 5
 CPU = torch.device("cpu")
@@ -45,26 +45,26 @@ def run(spots: Spots, far_tiles: np.ndarray, split: str) -> list[dict[str, Any]]
     assert depth is not None
     at = np.concatenate([rows, test])
 
-    def seen() -> dict[str, np.ndarray]:
+    def features() -> dict[str, np.ndarray]:
         out = {}
         for name, tiles in (("near", spots.tiles.numpy()), ("far", far_tiles)):
             plain, mean = plain_and_views(spots.encoder, tiles[at], [depth])
             out[name], out[f"{name} views"] = plain[depth], mean[depth]
         return out
 
-    frozen, adapted = seen(), {}
+    frozen, adapted = features(), {}
     recipe = Recipe()
     config = make_config("bone", recipe.rank, target_layers(spots.encoder, depth, "all"))
 
     def after(epoch: int) -> float:
         if epoch == EPOCHS:
-            adapted.update(seen())
+            adapted.update(features())
         return float("nan")
 
     train_student(
         spots.encoder, depth, config, TileInputs(ArrayTiles(spots.tiles.numpy())), rows,
-        lesson(spots, Idea(), rows, expressed), recipe=recipe, epochs=EPOCHS,
-        engine=Engine(CPU, "bf16", progress=False), random_state=0, mine=np.ones(len(spots.tiles), dtype=bool),
+        teacher_embedding(spots, Idea(), rows, expressed), recipe=recipe, epochs=EPOCHS,
+        engine=Engine(CPU, "bf16", progress=False), random_state=0, local=np.ones(len(spots.tiles), dtype=bool),
         on_epoch=after,
     )  # fmt: skip
     out = []

@@ -11,6 +11,7 @@ Every fit is one line of ``rows.jsonl``; what is there is not done again.
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,13 +19,13 @@ import pandas as pd
 import pekasc as pk
 from _her2st import ALL_FOLDS, KeptRows, load_split, parsed, quick_parser, vits
 
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "frozen": {"method": None},
-    "all blocks, 8 views": {"blocks": "all"},
-    "last 4, 8 views": {"blocks": 4},
-    "last 4, 8 views, patience 2": {"blocks": 4, "patience": 2},
-    "last 4, 2 views, patience 2": {"blocks": 4, "n_views": 2, "patience": 2},
-    "last 2, 8 views, patience 2": {"blocks": 2, "patience": 2},
+    "all blocks, 8 views": {"recipe": {"blocks": "all"}},
+    "last 4, 8 views": {"recipe": {"blocks": 4}},
+    "last 4, 8 views, patience 2": {"recipe": {"blocks": 4, "patience": 2}},
+    "last 4, 2 views, patience 2": {"recipe": {"blocks": 4, "n_views": 2, "patience": 2}},
+    "last 2, 8 views, patience 2": {"recipe": {"blocks": 2, "patience": 2}},
 }
 
 

@@ -1,9 +1,9 @@
-"""Reading the frozen encoder better: several views of a tile, tiles at two scales, spatial context.
+"""Better readouts of the frozen encoder: test-time augmentation, tiles at two scales, spatial context.
 
     python benchmarks/frozen_reading.py --her2st PATH --vits PATH
 
 Five splits of her2st (C4 from C2 and C3, C3, C2, B4 from C2 to C4, C2 to C4 from B4); 50 spatially variable and 50
-highly variable genes. Tiles of 112 px at 1.0 um/px; ``views``: the mean of the features over eight turns and flips, of
+highly variable genes. Tiles of 112 px at 1.0 um/px; ``views``: test-time augmentation over eight orientations, of
 training and test tiles alike; ``scales``: features of tiles of 112 px at 2.0 um/px (twice the field) beside. Depth and
 penalty by the held-out error of training sections, one depth for both scales. ViT-S/14,
 bfloat16; no random numbers.

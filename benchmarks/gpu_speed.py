@@ -110,7 +110,7 @@ def measure(
     tokens = int(plain.forward_features(one[:1]).shape[1])
     each, depth = block_flops(plain, tokens), encoder.n_blocks
     last = min(4, depth - 1)
-    recipe = Recipe(batch_size=batch, epochs=1, n_views=1, n_clusters=4, head_epochs=1)
+    recipe = Recipe(batch_size=batch, epochs=1, n_views=1, n_clusters=4, cluster_head_epochs=1)
     teacher = np.random.default_rng(0).normal(size=(n, 64)).astype(np.float32)
     engine = Engine(device, "bf16", progress=False, compile=a.compile)
     facts = PrefixPlan(depth - last, 1, "fp16", batch, device, "bf16", None, False, None, "")
@@ -124,11 +124,11 @@ def measure(
             for _ in range(n // batch):
                 plain.forward_features(one)
 
-    def train(inputs: Any, blocks: Any) -> Callable[[], None]:
+    def train(inputs: Any, blocks: Any) -> Callable[[], Any]:
         config = make_config("bone", 64, target_layers(encoder, (depth,), blocks))
         return lambda: train_student(
             encoder, (depth,), config, inputs, np.arange(n), teacher, recipe=recipe, epochs=1, engine=engine,
-            random_state=0, mine=np.ones(n, dtype=bool),
+            random_state=0, local=np.ones(n, dtype=bool),
         )  # fmt: skip
 
     def train_plain() -> None:
@@ -148,7 +148,7 @@ def measure(
         "embedding, pekasc": (embed, each * depth),
         "training all blocks, plain loop with peft": (train_plain, 2 * each * depth),
         "training all blocks, pekasc": (train(TileInputs(tiles), "all"), 2 * each * depth),
-        f"prefix of {depth - last} blocks, pekasc": (
+        f"cached activations of {depth - last} blocks, pekasc": (
             lambda: prefix.append(make_prefix(encoder, tiles, np.arange(n), facts)), each * (depth - last),
         ),
         f"training the last {last} blocks, pekasc": (lambda: train(prefix[0], last)(), 2 * each * last),

@@ -43,10 +43,11 @@ N_BLOCKS = 12
 N_GENES, SEEN_IN, N_NEIGHBOURS = 50, 0.1, 6
 SETS = {"svg": "50 SVG", "hvg": "50 HVG"}
 METHODS: dict[str, dict[str, Any]] = {
-    "frozen last": {"method": None, "depth": -1},
+    "frozen last": {"method": None, "readout": {"depth": -1}},
     "frozen chosen": {"method": None},
     "adapter": {"method": "bone"},
 }
+COMPUTE = {"device": "cpu", "precision": "fp32"}
 CONTROL_TEST, HEAD_REPEATS, WHOLE_REPEATS = "C4", 100, 5
 BLOCK_UM, N_BOOTSTRAP = 1000.0, 1000
 
@@ -184,8 +185,11 @@ class Store:
 def whole_fit(split: Split, encoder: pk.models.Encoder, seed: int, **how: Any) -> tuple[np.ndarray, dict[str, Any]]:
     """Fit on the training sections; return predictions for the test section, and what was chosen."""
     start = time.perf_counter()
-    adapter = pk.tl.fit_adapter(split.sdata, encoder=encoder, train=[f"{s}_spots" for s in split.train], genes=split.genes, random_state=seed, progress=False, **how, compute={"device": "cpu", "precision": "fp32"})  # fmt: skip
-    pk.tl.predict_expression(split.sdata, adapter, progress=False, compute={"device": "cpu"})
+    adapter = pk.tl.fit_adapter(
+        split.sdata, encoder=encoder, train=[f"{s}_spots" for s in split.train], genes=split.genes, compute=COMPUTE,
+        random_state=seed, progress=False, **how,
+    )  # fmt: skip
+    pk.tl.predict_expression(split.sdata, adapter, compute=COMPUTE, progress=False)
     rows = split.rows(split.test)
     if split.table.obs["peka_train"].to_numpy()[rows].any():
         raise RuntimeError("A test spot was trained on.")
@@ -230,12 +234,7 @@ def frozen_features(split: Split, encoder: pk.models.Encoder, store: Store) -> d
     path = store.folder / f"{split.test}_frozen_features.npy"
     if not path.exists():
         pk.tl.embed_tiles(
-            split.sdata,
-            encoder,
-            key_added="frozen",
-            progress=False,
-            readout={"depth": blocks},
-            compute={"device": "cpu"},
+            split.sdata, encoder, readout={"depth": blocks}, compute=COMPUTE, key_added="frozen", progress=False
         )
         np.save(path, split.table.obsm["frozen"])
     parts = np.split(np.load(path), len(blocks), axis=1)

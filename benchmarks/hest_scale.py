@@ -143,12 +143,16 @@ def run(folder: Path) -> None:
     step(f"pp.tile: {n_tiled} tiles")
     kwargs = {"img_size": TILE_PX, "patch_size": 14, "embed_dim": 48, "depth": 2, "num_heads": 2}
     encoder = pk.models.Encoder("vit_tiny_patch16_224", weights="random", model_kwargs=kwargs, key="random")
-    pk.tl.embed_tiles(sdata, encoder, progress=False, compute={"embed_batch_size": 256, "device": "cpu"})
+    compute = {"embed_batch_size": 256, "device": "cpu"}
+    pk.tl.embed_tiles(sdata, encoder, compute=compute, progress=False)
     step("embed_tiles")
     train = [f"{name}_spots" for name in names[:4]]
-    adapter = pk.tl.fit_adapter(sdata, encoder=encoder, method=None, train=train, progress=False, genes=[f"G{i}" for i in range(50)], readout={"depth": 2}, compute={"device": "cpu"})  # fmt: skip
+    adapter = pk.tl.fit_adapter(
+        sdata, encoder=encoder, method=None, train=train, genes=[f"G{i}" for i in range(50)], readout={"depth": 2},
+        compute={"device": "cpu"}, progress=False,
+    )  # fmt: skip
     step("fit_adapter (4 samples, frozen encoder)")
-    pk.tl.predict_expression(sdata, adapter, table_added="predicted", progress=False, compute={"embed_batch_size": 256, "device": "cpu"})  # fmt: skip
+    pk.tl.predict_expression(sdata, adapter, table_added="predicted", compute=compute, progress=False)
     step("predict_expression (all, 50 genes)")
     assert n_tiled == N_TILES == int(np.isfinite(sdata["predicted"].layers["peka"][:, 0]).sum())
 

@@ -8,9 +8,9 @@ highly variable), teacher, depth, epochs and penalty come from the training sect
 the folder ``--out``; a run that was interrupted goes on from them, and ``--only tables`` prints what is there.
 
 Parts: ``rank`` (all methods at rank 64), ``budget`` (at most as many parameters as Block-Affine at rank 64), ``heads``
-(ridge, ridge per gene), ``reading`` (tiles at two scales, and in eight orientations), ``matching`` (feature
-matching in the loss, five splits), ``audit`` (folds of random spots beside sections and patients), ``shuffled`` (labels
-permuted within sections).
+(ridge, ridge per gene), ``reading`` (tiles at two scales, and test-time augmentation over eight orientations),
+``matching`` (feature matching in the loss, five splits), ``audit`` (folds of random spots beside sections and
+patients), ``shuffled`` (expression permuted within sections).
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ BUDGET: dict[str, Any] = {
     "dora r=47": LoraConfig(r=47, lora_alpha=94, use_dora=True),
     "adalora r=48, alpha x 64": AdaLoraConfig(init_r=72, target_r=48, lora_alpha=96 * 64, total_step=1),
 }
-CONTEXTS = [None, 300.0]
-PRECISION: Any = "bf16"  # twice as fast as float32 on CPUs that have it
+COMPUTE = pk.Compute(device="cpu", precision="bf16")  # twice as fast as float32 on CPUs that have it
 PARTS = ["readouts", "heads", "rank", "budget", "reading", "matching", "audit", "shuffled", "tables"]
 N_SHUFFLED = 20
 MATCHING = (0.0, 4.0)
@@ -58,15 +57,29 @@ def load(path: Path, sections: tuple[str, ...] = ("B4", "C2", "C3", "C4")) -> An
     return sdata
 
 
-def run(sdata: Any, encoder: Any, out: Path, seeds: list[int], methods: Any, **how: Any) -> pd.DataFrame:
-    return pk.tl.cross_validate(sdata, encoders=encoder, methods=methods, seeds=seeds, **{"folds": FOLDS, **how}, readout={"context_um": CONTEXTS}, compute={"cache": out / "store", "device": "cpu", "precision": PRECISION})  # fmt: skip
+def with_context(*readouts: pk.Readout) -> list[pk.Readout]:
+    """Return every readout without and with spatial context."""
+    return [readout.replace(context_um=radius) for readout in readouts for radius in (None, 300)]
+
+
+def run(
+    sdata: Any, encoder: Any, out: Path, seeds: list[int], methods: Any, *, folds: Any = FOLDS,
+    recipe: pk.Recipe | None = None, readouts: tuple[pk.Readout, ...] = (pk.Readout(),),
+) -> pd.DataFrame:  # fmt: skip
+    return pk.tl.cross_validate(
+        sdata, encoders=encoder, methods=methods, folds=folds, seeds=seeds, recipe=recipe,
+        readout=with_context(*readouts), compute=COMPUTE.replace(cache=out / "cache"),
+    )  # fmt: skip
 
 
 def run_audit(her2st: Path, encoder: Any, out: Path) -> pd.DataFrame:
     """Random spots, beside holding out a section of one patient (C2, C3, C4), and a patient (B4, and those)."""
     parts = []
     for groups, sections in (("section", ("C2", "C3", "C4")), ("patient", ("B4", "C2", "C3", "C4"))):
-        audit = pk.tl.leakage_audit(load(her2st, sections), methods=["coordinates", "frozen", "frozen-best", "bone"], encoders=encoder, groups=groups, readout={"context_um": CONTEXTS}, compute={"cache": out / "store", "device": "cpu", "precision": PRECISION})  # fmt: skip
+        audit = pk.tl.leakage_audit(
+            load(her2st, sections), methods=["coordinates", "frozen", "frozen-best", "bone"], encoders=encoder,
+            groups=groups, readout=with_context(pk.Readout()), compute=COMPUTE.replace(cache=out / "cache"),
+        )  # fmt: skip
         parts.append(audit.reset_index().assign(held_out=groups))
     return pd.concat(parts)
 
@@ -86,9 +99,8 @@ def run_shuffled(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
             at = np.flatnonzero(table.obs["section"] == section)
             order[at] = rng.permutation(at)
         table.X = counts[order]
-        how: dict[str, Any] = {"folds": {"C4": FOLDS["C4"]}, "epochs": 1}
         for used, methods in ((encoder, READOUTS), ("tiny", {"frozen-best": "frozen-best", **ADAPTERS})):
-            found = run(sdata, used, out, [0], methods, **how)
+            found = run(sdata, used, out, [0], methods, folds={"C4": FOLDS["C4"]}, recipe=pk.Recipe(epochs=1))
             parts.append(found.assign(repeat=seed))
             parts[-1].to_csv(out / "shuffled_so_far.csv")
     table.X = counts
@@ -96,16 +108,15 @@ def run_shuffled(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
 
 
 def run_heads(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
-    """Read the frozen encoder with every head."""
-    heads: list[Any] = ["ridge", "ridge-per-gene"]
-    parts = [run(sdata, encoder, out, [0], ["frozen", "frozen-best"], head=head, folds=ALL_FOLDS) for head in heads]
-    return pd.concat(parts)
+    """Put every head on the frozen encoder."""
+    readouts = (pk.Readout(), pk.Readout(head="ridge-per-gene"))
+    return run(sdata, encoder, out, [0], ["frozen", "frozen-best"], folds=ALL_FOLDS, readouts=readouts)
 
 
 def run_reading(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
-    """Read frozen encoder and adapter at two scales, and in eight orientations, one after the other."""
-    ways: list[dict[str, Any]] = [{}, {"scales": (1, 2)}, {"scales": (1, 2), "orientations": 8}]
-    return pd.concat([run(sdata, encoder, out, [0], ["frozen-best", "bone"], **way) for way in ways])
+    """Compare readouts of frozen encoder and adapter: one scale, two, and two with test-time augmentation over 8."""
+    readouts = (pk.Readout(), pk.Readout(scales=(1, 2)), pk.Readout(scales=(1, 2), orientations=8))
+    return run(sdata, encoder, out, [0], ["frozen-best", "bone"], readouts=readouts)
 
 
 def run_matching(sdata: Any, encoder: Any, out: Path, seeds: list[int]) -> pd.DataFrame:
@@ -113,8 +124,8 @@ def run_matching(sdata: Any, encoder: Any, out: Path, seeds: list[int]) -> pd.Da
     parts: list[pd.DataFrame] = []
     for seed in seeds:
         for weight in MATCHING:
-            how: dict[str, Any] = {"folds": ALL_FOLDS, "matching_weight": weight}
-            found = run(sdata, encoder, out, [seed], ["frozen-best", "bone"], **how)
+            recipe = pk.Recipe(matching_weight=weight)
+            found = run(sdata, encoder, out, [seed], ["frozen-best", "bone"], folds=ALL_FOLDS, recipe=recipe)
             parts.append(found.assign(matching_weight=weight))
         pd.concat(parts).to_csv(out / "matching_so_far.csv")
     return pd.concat(parts)

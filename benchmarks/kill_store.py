@@ -33,22 +33,22 @@ def embed(store: Path, log: Path) -> None:
     import torch
 
     import pekasc as pk
+    from pekasc.models.features import embed_pieces
     from pekasc.tl import _section_features
 
     torch.set_num_threads(1)
     _section_features._CHUNK = CHUNK
     sdata = pk.datasets.phantom(2, size_um=8000, mpp=2.0, n_genes=8)
     pk.pp.tile(sdata, tile_px=56, mpp=2.0, strict=False)
-    pieces = _section_features.embed_pieces
     with log.open("a", buffering=1) as lines:
 
         def counted(*args: object) -> object:
             lines.write("start\n")
-            for found in pieces(*args):  # type: ignore[arg-type]
+            for found in embed_pieces(*args):  # type: ignore[arg-type]
                 lines.write("chunk\n")
                 yield found
 
-        _section_features.embed_pieces = counted  # type: ignore[assignment]
+        setattr(_section_features, "embed_pieces", counted)  # noqa: B010 (imported there, not its own)
         lines.write("begin\n")
         began = time.perf_counter()
         pk.tl.embed_tiles(sdata, "tiny", store=store, progress=False, compute={"embed_batch_size": 16, "device": "cpu"})
@@ -88,15 +88,13 @@ def full_disk(out: Path) -> str:
             run(room / "s.zarr", log)
             return "a full disk: 600 kB were enough, nothing was shown"
         except RuntimeError as error:
-            said = str(error).strip().splitlines()[-1]
+            message = str(error).strip().splitlines()[-1]
         subprocess.run(["mount", "-o", "remount,size=50m", str(room)], check=True)
         before = log.read_text().count("chunk")
         run(room / "s.zarr", log)
         same = content(room / "s.zarr") == content(out / "whole.zarr")
-        return (
-            f"a full disk: `{said}` after {before} chunks; with room, {log.read_text().count('chunk') - before} more, "
-            f"store as without: {same}"
-        )
+        more = log.read_text().count("chunk") - before
+        return f"a full disk: `{message}` after {before} chunks; with room, {more} more, store as without: {same}"
     finally:
         subprocess.run(["umount", str(room)])
 

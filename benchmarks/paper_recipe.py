@@ -2,8 +2,9 @@
 
     python benchmarks/paper_recipe.py --out results/paper_recipe
 
-Three patients with a section each (2 mm, 400 genes), tiles of 56 px at 2.0 um/px, the encoder that comes with the package
-(`tiny`), float32, seed 0. Each patient is held out in turn; genes, depth, epochs and penalty come from the other two.
+Three patients with a section each (2 mm, 400 genes), tiles of 56 px at 2.0 um/px, the encoder that comes with the
+package (`tiny`), float32, seed 0. Each patient is held out in turn; genes, depth, epochs and penalty come from the
+other two.
 ``recipe="paper"``: rank 256 in all blocks, 100 clusters, 50 epochs, features of the encoder's own output, 256 principal
 components; the penalty of the head is chosen on held-out groups, as for every method here. Finished pieces are kept in
 the folder ``--out``: a run that was interrupted goes on.

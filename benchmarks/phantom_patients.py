@@ -23,7 +23,7 @@ from _machine import machine
 
 N_TRAIN = [2, 4, 8, 16]
 N_TEST = 4
-CONTEXTS = [None, 300.0]
+READOUTS = [pk.Readout(), pk.Readout(context_um=300)]
 METHODS = ["frozen", "frozen-best", "bone", "teacher"]
 
 
@@ -80,7 +80,10 @@ def main() -> None:
     for n in N_TRAIN:
         train = obs["patient"].isin(patients[:n]).to_numpy()
         frames.append(
-            pk.tl.cross_validate(sdata, encoders=encoder, methods=METHODS, folds={str(n): (train, test)}, seeds=arguments.seeds, readout={"context_um": CONTEXTS}, compute={"cache": out / "store", "device": "cpu", "precision": "bf16"})
+            pk.tl.cross_validate(
+                sdata, encoders=encoder, methods=METHODS, folds={str(n): (train, test)}, seeds=arguments.seeds,
+                readout=READOUTS, compute={"cache": out / "cache", "device": "cpu", "precision": "bf16"},
+            )
         )  # fmt: skip
         pd.concat(frames).to_csv(out / "phantom.csv")
     print(table(pd.read_csv(out / "phantom.csv", dtype={"fold": str})))

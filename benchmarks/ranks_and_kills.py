@@ -3,8 +3,9 @@
     python benchmarks/ranks_and_kills.py --her2st PATH --vits PATH [--kills 4]
 
 her2st C2 and C3, ViT-S/14 at 112 px cut after block 6, the last four blocks, six epochs in each of two inner folds and
-the last fit (``preset="paper"``, which chooses no epochs), fp32. One process with two threads; two processes (gloo,
-DDP) with one thread each; one process that is killed (SIGKILL) at random times and called again with the same folder.
+the last fit (``recipe="paper"`` with these numbers, which chooses no epochs), fp32. One process with two threads; two
+processes (gloo, DDP) with one thread each; one process that is killed (SIGKILL) at random times and called again with
+the same folder.
 """
 
 from __future__ import annotations
@@ -38,16 +39,22 @@ def child(a: argparse.Namespace) -> None:
     torch.set_num_threads(a.threads)
     sdata = pk.datasets.her2st(("C2", "C3"), path=a.her2st)
     pk.pp.tile(sdata, tile_px=112, mpp=1.0)
-    adapter = pk.tl.fit_adapter(sdata, encoder=vits(a.vits), progress=False, **json.loads(a.child), recipe=pk.Recipe.preset("paper").replace(blocks=4, rank=64, n_clusters=17, teacher_components=128, epochs=6, n_views=4, learning_rate=3e-4), readout=pk.Readout.preset("paper").replace(depth=6, n_components=128), compute={"device": "cpu"})  # fmt: skip
+    recipe = pk.Recipe.preset("paper").replace(
+        blocks=4, rank=64, n_clusters=17, teacher_components=128, epochs=6, n_views=4, learning_rate=3e-4
+    )
+    adapter = pk.tl.fit_adapter(
+        sdata, encoder=vits(a.vits), recipe=recipe, readout={"depth": 6, "n_components": 128},
+        compute={"device": "cpu", **json.loads(a.child)}, progress=False,
+    )  # fmt: skip
     if os.environ.get("LOCAL_RANK", "0") == "0":
         adapter.save(a.out)
         adapter.history.to_csv(a.out / "history.csv")
 
 
-def start(a: argparse.Namespace, out: Path, options: dict[str, Any], threads: int) -> subprocess.Popen[bytes]:
+def start(a: argparse.Namespace, out: Path, compute: dict[str, Any], threads: int) -> subprocess.Popen[bytes]:
     """Start a process that fits."""
     command = [sys.executable, __file__, "--her2st", str(a.her2st), "--vits", str(a.vits), "--out", str(out)]
-    command += ["--threads", str(threads), "--child", json.dumps(options)]
+    command += ["--threads", str(threads), "--child", json.dumps(compute)]
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
@@ -80,23 +87,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         seconds = {}
-        for label, options, threads in (
+        for label, compute, threads in (
             ("one", {}, 2), ("two", {"trainer": {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}}, 1),
         ):  # fmt: skip
             then = time.perf_counter()
-            finish(start(a, base / label, options, threads))
+            finish(start(a, base / label, compute, threads))
             seconds[label] = time.perf_counter() - then
-        options = {"resume": str(base / "state"), "checkpoint_minutes": 0.02}
+        resumed: dict[str, Any] = {"resume": str(base / "state"), "checkpoint_minutes": 0.02}
         generator, kills, process = random.Random(0), 0, None
         while kills < a.kills:
-            process = start(a, base / "killed", options, 2)
+            process = start(a, base / "killed", resumed, 2)
             time.sleep(generator.uniform(0.35, 0.9) * seconds["one"])
             if process.poll() is not None:
                 break
             os.kill(process.pid, signal.SIGKILL)
             process.communicate()
             kills += 1
-        finish(start(a, base / "killed", options, 2))
+        finish(start(a, base / "killed", resumed, 2))
         one, two, killed = (pd.read_csv(base / label / "history.csv") for label in ("one", "two", "killed"))
         loss = np.nanmax(np.abs(one["loss"] - two["loss"]))
         first, second, third = (weights(base / label) for label in ("one", "two", "killed"))

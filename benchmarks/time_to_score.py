@@ -31,12 +31,13 @@ from pekasc.models.teachers import PcaTeacher
 
 SEEDS = (0, 1, 2)
 MOST_EPOCHS, GIVE_UP = 20, 4  # the loop ends when no epoch was better for so many
+QUICKER = {"blocks": 2, "n_views": 1, "epochs": 1}
 CONFIGS: dict[str, dict[str, Any]] = {
     "default": {},
-    "quick": {"blocks": 2, "n_views": 2, "epochs": 2},
-    "quicker": {"blocks": 2, "n_views": 1, "epochs": 1},
-    "quicker, context": {"blocks": 2, "n_views": 1, "epochs": 1, "context_um": 300},
-    "quickest": {"blocks": 1, "n_views": 1, "epochs": 1},
+    "quick": {"recipe": {"blocks": 2, "n_views": 2, "epochs": 2}},
+    "quicker": {"recipe": QUICKER},
+    "quicker, context": {"recipe": QUICKER, "readout": {"context_um": 300}},
+    "quickest": {"recipe": {"blocks": 1, "n_views": 1, "epochs": 1}},
     "frozen": {"method": None},
 }
 

@@ -1,4 +1,4 @@
-"""Seconds per epoch and per fit: a plain loop, all blocks, and the last four of twelve behind a frozen prefix.
+"""Seconds per epoch and per fit: a plain loop, all blocks, and the last four of twelve on cached activations.
 
     python benchmarks/training_speed.py --her2st PATH --vits PATH --out FOLDER [--rounds 3] [--threads 2]
 
@@ -65,7 +65,7 @@ def data(her2st: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def run(label: str, weights: Path, tiles: np.ndarray, teacher: np.ndarray, epochs: int, folder: Path) -> dict[str, Any]:
-    """Train once; return seconds of the whole, of the prefix, and of every epoch."""
+    """Train once; return seconds of the whole, of caching the activations, and of every epoch."""
     start = time.perf_counter()
     if label == PLAIN:
         loop = PlainLoop(weights, tiles, teacher, 0)
@@ -93,7 +93,7 @@ def run(label: str, weights: Path, tiles: np.ndarray, teacher: np.ndarray, epoch
     everything = np.arange(source.n)
     train_student(
         encoder, (12,), config, inputs, everything, teacher, recipe=recipe, epochs=epochs, engine=engine,
-        random_state=0, mine=np.ones(source.n, dtype=bool),
+        random_state=0, local=np.ones(source.n, dtype=bool),
     )  # fmt: skip
     return {"whole": time.perf_counter() - start, "prefix": prefix, "epochs": clock.seconds}
 
@@ -140,7 +140,7 @@ def main() -> None:
 def table(rows: list[dict[str, Any]], labels: list[str]) -> str:
     """Return medians over rounds; ratios to all blocks are taken within a round."""
     lines = [
-        "| training | s per epoch | prefix, s | fit, s | epoch: times faster than all blocks | fit: times | peak GB |"
+        "| training | s per epoch | caching, s | fit, s | epoch: times faster than all blocks | fit: times | peak GB |"
     ]
     lines.append("|" + " --- |" * 7)
     by = {(r["round"], r["label"]): r for r in rows}

@@ -129,7 +129,7 @@ class Spots:
         tiles, cpu = ArrayTiles(self.tiles.numpy()), torch.device("cpu")
         return embed(self.encoder, tiles, depths, batch_size=64, device=cpu, precision="bf16", index=rows)
 
-    def seen(self, x: np.ndarray, rows: np.ndarray, context: float | None) -> np.ndarray:
+    def with_context(self, x: np.ndarray, rows: np.ndarray, context: float | None) -> np.ndarray:
         return with_context(x, self.coords[rows], self.sections[rows], context)
 
 
@@ -160,8 +160,8 @@ def scores(
     (rows_train, x_train), (rows_test, x_test) = train, test
     out = []
     for context in CONTEXTS:
-        fit = fit_ridge(spots.seen(x_train, rows_train, context), spots.log[np.ix_(rows_train, union)])
-        x, y = spots.seen(x_test, rows_test, context), spots.log[np.ix_(rows_test, union)]
+        fit = fit_ridge(spots.with_context(x_train, rows_train, context), spots.log[np.ix_(rows_train, union)])
+        x, y = spots.with_context(x_test, rows_test, context), spots.log[np.ix_(rows_test, union)]
         best: dict[str, float] = {}
         for alpha in ALPHAS[ALPHAS > 1]:
             r = np.nan_to_num(pearson(fit.head(alpha).predict(x), y))
@@ -172,8 +172,8 @@ def scores(
     return out
 
 
-def lesson(spots: Spots, idea: Idea, rows: np.ndarray, expressed: np.ndarray) -> np.ndarray:
-    """Return what the teacher says of the training spots, of standard deviation 1."""
+def teacher_embedding(spots: Spots, idea: Idea, rows: np.ndarray, expressed: np.ndarray) -> np.ndarray:
+    """Return the teacher's embedding of the training spots, scaled to a standard deviation of 1."""
     x = spots.log[np.ix_(rows, expressed)].astype(np.float64)
     sections = spots.sections[rows]
     if idea.centred:
@@ -207,7 +207,7 @@ def run(spots: Spots, idea: Idea, split: str, epochs: int, seed: int) -> list[di
     if idea.beside:
         depth = (max(1, depth[-1] - idea.beside), *depth)
         frozen = features_at(spots.frozen, depth)
-    t = torch.from_numpy(lesson(spots, idea, rows, expressed))
+    t = torch.from_numpy(teacher_embedding(spots, idea, rows, expressed))
     k = n_clusters_for(len(rows), None) * (idea.clusters or 1)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -239,19 +239,19 @@ def run(spots: Spots, idea: Idea, split: str, epochs: int, seed: int) -> list[di
                 with torch.autocast("cpu", torch.bfloat16):
                     features = spots.encoder(spots.encoder.normalise(tiles), list(depth))
                 features = torch.cat(features, dim=1).float()
-                said = student(features)
-                kd, sa = losses(head, t[batch], said, labels[batch], recipe.temperature)
+                projected = student(features)
+                kd, sa = losses(head, t[batch], projected, labels[batch], recipe.temperature)
                 loss = idea.kd * kd + idea.sa * sa
                 if idea.relational:
-                    similar = [functional.normalize(v - v.mean(dim=0)) for v in (said, t[batch])]
+                    similar = [functional.normalize(v - v.mean(dim=0)) for v in (projected, t[batch])]
                     loss = loss + idea.relational * functional.mse_loss(
                         similar[0] @ similar[0].T, similar[1] @ similar[1].T
                     )
                 if idea.matching:
-                    loss = loss + idea.matching * functional.mse_loss(said, t[batch]) * t.shape[1] / 8
+                    loss = loss + idea.matching * functional.mse_loss(projected, t[batch]) * t.shape[1] / 8
                 if idea.genes:
-                    told = linear((features - mean) / deviation)
-                    loss = loss + idea.genes * functional.mse_loss(told, target[batch])
+                    predicted = linear((features - mean) / deviation)
+                    loss = loss + idea.genes * functional.mse_loss(predicted, target[batch])
                 optimiser.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(everything, recipe.gradient_clip)
