@@ -17,7 +17,8 @@ from spatialdata import SpatialData
 import pekasc as pk
 from pekasc._keys import read_uns
 
-QUICK: dict[str, Any] = {"device": "cpu", "progress": False}
+CPU: dict[str, Any] = {"device": "cpu"}
+QUICK: dict[str, Any] = {"compute": CPU, "progress": False}
 
 
 def test_slots(tiled: SpatialData, adapter: pk.Adapter) -> None:
@@ -45,11 +46,9 @@ def test_slots(tiled: SpatialData, adapter: pk.Adapter) -> None:
 def test_predictions_are_the_adapters_on_the_same_tiles(predicted: SpatialData, adapter: pk.Adapter) -> None:
     table = predicted["table"]
     tiles = pk.get.tiles(predicted).to_numpy()
-    np.testing.assert_array_equal(table.obsm["X_peka"], adapter.embed(tiles, mpp=2.0, compute={"device": "cpu"}))
+    np.testing.assert_array_equal(table.obsm["X_peka"], adapter.embed(tiles, mpp=2.0, compute=CPU))
     columns = table.var_names.get_indexer(adapter.genes)
-    np.testing.assert_array_equal(
-        table.layers["peka"][:, columns], adapter.predict(tiles, mpp=2.0, compute={"device": "cpu"})
-    )
+    np.testing.assert_array_equal(table.layers["peka"][:, columns], adapter.predict(tiles, mpp=2.0, compute=CPU))
 
 
 def test_it_learned_something(predicted: SpatialData) -> None:
@@ -184,14 +183,20 @@ def test_downstream_on_predictions(predicted: SpatialData, adapter: pk.Adapter) 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"max_memory": 1000}, ValueError, r"more than `max_memory`.*table_added="),
+        ({"compute": {"max_memory": 1000}}, ValueError, r"more than `Compute\.max_memory`.*table_added="),
         ({"key_added": "a b"}, ValueError, "cannot be stored"),
         ({"table_added": "a/b"}, ValueError, "`table_added=.*cannot be stored"),
         ({"table_added": "P1S1_he"}, ValueError, "there already"),
         ({"genes": ["NOPE"]}, KeyError, "does not predict 1 of the 1 genes"),
         ({"table_name": "cells"}, KeyError, "Table 'cells' not found"),
-        ({"image_mpp": 0.5}, ValueError, "has tiles 'tiles' already"),
-        ({"precision": "fp16"}, ValueError, "needs a GPU"),
+        ({"compute": {**CPU, "precision": "fp16"}}, ValueError, "needs a GPU"),
+        ({"compute": {"device": "cuda:99"}}, ValueError, "`device='cuda:99'` cannot be used"),
+        (
+            {"compute": {"batch_size": 8}},
+            ValueError,
+            "no field 'batch_size'. Did you mean 'embed_batch_size'",
+        ),
+        ({"compute": 3}, TypeError, "`compute` must be None, a pekasc.Compute, the name of a preset or a mapping"),
     ],
 )
 def test_refused(
@@ -199,7 +204,7 @@ def test_refused(
 ) -> None:
     before = repr(tiled), repr(tiled["table"])
     with pytest.raises(error, match=message):
-        pk.tl.predict_expression(tiled, adapter, **QUICK, **options)
+        pk.tl.predict_expression(tiled, adapter, **{**QUICK, **options})
     assert (repr(tiled), repr(tiled["table"])) == before
 
 
