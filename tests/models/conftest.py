@@ -1,4 +1,4 @@
-"""One adapter, fitted on arrays, for all tests of what an adapter can do, and adapters put together by hand."""
+"""Two small sections, one adapter fitted on them for all tests of what it can do, and adapters put together by hand."""
 
 from __future__ import annotations
 
@@ -10,19 +10,36 @@ import pandas as pd
 import pytest
 import torch
 from peft import PeftConfig
+from spatialdata import SpatialData
 
 import pekasc as pk
-from pekasc.models.encoders._network import EncoderNetwork
+from pekasc.models.encoders import EncoderNetwork
 from pekasc.models.heads._registry import Head
 from pekasc.models.heads._ridge import fit_ridge
 from pekasc.tiling import TileSpec
 
 
 @pytest.fixture(scope="session")
-def adapter() -> pk.Adapter:
-    """Return a small trained adapter on two blocks of `tiny`."""
-    sdata = pk.datasets.phantom(n_patients=2, size_um=700, mpp=1.0, n_genes=20)
+def _sections() -> SpatialData:
+    sdata = pk.datasets.phantom(n_patients=2, size_um=700, mpp=1.0, n_genes=20, n_spots=24)
     pk.pp.tile(sdata, tile_px=56, mpp=2.0)
+    return sdata
+
+
+@pytest.fixture
+def sections(_sections: SpatialData) -> SpatialData:
+    """Return two patients with a section each, tiled, 48 spots in all; images and shapes are shared."""
+    return SpatialData(
+        images=dict(_sections.images), shapes=dict(_sections.shapes), tables={"table": _sections["table"].copy()}
+    )
+
+
+@pytest.fixture(scope="session")
+def adapter(_sections: SpatialData) -> pk.Adapter:
+    """Return a small trained adapter on two blocks of `tiny`."""
+    sdata = SpatialData(
+        images=dict(_sections.images), shapes=dict(_sections.shapes), tables={"table": _sections["table"].copy()}
+    )
     # the published schedule always trains, so that the adapter is not left at zero
     recipe = pk.Recipe.preset("paper").replace(
         rank=16, n_clusters=4, teacher_components=10, epochs=1, learning_rate=3e-3

@@ -18,7 +18,11 @@ from peft import PeftModel
 
 import pekasc as pk
 from pekasc.models.adapter import _folder as _store
-from pekasc.models.encoders._network import EncoderNetwork
+from pekasc.models.encoders import EncoderNetwork
+from pekasc.models.heads import with_context
+from pekasc.models.heads._ridge import fit_ridge
+
+CPU = {"device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +55,12 @@ def test_a_new_process_predicts_the_same_bits(adapter: pk.Adapter, folder: Path,
     code = (
         "import sys, numpy as np; from pekasc.models import Adapter; "
         "a = Adapter.load(sys.argv[1] + '/mine'); t = np.load(sys.argv[1] + '/tiles.npy'); "
-        "np.save(sys.argv[1] + '/out.npy', a.predict(t, mpp=2.0, device='cpu'))"
+        "np.save(sys.argv[1] + '/out.npy', a.predict(t, mpp=2.0, compute={'device': 'cpu'}))"
     )
     # torch splits sums by threads: the same number of them, wherever this test runs
     threads = f"import torch; torch.set_num_threads({torch.get_num_threads()}); "
     subprocess.run([sys.executable, "-W", "ignore", "-c", threads + code, str(folder.parent)], check=True)
-    np.testing.assert_array_equal(
-        np.load(folder.parent / "out.npy"), adapter.predict(tiles, mpp=2.0, compute={"device": "cpu"})
-    )
+    np.testing.assert_array_equal(np.load(folder.parent / "out.npy"), adapter.predict(tiles, mpp=2.0, compute=CPU))
 
 
 def test_all_fields_survive_the_disk(adapter: pk.Adapter, folder: Path) -> None:
@@ -247,3 +249,37 @@ def test_a_record_that_was_edited_is_a_damaged_one(copy: Path) -> None:
     main.write_text(main.read_text().replace('"mpp": 2.0', '"mpp": 1.0'))
     with pytest.raises(ValueError, match=r"damaged: pekasc\.json was changed after it was saved"):
         pk.Adapter.load(copy)
+
+
+def test_a_head_with_context_needs_positions(adapter: pk.Adapter, tiles: np.ndarray, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    features = adapter.embed(tiles, mpp=2.0, compute=CPU)
+    width, n_genes = 2 * features.shape[1], len(adapter.genes)
+    head = fit_ridge(rng.normal(size=(20, width)), rng.normal(size=(20, n_genes)), 5).head(1.0)
+    with_neighbours = replace(adapter, head=head, context_um=150.0)
+    coords_um, section = rng.uniform(0, 400, (9, 2)), np.array(["a"] * 5 + ["b"] * 4)
+    with_neighbours.save(tmp_path / "mine")
+    for made in (with_neighbours, pk.Adapter.load(tmp_path / "mine")):
+        got = made.predict(tiles, mpp=2.0, coords_um=coords_um, section=section, compute=CPU)
+        by_hand = head.predict(with_context(features, coords_um, section, 150.0))
+        np.testing.assert_array_equal(got, by_hand)
+        # without sections they are all of one, and there are more neighbours
+        one = made.predict(tiles, mpp=2.0, coords_um=coords_um, compute=CPU)
+        np.testing.assert_array_equal(one, head.predict(with_context(features, coords_um, np.zeros(9), 150.0)))
+        assert np.abs(one - got).max() > 1e-3
+    with pytest.raises(ValueError, match=r"reads the neighbours within 150 um.*give `coords_um=` \(n, 2\) in um"):
+        with_neighbours.predict(tiles, mpp=2.0)
+    for wrong in ({"coords_um": coords_um[:5]}, {"coords_um": coords_um, "section": section[:5]}):
+        with pytest.raises(ValueError, match=r"`coords_um` must have shape \(9, 2\) and `section` \(9,\) for 9 tiles"):
+            with_neighbours.predict(tiles, mpp=2.0, **wrong)
+
+
+def test_fields_that_do_nothing_with_arrays_are_refused(adapter: pk.Adapter, tiles: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"'resume' does nothing in this call: it trains nothing"):
+        adapter.predict(tiles, mpp=2.0, compute={"resume": "folder"})
+    with pytest.raises(ValueError, match=r"'max_memory' does nothing in this call: the tiles are in memory"):
+        adapter.embed(tiles, mpp=2.0, compute={"max_memory": 10})
+    # an instance may serve several calls
+    whole = adapter.predict(tiles, mpp=2.0, compute=CPU)
+    several = pk.Compute(device="cpu", max_memory=10, accumulate=2)
+    np.testing.assert_array_equal(adapter.predict(tiles, mpp=2.0, compute=several), whole)

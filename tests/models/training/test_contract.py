@@ -28,8 +28,8 @@ from peft import (
 )
 
 import pekasc as pk
-from pekasc.models.encoders import _network as _encoders
-from pekasc.models.encoders._network import EncoderNetwork
+from pekasc.models.encoders import EncoderNetwork
+from pekasc.models.runtime import weights_digest
 from pekasc.models.training._methods import (
     METHODS,
     Method,
@@ -111,7 +111,7 @@ def frozen(encoder: EncoderNetwork) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def untouched() -> str:
-    return _encoders.digest(EncoderNetwork(ROW, TILE_PX).model)  # positions are those of the tile size
+    return weights_digest(EncoderNetwork(ROW, TILE_PX).model)  # positions are those of the tile size
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -154,7 +154,7 @@ def taught(name: str, encoder: EncoderNetwork) -> Taught:
         changed = {key for key, parameter in own.items() if not torch.equal(parameter, before[key])}
         still = {key for key, p in trained.items() if torch.equal(p, first[key])}
     return Taught(
-        start, end, config, state, changed, still, disabled, merged, features(encoder), _encoders.digest(encoder.model)
+        start, end, config, state, changed, still, disabled, merged, features(encoder), weights_digest(encoder.model)
     )
 
 
@@ -290,7 +290,7 @@ def test_what_is_no_method() -> None:
 def test_a_rank_that_does_not_divide_the_layer(encoder: EncoderNetwork, untouched: str) -> None:
     with pytest.raises(ValueError, match=r'`method="bat"` needs a rank that divides both sides .*192 and 576.* got 10'):
         attach(encoder, make_config("bat", 10, ["blocks.0.attn.qkv"]), 0)
-    assert _encoders.digest(encoder.model) == untouched
+    assert weights_digest(encoder.model) == untouched
 
 
 def test_too_few_steps_for_a_plan_of_ranks(encoder: EncoderNetwork) -> None:
