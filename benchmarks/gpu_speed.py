@@ -25,7 +25,7 @@ import pekasc as pk
 from _machine import machine
 from pekasc._options import Recipe
 from pekasc.models.encoders import EncoderNetwork
-from pekasc.models.features import BatchEncoder, PrefixPlan, TileInputs, make_prefix
+from pekasc.models.features import BatchEncoder, CachePlan, TileInputs, cache_activations
 from pekasc.models.runtime import peak_memory
 from pekasc.models.training import Engine, make_config, target_layers, train_student
 from pekasc.tiling import ArrayTiles, batches
@@ -113,7 +113,7 @@ def measure(
     recipe = Recipe(batch_size=batch, epochs=1, n_views=1, n_clusters=4, cluster_head_epochs=1)
     teacher = np.random.default_rng(0).normal(size=(n, 64)).astype(np.float32)
     engine = Engine(device, "bf16", progress=False, compile=a.compile)
-    facts = PrefixPlan(depth - last, 1, "fp16", batch, device, "bf16", None, False, None, "")
+    facts = CachePlan(depth - last, 1, "fp16", batch, device, "bf16", None, False, None, "")
 
     def embed() -> None:
         for _ in run.over(batches(tiles, batch)):
@@ -142,16 +142,16 @@ def measure(
             loss.backward()
             optimiser.step()
 
-    prefix: list[Any] = []
+    cache: list[Any] = []
     works: dict[str, tuple[Callable[[], Any], float]] = {
         "embedding, timm's plain loop": (embed_plain, each * depth),
         "embedding, pekasc": (embed, each * depth),
         "training all blocks, plain loop with peft": (train_plain, 2 * each * depth),
         "training all blocks, pekasc": (train(TileInputs(tiles), "all"), 2 * each * depth),
         f"cached activations of {depth - last} blocks, pekasc": (
-            lambda: prefix.append(make_prefix(encoder, tiles, np.arange(n), facts)), each * (depth - last),
+            lambda: cache.append(cache_activations(encoder, tiles, np.arange(n), facts)), each * (depth - last),
         ),
-        f"training the last {last} blocks, pekasc": (lambda: train(prefix[0], last)(), 2 * each * last),
+        f"training the last {last} blocks, pekasc": (lambda: train(cache[0], last)(), 2 * each * last),
     }  # fmt: skip
     seconds: dict[str, list[float]] = {work: [] for work in works}
     memory = dict.fromkeys(works, 0)

@@ -29,7 +29,7 @@ from _plain_loop import PlainLoop, teacher_of
 from pekasc._expression import dense, log1p_cp10k
 from pekasc._options import Recipe
 from pekasc.models.encoders import EncoderNetwork
-from pekasc.models.features import EmbedJob, PrefixPlan, TileInputs, make_prefix
+from pekasc.models.features import EmbedJob, CachePlan, TileInputs, cache_activations
 from pekasc.models.runtime import peak_memory
 from pekasc.models.training import Engine, make_config, target_layers, train_student
 from pekasc.tiling import ArrayTiles
@@ -86,8 +86,8 @@ def run(label: str, weights: Path, tiles: np.ndarray, teacher: np.ndarray, epoch
     else:
         blocks, then = 4, time.perf_counter()
         facts = EmbedJob(encoder.encoder, encoder.digest, 112, (8,), 1, 64, "cpu", "fp32").digest(encoder)
-        plan = PrefixPlan(8, n_views, "fp16", 64, CPU, "fp32", 1 if on_disk else None, False, folder / "p.zarr", facts)
-        inputs = make_prefix(encoder, source, np.arange(source.n), plan)
+        plan = CachePlan(8, n_views, "fp16", 64, CPU, "fp32", 1 if on_disk else None, False, folder / "p.zarr", facts)
+        inputs = cache_activations(encoder, source, np.arange(source.n), plan)
         prefix = time.perf_counter() - then
     config = make_config("bone", recipe.rank, target_layers(encoder, (12,), blocks))
     everything = np.arange(source.n)
