@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
@@ -192,13 +193,14 @@ def comparison(frame: pd.DataFrame, *, rival: str = "frozen-best", n_bootstrap: 
     frame
         What `cross_validate` returned, several of them joined included.
     rival
-        Method to compare with, of the same encoder, context and genes.
+        Method to compare with, of the same encoder, readout and genes.
     n_bootstrap
         Draws of groups for the interval.
 
     Returns
     -------
-    Indexed by encoder, ``context_um``, genes and method: ``n_folds``; ``pearson``, the mean over folds; ``difference``
+    Indexed by encoder, ``context_um``, genes and method, with the level ``readout`` after ``context_um`` where readouts
+    were compared that differ in more than it: ``n_folds``; ``pearson``, the mean over folds; ``difference``
     to the rival; ``n_better``, folds in which it is above 0; ``difference_low`` and ``difference_high``, a 95 %
     bootstrap interval over folds, each a held-out group or several: NaN where there are fewer than five, or where a
     fold has spots of one group on both sides; then each fold's ``pearson`` and ``difference``
@@ -207,7 +209,7 @@ def comparison(frame: pd.DataFrame, *, rival: str = "frozen-best", n_bootstrap: 
     Raises
     ------
     ValueError
-        If `frame` is no comparison, holds rows twice (of two heads, teachers or scales), or the rival is not in it.
+        If `frame` is no comparison, holds rows twice (of two teachers, or two calls), or the rival is not in it.
 
     Examples
     --------
@@ -219,7 +221,7 @@ def comparison(frame: pd.DataFrame, *, rival: str = "frozen-best", n_bootstrap: 
     0.0
     """
     by = ["encoder", "context_um", "genes", "method"]
-    missing = [c for c in (*by, "fold", "section", "seed", "whole_groups", "pearson") if c not in frame]
+    missing = [c for c in (*by, "readout", "fold", "section", "seed", "whole_groups", "pearson") if c not in frame]
     if missing or "gene" in frame:
         raise ValueError(
             f"`frame` is no comparison of methods: columns {missing or 'of single genes'}. Give what "
@@ -227,6 +229,8 @@ def comparison(frame: pd.DataFrame, *, rival: str = "frozen-best", n_bootstrap: 
         )
     if rival not in set(frame["method"]):
         raise ValueError(f"`rival={rival!r}` is not among the methods compared: {sorted(set(frame['method']))}.")
+    if len({_without_context(readout) for readout in frame["readout"].unique()}) > 1:
+        by.insert(2, "readout")
     twice = frame.duplicated([*by, "fold", "section", "seed"])
     if twice.any():
         found = {column: sorted(set(frame[column])) for column in _SETTINGS if column in frame}
@@ -263,3 +267,8 @@ def comparison(frame: pd.DataFrame, *, rival: str = "frozen-best", n_bootstrap: 
     for fold in scores:
         out[f"{fold} pearson"], out[f"{fold} difference"] = scores[fold], difference[fold]
     return out
+
+
+def _without_context(readout: str) -> str:
+    """Return a readout, as a frame has it, without its context, which has a column of its own."""
+    return re.sub(r"(, )?context_um=[^,)]+", "", readout).replace("(, ", "(")

@@ -1,11 +1,12 @@
-"""tl.cross_validate and tl.leakage_audit: nothing leaks, nothing is computed twice, nothing is dropped in silence."""
+"""tl.cross_validate: nothing leaks, nothing is computed twice, nothing is dropped in silence."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,34 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import get_transformation
 
 import pekasc as pk
-from pekasc.models.comparing import _comparison
-from pekasc.models.comparing import _fold as _compare
+from pekasc.models.comparing import _comparison, _rivals
+from pekasc.models.comparing._fold import Prediction
+from pekasc.models.comparing._rivals import RIVALS
 from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.encoders._registry import resolve_encoder
 from pekasc.models.teachers._pca import PcaTeacher
 from pekasc.models.teachers._registry import TEACHERS, Source
 from pekasc.models.training._methods import known_methods
+from pekasc.tl._options import resolve_comparison
 
-QUICK: dict[str, Any] = {"genes": "svg", "n_genes": 8, "device": "cpu", "progress": False}
-SMALL: dict[str, Any] = {**QUICK, "epochs": 1, "rank": 8, "blocks": 1, "n_depths": 1}
+FIRST, SECOND = "P1S1_spots", "P2S1_spots"
+HOLD_OUT_SECOND = {"P2": ([FIRST], [SECOND])}
+# one epoch on tiles as they are: enough for what is not about how good an adapter gets
+SMALL = pk.Recipe(epochs=1, rank=8, blocks=1, n_views=1, cluster_head_epochs=2)
+CPU = pk.Compute(device="cpu")
+WIDE = pk.Readout(scales=(1, 0.5), orientations=2)
+
+
+def compare(
+    sdata: SpatialData,
+    methods: Sequence[Any] | Mapping[str, Any],
+    *,
+    compute: Mapping[str, Any] | None = None,
+    **how: Any,
+) -> pd.DataFrame:
+    """Return a comparison of a few genes on the CPU."""
+    how = {"genes": "svg", "n_genes": 8, "progress": False, **how}
+    return pk.tl.cross_validate(sdata, methods=methods, compute={"device": "cpu", **(compute or {})}, **how)
 
 
 def by_method(frame: pd.DataFrame, section: str = "pooled") -> pd.Series:
@@ -45,29 +64,73 @@ def same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
     return one.drop(columns="seconds").equals(other.drop(columns="seconds"))
 
 
+def counts_of(sdata: SpatialData) -> np.ndarray:
+    return sdata["table"].X.toarray()
+
+
+def in_section(sdata: SpatialData, section: str) -> np.ndarray:
+    return (sdata["table"].obs["region"] == section).to_numpy()
+
+
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that grows by every method that is computed."""
+    """Return a list that grows by every fit of a fold: the name of the rival, or "adapted"."""
     done: list[str] = []
-    for name in ("control", "read_out", "adapted"):
-        original: Callable[..., Any] = getattr(_compare, name)
 
-        def spy(*args: Any, original: Any = original, name: str = name, **kwargs: Any) -> Any:
+    def spied(original: Callable[..., list[Prediction]], name: str) -> Callable[..., list[Prediction]]:
+        def spy(*args: Any) -> list[Prediction]:
             done.append(name)
-            return original(*args, **kwargs)
+            return original(*args)
 
-        monkeypatch.setattr(f"pekasc.tl._comparison.{name}", spy)
+        return spy
+
+    for name, row in RIVALS.items():
+        if row.trains is None:
+            monkeypatch.setitem(RIVALS._rows, name, replace(row, predict=spied(row.predict, name)))
+    monkeypatch.setattr(_rivals, "predict_adapted", spied(_rivals.predict_adapted, "adapted"))
     return done
 
 
-def test_one_row_per_fold_section_method_context_and_set(tiled: SpatialData) -> None:
-    frame = pk.tl.cross_validate(tiled, methods=["mean", "frozen", "frozen-best"], genes=["svg", "hvg"], n_genes=8, progress=False, readout=[pk.Readout(), pk.Readout(context_um=200.0)], compute={"device": "cpu"})  # fmt: skip
-    assert not frame.duplicated(["fold", "section", "method", "context_um", "seed", "genes"]).any()
+@pytest.fixture
+def networks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows by every encoder that is built."""
+    built: list[str] = []
+    original = EncoderNetwork.__init__
+
+    def spy(self: EncoderNetwork, encoder: pk.models.Encoder, *args: Any, **kwargs: Any) -> None:
+        built.append(encoder.short)
+        original(self, encoder, *args, **kwargs)
+
+    monkeypatch.setattr(EncoderNetwork, "__init__", spy)
+    return built
+
+
+@pytest.fixture(scope="module")
+def frame(_tiled: SpatialData) -> pd.DataFrame:
+    """Return a comparison of what trains nothing, without and with context."""
+    # numba's OpenMP layer, under scanpy and squidpy, sets the number of threads of the whole process
+    assert torch.get_num_threads() == 1
+    readout = [pk.Readout(), pk.Readout(context_um=200.0)]
+    made = compare(_tiled, ["mean", "frozen", "frozen-best"], genes=["svg", "hvg"], readout=readout)
+    assert torch.get_num_threads() == 1
+    return made
+
+
+@pytest.fixture(scope="module")
+def plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return its rows without context, of one gene set."""
+    return frame[(frame["context_um"] == 0) & (frame["genes"] == "svg")].reset_index(drop=True)
+
+
+def test_one_row_per_fold_section_method_readout_and_set(frame: pd.DataFrame) -> None:
+    assert not frame.duplicated(["fold", "section", "method", "readout", "seed", "genes"]).any()
     assert len(frame) == 2 * 2 * 3 * 2 * 2
     assert set(frame["fold"]) == {"P1", "P2"}
-    assert set(frame.loc[frame["fold"] == "P1", "section"]) == {"pooled", "P1S1_spots"}
+    assert set(frame.loc[frame["fold"] == "P1", "section"]) == {"pooled", FIRST}
     assert (frame.loc[frame["genes"] == "svg", "n_genes"] == 8).all()
     assert set(frame["context_um"]) == {0.0, 200.0}
+    assert set(frame["readout"]) == {"Readout()", "Readout(context_um=200.0)"}
+    assert (frame["head"] == "ridge").all() and (frame["scales"] == "1").all() and (frame["orientations"] == 1).all()
     assert (frame.loc[frame["method"] == "mean", "pearson"] == 0).all()
     best = frame["method"] == "frozen-best"
     assert frame.loc[best, "difference"].isna().all() and frame.loc[~best, "difference"].notna().all()
@@ -75,219 +138,279 @@ def test_one_row_per_fold_section_method_context_and_set(tiled: SpatialData) -> 
     assert frame["pearson_low"].isna().all()
 
 
-@pytest.mark.parametrize("reading", [{}, {"scales": (1, 0.5), "orientations": 2}], ids=["plain", "scales"])
-def test_frozen_equals_fit_adapter_and_evaluate(tiled: SpatialData, reading: dict[str, Any]) -> None:
-    how: dict[str, Any] = {"genes": list(tiled["table"].var_names[:6]), "device": "cpu", "progress": False, **reading}
-    frame = pk.tl.cross_validate(tiled, methods=["frozen-best"], **how, readout={"n_depths": 1})
-    adapter = pk.tl.fit_adapter(tiled, method=None, train=["P1S1_spots"], **how)
-    pk.tl.predict_expression(tiled, adapter, progress=False, compute={"device": "cpu"})
-    want = pk.tl.evaluate(tiled)["pearson"].mean()
-    got = frame.loc[(frame["fold"] == "P2") & (frame["section"] == "P2S1_spots"), "pearson"].item()
-    assert got == pytest.approx(want, abs=1e-4)
+GENES_OF_A_FIT = 6
+RECIPE_OF_A_FIT = pk.Recipe(epochs=2, rank=8, n_views=2, learning_rate=1e-3, cluster_head_epochs=5)
+READOUTS_OF_A_FIT = {"plain": pk.Readout(n_depths=1), "scales": WIDE.replace(n_depths=1)}
 
 
-@pytest.mark.parametrize("reading", [{}, {"scales": (1, 0.5), "orientations": 2}], ids=["plain", "scales"])
-def test_an_adapter_equals_fit_adapter_and_evaluate(tiled: SpatialData, reading: dict[str, Any]) -> None:
-    genes = list(tiled["table"].var_names[:6])
-    how: dict[str, Any] = {"epochs": 2, "rank": 8, "device": "cpu", "progress": False, "genes": genes, **reading}
-    frame = pk.tl.cross_validate(tiled, methods=["bone"], seeds=[4], **how)
-    adapter = pk.tl.fit_adapter(tiled, train=["P1S1_spots"], random_state=4, **how)
-    pk.tl.predict_expression(tiled, adapter, progress=False, compute={"device": "cpu"})
-    row = frame[(frame["fold"] == "P2") & (frame["section"] == "P2S1_spots")].iloc[0]
-    assert row["pearson"] == pytest.approx(pk.tl.evaluate(tiled)["pearson"].mean(), abs=1e-4)
-    assert row["epochs"] == adapter.info["epochs"] and row["depth"] == adapter.info["depth"]
+@pytest.fixture(scope="module")
+def beside_fits(_tiled: SpatialData) -> pd.DataFrame:
+    """Return a comparison of what `fit_adapter` can do as well."""
+    return compare(
+        _tiled, ["frozen-best", "bone"], genes=list(_tiled["table"].var_names[:GENES_OF_A_FIT]), seeds=[4],
+        folds=HOLD_OUT_SECOND, recipe=RECIPE_OF_A_FIT, readout=list(READOUTS_OF_A_FIT.values()),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("reading", READOUTS_OF_A_FIT)
+@pytest.mark.parametrize(("name", "method"), [("frozen-best", None), ("bone", "bone")])
+def test_a_fold_equals_fit_adapter_and_evaluate(
+    tiled: SpatialData, beside_fits: pd.DataFrame, name: str, method: str | None, reading: str
+) -> None:
+    readout = READOUTS_OF_A_FIT[reading]
+    adapter = pk.tl.fit_adapter(
+        tiled, method=method, train=[FIRST], genes=list(tiled["table"].var_names[:GENES_OF_A_FIT]), random_state=4,
+        recipe=RECIPE_OF_A_FIT, readout=readout, compute=CPU, progress=False,
+    )  # fmt: skip
+    pk.tl.predict_expression(tiled, adapter, progress=False, compute=CPU)
+    found = beside_fits[beside_fits["section"] == SECOND].set_index(["method", "readout"]).loc[(name, repr(readout))]
+    assert found["pearson"] == pytest.approx(pk.tl.evaluate(tiled)["pearson"].mean(), abs=1e-4)
+    assert found["depth"] == adapter.info["depth"] and found["alpha"] == pytest.approx(adapter.info["alpha"])
+    if method is not None:
+        assert found["epochs"] == adapter.info["epochs"] and found["n_parameters"] == adapter.info["n_parameters"]
 
 
 def test_test_spots_teach_nothing(tiled: SpatialData) -> None:
     """Whatever the test spots express, what is predicted for them stays the same."""
     methods = ["mean", "coordinates", "frozen", "frozen-best", "bone", "frozen+peka"]
-    folds = {"P2": (["P1S1_spots"], ["P2S1_spots"])}
-    how: dict[str, Any] = {**SMALL, "genes": ["svg", "hvg"], "methods": methods, "folds": folds}
-    before = _predictions(tiled, **how)
+    how: dict[str, Any] = {"genes": ["svg", "hvg"], "recipe": SMALL, "folds": HOLD_OUT_SECOND}
+    before = _predictions(tiled, methods, **how)
     table = tiled["table"]
-    test = np.flatnonzero(table.obs["region"] == "P2S1_spots")
-    counts = table.X.toarray()
+    test = np.flatnonzero(in_section(tiled, SECOND))
+    counts = counts_of(tiled)
     counts[test] = np.random.default_rng(0).permutation(counts[test].ravel()).reshape(counts[test].shape)
     table.X = csr_matrix(counts)
-    after = _predictions(tiled, **how)
-    assert before.keys() == after.keys() and len(before) == len(methods)
+    after = _predictions(tiled, methods, **how)
+    assert before.keys() == after.keys() == set(methods)
     for name, value in before.items():
         np.testing.assert_array_equal(value, after[name], err_msg=name)
     # and a training spot does teach
-    first = np.flatnonzero(table.obs["region"] == "P1S1_spots")[0]
+    first = np.flatnonzero(in_section(tiled, FIRST))[0]
     counts[first] = counts[first][::-1]
     table.X = csr_matrix(counts)
-    assert not np.array_equal(_predictions(tiled, **how)["frozen"], before["frozen"])
+    assert not np.array_equal(_predictions(tiled, ["frozen"], **how)["frozen"], before["frozen"])
 
 
-def _predictions(sdata: SpatialData, **how: Any) -> dict[str, np.ndarray]:
-    import tempfile
+def _predictions(sdata: SpatialData, methods: Sequence[str], **how: Any) -> dict[str, np.ndarray]:
+    with TemporaryDirectory() as folder:
+        compare(sdata, methods, compute={"cache": folder}, **how)
+        return {
+            path.parent.name.removeprefix("P2-tiny-").rsplit("-", 1)[0]: np.load(path)
+            for path in Path(folder).glob("P2-*/predicted.npy")
+        }
 
-    with tempfile.TemporaryDirectory() as folder:
-        pk.tl.cross_validate(sdata, **how, compute={"cache": folder})
-        out = {}
-        for path in Path(folder).glob("P2-*.npz"):
-            with np.load(path) as stored:
-                out[path.stem.removeprefix("P2-tiny-").rsplit("-", 1)[0]] = stored["predicted"]
-        return out
+
+def test_an_encoder_is_built_once_and_every_training_runs_once(
+    tiled: SpatialData, networks: list[str], counted: list[str]
+) -> None:
+    """Four methods on three folds, read without and with context."""
+    half = in_section(tiled, SECOND) & (np.arange(tiled["table"].n_obs) % 2 == 0)
+    folds = {"P1": ([SECOND], [FIRST]), "P2": ([FIRST], [SECOND]), "half": ([FIRST], half)}
+    readout = [pk.Readout(), pk.Readout(context_um=200.0)]
+    methods = ["mean", "frozen-best", "bone", "frozen+peka"]
+    both = compare(tiled, methods, folds=folds, recipe=SMALL, readout=readout)
+    assert networks == ["tiny"]
+    assert sorted(set(counted)) == ["adapted", "frozen-best", "mean"]
+    assert counted.count("adapted") == 3  # one a fold: PEKA's features are read alone and beside the frozen ones
+    assert list(both["method"].unique()) == methods
+    one = compare(tiled, ["bone"], folds=HOLD_OUT_SECOND, recipe=SMALL, readout={"context_um": 200.0})
+    alone = both[(both["context_um"] == 200.0) & (both["method"] == "bone") & (both["fold"] == "P2")]
+    columns = ["fold", "section", "readout", "pearson", "rmse", "depth", "epochs", "alpha", "n_parameters"]
+    pd.testing.assert_frame_equal(alone[columns].reset_index(drop=True), one[columns], check_dtype=False)
+
+
+def test_the_published_recipe_and_features(tiled: SpatialData, networks: list[str], counted: list[str]) -> None:
+    """With readouts that differ in their scales: each has its own training, and its own rival."""
+    recipe = pk.Recipe.preset("paper").replace(
+        n_clusters=4, teacher_components=10, epochs=1, rank=16, cluster_head_epochs=2
+    )
+    own = pk.Readout.preset("paper").replace(n_components=10)
+    found = compare(
+        tiled,
+        ["frozen-best", "bone"],
+        folds=HOLD_OUT_SECOND,
+        recipe=recipe,
+        readout=[own, own.replace(scales=(1, 0.5))],
+    )
+    assert networks == ["tiny"] and counted.count("adapted") == 2
+    bone = found[found["method"] == "bone"]
+    assert (bone["depth"] == "own").all() and (bone["epochs"] == 1).all()
+    assert list(bone["scales"].unique()) == ["1", "1+0.5"]
+    table = pk.get.comparison(found)
+    assert table.index.names == ["encoder", "context_um", "readout", "genes", "method"]
+    scores = found[found["section"] == SECOND].set_index(["readout", "method"])["pearson"]
+    for readout in found["readout"].unique():
+        row = table.loc[("tiny", 0.0, readout, "svg", "bone")]
+        assert row["pearson"] == pytest.approx(scores[readout, "bone"])
+        assert row["difference"] == pytest.approx(scores[readout, "bone"] - scores[readout, "frozen-best"])
+    assert scores.nunique() == 4
 
 
 def test_goes_on_where_it_was_interrupted(tiled: SpatialData, tmp_path: Path, counted: list[str]) -> None:
-    whole = pk.tl.cross_validate(tiled, methods=["mean", "frozen", "bone"], **SMALL)
+    how: dict[str, Any] = {"recipe": SMALL}
+    whole = compare(tiled, ["mean", "frozen", "bone"], **how)
     assert counted.count("adapted") == 2
     counted.clear()
-    pk.tl.cross_validate(tiled, methods=["mean", "bone"], **SMALL, compute={"cache": tmp_path})
-    assert sorted(set(counted)) == ["adapted", "control"]
-    # half of it is lost, and a file is left half written
-    lost = sorted(tmp_path.glob("P2-*bone*.npz"))
+    compare(tiled, ["mean", "bone"], compute={"cache": tmp_path}, **how)
+    assert sorted(set(counted)) == ["adapted", "mean"]
+    # half of it is lost, and a piece is left half written
+    lost = sorted(tmp_path.glob("P2-*bone*"))
     assert len(lost) == 1
     lost[0].rename(tmp_path / f".{lost[0].name}.1.part")
     counted.clear()
-    resumed = pk.tl.cross_validate(tiled, methods=["mean", "frozen", "bone"], **SMALL, compute={"cache": tmp_path})
-    assert counted.count("adapted") == 1 and counted.count("control") == 0
+    resumed = compare(tiled, ["mean", "frozen", "bone"], compute={"cache": tmp_path}, **how)
+    assert counted.count("adapted") == 1 and counted.count("mean") == 0
     assert same(whole, resumed)
     # other settings are other results
     counted.clear()
-    pk.tl.cross_validate(tiled, methods=["mean", "bone"], **{**SMALL, "rank": 4}, compute={"cache": tmp_path})
+    compare(tiled, ["mean", "bone"], recipe=SMALL.replace(rank=4), compute={"cache": tmp_path})
     assert counted.count("adapted") == 2
-    assert counted.count("control") == 0  # which have no rank
+    assert counted.count("mean") == 0  # which has no rank
 
 
 def test_frozen_features_are_kept_in_files_that_are_read_as_needed(
     tiled: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    how: dict[str, Any] = {"methods": ["frozen-best"], **QUICK}
-    plain = pk.tl.cross_validate(tiled, **how)
-    # more than may be held in memory, without a store and with one
-    assert same(pk.tl.cross_validate(tiled, **how, compute={"max_memory": 1}), plain)
-    assert same(pk.tl.cross_validate(tiled, **how, compute={"cache": tmp_path, "max_memory": 1}), plain)
+    how: dict[str, Any] = {"methods": ["frozen-best"]}
+    plain = compare(tiled, **how)
+    # more than may be held in memory, without a cache and with one
+    assert same(compare(tiled, **how, compute={"max_memory": 1}), plain)
+    assert same(compare(tiled, **how, compute={"cache": tmp_path, "max_memory": 1}), plain)
     (kept,) = tmp_path.glob("frozen-tiny-*")
     assert not list(tmp_path.glob(".*"))  # nothing half done
     assert len(list(kept.glob("*.npy"))) > 1  # one of every depth
-    for path in tmp_path.glob("P*.npz"):
+    for path in tmp_path.glob("P*/*"):
         path.unlink()
+    for folder in tmp_path.glob("P*"):
+        folder.rmdir()
     with monkeypatch.context() as patch:
-        patch.setattr("pekasc.tl._comparison.embed", None)  # computed once
-        assert same(pk.tl.cross_validate(tiled, **how, compute={"cache": tmp_path}), plain)
+        patch.setattr(_comparison, "embed", None)  # computed once
+        assert same(compare(tiled, **how, compute={"cache": tmp_path}), plain)
     damaged = sorted(kept.glob("*.npy"))[0]
     damaged.write_bytes(damaged.read_bytes()[:1000])
     for harm in (lambda: None, damaged.unlink, lambda: (kept / "about.json").unlink()):
         harm()
         with pytest.raises(ValueError, match=f"The stored result {kept.name} cannot be read .* delete it to compute"):
-            pk.tl.cross_validate(tiled, **{**how, "n_genes": 7}, compute={"cache": tmp_path})
+            compare(tiled, **how, n_genes=7, compute={"cache": tmp_path})
 
 
 def test_features_of_all_depths_are_not_in_memory_at_once(
     tiled: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    original = _comparison.read_out
+    row = RIVALS["frozen-best"]
 
-    def spy(fold: Any, reader: Any, features: Any, *rest: Any) -> Any:
-        seen.extend(features.values())
-        return original(fold, reader, features, *rest)
+    def spy(fold: Any, encoded: Any, *rest: Any) -> list[Prediction]:
+        seen.extend(encoded.frozen.values())
+        return row.predict(fold, encoded, *rest)
 
-    monkeypatch.setattr(_comparison, "read_out", spy)
-    for how in ({"max_memory": 1}, {"store": tmp_path}):
+    monkeypatch.setitem(RIVALS._rows, "frozen-best", replace(row, predict=spy))
+    for how in ({"max_memory": 1}, {"cache": tmp_path}):
         seen.clear()
-        pk.tl.cross_validate(tiled, methods=["frozen-best"], **{**QUICK, **how})
+        compare(tiled, ["frozen-best"], compute=how)
         assert seen and all(isinstance(x, np.memmap) for x in seen)
 
 
-def test_every_reading_has_its_own_place_in_a_store(tiled: SpatialData, tmp_path: Path, counted: list[str]) -> None:
-    how: dict[str, Any] = {"methods": ["mean", "frozen"], **QUICK}
-    for reading in ({}, {"scales": (1, 0.5)}, {"orientations": 2}):
+def test_every_readout_has_its_own_place_in_a_cache(tiled: SpatialData, tmp_path: Path, counted: list[str]) -> None:
+    readouts = [pk.Readout(), pk.Readout(scales=(1, 0.5)), pk.Readout(orientations=2)]
+    frames = []
+    for i, readout in enumerate(readouts):
         counted.clear()
-        stored = pk.tl.cross_validate(tiled, **how, **reading, compute={"cache": tmp_path})
+        frames.append(compare(tiled, ["mean", "frozen"], readout=readout, compute={"cache": tmp_path}))
         # what reads no image is computed once
-        assert counted.count("control") == (2 if not reading else 0) and counted.count("read_out") == 2
-        assert same(stored, pk.tl.cross_validate(tiled, **how, **reading))
-    assert (stored["orientations"] == 2).all() and (stored["scales"] == "1").all()
-    other = pk.tl.cross_validate(tiled, **how, readout={"scales": (1, 0.5)}, compute={"cache": tmp_path})
-    with pytest.raises(ValueError, match=r"rows of one method, fold and seed twice .*'scales': \['1', '1\+0.5'\]"):
-        pk.get.comparison(pd.concat([stored, other]), rival="mean")
+        assert counted.count("mean") == (2 if i == 0 else 0) and counted.count("frozen") == 2
+    together = compare(tiled, ["mean", "frozen"], readout=readouts)
+    joined = pd.concat(frames)
+    order = ["readout", "fold", "section", "method"]
+    assert same(*(x.sort_values(order).reset_index(drop=True) for x in (joined, together)))
+    assert (frames[2]["orientations"] == 2).all() and (frames[2]["scales"] == "1").all()
+    assert (frames[1]["scales"] == "1+0.5").all()
+    table = pk.get.comparison(joined, rival="mean")
+    pd.testing.assert_frame_equal(table, pk.get.comparison(together, rival="mean").loc[table.index])
+    rows = table.xs("frozen", level="method")
+    assert list(rows.index.get_level_values("readout")) == [repr(readout) for readout in readouts]
+    np.testing.assert_allclose(rows["difference"], rows["pearson"])  # the mean of the same readout scores 0
 
 
 def test_too_few_spots_beside_the_widest_tiles_are_found_before_embedding(
     tiled: SpatialData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pekasc.tl._comparison.embed", None)
+    monkeypatch.setattr(_comparison, "embed", None)
     with pytest.raises(ValueError, match="Too few training spots .* Within 316.8 um"):
-        pk.tl.cross_validate(tiled, methods=["frozen"], **QUICK, readout={"scales": (1, 2)})
+        compare(tiled, ["frozen"], readout={"scales": (1, 2)})
 
 
-def test_differences_per_gene_add_up_to_that_of_the_mean(tiled: SpatialData) -> None:
-    how: dict[str, Any] = {"methods": ["mean", "frozen", "frozen-best"], **QUICK}
-    genes, mean = pk.tl.cross_validate(tiled, per_gene=True, **how), pk.tl.cross_validate(tiled, **how)
-    keys = ["fold", "section", "method"]
-    expected = mean.set_index(keys)["difference"].dropna().sort_index()
+def test_differences_per_gene_add_up_to_that_of_the_mean(tiled: SpatialData, frame: pd.DataFrame) -> None:
+    genes = compare(tiled, ["mean", "frozen", "frozen-best"], genes=["svg", "hvg"], per_gene=True)
+    keys = ["fold", "section", "method", "genes"]
+    expected = frame[frame["context_um"] == 0].set_index(keys)["difference"].dropna().sort_index()
     found = genes.groupby(keys)["difference"].mean().dropna().sort_index()
-    assert len(expected) == 2 * 2 * 2
+    assert len(expected) == 2 * 2 * 2 * 2
     pd.testing.assert_series_equal(found, expected)
     assert genes.loc[genes["method"] == "frozen-best", "difference"].isna().all()
 
 
-def test_torch_keeps_its_number_of_threads(tiled: SpatialData) -> None:
-    # numba's OpenMP layer, under scanpy and squidpy, sets that of the whole process
-    assert torch.get_num_threads() == 1
-    pk.tl.cross_validate(
-        tiled, methods=["frozen"], genes=["svg", "hvg"], n_genes=8, progress=False, compute={"device": "cpu"}
-    )
-    assert torch.get_num_threads() == 1
-
-
-def test_other_counts_are_not_taken_from_the_store(tiled: SpatialData, tmp_path: Path) -> None:
-    first = pk.tl.cross_validate(tiled, methods=["frozen"], **QUICK, compute={"cache": tmp_path})
-    tiled["table"].X = csr_matrix(np.random.default_rng(0).permutation(tiled["table"].X.toarray()))
-    second = pk.tl.cross_validate(tiled, methods=["frozen"], **QUICK, compute={"cache": tmp_path})
+def test_other_counts_are_not_taken_from_the_cache(tiled: SpatialData, tmp_path: Path) -> None:
+    first = compare(tiled, ["frozen"], compute={"cache": tmp_path})
+    tiled["table"].X = csr_matrix(np.random.default_rng(0).permutation(counts_of(tiled)))
+    second = compare(tiled, ["frozen"], compute={"cache": tmp_path})
     assert not np.allclose(by_method(first), by_method(second))
 
 
 def test_a_damaged_result_is_named(tiled: SpatialData, tmp_path: Path) -> None:
-    pk.tl.cross_validate(tiled, methods=["mean"], **QUICK, compute={"cache": tmp_path})
-    path = next(tmp_path.glob("P1-*mean*.npz"))
+    compare(tiled, ["mean"], compute={"cache": tmp_path})
+    path = next(tmp_path.glob("P1-*mean*/predicted.npy"))
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(ValueError, match=rf"{path.name} cannot be read .* delete it to compute it again"):
-        pk.tl.cross_validate(tiled, methods=["mean"], **QUICK, compute={"cache": tmp_path})
+    with pytest.raises(ValueError, match=rf"{path.parent.name} cannot be read .* delete it to compute it again"):
+        compare(tiled, ["mean"], compute={"cache": tmp_path})
 
 
-def test_contexts_share_one_training(tiled: SpatialData, counted: list[str]) -> None:
-    both = pk.tl.cross_validate(tiled, methods=["bone"], **SMALL, readout=[pk.Readout(), pk.Readout(context_um=200.0)])
-    assert counted.count("adapted") == 2  # one a fold
-    one = pk.tl.cross_validate(tiled, methods=["bone"], **SMALL, readout={"context_um": 200.0})
-    assert same(both[both["context_um"] == 200.0].reset_index(drop=True), one)
+@pytest.fixture(scope="module")
+def four_tiles(_tiled: SpatialData) -> tuple[np.ndarray, np.ndarray]:
+    """Return a few tiles and their frozen features."""
+    tiles = pk.get.tiles(_tiled)[:4].to_numpy()
+    frozen = pk.tl.fit_adapter(
+        _tiled, method=None, train=[FIRST], progress=False, readout={"depth": 2}, compute={"device": "cpu"}
+    )
+    return tiles, frozen.embed(tiles, mpp=2.0, compute=CPU)
 
 
 @pytest.mark.parametrize(
     "method", [*known_methods(), LoraConfig(r=4)], ids=lambda m: m if isinstance(m, str) else "own"
 )
-def test_every_method_trains_and_comes_back(tiled: SpatialData, tmp_path: Path, method: Any) -> None:
-    adapter = pk.tl.fit_adapter(tiled, method=method, train=["P1S1_spots"], progress=False, recipe=pk.Recipe.preset("paper").replace(rank=8, n_clusters=4, teacher_components=10, epochs=2, blocks=1, learning_rate=3e-3), readout=pk.Readout.preset("paper").replace(n_components=10, depth=2), compute={"device": "cpu"})  # fmt: skip
+def test_every_method_trains_and_comes_back(
+    tiled: SpatialData, tmp_path: Path, four_tiles: tuple[np.ndarray, np.ndarray], method: Any
+) -> None:
+    recipe = pk.Recipe.preset("paper").replace(
+        rank=8, n_clusters=4, teacher_components=10, epochs=2, blocks=1, learning_rate=3e-3, cluster_head_epochs=2
+    )
+    readout = pk.Readout.preset("paper").replace(n_components=10, depth=2)
+    adapter = pk.tl.fit_adapter(
+        tiled, method=method, train=[FIRST], progress=False, recipe=recipe, readout=readout, compute=CPU
+    )
     assert adapter.info["n_parameters"] > 0
-    tiles = pk.get.tiles(tiled)[:4].to_numpy()
-    features = adapter.embed(tiles, mpp=2.0, compute={"device": "cpu"})
-    plain = pk.tl.fit_adapter(tiled, method=None, train=["P1S1_spots"], progress=False, readout={"depth": 2}, compute={"device": "cpu"}).embed(tiles, mpp=2.0, compute={"device": "cpu"})  # fmt: skip
-    assert np.abs(features - plain).max() > 1e-5
+    tiles, frozen = four_tiles
+    features = adapter.embed(tiles, mpp=2.0, compute=CPU)
+    assert np.abs(features - frozen).max() > 1e-5
     adapter.save(tmp_path / "adapter")
-    again = pk.Adapter.load(tmp_path / "adapter").embed(tiles, mpp=2.0, compute={"device": "cpu"})
+    again = pk.Adapter.load(tmp_path / "adapter").embed(tiles, mpp=2.0, compute=CPU)
     np.testing.assert_array_equal(features, again)
     merged = adapter.merge()
     assert not [name for name, _ in merged.named_modules() if "lora" in name or "miss" in name or "hra" in name]
 
 
 def test_teacher_is_an_upper_bound_and_neighbours_smooth(tiled: SpatialData) -> None:
-    scores = by_method(pk.tl.cross_validate(tiled, methods=["mean", "neighbours", "teacher", "frozen"], **QUICK))
+    scores = by_method(compare(tiled, ["mean", "neighbours", "teacher", "frozen"]))
     assert scores["teacher"] > scores["frozen"] > scores["mean"] == 0
     assert scores["neighbours"] > 0.1
 
 
 def test_neighbours_mean(tiled: SpatialData) -> None:
-    folds = {"P2": (["P1S1_spots"], ["P2S1_spots"])}
     genes = list(tiled["table"].var_names[:3])
-    predicted = _predictions(tiled, methods=["neighbours"], folds=folds, genes=genes, device="cpu", progress=False)
+    predicted = _predictions(tiled, ["neighbours"], folds=HOLD_OUT_SECOND, genes=genes)
     part = pk.get.tiles(tiled)["tile"].to_numpy()
     table = tiled["table"][part]
-    table = table[(table.obs["region"] == "P2S1_spots").to_numpy()]
+    table = table[(table.obs["region"] == SECOND).to_numpy()]
     counts = table.X.toarray()
     log = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))[:, :3]
     xy = table.obsm["spatial"]
@@ -298,25 +421,24 @@ def test_neighbours_mean(tiled: SpatialData) -> None:
 
 def test_constant_genes_are_named(tiled: SpatialData) -> None:
     table = tiled["table"]
-    counts = table.X.toarray()
-    counts[np.flatnonzero(table.obs["region"] == "P2S1_spots"), 1] = 0
+    counts = counts_of(tiled)
+    counts[in_section(tiled, SECOND), 1] = 0
     table.X = csr_matrix(counts)
     genes = list(table.var_names[:4])
-    folds = {"P2": (["P1S1_spots"], ["P2S1_spots"])}
-    how: dict[str, Any] = {"methods": ["mean", "frozen"], "genes": genes, "folds": folds, **{"progress": False}}
+    how: dict[str, Any] = {"methods": ["mean", "frozen"], "genes": genes, "folds": HOLD_OUT_SECOND}
     with pytest.warns(UserWarning, match=rf"Fold 'P2': 1 genes are constant .*\['{genes[1]}'\]"):
-        frame = pk.tl.cross_validate(tiled, **how)
+        frame = compare(tiled, **how)
     assert (frame["n_undefined"] == 1).all() and frame["pearson"].notna().all()
     with pytest.warns(UserWarning, match="constant"):
-        single = pk.tl.cross_validate(tiled, per_gene=True, **how)
+        single = compare(tiled, per_gene=True, **how)
     nan = single.loc[single["pearson"].isna(), "gene"].unique()
     assert list(nan) == [genes[1]]
     assert len(single) == 2 * 2 * 4
 
 
-def test_shuffled_labels_score_nothing(tiled: SpatialData) -> None:
+def test_shuffled_labels_score_nothing(tiled: SpatialData, tmp_path: Path) -> None:
     table = tiled["table"]
-    counts = table.X.toarray()
+    counts = counts_of(tiled)
     rng = np.random.default_rng(0)
     regions = table.obs["region"].to_numpy()
     means = []
@@ -326,48 +448,89 @@ def test_shuffled_labels_score_nothing(tiled: SpatialData) -> None:
             at = np.flatnonzero(regions == region)
             order[at] = rng.permutation(at)
         table.X = csr_matrix(counts[order])
-        means.append(by_method(pk.tl.cross_validate(tiled, methods=["frozen", "frozen-best"], **QUICK)))
+        # the tiles stay the same: they are embedded once
+        means.append(by_method(compare(tiled, ["frozen", "frozen-best"], compute={"cache": tmp_path})))
     frame = pd.DataFrame(means)
     assert (frame.mean().abs() < 3 * frame.std() / len(frame) ** 0.5 + 0.02).all()
 
 
 def test_hest_protocol(tiled: SpatialData) -> None:
-    frame = pk.tl.cross_validate(tiled, methods=["mean", "frozen", "teacher", "bone"], protocol="hest", n_genes=8, progress=False, recipe={"epochs": 1, "rank": 8, "blocks": 1, "n_clusters": 3}, compute={"device": "cpu"})  # fmt: skip
-    assert set(frame["genes"]) == {"hest"}
+    recipe = SMALL.replace(n_clusters=3)
+    with pytest.warns(UserWarning, match="HEST-Bench has tiles of 224 px"):
+        frame = pk.tl.cross_validate(
+            tiled, methods=["mean", "frozen", "teacher", "bone"], protocol="hest", n_genes=8, progress=False,
+            recipe=recipe, compute=CPU,
+        )  # fmt: skip
+    assert set(frame["genes"]) == {"hest"} and set(frame["readout"]) == {"Readout(depth='own')"}
     assert by_method(frame)["teacher"] > by_method(frame)["frozen"]
-    with pytest.raises(
-        ValueError, match='`protocol="hest"` chooses nothing inside the fold, so it has no .frozen-best'
-    ):
-        pk.tl.cross_validate(tiled, methods=["frozen-best"], protocol="hest")
-    with pytest.raises(ValueError, match="has genes and a regression of its own"):
-        pk.tl.cross_validate(tiled, methods=["frozen"], protocol="hest", readout={"head": "ridge-per-gene"})
     pooled = frame[(frame["section"] == "pooled") & (frame["method"] == "frozen")]
     table = pk.get.comparison(frame, rival="frozen")
     assert table.loc[("tiny", 0.0, "hest", "frozen"), "pearson"] == pytest.approx(pooled["pearson"].mean())
 
 
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"methods": ["frozen-best"]}, '`protocol="hest"` chooses nothing inside the fold, so it has no .frozen-best'),
+        (
+            {"readout": {"head": "ridge-per-gene"}},
+            "`readout`: 'head' does nothing in this call: HEST-Bench has a regression of its own. Leave it out",
+        ),
+        ({"readout": {"n_depths": 1}}, "'n_depths' does nothing in this call: HEST-Bench has a regression of its own"),
+        ({"readout": {"scales": (1, 2)}}, "'scales' does nothing in this call: HEST-Bench embeds every tile once"),
+        (
+            {"readout": pk.Readout(orientations=2)},
+            r"has features and a regression of its own: leave .'orientations'",
+        ),
+        ({"genes": "svg"}, '`protocol="hest"` has genes of its own: leave `genes=` out'),
+    ],
+)
+def test_what_hest_decides_by_itself(tiled: SpatialData, how: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pk.tl.cross_validate(tiled, **{"methods": ["frozen"], "protocol": "hest", "progress": False, **how})
+
+
+def test_hest_takes_the_published_recipe() -> None:
+    """Which brings no readout there: HEST-Bench has its own."""
+    call = resolve_comparison(["bone"], "tiny", "pca", "hest", [0], "paper", None, CPU)
+    assert call.recipe == pk.Recipe.preset("paper") and call.readouts == [pk.Readout(depth="own")]
+
+
 def test_folds_by_column_and_by_section(tiled: SpatialData) -> None:
     pk.pp.split(tiled, groups="patient")
-    by_column = pk.tl.cross_validate(tiled, methods=["frozen"], folds="fold", **QUICK)
-    by_patient = pk.tl.cross_validate(tiled, methods=["frozen"], groups="patient", **QUICK)
+    by_column = compare(tiled, ["frozen"], folds="fold")
+    by_patient = compare(tiled, ["frozen"], groups="patient")
     assert set(by_column["fold"]) == {"0", "1"}
     np.testing.assert_array_equal(by_column["pearson"], by_patient["pearson"])
     tiled["table"].obs["patient"] = "one"
     with pytest.warns(UserWarning, match="say little about another patient"):
-        pk.tl.cross_validate(tiled, methods=["mean"], **QUICK)
+        compare(tiled, ["mean"])
+
+
+BEST = {"methods": ["frozen-best"]}
 
 
 @pytest.mark.parametrize(
     ("how", "error", "message"),
     [
-        ({"methods": ["bones"]}, ValueError, "'bones' is not known. Choose from .*'frozen-best'"),
+        ({"methods": ["bones"]}, ValueError, "'bones'` is not known. Close names: bone. Choose one of .*'frozen-best'"),
         ({"methods": []}, ValueError, "`methods=` is empty"),
-        ({"methods": [None]}, ValueError, "None is the frozen encoder of `fit_adapter`; say"),
-        ({"methods": ["adalora"], "epochs": 1, "blocks": 1}, ValueError, "AdaLoRA plans its ranks .* too few"),
-        ({"n_genes": 0}, ValueError, "`n_genes=0`.* must be positive"),
+        ({"methods": [None]}, ValueError, "None is the frozen encoder of `fit_adapter`; write"),
+        (
+            {"methods": ["adalora"], "recipe": {"epochs": 1, "blocks": 1, "n_views": 1}},
+            ValueError,
+            "AdaLoRA plans its ranks .* too few",
+        ),
+        ({"n_genes": 0}, ValueError, "`n_genes=0` must be a whole number, at least 1"),
+        ({"n_genes": 5.5}, TypeError, "`n_genes=5.5` must be a whole number"),
+        ({"n_bootstrap": 0}, ValueError, "`n_bootstrap=0` must be a whole number, at least 1"),
         ({"genes": None}, ValueError, "`genes=None`: name sets"),
-        ({"seeds": [0.5]}, TypeError, "`seeds` must be a whole number, got 0.5"),
-        ({"n_depths": 0}, ValueError, "`n_depths=0` must be positive"),
+        ({"seeds": [0.5]}, TypeError, "`seeds=0.5` must be a whole number"),
+        (
+            {**BEST, "readout": {"n_depths": 0}},
+            ValueError,
+            "`readout`: `n_depths=0` must be a whole number, at least 1",
+        ),
         ({"block_um": 0}, ValueError, "`block_um=0` must be positive"),
         ({"encoders": []}, ValueError, "`encoders=` is empty"),
         ({"folds": {}}, ValueError, "`folds=` is empty"),
@@ -377,18 +540,51 @@ def test_folds_by_column_and_by_section(tiled: SpatialData) -> None:
         ({"genes": ["svgs"]}, KeyError, "1 of 1 genes are not in the table: .*'svg'"),
         ({"genes": {"mine": []}}, ValueError, "the set 'mine' is empty"),
         ({"folds": "folds"}, KeyError, "`folds='folds'` not found in `obs`"),
-        ({"folds": {"a": ["P1S1_spots"]}}, TypeError, r"`folds\['a'\]` must be a pair \(train, test\)"),
+        ({"folds": {"a": [FIRST]}}, TypeError, r"`folds\['a'\]` must be a pair \(train, test\)"),
         ({"folds": {"a": (["P1S1"], ["P1S1"])}}, ValueError, "spots are in training and in test"),
         ({"groups": "one"}, ValueError, r"single group in obs\['one'\], 'x': nothing is left to train on"),
         ({"groups": "few"}, ValueError, "Fold 'few' has [0-9]+ training and 4 test spots .* at least 10"),
-        ({"context_um": -1}, ValueError, "positive radius in um"),
-        ({"scales": (2, 1)}, ValueError, r"`scales=\(2, 1\)` must be multiples .* 1 \(the tile itself\) before"),
-        ({"scales": (1, -2)}, ValueError, r"`scales=\(1, -2\)` must be multiples"),
-        ({"scales": (1, 2, 2)}, ValueError, "each once"),
-        ({"orientations": 3}, ValueError, r"`orientations=3` must be one of \[1, 2, 4, 8\]"),
-        ({"protocol": "hest", "scales": (1, 2)}, ValueError, "reads a tile once and as it is"),
+        ({"readout": {"context_um": -1}}, ValueError, "`context_um=-1` must be positive and finite .a radius in um"),
+        (
+            {**BEST, "readout": {"scales": (2, 1)}},
+            ValueError,
+            r"`scales=\(2, 1\)` must be multiples .* 1 \(the tile itself\) be",
+        ),
+        ({**BEST, "readout": {"scales": (1, -2)}}, ValueError, r"`scales=\(1, -2\)` must be multiples"),
+        ({**BEST, "readout": {"scales": (1, 2, 2)}}, ValueError, "each once"),
+        ({**BEST, "readout": {"orientations": 3}}, ValueError, r"`orientations=3` must be one of \[1, 2, 4, 8\]"),
+        ({"readout": {"head": "rigde"}}, ValueError, "'rigde'` is not known. Close names: ridge"),
+        (
+            {"readout": {"orientations": 2}},
+            ValueError,
+            "'orientations' does nothing in this call: no method reads",
+        ),
+        (
+            {"methods": ["frozen"], "readout": {"n_depths": 2}},
+            ValueError,
+            "'n_depths' does nothing in this call: only \"frozen-best\" concatenates several depths",
+        ),
+        ({"readout": []}, ValueError, r"`readout=\[\]` must hold each readout once"),
+        ({"readout": [None, "default"]}, ValueError, "must hold each readout once"),
+        ({"recipe": {"rank": 8}}, ValueError, "`recipe`: 'rank' does nothing in this call: "),
+        (
+            {"methods": [LoraConfig(r=2)], "recipe": {"rank": 8}},
+            ValueError,
+            "'rank' does nothing in this call: a peft.PeftConfig has its own",
+        ),
+        (
+            {"methods": ["bone"], "compute": {"trainer": {"devices": 2}}},
+            ValueError,
+            "'trainer' does nothing in this call: a comparison",
+        ),
+        (
+            {"methods": ["bone"], "compute": {"resume": "x"}},
+            ValueError,
+            "'resume' does nothing in this call: .* in `cache`",
+        ),
+        ({"compute": {"accumulate": 2}}, ValueError, "'accumulate' does nothing in this call: it trains nothing"),
         ({"seeds": []}, ValueError, "must hold each seed once"),
-        ({"teacher": "nobody"}, KeyError, "neither one of .* nor a key of `obsm`"),
+        ({"teacher": "nobody", "methods": ["teacher"]}, KeyError, "neither one of .* nor a key of `obsm`"),
         ({"encoders": ["tiny", "tiny"]}, ValueError, "names one twice"),
     ],
 )
@@ -398,110 +594,80 @@ def test_bad_input(tiled: SpatialData, how: dict[str, Any], error: type[Exceptio
     obs["few"] = np.where(np.arange(len(obs)) < 4, "few", "many")
     before = obs.copy()
     with pytest.raises(error, match=message):
-        pk.tl.cross_validate(tiled, **{"methods": ["mean"], "device": "cpu", "progress": False, **how})
+        pk.tl.cross_validate(tiled, **{"methods": ["mean"], "compute": CPU, "progress": False, **how})
     pd.testing.assert_frame_equal(obs, before)
 
 
-def test_a_teacher_that_no_method_asks_is_not_read(tiled: SpatialData) -> None:
+def test_a_teacher_that_no_method_asks_is_not_read(tiled: SpatialData, frame: pd.DataFrame) -> None:
     tiled["table"].obsm["X_mine"] = np.full((tiled["table"].n_obs, 3), np.nan)
-    frame = pk.tl.cross_validate(tiled, methods=["frozen"], teacher="mine", **QUICK)
-    assert same(frame, pk.tl.cross_validate(tiled, methods=["frozen"], **QUICK))
+    found = compare(tiled, ["mean", "frozen", "frozen-best"], genes=["svg", "hvg"], teacher="mine")
+    assert same(found, frame[frame["context_um"] == 0].reset_index(drop=True))
 
 
 def test_a_teacher_with_nan_is_refused(tiled: SpatialData) -> None:
     tiled["table"].obsm["X_mine"] = np.full((tiled["table"].n_obs, 3), np.nan)
     with pytest.raises(ValueError, match="NaN or infinite values"):
-        pk.tl.cross_validate(tiled, methods=["bone"], teacher="mine", **SMALL)
-
-
-def test_audit_finds_the_leak_of_neighbouring_spots(tiled: SpatialData) -> None:
-    """Expression that is smooth noise, which no image shows: only folds of random spots predict it."""
-    table = tiled["table"]
-    rng = np.random.default_rng(0)
-    xy = table.obsm["spatial"] / np.ptp(table.obsm["spatial"], axis=0)
-    rates = np.empty(table.shape)
-    for region in table.obs["region"].unique():
-        at = np.flatnonzero(table.obs["region"] == region)
-        waves = np.sin(4 * xy[at] @ rng.normal(size=(2, table.n_vars)) + rng.uniform(0, 6, table.n_vars))
-        rates[at] = np.exp(1.5 * waves + 2)
-    table.X = csr_matrix(rng.poisson(rates).astype(np.float32))
-    audit = pk.tl.leakage_audit(tiled, methods=["coordinates"], **QUICK)
-    row = audit.loc[("tiny", 0.0, "svg", "coordinates")]
-    assert row["random_spots"] > row["grouped"] + 0.3
-    assert row["inflation"] == pytest.approx(row["random_spots"] - row["grouped"])
-    with pytest.raises(TypeError, match="`folds=` cannot be given"):
-        pk.tl.leakage_audit(tiled, folds="fold")
+        compare(tiled, ["bone"], teacher="mine", recipe=SMALL)
 
 
 def test_groups_that_leak_are_said_whoever_names_them(tiled: SpatialData) -> None:
     table = tiled["table"]
     table.obs["any"] = [f"g{i % 2}" for i in range(table.n_obs)]
     with pytest.warns(UserWarning, match="spots of one section in training and in test"):
-        frame = pk.tl.cross_validate(tiled, methods=["mean"], groups="any", **QUICK)
+        frame = compare(tiled, ["mean"], groups="any")
     assert not frame["whole_groups"].any()
     # two sections of one patient
     table.obs["patient"] = "P1"
     with pytest.warns(UserWarning, match="spots of one patient in training and in test"):
-        frame = pk.tl.cross_validate(tiled, methods=["mean"], groups="region", **QUICK)
+        frame = compare(tiled, ["mean"], groups="region")
     assert not frame["whole_groups"].any()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Folds .* have spots")
         warnings.filterwarnings("ignore", message="There are not two patients")
-        pk.tl.cross_validate(tiled, methods=["mean"], **QUICK)
+        compare(tiled, ["mean"])
         table.obs["patient"] = table.obs["region"]
-        frame = pk.tl.cross_validate(tiled, methods=["mean"], **QUICK)
+        frame = compare(tiled, ["mean"])
     assert frame["whole_groups"].all()
 
 
 def test_a_teacher_that_saw_the_test_spots_is_refused(tiled: SpatialData) -> None:
     pk.tl.embed_expression(tiled, "pca", n_components=5)
     with pytest.raises(ValueError, match="fitted by `embed_expression` on .* Give `teacher='pca'`"):
-        pk.tl.cross_validate(tiled, methods=["teacher"], teacher="X_pca", **QUICK)
-
-
-def test_intervals_are_over_whole_groups_and_frames_of_one_setting(tiled: SpatialData) -> None:
-    frame = pk.tl.cross_validate(tiled, methods=["frozen", "mean"], **QUICK)
-    five = pd.concat([frame[frame["fold"] == frame["fold"].iloc[0]].assign(fold=f"patient {i}") for i in range(5)])
-    row = ("tiny", 0.0, "svg", "frozen")
-    assert np.isfinite(pk.get.comparison(five, rival="mean").loc[row, "difference_low"])
-    assert np.isnan(pk.get.comparison(five.assign(whole_groups=False), rival="mean").loc[row, "difference_low"])
-    with pytest.raises(ValueError, match=r"twice \(settings: .*'head': \['ridge', 'ridge-per-gene'\]"):
-        pk.get.comparison(pd.concat([frame, frame.assign(head="ridge-per-gene")]), rival="mean")
+        compare(tiled, ["teacher"], teacher="X_pca")
 
 
 def test_a_radius_without_neighbours_is_refused(tiled: SpatialData) -> None:
     match = r"`context_um=0.3`: no spot has a neighbour within it; the nearest neighbour is 1\d\d(\.\d)? um away"
     with pytest.raises(ValueError, match=match):
-        pk.tl.cross_validate(tiled, methods=["frozen"], **QUICK, readout={"context_um": 0.3})
+        compare(tiled, ["frozen"], readout={"context_um": 0.3})
     with pytest.raises(ValueError, match=match):
         pk.tl.fit_adapter(tiled, method=None, progress=False, readout={"context_um": 0.3}, compute={"device": "cpu"})
 
 
 def test_genes_that_nobody_can_learn_are_named(tiled: SpatialData) -> None:
     table = tiled["table"]
-    counts = table.X.toarray()
+    counts = counts_of(tiled)
     gene = table.var_names[3]
-    counts[(table.obs["region"] == "P1S1_spots").to_numpy(), 3] = 0
-    counts[(table.obs["region"] == "P2S1_spots").to_numpy(), 3] = np.arange((table.obs["region"] == "P2S1_spots").sum())
+    counts[in_section(tiled, FIRST), 3] = 0
+    counts[in_section(tiled, SECOND), 3] = np.arange(in_section(tiled, SECOND).sum())
     table.X = csr_matrix(counts)
-    how = {**QUICK, "genes": [gene, table.var_names[0], table.var_names[1]]}
+    genes = [gene, table.var_names[0], table.var_names[1]]
     with pytest.warns(UserWarning, match=f"1 genes are constant among the training spots, .* count 0: .'{gene}'"):
-        frame = pk.tl.cross_validate(tiled, methods=["frozen"], folds={"a": (["P1S1_spots"], ["P2S1_spots"])}, **how)
-    assert (frame["n_untaught"] == 1).all()
+        frame = compare(tiled, ["frozen"], folds=HOLD_OUT_SECOND, genes=genes)
+    assert (frame["n_constant_train"] == 1).all()
 
 
 def test_a_spot_alone_in_its_section_has_no_neighbours(tiled: SpatialData) -> None:
     table = tiled["table"]
-    second = np.flatnonzero(table.obs["region"] == "P2S1_spots")
-    counts = table.X.toarray()
+    second = np.flatnonzero(in_section(tiled, SECOND))
+    counts = counts_of(tiled)
     counts[second[1:]] = 0
     table.X = csr_matrix(counts)
-    first = np.flatnonzero(table.obs["region"] == "P1S1_spots")
+    first = np.flatnonzero(in_section(tiled, FIRST))
     test = np.zeros(table.n_obs, dtype=bool)
     test[[*first[:12], second[0]]] = True
-    folds = {"a": (~test, test)}
     with pytest.warns(UserWarning):
-        frame = pk.tl.cross_validate(tiled, methods=["neighbours"], folds=folds, **QUICK)
+        frame = compare(tiled, ["neighbours"], folds={"a": (~test, test)})
     assert np.isfinite(frame.loc[frame["section"] == "pooled", "pearson"]).all()
 
 
@@ -536,40 +702,14 @@ def test_hest_is_said_to_be_another_where_tiles_are(tiled: SpatialData) -> None:
         predicted = ridge.fit(reduce.transform(x[~test]), y[~test]).predict(reduce.transform(x[test]))
         r = [np.corrcoef(predicted[:, i], y[test][:, i])[0, 1] for i in range(y.shape[1])]
         assert score == pytest.approx(np.mean(r), abs=1e-6)
-    with pytest.raises(ValueError, match="leave `genes=`, `head=` and `n_depths=` out"):
-        pk.tl.cross_validate(
-            tiled,
-            methods=["frozen"],
-            protocol="hest",
-            progress=False,
-            readout={"n_depths": 1},
-            compute={"device": "cpu"},
-        )
-
-
-def test_the_audit_makes_five_random_folds_at_most(tiled: SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = tiled["table"]
-    table.obs["many"] = [f"g{i % 7}" for i in range(table.n_obs)]
-    asked: list[Any] = []
-    original = pk.tl.cross_validate
-
-    def spy(*args: Any, **kwargs: Any) -> pd.DataFrame:
-        asked.append(kwargs.get("folds"))
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr("pekasc.tl._leakage_audit.cross_validate", spy)
-    pk.tl.leakage_audit(tiled, methods=["mean"], groups="many", **QUICK)
-    assert [None if folds is None else len(folds) for folds in asked] == [None, 5]
-    held_out = np.sum([test for _, test in asked[1].values()], axis=0)
-    np.testing.assert_array_equal(held_out, 1)
 
 
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"methods": ["bat"], "rank": 7}, "rank that divides both sides"),
-        ({"methods": ["bone"], "blocks": 99}, "`blocks=99` does not fit"),
-        ({"methods": ["frozen+peka"], "blocks": 99}, "`blocks=99` does not fit"),
+        ({"methods": ["bat"], "recipe": {"rank": 7}}, "rank that divides both sides"),
+        ({"methods": ["bone"], "recipe": {"blocks": 99}}, "`blocks=99` does not fit"),
+        ({"methods": ["frozen+peka"], "recipe": {"blocks": 99}}, "`blocks=99` does not fit"),
     ],
 )
 def test_adapters_that_cannot_be_fail_before_the_work(
@@ -578,9 +718,9 @@ def test_adapters_that_cannot_be_fail_before_the_work(
     def no_work(*args: Any, **kwargs: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("pekasc.tl._comparison.embed", no_work)
+    monkeypatch.setattr(_comparison, "embed", no_work)
     with pytest.raises(ValueError, match=message):
-        pk.tl.cross_validate(tiled, **{**QUICK, **how})
+        compare(tiled, **how)
 
 
 def test_a_teacher_that_draws_runs_once_per_seed(tiled: SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -593,7 +733,7 @@ def test_a_teacher_that_draws_runs_once_per_seed(tiled: SpatialData, monkeypatch
 
     row = replace(TEACHERS["pca"], make=make)
     monkeypatch.setitem(TEACHERS._rows, "scvi", row)
-    frame = pk.tl.cross_validate(tiled, methods=["teacher"], teacher="scvi", seeds=[0, 3], **QUICK)
+    frame = compare(tiled, ["teacher"], teacher="scvi", seeds=[0, 3])
     assert set(drawn) == {0, 3}
     scores = frame[frame["section"] == "pooled"].groupby("seed")["pearson"].mean()
     assert scores[0] != scores[3]
@@ -603,15 +743,15 @@ def test_genes_are_checked_before_anything_is_read(tiled: SpatialData, monkeypat
     def no_tiles(*args: Any, **kwargs: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("pekasc.tl._cross_validate._read", no_tiles)
+    monkeypatch.setattr("pekasc.tl._cross_validate.reading", no_tiles)
     with pytest.raises(KeyError, match="not in the table"):
-        pk.tl.cross_validate(tiled, genes=["nothing"], progress=False, compute={"device": "cpu"})
+        compare(tiled, ["bone"], genes=["nothing"])
 
 
-def test_comparison_sums_up(tiled: SpatialData) -> None:
-    frame = pk.tl.cross_validate(tiled, methods=["mean", "frozen", "frozen-best"], **QUICK)
-    table = pk.get.comparison(frame)
-    sections = frame[frame["section"] != "pooled"]
+def test_comparison_sums_up(plain: pd.DataFrame) -> None:
+    table = pk.get.comparison(plain)
+    assert table.index.names == ["encoder", "context_um", "genes", "method"]
+    sections = plain[plain["section"] != "pooled"]
     row = table.loc[("tiny", 0.0, "svg", "frozen")]
     own = sections[sections["method"] == "frozen"].set_index("fold")["pearson"]
     best = sections[sections["method"] == "frozen-best"].set_index("fold")["pearson"]
@@ -620,13 +760,45 @@ def test_comparison_sums_up(tiled: SpatialData) -> None:
     assert row["P1 difference"] == pytest.approx(own["P1"] - best["P1"])
     assert row["n_better"] == int((own > best).sum()) and row["n_folds"] == 2
     assert np.isnan(row["difference_low"])  # two folds have no interval
-    many = pd.concat([frame.assign(fold=frame["fold"] + str(i)) for i in range(3)])
+    many = pd.concat([plain.assign(fold=plain["fold"] + str(i)) for i in range(3)])
     low = pk.get.comparison(many).loc[("tiny", 0.0, "svg", "frozen")]
     assert low["difference_low"] <= low["difference"] <= low["difference_high"]
     with pytest.raises(ValueError, match="`rival='bone'` is not among"):
-        pk.get.comparison(frame, rival="bone")
-    with pytest.raises(ValueError, match="no comparison of methods"):
-        pk.get.comparison(frame.drop(columns="section"))
+        pk.get.comparison(plain, rival="bone")
+    with pytest.raises(ValueError, match="no comparison of methods: columns .'section'"):
+        pk.get.comparison(plain.drop(columns="section"))
+
+
+def test_comparison_of_several_readouts(frame: pd.DataFrame, plain: pd.DataFrame) -> None:
+    # those that differ in their context alone are told apart by it
+    both = pk.get.comparison(frame)
+    assert both.index.names == ["encoder", "context_um", "genes", "method"] and len(both) == 2 * 2 * 3
+    pd.testing.assert_frame_equal(both.loc[[("tiny", 0.0, "svg", m) for m in by_method(plain).index]],
+                                  pk.get.comparison(plain).sort_index())  # fmt: skip
+    # others by all that they are, whatever else differs: here a head, whose rows score 1 more throughout
+    names = {"Readout()": "Readout(head='a')", "Readout(context_um=200.0)": "Readout(head='a', context_um=200.0)"}
+    other = frame.assign(head="a", readout=frame["readout"].map(names), pearson=frame["pearson"] + 1)
+    table = pk.get.comparison(pd.concat([frame, other]))
+    assert table.index.names == ["encoder", "context_um", "readout", "genes", "method"] and len(table) == 2 * len(both)
+    for (encoder, context, genes, method), row in both.iterrows():
+        was = {0.0: "Readout()", 200.0: "Readout(context_um=200.0)"}[context]
+        for readout, more in ((was, 0), (names[was], 1)):
+            found = table.loc[(encoder, context, readout, genes, method)]
+            assert found["pearson"] == pytest.approx(row["pearson"] + more)
+            assert found["difference"] == pytest.approx(row["difference"], nan_ok=True)
+    # one of them has no rival
+    rival = (other["method"] == "frozen-best").to_numpy()
+    alone = pk.get.comparison(pd.concat([frame, other[~rival]])).xs(names["Readout()"], level="readout")
+    assert alone["difference"].isna().all() and alone["pearson"].notna().all()
+
+
+def test_intervals_are_over_whole_groups_and_frames_of_one_setting(plain: pd.DataFrame) -> None:
+    five = pd.concat([plain[plain["fold"] == "P1"].assign(fold=f"patient {i}") for i in range(5)])
+    row = ("tiny", 0.0, "svg", "frozen")
+    assert np.isfinite(pk.get.comparison(five, rival="mean").loc[row, "difference_low"])
+    assert np.isnan(pk.get.comparison(five.assign(whole_groups=False), rival="mean").loc[row, "difference_low"])
+    with pytest.raises(ValueError, match=r"twice \(settings: .*'teacher': \['', 'pca'\]"):
+        pk.get.comparison(pd.concat([plain, plain.assign(teacher="pca")]), rival="mean")
 
 
 def test_names_configurations_and_rivals(tiled: SpatialData, tmp_path: Path, counted: list[str]) -> None:
@@ -636,29 +808,27 @@ def test_names_configurations_and_rivals(tiled: SpatialData, tmp_path: Path, cou
     config = LoraConfig(r=4, target_modules=["attn.qkv", "attn.proj", "mlp.fc1"])
     methods = {"best": "frozen-best", "my/lora": config}
     genes = {"about": list(table.var_names[:4]), "file": list(table.var_names[4:8])}
-    how: dict[str, Any] = {**SMALL, "genes": genes, "methods": methods, "store": tmp_path}
-    frame = pk.tl.cross_validate(tiled, **how)
+    how: dict[str, Any] = {"genes": genes, "methods": methods, "recipe": SMALL, "compute": {"cache": tmp_path}}
+    frame = compare(tiled, **how)
     assert set(frame["fold"]) == {"P/1", "P/2"}
     assert frame.loc[frame["method"] == "my/lora", "difference"].notna().all()
     counted.clear()
-    assert same(pk.tl.cross_validate(tiled, **how), frame)
+    assert same(compare(tiled, **how), frame)
     assert not counted
 
 
 def test_encoders_of_the_same_weights_are_told_apart(tiled: SpatialData, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     row = resolve_encoder("tiny")
     other = replace(row, mean=(0.1, 0.2, 0.3), key="other", note=None)
-    both = pk.tl.cross_validate(tiled, methods=["frozen"], encoders=[row, other], **QUICK, compute={"cache": tmp_path})
-    alone = pk.tl.cross_validate(tiled, methods=["frozen"], encoders=other, **QUICK)
+    both = compare(tiled, ["frozen"], encoders=[row, other], compute={"cache": tmp_path})
+    alone = compare(tiled, ["frozen"], encoders=other)
     part = both[both["encoder"] == "other"].reset_index(drop=True)
     assert same(part, alone)
     assert not np.allclose(part["pearson"], both.loc[both["encoder"] == "tiny", "pearson"])
 
 
-def test_another_image_is_not_taken_from_the_store(tiled: SpatialData, tmp_path: Path) -> None:
-    first = pk.tl.cross_validate(tiled, methods=["frozen"], **QUICK, compute={"cache": tmp_path})
+def test_another_image_is_not_taken_from_the_cache(tiled: SpatialData, tmp_path: Path) -> None:
+    first = compare(tiled, ["frozen"], compute={"cache": tmp_path})
     image = tiled["P2S1_he"]["scale0/image"]
     pixels = image.to_numpy().copy()
     pixels[:, 100:300, 100:300] = 255 - pixels[:, 100:300, 100:300]
@@ -669,7 +839,7 @@ def test_another_image_is_not_taken_from_the_store(tiled: SpatialData, tmp_path:
         transformations=get_transformation(tiled["P2S1_he"], get_all=True),
     )
     try:
-        second = pk.tl.cross_validate(tiled, methods=["frozen"], **QUICK, compute={"cache": tmp_path})
+        second = compare(tiled, ["frozen"], compute={"cache": tmp_path})
     except ValueError as error:  # the tiles know that their image changed
         assert "image" in str(error)
     else:
@@ -680,7 +850,7 @@ def test_folds_that_cut_a_group_are_warned_of(tiled: SpatialData) -> None:
     number = np.arange(tiled["table"].n_obs) % 2
     folds = {"odd": (number == 0, number == 1)}
     with pytest.warns(UserWarning, match=r"Folds \['odd'\] have spots of one section in training and in test"):
-        pk.tl.cross_validate(tiled, methods=["mean"], folds=folds, **QUICK)
+        compare(tiled, ["mean"], folds=folds)
 
 
 def test_a_patient_without_a_name_is_an_error(tiled: SpatialData) -> None:
@@ -688,17 +858,17 @@ def test_a_patient_without_a_name_is_an_error(tiled: SpatialData) -> None:
     patient.iloc[0] = None
     tiled["table"].obs["patient"] = patient
     with pytest.raises(ValueError, match="1 spots have no patient in `obs.'patient'.`, others have"):
-        pk.tl.cross_validate(tiled, methods=["mean"], **QUICK)
+        compare(tiled, ["mean"])
 
 
 def test_a_small_section_has_no_score_of_its_own(tiled: SpatialData) -> None:
     number = np.arange(tiled["table"].n_obs)
-    first = (tiled["table"].obs["region"] == "P1S1_spots").to_numpy()
+    first = in_section(tiled, FIRST)
     test = ~first | (number == number[first][0])
     with pytest.warns(UserWarning, match="sections .*P1S1_spots.* have fewer than 10 test spots"):
-        frame = pk.tl.cross_validate(tiled, methods=["mean", "frozen"], folds={"a": (~test, test)}, **QUICK)
-    assert frame.loc[frame["section"] == "P1S1_spots", "pearson"].isna().all()
-    assert frame.loc[frame["section"] != "P1S1_spots", "pearson"].notna().all()
+        frame = compare(tiled, ["mean", "frozen"], folds={"a": (~test, test)})
+    assert frame.loc[frame["section"] == FIRST, "pearson"].isna().all()
+    assert frame.loc[frame["section"] != FIRST, "pearson"].notna().all()
 
 
 def test_one_patients_sections_are_held_out_inside_a_fold() -> None:
@@ -707,14 +877,16 @@ def test_one_patients_sections_are_held_out_inside_a_fold() -> None:
     pk.pp.tile(sdata, tile_px=56, mpp=2.0)
     train = ["P1S1_spots", "P1S2_spots"]
     genes = list(sdata["table"].var_names[:6])
-    how: dict[str, Any] = {"genes": genes, "device": "cpu", "progress": False}
+    readout = pk.Readout(n_depths=1)
     folds = {"P2": (train, ["P2S1_spots", "P2S2_spots"])}
-    frame = pk.tl.cross_validate(sdata, methods=["frozen-best"], folds=folds, **how, readout={"n_depths": 1})
-    adapter = pk.tl.fit_adapter(sdata, method=None, train=train, **how)
+    frame = compare(sdata, ["frozen-best"], folds=folds, genes=genes, readout=readout)
+    adapter = pk.tl.fit_adapter(
+        sdata, method=None, train=train, genes=genes, readout=readout, compute=CPU, progress=False
+    )
     assert adapter.info["held_out"] == train
     assert frame.iloc[0]["alpha"] == pytest.approx(adapter.info["alpha"])
     assert frame.iloc[0]["depth"] == adapter.info["depth"]
-    pk.tl.predict_expression(sdata, adapter, progress=False, compute={"device": "cpu"})
+    pk.tl.predict_expression(sdata, adapter, progress=False, compute=CPU)
     want = pk.tl.evaluate(sdata).groupby("group")["pearson"].mean()
     for section, value in want.items():
         assert frame.loc[frame["section"] == section, "pearson"].item() == pytest.approx(value, abs=1e-4)

@@ -89,14 +89,13 @@ def leakage_audit(
     """
     how = resolve(compute, Compute, "compute")
     with TemporaryDirectory(prefix="pekasc-audit-") as folder:
-        # tiles are embedded once for both; a mapping stays one, so that what does nothing in it is an error
+        # both comparisons use the same embedded tiles; a mapping stays one: what does nothing in it is an error
         cache = {"cache": how.cache or folder}
         compare = partial(
             cross_validate, sdata, methods=methods, encoders=encoders, teacher=teacher, groups=groups, genes=genes,
             n_genes=n_genes, protocol=protocol, seeds=seeds, layer=layer, gene_key=gene_key, recipe=recipe,
             readout=readout, table_name=table_name, key=key, progress=progress,
-            # both comparisons use the same embedded tiles
-            compute=how.replace(cache=how.cache or folder),
+            compute={**compute, **cache} if isinstance(compute, Mapping) else how.replace(**cache),
         )  # fmt: skip
         honest = compare()
         table = get_table(sdata, table_name)
