@@ -55,7 +55,7 @@ def tiles(sdata: SpatialData, *, scale: float = 1.0, table_name: str = "table", 
     Examples
     --------
     >>> import pekasc as pk
-    >>> sdata = pk.datasets.phantom()
+    >>> sdata = pk.datasets.phantom(n_patients=1, size_um=600)
     >>> pk.pp.tile(sdata, tile_px=112, mpp=1.0)
     >>> pk.get.tiles(sdata)[0].compute().dtype
     dtype('uint8')
@@ -214,7 +214,7 @@ def comparison(frame: pd.DataFrame, *, rival: str = "frozen-best", n_bootstrap: 
     Examples
     --------
     >>> import pekasc as pk
-    >>> sdata = pk.datasets.phantom(n_patients=2, size_um=1000)
+    >>> sdata = pk.datasets.phantom(n_patients=2, size_um=700)
     >>> pk.pp.tile(sdata, tile_px=56, mpp=2.0)
     >>> frame = pk.tl.cross_validate(sdata, methods=["mean", "frozen"], genes="svg", n_genes=20, progress=False)
     >>> float(pk.get.comparison(frame, rival="mean").loc[("tiny", 0.0, "svg", "mean"), "pearson"])

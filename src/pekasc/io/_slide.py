@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pekasc._keys import IMAGE_MPP, UNS, check_key, short_name
-from pekasc._sections import check_mpp
+from pekasc._sections import assemble, check_mpp
 from pekasc._settings import get_logger
-from pekasc.datasets import _assemble
 from pekasc.io._tiff import tiff_levels, tiff_mpp
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp:
     name = short_name(file.name.split(".")[0]) if name is None else check_key(name, argument="name")
     levels = tiff_levels(file)
     mpp = tiff_mpp(file) if image_mpp is None else check_mpp(image_mpp, "`image_mpp`")
-    sdata = SpatialData(images={name: _assemble.multiscale(levels, name)})
+    sdata = SpatialData(images={name: assemble.multiscale(levels, name)})
     if mpp is None:
         logger.warning("The slide %s does not say its pixel size: give `image_mpp=` to `pekasc.pp.tile`.", file.name)
     else:

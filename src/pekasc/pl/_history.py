@@ -53,9 +53,9 @@ def history(
     Examples
     --------
     >>> import pekasc as pk
-    >>> sdata = pk.datasets.phantom(n_patients=1, size_um=1000)
+    >>> sdata = pk.datasets.phantom(n_patients=1, size_um=700)
     >>> pk.pp.tile(sdata, tile_px=56, mpp=2.0)
-    >>> adapter = pk.tl.fit_adapter(sdata, recipe={"epochs": 1, "blocks": 1}, progress=False)
+    >>> adapter = pk.tl.fit_adapter(sdata, recipe={"epochs": 1, "n_views": 1}, progress=False)
     >>> axes = pk.pl.history(adapter)
     """
     frame = getattr(adapter, "history", None)

@@ -59,7 +59,7 @@ def split(
     Examples
     --------
     >>> import pekasc as pk
-    >>> sdata = pk.datasets.phantom(n_patients=3)
+    >>> sdata = pk.datasets.phantom(n_patients=3, size_um=600)
     >>> pk.pp.split(sdata, groups="patient")
     >>> sorted(int(fold) for fold in sdata["table"].obs["fold"].unique())
     [0, 1, 2]

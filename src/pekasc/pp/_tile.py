@@ -114,7 +114,7 @@ def tile(
     Examples
     --------
     >>> import pekasc as pk
-    >>> sdata = pk.datasets.phantom()
+    >>> sdata = pk.datasets.phantom(n_patients=1, size_um=600)
     >>> pk.pp.tile(sdata, tile_px=112, mpp=1.0)
     >>> pk.get.tiles(sdata).shape[1:]
     (112, 112, 3)

@@ -176,7 +176,7 @@ def cross_validate(
     Examples
     --------
     >>> import pekasc as pk
-    >>> sdata = pk.datasets.phantom(n_patients=3, size_um=1000)
+    >>> sdata = pk.datasets.phantom(n_patients=3, size_um=700)
     >>> pk.pp.tile(sdata, tile_px=56, mpp=2.0)
     >>> frame = pk.tl.cross_validate(sdata, methods=["mean", "frozen"], genes=["svg"], n_genes=20, progress=False)
     >>> sorted(frame["method"].unique())

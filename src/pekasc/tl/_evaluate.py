@@ -80,7 +80,7 @@ def evaluate(
     Examples
     --------
     >>> import pekasc as pk
-    >>> sdata = pk.datasets.phantom(n_patients=2, size_um=1000)
+    >>> sdata = pk.datasets.phantom(n_patients=2, size_um=700)
     >>> pk.pp.tile(sdata, tile_px=56, mpp=2.0)
     >>> adapter = pk.tl.fit_adapter(sdata, method=None, train=["P1S1_spots"], progress=False)
     >>> pk.tl.predict_expression(sdata, adapter, progress=False)

@@ -149,7 +149,7 @@ def fit_adapter(
     Examples
     --------
     >>> import pekasc as pk
-    >>> sdata = pk.datasets.phantom(n_patients=1, size_um=1000)
+    >>> sdata = pk.datasets.phantom(n_patients=1, size_um=700)
     >>> pk.pp.tile(sdata, tile_px=56, mpp=2.0)
     >>> adapter = pk.tl.fit_adapter(sdata, method=None, progress=False)
     >>> adapter.method

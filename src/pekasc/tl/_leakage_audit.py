@@ -81,7 +81,7 @@ def leakage_audit(
     Examples
     --------
     >>> import pekasc as pk
-    >>> sdata = pk.datasets.phantom(n_patients=2, size_um=1000)
+    >>> sdata = pk.datasets.phantom(n_patients=2, size_um=700)
     >>> pk.pp.tile(sdata, tile_px=56, mpp=2.0)
     >>> audit = pk.tl.leakage_audit(sdata, methods=["frozen"], genes="svg", n_genes=20, progress=False)
     >>> list(audit.columns)
