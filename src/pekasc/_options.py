@@ -375,6 +375,7 @@ class Compute(_Options):
                 raise TypeError(f"`{name}={value!r}` must be the path of a folder.")
             if "://" in str(value):
                 raise ValueError(f"`{name}={str(value)!r}` is an address: a folder of a file system is needed.")
+            self._set(name, str(value))  # its repr can be typed back
         if self.trainer is not None and not isinstance(self.trainer, Mapping):
             raise TypeError(
                 '`trainer` must map arguments of lightning.Trainer to values, such as {"devices": 2, "strategy": '
@@ -532,34 +533,37 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _one_of(name: str, value: Any, choices: Sequence[Any], otherwise: str = "") -> Any:
+    kind: type = str if isinstance(choices[0], str) else Real
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"`{name}={value!r}` must be one of {list(choices)}{otherwise}.")
     for choice in choices:
-        if not isinstance(value, bool) and type(choice) is not bool and value == choice:
+        if value == choice:
             return choice
-    near = _nearest(value, [str(c) for c in choices]) if isinstance(value, str) else ""
+    near = _nearest(value, choices) if isinstance(value, str) else ""
     raise ValueError(f"`{name}={value!r}` must be one of {list(choices)}{otherwise}.{near}")
 
 
 def _depth(depth: Any) -> Any:
     if isinstance(depth, str):
         return _one_of("depth", depth, ("best", "own"), otherwise=", a number of blocks or several")
-    if depth is None:
-        raise TypeError('`depth=None`: give "best", "own", a number of blocks or a tuple of several.')
-    if isinstance(depth, Integral):
-        return whole("depth", depth)
-    if not isinstance(depth, Sequence) or not len(depth):
+    blocks = [depth] if isinstance(depth, Integral) else list(depth) if isinstance(depth, Sequence) else []
+    if not blocks or not all(isinstance(block, Integral) and not isinstance(block, bool) for block in blocks):
         raise TypeError(f'`depth={depth!r}` must be "best", "own", a number of blocks or a tuple of several.')
-    return tuple(whole("depth", block) for block in depth)
+    return int(depth) if isinstance(depth, Integral) else tuple(int(block) for block in blocks)
 
 
 def _scales(scales: Any) -> tuple[float, ...]:
-    values = list(scales) if isinstance(scales, Sequence) and not isinstance(scales, str) else []
-    good = all(isinstance(v, Real) and not isinstance(v, bool) and 0 < float(v) < math.inf for v in values)
-    if not good or values[:1] != [1] or len(set(values)) < len(values):
-        raise ValueError(
-            f"`scales={scales!r}` must be multiples of the tile's pixel size, 1 (the tile itself) before the others, "
-            "each once: `scales=(1, 2)` also reads tiles of twice the field of view."
-        )
-    return tuple(float(value) for value in values)
+    problem = (
+        f"`scales={scales!r}` must be multiples of the tile's pixel size, 1 (the tile itself) before the others, "
+        "each once: `scales=(1, 2)` also reads tiles of twice the field of view."
+    )
+    values: list[Any] = list(scales) if isinstance(scales, Sequence) and not isinstance(scales, str) else [None]
+    if not all(isinstance(value, Real) and not isinstance(value, bool) for value in values):
+        raise TypeError(problem)
+    numbers = [float(value) for value in values]
+    if numbers[:1] != [1] or len(set(numbers)) < len(numbers) or not all(0 < number < math.inf for number in numbers):
+        raise ValueError(problem)
+    return tuple(numbers)
 
 
 def _check_client(client: Any) -> None:
