@@ -323,7 +323,8 @@ def test_what_does_nothing_where_nothing_is_trained() -> None:
 
 def test_the_published_recipe_brings_the_published_features(hints: Callable[[], list[str]]) -> None:
     paper = Recipe.preset("paper")
-    for given in ("paper", paper, paper.changed()):
+    same: list[Any] = ["paper", paper, paper.changed()]
+    for given in same:
         assert resolve_recipe(given, None) == (paper, "paper")
     said = 'recipe="paper" brings readout="paper" with it: Readout(n_components=256, depth=\'own\').'
     assert hints() == [said] * 3
