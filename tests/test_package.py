@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMESPACES = ("pp", "tl", "get", "pl", "datasets", "models", "io")
 # a namespace without `__all__` ends the collection: with no names, the tests of all names would pass
 PUBLIC = [f"{namespace}.{name}" for namespace in NAMESPACES for name in getattr(pekasc, namespace).__all__]
+OPTIONS = ["Recipe", "Readout", "Compute"]
+PUBLIC += OPTIONS
 CALLS = [name for name in PUBLIC if name.split(".")[0] in {"pp", "tl", "get", "pl", "datasets"}]
 
 # numpydoc's checks that hold for every public object. Not among them: types of parameters (they stand in the
@@ -47,8 +51,7 @@ CHECKS = {
 
 
 def _resolve(name: str) -> Any:
-    namespace, attribute = name.split(".")
-    return getattr(getattr(pekasc, namespace), attribute)
+    return attrgetter(name)(pekasc)
 
 
 def _python(code: str, *arguments: str) -> str:
@@ -69,7 +72,8 @@ def test_import_is_light() -> None:
 
 
 def test_import_is_fast() -> None:
-    # what takes time is other packages, whatever the machine: none is imported before a namespace is asked for
+    # what takes time is other packages, whatever the machine: none is imported before a namespace is asked for, and of
+    # our own only the option objects and the settings
     code = """
 import sys
 before = set(sys.modules)
@@ -78,7 +82,7 @@ names = {name.split(".")[0] for name in set(sys.modules) - before}
 print(sorted(names - sys.stdlib_module_names))
 print(sorted(name for name in sys.modules if name.startswith("pekasc.")))
 """
-    assert _python(code).splitlines() == ["['pekasc']", "[]"]
+    assert _python(code).splitlines() == ["['pekasc']", "['pekasc._options', 'pekasc._settings']"]
 
 
 def test_every_namespace_has_public_names() -> None:
@@ -87,15 +91,16 @@ def test_every_namespace_has_public_names() -> None:
     assert len(set(PUBLIC)) == len(PUBLIC)
 
 
-@pytest.mark.parametrize("namespace", ["pp", "get", "pl", "datasets", "io"])
-def test_namespaces_that_do_not_train_load_without_torch(namespace: str) -> None:
-    code = f"""
+def test_namespaces_that_do_not_train_load_without_torch() -> None:
+    # in one process: what they load takes seconds, and is the same for all
+    code = """
 import sys
 import pekasc
-pekasc.{namespace}
-print([name for name in ("lightning", "peft", "squidpy", "timm", "torch") if name in sys.modules])
+for namespace in ("datasets", "pp", "get", "io", "pl"):
+    getattr(pekasc, namespace)
+    print(namespace, [name for name in ("lightning", "peft", "squidpy", "timm", "torch") if name in sys.modules])
 """
-    assert _python(code).strip() == "[]"
+    assert _python(code).splitlines() == [f"{namespace} []" for namespace in ("datasets", "pp", "get", "io", "pl")]
 
 
 def test_modules_only_define() -> None:
@@ -124,12 +129,12 @@ def test_docstring(name: str) -> None:
     assert not errors
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [*CALLS, *OPTIONS, "models.Teacher", "models.Encoder"])
 def test_docstring_has_an_example(name: str) -> None:
     assert ">>> " in (_resolve(name).__doc__ or "")
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [*CALLS, *OPTIONS, "models.Teacher", "models.Encoder"])
 @pytest.mark.filterwarnings("ignore")
 def test_docstring_example_runs(name: str) -> None:
     matplotlib.use("Agg")
@@ -204,11 +209,67 @@ def test_every_import_is_declared() -> None:
     assert {other_name.get(name, name) for name in third_party} <= names
 
 
+# test files that are not named after one file of the package, with the reason
+NOT_MIRRORED = {
+    "test_package.py": "the package as a whole",
+    "test_benchmarks.py": "a script beside the package",
+    "tl/test_fit_engine.py": "what `Compute` changes in a whole fit: rooms of models from `fit_adapter` down",
+}
+
+
+def test_every_test_file_is_named_after_what_it_tests() -> None:
+    source, tests = ROOT / "src" / "pekasc", ROOT / "tests"
+    wrong = []
+    for path in sorted(tests.rglob("test_*.py")):
+        place, name = path.relative_to(tests), path.stem.removeprefix("test_")
+        room = source / place.parent
+        if name == "contract":
+            # a suite over all rows of the room's registry
+            found = (room / "_registry.py").is_file() or any("Registry(" in f.read_text() for f in room.glob("*.py"))
+        else:
+            found = (room / f"_{name}.py").is_file() or (room / f"{name}.py").is_file() or (room / f"_{name}").is_dir()
+        if found == (str(place.as_posix()) in NOT_MIRRORED):
+            wrong.append(str(place))
+    assert not wrong
+
+
+def _room(parts: list[str]) -> list[str]:
+    """Return the room of a module: a folder of the package, or of `models`."""
+    return parts[: 2 if parts[0] == "models" and len(parts) > 1 and not parts[1].startswith("_") else 1]
+
+
+def _imported(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield line and dotted parts, below the package, of everything of our own that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from ((node.lineno, name.split(".")[1:]) for name in names if name.startswith("pekasc."))
+
+
+def test_rooms_import_one_anothers_faces_only() -> None:
+    # a face is a room's `__init__`, or a single file beside the rooms; private files are for the room itself
+    source = ROOT / "src" / "pekasc"
+    wrong, n = [], 0
+    for path in sorted(source.rglob("*.py")):
+        own = list(path.relative_to(source).with_suffix("").parts)
+        for line, parts in _imported(path):
+            n += 1
+            room = _room(parts)
+            if room != _room(own) and any(part.startswith("_") for part in parts[len(room) :]):
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {'.'.join(parts)}")
+    assert n > 300 and not wrong
+
+
 def test_package_data_is_installed() -> None:
     folder = Path(str(pekasc.__file__)).parent
     assert (folder / "py.typed").is_file()
-    weights = sorted((folder / "models" / "weights").glob("*.safetensors"))
+    weights = sorted((folder / "models" / "encoders" / "weights").glob("*.safetensors"))
     assert weights
+    assert (folder / "models" / "encoders" / "encoders.toml").is_file()
     assert sum(path.stat().st_size for path in weights) < 12 * 2**20
 
 

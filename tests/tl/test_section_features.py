@@ -402,39 +402,45 @@ def test_workers_that_see_no_image_do_not_make_it_up(
             embed(stored, key_added="x", client=cluster)
 
 
-def _change_pixels() -> None:
+def _change_pixels(*, back: bool = False) -> None:
+    """Make a worker read other pixels, or the right ones again."""
     from pekasc.tiling import TileReader
 
-    read = TileReader.read
-    TileReader.read = lambda self, index: read(self, index) // 2  # type: ignore[method-assign]
+    reader: Any = TileReader
+    if back:
+        reader.read = reader.read_rightly
+    else:
+        reader.read_rightly = read = reader.read
+        reader.read = lambda self, index: read(self, index) // 2
 
 
-def _kept() -> tuple[int, int]:
-    from pekasc.models.features._pieces import _KEPT
+def _n_states() -> int:
+    from pekasc.models.features._pieces import _STATES
 
-    return len(_KEPT), 0
+    return len(_STATES)
 
 
-def test_workers_that_see_other_pixels_are_found_and_forget_all(tiled: SpatialData) -> None:
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
-        embed(tiled, key_added="here", client=client)
-        assert list(client.run(_kept).values()) == [(0, 0)]
-        client.run(_change_pixels)
-        with pytest.raises(OSError, match="A worker reads other pixels than the process that asks in section 'P"):
+def test_workers_that_see_other_pixels_are_found_and_forget_all(tiled: SpatialData, client: Client) -> None:
+    embed(tiled, key_added="here", client=client)
+    assert list(client.run(_n_states).values()) == [0, 0]
+    client.run(_change_pixels)
+    try:
+        with pytest.raises(OSError, match="A worker reads other pixels than the process that made the call in section 'P"):
             embed(tiled, key_added="there", client=client)
+    finally:
+        client.run(_change_pixels, back=True)
 
 
-def _die_once(flag: str) -> None:
-    """Make this worker's next piece end its process, if none has died before."""
+def _die_once(flag: str | None) -> None:
+    """Make this worker's next piece end its process, if none has died before; None lets it live."""
     import os
 
-    from pekasc.models.features import _pieces
+    from pekasc.models.features import _embed, _pieces
 
     room: Any = _pieces
-    embed_chunks = room.embed_chunks
+    if flag is None:
+        room.embed_chunks = _embed.embed_chunks
+        return
 
     def dying(*args: Any) -> Any:
         with open(flag + ".pieces", "a") as out:
@@ -442,28 +448,26 @@ def _die_once(flag: str) -> None:
         try:
             os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
-            return embed_chunks(*args)
+            return _embed.embed_chunks(*args)
         os._exit(9)
 
     room.embed_chunks = dying
 
 
-def test_a_worker_that_dies_costs_its_piece(tiled: SpatialData, tmp_path: Path) -> None:
+def test_a_worker_that_dies_costs_its_piece(tiled: SpatialData, client: Client, tmp_path: Path) -> None:
     embed(tiled, key_added="here")
     flag = tmp_path / "died"
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
-        client.run(_one_thread)
-        client.run(_die_once, str(flag))
-        embed(tiled, key_added="there", client=client)
+    client.run(_die_once, str(flag))
+    embed(tiled, key_added="there", client=client)
+    client.wait_for_workers(2)
+    client.run(_die_once, None)
     assert flag.exists()
     # what was begun where the cause of death was planted: no more than all pieces, and those of the dead worker again
     n_pieces = sum(-(-len(rows) // 16) for rows in tiled["table"].obs.groupby("region", observed=True).indices.values())
     assert len((tmp_path / "died.pieces").read_text().splitlines()) <= n_pieces + 2
-    # the worker that took its place may compute with more threads
+    # the worker that took its place may have computed with more threads
     np.testing.assert_allclose(tiled["table"].obsm["there"], tiled["table"].obsm["here"], atol=1e-5)
+    client.run(_one_thread)
 
 
 def test_clients_that_are_none(tiled: SpatialData) -> None:
@@ -503,7 +507,7 @@ def test_batches_that_do_not_fit_are_halved(
     monkeypatch.setattr(BatchEncoder, "_forward", small)
     with caplog.at_level(logging.WARNING, logger="pekasc"):
         embed(tiled, key_added="halved")
-    assert "8 tiles at once do not fit the memory of cpu (Tried to allocate 20.00 GiB.); going on with 4" in caplog.text
+    assert "Batches of 8 tiles run out of memory on cpu (Tried to allocate 20.00 GiB.): going on with 4" in caplog.text
     assert sum(size > 3 for size in sizes) == 2  # found once, not for every batch
     np.testing.assert_allclose(tiled["table"].obsm["halved"], tiled["table"].obsm["plain"], atol=1e-5)
 
