@@ -29,7 +29,7 @@ from _plain_loop import PlainLoop, teacher_of
 from pekasc._expression import dense, log1p_cp10k
 from pekasc._options import Recipe
 from pekasc.models.encoders import EncoderNetwork
-from pekasc.models.features import EmbedJob, CachePlan, TileInputs, cache_activations
+from pekasc.models.features import CachePlan, EmbedJob, TileInputs, cache_activations
 from pekasc.models.runtime import peak_memory
 from pekasc.models.training import Engine, make_config, target_layers, train_student
 from pekasc.tiling import ArrayTiles

@@ -1,4 +1,4 @@
-"""Encoders, teachers and adapters: pure torch and numpy, no SpatialData."""
+"""Encoders, teachers and adapters, which work on arrays of tiles without SpatialData."""
 
 from __future__ import annotations
 

@@ -267,7 +267,7 @@ def test_a_head_with_context_needs_positions(adapter: pk.Adapter, tiles: np.ndar
         one = made.predict(tiles, mpp=2.0, coords_um=coords_um, compute=CPU)
         np.testing.assert_array_equal(one, head.predict(with_context(features, coords_um, np.zeros(9), 150.0)))
         assert np.abs(one - got).max() > 1e-3
-    with pytest.raises(ValueError, match=r"reads the neighbours within 150 um.*give `coords_um=` \(n, 2\) in um"):
+    with pytest.raises(ValueError, match=r"uses the neighbours within 150 um.*give `coords_um=` \(n, 2\) in um"):
         with_neighbours.predict(tiles, mpp=2.0)
     for wrong in ({"coords_um": coords_um[:5]}, {"coords_um": coords_um, "section": section[:5]}):
         with pytest.raises(ValueError, match=r"`coords_um` must have shape \(9, 2\) and `section` \(9,\) for 9 tiles"):

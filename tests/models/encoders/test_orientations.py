@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pekasc.models.encoders._orientations import orient, turned
+from pekasc.models.encoders._orientations import orient, orient_tensor
 
 
 def test_orient_gives_the_eight_orientations() -> None:
@@ -19,4 +19,4 @@ def test_orient_gives_the_eight_orientations() -> None:
     # the same as on a device, before the frozen blocks
     tiles = torch.from_numpy(base)[None]
     for number in range(8):
-        np.testing.assert_array_equal(turned(tiles, number, (1, 2))[0].numpy(), sides[number])
+        np.testing.assert_array_equal(orient_tensor(tiles, number, (1, 2))[0].numpy(), sides[number])

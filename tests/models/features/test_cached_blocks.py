@@ -11,7 +11,7 @@ import torch
 
 from pekasc.models import Encoder
 from pekasc.models.encoders import EncoderNetwork
-from pekasc.models.features._cached_blocks import Prefix, PrefixPlan, make_prefix
+from pekasc.models.features._cached_blocks import CachedActivations, CachePlan, cache_activations
 from pekasc.models.features._embed import embed
 from pekasc.tiling import ArrayTiles
 
@@ -26,19 +26,19 @@ def encoder() -> EncoderNetwork:
     return EncoderNetwork(Encoder("vit_tiny_patch16_224", weights="random", model_kwargs=kwargs), 32)
 
 
-def cached(encoder: EncoderNetwork, start: int, tiles: ArrayTiles = TILES, **changes: Any) -> Prefix:
+def cached(encoder: EncoderNetwork, start: int, tiles: ArrayTiles = TILES, **changes: Any) -> CachedActivations:
     how: dict[str, Any] = {
         "n_views": 8, "kind": "fp32", "batch_size": 7, "device": CPU, "precision": "fp32", "max_memory": None,
         "progress": False, "store": None, "facts": "x",
     }  # fmt: skip
-    return make_prefix(encoder, tiles, np.arange(22), PrefixPlan(start=start, **{**how, **changes}))
+    return cache_activations(encoder, tiles, np.arange(22), CachePlan(start=start, **{**how, **changes}))
 
 
 @pytest.mark.parametrize("n_views", [1, 2, 8])
 def test_views_are_the_orientations_of_a_tile(encoder: EncoderNetwork, n_views: int) -> None:
     made = cached(encoder, 2, n_views=n_views)
     features = embed(encoder, TILES, [(3,)], orientations=n_views, batch_size=5, device=CPU)
-    again = embed(encoder, TILES, [(3,)], orientations=n_views, batch_size=5, device=CPU, prefixes=[made])
+    again = embed(encoder, TILES, [(3,)], orientations=n_views, batch_size=5, device=CPU, cached=[made])
     np.testing.assert_allclose(again[3,], features[3,], atol=1e-4)
     assert len(made.parts) == n_views
 
@@ -50,7 +50,9 @@ def test_on_disk_they_are_those_in_memory(
     monkeypatch.setattr("pekasc.models.features._cached_blocks._CHUNK_BYTES", 3 * 7 * 192 * 4)  # three tiles
     on_disk: dict[str, Any] = {"max_memory": 1, "store": tmp_path / "p.zarr"}
     kept = cached(encoder, 2)
-    assert "0.00538 MB a tile and view (fp32), 22 tiles in 8 views: 0.000946 GB, in memory" in caplog.text
+    assert (
+        "0.00538 MB per tile and orientation (fp32), 22 tiles in 8 orientations: 0.000946 GB, in memory" in caplog.text
+    )
     stored = cached(encoder, 2, **on_disk)
     assert "on disk" in caplog.text
     index, views = RNG.integers(0, 22, 40), RNG.choice([0, 3, 7], 40)
@@ -103,7 +105,7 @@ def test_no_room_on_the_disk_is_an_error_before_any_work(
 def test_activations_beyond_half_precision_are_refused(encoder: EncoderNetwork) -> None:
     scale = encoder.model.blocks[0].ls2
     before = scale.gamma.detach().clone()
-    message = r'after block 1 leave the range of fp16: take `Compute\(cached_activations="fp32"\)`'
+    message = r'after block 1 are NaN or infinite in fp16: take `Compute\(cached_activations="fp32"\)`'
     with torch.no_grad():
         scale.gamma.fill_(1e7)
     try:

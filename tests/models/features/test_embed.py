@@ -59,7 +59,7 @@ def test_features_beyond_the_memory_lie_in_files(
         np.testing.assert_array_equal(inside[depth], x)
         np.testing.assert_array_equal(outside[depth], x)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(OSError, match="Set TMPDIR to a folder with room, or raise `max_memory`"):
+    with pytest.raises(OSError, match="Set TMPDIR to a folder with room, or raise `Compute.max_memory`"):
         embed(encoder, Shuffled(tiles), [(1,)], max_memory=1, **how)
 
 

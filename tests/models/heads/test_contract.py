@@ -172,9 +172,9 @@ def test_features_that_are_not_finite_are_refused(method: HeadMethod, d: int, va
     setting = chosen(method, x, y)
     x[3, 5] = value
     which = "some" if d < 60 else "1"  # sums over spots do not know which
-    with pytest.raises(ValueError, match=rf"Features of {which} of {N} spots are not finite"):
+    with pytest.raises(ValueError, match=rf"Features of {which} of {N} spots are NaN or infinite"):
         method.fit(x, y, None, setting, 0)
-    with pytest.raises(ValueError, match=rf"Features of {which} of 60 spots are not finite"):
+    with pytest.raises(ValueError, match=rf"Features of {which} of 60 spots are NaN or infinite"):
         chosen(method, x, y)
 
 
@@ -227,7 +227,7 @@ def test_with_spatial_context_it_reads_the_neighbours_of_its_section(
     # one section by default, where the spots in the same place are neighbours as well
     alone = adapter.predict(tiles, mpp=1.0, coords_um=coords, compute={"device": "cpu"})
     assert np.abs(alone - got).max() > 1e-4
-    with pytest.raises(ValueError, match="reads the neighbours within 150 um.*give `coords_um=`"):
+    with pytest.raises(ValueError, match="uses the neighbours within 150 um.*give `coords_um=`"):
         adapter.predict(tiles, mpp=1.0)
     with pytest.raises(ValueError, match=r"`coords_um` must have shape \(12, 2\)"):
         adapter.predict(tiles, mpp=1.0, coords_um=coords[:5])

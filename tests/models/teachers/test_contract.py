@@ -226,5 +226,5 @@ def test_a_teacher_of_another_length_is_refused_before_anything_runs() -> None:
     options = Options("bone", Recipe(), Readout(), Compute(), torch.device("cpu"))
     teacher = StoredTeacher(np.ones((39, 3)), "mine")
     encoder = EncoderNetwork(Encoder("vit_tiny_patch16_224", weights="random", model_kwargs={"depth": 1}), 32)
-    with pytest.raises(ValueError, match="teacher 'mine' knows 39 spots, but there are 40 training spots"):
+    with pytest.raises(ValueError, match="teacher 'mine' has 39 spots, but there are 40 training spots"):
         fit(encoder, TileSpec(32, 2.0), data, teacher, options, [HeadSpec()])

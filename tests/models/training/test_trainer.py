@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from pekasc._options import Recipe
 from pekasc.models.encoders import EncoderNetwork
-from pekasc.models.features import PrefixPlan, TileInputs, embed, make_prefix
+from pekasc.models.features import CachePlan, TileInputs, cache_activations, embed
 from pekasc.models.training._callbacks import LAST
 from pekasc.models.training._lightning import Engine, check_trainer
 from pekasc.models.training._methods import make_config, target_layers
@@ -32,12 +32,12 @@ TEACHER = RNG.normal(size=(22, 6)).astype(np.float32)
 ALL = np.ones(22, dtype=bool)
 
 
-def plan(start: int, **changes: Any) -> PrefixPlan:
+def plan(start: int, **changes: Any) -> CachePlan:
     how: dict[str, Any] = {
         "n_views": 8, "kind": "fp32", "batch_size": 7, "device": CPU, "precision": "fp32", "max_memory": None,
         "progress": False, "store": None, "facts": "x",
     }  # fmt: skip
-    return PrefixPlan(start=start, **{**how, **changes})
+    return CachePlan(start=start, **{**how, **changes})
 
 
 def train(encoder: EncoderNetwork, inputs: Any, depth: Any = (3,), blocks: int = 2, **changes: Any) -> Trained:
@@ -77,11 +77,13 @@ def test_the_tail_learns_what_all_blocks_learn(encoder: EncoderNetwork, depth: A
     last = 4 if depth is None else max(depth)
     start = min(depth or (4,)) - 1 if depth == (2, 4) else last - 2
     whole = train(encoder, TileInputs(TILES), depth, last - start, recipe=recipe)
-    tail = train(encoder, make_prefix(encoder, TILES, np.arange(22), plan(start)), depth, last - start, recipe=recipe)
+    tail = train(
+        encoder, cache_activations(encoder, TILES, np.arange(22), plan(start)), depth, last - start, recipe=recipe
+    )
     assert_near(tail, whole, 1e-4)
     assert any(np.abs(v).max() > 1e-4 for n, v in numbers(tail).items() if n.startswith("adapter."))
     # half precision rounds, and little more
-    half = make_prefix(encoder, TILES, np.arange(22), plan(start, kind="fp16"))
+    half = cache_activations(encoder, TILES, np.arange(22), plan(start, kind="fp16"))
     rounded = train(encoder, half, depth, last - start, recipe=recipe)
     assert rounded.history[0]["loss"] == pytest.approx(whole.history[0]["loss"], abs=2e-2)
 
@@ -124,7 +126,7 @@ def test_what_was_killed_goes_on_to_the_same_bits(
     encoder: EncoderNetwork, tmp_path: Path, method: str, accumulate: int
 ) -> None:
     recipe = replace(RECIPE, step_epochs=1, n_views=8)
-    inputs = make_prefix(encoder, TILES, np.arange(22), plan(1))
+    inputs = cache_activations(encoder, TILES, np.arange(22), plan(1))
     engine = replace(ENGINE, accumulate=accumulate, checkpoint_minutes=0)
     how: dict[str, Any] = {"recipe": recipe, "method": method, "keep": {2}}
     whole = train(encoder, inputs, engine=engine, **how)

@@ -1,4 +1,4 @@
-"""The fitted object, and its folder on disk."""
+"""`Adapter`, the result of a fit, and its folder on disk."""
 
 from __future__ import annotations
 

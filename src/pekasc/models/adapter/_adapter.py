@@ -1,4 +1,4 @@
-"""The fitted object: an encoder's adapter with its expression head, genes, history and honest scores."""
+"""`Adapter`: the adapter of an encoder with its expression head, genes, training history and held-out scores."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ from pekasc.models.runtime import profile_text, resolve_device
 from pekasc.models.training import attached, last_block
 from pekasc.tiling import ArrayTiles, TileSource, TileSpec
 
-TOLERANCE = 0.02  # relative difference in pixel size that is still the same, as for pixel sizes elsewhere
+TOLERANCE = 0.02  # relative difference up to which pixel sizes count as equal, as elsewhere
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Adapter:
-    """An encoder taught to predict gene expression; made by :func:`pekasc.tl.fit_adapter`.
+    """Predict gene expression from tiles: a (trained) encoder with its expression head.
+
+    :func:`pekasc.tl.fit_adapter` returns one; use it with :func:`pekasc.tl.predict_expression`, or on arrays of tiles
+    with :meth:`predict`. Printing it shows what it was trained on and its held-out scores.
 
     Parameters
     ----------
     encoder
-        The encoder's row. Its weights are not part of the adapter.
+        Description of the encoder, whose weights are not part of the adapter.
     encoder_digest
-        SHA-256 of the encoder's weights that it was trained on.
+        SHA-256 of the encoder's weights.
     spec
         Tile side in pixels and pixel size in um.
     depth
@@ -43,34 +46,34 @@ class Adapter:
     method
         Name of the method; ``"frozen"`` without an adapter.
     genes
-        Names of the genes that it predicts.
+        Names of the predicted genes.
     head
         The expression head.
     config
-        PEFT configuration, None for the frozen encoder.
+        PEFT configuration; None for the frozen encoder.
     weights
-        Tensors by kind: ``"adapter"`` in PEFT's own names, ``"projector"``, ``"cluster_head"``.
+        Tensors by kind: ``"adapter"`` under PEFT's names, ``"projector"``, ``"cluster_head"``.
     gene_scores
-        Per gene on held-out training groups, index gene: ``pearson`` (mean over their sections), ``n_sections``.
+        Scores on held-out training groups, indexed by gene: ``pearson`` (mean over sections), ``n_sections``.
     history
         One row per epoch and fold: ``fold`` (-1 is the final fit), ``held_out``, ``epoch``, ``loss``, ``kd``, ``sa``,
-        ``matching`` (feature matching; NaN where no part of the loss), ``peak_memory`` (bytes: allocated on a GPU,
-        of the whole process so far on the CPU), ``val_error`` (squared error on held-out groups over the mean
-        predictor's).
+        ``matching`` (feature matching; NaN if not part of the loss), ``peak_memory`` (bytes: allocated on a GPU, of the
+        whole process on the CPU), ``val_error`` (squared error on held-out groups, relative to the mean predictor).
     selection
-        What was tried and its held-out error: ``stage``, ``depth``, ``epochs``, ``alpha``, ``error``. Rows of stage
-        ``"frozen"`` choose an adapter's depth and are without context; those of stage ``"adapter"`` have it.
+        Candidates and their held-out error: ``stage``, ``depth``, ``epochs``, ``alpha``, ``error``. Rows of stage
+        ``"frozen"`` choose an adapter's depth, without spatial context; those of stage ``"adapter"`` include it.
     info
-        Plain facts: target, groups, numbers of spots, seeds, choices, versions, licences; ``profile``: seconds in
-        reading, encoding, training and head, tiles per second, peak memory in bytes.
+        Summary of the fit: target, groups, numbers of spots, seeds, chosen settings, versions, licences; ``profile``:
+        seconds of reading, encoding, training and head, tiles per second, peak memory in bytes.
     trained_on
-        Where the training tiles lay: centres (n, 2) in level-0 pixels, by a digest of the image's content.
+        Centres of the training tiles, (n, 2) in level-0 pixels, by a digest of the image's content.
     context_um
-        Radius in um of the neighbours whose mean features the head reads beside a tile's own; None without.
+        Radius of the spatial context in um: the head also gets the mean features of the neighbours within it. None
+        without context.
     scales
-        Multiples of the pixel size at which tiles are read; features of all of them stand side by side.
+        Fields of view, as multiples of the tile's pixel size; their features are concatenated.
     orientations
-        Features are the mean over so many turns and flips of a tile.
+        Test-time augmentation: number of orientations of a tile that features are averaged over.
     """
 
     encoder: Encoder
@@ -104,7 +107,7 @@ class Adapter:
         return model
 
     def _attach(self, model: EncoderNetwork) -> Any:
-        """Put the trained adapter into the model, in place; return the PEFT model, None for a frozen encoder."""
+        """Attach the trained adapter to the model, in place; return the PEFT model, None for a frozen encoder."""
         if self.config is None:
             return None
         with torch.random.fork_rng(devices=[]):
@@ -115,11 +118,11 @@ class Adapter:
         return peft_model
 
     def __getstate__(self) -> dict[str, Any]:
-        # another process attaches the adapter to the encoder for itself
+        # without the encoder's weights: another process loads them and attaches the adapter itself
         return {name: value for name, value in self.__dict__.items() if name != "_model"}
 
     def network(self) -> EncoderNetwork:
-        """Return the encoder with the adapter attached, built once.
+        """Return the encoder with the adapter attached; it is built at the first call and kept.
 
         Raises
         ------
@@ -129,7 +132,7 @@ class Adapter:
         return self._model
 
     def check_tiles(self, tile_px: int, mpp: float) -> None:
-        """Raise if tiles of `tile_px` pixels of `mpp` um are not what the adapter was trained on."""
+        """Raise ValueError unless tiles of `tile_px` pixels at `mpp` um per pixel are like those of the training."""
         same_mpp = abs(mpp / self.spec.mpp - 1) <= TOLERANCE
         if tile_px != self.spec.tile_px or not same_mpp:
             raise ValueError(
@@ -140,7 +143,7 @@ class Adapter:
 
     @contextmanager
     def attached_to(self, model: EncoderNetwork) -> Iterator[EncoderNetwork]:
-        """Put the trained adapter into an encoder that is there already, for as long as the block lasts."""
+        """Attach the trained adapter to an encoder that is loaded already, within the block."""
         if self.config is None:
             yield model
             return
@@ -160,18 +163,18 @@ class Adapter:
         model: EncoderNetwork | None = None,
         progress: bool = False,
     ) -> np.ndarray:
-        """Return adapted features (n, d), float32, of tiles that were checked before, `further` ones at every scale.
+        """Return the adapted features of tiles, (n, d) float32, without checking their size.
 
         Parameters
         ----------
         source, further
-            The tiles.
+            The tiles, and those at the other scales.
         compute
-            Where and how.
+            Where and how to run.
         device
-            The device, where it is resolved already.
+            The device, if it is resolved already.
         model
-            The encoder without an adapter, where it is built already; given back as it was.
+            The encoder without an adapter, if it is loaded already; it is left as it was.
         progress
             Show a progress bar.
         """
@@ -197,30 +200,30 @@ class Adapter:
         scales: Mapping[float, np.ndarray] | None = None,
         compute: Compute | Mapping[str, Any] | None = None,
     ) -> np.ndarray:
-        """Return the adapted features of tiles, without SpatialData.
+        """Embed an array of tiles with the adapted encoder.
 
         Parameters
         ----------
         tiles
-            Shape (n, y, x, 3), uint8, RGB.
+            RGB tiles, (n, y, x, 3) uint8.
         mpp
-            Their pixel size in um.
+            Pixel size of the tiles in um.
         scales
-            For an adapter that reads several scales (:attr:`scales`): tiles of the same shape around the same centres
-            at each of the others, by their pixel size in um, such as ``{2.0: wide}``;
-            ``pekasc.get.tiles(sdata, scale=2)`` reads them.
+            For an adapter with several fields of view (:attr:`scales`): a mapping from pixel size in um to tiles of the
+            same shape around the same centres, such as ``{2.0: wide}``, for every scale but the first;
+            ``pekasc.get.tiles(sdata, scale=2)`` gives them.
         compute
-            Where and how: device, precision and batch size of :class:`pekasc.Compute`.
+            A :class:`pekasc.Compute`, or a mapping of its fields: ``device``, ``precision`` and ``embed_batch_size``.
 
         Returns
         -------
-        Shape (n, d), float32.
+        Features, (n, d) float32.
 
         Raises
         ------
         ValueError
-            If the tiles are of another size, field of view or dtype, a scale is missing, or the encoder's weights are
-            not those that the adapter was trained on.
+            If the tiles have another size, field of view or dtype than those of the training, a scale is missing, or
+            the encoder's weights are not those that the adapter was trained on.
         """
         how = resolve(compute, Compute, "compute", unused=unused_in_embedding(arrays=True))
         source = ArrayTiles(np.asarray(tiles))
@@ -229,7 +232,7 @@ class Adapter:
         return self.embed_source(source, more, compute=how)
 
     def _further(self, source: ArrayTiles, scales: Mapping[float, np.ndarray] | None) -> list[np.ndarray]:
-        """Return the tiles of the further scales in their order, checked against the first ones."""
+        """Return the tiles of the other scales in the order of `self.scales`, checked against `source`."""
         wanted = [scale * self.spec.mpp for scale in self.scales[1:]]
         if scales is not None and not isinstance(scales, Mapping):
             raise TypeError(
@@ -239,11 +242,11 @@ class Adapter:
         given = {float(mpp): np.asarray(array) for mpp, array in (scales or {}).items()}
         found = [next((m for m in given if abs(m / mpp - 1) <= TOLERANCE), None) for mpp in wanted]
         if not wanted and given:
-            raise ValueError(f"This adapter reads tiles at one scale, {self.spec.mpp:g} um/px: leave `scales=` out.")
+            raise ValueError(f"This adapter takes tiles at one scale, {self.spec.mpp:g} um/px: leave `scales=` out.")
         if None in found or len(given) != len(wanted):
             listed = ", ".join(f"{mpp:g}" for mpp in wanted)
             raise ValueError(
-                f"This adapter also reads tiles of {listed} um/px around the same centres: give them as "
+                f"This adapter also needs tiles of {listed} um/px around the same centres: give them as "
                 f"`scales={{um/px: tiles}}`; got tiles of {sorted(given)} um/px."
             )
         arrays = [given[m] for m in found if m is not None]
@@ -264,23 +267,23 @@ class Adapter:
         scales: Mapping[float, np.ndarray] | None = None,
         compute: Compute | Mapping[str, Any] | None = None,
     ) -> np.ndarray:
-        """Return predicted expression of tiles, without SpatialData.
+        """Predict expression from an array of tiles.
 
         Parameters
         ----------
         tiles
-            Shape (n, y, x, 3), uint8, RGB.
+            RGB tiles, (n, y, x, 3) uint8.
         mpp
-            Their pixel size in um.
+            Pixel size of the tiles in um.
         coords_um, section
-            Positions in um (n, 2) and sections (n,) of the tiles, all of one section by default: needed by a head
-            with spatial context (:attr:`context_um`), not read by another.
+            Positions in um, (n, 2), and section of every tile, (n,), by default a single one. Needed for a head with
+            spatial context (:attr:`context_um`), and otherwise ignored.
         scales, compute
             As in :meth:`embed`.
 
         Returns
         -------
-        Shape (n, genes), float32, in the order of :attr:`genes`, on the scale of the target.
+        Predicted expression, (n, genes) float32, in the order of :attr:`genes`, on the scale of the target.
 
         Raises
         ------
@@ -289,8 +292,8 @@ class Adapter:
         """
         if self.context_um is not None and coords_um is None:
             raise ValueError(
-                f"The head of this adapter reads the neighbours within {self.context_um:g} um, so it needs to know "
-                "where the tiles lie: give `coords_um=` (n, 2) in um, and `section=` if they are of several."
+                f"The head of this adapter uses the neighbours within {self.context_um:g} um as spatial context, so the "
+                "positions of the tiles are needed: give `coords_um=` (n, 2) in um, and `section=` if they are of several."
             )
         features = self.embed(tiles, mpp=mpp, scales=scales, compute=compute)
         if coords_um is None:
@@ -306,25 +309,25 @@ class Adapter:
         return self.predict_features(features, places, sections)
 
     def predict_features(self, features: np.ndarray, coords_um: np.ndarray, sections: np.ndarray) -> np.ndarray:
-        """Return predicted expression (n, genes), float32, from adapted features (n, d).
+        """Predict expression, (n, genes) float32, from features that :meth:`embed` returned.
 
         Parameters
         ----------
         features
-            What :meth:`embed` returned.
+            Adapted features, (n, d).
         coords_um, sections
-            Positions in um (n, 2) and sections (n,): neighbours are looked for among these tiles.
+            Positions in um, (n, 2), and sections, (n,), of these tiles, for the spatial context.
         """
         return self.head.predict(with_context(features, coords_um, sections, self.context_um))
 
     def merge(self) -> torch.nn.Module:
-        """Return a plain timm model with the adapter merged into its weights, cut after the adapter's depth.
+        """Merge the adapter into the encoder's weights, and return a plain timm model without later blocks.
 
-        Its ``forward_features`` gives the adapted tokens, final norm applied; the class token beside the mean patch
-        token are the features of this adapter. For several depths, they are those of the deepest; for several scales
-        or orientations, of the tile that is given: put scales side by side, take the mean over orientations. Where the
-        encoder's own output is read, they are that or its class token, see ``pooling`` of :class:`Encoder`; where that
-        is None, calling the model gives it.
+        Its ``forward_features`` returns the adapted tokens after the final norm. The features of this adapter are the
+        class token concatenated with the mean patch token; with several depths, only those of the deepest; with several
+        scales or orientations, those of one tile, so concatenate over scales and average over orientations. With
+        ``depth="own"``, features are the encoder's own output: calling the model returns it if ``pooling`` of the
+        :class:`Encoder` is None, else pool the tokens as that says.
 
         Raises
         ------
@@ -342,12 +345,12 @@ class Adapter:
         return model.model.eval()
 
     def save(self, path: str | Path) -> None:
-        """Write the adapter to the folder `path`: ``.json`` and ``.safetensors``, adapter weights in PEFT's format.
+        """Save the adapter to the folder `path` as ``.json`` and ``.safetensors``, with the weights in PEFT's format.
 
         Parameters
         ----------
         path
-            A folder; made if it is not there, replaced if it holds an adapter.
+            A folder. It is created if it does not exist; an adapter in it is replaced.
 
         Raises
         ------
@@ -358,21 +361,21 @@ class Adapter:
 
     @classmethod
     def load(cls, path: str | Path, *, encoder: Encoder | None = None) -> Adapter:
-        """Read what :meth:`save` wrote.
+        """Load an adapter that was saved with :meth:`save`.
 
         Parameters
         ----------
         path
             The folder.
         encoder
-            Where the encoder's weights are now, if not where they were when the adapter was trained.
+            Description of the encoder, if its weights have moved since the adapter was trained.
 
         Raises
         ------
         FileNotFoundError
-            If the folder, or a file in it, is not there.
+            If the folder, or a file in it, does not exist.
         ValueError
-            If it holds no adapter of pekasc, or a damaged one.
+            If the folder holds no adapter of pekasc, or a damaged one.
         """
         adapter = cls(**_store.load(Path(path)))
         return adapter if encoder is None else replace(adapter, encoder=encoder)
@@ -399,7 +402,7 @@ class Adapter:
             )
         else:
             lines.append("  trust       unknown: no group was held out (see `groups=` of fit_adapter)")
-        if "profile" in info:  # not of an adapter that an earlier version saved
+        if "profile" in info:  # missing in adapters saved by an earlier version
             lines.append(f"  profile     {profile_text(info['profile'])}")
         unknown = "not stated, see its source"
         lines.append(f"  licence     encoder: {self.encoder.licence or unknown}")
@@ -408,12 +411,12 @@ class Adapter:
         return "\n".join(lines)
 
     def _extras(self) -> list[str]:
-        """Return what is read beside a tile as it is, as lines of the summary."""
+        """Return lines of the summary for several scales and for test-time augmentation."""
         out = []
         if len(self.scales) > 1:
             out.append(f"  scales      {', '.join(f'{scale * self.spec.mpp:g} um/px' for scale in self.scales)}")
         if self.orientations > 1:
-            out.append(f"  reads       the mean over {self.orientations} orientations of a tile")
+            out.append(f"  features    averaged over {self.orientations} orientations (test-time augmentation)")
         return out
 
 

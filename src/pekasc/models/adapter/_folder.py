@@ -1,4 +1,4 @@
-"""An adapter as a folder: pekasc.json, heads.safetensors, and the adapter in PEFT's own two files."""
+"""Save and load an adapter: a folder with pekasc.json, heads.safetensors, and the two files of PEFT."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pekasc.models.adapter._adapter import Adapter
 
 FORMAT = 3
-_ADDED = {"scales": [1.0], "orientations": 1}  # since format 2, with what was done before
+_ADDED = {"scales": [1.0], "orientations": 1}  # fields new in format 3, with the values of older adapters
 _FIELDS = (
     "encoder", "encoder_digest", "tile_px", "mpp", "depth", "method", "genes", "head", "context_um", "scales",
     "orientations", "info", "gene_scores", "history", "selection", "files", "sha256",
@@ -69,8 +69,8 @@ def save(adapter: Adapter, path: Path) -> None:
         if not path.exists():
             folder.rename(path)
             return
-        # what else the user keeps in the folder stays. The record goes first and comes last: a save that is cut short
-        # leaves a folder that says so instead of a mixture
+        # other files in the folder stay. The record is deleted first and written last, so that an interrupted save
+        # leaves an incomplete folder and not a mixture of two adapters
         for name in (MAIN, HEADS, PEFT_WEIGHTS, PEFT_CONFIG):
             (path / name).unlink(missing_ok=True)
         for file in sorted(folder.iterdir(), key=lambda file: file.name == MAIN):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pekasc.models.encoders._depths import Depth, FeaturesOfSome, candidate_depths, depth_name, features_at
 from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.encoders._orientations import VIEWS, orient, turned
+from pekasc.models.encoders._orientations import VIEWS, orient, orient_tensor
 from pekasc.models.encoders._registry import Encoder, get_encoder, list_encoders, resolve_encoder, warn_of_scale
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "get_encoder",
     "list_encoders",
     "orient",
+    "orient_tensor",
     "resolve_encoder",
-    "turned",
     "warn_of_scale",
 ]

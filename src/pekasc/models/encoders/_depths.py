@@ -1,4 +1,4 @@
-"""Where features are taken: block numbers, their names in tables, and features of some spots by depth."""
+"""Depths at which features are taken: block numbers, their names in tables, and features by depth."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ MAX_DEPTHS = 12
 
 
 def depth_name(depth: Depth) -> str:
-    """Return a depth for tables."""
+    """Return a depth as text for tables and logs: ``"6"``, ``"4+6"`` or ``"own"``."""
     return "own" if depth is None else "+".join(str(block) for block in depth)
 
 
 def candidate_depths(n_blocks: int) -> list[Depth]:
-    """Return every block, or twelve evenly spaced ones of a deeper encoder; the last is always among them."""
+    """Return the depths to choose from: every block, or twelve evenly spaced ones up to the last."""
     depths = np.unique(np.rint(np.linspace(n_blocks, 1, min(n_blocks, MAX_DEPTHS))).astype(int))
     return [(int(depth),) for depth in depths]
 
 
 class FeaturesOfSome(Mapping[Depth, np.ndarray]):
-    """Features of some spots by depth (all, or some), cut from those of all spots when they are asked for.
+    """Features by depth of a subset of the spots, indexed on access.
 
-    Features of all depths of a large data set do not fit memory twice, and hardly once.
+    No copy is made in advance: the features of a large data set at all depths hardly fit in memory once.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class FeaturesOfSome(Mapping[Depth, np.ndarray]):
         return np.asarray(self.features[depth][self.rows])
 
     def __contains__(self, depth: object) -> bool:
-        return depth in self.depths  # without cutting anything
+        return depth in self.depths  # without reading features
 
     def __iter__(self) -> Iterator[Depth]:
         return iter(self.depths)
@@ -47,7 +47,7 @@ class FeaturesOfSome(Mapping[Depth, np.ndarray]):
 
 
 def features_at(features: Mapping[Depth, np.ndarray], depth: Depth) -> np.ndarray:
-    """Return the features of a depth; those of several blocks are put side by side."""
+    """Return the features of a depth; those of several blocks are concatenated."""
     if depth in features or depth is None:
         return features[depth]
     return np.concatenate([features[(block,)] for block in depth], axis=1)

@@ -1,4 +1,4 @@
-"""Image encoders: the row that describes one, the registry of rows, and the frozen model with its features."""
+"""The network of an encoder: features of tiles after any of its blocks."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ logger = get_logger(__name__)
 
 
 class EncoderNetwork(nn.Module):
-    """An encoder built for one tile size, in evaluation mode, without gradients.
+    """An encoder with its weights, for one tile size, in evaluation mode and without gradients.
 
     Parameters
     ----------
     encoder
-        The row, see :class:`Encoder`.
+        Description of the encoder.
     tile_px
         Side of the tiles in pixels.
 
@@ -36,7 +36,7 @@ class EncoderNetwork(nn.Module):
     n_blocks
         Number of transformer blocks (of stages, for a convolutional model): depths run from 1 to this.
     digest
-        SHA-256 of the weights before any change for `tile_px`.
+        SHA-256 of the weights as loaded, before positions are resized for `tile_px`.
     """
 
     mean: Tensor
@@ -48,7 +48,7 @@ class EncoderNetwork(nn.Module):
         self.tile_px = tile_px
         self.model: Any = _create(encoder)
         if not hasattr(self.model, "forward_intermediates"):
-            raise ValueError(f"timm's {encoder.name!r} gives no intermediate features, which pekasc needs.")
+            raise ValueError(f"timm's {encoder.name!r} has no intermediate features, which pekasc needs.")
         self.digest = weights_digest(self.model)
         config = timm.data.resolve_model_data_config(self.model)
         shape = (1, 3, 1, 1)
@@ -84,9 +84,9 @@ class EncoderNetwork(nn.Module):
                 ) from error
 
     def train(self, mode: bool = True) -> EncoderNetwork:
-        """Stay in evaluation mode: a frozen encoder's features do not change while an adapter in it is trained.
+        """Stay in evaluation mode, so that dropout and batch statistics of the frozen encoder never change features.
 
-        Only an adapter's own dropout (PEFT names it ``lora_dropout`` and the like) follows `mode`.
+        Only the dropout of an adapter (``lora_dropout`` and similar names in PEFT) follows `mode`.
         """
         super().train(False)
         for name, module in self.named_modules():
@@ -95,7 +95,7 @@ class EncoderNetwork(nn.Module):
         return self
 
     def check_depth(self, depth: int) -> int:
-        """Return `depth` counted from the first block (1 to `n_blocks`); negative ones count from the end."""
+        """Return `depth` as a block number from 1 to `n_blocks`; negative numbers count from the end."""
         if isinstance(depth, bool) or not isinstance(depth, int):
             raise TypeError(f"`depth` counts blocks and must be an integer, got {depth!r}.")
         resolved = depth + self.n_blocks + 1 if depth < 0 else depth
@@ -107,13 +107,13 @@ class EncoderNetwork(nn.Module):
         return resolved
 
     def normalise(self, tiles: Tensor) -> Tensor:
-        """Return uint8 tiles (n, y, x, 3) as normalised float (n, 3, y, x)."""
+        """Normalise uint8 tiles (n, y, x, 3) to float (n, 3, y, x) with the encoder's mean and std."""
         x = tiles.permute(0, 3, 1, 2).to(self.mean.dtype).div_(255.0)
         return x.sub_(self.mean).div_(self.std)
 
     @property
     def splits(self) -> bool:
-        """Whether blocks can be run apart from those before them: timm's plain vision transformer, as it is."""
+        """Whether blocks can be run one by one: true for timm's plain VisionTransformer."""
         kind: Any = type(self.model)
         return isinstance(self.model, VisionTransformer) and all(
             getattr(kind, name) is getattr(VisionTransformer, name)
@@ -121,7 +121,7 @@ class EncoderNetwork(nn.Module):
         )
 
     def check_splits(self) -> None:
-        """Raise if :attr:`splits` is False."""
+        """Raise ValueError if :attr:`splits` is False."""
         if not self.splits:
             raise ValueError(
                 f"The blocks of encoder {self.encoder.short!r} ({type(self.model).__name__}) cannot be run one by one: "
@@ -129,7 +129,7 @@ class EncoderNetwork(nn.Module):
             )
 
     def tokens(self, x: Tensor, n_blocks: int) -> Tensor:
-        """Return what enters block `n_blocks` + 1 for normalised tiles: (n, tokens, width)."""
+        """Return the tokens after `n_blocks` blocks for normalised tiles, (n, tokens, width)."""
         self.check_splits()
         model = self.model
         x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
@@ -145,21 +145,22 @@ class EncoderNetwork(nn.Module):
     def forward(
         self, x: Tensor, depths: Sequence[int], start: int = 0, kept: dict[int, Tensor | None] | None = None
     ) -> list[Tensor]:
-        """Return per depth the class token beside the mean patch token, (n, 2 * width); pooled stages without tokens.
+        """Return the features after every depth: class token and mean patch token concatenated, (n, 2 * width).
 
-        The model's final norm is applied after every depth, as DINOv2's ``get_intermediate_layers`` does, so that
-        the features of an encoder that is cut there are the same. Blocks after the last depth do not run.
+        For a convolutional model, the spatial mean of a stage. The final norm is applied at every depth, as DINOv2's
+        ``get_intermediate_layers`` does, so that an encoder truncated there has the same features. Blocks after the
+        last depth do not run.
 
         Parameters
         ----------
         x
-            Normalised tiles; with `start`, what :meth:`tokens` gives for as many blocks.
+            Normalised tiles; with `start`, the tokens after that many blocks.
         depths
-            Blocks, after `start`.
+            Block numbers, above `start`.
         start
-            Blocks that ran already.
+            Number of blocks that ran already.
         kept
-            Its keys are numbers of blocks: filled, on the way, with what :meth:`tokens` gives for as many.
+            A dict whose keys are numbers of blocks: filled with the tokens after that many blocks.
         """
         if not self.is_vit or not self.splits:
             return self._by_timm(x, depths)
@@ -178,7 +179,7 @@ class EncoderNetwork(nn.Module):
         return self._class_and_mean(tokens[:, :n], tokens[:, n:])
 
     def _class_and_mean(self, prefix: Tensor | None, patches: Tensor) -> Tensor:
-        """Return the class token beside the mean patch token; the mean alone where there is no class token."""
+        """Concatenate class token and mean patch token; without a class token, return the mean."""
         mean = patches.mean(dim=1)
         if prefix is None or not prefix.shape[1] or getattr(self.model, "cls_token", None) is None:
             return mean
@@ -202,7 +203,7 @@ class EncoderNetwork(nn.Module):
             output_fmt="NLC",
             intermediates_only=True,
         )
-        # tokens alone where there are no prefix tokens
+        # timm returns tokens alone for models without prefix tokens
         pooled = []
         for layer in layers:
             tokens, prefix = layer if isinstance(layer, tuple) else (layer, None)
@@ -210,7 +211,7 @@ class EncoderNetwork(nn.Module):
         return [pooled[order[depth]] for depth in depths]
 
     def own_output(self, x: Tensor, start: int = 0) -> Tensor:
-        """Return the encoder's own output, as its authors pool it: (n, width), or twice that for ``"class+mean"``.
+        """Return the encoder's own output, pooled as its authors do: (n, width), or (n, 2 * width) for "class+mean".
 
         With `start`, `x` are tokens, as in :meth:`forward`.
         """
@@ -230,16 +231,16 @@ class EncoderNetwork(nn.Module):
         return self._pooled(tokens)
 
     def halve(self, dtype: torch.dtype) -> None:
-        """Keep the weights of linear and convolutional layers in half precision, in place; only for autocast to it.
+        """Convert the weights of linear and convolutional layers to half precision, in place, for use with autocast.
 
-        Autocast would make the same half of them at every step, and keep it beside the whole until the backward pass.
-        Norms and tokens, which it leaves alone, stay as they are.
+        Autocast would otherwise convert them at every step, and hold both copies until the backward pass. Norms and
+        tokens, which autocast keeps in full precision, are not converted.
         """
         for module in self.model.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.to(dtype)
 
     def cut(self, depth: int) -> None:
-        """Drop the blocks after `depth`; the final norm stays."""
+        """Remove the blocks after `depth`, but not the final norm."""
         if self.is_vit and depth < self.n_blocks:
             self.model.prune_intermediate_layers([depth - 1], prune_norm=False, prune_head=False)

@@ -1,4 +1,4 @@
-"""The encoders that have a name, and the row that describes one."""
+"""`Encoder`, the description of an image encoder, and the registry of encoders with a name."""
 
 from __future__ import annotations
 
@@ -31,44 +31,44 @@ _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 @dataclass(frozen=True)
 class Encoder:
-    """Describe an image encoder: which timm architecture, which weights, which input statistics.
+    """Describe an image encoder: its timm architecture, weights and input statistics.
 
-    Goes wherever ``encoder=`` stands, beside a name of :func:`list_encoders` or a timm name.
+    Pass it as ``encoder=``, where a name of :func:`list_encoders` or of timm is not enough.
 
     Parameters
     ----------
     name
         A timm model name (``"vit_small_patch14_dinov2"``) or a hub name (``"hf-hub:owner/model"``).
     weights
-        Path of a local state dict (``.safetensors``, or a file for ``torch.load(weights_only=True)``), under the
-        names of timm, of transformers' ViT and DINOv2, or of DINOv2's repository;
-        None takes the pretrained weights from the hub; ``"random"`` asks for random weights (seed 0).
+        Path of a local state dict (``.safetensors``, or a file for ``torch.load(weights_only=True)``), with the
+        parameter names of timm, of transformers' ViT and DINOv2, or of DINOv2's repository. None downloads the
+        pretrained weights from the hub; ``"random"`` is random weights (seed 0).
     model_kwargs
-        Passed to :func:`timm.create_model`; ``mlp_layer`` by its name in :mod:`timm.layers`.
+        Passed to :func:`timm.create_model`; give ``mlp_layer`` as a name in :mod:`timm.layers`.
     mean, std
-        Input statistics per channel for values in 0-1; None takes those of timm's configuration.
+        Mean and standard deviation of the input per channel, for values in 0-1; None takes timm's.
     mpp
-        Pixel size in um that the encoder was trained at; tiles of another are embedded with a warning.
+        Pixel size in um of the encoder's training images; embedding tiles of another pixel size logs a warning.
     adapter_targets
-        Names of the linear layers inside a block that adapters attach to.
+        Names of the linear layers of a block that adapters are attached to.
     key
-        Short name in slots and logs; by default the last part of `name`.
+        Short name for keys and logs; by default the last part of `name`.
     licence
         Licence of the weights.
     citation
         What to cite.
     note
-        Logged when the encoder is taken by its name.
+        Warning to log when the encoder is chosen by its name.
     hub
-        Repository on the Hugging Face hub (``"owner/model"``) with the weights for the architecture `name`; None
-        leaves it to timm, which knows the weights of its own names and of ``hf-hub:`` names.
+        Repository on the Hugging Face hub (``"owner/model"``) with weights for the architecture `name`. None leaves it
+        to timm, for timm names and ``hf-hub:`` names.
     hub_file
-        The file there; by default ``model.safetensors``, else ``pytorch_model.bin``.
+        File in that repository; by default ``model.safetensors``, else ``pytorch_model.bin``.
     gated
-        Whether the hub asks for terms to be accepted before it gives the weights.
+        Whether terms have to be accepted on the hub before the weights can be downloaded.
     pooling
-        What the authors take as a tile's features, for ``Readout(depth="own")``: the ``"class"`` token, or
-        ``"class+mean"``, the class token beside the mean patch token. None is what the model itself returns.
+        Features as the authors pool them, for ``Readout(depth="own")``: the ``"class"`` token, or ``"class+mean"``, the
+        class token concatenated with the mean patch token. None is what the model itself returns.
 
     Examples
     --------
@@ -95,7 +95,7 @@ class Encoder:
 
     @property
     def short(self) -> str:
-        """Short name, fit for a slot."""
+        """Short name, valid as part of a key."""
         return short_name(self.key or self.name)
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,20 +115,20 @@ class Encoder:
         return cls(**values)
 
 
-# facts of a row of the table that are no part of an Encoder: the built model has them
+# columns of the table of encoders that are not fields of Encoder, since the network has them
 _FACTS = ("library", "width", "n_blocks", "heads", "patch", "registers", "parameters")
 
 
 @dataclass(frozen=True)
 class EncoderRow:
-    """An encoder that is known by its name.
+    """An encoder of the registry.
 
     Parameters
     ----------
     encoder
-        What is built; `key` is the name.
+        Its description; `key` is the name.
     facts
-        What :func:`list_encoders` says of it besides: ``width``, ``n_blocks`` and so on.
+        Further columns of :func:`list_encoders`: ``width``, ``n_blocks`` and so on.
     """
 
     encoder: Encoder
@@ -168,15 +168,16 @@ def _row(name: str, values: Mapping[str, Any]) -> EncoderRow:
 
 
 def list_encoders() -> pd.DataFrame:
-    """List the encoders that have a name here, with what is known of them.
+    """List the encoders that can be chosen by name, with size, training pixel size, licence and citation.
 
     Returns
     -------
-    One row per encoder, index ``name`` (what ``encoder=`` takes). Columns: ``architecture`` (timm's name),
-    ``model_kwargs`` (what it is built with beside), ``hub`` (repository of the weights), ``library`` (whose model the
-    weights were released for), ``width``, ``n_blocks``, ``heads``, ``patch`` (pixels), ``registers``, ``parameters``
-    (millions), ``mpp`` (um per pixel of the training tiles; NaN if there were several, or it is not known), ``mean``,
-    ``std``, ``pooling`` (the authors' own), ``licence``, ``gated`` and ``citation``. Where text is missing it is None.
+    One row per encoder, indexed by ``name``, as ``encoder=`` takes it. Columns: ``architecture`` (timm's name),
+    ``model_kwargs`` (further arguments of :func:`timm.create_model`), ``hub`` (repository of the weights), ``library``
+    (that the weights were released for), ``width``, ``n_blocks``, ``heads``, ``patch`` (pixels), ``registers``,
+    ``parameters`` (millions), ``mpp`` (um per pixel of the training images; NaN if there were several, or if it is
+    unknown), ``mean``, ``std``, ``pooling`` (of the authors), ``licence``, ``gated`` and ``citation``. Missing text is
+    None.
 
     Examples
     --------
@@ -193,23 +194,23 @@ def list_encoders() -> pd.DataFrame:
     for name, row in _table().items():
         known = {**vars(copy.deepcopy(row.encoder)), "architecture": row.encoder.name, **row.facts}
         rows[name] = {column: known.get(column) for column in columns}
-    # objects: the string type of pandas 3 would make NaN of None
+    # dtype object, since the string dtype of pandas 3 would turn None into NaN
     table = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns), dtype=object).rename_axis("name")
     whole = dict.fromkeys(("width", "n_blocks", "heads", "patch", "registers"), int)
     return table.astype({**whole, "mpp": float, "parameters": float, "gated": bool})
 
 
 def get_encoder(name: str) -> Encoder:
-    """Return the row of an encoder that :func:`list_encoders` lists, for instance to give it local weights.
+    """Return an encoder of :func:`list_encoders`, for instance to load its weights from a local file.
 
     Parameters
     ----------
     name
-        Its name.
+        Name of the encoder.
 
     Returns
     -------
-    The row; ``dataclasses.replace(row, weights=PATH)`` reads the weights from a file.
+    The :class:`Encoder`; ``dataclasses.replace(encoder, weights=PATH)`` takes the weights from a file.
 
     Raises
     ------
@@ -233,14 +234,14 @@ def get_encoder(name: str) -> Encoder:
 
 
 def resolve_encoder(encoder: str | Encoder) -> Encoder:
-    """Return the row for `encoder`: a name of the table, a timm or ``hf-hub:`` name, or a row itself.
+    """Return the :class:`Encoder` for a name of the registry, a timm or ``hf-hub:`` name, or an :class:`Encoder`.
 
     Raises
     ------
     TypeError
         If `encoder` is neither a string nor an :class:`Encoder`.
     ValueError
-        If `encoder` is a path, or no name that is known.
+        If `encoder` is a path, or an unknown name.
     """
     if isinstance(encoder, Encoder):
         return encoder
@@ -256,7 +257,7 @@ def resolve_encoder(encoder: str | Encoder) -> Encoder:
         known = [name for name, row in _table().items() if row.encoder.hub == hub]
         if len(known) == 1:
             logger.hint("%r is known as %r: taking its arguments and input statistics.", encoder, known[0])
-            # slots are named after what was asked for
+            # keys are made from the name as the user wrote it
             return dataclasses.replace(get_encoder(known[0]), key=short_name(encoder))
         return Encoder(encoder)
     if timm.is_model(encoder):
@@ -271,6 +272,6 @@ def resolve_encoder(encoder: str | Encoder) -> Encoder:
 
 
 def warn_of_scale(encoder: Encoder, mpp: float) -> None:
-    """Log a warning where tiles of `mpp` um per pixel are not what the encoder was trained on."""
+    """Log a warning if the encoder was trained at another pixel size than `mpp` um per pixel."""
     if encoder.mpp is not None and abs(mpp / encoder.mpp - 1) > 0.05:
         logger.warning("Encoder %r was trained at %g um/px; these tiles have %g.", encoder.short, encoder.mpp, mpp)

@@ -1,4 +1,4 @@
-"""Released weights under timm's names: pure renaming of tensors, so that no second model library is needed."""
+"""Rename the tensors of released weights to timm's names, so that no second model library is needed."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _BLOCK = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
 
 
 def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict under timm's names.
+    """Rename the tensors of a state dict to timm's names.
 
-    Knows the files of transformers' ViT, DINOv2 and DINOv2 with registers, and those of DINOv2's own repository;
-    anything else is returned as it is.
+    Supports the files of transformers' ViT, DINOv2 and DINOv2 with registers, and of DINOv2's own repository; other
+    state dicts are returned unchanged.
     """
     prefix = next((name[: -len(_PATCH)] for name in state if name.endswith(_PATCH)), None)
     if prefix is not None:
-        # what a task's model has beside its encoder (heads) is left out
+        # drops the heads of a model for some task
         inner = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
         return _class_position(_from_transformers(inner))
     if "mask_token" in state and "patch_embed.proj.weight" in state:
@@ -56,14 +56,14 @@ def _from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for name, tensor in state.items():
         if name == "embeddings.mask_token" or name.startswith("pooler."):
-            continue  # for training, and a layer after the class token that no encoder here uses
+            continue  # used in pretraining only, and a layer after the class token that no encoder here uses
         block = _BLOCK.fullmatch(name)
         if block is None:
             renamed[_EMBEDDINGS.get(name, name)] = tensor
             continue
         number, inside = block.groups()
         if inside.startswith("attention.attention."):
-            continue  # below: three layers become one
+            continue  # query, key and value are concatenated below
         layer, _, kind = inside.rpartition(".")
         new = _LAYER_SCALE.get(inside) or (f"{_IN_BLOCK[layer]}.{kind}" if layer in _IN_BLOCK else None)
         renamed[f"blocks.{number}.{new}" if new else name] = tensor
@@ -82,7 +82,7 @@ def _from_dinov2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _class_position(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    # with registers, timm's models have positions for patches only: that of the class token is a constant added to it
+    # with registers, timm's models have positions for patches only: add that of the class token to the token itself
     if "reg_token" in state:
         state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
         state["pos_embed"] = state["pos_embed"][:, 1:]

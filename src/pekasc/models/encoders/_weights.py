@@ -1,4 +1,4 @@
-"""An encoder's model with its weights: packaged, local, or from the hub."""
+"""Build the timm model of an encoder with its weights: packaged, from a local file, or from the hub."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def _create(encoder: Encoder) -> nn.Module:
             f"`Encoder({encoder.name!r})`: timm {timm.__version__} knows no model of that name. Give one of "
             f"`timm.list_models()` or 'hf-hub:owner/model'.{' Close names: ' + ', '.join(close) + '.' if close else ''}"
         )
-    # timm draws random weights before it reads any: the caller's generator is left as it was
+    # timm initialises weights at random before loading any: leave the caller's random state alone
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return _build(encoder, {"num_classes": 0, **encoder.model_kwargs})
 
 
 def _build(encoder: Encoder, kwargs: dict[str, Any]) -> nn.Module:
-    # a layer stands in a row as a name, so that rows stay plain values; timm takes names for all but this one
+    # layers are given by name, so that an Encoder holds plain values; timm takes names for all but this one
     if isinstance(layer := kwargs.get("mlp_layer"), str):
         if not hasattr(timm.layers, layer):
             raise ValueError(f"`model_kwargs`: timm.layers has no `mlp_layer` named {layer!r}.")
@@ -80,12 +80,12 @@ def _build(encoder: Encoder, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def _match_grid(model: Any, state: Mapping[str, Tensor]) -> None:
-    """Give the model the grid of positions that the weights were saved with, whatever tiles they were trained on."""
-    own, theirs = getattr(model, "pos_embed", None), state.get("pos_embed")
-    if own is None or theirs is None or own.shape == theirs.shape or not hasattr(model, "set_input_size"):
+    """Resize the model's grid of position embeddings to that of the saved weights, so that they can be loaded."""
+    own, saved = getattr(model, "pos_embed", None), state.get("pos_embed")
+    if own is None or saved is None or own.shape == saved.shape or not hasattr(model, "set_input_size"):
         return
     patches: Any = model.patch_embed
-    n = theirs.shape[1] - (own.shape[1] - patches.num_patches)  # less what precedes the patches
+    n = saved.shape[1] - (own.shape[1] - patches.num_patches)  # without prefix tokens
     side = math.isqrt(max(n, 0))
     if side and side * side == n:
         model.set_input_size(img_size=(side * patches.patch_size[0], side * patches.patch_size[1]))
@@ -100,11 +100,11 @@ def _weights_path(encoder: Encoder) -> Path:
 
 
 def _hub_path(encoder: Encoder) -> Path:
-    """Return the file with the weights in the hub's cache, fetched if it is not there."""
+    """Return the file with the weights in the hub's cache, downloaded if needed."""
     hub = str(encoder.hub)
     names = _HUB_FILES if encoder.hub_file is None else (encoder.hub_file,)
     for name in names:
-        # what was fetched once is read without asking the hub again, so that it works without a network
+        # a downloaded file is used without asking the hub again, so that it works offline
         cached = try_to_load_from_cache(hub, name)
         if isinstance(cached, str):
             return Path(cached)

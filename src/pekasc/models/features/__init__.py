@@ -1,14 +1,14 @@
-"""Tiles to features: in memory, in pieces on workers, in a store; activations of the frozen blocks, cached."""
+"""Features of tiles: in memory, on Dask workers, in a zarr store; cached activations of the frozen blocks."""
 
 from __future__ import annotations
 
 from pekasc.models.features._cached_blocks import (
     KINDS,
+    CachedActivations,
+    CachePlan,
     Inputs,
-    Prefix,
-    PrefixPlan,
     TileInputs,
-    make_prefix,
+    cache_activations,
     tiles_digest,
     token_shape,
 )
@@ -18,22 +18,22 @@ from pekasc.models.features._store import FeatureStore, locked
 
 __all__ = [
     "BatchEncoder",
+    "CachePlan",
+    "CachedActivations",
     "EmbedJob",
     "FeatureStore",
     "Inputs",
     "KINDS",
     "Piece",
-    "Prefix",
-    "PrefixPlan",
     "Reader",
     "TileInputs",
     "TokensBetweenBlocks",
+    "cache_activations",
     "embed",
     "embed_chunks",
     "embed_pieces",
     "features_of",
     "locked",
-    "make_prefix",
     "n_features",
     "sample_digest",
     "tiles_digest",

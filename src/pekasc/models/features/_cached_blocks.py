@@ -1,6 +1,6 @@
-"""The frozen prefix: what enters the first adapted block, computed once for every tile and view.
+"""Cached activations: the tokens entering the first adapted block, computed once per tile and orientation.
 
-Blocks before the first adapted one never change, so a training needs them once, not in every epoch of every fold.
+The frozen blocks before it never change, so they need not run in every epoch of every fold.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from pekasc._digests import sha256
 from pekasc._settings import get_logger
-from pekasc.models.encoders import VIEWS, EncoderNetwork, orient, turned
+from pekasc.models.encoders import VIEWS, EncoderNetwork, orient, orient_tensor
 from pekasc.models.features._store import FeatureStore, locked
 from pekasc.models.runtime import autocast
 from pekasc.tiling import TileSource, in_batches, read_ahead
@@ -28,31 +28,31 @@ logger = get_logger(__name__)
 
 KINDS = {"fp16": "float16", "fp32": "float32"}
 _CHUNK_BYTES = 16 * 2**20
-_HASHED = 256  # tiles hashed, or checked, at once
+_HASHED = 256  # tiles hashed or checked at a time
 
 
 class Inputs(Protocol):
-    """What enters the part of the encoder that is trained."""
+    """Training inputs: tiles, or their cached activations."""
 
     @property
     def start(self) -> int:
-        """Blocks that ran already; 0 for tiles."""
+        """Number of blocks that ran already; 0 for tiles."""
         ...
 
     def read(self, index: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """Return what enters for tiles `index` (k,) in the orientations `views` (k,)."""
+        """Return the inputs of tiles `index` (k,) in the orientations `views` (k,)."""
         ...
 
 
 @dataclass(frozen=True)
 class TileInputs:
-    """Tiles themselves: every block runs at every step."""
+    """Tiles as training inputs: all blocks run at every step."""
 
     source: TileSource
     start: int = 0
 
     def read(self, index: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """Return turned tiles, (k, y, x, 3) uint8."""
+        """Return tiles in the given orientations, (k, y, x, 3) uint8."""
         return orient(self.source.read(index), views)
 
 
@@ -69,21 +69,21 @@ class _InMemory:
 
 
 @dataclass(frozen=True)
-class Prefix:
-    """Tokens that enter block ``start + 1``.
+class CachedActivations:
+    """Tokens of all tiles entering block ``start + 1``, by orientation.
 
     Parameters
     ----------
     start
-        Frozen blocks before.
+        Number of frozen blocks before it.
     shape
-        Tokens and width.
+        Number of tokens and their width.
     parts
-        By orientation, the rows of the tiles that this process has.
+        By orientation, the rows of the tiles of this process.
     slot
-        (n,) row of every tile, -1 where another process has it.
+        (n,) row of every tile, -1 if another process has it.
     folder
-        The temporary folder they lie in, if they do: it goes away with this object.
+        Temporary folder with the tokens, if they are on disk; deleted with this object.
     """
 
     start: int
@@ -93,7 +93,7 @@ class Prefix:
     folder: tempfile.TemporaryDirectory[str] | None = None
 
     def read(self, index: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """Return tokens, (k, tokens, width) half or single precision."""
+        """Return the tokens of tiles, (k, tokens, width) in half or single precision."""
         slots = self.slot[index]
         if not len(slots):
             return np.empty((0, *self.shape), dtype=np.float16)
@@ -108,35 +108,35 @@ class Prefix:
         return found.reshape(-1, *self.shape)
 
     def stream(self, index: np.ndarray, batch_size: int, n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Iterate over batches of tiles: their numbers, and their first `n` orientations, read ahead."""
+        """Iterate over batches of tiles, read ahead: their indices, and tokens of their first `n` orientations."""
         return read_ahead(lambda part: self.views(part, n), in_batches([index], batch_size))
 
     def views(self, index: np.ndarray, n: int) -> np.ndarray:
-        """Return the first `n` orientations of tiles, (k, n, tokens, width)."""
+        """Return the tokens of tiles in their first `n` orientations, (k, n, tokens, width)."""
         slots = self.slot[index]
         return np.stack([self.parts[v].rows(slots).reshape(-1, *self.shape) for v in VIEWS[:n]], axis=1)
 
 
 @dataclass(frozen=True)
-class PrefixPlan:
-    """What to keep and where.
+class CachePlan:
+    """How to cache activations, and where.
 
     Parameters
     ----------
     start
-        Frozen blocks.
+        Number of frozen blocks.
     n_views
         Orientations of every tile.
     kind
-        ``"fp16"`` or ``"fp32"``.
+        Precision of the cache, ``"fp16"`` or ``"fp32"``.
     batch_size, device, precision, max_memory, progress
-        As in ``tl.fit_adapter``.
+        As in :class:`pekasc.Compute`.
     store
-        Folder for what does not fit `max_memory`; a temporary one by default.
+        Folder for activations that do not fit in `max_memory` bytes; a temporary one by default.
     facts
-        Digest of the encoder's part in it.
+        Digest of the encoder and its settings, for the store.
     n_here
-        Processes that keep as much on the same disk.
+        Number of processes that cache to the same disk.
     """
 
     start: int
@@ -153,7 +153,7 @@ class PrefixPlan:
 
 
 def token_shape(encoder: EncoderNetwork, precision: str = "fp32") -> tuple[int, int]:
-    """Return tokens and width between blocks, for one tile."""
+    """Return the number of tokens of a tile between blocks, and their width."""
     device = encoder.mean.device
     tile = torch.zeros(1, 3, encoder.tile_px, encoder.tile_px, device=device)
     with torch.inference_mode(), autocast(device, precision):
@@ -161,35 +161,35 @@ def token_shape(encoder: EncoderNetwork, precision: str = "fp32") -> tuple[int, 
     return int(tokens.shape[1]), int(tokens.shape[2])
 
 
-def make_prefix(
+def cache_activations(
     encoder: EncoderNetwork,
     source: TileSource,
     local: np.ndarray,
-    plan: PrefixPlan,
+    plan: CachePlan,
     known: Mapping[int, np.ndarray] = MappingProxyType({}),
-) -> Prefix:
-    """Compute the tokens of the tiles `mine`, in memory where they fit, else in a store on disk.
+) -> CachedActivations:
+    """Run the frozen blocks on the tiles `local` and keep their tokens, in memory if they fit, else in a store on disk.
 
     Parameters
     ----------
     encoder
         The frozen encoder.
     source
-        Tiles.
-    mine
-        Numbers of those that this process needs.
+        All tiles.
+    local
+        Indices of the tiles that this process needs.
     plan
-        What to keep, and where.
+        What to cache, and where.
     known
-        By orientation, tokens (n, tokens * width) that are there already, in the order in which tiles are read: used
-        where all fit the memory.
+        Tokens that are computed already, (n, tokens * width) by orientation, in reading order; used if all tokens fit
+        in memory.
 
     Raises
     ------
     OSError
-        If the disk has no room; nothing was computed then.
+        If there is not enough disk space, before anything is computed.
     FloatingPointError
-        If tokens leave the range of half precision.
+        If tokens overflow in half precision.
     """
     encoder.to(plan.device)
     shape = token_shape(encoder, plan.precision)
@@ -202,12 +202,13 @@ def make_prefix(
     total = each * len(order) * len(views)
     in_memory = plan.max_memory is None or total <= plan.max_memory
     logger.info(
-        "Frozen prefix of %d block%s: %.3g MB a tile and view (%s), %d tiles in %d view%s: %.3g GB, %s.",
+        "Cached activations of %d frozen block%s: %.3g MB per tile and orientation (%s), %d tiles in %d orientation%s: "
+        "%.3g GB, %s.",
         plan.start, "s"[: plan.start > 1], each / 1e6, plan.kind, len(order), len(views), "s"[: len(views) > 1],
         total / 1e9, "in memory" if in_memory else f"on disk (more than max_memory={plan.max_memory} bytes)",
     )  # fmt: skip
     run = _BlockRunner(encoder, source, plan, dtype)
-    with tqdm(total=len(order) * len(views), desc="frozen prefix", unit="tile", disable=not plan.progress) as bar:
+    with tqdm(total=len(order) * len(views), desc="cache activations", unit="tile", disable=not plan.progress) as bar:
         if in_memory:
             array = {view: known[view] for view in views if view in known}
             for rows in array.values():
@@ -217,23 +218,23 @@ def make_prefix(
             array |= {view: np.empty((len(order), shape[0] * shape[1]), dtype=dtype) for view in missing}
             if missing:
                 run.over(order, missing, lambda view, at, rows: array[view].__setitem__(at, rows), bar)
-            return Prefix(plan.start, shape, {view: _InMemory(array[view]) for view in views}, slot)
+            return CachedActivations(plan.start, shape, {view: _InMemory(array[view]) for view in views}, slot)
         return _on_disk(run, order, views, shape, each, slot, bar)
 
 
 @dataclass(frozen=True)
 class _BlockRunner:
-    """Batches of tiles through the frozen blocks."""
+    """Run batches of tiles through the frozen blocks."""
 
     encoder: EncoderNetwork
     source: TileSource
-    plan: PrefixPlan
+    plan: CachePlan
     dtype: np.dtype[Any]
 
     def over(
         self, order: np.ndarray, views: Sequence[int], put: Callable[[int, slice, np.ndarray], None], bar: Any
     ) -> None:
-        """Compute the tokens of tiles `order`; `put` gets view, place in `order`, and rows."""
+        """Compute the tokens of tiles `order`; `put` gets the orientation, the slice of `order`, and the rows."""
         start = 0
         for _, tiles in read_ahead(self.source.read, in_batches([order], self.plan.batch_size)):
             for view in views:
@@ -244,7 +245,7 @@ class _BlockRunner:
     def _tokens(self, tiles: np.ndarray, view: int) -> np.ndarray:
         plan = self.plan
         with torch.inference_mode(), autocast(plan.device, plan.precision):
-            x = turned(torch.from_numpy(tiles).to(plan.device), view, (1, 2))
+            x = orient_tensor(torch.from_numpy(tiles).to(plan.device), view, (1, 2))
             tokens = self.encoder.tokens(self.encoder.normalise(x), plan.start)
             tokens = tokens.to(getattr(torch, KINDS[plan.kind]))
         rows = tokens.flatten(1).cpu().numpy()
@@ -252,15 +253,15 @@ class _BlockRunner:
         return rows
 
 
-def _check_range(rows: np.ndarray, plan: PrefixPlan) -> None:
-    # part by part: numpy makes a boolean of every number
+def _check_range(rows: np.ndarray, plan: CachePlan) -> None:
+    # part by part, since isfinite() allocates a boolean per value
     if not all(np.isfinite(rows[i : i + _HASHED]).all() for i in range(0, len(rows), _HASHED)):
         raise FloatingPointError(
-            f"Tokens after block {plan.start} leave the range of {plan.kind}: "
+            f"Tokens after block {plan.start} are NaN or infinite in {plan.kind}: "
             + (
                 'take `Compute(cached_activations="fp32")`.'
                 if plan.kind == "fp16"
-                else "the encoder's weights or tiles are not finite."
+                else "check the encoder's weights and the tiles."
             )
         )
 
@@ -273,15 +274,15 @@ def _on_disk(
     each: int,
     slot: np.ndarray,
     bar: Any,
-) -> Prefix:
+) -> CachedActivations:
     plan = run.plan
-    folder = None if plan.store is not None else tempfile.TemporaryDirectory(prefix="pekasc-prefix-")
-    path = plan.store if folder is None else Path(folder.name) / "prefix.zarr"
+    folder = None if plan.store is not None else tempfile.TemporaryDirectory(prefix="pekasc-activations-")
+    path = plan.store if folder is None else Path(folder.name) / "activations.zarr"
     assert path is not None  # for the type checker: one of them is there
     chunk = min(max(1, _CHUNK_BYTES // each), len(order))
     about = {"what": f"tokens after block {plan.start}", "shape": list(shape), "kind": plan.kind}
     tiles = tiles_digest(run.source, order)
-    digests = {view: sha256(f"prefix 1 {plan.facts} {tiles} {plan.start} {view} {plan.kind}") for view in views}
+    digests = {view: sha256(f"activations 1 {plan.facts} {tiles} {plan.start} {view} {plan.kind}") for view in views}
     _check_room(path, len(order) * each * len(views), digests.values(), plan.n_here)
     stores: dict[int, _Rows] = {}
     with locked(path, [digest[:16] for digest in digests.values()]):
@@ -299,7 +300,7 @@ def _on_disk(
                 run.over(part, [view], lambda _, at, found, rows=rows: rows.__setitem__(at, found), bar)  # type: ignore[misc]
                 store.write(i, rows)
             stores[view] = store
-    return Prefix(plan.start, shape, stores, slot, folder)
+    return CachedActivations(plan.start, shape, stores, slot, folder)
 
 
 def _check_room(path: Path, size: int, digests: Any, n_here: int) -> None:
@@ -310,11 +311,11 @@ def _check_room(path: Path, size: int, digests: Any, n_here: int) -> None:
     if more > free:
         raise OSError(
             f"The cached activations take {more / 1e9:.3g} GB more, and {str(above)!r} has {free / 1e9:.3g} GB "
-            "left. Give `Compute.cache` a folder with room (or set TMPDIR), fewer `Recipe.n_views`, or "
+            "left. Give `Compute.cache` a folder on a larger disk (or set TMPDIR), fewer `Recipe.n_views`, or "
             "`cached_activations=None`, which runs the frozen blocks in every epoch."
         )
 
 
 def tiles_digest(source: TileSource, order: np.ndarray) -> str:
-    """Return the SHA-256 of every pixel of tiles, in their order."""
+    """Return the SHA-256 of all pixels of the tiles `order`."""
     return sha256(source.read(order[i : i + _HASHED]) for i in range(0, len(order), _HASHED))

@@ -1,4 +1,4 @@
-"""Run an encoder over tiles: devices, precision, and features in the order of the tiles."""
+"""Embed tiles with an encoder: test-time augmentation, batches that fit the device, features in the order of tiles."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from tqdm.auto import tqdm
 
 from pekasc._settings import get_logger
-from pekasc.models.encoders import VIEWS, Depth, EncoderNetwork, turned
+from pekasc.models.encoders import VIEWS, Depth, EncoderNetwork, orient_tensor
 from pekasc.models.runtime import autocast
 from pekasc.tiling import TileSource, batches, check_temporary_room, in_batches, read_parts
 
 if TYPE_CHECKING:
-    from pekasc.models.features._cached_blocks import Prefix
+    from pekasc.models.features._cached_blocks import CachedActivations
 
 logger = get_logger(__name__)
 
@@ -34,7 +34,7 @@ def features_of(
 ) -> list[torch.Tensor]:
     """Return features of normalised tiles for every entry of `depths`, from one pass through the encoder.
 
-    With `start`, `x` are the tokens after so many blocks. `kept`: see :meth:`EncoderNetwork.forward`.
+    With `start`, `x` are the tokens after that many blocks. For `kept`, see :meth:`EncoderNetwork.forward`.
     """
     blocks = sorted({block for depth in depths if depth is not None for block in depth})
     layers = dict(zip(blocks, encoder(x, blocks, start, kept), strict=True)) if blocks else {}
@@ -51,15 +51,15 @@ def oriented_features(
     orientations: int,
     tokens: TokensBetweenBlocks | None,
 ) -> list[torch.Tensor]:
-    """Return what :func:`features_of` does, float32, mean over the first so many orientations of the tiles.
+    """Return :func:`features_of` averaged over the first `orientations` orientations of the tiles, float32.
 
-    After the features come, where `tokens` asks for them, the tokens of every orientation and every number of blocks.
+    With `tokens`, the features are followed by the tokens of every orientation and number of blocks.
     """
     total: list[torch.Tensor] = []
     between_blocks: list[torch.Tensor] = []
     for number in VIEWS[:orientations]:
         kept: dict[int, torch.Tensor | None] = {} if tokens is None else dict.fromkeys(tokens.starts)
-        parts = features_of(encoder, turned(x, number, (-2, -1)) if number else x, depths, kept=kept)
+        parts = features_of(encoder, orient_tensor(x, number, (-2, -1)) if number else x, depths, kept=kept)
         parts = [part.float() for part in parts]
         total = [s + part for s, part in zip(total, parts, strict=True)] if total else parts
         if tokens is not None:
@@ -69,16 +69,16 @@ def oriented_features(
 
 @dataclass
 class TokensBetweenBlocks:
-    """Tokens between blocks that a pass for features leaves behind, so that no other pass is needed for them.
+    """Collect the tokens between blocks during a pass for features, so that caching them needs no other pass.
 
     Parameters
     ----------
     starts
-        After so many blocks each.
+        Numbers of blocks after which to keep tokens.
     dtype
-        To keep them in.
+        Precision to keep them in.
     rows
-        By scale, number of blocks and orientation: (n, tokens * width), in the order in which tiles are read.
+        Tokens by scale, number of blocks and orientation, (n, tokens * width) in reading order.
     """
 
     starts: Sequence[int]
@@ -86,7 +86,7 @@ class TokensBetweenBlocks:
     rows: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict)
 
     def put(self, scale: int, at: slice, n: int, found: Sequence[np.ndarray]) -> None:
-        """Keep those of a batch, as :func:`oriented_features` gives them; `n` is the number of all tiles."""
+        """Keep the tokens of a batch as :func:`oriented_features` returns them; `n` is the total number of tiles."""
         names = [(view, start) for view in VIEWS[: len(found) // len(self.starts)] for start in self.starts]
         for (view, start), values in zip(names, found, strict=True):
             if (scale, start, view) not in self.rows:
@@ -95,9 +95,9 @@ class TokensBetweenBlocks:
 
 
 class BatchEncoder:
-    """An encoder on its device: tiles in, features out.
+    """Embed batches of tiles with an encoder on its device.
 
-    A batch that does not fit the memory is halved, and so are those after it; the log says so.
+    If the device runs out of memory, the batch size is halved for this and later batches, with a warning.
 
     Parameters
     ----------
@@ -108,10 +108,9 @@ class BatchEncoder:
     device, precision
         See :func:`resolve_device` and :func:`autocast`.
     start
-        With more than 0, what comes in are no tiles but the tokens after so many blocks, (n, orientations, tokens,
-        width).
+        If above 0, inputs are not tiles but tokens after that many blocks, (n, orientations, tokens, width).
     tokens
-        Which tokens to give beside the features, after them.
+        Tokens to return after the features.
     """
 
     def __init__(
@@ -127,11 +126,11 @@ class BatchEncoder:
         self.encoder, self.start, self.tokens = encoder.to(device), start, tokens
         self.depths, self.orientations = list(depths), orientations
         self.device, self.precision = device, precision
-        self._at_once: int | None = None  # most tiles that fit; None as long as all did
+        self._at_once: int | None = None  # batch size that fits in memory; None until it was halved
 
     def over(self, stream: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-        """Iterate over batches: their numbers, and an array of features (k, d), float32, for every depth."""
-        # a GPU gets its next batch before the features of the last one are waited for
+        """Iterate over batches: indices of the tiles, and their features (k, d), float32, for every depth."""
+        # launch the next batch on a GPU before waiting for the features of the last one
         ahead = int(self.device.type == "cuda")
         launched: deque[tuple[np.ndarray, list[torch.Tensor]]] = deque()
         for positions, tiles in stream:
@@ -155,13 +154,13 @@ class BatchEncoder:
                     raise
                 self._at_once = (min(step, len(tiles)) + 1) // 2
                 logger.warning(
-                    "%d tiles at once do not fit the memory of %s (%s); going on with %d.",
+                    "Batches of %d tiles run out of memory on %s (%s): going on with %d.",
                     min(step, len(tiles)), self.device, str(error).splitlines()[0][:200], self._at_once,
                 )  # fmt: skip
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
                 continue
-            return parts[0] if len(parts) == 1 else [torch.cat(of) for of in zip(*parts, strict=True)]
+            return parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
     def _forward(self, tiles: np.ndarray) -> list[torch.Tensor]:
         x = torch.from_numpy(tiles)
@@ -170,13 +169,13 @@ class BatchEncoder:
         x = x.to(self.device)
         with torch.inference_mode(), autocast(self.device, self.precision):
             if self.start:
-                return self._of_tokens(x.float())
+                return self._features_of_tokens(x.float())
             x = self.encoder.normalise(x)
             return oriented_features(self.encoder, x, self.depths, self.orientations, self.tokens)
 
-    def _of_tokens(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def _features_of_tokens(self, x: torch.Tensor) -> list[torch.Tensor]:
         views = [features_of(self.encoder, view, self.depths, self.start) for view in x.unbind(1)]
-        return [torch.stack([part.float() for part in of]).mean(dim=0) for of in zip(*views, strict=True)]
+        return [torch.stack([part.float() for part in parts]).mean(dim=0) for parts in zip(*views, strict=True)]
 
 
 def _fetched(positions: np.ndarray, parts: list[torch.Tensor]) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -191,9 +190,9 @@ def _out_of_memory(error: RuntimeError) -> bool:
 def embed_chunks(
     run: BatchEncoder, source: TileSource, chunks: Sequence[np.ndarray], batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Return the features, (k, d) float32, of the run's first depth for every list of tiles, one after the other.
+    """Yield the features of the first depth, (k, d) float32, for every chunk of tiles.
 
-    Batches end with their list, so that the features of a list do not depend on the others, to the last bit.
+    Batches never span two chunks, so that the features of a chunk are bit-identical whichever others are embedded.
     """
     stream = run.over(read_parts(source, in_batches(chunks, batch_size)))
     for chunk in chunks:
@@ -217,46 +216,46 @@ def embed(
     progress: bool = False,
     description: str = "embed tiles",
     max_memory: int | None = None,
-    prefixes: Sequence[Prefix] = (),
+    cached: Sequence[CachedActivations] = (),
     tokens: TokensBetweenBlocks | None = None,
 ) -> dict[Depth, np.ndarray]:
-    """Return features of tiles, one float32 array (n, d) per entry of `depths`, in the order of `index`.
+    """Embed tiles; return one float32 array (n, d) per entry of `depths`, in the order of `index`.
 
-    With `further` tiles, (n, scales * d): the features of every scale side by side.
+    With `further` tiles, the features of all scales are concatenated, (n, scales * d).
 
     Parameters
     ----------
     encoder
         The encoder, moved to `device`.
     source
-        Where tiles are read from.
+        The tiles.
     depths
         Block numbers whose features are concatenated; None is the encoder's own output.
     further
-        The same tiles at further scales, under the same numbers.
+        The same tiles at the other scales.
     orientations
-        Features are the mean over so many turns and flips of a tile.
+        Test-time augmentation: number of orientations of a tile to average the features over.
     batch_size
-        Tiles at once.
+        Tiles per batch.
     device, precision
         See :func:`resolve_device` and :func:`autocast`.
     index
-        Tiles to embed; all by default. They are read chunk by chunk, whatever their order here.
+        Indices of the tiles to embed; all by default. They are read image chunk by image chunk, in any order.
     progress
-        Show a bar.
+        Show a progress bar.
     description
-        What the bar says.
+        Label of the progress bar.
     max_memory
-        Bytes that the features may take in memory; beyond, they lie in temporary files, which go away with them.
-    prefixes
-        What the first blocks made of the tiles, for every scale: only the blocks after them run.
+        Bytes of memory for the features; more are kept in temporary files, deleted with the arrays.
+    cached
+        Cached activations for every scale: only the blocks after them run.
     tokens
-        Which tokens to keep on the way, and where they go; not of the encoder's own output.
+        Tokens between blocks to collect as well; not for the encoder's own output.
 
     Raises
     ------
     OSError
-        If the temporary folder has no room.
+        If the temporary folder has not enough disk space.
     """
     index = np.arange(source.n) if index is None else np.asarray(index, dtype=np.int64)
     if not index.size:
@@ -265,13 +264,13 @@ def embed(
     row = np.full(source.n, -1, dtype=np.int64)
     row[index] = np.arange(len(index))
     out: dict[Depth, np.ndarray] = {}
-    run = BatchEncoder(encoder, depths, orientations, device, precision, prefixes[0].start if prefixes else 0, tokens)
+    run = BatchEncoder(encoder, depths, orientations, device, precision, cached[0].start if cached else 0, tokens)
     with tqdm(total=len(index) * len(sources), desc=description, unit="tile", disable=not progress) as bar:
         for scale, tiles_at in enumerate(sources):
             order = tiles_at.reading_order[row[tiles_at.reading_order] >= 0]
             stream = batches(tiles_at, batch_size, index=order)
-            if prefixes:
-                stream = prefixes[scale].stream(order, batch_size, orientations)
+            if cached:
+                stream = cached[scale].stream(order, batch_size, orientations)
             done = 0
             for positions, parts in run.over(stream):
                 if tokens is not None:
@@ -284,12 +283,12 @@ def embed(
                         out[depth] = _room(len(index), len(sources) * width, share)
                     out[depth][row[positions], scale * width : (scale + 1) * width] = values
                 bar.update(len(positions))
-            tiles_at.release()  # decoded chunks of one scale are of no use to the next
+            tiles_at.release()  # the next scale needs other chunks
     return out
 
 
 def _room(n: int, width: int, max_memory: int | None) -> np.ndarray:
-    """Return an array for features, (n, width) float32: in memory, or in a temporary file without a name."""
+    """Allocate an array for features, (n, width) float32, in memory or in a temporary file without a name."""
     size = 4 * n * width
     if max_memory is None or size <= max_memory:
         return np.empty((n, width), dtype=np.float32)

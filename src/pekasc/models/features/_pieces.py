@@ -1,4 +1,4 @@
-"""Embedding in pieces: chunks of tiles, in this process or on the workers of a Dask cluster."""
+"""Embed chunks of tiles, in this process or on the workers of a Dask cluster."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from pekasc.models.features._embed import BatchEncoder, embed_chunks
 from pekasc.models.runtime import resolve_device, tensor_parts
 from pekasc.tiling import PatchReader, TileReader, TileStream
 
-# of what features are made with here: change it whenever tiles or features change by more than rounding
+# part of the digest: increase it whenever a change of the code changes tiles or features by more than rounding
 _VERSION = 1
 _SAMPLE = 64
 
 Reader = TileReader | PatchReader
-Piece = tuple[int, np.ndarray]  # which reader, and the tiles' numbers there
+Piece = tuple[int, np.ndarray]  # index of the reader, and indices of its tiles
 
 
 class AdaptedEncoder(Protocol):
-    """An encoder with an adapter, as far as features are concerned: a fitted `Adapter`."""
+    """The part of an `Adapter` that decides the features."""
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder's row."""
+        """Description of the encoder."""
         ...
 
     @property
@@ -43,7 +43,7 @@ class AdaptedEncoder(Protocol):
 
     @property
     def weights(self) -> Mapping[str, Mapping[str, torch.Tensor]]:
-        """Its weights by kind."""
+        """Tensors of the adapter by kind."""
         ...
 
     def network(self) -> EncoderNetwork:
@@ -53,14 +53,14 @@ class AdaptedEncoder(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class EmbedJob:
-    """How tiles become features: all that a process needs to know, but for the tiles.
+    """Encoder and settings for embedding tiles, as they are sent to every process.
 
     Parameters
     ----------
     encoder
-        The encoder's row, or an adapter.
+        Description of the encoder, or an adapter.
     encoder_digest
-        SHA-256 of the encoder's weights, which every process compares with what it finds.
+        SHA-256 of the encoder's weights, which every process checks.
     tile_px
         Pixels along the side of a tile.
     depth, orientations, batch_size, device, precision
@@ -75,15 +75,15 @@ class EmbedJob:
     batch_size: int
     device: str
     precision: str
-    token: str = field(default_factory=lambda: uuid4().hex)  # tells the jobs of one worker apart
+    token: str = field(default_factory=lambda: uuid4().hex)  # identifies the job on a worker
 
     def model(self) -> EncoderNetwork:
-        """Build the encoder, with the adapter if there is one.
+        """Load the encoder, and attach the adapter if there is one.
 
         Raises
         ------
         ValueError
-            If its weights are others here.
+            If this process finds other weights than `encoder_digest`.
         """
         if not isinstance(self.encoder, Encoder):
             return self.encoder.network()
@@ -96,11 +96,11 @@ class EmbedJob:
         return model
 
     def run(self, model: EncoderNetwork) -> BatchEncoder:
-        """Put the encoder on its device."""
+        """Move the encoder to its device."""
         return BatchEncoder(model, [self.depth], self.orientations, resolve_device(self.device), self.precision)
 
     def digest(self, model: EncoderNetwork) -> str:
-        """Return the SHA-256 of everything but the tiles that decides the features; the batch size does not."""
+        """Return the SHA-256 of everything that the features depend on, apart from the tiles and the batch size."""
         facts = {
             "version": _VERSION,
             "architecture": model.encoder.name,
@@ -121,12 +121,12 @@ class EmbedJob:
 
 
 def _canonical(value: Any) -> str:
-    """Return JSON that is the same in every process: sets have no order of their own.
+    """Return JSON that is identical in every process, with sets sorted.
 
     Raises
     ------
     TypeError
-        If a value has no such form: a digest must not depend on how something is printed.
+        If a value cannot be serialised: a digest must not depend on the repr of an object.
     """
 
     def plain(item: Any) -> Any:
@@ -142,15 +142,15 @@ def _canonical(value: Any) -> str:
 
 
 def n_features(job: EmbedJob, model: EncoderNetwork) -> int:
-    """Return the number of features of a tile, from a pass over an empty one on the CPU."""
+    """Return the number of features of a tile, from a forward pass of an empty tile on the CPU."""
     run = BatchEncoder(model, [job.depth], 1, torch.device("cpu"), "fp32")
     return run.features(np.zeros((1, job.tile_px, job.tile_px, 3), np.uint8)).shape[1]
 
 
 def sample_digest(reader: Reader) -> str:
-    """Return the SHA-256 of some tiles, as they are read: as many as are needed to tell one picture from another.
+    """Return the SHA-256 of at most 64 tiles spread over the section, to tell images apart.
 
-    At most 64, spread over the section; no tile is read at another level than the features are made from.
+    They are read from the same pyramid level as for the features.
     """
     some = np.unique(np.linspace(0, reader.n - 1, min(reader.n, _SAMPLE)).astype(np.int64))
     return sha256(reader.read(reader.canonical_order[some]))
@@ -159,10 +159,10 @@ def sample_digest(reader: Reader) -> str:
 def embed_pieces(
     job: EmbedJob, model: EncoderNetwork, readers: Sequence[Reader], pieces: Sequence[Piece], client: Any
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Embed pieces of several readers; return each one's number and features as it is done.
+    """Embed pieces of several readers; yield the index and the features of each piece as it is finished.
 
-    With a :class:`distributed.Client` each piece is one task, which reads its tiles and has them embedded where it
-    runs; Dask runs it again where its worker died. Without one they are done here, in their order, by the same code.
+    With a :class:`distributed.Client`, each piece is one task, which reads and embeds its tiles on a worker and is
+    repeated if the worker dies. Without one, pieces are embedded in this process, in their order, by the same code.
     """
     if client is None:
         stream = TileStream(readers)
@@ -171,10 +171,10 @@ def embed_pieces(
         return
     from distributed import as_completed
 
-    # as tasks, not as scattered data: Dask makes them again when the worker that held them dies
-    shared = client.submit(_same, job, pure=False)
-    sources = {i: client.submit(_same, readers[i], pure=False) for i in sorted({reader for reader, _ in pieces})}
-    # a worker that sees other pixels than this process, or none, must not go on
+    # tasks instead of scattered data: Dask recomputes them if the worker that held them dies
+    shared = client.submit(_identity, job, pure=False)
+    sources = {i: client.submit(_identity, readers[i], pure=False) for i in sorted({reader for reader, _ in pieces})}
+    # workers compare a sample of the pixels with this process: they might find another file at the same path
     sample = {i: sample_digest(readers[i]) for i in sources}
     futures = [client.submit(_embed_piece, shared, sources[i], sample[i], index, pure=False) for i, index in pieces]
     numbers = {future.key: number for number, future in enumerate(futures)}
@@ -187,48 +187,48 @@ def embed_pieces(
         client.run(_forget, job.token, on_error="ignore")
 
 
-def _same(value: Any) -> Any:
+def _identity(value: Any) -> Any:
     return value
 
 
 @dataclass
-class _Kept:
-    """What a worker keeps between the pieces of one call."""
+class _WorkerState:
+    """Encoder and reader that a worker keeps between the pieces of one call."""
 
     run: BatchEncoder
     reader: Reader | None = None
     checked: set[str] = field(default_factory=set)
 
 
-_KEPT: dict[str, _Kept] = {}
+_STATES: dict[str, _WorkerState] = {}
 _LOADING = Lock()
 
 
 def _embed_piece(job: EmbedJob, reader: Reader, sample: str, index: np.ndarray) -> np.ndarray:
-    """Embed the tiles of one piece, in a worker that keeps the encoder for its next ones."""
+    """Embed the tiles of one piece on a worker, which keeps the encoder for later pieces."""
     with _LOADING:
-        if job.token not in _KEPT:
-            _KEPT[job.token] = _Kept(job.run(job.model()))
-        kept = _KEPT[job.token]
-        if kept.reader is not None and kept.reader is not reader:
-            kept.reader.release()  # decoded chunks of one section at a time
-        kept.reader = reader
-        if sample not in kept.checked:
+        if job.token not in _STATES:
+            _STATES[job.token] = _WorkerState(job.run(job.model()))
+        state = _STATES[job.token]
+        if state.reader is not None and state.reader is not reader:
+            state.reader.release()  # decoded chunks of one section at a time
+        state.reader = reader
+        if sample not in state.checked:
             if sample_digest(reader) != sample:
                 raise OSError(
-                    f"A worker reads other pixels than the process that asks{_of(reader)}: give all workers the same "
-                    "image, at the same place."
+                    f"A worker reads other pixels than the process that made the call{_label(reader)}: all workers "
+                    "need the same image at the same path."
                 )
-            kept.checked.add(sample)
-    return next(embed_chunks(kept.run, reader, [index], job.batch_size))
+            state.checked.add(sample)
+    return next(embed_chunks(state.run, reader, [index], job.batch_size))
 
 
-def _of(reader: Reader) -> str:
+def _label(reader: Reader) -> str:
     label = getattr(reader, "label", "")
     return f" in {label}" if label else ""
 
 
 def _forget(token: str) -> None:
-    kept = _KEPT.pop(token, None)
-    if kept is not None and kept.reader is not None:
-        kept.reader.release()
+    state = _STATES.pop(token, None)
+    if state is not None and state.reader is not None:
+        state.reader.release()

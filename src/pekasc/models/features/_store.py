@@ -1,4 +1,4 @@
-"""Features on disk: a zarr group with one array for each section and scale, written chunk by chunk."""
+"""Store of features on disk: a zarr group with one array per section and scale, written chunk by chunk."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from pekasc.models.runtime import NO_ROOM
 logger = get_logger(__name__)
 
 _FORMAT = 1
-_OURS = "pekasc_features"
+_ATTRIBUTE = "pekasc_features"
 _ZARR = "zarr.json"
 
 
 class FeatureStore:
-    """The features of some tiles, (n, width), in chunks of rows that each have a checksum.
+    """Features of the tiles of a section, (n, width), in chunks of rows with a checksum each.
 
-    A chunk is written whole or not at all, and read with its checksum; what was never written is NaN.
+    Chunks are written atomically and verified when they are read; rows that were never written are NaN.
 
     Parameters
     ----------
     path
-        Folder of the zarr group; made if it is not there.
+        Folder of the zarr group; created if it does not exist.
     digest
-        Of everything that the features depend on: the name of the array.
+        Digest of everything that the features depend on, from which the array is named.
     shape
-        Tiles and features.
+        Number of tiles and of features.
     chunk
-        Tiles in a chunk; an array that is there has its own.
+        Tiles per chunk of a new array; an existing array keeps its own.
     info
-        What the features are of, for readers.
+        Description of the features, stored as attributes.
     dtype
         ``"float32"`` or ``"float16"``.
 
     Raises
     ------
     ValueError
-        If the folder holds something else, or features of another digest under this name.
+        If the folder is not such a store, or has features of another digest under this name.
     OSError
         If the folder cannot be written.
     """
@@ -62,15 +62,15 @@ class FeatureStore:
     ) -> None:
         self.path, self.name, self._dtype = path, digest[:16], np.dtype(dtype)
         record = {"format": _FORMAT, "digest": digest, **info}
-        # two runs that begin at once make the group and the array once
+        # two runs that start at the same time must create group and array only once
         with locked(path, ["create"]):
             _open_group(path)
             array = self._open_array(record, shape, chunk)
-        found: Any = array.attrs.get(_OURS)
+        found: Any = array.attrs.get(_ATTRIBUTE)
         if not isinstance(found, Mapping) or found.get("digest") != digest or array.shape != shape:
-            theirs = found.get("digest") if isinstance(found, Mapping) else None
+            stored = found.get("digest") if isinstance(found, Mapping) else None
             raise ValueError(
-                f"The store {str(path)!r} holds {self.name!r} of another digest or size (digest {theirs}, shape "
+                f"The store {str(path)!r} holds {self.name!r} of another digest or size (digest {stored}, shape "
                 f"{array.shape}; expected {digest}, {shape}): it was changed. Delete {str(path / self.name)!r}, or "
                 "give another `store=`."
             )
@@ -84,7 +84,7 @@ class FeatureStore:
             if not (folder / _ZARR).exists():
                 return zarr.create_array(
                     self.path, name=self.name, shape=shape, chunks=(chunk, shape[1]), dtype=self._dtype,
-                    fill_value=np.nan, compressors=[Crc32cCodec()], attributes={_OURS: dict(record)},
+                    fill_value=np.nan, compressors=[Crc32cCodec()], attributes={_ATTRIBUTE: dict(record)},
                 )  # fmt: skip
             return zarr.open_array(self.path, path=self.name, mode="r+")
         except OSError as error:
@@ -95,12 +95,12 @@ class FeatureStore:
             ) from error
 
     def sweep(self) -> None:
-        """Remove what a run that was killed did not finish; only for who has the lock."""
+        """Delete the partial files of an interrupted run. Call it only while holding the lock."""
         for partial in (self.path / self.name).rglob("*.partial"):
             partial.unlink(missing_ok=True)
 
     def missing(self) -> list[int]:
-        """Return the chunks that are not there, or damaged: every other one is read, and its checksum compared."""
+        """Return the indices of chunks that are missing or damaged; all others are read and verified."""
         missing = []
         for i in range(self.n_chunks):
             try:
@@ -120,7 +120,7 @@ class FeatureStore:
         Raises
         ------
         OSError
-            If there is no room, or the folder cannot be written.
+            If there is not enough disk space, or the folder cannot be written.
         """
         start = chunk * self.chunk
         try:
@@ -139,10 +139,10 @@ class FeatureStore:
         return np.asarray(self._array[rows] if isinstance(rows, slice) else self._array.oindex[rows])
 
     def rows(self, index: np.ndarray) -> np.ndarray:
-        """Read single rows, (k, width), in any order, of chunks that :meth:`missing` has found whole.
+        """Read single rows, (k, width), in any order, without verifying them: :meth:`missing` did that.
 
-        A chunk's file is its numbers followed by the checksum, so that a row can be read alone: through zarr every
-        row would cost its chunk.
+        The file of a chunk is its raw values followed by the checksum, so a row can be read alone; zarr would decode
+        the whole chunk for every row.
         """
         width = self._array.shape[1]
         out = np.empty((len(index), width), dtype=self._dtype)
@@ -155,10 +155,10 @@ class FeatureStore:
 
 @contextmanager
 def locked(path: Path, names: Iterable[str]) -> Iterator[None]:
-    """Keep other runs out of arrays of a store; wait, and say so, while one of them is being written.
+    """Lock arrays of a store against other runs; wait, with a warning, while another run is writing one of them.
 
-    Arrays share 256 lock files, in a hidden folder beside the store, so that a run with many sections does not need
-    a file descriptor for each; they are taken in one order by all, so that no two runs wait for each other.
+    Arrays share 256 lock files, in a hidden folder beside the store, so that a run with many sections does not need a
+    file descriptor for each. All runs acquire them in the same order, which rules out deadlocks.
     """
     folder = path.with_name(f".{path.name}.locks")
     with ExitStack() as held:
@@ -182,7 +182,7 @@ def _open_group(path: Path) -> None:
         if path.exists() and not path.is_dir():
             raise ValueError(f"`store={str(path)!r}` is a file: give a folder.")
         if path.is_dir() and not (path / _ZARR).is_file():
-            for partial in path.glob("*.partial"):  # of a run that was killed as it began
+            for partial in path.glob("*.partial"):  # left by a run that was killed at its start
                 partial.unlink()
             if any(path.iterdir()):
                 raise ValueError(
@@ -196,23 +196,24 @@ def _open_group(path: Path) -> None:
                 f"`store={str(path)!r}` is no zarr group, or a damaged one ({type(error).__name__}: {error}): give "
                 "another folder, or delete it."
             ) from error
-        if _OURS not in group.attrs:
+        if _ATTRIBUTE not in group.attrs:
             if any(key for key in group.attrs) or any(True for _ in group.keys()):
                 raise ValueError(
                     f"`store={str(path)!r}` is a zarr group with other content ({sorted(group.keys())[:5]}): give a "
                     "folder of its own."
                 )
-            group.attrs[_OURS] = _FORMAT
+            group.attrs[_ATTRIBUTE] = _FORMAT
     except OSError as error:
         raise _explained(error, path) from error
-    if group.attrs[_OURS] != _FORMAT:
+    if group.attrs[_ATTRIBUTE] != _FORMAT:
         raise ValueError(
-            f"`store={str(path)!r}` has format {group.attrs[_OURS]}, this pekasc writes {_FORMAT}: give another folder."
+            f"`store={str(path)!r}` has format {group.attrs[_ATTRIBUTE]}, this pekasc writes {_FORMAT}: give another "
+            "folder."
         )
 
 
 def _explained(error: OSError, path: Path, what: str = "") -> OSError:
-    """Return the error with what to do."""
+    """Return the error with the folder and what to do."""
     if error.errno in NO_ROOM:
         text = f"No room for features in the store {str(path)!r}.{what}; make room and run the same call again."
     else:

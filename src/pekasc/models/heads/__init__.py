@@ -1,4 +1,4 @@
-"""Expression heads: from features (with spatial context) to genes."""
+"""Expression heads: regression from features, with spatial context, to genes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spatial context: what the tissue around a spot looks like, as further features. Pure arrays."""
+"""Spatial context: mean features of the neighbours as additional features. Pure arrays."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ logger = get_logger(__name__)
 def neighbour_means(
     coords_um: np.ndarray, sections: np.ndarray, radius_um: float, *, include_self: bool = False
 ) -> sparse.csr_matrix:
-    """Return the matrix that averages over the neighbours within `radius_um` of the same section.
+    """Return the matrix that averages over the neighbours of a spot, within `radius_um` and in the same section.
 
-    A spot without neighbours is its own: its context says nothing new, and no number is made up.
+    A spot without neighbours is its own neighbour, so that its context repeats its features.
 
     Parameters
     ----------
     coords_um
-        Positions in their section in um, shape (n, 2).
+        Positions within the section in um, shape (n, 2).
     sections
         Section of every spot, shape (n,).
     radius_um
-        Radius in um; centres on the circle count.
+        Radius in um; centres on the circle count as neighbours.
     include_self
-        Whether a spot is among its neighbours.
+        Whether a spot is one of its neighbours.
 
     Returns
     -------
@@ -37,7 +37,7 @@ def neighbour_means(
     rows, columns = [], []
     for section in np.unique(sections):
         at = np.flatnonzero(sections == section)
-        # a pitch that is stored as 199.99 or 200.01 um is meant to be on the circle
+        # a pitch stored as 200.01 um should still be within a radius of 200 um
         pairs = cKDTree(coords_um[at]).query_pairs(radius_um * (1 + 1e-3), output_type="ndarray")
         rows += [at[pairs[:, 0]], at[pairs[:, 1]]]
         columns += [at[pairs[:, 1]], at[pairs[:, 0]]]
@@ -50,12 +50,12 @@ def neighbour_means(
 
 
 def check_radius(coords_um: np.ndarray, sections: np.ndarray, radius_um: float | None) -> None:
-    """Check that a radius finds neighbours.
+    """Check that spots have neighbours within the radius of the spatial context.
 
     Raises
     ------
     ValueError
-        If no spot has any within it.
+        If no spot has a neighbour within it.
     """
     if radius_um is None:
         return
@@ -86,22 +86,24 @@ def with_context(
     radius_um: float | None,
     fold: Split | None = None,
 ) -> np.ndarray:
-    """Return the features beside the mean features of the neighbours, (n, 2 * d) float32; unchanged without a radius.
+    """Concatenate features with the mean features of the neighbours, (n, 2 * d) float32.
 
     Parameters
     ----------
     features
         Shape (n, d).
-    coords_um, sections, radius_um
+    coords_um, sections
         See :func:`neighbour_means`.
+    radius_um
+        Radius in um; None returns the features unchanged.
     fold
-        Where a fold cuts sections, neighbours are those on a spot's own side of it: held-out tissue is as unseen from
-        the training side as that of another section.
+        An inner fold: training spots have only training neighbours, and held-out spots only held-out ones, so that no
+        feature leaks between them.
     """
     if radius_um is None:
         return features
     if fold is not None:
-        side = np.zeros(len(sections), dtype=np.int64)  # the margin between the sides
+        side = np.zeros(len(sections), dtype=np.int64)  # 0: the margin between training and held-out tissue
         side[fold.train], side[fold.held_out] = 1, 2
         sections = 3 * np.unique(sections, return_inverse=True)[1] + side
     mean = neighbour_means(coords_um, sections, radius_um) @ features

@@ -1,4 +1,4 @@
-"""Sums over spots from which ridge follows: those of two groups add up to those of both, so folds cost no pass."""
+"""Sums over spots from which ridge is fitted. Sums of groups add up, so that folds need no further pass."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pekasc._expression import Matrix
 
 @dataclass(frozen=True)
 class Moments:
-    """First and second moments, as sums, of features x (less a constant `shift`) and expression y.
+    """First and second moments, as sums, of features x (minus a constant `shift`) and expression y.
 
     Parameters
     ----------
     shift
-        What was taken off the features before summing, shape (d,): near their mean, so that differences of sums keep
-        their digits. Results do not depend on it.
+        Constant subtracted from the features before summing, shape (d,): near their mean, for numerical precision of
+        differences of sums. Results do not depend on it.
     n
         Number of spots.
     x, xx
@@ -40,7 +40,7 @@ class Moments:
     xy: np.ndarray
 
     def __sub__(self, other: Moments) -> Moments:
-        """Return the moments of the spots of `self` that are not among those of `other`."""
+        """Return the moments of the spots of `self` without those of `other`."""
         return Moments(
             self.shift,
             self.n - other.n,
@@ -52,7 +52,7 @@ class Moments:
         )
 
     def __add__(self, other: Moments) -> Moments:
-        """Return the moments of the spots of both."""
+        """Return the moments of the spots of `self` and `other`."""
         return Moments(
             self.shift,
             self.n + other.n,
@@ -82,17 +82,17 @@ class Moments:
         return Moments(np.zeros(matrix.shape[1]), self.n, x @ matrix, matrix.T @ xx @ matrix, self.y, self.yy, xy)
 
 
-_BYTES = 2**27  # of a part of the spots in double precision
+_BYTES = 2**27  # of a chunk of spots in double precision
 
 
 def _rows_at_once(d: int, y: Matrix) -> int:
-    # a dense part of y is multiplied whole; of a sparse one, about a tenth is there
+    # assumes that about a tenth of a sparse y is stored
     width = d + (y.shape[1] // 10 if sparse.issparse(y) else y.shape[1])
     return max(256, min(32_768, _BYTES // (8 * max(1, width))))
 
 
 def column_sum(y: Matrix, power: int = 1) -> np.ndarray:
-    """Return sums of y ** power, in double precision from the start: over many spots a sum of float32 drifts."""
+    """Return sums of y ** power, accumulated in double precision: over many spots, float32 sums drift."""
     if sparse.issparse(y):
         return np.bincount(y.indices, y.data.astype(np.float64) ** power, minlength=y.shape[1])
     return (y.astype(np.float64) ** power).sum(axis=0)
@@ -105,9 +105,7 @@ def moments(
     rows: np.ndarray | None = None,
     projected: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Moments:
-    """Return the moments of some spots, from one pass over them in parts.
-
-    Neither features nor expression are ever copied whole.
+    """Return the moments of spots, from one pass in chunks, without copying features or expression as a whole.
 
     Parameters
     ----------
@@ -120,15 +118,15 @@ def moments(
     rows
         Which spots; all by default.
     projected
-        Makes x of a part of the features; they are x by default.
+        Function from features to x; the identity by default.
     """
     n = features.shape[0] if rows is None else len(rows)
     step, out = _rows_at_once(features.shape[1], y), None
     for start in range(0, max(n, 1), step):
         part: Any = slice(start, start + step) if rows is None else rows[start : start + step]
         x = features[part] if projected is None else projected(features[part])
-        of_part = _moments(x, y[part], shift)
-        out = of_part if out is None else out + of_part
+        more = _moments(x, y[part], shift)
+        out = more if out is None else out + more
     assert out is not None  # for the type checker: the loop runs at least once
     return out
 

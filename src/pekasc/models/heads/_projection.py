@@ -1,4 +1,4 @@
-"""Standardisation and PCA that come before every head."""
+"""Standardisation and PCA of the features, before every head."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pekasc.models.heads._moments import Moments
 
 
 def n_components_for(n_spots: int, n_features: int, n_components: int | None, name: str = "n_components") -> int:
-    """Return the number of principal components: ``min(256, n - 1, d)``, or `n_components` if it fits.
+    """Return the number of principal components: ``min(256, n - 1, d)``, or `n_components` if it is not too large.
 
-    An error calls the argument by its `name`.
+    `name` is the name of the argument in an error.
 
     Raises
     ------
     ValueError
-        If `n_components` was given and the training spots or features cannot support it.
+        If `n_components` is given and larger than the number of training spots or features allows.
     """
     limit = min(n_spots - 1, n_features)
     if n_components is None:
@@ -56,23 +56,23 @@ class Projection:
 
 
 def _safe_scale(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    # a feature that never varies carries nothing: it becomes 0 instead of infinite. Sums of squares know a deviation
-    # to half of their digits only
+    # a constant feature becomes 0 and not infinite. The tolerance is that of a standard deviation from sums of squares,
+    # which has half of the digits
     return np.where(deviation <= 1e-7 * np.maximum(1.0, np.abs(mean)), 1.0, deviation)
 
 
 def _not_finite(which: str, n: int) -> ValueError:
     return ValueError(
-        f"Features of {which} of {n} spots are not finite: look at the encoder's weights and tiles, or take "
+        f"Features of {which} of {n} spots are NaN or infinite: check the encoder's weights and tiles, or take "
         '`Compute(precision="fp32")`.'
     )
 
 
 def projection_of_rows(features: np.ndarray, n_components: int) -> Projection:
-    """Fit :class:`Projection` on (n, d) `features`; for fewer spots than features.
+    """Fit :class:`Projection` on (n, d) `features`, for fewer spots than features.
 
-    From the eigenvectors of the spots' inner products, which take a third of the time of singular vectors. A
-    direction in which spots vary less than 1e-5 of the widest is 0: it has no score.
+    It is computed from the eigenvectors of the spots' inner products, in a third of the time of an SVD. Components
+    whose standard deviation is below 1e-5 of the largest are set to 0.
     """
     x = np.asarray(features, dtype=np.float64)
     mean = x.mean(axis=0)
@@ -88,10 +88,10 @@ def projection_of_rows(features: np.ndarray, n_components: int) -> Projection:
 
 
 def projection_of_moments(train: Moments, n_components: int) -> Projection:
-    """Fit :class:`Projection` from the moments of the training spots; for more spots than features."""
+    """Fit :class:`Projection` from the moments of the training spots, for more spots than features."""
     covariance = train.covariance()
     if not np.isfinite(covariance).all():
-        raise _not_finite("some", train.n)  # sums do not know which
+        raise _not_finite("some", train.n)  # sums do not tell which
     scale = _safe_scale(train.mean, np.sqrt(np.maximum(np.diag(covariance), 0)))
     _, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
     # eigh gives the smallest first

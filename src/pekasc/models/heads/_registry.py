@@ -1,4 +1,4 @@
-"""Expression heads behind one interface: choose a setting on held-out groups, fit on all training spots."""
+"""Registry of expression heads: choose a setting on held-out groups, then fit on all training spots."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ class Head(Protocol):
         ...
 
     def predict(self, features: np.ndarray, genes: slice = slice(None)) -> np.ndarray:
-        """Return predicted expression (n, genes), float32, for (n, d) features; of some genes if asked."""
+        """Predict expression, (n, genes) float32, from features (n, d), for all genes or a slice of them."""
         ...
 
 
 @dataclass(frozen=True)
 class FoldData:
-    """Features and expression of one inner fold: of its training spots, and of its held-out ones.
+    """Features and expression of the training and held-out spots of one inner fold.
 
-    Parts are cut when they are asked for: those of all folds together would be several copies of the whole.
+    Subsets are made on access: those of all folds at once would be several copies of the data.
 
     Parameters
     ----------
     features, expression
-        Of all training spots, (n, d) and (n, genes). Features come from an encoder that never trained on the spots
-        that are held out.
+        Of all training spots, (n, d) and (n, genes). Features are from an encoder that was not trained on the held-out
+        spots.
     fold
-        Which of them train and which are held out.
+        Training and held-out spots.
     """
 
     features: np.ndarray
@@ -75,14 +75,14 @@ class FoldData:
 
 
 class HeadMethod(Protocol):
-    """A kind of head."""
+    """A kind of head, to be registered in `HEADS`."""
 
     def choose(self, folds: Sequence[FoldData], n_components: int | None, random_state: int) -> Any:
         """Return the setting with the smallest held-out error."""
         ...
 
     def fit(self, x: np.ndarray, y: Matrix, n_components: int | None, setting: Any, random_state: int) -> Head:
-        """Fit on all training spots with a setting that was chosen."""
+        """Fit the head on all training spots with the chosen setting."""
         ...
 
 
@@ -97,7 +97,7 @@ def _fold_fits(folds: Sequence[FoldData], n_components: int | None) -> list[Fold
 
 @dataclass(frozen=True)
 class Ridge:
-    """Ridge with one penalty for all genes: the one that the selection rule measures everything with."""
+    """Ridge with one penalty for all genes; also used to choose depth and epochs for every head."""
 
     def choose(self, folds: Sequence[FoldData], n_components: int | None, random_state: int) -> float:
         """Return the penalty with the smallest relative error, mean over folds weighted by held-out spots."""
@@ -111,10 +111,10 @@ class Ridge:
 
 
 class RidgePerGene(Ridge):
-    """Ridge with a penalty for every gene."""
+    """Ridge with a penalty per gene."""
 
     def choose(self, folds: Sequence[FoldData], n_components: int | None, random_state: int) -> Any:
-        """Return every gene's penalty with the smallest squared error over all held-out spots, (genes,)."""
+        """Return for every gene the penalty with the smallest squared error over all held-out spots, (genes,)."""
         return alpha_per_gene(_fold_fits(folds, n_components))
 
 
@@ -122,18 +122,18 @@ HEADS: Registry[HeadMethod] = Registry("head", {"ridge": Ridge(), "ridge-per-gen
 
 
 def check_head(head: str) -> HeadMethod:
-    """Return the head method of a name.
+    """Return the kind of head of that name.
 
     Raises
     ------
     ValueError
-        If there is none of that name.
+        If there is no head of that name.
     """
     return HEADS.find("head", head)
 
 
 def fit_rows(head: str, data: FoldData, n_components: int | None, setting: Any, random_state: int) -> Head:
-    """Fit a head on the training spots of a fold; ridge reads them where they are."""
+    """Fit a head on the training spots of a fold; for ridge without copying their features."""
     method = check_head(head)
     if isinstance(method, Ridge):
         return fit_ridge(data.features, data.expression, n_components, data.fold.train).head(setting)

@@ -1,4 +1,4 @@
-"""The expression head: standardise, PCA, ridge; every penalty at once from moments of training and held-out spots."""
+"""Ridge regression on standardised principal components; all penalties are scored in closed form from moments."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class RidgeHead:
     alpha: float | np.ndarray
 
     def predict(self, features: np.ndarray, genes: slice = slice(None)) -> np.ndarray:
-        """Return predicted expression (n, genes), float32, for (n, d) `features`; of some genes if asked."""
+        """Predict expression, (n, genes) float32, from features (n, d), for all genes or a slice of them."""
         return (self.projection(features) @ self.coef[:, genes] + self.intercept[genes]).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class RidgeFit:
-    """What ridge needs of the training spots, whatever the penalty: scores are orthogonal after PCA.
+    """Sufficient statistics of the training spots for ridge with any penalty, since PCA scores are orthogonal.
 
     Parameters
     ----------
@@ -80,8 +80,8 @@ class RidgeFit:
     def errors(self, held_out: Moments, alphas: Sequence[float] | np.ndarray) -> np.ndarray:
         """Return the sum of squared errors per penalty and gene on held-out spots, shape (alphas, genes).
 
-        In closed form, ``sum (y - z b - m)**2 = sum r**2 - 2 b' z' r + b' z' z b`` with ``r = y - m``, so that the
-        cost of a penalty does not grow with the spots.
+        In closed form, ``sum (y - z b - m)**2 = sum r**2 - 2 b' z' r + b' z' z b`` with ``r = y - m``: the cost per
+        penalty does not depend on the number of spots.
 
         Parameters
         ----------
@@ -98,7 +98,7 @@ class RidgeFit:
         return out
 
     def total_errors(self, held_out: Moments, alphas: Sequence[float] | np.ndarray) -> np.ndarray:
-        """Return :meth:`errors` summed over genes, shape (alphas,), at a cost that does not grow with the penalties.
+        """Return :meth:`errors` summed over genes, shape (alphas,), at a cost nearly independent of their number.
 
         ``sum_g b' H b`` is ``sum_kl H_kl (c c')_kl / ((v_k + a)(v_l + a))``: genes are summed once, before any penalty.
         """
@@ -110,7 +110,7 @@ class RidgeFit:
 
 
 def _ridge(projection: Projection, scores: Moments) -> RidgeFit:
-    """Return the fit from the moments of the training spots' scores, whose mean is 0."""
+    """Return the fit from the moments of the training spots' scores, which have mean 0."""
     intercept = scores.y / scores.n
     cross = (scores.xy - np.outer(scores.x, intercept)) / scores.n
     return RidgeFit(projection, np.diag(scores.xx) / scores.n, cross, intercept)
@@ -158,7 +158,7 @@ class FoldFit:
     held_out: Moments
 
     def relative_errors(self, alphas: Sequence[float] | np.ndarray) -> np.ndarray:
-        """Return the squared error summed over genes for every penalty over that of the mean predictor, (alphas,)."""
+        """Return the squared error per penalty, summed over genes and relative to the mean predictor, (alphas,)."""
         errors = self.fit.total_errors(self.held_out, [*alphas, np.inf])
         return errors[:-1] / errors[-1] if errors[-1] > 0 else np.ones(len(alphas))
 
@@ -168,8 +168,8 @@ def fit_folds(
 ) -> list[FoldFit]:
     """Fit ridge on every inner fold's training spots.
 
-    With more spots than features all follows from moments, summed once per fold's held-out spots: a fold's training
-    moments are those of all spots less what it leaves out.
+    With more spots than features, the moments of a fold's training spots are those of all spots minus those left out,
+    so that every fold costs one pass over its held-out spots.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def fit_folds(
     y
         Expression of all training spots, shape (n, genes).
     folds
-        Which of them train and which are held out.
+        Training and held-out spots of every fold.
     n_components
         See :func:`n_components_for`.
     """

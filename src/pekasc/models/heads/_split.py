@@ -1,4 +1,4 @@
-"""What a head is fitted on and judged by: the two sides of an inner fold."""
+"""Interface of an inner fold: training and held-out spots."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 
 class Split(Protocol):
-    """Training and held-out spots, as positions among all training spots."""
+    """Training and held-out spots of an inner fold, as indices among all training spots."""
 
     @property
     def train(self) -> np.ndarray:
-        """Positions of the spots that are trained on."""
+        """Indices of the training spots."""
         ...
 
     @property
     def held_out(self) -> np.ndarray:
-        """Positions of the spots that are held out."""
+        """Indices of the held-out spots."""
         ...

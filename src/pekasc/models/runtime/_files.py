@@ -30,7 +30,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any], what: str) -> None
     write
         Writes the content to a file that is open for it.
     what
-        What the file holds, for errors: ``"The state of the fit"``.
+        What the file holds, for errors: ``"The checkpoint of the fit"``.
 
     Raises
     ------

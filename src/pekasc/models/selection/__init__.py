@@ -1,4 +1,4 @@
-"""What is chosen on held-out training groups, by one rule, and the fit that follows."""
+"""Selection on held-out training groups, by one rule for every method, and the final fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Moran's I of many genes, by squidpy, on the graph of nearest neighbours."""
+"""Moran's I of many genes with squidpy, on a graph of nearest neighbours."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SIGNIFICANT = 0.05
 
 @torch_threads_kept()
 def morans_i(values: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return Moran's I of every column, NaN where it is constant, and whether its p value is below 5 %.
+    """Return Moran's I of every gene, NaN if it is constant, and whether its p value is below 5 %.
 
     Parameters
     ----------
     values
-        Spots of one section x genes.
+        Expression of the spots of one section, (n, genes).
     positions
-        Shape (n, 2); each spot's six nearest neighbours are its neighbours.
+        Positions of the spots, (n, 2); the graph connects each to its six nearest neighbours.
     """
     import squidpy as sq
 

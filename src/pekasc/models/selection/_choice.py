@@ -1,4 +1,4 @@
-"""Choose depth and penalty by the held-out error; the same code for frozen encoder and adapter."""
+"""Choose depth and penalty by the held-out error, with the same code for frozen encoders and adapters."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def held_out_errors(
     n_components: int | None,
     alphas: Sequence[float] | np.ndarray = ALPHAS,
 ) -> np.ndarray:
-    """Return the held-out error per fold and penalty, shape (folds, alphas): squared error over the mean predictor's.
+    """Return the held-out error per fold and penalty, (folds, alphas): squared error relative to the mean predictor.
 
-    Summed over genes before the division, so that genes count by how much they vary; 1 is what predicting every
-    gene's training mean reaches.
+    Squared errors are summed over genes first, so that genes are weighted by their variance. 1 is the error of
+    predicting every gene's training mean.
 
     Parameters
     ----------
@@ -33,9 +33,9 @@ def held_out_errors(
     y
         Expression of all training spots, shape (n, genes).
     folds
-        Which of them train and which are held out.
+        Training and held-out spots of every fold.
     n_components
-        See :func:`pekasc.models._heads.n_components_for`.
+        See :func:`pekasc.models.heads.n_components_for`.
     alphas
         Penalties.
     """
@@ -44,7 +44,7 @@ def held_out_errors(
 
 @dataclass(frozen=True)
 class Choice:
-    """What the held-out error chose among frozen features.
+    """Depth and penalty chosen by the held-out error.
 
     Parameters
     ----------
@@ -77,10 +77,10 @@ def choose(
         Features of all training spots by depth, (n, d).
     y, folds, n_components
         See :func:`held_out_errors`.
-    seen
-        What the head reads in a fold, from the features of a depth; None for those alone.
+    inputs
+        Function from the features of a depth and a fold to the inputs of the head; None uses the features themselves.
     n_depths
-        With more than 1, further blocks are put beside the best one, one at a time, as long as the error falls.
+        Maximum number of blocks to concatenate: greedy forward selection, as long as the error falls.
     """
     weights = np.array([len(fold.held_out) for fold in folds], dtype=np.float64)
 

@@ -1,4 +1,4 @@
-"""What decides the result of a fit, as plain values and digests, for the folder of its state."""
+"""Everything that the result of a fit depends on, as plain values and digests, to check the folder of checkpoints."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _matrix_print(matrix: Matrix) -> str:
 
 
 def _teacher_inputs(teacher: TeacherModel) -> list[str]:
-    """Return digests of the matrices that a teacher is fitted on, which may be of other genes than are predicted."""
+    """Return digests of the matrices of a teacher, which may have other genes than the predicted ones."""
     found = []
     for name, value in sorted(vars(teacher).items()):
         if sparse.issparse(value) or isinstance(value, np.ndarray):
@@ -39,18 +39,18 @@ def _teacher_inputs(teacher: TeacherModel) -> list[str]:
     return found
 
 
-_OF_READOUT = ("depth", "n_depths", "n_components", "scales", "orientations")
-# what changes rounding: a fit that goes on must round as before
-_OF_COMPUTE = (
+_READOUT_FIELDS = ("depth", "n_depths", "n_components", "scales", "orientations")
+# these change rounding: a resumed fit must give bit-identical results
+_COMPUTE_FIELDS = (
     "precision", "embed_batch_size", "accumulate", "gradient_checkpointing", "compile", "cached_activations",
 )  # fmt: skip
-_OF_TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")  # what of it changes numbers
+_TRAINER_ARGUMENTS = ("precision", "gradient_clip_val", "gradient_clip_algorithm")  # others do not change results
 
 
 def settings_of(
     model: EncoderNetwork, data: Data, teacher: TeacherModel | None, options: Options, heads: Sequence[HeadSpec]
 ) -> dict[str, Any]:
-    """Return what decides the result of a fit, for its folder: plain values, and digests of the data."""
+    """Return everything that the result of a fit depends on: plain values, and digests of the data."""
     o, encoder = options, model.encoder
     job = EmbedJob(
         encoder, model.digest, model.tile_px, None, 1, o.compute.embed_batch_size, str(o.device), o.precision
@@ -63,9 +63,9 @@ def settings_of(
         "method": json.loads(json.dumps(method, default=plain)),
         "heads": [asdict(head) for head in heads],
         "recipe": asdict(o.recipe),
-        "readout": {name: getattr(o.readout, name) for name in _OF_READOUT},
-        "compute": {name: getattr(o.compute, name) for name in _OF_COMPUTE},
-        "trainer": {name: str(o.trainer[name]) for name in _OF_TRAINER if name in o.trainer},
+        "readout": {name: getattr(o.readout, name) for name in _READOUT_FIELDS},
+        "compute": {name: getattr(o.compute, name) for name in _COMPUTE_FIELDS},
+        "trainer": {name: str(o.trainer[name]) for name in _TRAINER_ARGUMENTS if name in o.trainer},
         "device": o.device.type,
         "random_state": o.random_state,
         "tile_px": data.tiles.tile_px,

@@ -1,4 +1,4 @@
-"""Fit an adapter from tiles, expression and groups: pure arrays, one selection rule for every method."""
+"""Fit an adapter on arrays: tiles, expression and groups, with one selection rule for every method."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pandas as pd
 from pekasc._options import Readout
 from pekasc._settings import get_logger
 from pekasc.models.adapter import Adapter
-from pekasc.models.encoders import Depth, EncoderNetwork, candidate_depths, features_at, warn_of_scale
+from pekasc.models.encoders import Depth, EncoderNetwork, candidate_depths, depth_name, features_at, warn_of_scale
 from pekasc.models.heads import check_head, n_components_for
 from pekasc.models.runtime import PRECISIONS
 from pekasc.models.selection._choice import Choice
@@ -40,22 +40,28 @@ def fit(
     heads: Sequence[HeadSpec],
     frozen: Mapping[Depth, np.ndarray] | None = None,
 ) -> list[Adapter]:
-    """Return an adapter per head for the training spots in `data`.
+    """Fit an adapter on the training spots in `data`; return one per head.
 
-    Depth and penalty are chosen on frozen features, epochs and penalty again on those of adapters that never saw
-    the held-out groups, all by the same held-out error; then one fit on all training groups with what was chosen.
-    The depth of an adapter is chosen without context, so that heads share the training.
+    Depth and penalty are chosen on frozen features; epochs and penalty on the features of adapters that were trained
+    without the held-out groups; all by the same held-out error. The final fit uses all training groups and the chosen
+    settings. The depth of an adapter is chosen without spatial context, so that all heads share the training.
 
     Parameters
     ----------
     model
-        The encoder's network; given back without an adapter, in half precision where `options` say so.
-    spec, data, options, heads
-        What to fit, on what, and how.
+        The encoder's network. It is returned without an adapter, in half precision for mixed precision.
+    spec
+        Size of the tiles.
+    data
+        The training spots.
     teacher
         Teacher of the training spots; None for the frozen encoder.
+    options
+        Method, option objects and device.
+    heads
+        Heads to fit.
     frozen
-        Features of the training tiles by depth, where they are known already; else the tiles are embedded.
+        Features of the training tiles by depth, if they are computed already.
     """
     for head in heads:
         check_head(head.head)
@@ -64,13 +70,13 @@ def fit(
             raise ValueError("An adapter needs a teacher.")
         if teacher.n_spots != data.tiles.n:
             raise ValueError(
-                f"The teacher {teacher.name!r} knows {teacher.n_spots} spots, but there are {data.tiles.n} training "
+                f"The teacher {teacher.name!r} has {teacher.n_spots} spots, but there are {data.tiles.n} training "
                 "spots: its embedding needs one row for each, in their order."
             )
     warn_of_scale(model.encoder, spec.mpp)
     depths = depths_of(model, options.readout)
     if options.method is not None:
-        # before hours of embedding: is there anything to attach to, and can the spots support the labels?
+        # fail before hours of embedding if there are no layers to attach to
         target_layers(model, depths[-1], options.recipe.blocks, options.method)
     folds = inner_folds(data.groups, data.coords_um, data.sections, margin_um(spec, options.readout.scales))
     _check_sizes(folds, options)
@@ -98,7 +104,7 @@ def _fit(
 ) -> list[Adapter]:
     data, o, folds = job.data, job.options, job.folds
     if o.method is not None and (known := job.resume.facts("choice")) is not None:
-        choice = _choice_of(known)
+        choice = _choice_from_json(known)
         return fit_student(
             job, choice, job.resume.array("frozen", lambda: job.embed([choice.depth])[choice.depth]), heads
         )
@@ -117,27 +123,29 @@ def _fit(
             selection = reading.table.assign(stage="frozen", epochs=0)
             made.append(make_result(job, head, reading.depth, None, reading, selection))
         return made
-    # an adapter is trained on tiles alone, so its depth is chosen on theirs: heads then share the training
+    # an adapter's depth is chosen without spatial context, so that all heads share the training
     with o.profile.stage("head"):
         choice = choose_depth(features, data, folds, HeadSpec(), o.readout.n_components)
     _log_depth(choice.depth, depths, choice.table)
     frozen_at = job.resume.array("frozen", lambda: features_at(features, choice.depth))
-    job.resume.leave("choice", _facts_of(choice))
+    job.resume.put_facts("choice", _choice_to_json(choice))
     return fit_student(job, choice, frozen_at, heads)
 
 
 def _log_depth(depth: Depth, depths: list[Depth], table: pd.DataFrame) -> None:
+    candidates = ", ".join(depth_name(candidate) for candidate in depths)
     logger.hint(
-        "Depth %s chosen of %s: held-out error %.4f of the mean predictor's.", depth, depths, table["error"].min()
-    )
+        "Depth: %s of %s (held-out error %.3f of the mean predictor's).",
+        depth_name(depth) if depth is None else f"block {depth_name(depth)}", candidates, table["error"].min(),
+    )  # fmt: skip
 
 
-def _facts_of(choice: Choice) -> dict[str, Any]:
+def _choice_to_json(choice: Choice) -> dict[str, Any]:
     table = choice.table[["depth", "alpha", "error"]].to_numpy(dtype=object).tolist()
     return {"depth": choice.depth, "alpha": choice.alpha, "table": table}
 
 
-def _choice_of(facts: Mapping[str, Any]) -> Choice:
+def _choice_from_json(facts: Mapping[str, Any]) -> Choice:
     def depth(value: Any) -> Depth:
         return None if value is None else tuple(value)
 
@@ -146,12 +154,12 @@ def _choice_of(facts: Mapping[str, Any]) -> Choice:
 
 
 def margin_um(spec: TileSpec, scales: Sequence[float]) -> float:
-    """Return how far apart spots are that share no pixel: two squares overlap as far as their diagonal reaches."""
+    """Return the distance in um from which tiles share no pixel: the diagonal of the largest field of view."""
     return float(spec.side_um * max(scales) * 2**0.5)
 
 
 def _check_sizes(folds: list[InnerFold], options: Options) -> None:
-    """Check explicit sizes against the smallest inner fold: what fits all training spots may not fit that."""
+    """Check explicit sizes against the smallest inner fold, which has fewer spots than the final fit."""
     smallest = min(folds, key=lambda fold: len(fold.train))
     n = len(smallest.train)
     try:
@@ -166,7 +174,7 @@ def _check_sizes(folds: list[InnerFold], options: Options) -> None:
 
 
 def depths_of(model: EncoderNetwork, readout: Readout) -> list[Depth]:
-    """Return the depths whose features a readout needs of an encoder: the candidates, or the one that it names."""
+    """Return the depths at which a readout needs features: all candidates for ``"best"``, else the given one."""
     depth = readout.depths
     if depth == "best":
         return candidate_depths(model.n_blocks)

@@ -1,4 +1,4 @@
-"""The one rule by which anything is chosen inside training data: hold out groups, or contiguous tissue."""
+"""Inner folds, on which everything is chosen inside the training data: held-out groups, or contiguous tissue."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MAX_FOLDS = 3
 
 @dataclass(frozen=True)
 class InnerFold:
-    """Training and held-out spots of one inner fold, as positions among the training spots.
+    """Training and held-out spots of one inner fold.
 
     Parameters
     ----------
     train, held_out
-        Positions, sorted.
+        Indices among all training spots, sorted.
     name
-        The held-out groups' names, for logs and history.
+        Names of the held-out groups, for logs and history.
     """
 
     train: np.ndarray
@@ -33,19 +33,19 @@ class InnerFold:
 
 
 def inner_folds(groups: np.ndarray, coords_um: np.ndarray, sections: np.ndarray, margin_um: float) -> list[InnerFold]:
-    """Return at most three folds: groups held out in turn, or blocks of tissue where there is one group.
+    """Return at most three folds: leave-groups-out, or contiguous blocks of tissue if there is one group.
 
     Parameters
     ----------
     groups
         Group of every training spot (patient, donor, section), shape (n,).
     coords_um
-        Position in its section in um, shape (n, 2).
+        Position within the section in um, shape (n, 2).
     sections
         Section of every spot, shape (n,).
     margin_um
-        Training spots nearer than this to a held-out spot of their section are left out, so that no held-out tile
-        shares tissue with a training tile.
+        Training spots closer than this to a held-out spot of the same section are left out, so that no held-out tile
+        overlaps a training tile.
 
     Raises
     ------
@@ -70,8 +70,8 @@ def inner_folds(groups: np.ndarray, coords_um: np.ndarray, sections: np.ndarray,
     if short or not folds:
         raise ValueError(
             f"Too few training spots to choose anything on held-out ones: {len(groups)} spots in {len(names)} group(s) "
-            f"leave too few in fold(s) {short}. Within {margin_um:.4g} um of a section's held-out spots none trains: "
-            "that is the diagonal of the widest tile. Give more spots or sections, other `groups=`, or smaller tiles."
+            f"leave too few in fold(s) {short}. Training spots within {margin_um:.4g} um of held-out ones (the "
+            "diagonal of the largest tile) are left out. Give more spots or sections, other `groups=` or smaller tiles."
         )
     return sorted(folds, key=lambda fold: fold.name)
 
@@ -79,7 +79,7 @@ def inner_folds(groups: np.ndarray, coords_um: np.ndarray, sections: np.ndarray,
 def _away(
     train: np.ndarray, held_out: np.ndarray, coords_um: np.ndarray, sections: np.ndarray, margin_um: float
 ) -> np.ndarray:
-    """Return the training spots that keep their distance from held-out spots of the same section."""
+    """Return the training spots that are at least `margin_um` from every held-out spot of the same section."""
     keep = np.ones(len(train), dtype=bool)
     for section in np.intersect1d(sections[train], sections[held_out]):
         inside = held_out[sections[held_out] == section]
@@ -89,13 +89,13 @@ def _away(
 
 
 def _blocks(coords_um: np.ndarray, sections: np.ndarray, margin_um: float) -> list[InnerFold]:
-    """Cut every section into bands of equal spot number across its longest axis, with a margin."""
+    """Cut every section along its longest axis into bands with equal numbers of spots, with a margin between them."""
     band = np.empty(len(coords_um), dtype=np.int64)
     for section in np.unique(sections):
         rows = np.flatnonzero(sections == section)
         centred = coords_um[rows] - coords_um[rows].mean(axis=0)
         axis = np.linalg.svd(centred, full_matrices=False)[2][0]
-        # the sign of a singular vector follows the order of rows; the blocks' numbers must not
+        # the sign of a singular vector depends on the order of rows: fix it, so that the numbering does not
         axis = axis * np.sign(axis[np.abs(axis).argmax()])
         rank = np.argsort(np.argsort(centred @ axis, kind="stable"), kind="stable")
         band[rows] = rank * MAX_FOLDS // len(rows)
@@ -104,5 +104,5 @@ def _blocks(coords_um: np.ndarray, sections: np.ndarray, margin_um: float) -> li
         held_out = np.flatnonzero(band == i)
         train = _away(np.flatnonzero(band != i), held_out, coords_um, sections, margin_um)
         folds.append(InnerFold(train, held_out, f"block{i + 1}"))
-    logger.hint("One training group: choices are made on %d contiguous blocks of its tissue.", MAX_FOLDS)
+    logger.hint("One training group: settings are chosen on %d contiguous blocks of its tissue.", MAX_FOLDS)
     return folds

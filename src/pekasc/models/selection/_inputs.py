@@ -1,4 +1,4 @@
-"""What a fit is given: spots, options and heads. Pure arrays."""
+"""Inputs of a fit: training spots, options and heads. Pure arrays."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from pekasc.tiling import TileSource
 
 @dataclass(frozen=True)
 class Data:
-    """Everything about the training spots, in one order; nothing else is ever looked at.
+    """The training spots, all arrays in the same order.
 
     Parameters
     ----------
     tiles
-        Their tiles.
+        The tiles.
     expression
-        What the head learns, spots x genes.
+        Target of the head, spots x genes.
     genes
-        Names of those genes.
+        Names of the genes.
     groups, sections
         Group and section of every spot.
     coords_um
-        Positions in the section, (n, 2).
+        Positions within the section in um, (n, 2).
     further
-        The same tiles at every further scale.
-    mine
-        Numbers of the tiles that this process has; all by default.
+        The same tiles at the other scales.
+    local
+        Indices of the tiles of this process; all by default.
     """
 
     tiles: TileSource
@@ -50,23 +50,23 @@ class Data:
 
 @dataclass(frozen=True)
 class Options:
-    """How to fit: the three option objects, checked, and what was decided from them.
+    """Resolved options of a fit.
 
     Parameters
     ----------
     method
         PEFT method; None is the frozen encoder.
     recipe, readout, compute
-        The option objects. Of the readout only what all heads share is read here: depth, components, scales and
+        The option objects. Of the readout, only the fields that all heads share are used: depth, components, scales and
         orientations.
     device
-        The device of this process.
+        Device of this process.
     random_state
         Seed.
     progress
         Show progress bars.
     trainer
-        Arguments of :class:`lightning.Trainer`, completed.
+        Arguments of :class:`lightning.Trainer`, with devices filled in.
     profile
         Collects seconds and memory.
     """
@@ -88,12 +88,12 @@ class Options:
 
     @property
     def max_memory(self) -> int:
-        """Bytes for features, and as many for cached activations."""
+        """Bytes of memory for features, and as many for cached activations."""
         return self.compute.memory(FIT_MEMORY)
 
     @property
     def engine(self) -> Engine:
-        """How trainings run."""
+        """Settings of the trainings that do not change results."""
         c = self.compute
         return Engine(
             self.device, c.precision, self.progress, self.trainer, c.accumulate, c.gradient_checkpointing, c.compile,
@@ -103,16 +103,16 @@ class Options:
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """A head to be fitted, and what it reads beside the features. Several can share one training.
+    """A head to fit, and its inputs in addition to the features. Several heads can share one training.
 
     Parameters
     ----------
     head
         Name of the head.
     context_um
-        Radius of the spatial context in um; None without.
+        Radius of the spatial context in um; None without context.
     beside_frozen
-        Whether it reads the frozen features beside the adapted ones.
+        Whether frozen and adapted features are concatenated.
     """
 
     head: str = "ridge"
@@ -121,5 +121,5 @@ class HeadSpec:
 
     @classmethod
     def from_readout(cls, readout: Readout, beside_frozen: bool = False) -> HeadSpec:
-        """Return the head that a readout asks for."""
+        """Return the head of a readout."""
         return cls(readout.head, readout.context_um, beside_frozen)

@@ -1,4 +1,4 @@
-"""What a fit is given, and its state: pure arrays."""
+"""The state of a fit: what was computed so far, and features with what is attached to the encoder now."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pekasc._settings import get_logger
 from pekasc.models.encoders import Depth, EncoderNetwork
 from pekasc.models.features import (
     KINDS,
+    CachedActivations,
+    CachePlan,
     EmbedJob,
     Inputs,
-    Prefix,
-    PrefixPlan,
     TileInputs,
     TokensBetweenBlocks,
+    cache_activations,
     embed,
-    make_prefix,
     token_shape,
 )
 from pekasc.models.runtime import processes
@@ -39,7 +39,7 @@ ACTIVATIONS = "activations.zarr"
 
 @dataclass
 class Job:
-    """The state of one fit: what is known so far, and how to embed with what is in the encoder now."""
+    """Inputs and state of one fit, which embeds tiles with the adapter that is attached to the encoder at that time."""
 
     model: EncoderNetwork
     spec: TileSpec
@@ -47,18 +47,19 @@ class Job:
     teacher: TeacherModel | None
     options: Options
     folds: list[InnerFold]
-    local: np.ndarray  # which tiles this process has, boolean
+    local: np.ndarray  # boolean mask of the tiles of this process
     resume: Resume
-    prefixes: list[Prefix] = field(default_factory=list)  # of every scale, once the first adapted block is known
-    tokens: TokensBetweenBlocks | None = None  # what the first pass left for the prefix
+    cached: list[CachedActivations] = field(default_factory=list)  # by scale, once the first adapted block is known
+    tokens: TokensBetweenBlocks | None = None  # collected in the first pass, to be cached
 
     def embed_first(self, depths: Sequence[Depth]) -> dict[Depth, np.ndarray]:
-        """Return frozen features, and keep the tokens that may become the prefix, where all of them fit the memory.
+        """Return frozen features, and keep tokens between blocks to be cached later, if they fit in memory.
 
-        The pass goes through the same blocks. Which of them are frozen is known once the depth is chosen.
+        This saves a second pass through the frozen blocks. The number of frozen blocks depends on the depth, which is
+        chosen on these features, so tokens are kept for every candidate.
         """
         o = self.options
-        if o.method is not None and o.compute.cached_activations is not None and self._why_whole(o.method) is None:
+        if o.method is not None and o.compute.cached_activations is not None and self._why_not_cached(o.method) is None:
             starts = sorted(
                 {_first_block(self.model, depth, o.recipe.blocks) for depth in depths if depth is not None} - {0}
             )
@@ -71,7 +72,7 @@ class Job:
         return self.embed(depths, bar=True)
 
     def embed(self, depths: Sequence[Depth], bar: bool = False, n_kept: int = 1) -> dict[Depth, np.ndarray]:
-        """Return features of all training tiles; `n_kept` says how many such results are kept side by side."""
+        """Return features of all training tiles; `n_kept` such results share the memory limit."""
         o, own = self.options, np.flatnonzero(self.local)
         n = len(own) * len(self.sources) * o.readout.orientations
         with o.profile.stage("encoding", n), processes.raise_together():
@@ -87,21 +88,21 @@ class Job:
                 progress=o.progress and bar,
                 max_memory=o.max_memory // n_kept,
                 index=own,
-                prefixes=self.prefixes,
+                cached=self.cached,
                 tokens=self.tokens,
             )
         if processes.n_ranks() == 1:
             return made
-        return {depth: self._of_all(values, own) for depth, values in made.items()}
+        return {depth: self._gathered(values, own) for depth, values in made.items()}
 
     def features_after(
         self, training: str, epoch: int, depth: Depth, known: bool = False, n_kept: int = 1
     ) -> np.ndarray:
-        """Return features with what is in the encoder after an epoch; `known` ones from the folder of the fit."""
+        """Return features after an epoch of a training; `known` ones are read from the checkpoints of the fit."""
         name = f"{training}/epoch-{epoch}"
         return self.resume.finished(name) if known else self.resume.put(name, self.embed([depth], n_kept=n_kept)[depth])
 
-    def _of_all(self, values: np.ndarray, own: np.ndarray) -> np.ndarray:
+    def _gathered(self, values: np.ndarray, own: np.ndarray) -> np.ndarray:
         whole = np.zeros((len(self.local), values.shape[1]), dtype=np.float32)
         whole[own] = values
         return processes.gather_rows(whole, self.options.device)
@@ -111,25 +112,25 @@ class Job:
         """Tiles at every scale."""
         return [self.data.tiles, *self.data.further]
 
-    def _why_whole(self, method: Method) -> str | None:
-        """Return why the frozen blocks cannot be run once for all, or None."""
+    def _why_not_cached(self, method: Method) -> str | None:
+        """Return why activations of the frozen blocks cannot be cached, or None."""
         if not self.model.splits:
-            return "this encoder's cannot be split"
-        return "its configuration trains biases everywhere" if getattr(method, "bias", "none") == "all" else None
+            return "those of this encoder cannot be run one by one"
+        return "the method trains biases of all blocks" if getattr(method, "bias", "none") == "all" else None
 
     def freeze(self, depth: Depth, blocks: str | int, config: PeftConfig) -> None:
-        """Compute what enters the first adapted block, once for all trainings and the features after them."""
+        """Cache the activations entering the first adapted block, for all trainings and features of this fit."""
         o, start = self.options, _first_block(self.model, depth, blocks)
         tokens, self.tokens = self.tokens, None
-        if tokens is not None:  # before there is room for the other orientations
+        if tokens is not None:  # free memory for the other orientations first
             tokens.rows = {name: rows for name, rows in tokens.rows.items() if name[1] == start}
         if o.compute.cached_activations is None or blocks == "all":
             return
         if not start:
             if int(blocks) < last_block(self.model, depth):
-                logger.hint("All blocks run in every epoch, the frozen ones too: features of block 1 are read.")
+                logger.hint("All blocks run in every epoch, the frozen ones too: features are taken after block 1.")
             return
-        if (why := self._why_whole(config)) is not None:
+        if (why := self._why_not_cached(config)) is not None:
             logger.hint("All blocks run in every epoch, the frozen ones too: %s.", why)
             return
         own = np.flatnonzero(self.local)
@@ -144,27 +145,27 @@ class Job:
             o.precision,
         )
         for i, source in enumerate(self.sources):
-            # only the first scale is trained on
+            # training uses the first scale only, the others need no augmentation
             views = max(o.readout.orientations, o.recipe.n_views if i == 0 else 1)
-            plan = PrefixPlan(
+            plan = CachePlan(
                 start, views, o.compute.cached_activations, o.compute.embed_batch_size, o.device, o.precision,
                 o.max_memory // len(self.sources), o.progress,
-                # there, a run that goes on finds it
+                # with `resume`, beside the checkpoints, so that a resumed fit finds it
                 self.resume.folder(ACTIVATIONS) if o.compute.cache is None else Path(o.compute.cache) / ACTIVATIONS,
                 job.digest(self.model), processes.n_on_machine(),
             )  # fmt: skip
             known = {} if tokens is None else {v: r for (s, n, v), r in tokens.rows.items() if (s, n) == (i, start)}
             with o.profile.stage("encoding", len(own) * (views - len(known))), processes.raise_together():
-                self.prefixes.append(make_prefix(self.model, source, own, plan, known))
+                self.cached.append(cache_activations(self.model, source, own, plan, known))
 
     @property
     def inputs(self) -> Inputs:
-        """What enters the trained blocks."""
-        return self.prefixes[0] if self.prefixes else TileInputs(self.data.tiles)
+        """Training inputs: cached activations, or the tiles."""
+        return self.cached[0] if self.cached else TileInputs(self.data.tiles)
 
 
 def _first_block(model: EncoderNetwork, depth: Depth, blocks: str | int) -> int:
-    """Return how many blocks nothing is learned in: those before the adapted ones and before the first that is read."""
+    """Return the number of blocks before the first adapted one, and before the first whose features are used."""
     if blocks == "all":
         return 0
     start = max(0, last_block(model, depth) - (MOST if blocks == "auto" else int(blocks)))

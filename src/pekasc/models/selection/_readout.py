@@ -1,4 +1,4 @@
-"""Features to genes, by one rule: depth and penalty from held-out groups, then one fit on all training spots."""
+"""From features to genes: choose depth and penalty on held-out groups, then fit the head on all training spots."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pekasc.models.selection._inputs import Data, HeadSpec
 
 @dataclass(frozen=True)
 class Reading:
-    """A head fitted on the features of the depth that the held-out error chose.
+    """A head fitted on the features of the chosen depth.
 
     Parameters
     ----------
@@ -29,9 +29,9 @@ class Reading:
     head, setting
         The fitted head, and its setting (penalty or penalties).
     inner
-        What it was chosen on, one entry per inner fold.
+        Features and expression of every inner fold, on which the setting was chosen.
     table
-        What was tried: columns depth, alpha, error.
+        Candidates: columns depth, alpha, error.
     """
 
     depth: Depth
@@ -48,7 +48,7 @@ def head_inputs(
     frozen: np.ndarray | None = None,
     fold: InnerFold | None = None,
 ) -> np.ndarray:
-    """Return what a head reads of the training spots: features with their context, on their side of an inner fold.
+    """Return the inputs of a head for the training spots: features with their spatial context.
 
     Parameters
     ----------
@@ -57,11 +57,11 @@ def head_inputs(
     data
         The training spots.
     features
-        Their features, (n, d).
+        Features of the spots, (n, d).
     frozen
-        Their frozen features, for a head that reads both.
+        Frozen features of the spots, for a head that uses both.
     fold
-        The inner fold; None for all training spots together.
+        An inner fold, across which there is no spatial context; None for all training spots.
     """
     if spec.beside_frozen and frozen is not None:
         features = np.concatenate([frozen, features], axis=1)
@@ -76,7 +76,7 @@ def choose_depth(
     n_components: int | None,
     n_depths: int = 1,
 ) -> Choice:
-    """Return the depth with the smallest held-out error of what a head reads; the same in every process."""
+    """Return the depth with the smallest held-out error for a head, the same in every process."""
     inputs = None
     if spec.context_um is not None:
 
@@ -94,16 +94,16 @@ def fit_head(
     n_components: int | None,
     random_state: int,
 ) -> tuple[Head, Any]:
-    """Return the head fitted on all training spots, and its setting, which the inner folds chose.
+    """Choose the setting of a head on the inner folds and fit it on all training spots; return both.
 
     Parameters
     ----------
     spec
         The head.
     inner
-        What it reads in every inner fold, see :func:`head_inputs`.
+        Inputs and expression of every inner fold, see :func:`head_inputs`.
     inputs, expression
-        What it reads of all training spots, and what it learns.
+        Inputs and target for all training spots.
     n_components, random_state
         See :class:`pekasc.Readout`.
     """
@@ -122,12 +122,12 @@ def read_features(
     n_depths: int = 1,
     random_state: int = 0,
 ) -> Reading:
-    """Choose depth and penalty on held-out groups and fit the head: the one rule for whatever has features.
+    """Choose depth and penalty on held-out groups and fit the head, by the same rule for every method.
 
     Parameters
     ----------
     features
-        Features of all training spots by depth, from which one is chosen, or several side by side.
+        Features of all training spots by depth, of which one is chosen, or several to concatenate.
     data
         The training spots.
     folds
@@ -135,9 +135,9 @@ def read_features(
     spec
         The head.
     n_components
-        Principal components that it reads.
+        Principal components of the features.
     n_depths
-        Most depths whose features are concatenated.
+        Maximum number of depths to concatenate.
     random_state
         Seed.
     """

@@ -1,4 +1,4 @@
-"""The end of a fit: choose the head's setting, score every gene on held-out groups, put the adapter together."""
+"""The end of a fit: score every gene on held-out groups, and assemble the adapter with its summary."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from pekasc.models.selection._readout import Reading
 from pekasc.models.selection._scores import pearson
 from pekasc.models.training import method_name, n_clusters_for
 
-_GENES = 2048  # at once
+_GENES = 2048  # per chunk
 
 
 def _gene_scores(job: Job, head_name: str, inner: Sequence[FoldData], setting: Any) -> pd.DataFrame:
-    """Return the Pearson correlation of every gene within each held-out section, mean over sections.
+    """Return the Pearson correlation of every gene within held-out sections, averaged over sections.
 
-    What was chosen (depth, epochs, penalty) was chosen on these same groups, so the scores are slightly optimistic;
-    no weight was fitted on them.
+    Depth, epochs and penalty were chosen on the same groups, so the scores are slightly optimistic; no weights were
+    fitted on them.
     """
     data, o = job.data, job.options
     correlations = []
@@ -48,7 +48,7 @@ def _gene_scores(job: Job, head_name: str, inner: Sequence[FoldData], setting: A
 
 
 def correlations_of(head: Head, x: np.ndarray, y: Matrix) -> np.ndarray:
-    """Return Pearson's correlation of every gene over some spots, a part of the genes at a time."""
+    """Return the Pearson correlation of every gene over spots, computed for chunks of genes to save memory."""
     y = y.tocsc() if sparse.issparse(y) else y
     parts = [slice(i, i + _GENES) for i in range(0, y.shape[1], _GENES)]
     return np.concatenate([pearson(head.predict(x, part), dense(y[:, part])) for part in parts])
@@ -71,7 +71,7 @@ def make_result(
     epochs: int = 0,
     blocks: str | int | None = None,
 ) -> Adapter:
-    """Score every gene on the held-out groups, and put everything together."""
+    """Score every gene on the held-out groups and return the adapter, still without weights and history."""
     data, o, head = job.data, job.options, reading.head
     with o.profile.stage("head"):
         scores = _gene_scores(job, spec.head, reading.inner, reading.setting)
@@ -108,7 +108,7 @@ def _info(
     epochs: int,
     blocks: str | int | None,
 ) -> dict[str, Any]:
-    """Return the plain facts of an adapter's record."""
+    """Return the summary of a fit, ``Adapter.info``."""
     data, o = job.data, job.options
     return {
         "depth": depth_name(depth),

@@ -1,4 +1,4 @@
-"""How well a prediction agrees with what was measured. Pure arrays."""
+"""Scores of predicted against measured expression. Pure arrays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pekasc._expression import Matrix, dense
 
 
 def pearson(predicted: np.ndarray, measured: Matrix) -> np.ndarray:
-    """Return the Pearson correlation of every column (genes,); NaN where either side is constant."""
+    """Return the Pearson correlation of every gene, (genes,); NaN where prediction or measurement is constant."""
     y = dense(measured)
     a = predicted.astype(np.float64) - predicted.mean(axis=0, dtype=np.float64)
     b = y.astype(np.float64) - y.mean(axis=0, dtype=np.float64)
@@ -20,10 +20,10 @@ def pearson(predicted: np.ndarray, measured: Matrix) -> np.ndarray:
 
 
 def gene_scores(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """Return the Pearson correlation of every gene (genes,), as a comparison of methods needs it.
+    """Return the Pearson correlation of every gene, (genes,), for comparing methods.
 
-    NaN where the measured gene is constant: nothing could be known there. 0 where only the prediction is constant: no
-    method gains by not predicting a gene.
+    NaN where the measurement is constant, since the correlation is undefined for every method. 0 where only the
+    prediction is constant, so that no method gains by not predicting a gene.
     """
     r = pearson(predicted, measured)
     return np.where(np.isnan(r) & (np.ptp(measured, axis=0) > 0), 0.0, r)
@@ -36,7 +36,7 @@ def mean_score(r: np.ndarray) -> float:
 
 
 def tissue_blocks(coords_um: np.ndarray, sections: np.ndarray, side_um: float) -> np.ndarray:
-    """Return the number of the square of `side_um` that every spot lies in, (n,) int64; none spans two sections."""
+    """Return the index of the square block of tissue of every spot, (n,) int64; no block spans two sections."""
     corner = np.floor(np.asarray(coords_um) / side_um).astype(np.int64)
     _, section = np.unique(sections, return_inverse=True)
     _, block = np.unique(np.column_stack([section, corner]), axis=0, return_inverse=True)
@@ -44,10 +44,10 @@ def tissue_blocks(coords_um: np.ndarray, sections: np.ndarray, side_um: float) -
 
 
 class BlockScores:
-    """Mean correlation over genes of resampled blocks of tissue.
+    """Block bootstrap of the mean correlation over genes, resampling blocks of tissue.
 
-    Correlations follow from sums over spots, and sums of blocks add up: a draw costs one row of a matrix product,
-    not a pass over the spots.
+    Correlations are computed from sums over spots, and sums of blocks add up, so that a bootstrap sample costs one row
+    of a matrix product instead of a pass over the spots.
 
     Parameters
     ----------
@@ -56,11 +56,11 @@ class BlockScores:
     blocks
         Block of every spot, shape (n,).
     n_draws
-        Number of bootstrap draws; each draws as many blocks as there are, with replacement.
+        Number of bootstrap samples; each draws as many blocks as there are, with replacement.
     random_state
-        Seed: the same draws for every method, so that differences are paired.
+        Seed: the same samples for every method, so that differences are paired.
     strata
-        Section of every spot, (n,): each draw has as many blocks of a section as the section has.
+        Section of every spot, (n,): every sample has as many blocks of a section as the section has.
     """
 
     def __init__(
@@ -73,16 +73,16 @@ class BlockScores:
     ) -> None:
         self.n_blocks = int(blocks.max()) + 1
         generator = np.random.default_rng(random_state)
-        of_block = np.zeros(self.n_blocks, dtype=np.int64)
+        block_stratum = np.zeros(self.n_blocks, dtype=np.int64)
         if strata is not None:
-            of_block[blocks] = np.unique(strata, return_inverse=True)[1].ravel()
+            block_stratum[blocks] = np.unique(strata, return_inverse=True)[1].ravel()
         self.draws = np.zeros((n_draws, self.n_blocks), dtype=np.int64)
-        for stratum in np.unique(of_block):
-            at = np.flatnonzero(of_block == stratum)
+        for stratum in np.unique(block_stratum):
+            at = np.flatnonzero(block_stratum == stratum)
             self.draws[:, at] = generator.multinomial(at.size, np.full(at.size, 1 / at.size), size=n_draws)
         ones = np.ones(len(blocks))
         self._member = sparse.csr_matrix((ones, (blocks, np.arange(len(blocks)))), shape=(self.n_blocks, len(blocks)))
-        # near the mean, so that differences of sums keep their digits
+        # centred, for the numerical precision of differences of sums
         self._y = measured - measured.mean(axis=0, dtype=np.float64)
         counts = np.bincount(blocks, minlength=self.n_blocks).astype(np.float64)
         self._n = (self.draws @ counts)[:, None]
@@ -93,12 +93,12 @@ class BlockScores:
         return self.draws @ (self._member @ values)
 
     def __call__(self, predicted: np.ndarray) -> np.ndarray:
-        """Return the mean correlation of every draw, (n_draws,), by the rules of :func:`gene_scores`."""
+        """Return the mean correlation of every bootstrap sample, (n_draws,), by the rules of :func:`gene_scores`."""
         x = predicted - predicted.mean(axis=0, dtype=np.float64)
         sum_x = self._drawn(x)
         variation_x = self._drawn(x**2) - sum_x**2 / self._n
         covariance = self._drawn(x * self._y) - sum_x * self._sum_y / self._n
-        # a draw in which a gene does not vary leaves rounding noise
+        # a gene that is constant in a sample leaves rounding noise
         known = self._variation_y > 1e-9 * np.maximum(self._sum_yy, 1e-300)
         varies = known & (variation_x > 1e-12)
         r = np.divide(
@@ -112,7 +112,7 @@ class BlockScores:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the 2.5 and 97.5 % quantiles of bootstrap draws; NaN if none is known."""
+    """Return the 2.5 and 97.5 % quantiles of bootstrap samples; NaN if all samples are NaN."""
     known = values[np.isfinite(values)]
     if not known.size:
         return float("nan"), float("nan")

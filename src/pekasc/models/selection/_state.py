@@ -1,4 +1,4 @@
-"""What a fit has finished so far, in a folder that a later run of the same call goes on from."""
+"""Checkpoints of a fit in a folder, from which a later run of the same call continues."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from pekasc.models.runtime import processes, write_array, write_json
 
 _SETTINGS = "settings.json"
 _LOCK = "in-use.lock"
-_WHAT = "The state of the fit"
+_WHAT = "The checkpoint of the fit"
 
 
 class Resume:
-    """Finished pieces of one fit; without a folder nothing is kept.
+    """Finished parts of one fit, kept in a folder.
 
     Parameters
     ----------
     folder
-        Made if it is not there.
+        Folder of the checkpoints, created if it does not exist; None keeps nothing.
     settings
-        Plain facts that decide the result, and digests of the data: a folder of others is refused.
+        Settings and digests of the data that the result depends on; they must match those in the folder.
 
     Raises
     ------
     ValueError
-        If the folder holds the state of other settings, or something else.
+        If the folder has checkpoints of other settings, or holds something else.
     """
 
     def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
@@ -49,12 +49,12 @@ class Resume:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other runs out of the folder.
+        """Lock the folder against other runs.
 
         Raises
         ------
         ValueError
-            If another one is in it.
+            If another run is using it.
         """
         with ExitStack() as stack:
             problem = None
@@ -73,18 +73,18 @@ class Resume:
             yield
 
     def folder(self, name: str) -> Path | None:
-        """Return the folder of a piece."""
+        """Return the folder of a part, or None."""
         return None if self.path is None else self.path / name
 
     def array(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return an array that an earlier run left, mapped from its file; else make it and leave it."""
+        """Return the array of an earlier run, memory-mapped; if there is none, make it and keep it."""
         if self.path is None:
             return make()
         there = processes.broadcast((self.path / f"{name}.npy").exists())
         return self.finished(name) if there else self.put(name, make())
 
     def put(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Leave an array, in place of an earlier one; return it, mapped from its file."""
+        """Keep an array, replacing an earlier one; return it memory-mapped."""
         if self.path is None:
             return values
         with processes.raise_together():
@@ -93,12 +93,12 @@ class Resume:
         return self.finished(name)
 
     def finished(self, name: str) -> np.ndarray:
-        """Return an array that an earlier run left.
+        """Return the array of an earlier run.
 
         Raises
         ------
         ValueError
-            If it is gone or damaged: the weights that it was made with are gone, too.
+            If it is missing or damaged: it cannot be made again, since the weights behind it are gone.
         """
         assert self.path is not None  # for the type checker: there was an earlier run
         file = self.path / f"{name}.npy"
@@ -113,7 +113,7 @@ class Resume:
         return f"`resume={str(self.path)!r}` is damaged: {what}. Delete the folder."
 
     def facts(self, name: str) -> Any:
-        """Return plain facts that an earlier run left, or None."""
+        """Return the plain values of an earlier run, or None."""
         if self.path is None:
             return None
         file = self.path / f"{name}.json"
@@ -122,8 +122,8 @@ class Resume:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(self._damaged(f"{name}.json is no JSON ({error})")) from error
 
-    def leave(self, name: str, facts: Any) -> None:
-        """Leave plain facts for a later run."""
+    def put_facts(self, name: str, facts: Any) -> None:
+        """Keep plain values as JSON for a later run."""
         if self.path is None:
             return
         with processes.raise_together():
@@ -132,15 +132,15 @@ class Resume:
 
 
 def _check(folder: Path, now: dict[str, Any]) -> str | None:
-    """Return what is wrong with a folder, or None; an empty one is marked as this fit's."""
+    """Return why a folder cannot be used, or None; write the settings into an empty one."""
     if folder.exists() and not folder.is_dir():
         return f"`resume={str(folder)!r}` is a file: give a folder."
     file = folder / _SETTINGS
     if not file.exists():
         if folder.exists() and any(not p.name.startswith(f".{_SETTINGS}.") for p in folder.iterdir()):
             return (
-                f"`resume={str(folder)!r}` is there and holds no state of a fit ({_SETTINGS} is missing): give a "
-                "folder of its own."
+                f"`resume={str(folder)!r}` exists and holds no checkpoints of a fit ({_SETTINGS} is missing): give "
+                "a new or empty folder."
             )
         write_json(file, now, _WHAT, indent=1)
         return None
@@ -148,22 +148,22 @@ def _check(folder: Path, now: dict[str, Any]) -> str | None:
         stored = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         return f"`resume={str(folder)!r}` is damaged: {_SETTINGS} is no JSON ({error}). Delete the folder."
-    now, stored = _leaves(now), _leaves(stored)
+    now, stored = _flattened(now), _flattened(stored)
     other = sorted(name for name in {*now, *stored} if now.get(name) != stored.get(name))
     if not other:
         return None
     shown = "; ".join(f"{name}: {_short(stored.get(name))} there, {_short(now.get(name))} now" for name in other[:6])
     return (
-        f"`resume={str(folder)!r}` holds the state of a fit with other settings or data ({shown}). Give the same "
+        f"`resume={str(folder)!r}` holds checkpoints of a fit with other settings or data ({shown}). Give the same "
         "call, or another folder."
     )
 
 
-def _leaves(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Return settings by path, such as ``recipe.learning_rate``."""
+def _flattened(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Return nested settings under dotted names, such as ``recipe.learning_rate``."""
     out: dict[str, Any] = {}
     for name, value in settings.items():
-        out |= _leaves(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+        out |= _flattened(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
     return out
 
 

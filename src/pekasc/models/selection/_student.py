@@ -1,4 +1,4 @@
-"""Train an adapter on the inner folds and on all training spots, with the epochs that the held-out error chooses."""
+"""Train an adapter on the inner folds, choose the number of epochs, and train it on all training spots."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = get_logger(__name__)
 
 @dataclass
 class _InnerTraining:
-    """What one inner fold measured: per epoch the features, and per head the held-out error per penalty."""
+    """Results of one inner fold: by epoch, the features and, per head, the held-out error per penalty."""
 
     features: dict[int, np.ndarray]
     errors: dict[int, list[np.ndarray]]
@@ -36,7 +36,7 @@ class _InnerTraining:
 
 
 def fit_student(job: Job, choice: Choice, frozen: np.ndarray, heads: Sequence[HeadSpec]) -> list[Adapter]:
-    """Train on every inner fold, choose the epochs, train on all spots with them; return an adapter per head."""
+    """Train on every inner fold, choose the number of epochs, and train on all spots; return an adapter per head."""
     data, o, depth = job.data, job.options, choice.depth
     assert o.method is not None  # for the type checker: fit() asked
     blocks = _blocks(job, depth)
@@ -77,18 +77,18 @@ def fit_student(job: Job, choice: Choice, frozen: np.ndarray, heads: Sequence[He
 
 
 def _blocks(job: Job, depth: Depth) -> int | str:
-    """Return how many blocks are adapted: as the recipe says, or as many as the memory allows."""
+    """Return the number of blocks to adapt: that of the recipe, or as many as the memory allows."""
     o, n_blocks = job.options, last_block(job.model, depth)
     blocks = o.recipe.blocks
     if blocks == "auto":
-        known = job.resume.facts("blocks")  # another run may find other memory free
+        known = job.resume.facts("blocks")  # a resumed run may have less free memory
         if known is None:
             at_once = -(-o.recipe.batch_size // o.compute.accumulate)
             known = processes.broadcast(choose_blocks(job.model, n_blocks, at_once, o.device, o.precision))
-            job.resume.leave("blocks", known)
+            job.resume.put_facts("blocks", known)
         return known
     if blocks != "all" and o.readout.depth == "best" and int(blocks) > n_blocks:
-        # what fits the encoder may not fit the depth that this training set chose
+        # valid for the encoder, but more than the blocks up to the chosen depth
         logger.hint("Features are taken after block %d, so all of these blocks are adapted, not %s.", n_blocks, blocks)
         return "all"
     return blocks
@@ -97,10 +97,10 @@ def _blocks(job: Job, depth: Depth) -> int | str:
 def _choose_epochs(
     job: Job, runs: Sequence[_InnerTraining], depth: Depth, n_heads: int
 ) -> tuple[list[pd.DataFrame], list[int]]:
-    """Return, per head, what was tried (depth, alpha, error, stage, epochs), and the epochs of the smallest error."""
+    """Return, per head, the table of candidates (depth, alpha, error, stage, epochs) and the chosen epochs."""
     recipe = job.options.recipe
     weights = np.array([len(fold.held_out) for fold in job.folds], dtype=np.float64)
-    # every fold ran as long as the shortest one at least
+    # candidates are the epochs that all folds ran
     last = min(max(run.errors) for run in runs)
     tried = range(last + 1) if recipe.choose_epochs else [recipe.epochs]
     tables, epochs = [], []
@@ -116,15 +116,11 @@ def _choose_epochs(
         best = table.loc[table["error"].idxmin()]
         tables.append(table)
         epochs.append(int(processes.broadcast(int(best["epochs"]))))
-        logger.hint(
-            "%d epochs chosen of %s: held-out error %.4f of the mean predictor's.",
-            epochs[i],
-            list(tried),
-            best["error"],
-        )
+        candidates = f" of {tried[0]} to {tried[-1]}" if len(tried) > 1 else ""
+        logger.hint("Epochs: %d%s (held-out error %.3f of the mean predictor's).", epochs[i], candidates, best["error"])
         if epochs[i] == 0:
             logger.warning(
-                "No epoch of training beat the frozen encoder on held-out groups: the adapter is left at zero."
+                "No number of epochs beat the frozen encoder on held-out groups: the adapter stays untrained."
             )
     return tables, epochs
 
@@ -139,7 +135,7 @@ def _read_adapted(
     frozen: np.ndarray,
     table: pd.DataFrame,
 ) -> Reading:
-    """Fit a head on adapted features, its setting chosen on those of the inner folds' adapters."""
+    """Fit a head on adapted features; its setting is chosen on the features of the inner folds' adapters."""
     data, o = job.data, job.options
     with o.profile.stage("head"):
         inner = [
@@ -200,10 +196,10 @@ def _run_fold(
     heads: Sequence[HeadSpec],
     before: Sequence[_InnerTraining],
 ) -> _InnerTraining:
-    """Train on one inner fold's training spots; measure the held-out ones after every epoch.
+    """Train on the training spots of one inner fold, and compute the held-out error after every epoch.
 
-    With patience, a fold ends when the error, mean over it and the folds before, has not fallen for so many epochs,
-    and no fold runs longer than one before it: epochs are chosen among those that all ran.
+    With `patience`, training stops when the held-out error, averaged over this and the earlier folds, has not fallen
+    for that many epochs. No fold runs longer than an earlier one, since epochs are chosen among those that all ran.
     """
     fold, o = job.folds[number], job.options
     run = _InnerTraining({}, {}, [])
@@ -228,12 +224,12 @@ def _run_fold(
     def on_epoch(epoch: int, known: bool = False) -> float:
         if not o.recipe.choose_epochs and epoch < o.recipe.epochs:
             return float("nan")
-        # the features of every epoch are kept until the best one is known
+        # the features of every epoch are kept until the best epoch is chosen, and share the memory limit
         kept = len(job.folds) * o.recipe.epochs
         return measure(epoch, job.features_after(name, epoch, depth, known, kept))
 
     def error_of(epoch: int) -> float:
-        # of the first head: any other would end somewhere else, and they share the training
+        # of the first head: heads share the training, which can stop at one epoch only
         errors = [other.errors[epoch][0] for other in (*before, run)]
         return float(np.average(errors, axis=0, weights=weights).min())
 
@@ -248,7 +244,7 @@ def _run_fold(
     done = job.resume.facts(f"{name}/done")
     if done is None:
         done = _train(job, name, config, depth, fold.train, most, (), on_epoch, stop).history
-        job.resume.leave(f"{name}/done", done)
+        job.resume.put_facts(f"{name}/done", done)
     else:
         for row in done:
             on_epoch(int(row["epoch"]), known=True)
