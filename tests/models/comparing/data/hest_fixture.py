@@ -1,6 +1,6 @@
 """Makes hest_fixture.json: HEST-Bench's documented protocol written out once more, without pekasc.
 
-python tests/models/data/hest_fixture.py
+python tests/models/comparing/data/hest_fixture.py
 """
 
 from __future__ import annotations
