@@ -162,19 +162,19 @@ def test_every_tool_works_on_patches(hest: Make, tmp_path: Path) -> None:
 
 
 def test_wider_tiles_than_the_stored_patches_come_from_the_image(hest: Make) -> None:
-    how: dict[str, Any] = {"depth": 1, "device": "cpu", "progress": False}
+    how: dict[str, Any] = {"compute": {"device": "cpu"}, "progress": False}
     both = pk.io.read_hest(hest().path, "INT1")
     pk.pp.tile(both, tile_px=SIDE_PX, mpp=MPP, patches=True)
-    pk.tl.embed_tiles(both, "tiny", **how, readout={"scales": (1, 2)})
+    pk.tl.embed_tiles(both, "tiny", readout={"depth": 1, "scales": (1, 2)}, **how)
     pk.pp.tile(both, tile_px=SIDE_PX, mpp=2 * MPP, patches=False, key_added="wide")
-    pk.tl.embed_tiles(both, "tiny", key="wide", key_added="wide_features", **how)
+    pk.tl.embed_tiles(both, "tiny", key="wide", key_added="wide_features", readout={"depth": 1}, **how)
     features, wide = both["table"].obsm["X_tiny"], both["table"].obsm["wide_features"]
     tiled = ~np.isnan(features[:, 0])
     np.testing.assert_allclose(features[tiled, wide.shape[1] :], wide[tiled], atol=1e-5)
     patches = pk.io.read_hest(hest(image=False).path, "INT1")
     pk.pp.tile(patches, tile_px=SIDE_PX, mpp=MPP)
     with pytest.raises(ValueError, match="has stored patches and no image: nothing beyond"):
-        pk.tl.embed_tiles(patches, "tiny", **how, readout={"scales": (1, 2)})
+        pk.tl.embed_tiles(patches, "tiny", readout={"scales": (1, 2)}, **how)
 
 
 def test_patches_are_averaged_down(hest: Make) -> None:

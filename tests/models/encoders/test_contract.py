@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 
 import pekasc as pk
-from pekasc.models.encoders import _network as _encoders
+from pekasc.models.encoders import _registry, _weights
 from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.encoders._registry import Encoder, EncoderRow, resolve_encoder
-from pekasc.models.runtime._registry import Registry
+from pekasc.models.runtime import Registry, weights_digest
 
 Change = Callable[..., EncoderNetwork]
 
@@ -176,7 +176,7 @@ def test_the_digest_is_that_of_the_weights_and_not_of_the_tile_size(
     case: Case, encoder: EncoderNetwork, tmp_path: Path
 ) -> None:
     assert EncoderNetwork(case.row, 2 * case.tile_px).digest == encoder.digest
-    state = _encoders._create(case.row).state_dict()
+    state = _weights._create(case.row).state_dict()
     digests = []
     for change in (0, 1):
         name = next(name for name, tensor in state.items() if tensor.ndim == 1 and tensor.is_floating_point())
@@ -189,11 +189,11 @@ def test_the_digest_is_that_of_the_weights_and_not_of_the_tile_size(
 
 def test_nothing_in_it_is_trained(encoder: EncoderNetwork, x: torch.Tensor) -> None:
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
-    before = encoder.digest, _encoders.digest(encoder.model)
+    before = encoder.digest, weights_digest(encoder.model)
     encoder.train()
     assert not any(module.training for module in encoder.modules())
     assert not encoder(x, [1])[0].requires_grad
-    assert (encoder.digest, _encoders.digest(encoder.model)) == before
+    assert (encoder.digest, weights_digest(encoder.model)) == before
 
 
 def test_the_row_survives_json(case: Case, encoder: EncoderNetwork) -> None:
@@ -249,7 +249,7 @@ def test_a_tile_size_that_does_not_fit_is_refused(case: Case, encoder: EncoderNe
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> Registry[EncoderRow]:
     """Return the registry; what is added to it goes away with the test."""
-    known = _encoders._table()
+    known = _registry._table()
     monkeypatch.setattr(known, "_rows", dict(known))
     return known
 

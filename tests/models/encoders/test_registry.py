@@ -8,17 +8,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from safetensors.torch import save_file
 
 import pekasc as pk
-from pekasc.models.encoders import _network as _encoders
+from pekasc.models.encoders import _network
 from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.encoders._registry import resolve_encoder
 from pekasc.models.training._methods import attach, make_config, target_layers
@@ -32,7 +29,7 @@ TILE_PX = 112  # a multiple of every patch size
 @pytest.fixture
 def without_values(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # the meta device knows shapes only: there is nothing to make a digest of
-    monkeypatch.setattr(_encoders, "digest", lambda model: "")
+    monkeypatch.setattr(_network, "weights_digest", lambda model: "")
     with torch.device("meta"):
         yield
 
@@ -134,6 +131,22 @@ def test_one_tile_with_an_adapter_in_shapes(name: str) -> None:
     _check_with_adapter(name, values=False)
 
 
+def test_names(tmp_path: Path) -> None:
+    row = pk.models.Encoder("vit_tiny_patch16_224", weights="random")
+    assert resolve_encoder("tiny").key == "tiny"
+    assert resolve_encoder("resnet18") == pk.models.Encoder("resnet18")
+    assert resolve_encoder("hf-hub:MahmoodLab/UNI2-h").short == "UNI2-h"
+    assert resolve_encoder(row) is row
+    with pytest.raises(ValueError, match=r"`encoder='vit_smal_patch14_dinov2'` is not known.*vit_small_patch14_dinov2"):
+        resolve_encoder("vit_smal_patch14_dinov2")
+    with pytest.raises(TypeError, match="must be a name or a pekasc.models.Encoder, got int"):
+        resolve_encoder(3)  # type: ignore[arg-type]
+    (tmp_path / "weights").write_bytes(b"")
+    for path in ("my/uni.pth", "vit.safetensors", str(tmp_path / "weights")):
+        with pytest.raises(ValueError, match=r"is a path.*`encoder=pekasc\.models\.Encoder\(\".*weights="):
+            resolve_encoder(path)
+
+
 def test_names_that_are_not_there() -> None:
     with pytest.raises(ValueError, match=r"`encoder='UNI2_h'` is not known. Close names: uni2-h.*list_encoders"):
         resolve_encoder("UNI2_h")
@@ -164,89 +177,6 @@ def test_a_note_is_logged_once_the_encoder_is_used(caplog: pytest.LogCaptureFixt
         assert not caplog.records
         resolve_encoder("tiny")
     assert "not for a paper" in caplog.text
-
-
-# a small model in the place of a large one: what is tested is the way to its weights
-SMALL = pk.models.Encoder("vit_tiny_patch16_224", model_kwargs={"depth": 2}, hub="owner/model", key="small")
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """Return a dict that stands for the hub: what is put in there can be downloaded."""
-    there: dict[str, Path] = {}
-
-    def download(repo: str, name: str) -> str:
-        assert repo == "owner/model"
-        if name not in there:
-            raise EntryNotFoundError(name)
-        return str(there[name])
-
-    monkeypatch.setattr(_encoders, "hf_hub_download", download)
-    monkeypatch.setattr(_encoders, "try_to_load_from_cache", lambda repo, name: None)
-    return there
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "own.pth"])
-def test_weights_from_the_hub_are_those_of_the_file(name: str, hub: dict[str, Path], tmp_path: Path) -> None:
-    state = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=0).state_dict()
-    hub[name] = tmp_path / name
-    if name.endswith("safetensors"):
-        save_file(state, hub[name])
-    else:
-        torch.save(state, hub[name])
-    row = replace(SMALL, hub_file=name) if name == "own.pth" else SMALL
-    local = replace(SMALL, weights=hub[name], hub=None)
-    assert EncoderNetwork(row, 32).digest == EncoderNetwork(local, 32).digest
-
-
-def test_hub_weights_that_do_not_fit_are_an_error(hub: dict[str, Path], tmp_path: Path) -> None:
-    state = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=0).state_dict()
-    del state["norm.bias"]
-    hub["model.safetensors"] = tmp_path / "model.safetensors"
-    save_file(state, hub["model.safetensors"])
-    with pytest.raises(ValueError, match=r"model\.safetensors do not fit 'vit_tiny_patch16_224'(.|\n)*norm\.bias"):
-        EncoderNetwork(SMALL, 32)
-
-
-def test_a_hub_without_the_file_says_so(hub: dict[str, Path]) -> None:
-    with pytest.raises(OSError, match=r"could not be fetched.*EntryNotFoundError.*https://huggingface\.co/owner/model"):
-        EncoderNetwork(SMALL, 32)
-
-
-@pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline"), OSError("gated"), ValueError("no such name")])
-def test_a_gated_or_unreachable_encoder_says_what_to_do(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def download(repo: str, name: str) -> str:
-        calls.append(name)
-        raise error
-
-    monkeypatch.setattr(_encoders, "hf_hub_download", download)
-    monkeypatch.setattr(_encoders, "try_to_load_from_cache", lambda repo, name: None)
-    with pytest.raises(
-        OSError,
-        match=r"weights of 'uni2-h' could not be fetched.*The model is gated: accept its terms at "
-        r"https://huggingface\.co/MahmoodLab/UNI2-h and log in with `hf auth login`.*"
-        r"replace\(pekasc\.models\.get_encoder\('uni2-h'\), weights=\"PATH\"\)",
-    ):
-        EncoderNetwork(resolve_encoder("uni2-h"), 224)
-    assert calls == ["model.safetensors"]  # without a network, waiting a second time would not help
-
-
-def test_what_was_fetched_once_is_read_without_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "models--owner--model"
-    (folder / "snapshots" / "abc").mkdir(parents=True)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("abc")
-    state = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=0).state_dict()
-    torch.save(state, folder / "snapshots" / "abc" / "pytorch_model.bin")
-    monkeypatch.setattr(
-        _encoders,
-        "try_to_load_from_cache",
-        lambda repo, name: huggingface_hub.try_to_load_from_cache(repo, name, cache_dir=tmp_path),
-    )
-    monkeypatch.setattr(_encoders, "hf_hub_download", lambda *_: pytest.fail("the hub was asked"))
-    assert EncoderNetwork(SMALL, 32).n_blocks == 2
 
 
 def test_pooling_of_the_authors() -> None:

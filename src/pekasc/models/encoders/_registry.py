@@ -196,7 +196,11 @@ def list_encoders() -> pd.DataFrame:
         rows[name] = {column: known.get(column) for column in columns}
     # dtype object, since the string dtype of pandas 3 would turn None into NaN
     table = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns), dtype=object).rename_axis("name")
-    whole = dict.fromkeys(("width", "n_blocks", "heads", "patch", "registers"), int)
+    # a row that was registered need not say everything: then there are NaN
+    whole = {
+        name: int if table[name].notna().all() else float
+        for name in ("width", "n_blocks", "heads", "patch", "registers")
+    }
     return table.astype({**whole, "mpp": float, "parameters": float, "gated": bool})
 
 
