@@ -6,7 +6,6 @@ that element. Everything else in pekasc sees arrays.
 
 from __future__ import annotations
 
-from pekasc._sections import _assemble as assemble
 from pekasc._sections._identity import places, trained_rows
 from pekasc._sections._images import overview
 from pekasc._sections._patches import (
@@ -33,7 +32,6 @@ __all__ = [
     "ARRAYS",
     "Section",
     "array_pixel_size",
-    "assemble",
     "by_row",
     "check_mpp",
     "check_patches",

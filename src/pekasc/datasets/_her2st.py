@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from pekasc import _assemble
 from pekasc._keys import write_uns
-from pekasc._sections import assemble
 from pekasc._settings import get_logger
 from pekasc.datasets._download import fetch
 from pekasc.datasets._pyramid import jpeg_levels
@@ -96,8 +96,8 @@ def her2st(
         found = _local(name, Path(path)) if path is not None else _download(name)
         spots, of_section, genes = _spots(name, found)
         xy = spots[["pixel_x", "pixel_y"]].to_numpy(np.float64)
-        images[f"{name}_he"] = assemble.multiscale(jpeg_levels(found["image"]), name)
-        shapes[f"{name}_spots"] = assemble.spots(xy, _SPOT_UM / 2 / _MPP, name)
+        images[f"{name}_he"] = _assemble.multiscale(jpeg_levels(found["image"]), name)
+        shapes[f"{name}_spots"] = _assemble.spots(xy, _SPOT_UM / 2 / _MPP, name)
         columns = {"section": name, "patient": name[0], "array_row": spots["y"], "array_col": spots["x"]}
         if "label" in spots:
             columns["label"] = spots["label"]
@@ -108,7 +108,7 @@ def her2st(
     if "label" in joint:
         joint["label"] = pd.Categorical(joint["label"])
     matrix, genes = _union(counts)
-    table = assemble.table(
+    table = _assemble.table(
         matrix, joint, pd.DataFrame(index=genes), np.concatenate(centres), dict.fromkeys(images, _MPP)
     )
     write_uns(table, "her2st", {"source": _BASE_URL, "sections": ",".join(names)})

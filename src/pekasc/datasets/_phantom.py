@@ -10,8 +10,8 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 
+from pekasc import _assemble
 from pekasc._keys import write_uns
-from pekasc._sections import assemble
 from pekasc._settings import get_logger
 from pekasc.datasets._phantom_counts import (
     Genes,
@@ -63,7 +63,7 @@ class Slide:
         if factor > _EXACT_FACTOR:
             return render_region(self.params.at_mpp(self.params.mpp * factor), x0, y0, width, height)
         fine = render_region(self.params, x0 * factor, y0 * factor, width * factor, height * factor)
-        return assemble.block_mean(fine, factor)
+        return _assemble.block_mean(fine, factor)
 
 
 def phantom(
@@ -150,8 +150,8 @@ def phantom(
         part = _section(genes, params, p, s, array, n_spots, random_state)
         parts.append(part)
         images[f"{part.name}_he"] = _image(params, part.name, lazy)
-        shapes[f"{part.name}_spots"] = assemble.spots(part.centres_px, _ARRAYS[array][2] / 2 / mpp, part.name)
-    table = assemble.table(
+        shapes[f"{part.name}_spots"] = _assemble.spots(part.centres_px, _ARRAYS[array][2] / 2 / mpp, part.name)
+    table = _assemble.table(
         csr_matrix(np.concatenate([part.counts for part in parts]).astype(np.float32)),
         pd.concat([part.obs for part in parts], ignore_index=True),
         genes.var,
@@ -248,21 +248,21 @@ def _grid(params: SlideParams, array: Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _image(params: SlideParams, name: str, lazy: bool) -> DataTree | DataArray:
-    levels = assemble.lazy_levels(Slide(params), chunk_px=_CHUNK_PX, token=params)
+    levels = _assemble.lazy_levels(Slide(params), chunk_px=_CHUNK_PX, token=params)
     if not lazy:
         levels = _draw(Slide(params), levels)
-    return assemble.multiscale(levels, name)
+    return _assemble.multiscale(levels, name)
 
 
 def _draw(slide: Slide, levels: Sequence[da.Array]) -> list[da.Array]:
     """Draw the finest level once, on all threads, and make the coarser ones from it."""
     fine = np.asarray(levels[0].compute(scheduler="threads"))
     out = []
-    for level, factor in zip(levels, assemble.factors(slide.height, slide.width), strict=True):
+    for level, factor in zip(levels, _assemble.factors(slide.height, slide.width), strict=True):
         pixels = (
             np.asarray(level.compute(scheduler="threads"))
             if factor > _EXACT_FACTOR
-            else assemble.block_mean(fine, factor)
+            else _assemble.block_mean(fine, factor)
         )
         out.append(da.from_array(pixels, chunks=level.chunks, name=f"{level.name}-drawn"))
     return out

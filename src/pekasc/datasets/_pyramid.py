@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pekasc import _assemble
 from pekasc._digests import sha256
-from pekasc._sections import assemble
 from pekasc._settings import get_logger
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _opened(path: Path) -> list[Any] | None:
     try:
         group = zarr.open_group(path, mode="r")
         finest: Any = group["0"]
-        arrays: list[Any] = [group[str(i)] for i in range(len(assemble.factors(*finest.shape[1:])))]
+        arrays: list[Any] = [group[str(i)] for i in range(len(_assemble.factors(*finest.shape[1:])))]
     except (FileNotFoundError, KeyError, NotADirectoryError):
         return None
     # something may have tidied the cache; zarr would show black where a chunk is missing
@@ -111,7 +111,7 @@ def _write(pixels: np.ndarray, target: Path) -> None:
 def _fill(group: Any, pixels: np.ndarray) -> None:
     """Write all levels, strip by strip: a second copy of the finest is never in memory."""
     height, width, _ = pixels.shape
-    strips: dict[int, list[np.ndarray]] = {factor: [] for factor in assemble.factors(height, width)}
+    strips: dict[int, list[np.ndarray]] = {factor: [] for factor in _assemble.factors(height, width)}
     arrays = [
         group.create_array(
             str(i),
@@ -127,6 +127,6 @@ def _fill(group: Any, pixels: np.ndarray) -> None:
         arrays[0][:, y : y + _CHUNK_PX] = strip
         for factor, coarse in strips.items():
             if factor > 1:
-                coarse.append(assemble.block_mean(strip, factor))
+                coarse.append(_assemble.block_mean(strip, factor))
     for array, coarse in zip(arrays[1:], list(strips.values())[1:], strict=True):
         array[:] = np.concatenate(coarse, axis=1)

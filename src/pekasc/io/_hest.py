@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from pekasc import _assemble
 from pekasc._keys import BARCODE, check_key, write_uns
 from pekasc._sections import (
     ARRAYS,
     array_pixel_size,
-    assemble,
     check_mpp,
     check_patches,
     describe_patches,
@@ -156,13 +156,13 @@ def read_hest(
     images, shapes, obs, counts = {}, {}, [], []
     for sample in samples:
         if sample.levels:
-            images[sample.image_name] = assemble.multiscale(sample.levels, sample.name)
-        shapes[sample.region] = assemble.spots(sample.centres_px, sample.radius_px, sample.name)
+            images[sample.image_name] = _assemble.multiscale(sample.levels, sample.name)
+        shapes[sample.region] = _assemble.spots(sample.centres_px, sample.radius_px, sample.name)
         obs.append(sample.obs.assign(section=sample.name, patient=patients[sample.name]))
         order = sample.genes.get_indexer(kept)
         counts.append(sample.counts[:, order])
         del sample.counts  # the sample's own matrix is let go as soon as it is copied
-    table = assemble.table(
+    table = _assemble.table(
         vstack(counts, format="csr"),
         _joint(obs),
         pd.DataFrame(index=pd.Index(kept)),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pekasc import _assemble
 from pekasc._keys import IMAGE_MPP, UNS, check_key, short_name
-from pekasc._sections import assemble, check_mpp
+from pekasc._sections import check_mpp
 from pekasc._settings import get_logger
 from pekasc.io._tiff import tiff_levels, tiff_mpp
 
@@ -59,7 +60,7 @@ def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp:
     name = short_name(file.name.split(".")[0]) if name is None else check_key(name, argument="name")
     levels = tiff_levels(file)
     mpp = tiff_mpp(file) if image_mpp is None else check_mpp(image_mpp, "`image_mpp`")
-    sdata = SpatialData(images={name: assemble.multiscale(levels, name)})
+    sdata = SpatialData(images={name: _assemble.multiscale(levels, name)})
     if mpp is None:
         logger.warning("The slide %s does not say its pixel size: give `image_mpp=` to `pekasc.pp.tile`.", file.name)
     else:
