@@ -1,4 +1,4 @@
-"""The main job: teach an encoder on some sections, predict others, score and look at them.
+"""The main job: train on some sections, predict others, score the predictions and plot them.
 
     python tutorials/quickstart.py                       # synthetic tissue: train on one patient, predict the other
     python tutorials/quickstart.py --her2st PATH         # real tissue: train on C2 and C3, predict C4 and B4
@@ -9,7 +9,6 @@ Writes figures and a SpatialData store to the folder `quickstart_output` (or --o
 from __future__ import annotations
 
 import argparse
-import logging
 import shutil
 import time
 import warnings
@@ -61,9 +60,7 @@ def main() -> None:
     parser.add_argument("--her2st", type=Path, help="folder with her2st sections; synthetic tissue without it")
     parser.add_argument("--out", type=Path, default=Path("quickstart_output"))
     arguments = parser.parse_args()
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("pekasc").setLevel(logging.INFO)
-    # what the libraries below say of their own next releases is nothing to act on here
+    # deprecations that the libraries below announce are nothing to act on here
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*(autosharding|is not a valid key).*")
     start = time.perf_counter()
