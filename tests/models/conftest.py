@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,34 +19,95 @@ from pekasc.models.heads._registry import Head
 from pekasc.models.heads._ridge import fit_ridge
 from pekasc.tiling import TileSpec
 
+PHANTOM = {"n_patients": 2, "size_um": 700, "mpp": 1.0, "n_genes": 20, "n_spots": 24}
+# an adapter at the second block, the first frozen, trained in a second
+FIT: dict[str, Any] = {
+    "recipe": pk.Recipe(rank=8, blocks=1, epochs=2, n_views=2, batch_size=8, cluster_head_epochs=2, learning_rate=3e-3),
+    "readout": pk.Readout(depth=2),
+    "compute": pk.Compute(device="cpu"),
+}
+
 
 @pytest.fixture(scope="session")
-def _sections() -> SpatialData:
-    sdata = pk.datasets.phantom(n_patients=2, size_um=700, mpp=1.0, n_genes=20, n_spots=24)
+def make_sections() -> Callable[[], SpatialData]:
+    """Return a function that returns two patients with a section each, tiled, 48 spots in all.
+
+    Every object has a table of its own; images and shapes are shared.
+    """
+    sdata = pk.datasets.phantom(**PHANTOM)
     pk.pp.tile(sdata, tile_px=56, mpp=2.0)
-    return sdata
+
+    def copy() -> SpatialData:
+        return SpatialData(
+            images=dict(sdata.images), shapes=dict(sdata.shapes), tables={"table": sdata["table"].copy()}
+        )
+
+    return copy
 
 
 @pytest.fixture
-def sections(_sections: SpatialData) -> SpatialData:
-    """Return two patients with a section each, tiled, 48 spots in all; images and shapes are shared."""
-    return SpatialData(
-        images=dict(_sections.images), shapes=dict(_sections.shapes), tables={"table": _sections["table"].copy()}
-    )
+def sections(make_sections: Callable[[], SpatialData]) -> SpatialData:
+    """Return two patients with a section each, tiled."""
+    return make_sections()
+
+
+def quick_fit(sdata: SpatialData, **changes: Any) -> pk.Adapter:
+    """Return a small fit; `recipe`, `readout` and `compute` are changes to :data:`FIT`."""
+    how = {name: options.replace(**changes.pop(name, {})) for name, options in FIT.items()}
+    return pk.tl.fit_adapter(sdata, **{"groups": "patient", "progress": False, **how, **changes})
 
 
 @pytest.fixture(scope="session")
-def adapter(_sections: SpatialData) -> pk.Adapter:
+def fit() -> Callable[..., pk.Adapter]:
+    """Return :func:`quick_fit`."""
+    return quick_fit
+
+
+@pytest.fixture(scope="session")
+def fit_script() -> str:
+    """Return the start of a script that makes the two sections and defines `quick_fit`, for another process."""
+    return f"""
+import torch
+torch.set_num_threads(1)
+from typing import Any
+import pekasc as pk
+from pekasc import Compute, Readout, Recipe
+from spatialdata import SpatialData
+FIT = {FIT!r}
+{inspect.getsource(quick_fit)}
+sdata = pk.datasets.phantom(**{PHANTOM!r})
+pk.pp.tile(sdata, tile_px=56, mpp=2.0)
+"""
+
+
+def all_numbers(adapter: pk.Adapter) -> dict[str, bytes]:
+    """Return all numbers of an adapter as bytes."""
+    head, projection = adapter.head, adapter.head.projection
+    arrays = {
+        "coef": head.coef, "intercept": head.intercept, "mean": projection.mean,
+        "scale": projection.scale, "components": projection.components,
+        "scores": adapter.gene_scores.to_numpy(), "errors": adapter.selection["error"].to_numpy(),
+        "history": adapter.history.drop(columns=["held_out", "peak_memory"]).to_numpy(), **adapter.trained_on,
+    }  # fmt: skip
+    arrays |= {f"{kind}.{name}": t.numpy() for kind, state in adapter.weights.items() for name, t in state.items()}
+    return {name: np.ascontiguousarray(array).tobytes() for name, array in arrays.items()}
+
+
+@pytest.fixture(scope="session")
+def numbers() -> Callable[[pk.Adapter], dict[str, bytes]]:
+    """Return :func:`all_numbers`."""
+    return all_numbers
+
+
+@pytest.fixture(scope="session")
+def adapter(make_sections: Callable[[], SpatialData]) -> pk.Adapter:
     """Return a small trained adapter on two blocks of `tiny`."""
-    sdata = SpatialData(
-        images=dict(_sections.images), shapes=dict(_sections.shapes), tables={"table": _sections["table"].copy()}
-    )
     # the published schedule always trains, so that the adapter is not left at zero
     recipe = pk.Recipe.preset("paper").replace(
         rank=16, n_clusters=4, teacher_components=10, epochs=1, learning_rate=3e-3
     )
     readout = pk.Readout(depth=2, n_components=10)
-    return pk.tl.fit_adapter(sdata, recipe=recipe, readout=readout, compute={"device": "cpu"}, progress=False)
+    return pk.tl.fit_adapter(make_sections(), recipe=recipe, readout=readout, compute={"device": "cpu"}, progress=False)
 
 
 @pytest.fixture(scope="session")

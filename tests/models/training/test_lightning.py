@@ -21,7 +21,7 @@ ENGINE = Engine(torch.device("cpu"), "fp32", progress=False)
         (3, TypeError, r"`trainer` must map arguments.*got int"),
         ({"device": 2}, TypeError, r"lightning.Trainer knows no \['device'\].*'devices'"),
         ({"epochs": 2}, TypeError, r"lightning.Trainer knows no \['epochs'\]"),
-        ({"max_epochs": 2}, ValueError, r"'max_epochs' is pekasc's to say: give `Recipe\.epochs`\."),
+        ({"max_epochs": 2}, ValueError, r"'max_epochs' is set by pekasc: give `Recipe\.epochs`\."),
         ({"accumulate_grad_batches": 2}, ValueError, r"give `Compute\.accumulate`\."),
         ({"enable_checkpointing": True}, ValueError, r"give `Compute\.resume`\."),
         ({"limit_train_batches": 2}, ValueError, r"leave it out"),
@@ -56,7 +56,7 @@ def test_arguments_that_fit_pass() -> None:
 
 def test_what_lightning_does_not_take_is_refused_before_any_work() -> None:
     engine = replace(ENGINE, trainer={"gradient_clip_val": "x"})
-    with pytest.raises(ValueError, match=r"`trainer`: Lightning does not take .*gradient_clip_val"):
+    with pytest.raises(ValueError, match=r"`trainer`: Lightning rejects .*gradient_clip_val"):
         check_starts(engine, Recipe())
     check_starts(replace(ENGINE, trainer={"logger": False}), Recipe())
 

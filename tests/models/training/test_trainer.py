@@ -201,7 +201,7 @@ class _Ends(L.Callback):
 
 def test_a_callback_must_not_end_the_training(encoder: EncoderNetwork) -> None:
     engine = replace(ENGINE, trainer={"callbacks": _Ends()})
-    message = r"ended the training after epoch 1 of 2.*Give `Recipe\.epochs` or `Recipe\.patience` instead"
+    message = r"stopped the training after epoch 1 of 2.*Give `Recipe\.epochs` or `Recipe\.patience` instead"
     with pytest.raises(RuntimeError, match=message):
         train(encoder, TileInputs(TILES), engine=engine)
 

@@ -1,0 +1,248 @@
+"""A fit that goes on from its folder: with the same bits, and never from what is damaged or of another fit."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from peft import LoraConfig
+from spatialdata import SpatialData
+
+import pekasc as pk
+from pekasc.models.selection._student import train_student
+
+Fit = Callable[..., pk.Adapter]
+Numbers = Callable[[pk.Adapter], dict[str, bytes]]
+
+
+@pytest.fixture(scope="module")
+def plain(make_sections: Callable[[], SpatialData], fit: Fit) -> pk.Adapter:
+    """Return a fit without a folder."""
+    return fit(make_sections())
+
+
+@pytest.fixture(scope="module")
+def _finished(
+    make_sections: Callable[[], SpatialData], fit: Fit, tmp_path_factory: pytest.TempPathFactory, plain: pk.Adapter
+) -> tuple[Path, pk.Adapter]:
+    folder = tmp_path_factory.mktemp("state") / "finished"
+    return folder, fit(make_sections(), compute={"resume": folder, "checkpoint_minutes": 0})
+
+
+@pytest.fixture
+def finished(_finished: tuple[Path, pk.Adapter], tmp_path: Path) -> Path:
+    """Return the folder of a fit that ended."""
+    return Path(shutil.copytree(_finished[0], tmp_path / "state"))
+
+
+@pytest.fixture
+def unfinished(finished: Path) -> Path:
+    """Return the folder of a fit that was killed in its first fold, after the state of the last epoch."""
+    (finished / "fold-0" / "done.json").unlink()
+    return finished
+
+
+class _Button(L.Callback):
+    """Press the stop button in the second epoch of the final training, which alone has six batches."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.num_training_batches == 6 and trainer.global_step == 8:
+            raise KeyboardInterrupt
+
+
+# dies in the first fold, as a machine does: there is no time to say goodbye
+KILLED = """
+import os, signal, sys
+import lightning as L
+class Dies(L.Callback):
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+quick_fit(
+    sdata, recipe={"choose_epochs": False},
+    compute={"resume": sys.argv[1], "checkpoint_minutes": 0, "trainer": {"callbacks": Dies()}},
+)
+"""
+
+
+def test_killed_and_resumed_ends_with_the_same_bits(
+    sections: SpatialData, fit: Fit, fit_script: str, numbers: Numbers, tmp_path: Path
+) -> None:
+    # every epoch is trained, so that there is a final training to be killed
+    recipe, state = {"choose_epochs": False}, tmp_path / "state"
+    plain = fit(sections, recipe=recipe)
+    (tmp_path / "killed.py").write_text(fit_script + KILLED)
+    killed = subprocess.run([sys.executable, "-W", "ignore", str(tmp_path / "killed.py"), str(state)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (state / "fold-0" / "last.ckpt").exists() and not (state / "fold-0" / "done.json").exists()
+    how: dict[str, Any] = {"resume": state, "checkpoint_minutes": 0}
+    with pytest.raises(KeyboardInterrupt):
+        fit(sections, recipe=recipe, compute={**how, "trainer": {"callbacks": _Button()}})
+    assert (state / "fold-1" / "done.json").exists() and (state / "final" / "last.ckpt").exists()
+    again = fit(sections, recipe=recipe, compute=how)
+    assert numbers(again) == numbers(plain)
+    assert max(t.abs().max().item() for t in again.weights["adapter"].values()) > 0
+
+
+def test_resume_finds_what_is_finished(
+    sections: SpatialData, fit: Fit, numbers: Numbers, plain: pk.Adapter, _finished: tuple[Path, pk.Adapter],
+    finished: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def only_final(*args: Any, **kwargs: Any) -> Any:
+        assert kwargs["folder"].name == "final"
+        return train_student(*args, **kwargs)
+
+    monkeypatch.setattr("pekasc.models.selection._fit.choose_depth", lambda *args: pytest.fail("chosen again"))
+    monkeypatch.setattr("pekasc.models.selection._student.train_student", only_final)
+    # nor does it matter how often it writes, or how much memory it may take
+    second = fit(sections, compute={"resume": finished, "checkpoint_minutes": 9, "max_memory": 10**9})
+    assert numbers(_finished[1]) == numbers(plain) == numbers(second)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"random_state": 1}, "random_state: 0 there, 1 now"),
+        ({"recipe": {"learning_rate": 1e-3}}, "recipe.learning_rate: 0.003 there, 0.001 now"),
+        ({"readout": {"n_components": 3}}, "readout.n_components: None there, 3 now"),
+        ({"readout": {"head": "ridge-per-gene"}}, "heads: .*ridge"),
+        ({"compute": {"accumulate": 2}}, "compute.accumulate: 1 there, 2 now"),
+        ({"compute": {"precision": "bf16"}}, "compute.precision: fp32 there, bf16 now"),
+        ({"compute": {"trainer": {"gradient_clip_val": 0.5}}}, "trainer.gradient_clip_val: None there, 0.5 now"),
+        ({"method": "lora"}, "method: bone there, lora now"),
+    ],
+)
+def test_a_state_of_other_settings_is_refused(
+    sections: SpatialData, fit: Fit, finished: Path, changes: dict[str, Any], message: str
+) -> None:
+    compute = {**changes.get("compute", {}), "resume": finished}
+    with pytest.raises(ValueError, match=rf"of a fit with other settings or data \(.*{message}"):
+        fit(sections, **{**changes, "compute": compute})
+
+
+def test_a_state_of_other_data_is_refused(sections: SpatialData, fit: Fit, finished: Path) -> None:
+    sections["table"].X[0, 0] += 1
+    with pytest.raises(ValueError, match=r"other settings or data \(.*expression: "):
+        fit(sections, compute={"resume": finished})
+
+
+def test_a_teacher_of_other_genes_is_another_fit(sections: SpatialData, fit: Fit, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"genes": list(sections["table"].var_names[:5]), "recipe": {"epochs": 1}}
+    fit(sections, **how, compute={"resume": tmp_path / "state"})
+    # counts change places in one spot: its sum, and with it what is learned of the five genes, stays what it was
+    counts = sections["table"].X
+    row = counts[[0]].toarray().ravel()
+    most, least = 5 + int(row[5:].argmax()), 5 + int(row[5:].argmin())
+    assert row[most] > row[least]
+    counts[0, most], counts[0, least] = row[least], row[most]
+    with pytest.raises(ValueError, match=r"other settings or data \(teacher: "):
+        fit(sections, **how, compute={"resume": tmp_path / "state"})
+
+
+def test_layers_of_a_configuration_have_no_order(sections: SpatialData, fit: Fit, tmp_path: Path) -> None:
+    # the same call in another process names them in another order
+    for targets in (["attn.qkv", "mlp.fc1"], ["mlp.fc1", "attn.qkv"]):
+        method = LoraConfig(r=4, target_modules=targets)
+        fit(sections, method=method, recipe={"epochs": 1}, compute={"resume": tmp_path / "state"})
+
+
+def test_numbers_of_numpy_are_numbers(sections: SpatialData, fit: Fit, tmp_path: Path) -> None:
+    recipe = {"blocks": np.int64(1), "epochs": np.int64(1)}
+    assert fit(sections, recipe=recipe, compute={"resume": tmp_path / "state"}).info["blocks"] == 1
+
+
+def test_a_folder_of_something_else_is_refused(sections: SpatialData, fit: Fit, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"holds no .* of a fit \(settings.json is missing\)"):
+        fit(sections, compute={"resume": tmp_path / "mine"})
+    with pytest.raises(ValueError, match=r"is a file: give a folder"):
+        fit(sections, compute={"resume": tmp_path / "mine" / "thesis.tex"})
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_one_run_at_a_time_in_a_folder(sections: SpatialData, fit: Fit, finished: Path) -> None:
+    with FileLock(finished / "in-use.lock"):
+        with pytest.raises(ValueError, match=r"`resume=.*is in use by another run of this fit"):
+            fit(sections, compute={"resume": finished})
+    fit(sections, compute={"resume": finished})
+
+
+@pytest.mark.parametrize("left", ["half", "nothing"])
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("settings.json", r"is damaged: settings.json is no JSON .*Delete the folder"),
+        ("fold-0/last.ckpt", r"checkpoint of a training in `Compute.resume` is damaged: .*last.ckpt.*Delete that file"),
+        ("fold-1/epoch-1.npy", r"is damaged: fold-1/epoch-1.npy cannot be read .*Delete the folder"),
+        ("frozen.npy", r"is damaged: frozen.npy cannot be read .*Delete the folder"),
+        ("choice.json", r"is damaged: choice.json is no JSON .*Delete the folder"),
+    ],
+)
+def test_damaged_states_are_named(
+    sections: SpatialData, fit: Fit, unfinished: Path, file: str, message: str, left: str
+) -> None:
+    whole = (unfinished / file).read_bytes()
+    (unfinished / file).write_bytes(whole[: len(whole) // 2] if left == "half" else b"")
+    with pytest.raises(ValueError, match=message):
+        fit(sections, compute={"resume": unfinished, "checkpoint_minutes": 0})
+
+
+def test_features_whose_weights_are_gone_cannot_be_made_again(sections: SpatialData, fit: Fit, finished: Path) -> None:
+    for file in (finished / "fold-1").glob("epoch-*.npy"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"is damaged: fold-1/epoch-1.npy is missing. Delete the folder"):
+        fit(sections, compute={"resume": finished})
+
+
+def test_a_state_of_another_adapter_is_refused(sections: SpatialData, fit: Fit, unfinished: Path) -> None:
+    file = unfinished / "fold-0" / "last.ckpt"
+    state = torch.load(file, weights_only=False)
+    state["state_dict"] = {f"{name}.x": value for name, value in state["state_dict"].items()}
+    torch.save(state, file)
+    with pytest.raises(ValueError, match=r"is of another adapter: .* are not in both. Delete the folder"):
+        fit(sections, compute={"resume": unfinished})
+
+
+def test_epochs_after_the_state_are_run_and_measured_again(
+    sections: SpatialData, fit: Fit, unfinished: Path, numbers: Numbers, plain: pk.Adapter
+) -> None:
+    # on a GPU the epoch that is run again is not the one before, to the last bit: its features must not stay
+    newer = unfinished / "fold-0" / "epoch-2.npy"
+    before = np.load(newer)
+    np.save(newer, np.random.default_rng(0).normal(size=before.shape).astype(np.float32))
+    again = fit(sections, compute={"resume": unfinished, "checkpoint_minutes": 0})
+    np.testing.assert_array_equal(np.load(newer), before)
+    assert numbers(again) == numbers(plain)
+
+
+def test_dropout_rests_while_features_are_measured(
+    sections: SpatialData, fit: Fit, numbers: Numbers, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    how: dict[str, Any] = {"method": LoraConfig(r=4, lora_dropout=0.5), "recipe": {"choose_epochs": False}}
+    compute = {"resume": state, "checkpoint_minutes": 0}
+    plain = fit(sections, **how)
+    fit(sections, **how, compute=compute)
+    # as after a kill between the features of an epoch and the next state: they are there, what comes after is not
+    (state / "fold-0" / "done.json").unlink()
+    assert numbers(fit(sections, **how, compute=compute)) == numbers(plain)
+
+
+def test_blocks_auto_stay_what_they_were(
+    sections: SpatialData, fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how: dict[str, Any] = {"recipe": {"blocks": "auto", "epochs": 1}, "compute": {"resume": tmp_path / "state"}}
+    assert fit(sections, **how).info["blocks"] == 2
+    monkeypatch.setattr("pekasc.models.selection._student.choose_blocks", lambda *args: pytest.fail("chosen again"))
+    assert fit(sections, **how).info["blocks"] == 2
