@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what an error on disk means."""
+"""Atomic writing of files, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -16,26 +17,26 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def unfinished(path: Path) -> Path:
-    """Return a name to write under: process numbers repeat between the machines of a cluster."""
+    """Return a unique temporary name beside `path`; process ids would repeat between the machines of a cluster."""
     return path.with_name(f".{path.name}.{uuid4().hex}.part")
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any], what: str) -> None:
-    """Write a file under another name, and give it its own once it is on disk.
+    """Write a file atomically: under a temporary name first, then renamed.
 
     Parameters
     ----------
     path
-        The file; its folder is made if it is not there.
+        The file; its folder is created if it does not exist.
     write
-        Writes the content to a file that is open for it.
+        Function that writes the content to an open file.
     what
         What the file holds, for errors: ``"The checkpoint of the fit"``.
 
     Raises
     ------
     OSError
-        If it cannot be written, with the place and, on a full disk, that there is no room; an earlier file stays.
+        If it cannot be written; the message names the file, and an earlier file stays.
     """
     part = unfinished(path)
     try:
@@ -43,12 +44,13 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any], what: str) -> None
         with part.open("wb") as out:
             write(out)
             out.flush()
-            os.fsync(out.fileno())  # before it gets its name, also where the power fails
+            os.fsync(out.fileno())  # before the rename, so that a power failure leaves no empty file
         part.replace(path)
     except OSError as error:
         raise explained(error, path, what) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # another error would hide the first
+            part.unlink()
 
 
 def write_array(path: Path, values: np.ndarray, what: str) -> None:
@@ -62,6 +64,6 @@ def write_json(path: Path, value: Any, what: str, indent: int | None = None) -> 
 
 
 def explained(error: OSError, path: Path, what: str) -> OSError:
-    """Return the error with the place, in words."""
+    """Return the error with a message that names the content and the file."""
     room = "No room" if error.errno in NO_ROOM else error.strerror or str(error)
     return type(error)(error.errno, f"{what} cannot be written to {str(path)!r}: {room}.")

@@ -1,0 +1,131 @@
+"""What every call reads of an object: spots, expression and positions in one order; tiles made where none are."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+from spatialdata import SpatialData
+
+import pekasc as pk
+from pekasc._expression import log1p_cp10k
+from pekasc._keys import read_uns
+from pekasc.tiling import TileSpec
+from pekasc.tl._read import ensure_tiles, reading, untiled_on_error
+
+HOW: dict[str, Any] = {"table_name": "table", "key": "tiles", "layer": None, "gene_key": None, "groups": None}
+
+
+def state(sdata: SpatialData) -> tuple[Any, ...]:
+    table = sdata["table"]
+    return sorted(sdata.shapes), list(table.obs), sorted(table.uns.get("pekasc", {}))
+
+
+def test_everything_is_in_one_order(tiled: SpatialData) -> None:
+    order = np.random.default_rng(0).permutation(tiled["table"].n_obs)
+    table = tiled["table"][order].copy()
+    values = table.X.toarray()
+    values[3] = 0
+    table.X = values
+    del tiled.tables["table"]
+    tiled.tables["table"] = table
+    with reading(tiled, **HOW) as spots:
+        assert len(spots.rows) == table.n_obs - 1 and 3 not in spots.rows
+        np.testing.assert_allclose(spots.expression, log1p_cp10k(table)[spots.rows])
+        np.testing.assert_array_equal(spots.counts, values[spots.rows])
+        assert spots.group_key == "patient"
+        np.testing.assert_array_equal(spots.groups, table.obs["patient"].iloc[spots.rows].astype(str))
+        np.testing.assert_array_equal(spots.labels, table.obs["region"].iloc[spots.rows].astype(str))
+        np.testing.assert_allclose(spots.coords_um, table.obsm["spatial"][spots.rows], atol=1e-6)  # 1 um per pixel
+        assert list(spots.names) == list(table.var_names)
+        tiles = pk.get.tiles(tiled).to_numpy()
+        (source,) = spots.read_tiles((1.0,), 2**30)
+        np.testing.assert_array_equal(source.read(np.arange(source.n)), tiles[spots.rows])
+        assert np.concatenate([section.rows for section in spots.sections]).tolist() == spots.rows.tolist()
+
+
+def test_nothing_outside_train_is_looked_at(tiled: SpatialData) -> None:
+    table = tiled["table"]
+    values = table.X.toarray()
+    values[(table.obs["region"] == "P2S1_spots").to_numpy()] = np.nan
+    table.X = values
+    with reading(tiled, **HOW, train=["P1S1"]) as spots:
+        assert set(spots.labels) == {"P1S1_spots"} and len(spots.sections) == 1
+        assert spots.group_key is None  # one patient: sections are held out
+        assert np.isfinite(spots.expression).all()
+
+
+def test_the_counts_of_data_as_stored_are_looked_for_elsewhere(tiled: SpatialData) -> None:
+    table = tiled["table"]
+    table.layers["log"] = log1p_cp10k(table)
+    with reading(tiled, **{**HOW, "layer": "log"}, target="as_is") as spots:
+        assert spots.counts_layer is None
+        np.testing.assert_array_equal(spots.counts.toarray(), table.X[spots.rows].toarray())
+
+
+def test_what_is_left_out_is_counted(tiled: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    table = tiled["table"]
+    values = table.X.toarray()
+    values[:2] = 0
+    table.X = values
+    shapes = tiled.shapes["P2S1_spots_tiles"]
+    tiled.shapes["P2S1_spots_tiles"] = shapes.drop(index=shapes.index[:3])
+    with caplog.at_level(logging.INFO, logger="pekasc"), pytest.warns(UserWarning, match="Spots without a tile"):
+        with reading(tiled, **HOW):
+            pass
+    assert "Left out: 2 spots without counts, 3 without a tile." in caplog.text
+    table.X = np.zeros_like(values)
+    with pytest.raises(ValueError, match="No spot has both a tile and counts"), reading(tiled, **HOW):
+        pass
+
+
+@pytest.mark.parametrize("how", ["raises inside", "refused while reading", "interrupted"])
+def test_tiles_that_a_failing_call_made_go_again(untiled: SpatialData, how: str) -> None:
+    before = state(untiled)
+    options = {**HOW, "groups": "donor"} if how == "refused while reading" else HOW
+    error = {"raises inside": RuntimeError, "refused while reading": KeyError, "interrupted": KeyboardInterrupt}[how]
+    with pytest.raises(error), reading(untiled, **options):
+        assert "P1S1_spots_tiles" in untiled.shapes
+        raise error
+    assert state(untiled) == before
+    with reading(untiled, **HOW) as spots:
+        assert (spots.spec.tile_px, spots.spec.mpp) == (224, 0.5)
+    assert "P1S1_spots_tiles" in untiled.shapes  # and stay where all went well
+
+
+def test_tiles_that_were_there_stay_when_a_call_fails(tiled: SpatialData) -> None:
+    before = state(tiled)
+    with pytest.raises(RuntimeError), untiled_on_error(tiled, table_name="table", key="tiles"):
+        raise RuntimeError
+    assert state(tiled) == before and "P1S1_spots_tiles" in tiled.shapes
+
+
+def test_an_adapters_size_is_taken_where_nothing_is_there(
+    untiled: SpatialData, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        _, spec = ensure_tiles(untiled, table_name="table", key="tiles", spec=TileSpec(56, 2.0))
+    assert (spec.tile_px, spec.mpp) == (56, 2.0) and "Tiled: 56 px at 2 um/px." in caplog.text
+    assert read_uns(untiled["table"], "tiles")["tile_px"] == 56  # type: ignore[index]
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        _, spec = ensure_tiles(untiled, table_name="table", key="tiles", spec=TileSpec(28, 4.0))
+    assert spec.tile_px == 56 and "tiles 'tiles'" in caplog.text  # what is there is used, and said
+
+
+def test_an_object_that_cannot_be_tiled_shows_the_line_that_does(untiled: SpatialData) -> None:
+    del untiled["table"].uns["pekasc"]["image_mpp"]
+    untiled["table"].obs = untiled["table"].obs.drop(columns=["array_row", "array_col"], errors="ignore")
+    before = state(untiled)
+    line = r"`pekasc\.pp\.tile\(sdata, tile_px=224, mpp=0\.5, \.\.\.\)`"
+    with pytest.raises(ValueError, match=line), reading(untiled, **HOW):
+        pass
+    with pytest.raises(ValueError, match=r"tile_px=56, mpp=2, key_added='wide', \.\.\.\)"):
+        ensure_tiles(untiled, table_name="table", key="wide", spec=TileSpec(56, 2.0))
+    assert state(untiled) == before
+
+
+def test_a_table_alone_has_no_tiles(tiled: SpatialData) -> None:
+    with pytest.raises(TypeError, match="Tiles need images: expected a SpatialData, got AnnData"):
+        ensure_tiles(tiled["table"], table_name="table", key="tiles")  # type: ignore[arg-type]
