@@ -179,7 +179,8 @@ def test_locks_are_taken_in_one_order_and_are_few(tmp_path: Path) -> None:
 BEGIN = """
 import sys
 from pathlib import Path
-from pekasc.models.features._store import FeatureStore
+from pekasc.models.features import FeatureStore
+print("ready", flush=True)
 sys.stdin.readline()
 for i in range(20):
     FeatureStore(Path(sys.argv[1]) / f"{i}.zarr", "a" * 64, (23, 6), 5, {})
@@ -188,17 +189,17 @@ print("made")
 
 
 def test_runs_that_begin_at_once_make_one_store(tmp_path: Path) -> None:
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", BEGIN, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    for run in runs:
-        assert run.stdin is not None
-        run.stdin.write("go\n")
-        run.stdin.flush()
-    assert [run.communicate(timeout=300)[0] for run in runs] == ["made\n", "made\n"]
+    pipe = subprocess.PIPE
+    other = subprocess.Popen([sys.executable, "-c", BEGIN, str(tmp_path)], stdin=pipe, stdout=pipe, text=True)
+    assert other.stdin is not None and other.stdout is not None
+    assert other.stdout.readline() == "ready\n"
+    other.stdin.write("go\n")
+    other.stdin.flush()
+    for i in range(20):
+        FeatureStore(tmp_path / f"{i}.zarr", "a" * 64, (23, 6), 5, {})
+    assert other.communicate(timeout=300)[0] == "made\n"
+    for i in range(20):
+        assert FeatureStore(tmp_path / f"{i}.zarr", "a" * 64, (23, 6), 5, {}).missing() == [0, 1, 2, 3, 4]
 
 
 def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
