@@ -43,7 +43,7 @@ def predict_expression(
     sdata
         Sections with tiles; tiled first, with the adapter's tile size, where they have none.
     adapter
-        An adapter from :func:`pekasc.tl.fit_adapter` or :meth:`pekasc.Adapter.load`.
+        An adapter from :func:`pekasc.tl.fit_adapter` or :meth:`pekasc.models.Adapter.load`.
     key_added
         Name of the layer, and of the features in obsm (``"X_{key_added}"``).
     genes
