@@ -14,7 +14,7 @@ import pekasc as pk
 # the published schedule always trains, so that no test looks at an adapter that is left at zero
 TRAINED: dict[str, Any] = {
     "recipe": pk.Recipe.preset("paper").replace(
-        rank=16, n_clusters=4, teacher_components=10, epochs=2, learning_rate=3e-3
+        rank=16, n_clusters=4, teacher_components=10, epochs=2, learning_rate=3e-3, cluster_head_epochs=5
     ),
     "readout": pk.Readout(depth=2, n_components=10), "compute": {"device": "cpu"}, "progress": False,
 }  # fmt: skip
@@ -63,7 +63,7 @@ def adapter(_tiled: SpatialData) -> pk.Adapter:
 @pytest.fixture(scope="session")
 def frozen(_tiled: SpatialData) -> pk.Adapter:
     """Return the frozen encoder with a head for the first patient."""
-    return pk.tl.fit_adapter(copy_of(_tiled), train=TRAIN, method=None, progress=False, compute={"device": "cpu"})
+    return pk.tl.fit_adapter(copy_of(_tiled), train=TRAIN, method=None, compute={"device": "cpu"}, progress=False)
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,15 +23,23 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import get_transformation
 
 import pekasc as pk
+from pekasc._expression import log1p_cp10k
 from pekasc._keys import read_uns
-from pekasc.models.selection._choice import choose
+from pekasc.models.encoders import EncoderNetwork, resolve_encoder
+from pekasc.models.heads import with_context
+from pekasc.models.heads._registry import HEADS
+from pekasc.models.heads._ridge import fit_ridge
 from pekasc.models.selection._fit import margin_um
 from pekasc.tiling import TileSpec
 
 Bits = Callable[[pk.Adapter], dict[str, bytes]]
 TRAIN = ["P1S1_spots"]
-QUICK: dict[str, Any] = {"method": None, "device": "cpu", "progress": False}
-SMALL: dict[str, Any] = {"epochs": 1, "rank": 8, "depth": 2, "device": "cpu", "progress": False}
+CPU = pk.Compute(device="cpu")
+FROZEN: dict[str, Any] = {"method": None, "compute": CPU, "progress": False}
+# one epoch in two blocks, in the orientation that a tile has
+RECIPE = pk.Recipe(epochs=1, rank=8, n_views=1, cluster_head_epochs=3)
+SMALL: dict[str, Any] = {"recipe": RECIPE, "readout": pk.Readout(depth=2), "compute": CPU, "progress": False}
+PREDICT: dict[str, Any] = {"compute": CPU, "progress": False}
 
 
 def test_nothing_outside_train_is_looked_at(
@@ -60,7 +70,7 @@ def test_nothing_outside_train_is_looked_at(
 
 
 def test_the_rule_that_chooses_looks_at_nothing_outside_train(tiled: SpatialData, all_bits: Bits) -> None:
-    options = {**SMALL, "depth": None, "learning_rate": 3e-3}
+    options = {**SMALL, "recipe": RECIPE.replace(learning_rate=3e-3), "readout": None}
     first = pk.tl.fit_adapter(tiled, train=TRAIN, **options)
     table = tiled["table"]
     values = table.X.toarray()
@@ -87,19 +97,19 @@ def test_the_same_seed_gives_the_same_bits_whatever_was_drawn_before(
 def test_alone_on_a_section_without_tiles(caplog: pytest.LogCaptureFixture) -> None:
     sdata = pk.datasets.phantom(n_patients=1, size_um=700, mpp=1.0, n_genes=16, n_spots=36)
     with caplog.at_level(logging.INFO, logger="pekasc"):
-        adapter = pk.tl.fit_adapter(sdata)
+        # the defaults, but for what takes its time
+        adapter = pk.tl.fit_adapter(sdata, recipe={"epochs": 1, "n_views": 1, "cluster_head_epochs": 3})
     assert (adapter.spec.tile_px, adapter.spec.mpp) == (224, 0.5)
     assert adapter.method == "bone" and adapter.encoder.short == "tiny"
     assert "P1S1_spots_tiles" in sdata.shapes
-    for said in (
-        'encoder="tiny"',
-        'teacher="pca"',
-        "method='bone'",
-        "blocks of its tissue",
-        "chosen",
+    for line in (
+        'encoder="tiny", teacher="pca", method="bone".',
+        "contiguous blocks of its tissue",
+        "Depth: block",
+        "Epochs: ",
         "16 genes, detected in 10 % of the",
     ):
-        assert said in caplog.text, said
+        assert line in caplog.text, line
     assert read_uns(sdata["table"], "adapter")["method"] == "bone"
     assert adapter.info["held_out"] == ["block1", "block2", "block3"]
 
@@ -111,15 +121,17 @@ def test_frozen_encoder(tiled: SpatialData, frozen: pk.Adapter) -> None:
     assert set(table["stage"]) == {"frozen"} and set(table["depth"]) == {"1", "2", "3", "4", "5", "6"}
     assert table.loc[table["error"].idxmin(), "depth"] == frozen.info["depth"]
     # its head is the head on plain features at that depth
-    pk.tl.embed_tiles(tiled, "tiny", progress=False, readout={"depth": frozen.depth}, compute={"device": "cpu"})
+    pk.tl.embed_tiles(tiled, "tiny", readout={"depth": frozen.depth}, **PREDICT)
     x = tiled["table"].obsm["X_tiny"]
-    pk.tl.predict_expression(tiled, frozen, progress=False, compute={"device": "cpu"})
+    pk.tl.predict_expression(tiled, frozen, **PREDICT)
     np.testing.assert_array_equal(tiled["table"].obsm["X_peka"], x)
     np.testing.assert_array_equal(tiled["table"].layers["peka"], frozen.head.predict(x))
 
 
 def test_feature_matching_is_part_of_the_loss(tiled: SpatialData) -> None:
-    adapter = pk.tl.fit_adapter(tiled, **{**SMALL, "epochs": 3}, groups="patient", recipe={"matching_weight": 4})
+    adapter = pk.tl.fit_adapter(
+        tiled, **{**SMALL, "recipe": RECIPE.replace(epochs=3, matching_weight=4)}, groups="patient"
+    )
     trained = adapter.history[adapter.history["epoch"] > 0]
     parts = (trained["kd"] + trained["sa"]) / 2 + 4 * trained["matching"]
     np.testing.assert_allclose(trained["loss"], parts, rtol=1e-5)
@@ -151,12 +163,9 @@ def test_what_is_kept(tiled: SpatialData) -> None:
 
 
 def test_gene_scores_are_the_correlations_on_held_out_groups(tiled: SpatialData) -> None:
-    adapter = pk.tl.fit_adapter(tiled, **QUICK, groups="patient")
+    adapter = pk.tl.fit_adapter(tiled, **FROZEN, groups="patient")
     # by hand: each patient's head, judged on the other patient
-    pk.tl.embed_tiles(tiled, "tiny", progress=False, readout={"depth": adapter.depth}, compute={"device": "cpu"})
-    from pekasc._expression import log1p_cp10k
-    from pekasc.models.heads._ridge import fit_ridge
-
+    pk.tl.embed_tiles(tiled, "tiny", readout={"depth": adapter.depth}, **PREDICT)
     table = tiled["table"]
     x, y = table.obsm["X_tiny"], log1p_cp10k(table).toarray()[:, table.var_names.get_indexer(adapter.genes)]
     patient = table.obs["patient"].to_numpy()
@@ -170,20 +179,22 @@ def test_gene_scores_are_the_correlations_on_held_out_groups(tiled: SpatialData)
 
 
 @pytest.mark.parametrize(
-    ("options", "layers"),
+    ("blocks", "depth", "method", "layers"),
     [
-        ({"blocks": 2, "depth": 4}, {2, 3}),
-        ({"depth": (1, 3)}, {0, 1, 2}),
-        ({"depth": -1, "blocks": 1, "method": "lora"}, {5}),
-        ({"method": LoraConfig(r=2, lora_alpha=4), "depth": 1}, {0}),
+        (2, 4, "bone", {2, 3}),
+        ("auto", (1, 3), "bone", {0, 1, 2}),
+        (1, -1, "lora", {5}),
+        ("auto", 1, LoraConfig(r=2, lora_alpha=4), {0}),
     ],
 )
-def test_blocks_depth_and_method(tiled: SpatialData, options: dict[str, Any], layers: set[int]) -> None:
-    adapter = pk.tl.fit_adapter(tiled, train=TRAIN, **{**SMALL, **options})
+def test_blocks_depth_and_method(
+    tiled: SpatialData, blocks: Any, depth: int | tuple[int, ...], method: Any, layers: set[int]
+) -> None:
+    how = {**SMALL, "recipe": RECIPE.replace(blocks=blocks), "readout": {"depth": depth}}
+    adapter = pk.tl.fit_adapter(tiled, train=TRAIN, method=method, **how)
     names = adapter.weights["adapter"]
     assert {int(name.split("blocks.")[1].split(".")[0]) for name in names} == layers
     assert all("attn.qkv" in name for name in names)
-    depth = options["depth"]
     assert adapter.depth == (depth if isinstance(depth, tuple) else (6,) if depth == -1 else (depth,))
     width = 512 * len(adapter.depth)
     assert adapter.head.projection.mean.shape == (width,)
@@ -194,7 +205,7 @@ def test_train_says_the_same_in_all_its_forms(tiled: SpatialData, frozen: pk.Ada
     mask = (table.obs["region"] == "P1S1_spots").to_numpy()
     table.obs["mine"] = mask
     for train in (mask, "mine", list(map(bool, mask)), pd.Series(mask), ["P1S1"]):
-        assert all_bits(pk.tl.fit_adapter(tiled, train=train, **QUICK)) == all_bits(frozen)
+        assert all_bits(pk.tl.fit_adapter(tiled, train=train, **FROZEN)) == all_bits(frozen)
 
 
 def test_a_series_is_joined_by_its_index(tiled: SpatialData, frozen: pk.Adapter, all_bits: Bits) -> None:
@@ -202,11 +213,11 @@ def test_a_series_is_joined_by_its_index(tiled: SpatialData, frozen: pk.Adapter,
     mask = (table.obs["region"] == "P1S1_spots").sample(frac=1, random_state=1)
     assert not np.array_equal(mask.to_numpy(), (table.obs["region"] == "P1S1_spots").to_numpy())
     for train in (mask, mask.astype("boolean")):
-        assert all_bits(pk.tl.fit_adapter(tiled, train=train, **QUICK)) == all_bits(frozen)
+        assert all_bits(pk.tl.fit_adapter(tiled, train=train, **FROZEN)) == all_bits(frozen)
     wanted = pd.Series(table.var_names.isin(frozen.genes[:3]), index=table.var_names).sample(frac=1, random_state=2)
-    assert set(pk.tl.fit_adapter(tiled, train=TRAIN, genes=wanted, **QUICK).genes) == set(frozen.genes[:3])
+    assert set(pk.tl.fit_adapter(tiled, train=TRAIN, genes=wanted, **FROZEN).genes) == set(frozen.genes[:3])
     with pytest.raises(ValueError, match=r"index of the Series `train=` does not hold the table's names: it has \['x"):
-        pk.tl.fit_adapter(tiled, train=mask.rename(lambda name: f"x{name}"), **QUICK)
+        pk.tl.fit_adapter(tiled, train=mask.rename(lambda name: f"x{name}"), **FROZEN)
 
 
 def test_a_stored_zero_is_a_zero(tiled: SpatialData, frozen: pk.Adapter) -> None:
@@ -217,10 +228,10 @@ def test_a_stored_zero_is_a_zero(tiled: SpatialData, frozen: pk.Adapter) -> None
     stored.data = dense[stored.nonzero()].astype(np.float32)
     assert stored.nnz == dense.size
     table.X = stored
-    genes = pk.tl.fit_adapter(tiled, train=TRAIN, **QUICK).genes
+    genes = pk.tl.fit_adapter(tiled, train=TRAIN, **FROZEN).genes
     assert table.var_names[0] not in genes and table.X.nnz == dense.size
     table.X = dense
-    assert pk.tl.fit_adapter(tiled, train=TRAIN, **QUICK).genes == genes
+    assert pk.tl.fit_adapter(tiled, train=TRAIN, **FROZEN).genes == genes
 
 
 @pytest.mark.parametrize(
@@ -235,7 +246,7 @@ def test_a_stored_zero_is_a_zero(tiled: SpatialData, frozen: pk.Adapter) -> None
 )
 def test_wrong_train(tiled: SpatialData, train: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        pk.tl.fit_adapter(tiled, train=train, **QUICK)
+        pk.tl.fit_adapter(tiled, train=train, **FROZEN)
 
 
 def test_stored_teacher(tiled: SpatialData) -> None:
@@ -257,9 +268,9 @@ def test_genes_by_name_mask_column_and_gene_key(tiled: SpatialData) -> None:
     mask = table.var_names.isin(names)
     table.var["wanted"] = mask
     for genes in (names, mask, "wanted"):
-        assert set(pk.tl.fit_adapter(tiled, genes=genes, train=TRAIN, **QUICK).genes) == set(names)
+        assert set(pk.tl.fit_adapter(tiled, genes=genes, train=TRAIN, **FROZEN).genes) == set(names)
     table.var["ensembl"] = [f"ENSG{i}" for i in range(table.n_vars)]
-    adapter = pk.tl.fit_adapter(tiled, genes=["ENSG3"], gene_key="ensembl", train=TRAIN, **QUICK)
+    adapter = pk.tl.fit_adapter(tiled, genes=["ENSG3"], gene_key="ensembl", train=TRAIN, **FROZEN)
     assert adapter.genes == ("ENSG3",)
 
 
@@ -271,7 +282,7 @@ def test_genes_seen_too_rarely_are_left_out(tiled: SpatialData) -> None:
     values[:, 1] = 0
     values[: table.n_obs // 2 : 30, 1] = 5
     table.X = values
-    adapter = pk.tl.fit_adapter(tiled, groups="patient", **QUICK)
+    adapter = pk.tl.fit_adapter(tiled, groups="patient", **FROZEN)
     seen = np.array([(values[table.obs["patient"] == p] > 0).mean(axis=0) for p in ("P1", "P2")]).min(axis=0)
     assert list(adapter.genes) == list(table.var_names[seen >= 0.1])
     assert table.var_names[0] not in adapter.genes and table.var_names[1] not in adapter.genes
@@ -279,11 +290,9 @@ def test_genes_seen_too_rarely_are_left_out(tiled: SpatialData) -> None:
 
 def test_target_as_is(tiled: SpatialData) -> None:
     table = tiled["table"]
-    from pekasc._expression import log1p_cp10k
-
     table.layers["log"] = log1p_cp10k(table)
     table.X = table.layers["log"]
-    adapter = pk.tl.fit_adapter(tiled, target="as_is", layer="log", train=TRAIN, **QUICK)
+    adapter = pk.tl.fit_adapter(tiled, target="as_is", layer="log", train=TRAIN, **FROZEN)
     assert "as stored" in repr(adapter)
     rows = np.flatnonzero(table.obs["region"] == "P1S1_spots")
     expected = table.layers["log"][rows].toarray().mean(axis=0)[table.var_names.get_indexer(adapter.genes)]
@@ -305,19 +314,47 @@ RESNET = pk.models.Encoder("resnet18", weights="random")
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"n_clusters": 1000}, ValueError, r"`n_clusters=1000` does not fit \d+ training spots"),
-        ({"n_components": 500}, ValueError, r"`n_components=500` does not fit \d+ training spots"),
-        ({"preset": "paper"}, ValueError, r"n_clusters=100|n_components=256"),
-        ({"preset": "papr"}, ValueError, "`preset='papr'` is not known"),
+        ({"recipe": {"n_clusters": 1000}}, ValueError, r"`n_clusters=1000` does not fit \d+ training spots"),
+        ({"recipe": {"teacher_components": 500}}, ValueError, r"`teacher_components=500` does not fit \d+ training"),
+        ({"readout": {"n_components": 500}}, ValueError, r"`n_components=500` does not fit \d+ training spots"),
+        ({"recipe": "papr"}, ValueError, r"`recipe='papr'` is no preset\. Did you mean 'paper'\?"),
+        ({"readout": "papr"}, ValueError, r"`readout='papr'` is no preset\. Did you mean 'paper'\?"),
+        ({"recipe": {"epoch": 3}}, ValueError, r"`recipe`: Recipe has no field 'epoch'\. Did you mean 'epochs'\?"),
+        ({"readout": {"depht": 3}}, ValueError, r"Readout has no field 'depht'\. Did you mean 'depth'\?"),
+        ({"compute": {"devise": "cpu"}}, ValueError, r"Compute has no field 'devise'\. Did you mean 'device'\?"),
+        ({"recipe": pk.Readout()}, TypeError, "`recipe` must be None, a pekasc.Recipe, .*, got Readout"),
         ({"encoder": RESNET}, ValueError, r"needs linear layers \['attn.qkv'\].*`method=None`"),
         ({"encoder": "tinny"}, ValueError, "Close names: tiny"),
         ({"method": "bon"}, ValueError, "`method='bon'` is not known"),
-        ({"depth": 7}, ValueError, "has 6 blocks: give 1 to 6"),
-        ({"scales": 2}, ValueError, r"`scales=2` must be multiples .*`scales=\(1, 2\)`"),
-        ({"scales": None}, ValueError, r"`scales=None` must be multiples"),
-        ({"orientations": True}, ValueError, r"`orientations=True` must be one of"),
-        ({"orientations": "all"}, ValueError, r"`orientations='all'` must be one of \[1, 2, 4, 8\]"),
-        ({"blocks": 9}, ValueError, "`blocks=9` does not fit"),
+        ({"readout": {"depth": 7}}, ValueError, "has 6 blocks: give 1 to 6"),
+        ({"readout": {"depth": []}}, TypeError, r'`depth=\[\]` must be "best", "own", a number of blocks or a tuple'),
+        ({"readout": {"depth": "last"}}, ValueError, r"`depth='last'` must be one of \['best', 'own'\], a number of"),
+        ({"readout": {"scales": 2}}, TypeError, r"`scales=2` must be multiples .*`scales=\(1, 2\)`"),
+        ({"readout": {"scales": None}}, TypeError, r"`scales=None` must be multiples"),
+        ({"readout": {"orientations": True}}, TypeError, r"`orientations=True` must be one of"),
+        ({"readout": {"orientations": "all"}}, TypeError, r"`orientations='all'` must be one of \[1, 2, 4, 8\]"),
+        ({"readout": {"head": "rigde"}}, ValueError, r"`head='rigde'` is not known\. Close names: ridge"),
+        ({"readout": {"n_components": 2.5}}, TypeError, "`n_components=2.5` must be a whole number"),
+        ({"readout": {"context_um": -5}}, ValueError, "`context_um=-5` must be positive"),
+        ({"readout": {"context_um": 1e-3}}, ValueError, r"`context_um=0\.001`"),
+        ({"readout": {"n_depths": 2}}, ValueError, "'n_depths' does nothing in this call: an adapter is trained at"),
+        ({"recipe": {"blocks": 9}}, ValueError, "`blocks=9` does not fit"),
+        ({"recipe": {"blocks": "some"}}, ValueError, r"`blocks='some'` must be one of \['auto', 'all'\]"),
+        ({"recipe": {"epochs": 1.5}}, TypeError, "`epochs=1.5` must be a whole number"),
+        ({"recipe": {"learning_rate": -1.0}}, ValueError, "`learning_rate=-1.0` must be positive"),
+        ({"recipe": {"kd_weight": 2}}, ValueError, "`kd_weight=2` must lie between 0 and 1"),
+        ({"recipe": {"matching_weight": -1}}, ValueError, "`matching_weight=-1` must be 0 or more and finite"),
+        ({"recipe": {"n_views": 3}}, ValueError, r"`n_views=3` must be one of \[1, 2, 4, 8\]"),
+        ({"recipe": {"patience": 0}}, ValueError, "`patience=0` must be a whole number, at least 1"),
+        ({"compute": {"accumulate": 0}}, ValueError, "`accumulate=0` must be a whole number, at least 1"),
+        ({"compute": {"checkpoint_minutes": -1}}, ValueError, r"`checkpoint_minutes=-1` must be 0 or more .*minutes"),
+        ({"compute": {"device": "cuda:77"}}, ValueError, "cannot be used"),
+        ({"compute": {"precision": "fp8"}}, ValueError, r"`precision='fp8'` must be one of .*'bf16'"),
+        ({"compute": {"cached_activations": "int8"}}, ValueError, r"`cached_activations='int8'` must be .*or None"),
+        ({"compute": {"client": object()}}, ValueError, "'client' does nothing in this call: a fit runs in this proc"),
+        ({"compute": {"trainer": {"epochs": 2}}}, TypeError, r"knows no \['epochs'\]"),
+        ({"compute": {"trainer": {"gradient_clip_val": "x"}}}, ValueError, "`trainer`: Lightning .*gradient_clip_val"),
+        ({"compute": {"trainer": {"devices": 0, "accelerator": "cpu"}}}, ValueError, r"`trainer=.*Available: "),
         ({"genes": ["ENSG1", "ENSG2"]}, ValueError, r"None of the 2 genes .*`gene_key=`"),
         ({"genes": ["STATE_TUMOUR_01"]}, ValueError, "None of the 1 genes"),
         (
@@ -327,24 +364,14 @@ RESNET = pk.models.Encoder("resnet18", weights="random")
         ),
         ({"genes": []}, ValueError, "`genes=` is empty"),
         ({"genes": np.zeros(24, dtype=bool)}, ValueError, "`genes=` is empty: the mask"),
-        ({"n_components": 2.5}, TypeError, "`n_components` must be a whole number, got 2.5"),
-        ({"epochs": 1.5}, TypeError, "`epochs` must be a whole number, got 1.5"),
-        ({"depth": []}, ValueError, "`depth` is empty"),
-        ({"depth": "last"}, TypeError, "`depth` counts blocks"),
-        ({"key_added": "tiles"}, ValueError, r"holds tiles, which a adapter must not replace|holds tiles"),
+        ({"key_added": "tiles"}, ValueError, "holds tiles"),
+        ({"key_added": "a/b"}, ValueError, "cannot be stored"),
         ({"groups": "donor"}, KeyError, "`groups='donor'` not found in `obs`.*patient"),
         ({"layer": "raw"}, KeyError, "Layer 'raw' not found"),
         ({"layer": "truth"}, ValueError, r"layers\['truth'\] has values that are no integers"),
-        ({"learning_rate": -1.0}, ValueError, "`learning_rate=-1.0` must be positive"),
-        ({"kd_weight": 2}, ValueError, "between 0 and 1"),
-        ({"matching_weight": -1}, ValueError, "`matching_weight=-1` must be 0 or a positive number"),
-        ({"device": "cuda:77"}, ValueError, "cannot be used"),
-        ({"precision": "fp8"}, ValueError, "`precision='fp8'` is not known"),
-        ({"key_added": "a/b"}, ValueError, "cannot be stored"),
-        ({"tile_px": 112}, ValueError, "ask for 112 px"),
         ({"table_name": "cells"}, KeyError, "Table 'cells' not found"),
     ],
-    ids=lambda v: "-".join(v) if isinstance(v, dict) else None,
+    ids=lambda v: str(v)[:60] if isinstance(v, dict) else None,
 )
 def test_what_does_not_fit_is_refused_and_nothing_changes(
     tiled: SpatialData, options: dict[str, Any], error: type[Exception], message: str
@@ -358,9 +385,9 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (LoraConfig(r=4, init_lora_weights=False), "'lora' does not begin as the frozen encoder"),
+        (LoraConfig(r=4, init_lora_weights=False), "untrained adapter 'lora' changes the features"),
         (LoraConfig(r=4, init_lora_weights="pissa"), "'lora' left the encoder changed"),
-        (HRAConfig(r=5), "'hra' does not begin as the frozen encoder.*an even rank for HRA"),
+        (HRAConfig(r=5), "untrained adapter 'hra' changes the features.*an even rank for HRA"),
     ],
     ids=["random", "pissa", "odd"],
 )
@@ -374,63 +401,154 @@ def test_an_adapter_has_to_begin_as_the_frozen_encoder(tiled: SpatialData, metho
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_clusters": 1000}, "`n_clusters=1000` does not fit 36 training spots"),
-        ({"encoder": RESNET, "tile_px": 64, "mpp": 2.0}, r"needs linear layers \['attn.qkv'\] .* 'resnet18'"),
+        ({"recipe": {"n_clusters": 1000}}, r"`n_clusters=1000` does not fit \d+ training spots"),
+        ({"encoder": RESNET}, r"needs linear layers \['attn.qkv'\] .* 'resnet18'"),
     ],
 )
 def test_an_error_leaves_no_tiles_behind(untiled: SpatialData, options: dict[str, Any], message: str) -> None:
     before = _state(untiled)
     with pytest.raises(ValueError, match=message):
-        pk.tl.fit_adapter(untiled, **{"tile_px": 56, "mpp": 2.0, **SMALL, **options})
+        pk.tl.fit_adapter(untiled, **{**SMALL, **options})
     assert _state(untiled) == before
 
 
-def test_little_memory_gives_the_same_adapter(tiled: SpatialData, all_bits: Bits) -> None:
-    # several epochs and folds, whose features all lie in files
-    plain = pk.tl.fit_adapter(tiled, **{**SMALL, "epochs": 2})
-    assert all_bits(pk.tl.fit_adapter(tiled, **{**SMALL, "epochs": 2}, compute={"max_memory": 1})) == all_bits(plain)
+def test_an_untiled_object_of_unknown_pixel_size_is_left_as_it_was(untiled: SpatialData) -> None:
+    del untiled["table"].uns["pekasc"]["image_mpp"]
+    before = _state(untiled)
+    message = (
+        r"The pixel size of image 'P1S1_he' .* is not known.*`image_mpp=.*"
+        r"run `pekasc\.pp\.tile\(sdata, tile_px=224, mpp=0\.5, \.\.\.\)` with what is missing, then this call again"
+    )
+    with pytest.raises(ValueError, match=message):
+        pk.tl.fit_adapter(untiled, **FROZEN)
+    assert _state(untiled) == before
+    # the line names the table and the tiles where they have other names
+    untiled.tables["cells"] = untiled.tables.pop("table")
+    with pytest.raises(ValueError, match=r"mpp=0\.5, table_name='cells', key_added='near', \.\.\.\)"):
+        pk.tl.fit_adapter(untiled, table_name="cells", key="near", **FROZEN)
 
 
-def test_more_blocks_than_the_depth_that_was_chosen(
-    tiled: SpatialData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def first(features: Any, *args: Any) -> Any:
-        return replace(choose(features, *args), depth=(1,))
-
-    monkeypatch.setattr("pekasc.models._fit.choose", first)
-    options = {**SMALL, "depth": None, "blocks": 2}
-    with caplog.at_level("INFO"):
-        adapter = pk.tl.fit_adapter(tiled, **options)
-    assert adapter.depth == (1,)
-    assert "Features are taken after block 1, so all of these blocks are adapted, not 2" in caplog.text
-    # a depth of the user's own choice is another matter
-    with pytest.raises(ValueError, match="`blocks=2` does not fit"):
-        pk.tl.fit_adapter(tiled, **{**options, "depth": 1})
+PAPER = (pk.Recipe.preset("paper"), pk.Readout.preset("paper"))
 
 
-def test_preset_paper_never_adapts(tiled: SpatialData) -> None:
-    with pytest.raises(ValueError, match=r"`n_components=256` does not fit \d+ training spots"):
-        pk.tl.fit_adapter(
-            tiled,
-            progress=False,
-            recipe=pk.Recipe.preset("paper"),
-            readout=pk.Readout.preset("paper"),
-            compute={"device": "cpu"},
-        )
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"recipe": "paper"}, PAPER),
+        ({"recipe": pk.Recipe.preset("paper")}, PAPER),
+        ({"recipe": "paper", "readout": {"depth": 2}}, (PAPER[0], pk.Readout(depth=2))),
+        ({"recipe": PAPER[0].replace(rank=8)}, (PAPER[0].replace(rank=8), pk.Readout())),
+        ({}, (pk.Recipe(), pk.Readout())),
+    ],
+    ids=["preset", "instance", "with a readout", "changed", "default"],
+)
+def test_the_published_training_is_what_is_run(
+    tiled: SpatialData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, options: dict[str, Any],
+    expected: tuple[pk.Recipe, pk.Readout],
+) -> None:  # fmt: skip
+    def run(model: Any, spec: Any, data: Any, teacher: Any, found: Any, heads: Any) -> Any:
+        assert (found.recipe, found.readout) == expected and found.method == "bone"
+        raise InterruptedError("as far as the arrays")
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("pekasc.tl._fit_adapter.fit", run)
+    table = tiled["table"]
+    table.obsm["X_mine"] = np.zeros((table.n_obs, 5), dtype=np.float32)  # of a teacher that has sizes of its own
+    with pytest.raises(InterruptedError):
+        pk.tl.fit_adapter(tiled, teacher="mine", compute=CPU, progress=False, **options)
+    assert ('recipe="paper" brings readout="paper"' in caplog.text) == (expected == PAPER)
+
+
+def test_the_published_sizes_never_adapt(tiled: SpatialData) -> None:
+    how: dict[str, Any] = {"compute": CPU, "progress": False}
+    with pytest.raises(ValueError, match=r"`teacher_components=256` does not fit \d+ training spots"):
+        pk.tl.fit_adapter(tiled, recipe="paper", **how)
+    recipe = PAPER[0].replace(teacher_components=5)
     with pytest.raises(ValueError, match=r"`n_clusters=100` does not fit \d+ training spots"):
-        pk.tl.fit_adapter(
-            tiled,
-            progress=False,
-            recipe=pk.Recipe.preset("paper").replace(teacher_components=5),
-            readout=pk.Readout.preset("paper").replace(n_components=5),
-            compute={"device": "cpu"},
-        )
+        pk.tl.fit_adapter(tiled, recipe=recipe, readout="paper", **how)
+    with pytest.raises(ValueError, match=r"`n_components=256` does not fit \d+ training spots"):
+        pk.tl.fit_adapter(tiled, recipe=recipe.replace(n_clusters=4), readout="paper", **how)
+
+
+def test_fields_that_do_nothing_for_the_frozen_encoder(
+    tiled: SpatialData, frozen: pk.Adapter, all_bits: Bits, caplog: pytest.LogCaptureFixture
+) -> None:
+    # a mapping is written for this call; an instance may serve several, and the log says what does nothing here
+    with pytest.raises(ValueError, match=r"`recipe`: 'epochs' does nothing in this call: .*nothing is trained"):
+        pk.tl.fit_adapter(tiled, recipe={"epochs": 3}, **FROZEN)
+    with pytest.raises(ValueError, match=r"`compute`: 'resume' does nothing in this call: .*nothing is trained"):
+        pk.tl.fit_adapter(tiled, **{**FROZEN, "compute": {"resume": "folder"}})
+    caplog.set_level(logging.INFO)
+    compute = CPU.replace(accumulate=2)
+    adapter = pk.tl.fit_adapter(tiled, train=TRAIN, recipe=RECIPE, **{**FROZEN, "compute": compute})
+    assert all_bits(adapter) == all_bits(frozen)
+    assert "epochs" in caplog.text and "accumulate" in caplog.text and adapter.info["teacher"] is None
+    # and one depth is trained, whatever an instance allows
+    pk.tl.fit_adapter(tiled, train=TRAIN, **{**SMALL, "readout": pk.Readout(n_depths=2)})
+    assert "readout: n_depths do" in caplog.text
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_survives_the_disk(tiled: SpatialData, tmp_path: Path, name: str) -> None:
+    adapter = pk.tl.fit_adapter(tiled, readout={"head": name, "depth": 2}, **FROZEN)
+    assert adapter.info["head"] == name
+    adapter.save(tmp_path / "adapter")
+    loaded = pk.Adapter.load(tmp_path / "adapter")
+    assert type(loaded.head) is type(adapter.head) and loaded.info["head"] == name
+    tiles = pk.get.tiles(tiled)[:9].to_numpy()
+    expected = adapter.predict(tiles, mpp=2.0, compute=CPU)
+    np.testing.assert_array_equal(loaded.predict(tiles, mpp=2.0, compute=CPU), expected)
+    pk.tl.predict_expression(tiled, loaded, **PREDICT)
+    np.testing.assert_allclose(_predicted(tiled, adapter)[:9], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [None, "bone"])
+def test_spatial_context_is_the_head_on_neighbours_features(
+    tiled: SpatialData, tmp_path: Path, method: str | None
+) -> None:
+    how = {**SMALL, "recipe": None if method is None else RECIPE.replace(choose_epochs=False, learning_rate=3e-3)}
+    adapter = pk.tl.fit_adapter(tiled, method=method, **{**how, "readout": {"depth": 2, "context_um": 150}})
+    assert adapter.context_um == 150 and adapter.info["context_um"] == 150
+    pk.tl.predict_expression(tiled, adapter, **PREDICT)
+    table = tiled["table"]
+    x, labels = table.obsm["X_peka"], table.obs["region"].astype(str).to_numpy()
+    # the phantom has 1 um per unit, and its table is in the order of its shapes
+    points = [point for region in ("P1S1_spots", "P2S1_spots") for point in tiled[region].geometry]
+    coords_um = np.array([(point.x, point.y) for point in points])
+    both = with_context(x, coords_um, labels, 150.0)
+    assert both.shape == (table.n_obs, 2 * x.shape[1])
+    y = log1p_cp10k(table).toarray()[:, table.var_names.get_indexer(adapter.genes)]
+    by_hand = fit_ridge(both, y).head(adapter.head.alpha)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(_predicted(tiled, adapter), by_hand.predict(both), atol=1e-4)
+    # and from arrays, also after a save
+    adapter.save(tmp_path / "adapter")
+    tiles = pk.get.tiles(tiled).to_numpy()
+    for one in (adapter, pk.Adapter.load(tmp_path / "adapter")):
+        made = one.predict(tiles, mpp=2.0, coords_um=coords_um, section=labels, compute=CPU)
+        np.testing.assert_allclose(made, _predicted(tiled, adapter), atol=1e-4)
+
+
+def test_a_frozen_encoder_at_two_depths(tiled: SpatialData, tmp_path: Path) -> None:
+    adapter = pk.tl.fit_adapter(tiled, readout={"n_depths": 2}, **FROZEN)
+    assert adapter.depth is not None and len(adapter.depth) in (1, 2)
+    tried = adapter.selection["depth"].astype(str)
+    assert tried.str.contains("+", regex=False).any()  # pairs were tried
+    best = adapter.selection.loc[adapter.selection["error"].idxmin(), "depth"]
+    assert best == adapter.info["depth"]
+    assert adapter.head.projection.mean.shape == (512 * len(adapter.depth),)
+    adapter.save(tmp_path / "adapter")
+    loaded = pk.Adapter.load(tmp_path / "adapter")
+    assert loaded.depth == adapter.depth
+    pk.tl.predict_expression(tiled, loaded, **PREDICT)
+    tiles = pk.get.tiles(tiled)[:9].to_numpy()
+    expected = adapter.predict(tiles, mpp=2.0, compute=CPU)
+    np.testing.assert_allclose(_predicted(tiled, adapter)[:9], expected, atol=1e-5)
 
 
 def test_an_encoder_without_blocks_works_frozen(tiled: SpatialData) -> None:
-    adapter = pk.tl.fit_adapter(tiled, encoder=RESNET, train=TRAIN, **QUICK)
+    adapter = pk.tl.fit_adapter(tiled, encoder=RESNET, train=TRAIN, **FROZEN)
     assert np.isfinite(adapter.head.coef).all()
-    pk.tl.predict_expression(tiled, adapter, progress=False, compute={"device": "cpu"})
+    pk.tl.predict_expression(tiled, adapter, **PREDICT)
     assert np.isfinite(tiled["table"].layers["peka"]).any()
 
 
@@ -442,18 +560,18 @@ def test_bad_counts(tiled: SpatialData, change: float, message: str) -> None:
     values[0, 0] = change
     tiled["table"].X = values
     with pytest.raises(ValueError, match=f"Raw counts are needed, but `X` has .*{message}"):
-        pk.tl.fit_adapter(tiled, train=TRAIN, **QUICK)
+        pk.tl.fit_adapter(tiled, train=TRAIN, **FROZEN)
 
 
 def test_log_normalised_data_are_refused(tiled: SpatialData) -> None:
     tiled["table"].X = tiled["table"].layers["truth"]
     with pytest.raises(ValueError, match=r'`layer=`.*`target="as_is"`'):
-        pk.tl.fit_adapter(tiled, train=TRAIN, **QUICK)
+        pk.tl.fit_adapter(tiled, train=TRAIN, **FROZEN)
 
 
 def test_a_table_alone_has_no_tiles(tiled: SpatialData) -> None:
     with pytest.raises(TypeError, match="Tiles need images: expected a SpatialData, got AnnData"):
-        pk.tl.fit_adapter(tiled["table"], **QUICK)  # type: ignore[arg-type]
+        pk.tl.fit_adapter(tiled["table"], **FROZEN)  # type: ignore[arg-type]
 
 
 def test_the_callers_random_numbers_are_left_alone(tiled: SpatialData) -> None:
@@ -485,29 +603,31 @@ def test_a_students_fold_never_saw_the_group_that_it_held_out(tiled: SpatialData
 
 def test_patients_are_held_out_whole_where_they_are_known(tiled: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="pekasc"):
-        assert pk.tl.fit_adapter(tiled, **QUICK).info["groups"] == ["P1", "P2"]
+        assert pk.tl.fit_adapter(tiled, **FROZEN).info["groups"] == ["P1", "P2"]
     assert "Held out in turn: obs['patient'] (P1, P2)" in caplog.text
     del tiled["table"].obs["patient"]
-    assert pk.tl.fit_adapter(tiled, **QUICK).info["groups"] == ["P1S1_spots", "P2S1_spots"]
+    assert pk.tl.fit_adapter(tiled, **FROZEN).info["groups"] == ["P1S1_spots", "P2S1_spots"]
 
 
 def test_a_configurations_own_layers_and_rank_are_recorded(tiled: SpatialData) -> None:
     method = LoraConfig(r=2, target_modules=["attn.qkv", "mlp.fc1"], bias="all")
-    adapter = pk.tl.fit_adapter(tiled, train=TRAIN, method=method, **{
-        **SMALL, "rank": None, "n_clusters": 2, "n_components": 5, "learning_rate": 1e-2,
-    }, recipe=pk.Recipe.preset("paper").replace(blocks=1), readout=pk.Readout.preset("paper"))  # fmt: skip
+    recipe = PAPER[0].replace(
+        blocks=1, n_clusters=2, teacher_components=5, epochs=1, learning_rate=1e-2, cluster_head_epochs=3
+    )
+    how = {**SMALL, "readout": {"depth": 2, "n_components": 5}}
+    adapter = pk.tl.fit_adapter(tiled, train=TRAIN, method=method, **{**how, "recipe": recipe})
     assert adapter.info["rank"] == 2
     assert {name.split("model.")[-1].split(".lora")[0] for name in adapter.weights["adapter"] if "lora_" in name} == {
         "blocks.1.attn.qkv", "blocks.1.mlp.fc1",
     }  # fmt: skip
     # trained biases are part of what is kept
     tiles = pk.get.tiles(tiled).to_numpy()[:5]
-    frozen = pk.tl.fit_adapter(tiled, train=TRAIN, **QUICK, readout={"depth": 2})
+    frozen = pk.tl.fit_adapter(tiled, train=TRAIN, **FROZEN, readout={"depth": 2})
     before = frozen.embed(tiles, mpp=2.0)
     after = adapter.embed(tiles, mpp=2.0)
     assert np.abs(after - before).max() > 1e-3
     merged = adapter.merge()
-    model = pk.models._encoders.EncoderNetwork(adapter.encoder, 56)
+    model = EncoderNetwork(adapter.encoder, 56)
     with torch.no_grad():
         tokens = merged.forward_features(model.normalise(torch.from_numpy(tiles)))
     got = torch.cat([tokens[:, 0], tokens[:, merged.num_prefix_tokens :].mean(dim=1)], dim=1)
@@ -517,39 +637,39 @@ def test_a_configurations_own_layers_and_rank_are_recorded(tiled: SpatialData) -
 def test_tiles_of_another_scale_than_the_encoders_are_said(
     tiled: SpatialData, caplog: pytest.LogCaptureFixture
 ) -> None:
-    row = replace(pk.models._encoders.resolve_encoder("tiny"), mpp=0.5)
-    pk.tl.fit_adapter(tiled, encoder=row, **QUICK)
+    row = replace(resolve_encoder("tiny"), mpp=0.5)
+    pk.tl.fit_adapter(tiled, encoder=row, **FROZEN)
     assert "Encoder 'tiny' was trained at 0.5 um/px; these tiles have 2." in caplog.text
 
 
 def test_tiles_at_two_scales_and_in_several_orientations(tiled: SpatialData, tmp_path: Path) -> None:
-    adapter = pk.tl.fit_adapter(tiled, **SMALL, readout={"scales": (1, 2), "orientations": 2})
+    readout = {"depth": 2, "scales": (1, 2), "orientations": 2}
+    adapter = pk.tl.fit_adapter(tiled, **{**SMALL, "readout": readout})
     assert adapter.scales == (1.0, 2.0) and adapter.orientations == 2
-    assert "scales      2 um/px, 4 um/px" in str(adapter) and "the mean over 2 orientations" in str(adapter)
-    pk.tl.predict_expression(tiled, adapter, progress=False, compute={"device": "cpu"})
-    width = adapter.head.projection.mean.shape[0]
-    assert tiled["table"].obsm["X_peka"].shape[1] == width == 2 * pk.tl.fit_adapter(tiled, method=None, progress=False, readout={"depth": 2}, compute={"device": "cpu"}).head.projection.mean.shape[0]  # fmt: skip
+    assert "scales      2 um/px, 4 um/px" in str(adapter) and "averaged over 2 orientations" in str(adapter)
+    pk.tl.predict_expression(tiled, adapter, **PREDICT)
+    assert tiled["table"].obsm["X_peka"].shape[1] == adapter.head.projection.mean.shape[0] == 2 * 512
 
     # the same from arrays, and after a save
     near, wide = (pk.get.tiles(tiled, scale=scale).to_numpy()[:9] for scale in (1, 2))
     adapter.save(tmp_path / "adapter")
     for one in (adapter, pk.Adapter.load(tmp_path / "adapter")):
-        predicted = one.predict(near, mpp=2.0, scales={4.0: wide}, compute={"device": "cpu"})
+        predicted = one.predict(near, mpp=2.0, scales={4.0: wide}, compute=CPU)
         np.testing.assert_allclose(predicted, _predicted(tiled, one)[:9], atol=1e-4)
-    pk.tl.embed_tiles(tiled, adapter, key_added="X_again", progress=False, compute={"device": "cpu"})
+    pk.tl.embed_tiles(tiled, adapter, key_added="X_again", **PREDICT)
     np.testing.assert_allclose(tiled["table"].obsm["X_again"], tiled["table"].obsm["X_peka"], atol=1e-5)
     assert read_uns(tiled["table"], "X_again")["scales"] == [1.0, 2.0]
 
     for scales, error, message in (
-        (None, ValueError, r"also reads tiles of 4 um/px .* got tiles of \[\]"),
-        ({3.0: wide}, ValueError, r"also reads tiles of 4 um/px .* got tiles of \[3.0\]"),
+        (None, ValueError, r"also needs tiles of 4 um/px .* got tiles of \[\]"),
+        ({3.0: wide}, ValueError, r"also needs tiles of 4 um/px .* got tiles of \[3.0\]"),
         ({4.0: wide, 8.0: wide}, ValueError, r"got tiles of \[4.0, 8.0\]"),
         ({4.0: wide[:3]}, ValueError, r"the tiles of 4 um/px have shape \(3, 56, 56, 3\), the others \(9, "),
         (wide, TypeError, r"must map pixel sizes in um to tiles, such as \{4: wide\}, got ndarray"),
     ):
         with pytest.raises(error, match=message):
             adapter.predict(near, mpp=2.0, scales=scales)
-    with pytest.raises(ValueError, match="has its own depth, scales and orientations"):
+    with pytest.raises(ValueError, match="'scales' does nothing in this call: an adapter has its own readout"):
         pk.tl.embed_tiles(tiled, adapter, readout={"scales": (1, 2)})
 
 
@@ -559,23 +679,23 @@ def _predicted(sdata: SpatialData, adapter: pk.Adapter) -> np.ndarray:
 
 
 def test_a_frozen_encoder_at_two_scales(tiled: SpatialData) -> None:
-    how: dict[str, Any] = {"depth": 2, "device": "cpu", "progress": False}
-    plain = pk.tl.fit_adapter(tiled, method=None, **how)
-    with pytest.raises(ValueError, match="reads tiles at one scale, 2 um/px: leave `scales=` out"):
+    depth, wide = {"depth": 2}, {"depth": 2, "scales": (1, 2)}
+    plain = pk.tl.fit_adapter(tiled, readout=depth, **FROZEN)
+    with pytest.raises(ValueError, match="takes tiles at one scale, 2 um/px: leave `scales=` out"):
         plain.predict(pk.get.tiles(tiled)[:2].to_numpy(), mpp=2.0, scales={4.0: np.zeros((2, 56, 56, 3), np.uint8)})
     pk.pp.tile(tiled, tile_px=56, mpp=4.0, key_added="wide")
     np.testing.assert_array_equal(pk.get.tiles(tiled, key="wide"), pk.get.tiles(tiled, scale=2))
-    pk.tl.embed_tiles(tiled, "tiny", key_added="near", **how)
-    pk.tl.embed_tiles(tiled, "tiny", key="wide", key_added="wide_features", **how)
-    pk.tl.embed_tiles(tiled, "tiny", key_added="both", **how, readout={"scales": (1, 2)})
+    pk.tl.embed_tiles(tiled, "tiny", key_added="near", readout=depth, **PREDICT)
+    pk.tl.embed_tiles(tiled, "tiny", key="wide", key_added="wide_features", readout=depth, **PREDICT)
+    pk.tl.embed_tiles(tiled, "tiny", key_added="both", readout=wide, **PREDICT)
     table = tiled["table"]
     side_by_side = np.concatenate([table.obsm["near"], table.obsm["wide_features"]], axis=1)
     np.testing.assert_allclose(table.obsm["both"], side_by_side, atol=1e-5)
-    with pytest.raises(ValueError, match=r"Too few training spots .* Within 316.8 um .* the widest tile"):
+    with pytest.raises(ValueError, match=r"Too few training spots .* within 316.8 um .*the largest tile"):
         # one section of 0.7 mm: held out in blocks
-        pk.tl.fit_adapter(tiled, train=TRAIN, method=None, **how, readout={"scales": (1, 2)})
+        pk.tl.fit_adapter(tiled, train=TRAIN, readout=wide, **FROZEN)
     with pytest.raises(ValueError, match="At scale 50, tiles of 5600 um lie to 9.% outside of their images"):
-        pk.tl.embed_tiles(tiled, "tiny", **how, readout={"scales": (1, 50)})
+        pk.tl.embed_tiles(tiled, "tiny", readout={"depth": 2, "scales": (1, 50)}, **PREDICT)
 
 
 def test_inner_folds_keep_the_widest_tiles_apart() -> None:
@@ -590,12 +710,41 @@ def test_tissue_that_a_wide_tile_saw_is_training_tissue(tiled: SpatialData) -> N
     left = np.zeros(table.n_obs, dtype=bool)
     left[: len(x)] = x < np.median(x)
     left |= (table.obs["region"] == "P2S1_spots").to_numpy()
-    how: dict[str, Any] = {"method": None, "depth": 1, "train": left, "device": "cpu", "progress": False}
     known = []
     for scales in ((1,), (1, 4)):
-        adapter = pk.tl.fit_adapter(tiled, groups="patient", **how, readout={"scales": scales})
-        pk.tl.predict_expression(tiled, adapter, progress=False, compute={"device": "cpu"})
+        adapter = pk.tl.fit_adapter(
+            tiled, train=left, groups="patient", readout={"depth": 1, "scales": scales}, **FROZEN
+        )
+        pk.tl.predict_expression(tiled, adapter, **PREDICT)
         known.append(table.obs["peka_train"].to_numpy(dtype=bool).copy())
         assert read_uns(table, "X_peka")["scales"] == [float(scale) for scale in scales]
     np.testing.assert_array_equal(known[0], left)
     assert known[1][left].all() and known[1].sum() > left.sum() + 5
+
+
+def test_spots_stay_with_their_tiles_in_any_order(tiled: SpatialData) -> None:
+    order = np.random.default_rng(0).permutation(tiled["table"].n_obs)
+    mixed = SpatialData(
+        images=dict(tiled.images), shapes=dict(tiled.shapes), tables={"table": tiled["table"][order].copy()}
+    )
+    plain, again = (
+        pk.tl.fit_adapter(sdata, groups="patient", readout={"depth": 4}, **FROZEN) for sdata in (tiled, mixed)
+    )
+    np.testing.assert_allclose(again.gene_scores["pearson"], plain.gene_scores["pearson"], atol=1e-5)
+
+
+class _Button(L.Callback):
+    """Presses the stop button of a notebook."""
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_the_stop_button_stops(tiled: SpatialData, all_bits: Bits) -> None:
+    before, handler = pk.tl.fit_adapter(tiled, **SMALL), signal.getsignal(signal.SIGINT)
+    stopped = {**SMALL, "compute": CPU.replace(trainer={"callbacks": [_Button()]})}
+    with pytest.raises(KeyboardInterrupt):
+        pk.tl.fit_adapter(tiled, key_added="other", **stopped)
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert "other" not in tiled["table"].uns["pekasc"]
+    assert all_bits(pk.tl.fit_adapter(tiled, **SMALL)) == all_bits(before)
