@@ -292,8 +292,8 @@ class Adapter:
         """
         if self.context_um is not None and coords_um is None:
             raise ValueError(
-                f"The head of this adapter uses the neighbours within {self.context_um:g} um as spatial context, so the "
-                "positions of the tiles are needed: give `coords_um=` (n, 2) in um, and `section=` if they are of several."
+                f"The head of this adapter uses the neighbours within {self.context_um:g} um as spatial context, which "
+                "needs positions: give `coords_um=` (n, 2) in um, and `section=` if the tiles are of several sections."
             )
         features = self.embed(tiles, mpp=mpp, scales=scales, compute=compute)
         if coords_um is None:

@@ -1,4 +1,4 @@
-"""Comparisons: rivals, folds times methods, gene sets, tables, the protocol of HEST-Bench."""
+"""Comparison of methods on held-out folds: registry of rivals, gene sets, tables, the protocol of HEST-Bench."""
 
 from __future__ import annotations
 

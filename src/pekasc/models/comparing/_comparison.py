@@ -1,4 +1,4 @@
-"""The work of a comparison: every method on every fold, each piece computed once and kept."""
+"""Run a comparison: every method on every fold, with finished fits kept in a cache."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ HEST = "hest"
 
 @dataclass(frozen=True)
 class Bench:
-    """All spots of a comparison, in one order; what a fold may see of them is decided later.
+    """All spots of a comparison, with its folds and teacher.
 
     Parameters
     ----------
     tiles
-        Their tiles at every scale.
+        The tiles at every scale.
     spec
-        The tile itself.
+        Size of the tiles.
     log, counts, genes
         Log-normalised expression and counts, spots x genes, and the names of the genes.
     groups, sections, coords_um
@@ -51,17 +51,17 @@ class Bench:
     default_groups
         Whether the groups were chosen by default.
     folds
-        Training and test spots by name.
+        Training and test spots by name of the fold.
     leaky
-        Folds with spots of one section, patient or group on both sides.
+        Folds with spots of one section, patient or group in training and in test.
     teacher
         Name of the teacher.
     make_teacher
-        Makes it from the positions of the expressed genes and a seed; None where no method asks for one.
+        Function from the indices of the expressed genes and a seed to the teacher; None if no method needs one.
     draws
-        Whether it draws random numbers.
+        Whether the teacher depends on the seed.
     teacher_fingerprint, tiles_fingerprint, fingerprint
-        Of the stored embedding, of the tiles, of everything else.
+        Fingerprint of the stored embedding, of the tiles, and of everything else.
     """
 
     tiles: Sequence[TileSource]
@@ -85,12 +85,12 @@ class Bench:
 
 @dataclass(frozen=True)
 class Result:
-    """What one method predicted in a fold."""
+    """Prediction of one method in a fold."""
 
     encoder: str
     method: str
     rival: Rival
-    teacher: str  # "" where none is asked
+    teacher: str  # "" for methods without teacher
     readout: Readout
     seed: int
     prediction: Prediction
@@ -98,36 +98,36 @@ class Result:
 
 @dataclass(frozen=True)
 class FoldGenes:
-    """A fold with its genes: positions in the table of those that are predicted, and where each set lies in them."""
+    """A fold with its gene sets, as indices among the predicted genes, and the expression of its test spots."""
 
     fold: Fold
     sets: dict[str, np.ndarray]
     measured: np.ndarray
-    expressed: np.ndarray  # positions of the genes that a fitted teacher reads
+    expressed: np.ndarray  # indices of the genes that a teacher is fitted on
 
 
 @dataclass
 class Comparison:
-    """Methods on folds, read by readouts that share a training: those that differ in head and context alone.
+    """Run methods on folds, for readouts that share a training, which differ only in head and context.
 
     Parameters
     ----------
     bench
-        The spots.
+        Spots, folds and teacher.
     methods
-        Rows of the methods by name.
+        Methods by name.
     readouts
-        How features become genes.
+        The readouts.
     seeds
-        Seeds of what draws random numbers.
+        Seeds, for methods that are not deterministic.
     protocol
         ``"nested"`` or ``"hest"``.
     sets, n_genes
-        See :func:`pekasc.tl._gene_sets.choose_gene_sets`.
+        See :func:`pekasc.models.comparing.choose_gene_sets`.
     options
-        How to fit.
+        Options of the fits.
     results
-        Where finished pieces are kept.
+        Cache of finished fits.
     """
 
     bench: Bench
@@ -142,13 +142,13 @@ class Comparison:
     _made: dict[str, FoldGenes] = field(default_factory=dict)
 
     def seeds_of(self, label: str) -> tuple[int, ...]:
-        """Return the seeds that a method runs with: deterministic methods run once."""
+        """Return the seeds of a method; deterministic methods run once."""
         row = self.methods[label]
         varies = row.trains is not None or (row.reads_teacher and self.bench.draws)
         return self.seeds if varies else self.seeds[:1]
 
     def on_encoder(self, model: EncoderNetwork, bar: Any) -> Iterator[tuple[FoldGenes, list[Result]]]:
-        """Yield what every method predicted, fold by fold."""
+        """Run all methods with an encoder; yield the predictions fold by fold."""
         bench = self.bench
         warn_of_scale(model.encoder, bench.spec.mpp)
         self._check_adapters(model)
@@ -169,11 +169,11 @@ class Comparison:
                 for seed in self.seeds_of(labels[0]):
                     found += self._unit(genes, encoded, labels, seed, common)
                     bar.update(len(labels))
-            # in the order of the methods that were asked for, whatever was trained together
+            # in the order of `methods`, whichever shared a training
             yield genes, sorted(found, key=lambda result: list(self.methods).index(result.method))
 
     def _check_adapters(self, model: EncoderNetwork) -> None:
-        """Attach every adapter once: what cannot be, fails before hours of embedding."""
+        """Attach every adapter once, so that an invalid one fails before hours of embedding."""
         o = self.options
         depth = depths_of(model, o.readout)[-1]
         for row in self.methods.values():
@@ -184,7 +184,7 @@ class Comparison:
                 pass
 
     def _check_folds(self) -> None:
-        """Make the inner folds of every fold once: too few spots are found before hours of embedding."""
+        """Make the inner folds of every fold once, so that too few spots fail before hours of embedding."""
         if self.protocol == HEST or not any(row.chosen for row in self.methods.values()):
             return
         bench = self.bench
@@ -193,16 +193,16 @@ class Comparison:
             inner_folds(self._groups(train)[train], bench.coords_um[train], bench.sections[train], margin)
 
     def _groups(self, train: np.ndarray) -> np.ndarray:
-        """Return what is held out inside training spots, of all spots.
+        """Return the groups that the inner folds hold out, for all spots.
 
-        By default as `fit_adapter` would choose on these spots: one patient's sections are held out in turn.
+        With default groups, as `fit_adapter` would choose them: sections, if the training spots are of one patient.
         """
         bench = self.bench
         single = bench.default_groups and len(np.unique(bench.groups[train])) < 2
         return bench.sections if single else bench.groups
 
     def _units(self) -> list[list[str]]:
-        """Return methods by training: adapted features, alone or beside frozen ones, share one."""
+        """Return methods grouped by training: adapted features alone, and concatenated with frozen ones, share one."""
         units: dict[str, list[str]] = {}
         for label, row in self.methods.items():
             units.setdefault(row.trains if isinstance(row.trains, str) else f"alone {label}", []).append(label)
@@ -211,13 +211,13 @@ class Comparison:
     def _unit(
         self, genes: FoldGenes, encoded: Encoded, labels: list[str], seed: int, common: dict[str, Any]
     ) -> list[Result]:
-        """Return what methods of one training predicted for every readout: as it was kept, or computed and kept now."""
+        """Return the predictions of methods that share a training, for every readout: from the cache, or computed."""
         fold = genes.fold
         short = encoded.model.encoder.short
-        asked = [(label, readout) for label in labels for readout in self.readouts]
+        pairs = [(label, readout) for label in labels for readout in self.readouts]
         out: dict[tuple[str, Readout], Prediction] = {}
         keys: dict[tuple[str, Readout], tuple[str, str]] = {}
-        for label, readout in asked:
+        for label, readout in pairs:
             key = fingerprint(
                 common, fold.train, fold.test, fold.data.groups.astype("U"), seed, self._depends_on(label, readout)
             )
@@ -225,13 +225,13 @@ class Comparison:
             stored = self.results.get(*keys[label, readout])
             if stored is not None:
                 out[label, readout] = Prediction(stored[0]["predicted"], stored[1])
-        todo = [unit for unit in asked if unit not in out]
+        todo = [unit for unit in pairs if unit not in out]
         if todo:
             start = time.perf_counter()
             row = self.methods[labels[0]]
             heads = [HeadSpec.from_readout(readout, self.methods[label].beside_frozen) for label, readout in todo]
             if row.reads_teacher:
-                assert self.bench.make_teacher is not None  # for the type checker: this row asks for one
+                assert self.bench.make_teacher is not None  # for the type checker: this method needs one
                 fold = replace(fold, teacher=self.bench.make_teacher(genes.expressed, seed))
             predict = row.hest if self.protocol == HEST else row.predict
             assert predict is not None  # for the type checker: methods outside of the protocol were refused
@@ -242,11 +242,11 @@ class Comparison:
                 self.results.put(*keys[unit], {"predicted": out[unit].predicted}, about)
         return [
             Result(short, label, self.methods[label], self._teacher_of(label), readout, seed, out[label, readout])
-            for label, readout in asked
+            for label, readout in pairs
         ]
 
     def _depends_on(self, label: str, readout: Readout) -> dict[str, Any]:
-        """Return what a method depends on; where it was computed is no part of it."""
+        """Return the settings that the result of a method depends on, as part of its key in the cache."""
         o, row = self.options, self.methods[label]
         trains = row.trains.to_dict() if isinstance(row.trains, PeftConfig) else row.trains
         out: dict[str, Any] = {
@@ -255,7 +255,7 @@ class Comparison:
             "precision": o.precision,
         }
         if row.chosen:
-            out["scales"] = readout.scales  # they set how far apart the sides of an inner fold are
+            out["scales"] = readout.scales  # they set the margin between training and held-out spots of inner folds
         if row.reads_image:
             depths = [readout.depth, readout.n_depths or N_DEPTHS]
             out |= {"tiles": self.bench.tiles_fingerprint, "orientations": readout.orientations, "depths": depths}
@@ -269,7 +269,7 @@ class Comparison:
         return self.bench.teacher if self.methods[label].reads_teacher else ""
 
     def _depths(self, model: EncoderNetwork) -> list[Depth]:
-        """Return the depths at which some method reads the frozen encoder."""
+        """Return the depths at which some method needs frozen features."""
         readout, rows = self.options.readout, self.methods.values()
         if self.protocol == HEST:
             return [None]
@@ -281,12 +281,12 @@ class Comparison:
         return list(dict.fromkeys([*depths, frozen_depth(model, readout)]))
 
     def _frozen(self, model: EncoderNetwork) -> dict[Depth, np.ndarray]:
-        """Return the frozen features of all spots at every depth that may be asked for."""
+        """Return the frozen features of all spots at every depth that some method needs."""
         bench, o = self.bench, self.options
         if not any(row.reads_image for row in self.methods.values()):
             return {}
         depths = self._depths(model)
-        # whatever is measured there, tiles look the same
+        # features depend on the tiles only, not on the expression
         key = fingerprint(
             bench.tiles_fingerprint, _row(model), [list(d) if d else None for d in depths], o.precision,
             o.readout.orientations,
@@ -304,7 +304,7 @@ class Comparison:
         return {depth: arrays[f"depth{i}"] for i, depth in enumerate(depths)}
 
     def _fold(self, name: str) -> FoldGenes:
-        """Return a fold with its genes; what is chosen for it reads the training spots alone (but in "hest")."""
+        """Return a fold with its genes, which are selected on its training spots alone, except in "hest"."""
         if name in self._made:
             return self._made[name]
         bench = self.bench
@@ -312,7 +312,9 @@ class Comparison:
         groups = self._groups(train)
         expressed = expressed_genes(bench.log[train], groups[train])
         if not expressed.size:
-            raise ValueError(f"Fold {name!r}: no gene is seen in at least 10 % of the spots of every training group.")
+            raise ValueError(
+                f"Fold {name!r}: no gene is detected in at least 10 % of the spots of every training group."
+            )
         if self.protocol == HEST:
             target, chosen = self._hest
         else:
@@ -329,7 +331,7 @@ class Comparison:
 
     @cached_property
     def _hest(self) -> tuple[Matrix, dict[str, np.ndarray]]:
-        """HEST-Bench's target of all genes and its choice of genes, the same in every fold."""
+        """Target and gene set of HEST-Bench, the same in every fold."""
         raw = self.bench.counts
         genes = hest_genes(raw, self.bench.genes, self.bench.sections, self.n_genes)
         return raw.astype(np.float64).log1p().tocsr(), {HEST: genes}
@@ -355,5 +357,5 @@ def _file_name(title: str) -> str:
 
 
 def _row(model: EncoderNetwork) -> dict[str, Any]:
-    """Return what features depend on: the row, its weights by what they are and not where."""
+    """Return what features depend on: the description of the encoder, with a digest in place of the weights' path."""
     return model.encoder.to_dict() | {"weights": model.digest}

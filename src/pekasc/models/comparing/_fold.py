@@ -1,4 +1,4 @@
-"""One fold of a comparison: every method fitted on the same training spots, predicting the same held-out ones."""
+"""Methods on one fold of a comparison: fit on the training spots, predict the test spots."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from pekasc.models.teachers import TeacherModel, check_finite
 from pekasc.models.training import Method
 from pekasc.tiling import TileSpec, TileSubset
 
-N_DEPTHS = 2  # blocks that the best frozen encoder may put side by side
+N_DEPTHS = 2  # default maximum of blocks that "frozen-best" concatenates
 _N_NEIGHBOURS = 6
 _DEGREE = 3
 
 
 @dataclass(frozen=True)
 class Fold:
-    """What is known in one fold.
+    """Data of one fold.
 
     Parameters
     ----------
     name
-        The held-out groups' names.
+        Name of the fold.
     train, test
-        Positions among all spots, sorted.
+        Indices among all spots, sorted.
     data
-        All spots, with the genes that this fold predicts; of the test spots' expression nothing is read but by the
-        controls that say so.
+        All spots, with the genes that this fold predicts. The expression of test spots is used only by the methods
+        "neighbours" and "teacher".
     teacher
-        Of all spots, fitted on whichever it is asked to; None where it is not asked.
+        Teacher of all spots; None if no method needs one.
     """
 
     name: str
@@ -51,28 +51,28 @@ class Fold:
     teacher: TeacherModel | None
 
     def training(self) -> Data:
-        """Return the training spots alone."""
-        d, at = self.data, self.train
-        tiles, *further = self.tiles(at)
-        return Data(tiles, d.expression[at], d.genes, d.groups[at], d.sections[at], d.coords_um[at], further)
+        """Return the training spots only."""
+        d, rows = self.data, self.train
+        tiles, *further = self.tiles(rows)
+        return Data(tiles, d.expression[rows], d.genes, d.groups[rows], d.sections[rows], d.coords_um[rows], further)
 
     def tiles(self, rows: np.ndarray) -> list[TileSubset]:
-        """Return the tiles of some spots at every scale."""
+        """Return the tiles of the spots `rows` at every scale."""
         return [TileSubset(source, rows) for source in (self.data.tiles, *self.data.further)]
 
     def training_teacher(self) -> TeacherModel:
-        """Return the teacher as it knows the training spots alone, under their numbers."""
-        assert self.teacher is not None  # for the type checker: a method asked for it
-        return _TeacherOfSome(self.teacher, self.train)
+        """Return the teacher for the training spots, indexed among them."""
+        assert self.teacher is not None  # for the type checker: a method needs it
+        return _TeacherSubset(self.teacher, self.train)
 
     def teacher_embedding(self) -> np.ndarray:
-        """Return the embedding of all spots by a teacher that was fitted on the training spots."""
-        assert self.teacher is not None  # for the type checker: a method asked for it
+        """Return the embedding of all spots by the teacher fitted on the training spots."""
+        assert self.teacher is not None  # for the type checker: a method needs it
         return check_finite(self.teacher.embed(self.train, np.arange(self.data.tiles.n)), self.teacher.name)
 
 
-class _TeacherOfSome:
-    """A teacher that only knows some of its spots."""
+class _TeacherSubset:
+    """A teacher restricted to a subset of its spots."""
 
     def __init__(self, teacher: TeacherModel, index: np.ndarray) -> None:
         self.teacher, self.index, self.n_spots = teacher, index, len(index)
@@ -80,22 +80,22 @@ class _TeacherOfSome:
         self.n_genes = teacher.n_genes
 
     def embed(self, train: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-        """Return the embedding of `rows` by what was fitted on `train`, both among these spots."""
+        """Return the embedding of `rows` by the teacher fitted on `train`, both indexed among these spots."""
         return self.teacher.embed(self.index[train], None if rows is None else self.index[rows])
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """An encoder with the frozen features of all spots of a comparison; built, loaded and digested once.
+    """An encoder, loaded once for all folds, with the frozen features of all spots.
 
     Parameters
     ----------
     model
         The network.
     spec
-        The tiles.
+        Size of the tiles.
     frozen
-        Features of all spots by depth, (n, d); empty where no method reads the image.
+        Features of all spots by depth, (n, d); empty if no method uses the image.
     """
 
     model: EncoderNetwork
@@ -105,7 +105,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a method predicted for the test spots, (n_test, genes) float32, and what was chosen on the way."""
+    """Predicted expression of the test spots, (n_test, genes) float32, and the settings that were chosen."""
 
     predicted: np.ndarray
     about: Mapping[str, Any]
@@ -121,17 +121,17 @@ def _training_mean(fold: Fold) -> np.ndarray:
 
 
 def predict_neighbours(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
-    """Predict the mean of the nearest spots' measured expression.
+    """Predict the mean measured expression of the nearest spots.
 
-    It reads what was measured around a test spot, so it is no prediction but a mark to compare with: what smoothing
-    would give where every neighbour was sequenced.
+    This uses measurements around a test spot, so it is a reference and not a prediction: what smoothing would give if
+    all neighbours were sequenced.
     """
     d = fold.data
     predicted = np.empty((len(fold.test), len(d.genes)), dtype=np.float32)
     for section in np.unique(d.sections[fold.test]):
-        # every spot of the section that was measured, whichever side of the fold it is on
+        # all measured spots of the section, training and test
         at = np.flatnonzero(d.sections == section)
-        if len(at) == 1:  # nothing was measured around it
+        if len(at) == 1:  # no neighbours
             predicted[fold.test == at[0]] = _training_mean(fold)
             continue
         graph = kneighbors_graph(d.coords_um[at], min(_N_NEIGHBOURS, len(at) - 1))
@@ -142,13 +142,13 @@ def predict_neighbours(fold: Fold, encoded: Encoded, options: Options, heads: Se
 
 
 def predict_coordinates(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
-    """Predict from the place in the section, without the image."""
+    """Predict from the spot's coordinates within its section, without the image."""
     features: dict[Depth, np.ndarray] = {None: _polynomial(fold.data.coords_um, fold.data.sections)}
     return [_from_features(fold, features, options, encoded.spec, head) for head in heads]
 
 
 def _polynomial(coords_um: np.ndarray, sections: np.ndarray) -> np.ndarray:
-    """Return powers of x and y up to the third, in each section from -1 to 1."""
+    """Return polynomial features of x and y up to degree 3, with coordinates scaled to -1 to 1 in each section."""
     scaled = np.empty(coords_um.shape)
     for section in np.unique(sections):
         at = sections == section
@@ -162,7 +162,7 @@ def _polynomial(coords_um: np.ndarray, sections: np.ndarray) -> np.ndarray:
 def predict_teacher(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
     """Predict from the teacher's embedding of the test spots' own expression: an upper bound."""
     every: dict[Depth, np.ndarray] = {None: fold.teacher_embedding()}
-    # what a spot expresses is known: its neighbours' noise would only blur the bound
+    # without spatial context: the spot's own expression is known, and neighbours would only add noise
     bounds = {
         name: _from_features(fold, every, options, encoded.spec, HeadSpec(name))
         for name in dict.fromkeys(head.head for head in heads)
@@ -171,18 +171,18 @@ def predict_teacher(fold: Fold, encoded: Encoded, options: Options, heads: Seque
 
 
 def predict_frozen(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
-    """Predict from the frozen encoder's last block, or its own output where the readout asks for that."""
+    """Predict from the frozen encoder's last block, or from its own output with ``depth="own"``."""
     depth = frozen_depth(encoded.model, options.readout)
     return [_from_features(fold, {depth: encoded.frozen[depth]}, options, encoded.spec, head) for head in heads]
 
 
 def frozen_depth(model: EncoderNetwork, readout: Readout) -> Depth:
-    """Return the depth of the frozen encoder as anyone would take it: its last block, or its own output."""
+    """Return the depth of the method "frozen": the last block, or the encoder's own output."""
     return None if readout.depth == "own" else (model.n_blocks,)
 
 
 def predict_frozen_best(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
-    """Predict from the frozen encoder at the depths that the training groups choose."""
+    """Predict from the frozen encoder at the depth, or depths, chosen on the training groups."""
     depths = candidate_depths(encoded.model.n_blocks)
     features = FeaturesOfSome(encoded.frozen, np.arange(fold.data.tiles.n), depths)
     n_depths = options.readout.n_depths or N_DEPTHS
@@ -197,7 +197,7 @@ def _from_features(
     head: HeadSpec,
     n_depths: int = 1,
 ) -> Prediction:
-    """Choose and fit on the training groups' features, by the one rule, and predict the test spots."""
+    """Choose depth and penalty on the training groups, fit the head, and predict the test spots."""
     d, training = fold.data, fold.training()
     folds = inner_folds(training.groups, training.coords_um, training.sections, margin_um(spec, options.readout.scales))
     reading = read_features(
@@ -251,7 +251,7 @@ def predict_adapted_hest(
 ) -> list[Prediction]:
     """Train an adapter on the training spots, and predict the test spots from its features as HEST-Bench does."""
     start = time.perf_counter()
-    # the head of the fit only counts epochs here
+    # this head only serves to choose the epochs
     adapter = _trained(fold, encoded, method, options, [HeadSpec()])[0]
     features = adapter.embed_source(
         fold.data.tiles, compute=options.compute, device=options.device, model=encoded.model
@@ -268,10 +268,7 @@ def predict_adapted_hest(
 def predict_adapted(
     fold: Fold, encoded: Encoded, method: Method, options: Options, heads: Sequence[HeadSpec]
 ) -> list[Prediction]:
-    """Train an adapter on the training spots for every head and predict the test spots.
-
-    Frozen features of test spots are read only beside adapted ones.
-    """
+    """Train an adapter on the training spots, fit every head, and predict the test spots."""
     start = time.perf_counter()
     adapters = _trained(fold, encoded, method, options, heads)
     seconds = time.perf_counter() - start

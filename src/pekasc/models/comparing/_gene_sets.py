@@ -1,4 +1,4 @@
-"""Genes to compare methods on, chosen on training spots alone."""
+"""Gene sets to compare methods on, selected on training spots only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GIVEN = "given"
 
 
 def check_gene_sets(genes: Any, names: Sequence[str]) -> dict[str, list[str] | None]:
-    """Return the gene sets asked for: names of genes, or None for one that is chosen in the fold.
+    """Return the gene sets by name: names of genes, or None for a set to be selected in the fold.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def check_gene_sets(genes: Any, names: Sequence[str]) -> dict[str, list[str] | N
 
 
 def spatially_variable(expression: Matrix, coords_um: np.ndarray, sections: np.ndarray) -> np.ndarray:
-    """Return Moran's I of every gene, (genes,): mean over sections; a gene that is constant in one counts 0 there."""
+    """Return Moran's I of every gene, (genes,), averaged over sections; 0 in sections where the gene is constant."""
     values = []
     for section in np.unique(sections):
         at = np.flatnonzero(sections == section)
@@ -85,7 +85,7 @@ def choose_gene_sets(
     expressed: np.ndarray,
     n_genes: int,
 ) -> dict[str, np.ndarray]:
-    """Return positions in `names` of the genes of every set, sorted.
+    """Return the indices in `names` of the genes of every set, sorted.
 
     Parameters
     ----------
@@ -94,15 +94,15 @@ def choose_gene_sets(
     names
         Names of the genes.
     expression, coords_um, sections
-        Of the training spots.
+        Log-normalised expression, positions and sections of the training spots.
     expressed
-        Positions of the genes that are seen often enough: sets are chosen among them.
+        Indices of the genes detected in enough spots, among which sets are selected.
     n_genes
-        Genes in a chosen set.
+        Number of genes in a selected set.
     """
     n = min(n_genes, len(expressed))
     if n < n_genes:
-        logger.hint("Only %d genes are expressed widely enough to choose %d.", n, n_genes)
+        logger.hint("Only %d genes are detected in enough spots to select %d.", n, n_genes)
     position = {name: i for i, name in enumerate(names)}
     out = {}
     for name, given in sets.items():

@@ -1,6 +1,6 @@
-"""The protocol of HEST-Bench, as documented, to compare with published figures. Pure arrays.
+"""The protocol of HEST-Bench, as documented, for comparison with its published scores. Pure arrays.
 
-Its genes are chosen on test samples too and its penalty is fixed and tiny: its scores are not those of a new patient.
+It selects genes on test samples as well and has a small, fixed penalty: its scores are not those on a new patient.
 
 Source: Jaume et al., "HEST-1k: A Dataset for Spatial Transcriptomics and Histology Image Analysis", NeurIPS 2024.
 """
@@ -40,10 +40,10 @@ def highly_variable(expression: Matrix, n_genes: int) -> np.ndarray:
 
 
 def hest_genes(counts: Matrix, names: Sequence[str], samples: np.ndarray, n_genes: int = N_GENES) -> np.ndarray:
-    """Return positions of the genes of HEST-Bench, in the order of the table.
+    """Return the indices of the genes of HEST-Bench, in the order of the table.
 
-    Genes seen in fewer than ``ceil(0.1 n)`` spots of any sample are dropped, as are names with BLANK or Control; of
-    the rest, scanpy's highly variable genes (default flavour) on log1p of the raw counts of all samples.
+    Genes detected in fewer than ``ceil(0.1 n)`` spots of any sample are dropped, as are names with BLANK or Control; of
+    the rest, it takes scanpy's highly variable genes (default flavour) on log1p of the raw counts of all samples.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def hest_genes(counts: Matrix, names: Sequence[str], samples: np.ndarray, n_gene
     samples
         Sample (section) of every spot, (n,).
     n_genes
-        How many to choose.
+        Number of genes to select.
     """
     keep = np.array(["BLANK" not in str(name) and "Control" not in str(name) for name in names])
     for sample in np.unique(samples):
@@ -67,7 +67,7 @@ def hest_genes(counts: Matrix, names: Sequence[str], samples: np.ndarray, n_gene
 
 
 def hest_predict(train: np.ndarray, y_train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Return predictions (n_test, genes) of HEST-Bench's regression: StandardScaler, PCA(256), ridge.
+    """Predict expression, (n_test, genes), with the regression of HEST-Bench: StandardScaler, PCA(256), ridge.
 
     Parameters
     ----------

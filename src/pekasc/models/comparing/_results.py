@@ -1,4 +1,4 @@
-"""Finished pieces of a comparison, kept in a folder so that none is computed twice."""
+"""Cache of a comparison: features, gene sets and predictions in a folder, so that nothing is computed twice."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from pekasc.models.runtime import explained, unfinished, write_array, write_json
 _ABOUT = "about.json"
 _WHAT = "A result of the comparison"
 
-Piece = tuple[dict[str, np.ndarray], dict[str, Any]]  # arrays, and plain facts about them
+Piece = tuple[dict[str, np.ndarray], dict[str, Any]]  # arrays, and plain values about them
 
 
 class Results:
-    """Arrays and plain facts under a name and a fingerprint of everything that they depend on.
+    """Keep results under a name and a fingerprint of everything that they depend on.
 
-    A piece is a folder: it is there whole or not at all, and its arrays are mapped from their files.
+    A result is a folder with arrays and plain values. It is written atomically, and arrays are memory-mapped.
 
     Parameters
     ----------
     folder
-        Where they are kept; None keeps nothing.
+        Folder of the cache; None keeps nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
     def _path(self, name: str, key: str) -> Path:
-        assert self.folder is not None  # for the type checker: callers asked
+        assert self.folder is not None  # for the type checker: callers checked it
         return self.folder / f"{name}-{key[:16]}"
 
     def get(self, name: str, key: str) -> Piece | None:
-        """Return what was put there, or None.
+        """Return a cached result, or None.
 
         Raises
         ------
         ValueError
-            If it is damaged.
+            If the result is damaged.
         """
         if self.folder is None or not self._path(name, key).exists():
             return None
@@ -59,20 +59,20 @@ class Results:
             ) from error
 
     def kept(self, name: str, key: str, make: Callable[[], Piece]) -> Piece:
-        """Return what was put there; else what `make` gives, put there now."""
+        """Return a cached result; if there is none, compute it with `make` and cache it."""
         found = self.get(name, key)
         if found is None:
             self.put(name, key, *(found := make()))
-            found = self.get(name, key) or found  # mapped from its files, where there is a folder
+            found = self.get(name, key) or found  # memory-mapped, if there is a folder
         return found
 
     def put(self, name: str, key: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
-        """Keep arrays and facts, unless another run was first.
+        """Cache a result, unless another run was first.
 
         Raises
         ------
         OSError
-            If there is no room, or the folder cannot be written.
+            If there is not enough disk space, or the folder cannot be written.
         """
         if self.folder is None:
             return

@@ -1,4 +1,4 @@
-"""The methods that a comparison knows by name: one row each."""
+"""Registry of the methods of a comparison, one row each."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ class Rival:
     Parameters
     ----------
     name
-        What it is, whatever a user calls it.
+        Name in the registry.
     predict
-        Fits on the training spots of a fold and predicts the test spots, for every head.
+        Function that fits on the training spots of a fold and predicts the test spots, for every head.
     hest
-        The same under HEST-Bench's protocol; None where that has no such method.
+        The same under the protocol of HEST-Bench; None if the method is not part of it.
     chosen
-        Whether anything is chosen on inner folds.
+        Whether settings are chosen on inner folds.
     reads_image
-        Whether it sees tiles.
+        Whether it uses the tiles.
     reads_teacher
         Whether it needs a teacher.
     trains
-        The PEFT method that it trains: rivals of the same one share the training. None trains nothing.
+        PEFT method that it trains; rivals with the same one share the training. None trains nothing.
     beside_frozen
-        Whether its head reads the frozen features beside the adapted ones.
+        Whether frozen and adapted features are concatenated.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Rival:
 def adapter_rival(
     method: str | PeftConfig, *, name: str | None = None, beside_frozen: bool = False, in_hest: bool = True
 ) -> Rival:
-    """Return the row of a PEFT method."""
+    """Return the rival that trains a PEFT method."""
 
     def predict(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
         return predict_adapted(fold, encoded, method, options, heads)
@@ -80,7 +80,7 @@ def adapter_rival(
     )  # fmt: skip
 
 
-BEST_FROZEN = "frozen-best"  # what every other method is compared with
+BEST_FROZEN = "frozen-best"  # the baseline of every difference
 
 RIVALS: Registry[Rival] = Registry("rival")
 for _row in (
@@ -96,7 +96,7 @@ for _row in (
 
 
 def rival(method: str | PeftConfig) -> Rival:
-    """Return the row of a method: of its name, or of the adapter that it trains.
+    """Return the rival of that name, or the one that trains a PEFT method.
 
     Raises
     ------

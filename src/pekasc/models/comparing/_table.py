@@ -1,4 +1,4 @@
-"""From predictions to the rows of a comparison."""
+"""Score the predictions of a comparison, and return its rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def score_fold(
     block_um: float,
     n_draws: int,
 ) -> pd.DataFrame:
-    """Return the rows of one fold, see :func:`pekasc.tl.cross_validate`."""
+    """Score the predictions of one fold and return its rows, see :func:`pekasc.tl.cross_validate`."""
     fold = genes.fold
     sections = bench.sections[fold.test]
     frames = []
@@ -53,7 +53,7 @@ def score_fold(
                 frames.append(_gene_rows(genes, found, at, columns, measured, about))
                 continue
             blocks = tissue_blocks(bench.coords_um[fold.test[at]], sections[at], block_um)
-            # an interval from a handful of blocks would be made up
+            # too few blocks give no meaningful interval
             draw = None
             if enough and blocks.max() + 1 >= _MIN_BLOCKS:
                 draw = BlockScores(measured, blocks, n_draws, random_state=0, strata=sections[at])
@@ -63,17 +63,17 @@ def score_fold(
 
 
 def _warn_of_scores(fold: str, constant: list[str], small: set[str], undefined: set[str]) -> None:
-    """Say which scores of a fold are 0 or NaN for a reason of the data."""
+    """Warn of scores of a fold that are 0 or NaN because of the data."""
     problems = []
     if constant:
         problems.append(
-            f"{len(constant)} genes are constant among the training spots, so nobody can learn them and they count 0: "
+            f"{len(constant)} genes are constant among the training spots, so they cannot be learned and count as 0: "
             f"{constant}."
         )
     if small:
         problems.append(
-            f"the sections {sorted(small)} have fewer than {MIN_TEST} test spots, too few for a score of their own: it "
-            "is NaN."
+            f"the sections {sorted(small)} have fewer than {MIN_TEST} test spots, too few for a score of their own, "
+            "which is NaN."
         )
     if undefined:
         problems.append(
@@ -94,7 +94,7 @@ def _identity(f: Result) -> dict[str, Any]:
 
 
 def _rivals(found: list[Result]) -> list[int | None]:
-    """Return for every row where the best frozen encoder of the same readout is: deterministic, it ran once."""
+    """Return for every result the index of "frozen-best" with the same readout, which has run once."""
     best = {f.readout: i for i, f in enumerate(found) if f.rival.name == BEST_FROZEN}
     return [None if f.rival.name == BEST_FROZEN else best.get(f.readout) for f in found]
 

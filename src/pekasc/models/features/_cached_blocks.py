@@ -311,7 +311,7 @@ def _check_room(path: Path, size: int, digests: Any, n_here: int) -> None:
     if more > free:
         raise OSError(
             f"The cached activations take {more / 1e9:.3g} GB more, and {str(above)!r} has {free / 1e9:.3g} GB "
-            "left. Give `Compute.cache` a folder on a larger disk (or set TMPDIR), fewer `Recipe.n_views`, or "
+            "left. Give `Compute.cache` a folder with room (or set TMPDIR), fewer `Recipe.n_views`, or "
             "`cached_activations=None`, which runs the frozen blocks in every epoch."
         )
 

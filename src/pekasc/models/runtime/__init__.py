@@ -1,4 +1,4 @@
-"""Devices, processes, digests, files, time and memory: what every other room of `models` stands on."""
+"""Devices, processes, digests, atomic files, time and memory, for the other rooms of `models`."""
 
 from __future__ import annotations
 

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
 
 import torch
 
 from pekasc._settings import get_logger
 
-if TYPE_CHECKING:
-    pass
-
 logger = get_logger(__name__)
-
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the device; ``"auto"`` takes the first CUDA GPU if there is one, else the CPU, and logs it.
+    """Return the device; ``"auto"`` is the first CUDA GPU if there is one, else the CPU, and is logged.
 
     Raises
     ------
     ValueError
-        If the named device is not there.
+        If the device is not available.
     """
     if device == "auto":
         found = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Several processes, each with a device: who has which tiles, and how results come together."""
+"""Several processes, each with a device: which has which tiles, and broadcast, gather and reduce between them."""
 
 from __future__ import annotations
 
@@ -14,49 +14,49 @@ import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 _T = TypeVar("_T")
-_REDUCED = 2**26  # numbers in one message
-_PLACES = ("accelerator", "devices", "strategy", "num_nodes", "plugins")
+_REDUCED = 2**26  # values per message
+_DEVICE_ARGUMENTS = ("accelerator", "devices", "strategy", "num_nodes", "plugins")
 
 
 def launch(trainer: Mapping[str, Any], device: torch.device) -> tuple[torch.device, dict[str, Any]]:
-    """Start the processes that Lightning's arguments ask for; return this process's device, and all arguments.
+    """Start the processes of a fit on several devices; return the device of this process, and all arguments.
 
-    As with Lightning's own strategies, a script is run again for every further device; processes that ``torchrun`` or
-    a cluster started are found. With one device nothing is started.
+    As with Lightning's own strategies, the script is run again for every further device; processes started by
+    ``torchrun`` or a cluster are used. With one device nothing is started.
 
     Parameters
     ----------
     trainer
         Arguments of :class:`lightning.Trainer`.
     device
-        Where there is one device, and `trainer` names none.
+        Device to use if `trainer` names none.
 
     Raises
     ------
     ValueError
-        If the devices are not there, or the strategy starts processes in a way that cannot be joined here.
+        If the devices are not available, or the strategy forks or spawns processes.
     """
-    asked = {name: trainer[name] for name in _PLACES if name in trainer}
-    if not asked:
+    given = {name: trainer[name] for name in _DEVICE_ARGUMENTS if name in trainer}
+    if not given:
         return device, dict(trainer)
-    if "accelerator" not in asked:
-        asked["accelerator"] = "auto" if "devices" in asked and device.type != "cpu" else device.type
-    asked.setdefault("devices", 1 if device.index is None else [device.index])
+    if "accelerator" not in given:
+        given["accelerator"] = "auto" if "devices" in given and device.type != "cpu" else device.type
+    given.setdefault("devices", 1 if device.index is None else [device.index])
     try:
-        fabric = L.Fabric(**asked)
+        fabric = L.Fabric(**given)
         fabric.launch()
     except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, TypeError) and "launch" in str(error):
             raise ValueError(
-                f"`trainer`: strategy={asked.get('strategy', 'auto')!r} forks or spawns processes in the middle of a "
+                f"`trainer`: strategy={given.get('strategy', 'auto')!r} forks or spawns processes in the middle of a "
                 'call. Run a script (`python script.py` or `torchrun script.py`) with strategy="ddp", or take one '
                 "device here."
             ) from error
         n = torch.cuda.device_count()
         there = f"{n} CUDA device{'s' if n > 1 else ''}" if n else "the CPU"
-        raise ValueError(f"`trainer={asked}` cannot be had: {error} Available: {there}.") from error
-    # what was left open is decided once, for every trainer
-    return fabric.device, {**trainer, **asked}
+        raise ValueError(f"`trainer={given}` cannot be used: {error} Available: {there}.") from error
+    # the resolved arguments are used for every trainer of the fit
+    return fabric.device, {**trainer, **given}
 
 
 def n_ranks() -> int:
@@ -65,7 +65,7 @@ def n_ranks() -> int:
 
 
 def rank() -> int:
-    """Return the number of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return dist.get_rank() if _several() else 0
 
 
@@ -74,9 +74,9 @@ def _several() -> bool:
 
 
 def owners(sections: np.ndarray, reading_order: np.ndarray) -> np.ndarray:
-    """Return the process that has each tile, (n,): of every section each process has one stretch of the reading order.
+    """Return the rank of the process that has each tile, (n,): a contiguous part of the reading order of every section.
 
-    So each reads only its part of an image, and all have as much to do whichever sections a fold leaves out.
+    So each process reads only its part of an image, and the load stays balanced whichever sections a fold leaves out.
     """
     out = np.zeros(len(sections), dtype=np.int64)
     for section in np.unique(sections):
@@ -86,7 +86,7 @@ def owners(sections: np.ndarray, reading_order: np.ndarray) -> np.ndarray:
 
 
 def broadcast(value: _T) -> _T:
-    """Return what the first process has: choices must be the same in all, whatever their machines round to."""
+    """Return the value of the first process: choices must agree, even if machines round differently."""
     if not _several():
         return value
     box = [value]
@@ -95,7 +95,7 @@ def broadcast(value: _T) -> _T:
 
 
 def all_gather(value: _T) -> list[_T]:
-    """Return what every process has, in their order."""
+    """Return the values of all processes, in order of their ranks."""
     if not _several():
         return [value]
     found: list[Any] = [None] * n_ranks()
@@ -105,12 +105,12 @@ def all_gather(value: _T) -> list[_T]:
 
 @contextmanager
 def raise_together() -> Iterator[None]:
-    """Run a block in which one process may fail, and no other is waited for: then all fail, and none waits for it.
+    """Run a block without communication; if it fails in one process, raise in all, so that none waits for another.
 
     Raises
     ------
     RuntimeError
-        In the others; in the one that failed, its own error.
+        In the other processes; the one that failed raises its own error.
     """
     if not _several():
         yield
@@ -119,7 +119,7 @@ def raise_together() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 (raised below, once the others know)
-        own = error
+        own = error  # raised after the others are told
     errors = all_gather(None if own is None else f"{type(own).__name__}: {own}")
     if own is not None:
         raise own
@@ -128,7 +128,7 @@ def raise_together() -> Iterator[None]:
 
 
 def n_on_machine() -> int:
-    """Return the number of processes on this machine: they share its disk."""
+    """Return the number of processes on this machine, which share its disk."""
     names = all_gather(socket.gethostname())
     return names.count(names[rank()])
 
@@ -142,7 +142,7 @@ def all_reduce(values: torch.Tensor) -> torch.Tensor:
 
 
 def gather_rows(values: np.ndarray, device: torch.device) -> np.ndarray:
-    """Fill in, in place, the rows that other processes have; every row is 0 in all but one."""
+    """Fill in the rows of other processes, in place; every row is 0 in all processes but one."""
     if _several():
         step = max(1, _REDUCED // max(1, values.shape[1]))
         for start in range(0, len(values), step):

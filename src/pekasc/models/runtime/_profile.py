@@ -1,4 +1,4 @@
-"""Where the time of a fit goes, and its memory."""
+"""Time and peak memory of the stages of a fit."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ STAGES = ("reading", "encoding", "training", "head")
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes that a CUDA device had allocated since it was asked last, else that the process ever had.
+    """Return the peak memory in bytes: allocated on a CUDA device since the last call, on the CPU of the whole process.
 
-    The system counts the whole process, from its start: what was there before the call is part of it.
+    On the CPU, the operating system counts from the start of the process, so memory used before the call is included.
     """
     if device.type == "cuda":
         peak = int(torch.cuda.max_memory_allocated(device))
         torch.cuda.reset_peak_memory_stats(device)
         return peak
     status = Path("/proc/self/status")
-    if status.exists():  # what getrusage says of a process that another one started begins with that one's
+    if status.exists():  # getrusage of a child process would include the peak of its parent
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
@@ -35,9 +35,10 @@ def peak_memory(device: torch.device) -> int:
 
 @dataclass
 class Profile:
-    """Seconds by stage, and how many tiles went through each.
+    """Seconds and number of tiles by stage.
 
-    A stage inside another is taken off the outer one: features measured after an epoch are encoding, not training.
+    The time of a nested stage is not counted in the outer one: computing features after an epoch is encoding, not
+    training.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -47,7 +48,7 @@ class Profile:
 
     @contextmanager
     def stage(self, name: str, n_tiles: int = 0) -> Iterator[None]:
-        """Count the time of a block, and the tiles that it goes through."""
+        """Add the time of the block, and its number of tiles, to a stage."""
         start = time.perf_counter()
         self._inner.append(0.0)
         try:
@@ -60,17 +61,17 @@ class Profile:
                 self._inner[-1] += whole
 
     def saw_memory(self, peak: int) -> None:
-        """Keep the larger peak."""
+        """Update the peak memory."""
         self.peak = max(self.peak, peak)
 
     def record(self) -> dict[str, Any]:
-        """Return plain numbers: seconds by stage, tiles per second, and the peak of memory in bytes."""
+        """Return plain numbers: seconds by stage, tiles per second, and peak memory in bytes."""
         rate = {n: self.tiles[n] / s for n, s in self.seconds.items() if self.tiles[n] and s > 0}
         return {"seconds": dict(self.seconds), "tiles_per_second": rate, "peak_memory": self.peak}
 
 
 def profile_text(record: Mapping[str, Any]) -> str:
-    """Return a profile for people: ``reading 1.2 s, encoding 30 s (45 tiles/s), ...; peak 1.4 GB``."""
+    """Format a profile as text: ``reading 1.2 s, encoding 30 s (45 tiles/s), ...; peak 1.4 GB``."""
     parts = []
     for name, seconds in record["seconds"].items():
         rate = record["tiles_per_second"].get(name)

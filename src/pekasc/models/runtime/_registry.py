@@ -1,4 +1,4 @@
-"""What is known by a name: teachers, encoders, methods and heads are looked up, listed and added to in one way."""
+"""A registry with names, for encoders, teachers, methods, heads and rivals."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Row = TypeVar("Row")
 
 
 class Registry(Mapping[str, Row], Generic[Row]):
-    """Rows of one kind by their names, in the order in which they were registered.
+    """Registered rows by name, in order of registration.
 
     Parameters
     ----------
     kind
-        What a row is, for errors: ``"teacher"``.
+        Kind of the rows, for errors: ``"teacher"``.
     rows
-        Those that are there from the start.
+        Initial rows.
     """
 
     def __init__(self, kind: str, rows: Mapping[str, Row] | None = None) -> None:
@@ -27,12 +27,12 @@ class Registry(Mapping[str, Row], Generic[Row]):
             self.register(name, row)
 
     def register(self, name: str, row: Row) -> None:
-        """Add a row under a name that is free.
+        """Add a row under a new name.
 
         Raises
         ------
         ValueError
-            If the name is taken: whoever asked for it so far would get another row without a word.
+            If the name is taken: replacing a row silently would change the results of existing code.
         """
         if name in self._rows:
             there = self._rows[name]
@@ -41,14 +41,14 @@ class Registry(Mapping[str, Row], Generic[Row]):
         self._rows[name] = row
 
     def find(self, argument: str, value: object, others: str = "", more: Iterable[str] = ()) -> Row:
-        """Return the row of the name that a user gave.
+        """Return the row of a name given by the user.
 
         Parameters
         ----------
         argument
             The user's argument, for the error.
         value
-            What was given there.
+            Its value.
         others, more
             See :meth:`unknown`.
 
@@ -62,24 +62,24 @@ class Registry(Mapping[str, Row], Generic[Row]):
         return self._rows[value]
 
     def unknown(self, argument: str, value: object, others: str = "", more: Iterable[str] = ()) -> ValueError:
-        """Return the error for a name that is not there: the value, what may have been meant, and what there is.
+        """Return the error for an unknown name, with close and available names.
 
         Parameters
         ----------
         argument
             The user's argument.
         value
-            What was given there.
+            Its value.
         others
-            What the argument takes besides: ``"a peft.PeftConfig, or None"``.
+            Other values that the argument takes: ``"a peft.PeftConfig, or None"``.
         more
-            Names that it takes besides, to look for close ones among.
+            Other names that it takes, for finding close ones.
         """
         known = f"Choose one of {list(self._rows)}{f', {others}' if others else ''}."
         return ValueError(f"`{argument}={value!r}` is not known.{self._close(value, more)} {known}")
 
     def _close(self, value: object, more: Iterable[str]) -> str:
-        """Return the part of the error that names what may have been meant; rows first, whatever their case."""
+        """Return the part of the error with close names, those of the registry first, ignoring case."""
         text = str(value)
         rows = difflib.get_close_matches(text.lower().replace("_", "-"), self._rows, n=3)
         close = [*rows, *difflib.get_close_matches(text, more, n=3)][:4]

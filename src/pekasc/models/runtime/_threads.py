@@ -1,4 +1,4 @@
-"""The number of threads that torch computes with, kept through what changes it."""
+"""Preserve torch's number of threads around code that changes it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def torch_threads_kept() -> Iterator[None]:
-    """Give torch the number of threads back that it had before.
+    """Restore torch's number of threads after the block.
 
-    The first parallel numba kernel of scanpy or squidpy sets the OpenMP threads of the whole process to all cores.
-    Where the user gave torch fewer, because other processes share the machine, its small operations would then wait
-    for each other at every step: five times slower than with one thread.
+    The first parallel numba kernel of scanpy or squidpy sets the OpenMP threads of the whole process to all cores. If
+    the user gave torch fewer threads, since other processes share the machine, its small operations would then be up
+    to five times slower.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Teachers: embeddings of expression that adapters are trained towards."""
+"""Teachers: models that embed expression, as training targets of adapters."""
 
 from __future__ import annotations
 

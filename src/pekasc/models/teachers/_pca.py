@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 from pekasc._expression import Matrix, dense
 from pekasc.models.heads import n_components_for
 
-# a PCA of more values than that keeps them sparse
+# above this many values, PCA keeps the matrix sparse
 DENSE_VALUES = 2e7
 
 
@@ -20,7 +20,7 @@ class PcaTeacher:
     expression
         Training spots x genes.
     n_components
-        See :func:`pekasc.models._heads.n_components_for`.
+        See :func:`pekasc.models.heads.n_components_for`.
     random_state
         Seed of the solver for sparse data.
     """
@@ -35,12 +35,12 @@ class PcaTeacher:
         self.n_genes: int | None = int(expression.shape[1])
 
     def embed(self, train: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-        """Return scores of `rows` on components of `train`."""
+        """Return the scores of `rows` on the principal components of `train`."""
         rows = np.asarray(train if rows is None else rows)
-        x = self.expression[np.unique(train)]  # in one order, whatever the caller's: sums depend on it in the last bit
+        x = self.expression[np.unique(train)]  # sorted, since rounding depends on the order of rows
         n, d = x.shape
         k = n_components_for(n, d, self.n_components, "teacher_components")
-        # arpack keeps sparse data sparse; it cannot give all components, and small data are better dense
+        # arpack keeps sparse data sparse, but cannot return all components; small data are faster dense
         if n * d > DENSE_VALUES and k < min(n, d):
             pca = PCA(k, svd_solver="arpack", random_state=self.random_state).fit(x)
             return pca.transform(self.expression[rows]).astype(np.float32)

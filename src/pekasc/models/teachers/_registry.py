@@ -1,4 +1,4 @@
-"""Teachers: embeddings of spots' expression, behind one interface, and the registry of those that are known by name."""
+"""Registry of teachers: how each is made from the expression of the training spots."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from pekasc.models.teachers._teacher import Teacher, TeacherModel
 
 @dataclass(frozen=True)
 class Source:
-    """What a teacher is made from: everything about the same spots, in one order.
+    """Data and settings to make a teacher from.
 
     Parameters
     ----------
     expression
-        Log-normalised expression, spots x genes; for teachers that read it.
+        Log-normalised expression, spots x genes, for teachers that need it.
     counts
-        Raw counts, spots x genes; for teachers that read those.
+        Raw counts, spots x genes, for teachers that need them.
     genes
         Names of the genes.
     expressed
-        Positions of those genes that are seen often enough to learn from.
+        Indices of the genes detected in enough spots to fit a teacher on.
     n_components
-        Dimensions of the embedding; None leaves it to the teacher.
+        Dimensions of the embedding; None is the default of the teacher.
     files
         Folder with the teacher's official files.
     max_tokens
-        Most tokens in a batch.
+        Maximum number of tokens per batch.
     device, precision, random_state, progress
         As in ``tl.fit_adapter``.
     """
@@ -57,20 +57,20 @@ class Source:
 
 @dataclass(frozen=True)
 class TeacherRow:
-    """A teacher that is known by its name.
+    """A teacher of the registry.
 
     Parameters
     ----------
     make
-        Makes it.
+        Function that makes the teacher.
     fitted
-        Whether it learns from the spots at hand. A frozen one knows a spot by its own counts alone.
+        Whether it is fitted on the training spots. A frozen teacher embeds each spot from its own counts alone.
     counts
-        Whether it reads raw counts, else log-normalised expression.
+        Whether it needs raw counts; else log-normalised expression.
     files
-        What the folder of its files has to hold; none for a teacher without official files.
+        Names of the official files that it needs in its folder.
     require
-        Raises ImportError where a package that it needs is missing.
+        Function that raises ImportError if a package is missing.
     """
 
     make: Callable[[Source], TeacherModel]
@@ -120,7 +120,7 @@ TEACHERS: Registry[TeacherRow] = Registry(
 
 
 def check_files(teacher: Teacher) -> None:
-    """Check that a teacher of the registry gets the folder that it needs, and none that it does not.
+    """Check that `files` is given for a teacher that needs files, and only then.
 
     Raises
     ------

@@ -43,24 +43,24 @@ ARCHITECTURE = "mae_autobin"
 N_DEPTHS = 2
 # about 0.7 GB for the official model in single precision; a spot with more tokens is a batch of its own
 MAX_TOKENS = 16_384
-# of the genes of the table or of the index, whichever are fewer; below it, names are of another kind or species
+# minimum fraction of the genes of the table or of scFoundation, whichever are fewer: below, gene names do not match
 MIN_OVERLAP = 0.1
 
 
 @dataclass(frozen=True)
 class Config:
-    """What the checkpoint says about its encoder.
+    """Configuration of the encoder in the checkpoint.
 
     Parameters
     ----------
     hidden_dim, depth, heads
         Width, number of layers and of attention heads.
     bin_num, bin_alpha
-        Number of bins that a value is spread over, and weight of the skip connection there.
+        Number of bins of the value embedding, and weight of its skip connection.
     pad_token_id
-        Value that stands for padding.
+        Value of padding tokens.
     seq_len
-        Number of genes and the two depths.
+        Number of genes plus the two depth tokens.
     """
 
     hidden_dim: int
@@ -90,7 +90,7 @@ class ValueEmbedding(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Transformer layers (post-norm, ReLU) and a last norm."""
+    """Transformer layers (post-norm, ReLU) and a final norm."""
 
     def __init__(self, dim: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -101,14 +101,14 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:
-        """Return tokens (batch, tokens, dim); nothing looks at those where `padding` (batch, tokens) is true."""
+        """Return tokens (batch, tokens, dim); those where `padding` (batch, tokens) is true are not attended to."""
         mask = ~padding[:, None, None, :] if bool(padding.any()) else None
         for layer in self.transformer_encoder:
             x = self._layer(layer, x, mask)
         return self.norm(x)
 
     def _layer(self, layer: Any, x: Tensor, mask: Tensor | None) -> Tensor:
-        # written out, for torch's own fast path keeps all attention weights: 19,266 x 19,266 for every head
+        # written out, since torch's own fast path stores all attention weights: 19,266 x 19,266 per head
         attention = layer.self_attn
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -122,8 +122,8 @@ class Encoder(nn.Module):
 class ScFoundation(nn.Module):
     """The encoder of scFoundation with its embeddings.
 
-    In each sequence the spot's two depths stand first (position numbers after all genes), then its expressed genes,
-    then padding. Attention knows positions by their embedding only, so the order in memory changes no result.
+    Each sequence has the two depth tokens of the spot (whose positions come after all genes), then its expressed genes,
+    then padding. Attention uses positions only through their embedding, so the order in memory does not matter.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ class ScFoundation(nn.Module):
         self.encoder = Encoder(config.hidden_dim, config.depth, config.heads)
 
     def tokens(self, values: Tensor, positions: Tensor, padding: Tensor) -> Tensor:
-        """Return what the encoder reads, (batch, tokens, dim)."""
+        """Return the input tokens of the encoder, (batch, tokens, dim)."""
         x = torch.where(padding[..., None], self.token_emb.emb_pad.weight, self.token_emb(values))
         return x + self.pos_emb(positions)
 
@@ -163,18 +163,18 @@ class ScFoundationTeacher:
     checkpoint
         Folder with the official files ``models.ckpt`` and ``OS_scRNA_gene_index.19264.tsv``.
     device, precision
-        See :func:`pekasc.models._embed.resolve_device` and :func:`pekasc.models._embed.autocast`.
+        See :func:`pekasc.models.runtime.resolve_device` and :func:`pekasc.models.runtime.autocast`.
     max_tokens
-        Most tokens in a batch, padding included. A spot with more is a batch of its own.
+        Maximum number of tokens per batch, with padding. A spot with more is a batch of its own.
     progress
-        Show a bar.
+        Show a progress bar.
 
     Attributes
     ----------
     n_genes
-        Number of genes that scFoundation knows and the data have.
+        Number of genes of scFoundation that are in the data.
     digest
-        SHA-256 of the weights that are used, and of the gene index.
+        SHA-256 of the encoder's weights and of the gene index.
 
     Raises
     ------
@@ -204,16 +204,16 @@ class ScFoundationTeacher:
         self.n_genes: int | None
         self.counts, self.n_genes = align(counts, genes, known)
         self.n_spots = int(self.counts.shape[0])
-        # what a position means is part of what the weights say
+        # the gene index is part of the digest, since it assigns genes to positions
         self.digest: str | None = sha256("\n".join([weights_digest(model), *known]))
         self.model = model.to(device)
         self.device, self.precision = torch.device(device), precision
         self.max_tokens, self.progress = max_tokens, progress
 
     def embed(self, train: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-        """Return the embedding of spots `rows`, (len(rows), 4 * dim) float32, in their order; `train` changes nothing.
+        """Return the embedding of spots `rows`, (len(rows), 4 * dim) float32; `train` is ignored.
 
-        A spot with a single count, or none, has no depth tokens (log10(1) = 0 counts as absent), so no embedding: NaN.
+        Spots with fewer than two counts have no depth tokens (log10(1) = 0 means absent), so their embedding is NaN.
         """
         x = self.counts[np.asarray(train if rows is None else rows)]
         total = np.asarray(x.sum(axis=1, dtype=np.float64)).ravel()
@@ -237,7 +237,7 @@ class ScFoundationTeacher:
         values, positions, padding = (
             torch.from_numpy(array).to(self.device) for array in sequences(x, total, rows, self.model.config)
         )
-        # in full precision: an expression value in bfloat16 would keep two digits
+        # in full precision: bfloat16 would keep two digits of an expression value
         tokens = self.model.tokens(values, positions, padding)
         with autocast(self.device, self.precision):
             tokens = self.model.encoder(tokens, padding)
@@ -247,7 +247,7 @@ class ScFoundationTeacher:
 def sequences(
     x: Matrix, total: np.ndarray, rows: np.ndarray, config: Config
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return values float32, position numbers int64 and padding bool of `rows`, each (len(rows), longest).
+    """Return values (float32), positions (int64) and padding (bool) of the sequences of `rows`, (len(rows), longest).
 
     Parameters
     ----------
@@ -258,7 +258,7 @@ def sequences(
     rows
         Rows of `x`.
     config
-        Of the model.
+        Configuration of the model.
     """
     longest = int(np.diff(x.indptr)[rows].max()) + N_DEPTHS
     values = np.full((len(rows), longest), config.pad_token_id, dtype=np.float32)
@@ -267,7 +267,7 @@ def sequences(
     for i, row in enumerate(rows):
         part = slice(x.indptr[row], x.indptr[row + 1])
         end = N_DEPTHS + part.stop - part.start
-        values[i, :N_DEPTHS] = np.log10(total[row])  # PEKA asks for the depth that the spot has
+        values[i, :N_DEPTHS] = np.log10(total[row])  # PEKA sets the target depth to the spot's own
         values[i, N_DEPTHS:end] = np.log1p(SCALE * x.data[part] / total[row])
         positions[i, :N_DEPTHS] = config.seq_len - N_DEPTHS, config.seq_len - 1
         positions[i, N_DEPTHS:end] = x.indices[part]
@@ -276,9 +276,9 @@ def sequences(
 
 
 def length_batches(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
-    """Yield positions of sequences, those of like length together, with at most `max_tokens` in a padded batch.
+    """Yield batches of sequences, as indices, sorted by length, with at most `max_tokens` tokens after padding.
 
-    The longest come first, so that memory which does not suffice fails at once and not after an hour.
+    The longest come first, so that running out of memory happens at once and not after an hour.
     """
     order = np.argsort(-lengths, kind="stable")
     start = 0
@@ -296,7 +296,7 @@ def align(counts: Matrix, genes: Sequence[str], known: Sequence[str]) -> tuple[M
     Raises
     ------
     ValueError
-        If next to none of `genes` is known.
+        If almost none of `genes` is known.
     """
     column = gene_positions(np.asarray(known, dtype=object), list(genes))
     found = np.flatnonzero(column >= 0)
@@ -350,7 +350,7 @@ def load(folder: str | Path) -> tuple[ScFoundation, list[str]]:
 
 def _read(path: Path) -> Any:
     try:
-        # mapped, for the file holds several models of which one is used; the format before zip cannot be mapped
+        # memory-mapped, since one of several models in the file is used; files older than the zip format cannot be
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise OSError(
@@ -371,12 +371,12 @@ def _at(mapping: Any, *keys: str, path: str) -> Any:
 
 
 def read_config(cell: Mapping[str, Any]) -> Config:
-    """Return the configuration of one version in the checkpoint: the model's, with the data set's merged over it.
+    """Return the configuration of the cell model in the checkpoint: that of the model, updated with the data set's.
 
     Raises
     ------
     ValueError
-        If a key is missing, or the architecture is another.
+        If a key is missing, or the architecture differs.
     """
     path = f"checkpoint[{VERSION!r}]"
     config = _at(cell, "config", path=path)
@@ -414,16 +414,16 @@ def _expect(what: str, found: Any, expected: Any) -> None:
 
 
 def read_genes(path: Path, n: int) -> list[str]:
-    """Return the names in the gene index, which must be `n`.
+    """Return the `n` gene names of the gene index.
 
     Raises
     ------
     ValueError
-        If there is no column ``gene_name``, the number is another, or a gene is there twice.
+        If there is no column ``gene_name``, their number is not `n`, or a gene is listed twice.
     OSError
         If the file is no table.
     """
-    # a gene may be called NA or NAN
+    # keep_default_na: a gene may be called NA or NAN
     try:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     except ValueError as error:  # pandas' errors for what is no table, or no text

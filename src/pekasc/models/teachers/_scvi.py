@@ -1,4 +1,4 @@
-"""scVI as teacher: a variational autoencoder of counts, fitted on the training spots of the fold at hand.
+"""scVI as teacher: a variational autoencoder of counts, fitted on the training spots.
 
 References
 ----------
@@ -36,7 +36,7 @@ def require_scvi() -> Any:
         If scvi-tools is not installed.
     """
     try:
-        with warnings.catch_warnings():  # what its own imports deprecate in one another
+        with warnings.catch_warnings():  # deprecation warnings of its own imports
             warnings.simplefilter("ignore")
             import scvi
     except ImportError as error:
@@ -55,15 +55,15 @@ class ScviTeacher:
     counts
         Raw counts, training spots x genes.
     n_latent
-        Number of latent dimensions; None takes scvi-tools' own default, 10.
+        Number of latent dimensions; None is scvi-tools' default, 10.
     epochs
-        Passes over the spots; None takes 100, a quarter of scvi-tools' own default: there are four fits in one adapter.
+        Number of epochs; None is 100, a quarter of scvi-tools' default, since an adapter needs four fits.
     device
-        Where to train.
+        Device to train on.
     random_state
         Seed of weights, batches and noise.
     progress
-        Show a bar.
+        Show a progress bar.
 
     Raises
     ------
@@ -98,7 +98,7 @@ class ScviTeacher:
         self.device, self.random_state, self.progress = torch.device(device), random_state, progress
 
     def embed(self, train: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-        """Return latent means of `rows` (n, n_latent), NaN without counts, from a model fitted on spots `train`.
+        """Return the latent means of `rows`, (n, n_latent), NaN without counts, from a model fitted on spots `train`.
 
         Raises
         ------
@@ -106,8 +106,8 @@ class ScviTeacher:
             If there are too few spots with counts to train on.
         """
         rows = np.asarray(train if rows is None else rows)
-        counted = np.asarray(self.counts.sum(axis=1)).ravel() > 0  # scVI reads the logarithm of the total
-        fitted = np.unique(train)  # in one order, whatever the caller's: batches are drawn from it
+        counted = np.asarray(self.counts.sum(axis=1)).ravel() > 0  # scVI takes the logarithm of the total
+        fitted = np.unique(train)  # sorted, since batches depend on the order of spots
         fitted = fitted[counted[fitted]]
         if len(fitted) < 2:
             raise ValueError(f"scVI cannot be fitted on {len(fitted)} spots with counts.")
@@ -130,9 +130,9 @@ class ScviTeacher:
                 max_epochs=self.epochs,
                 accelerator="gpu" if cuda else self.device.type,
                 devices=[self.device.index or 0] if cuda else 1,
-                # all spots train: a random tenth of them, held out, would be neighbours of the rest
+                # no validation set: random spots are neighbours of the rest
                 train_size=1.0,
-                shuffle_set_split=False,  # shuffled by a generator that no seed reaches
+                shuffle_set_split=False,  # its generator cannot be seeded
                 batch_size=_batch_size(len(fitted)),
                 enable_progress_bar=self.progress,
                 enable_model_summary=False,
@@ -142,13 +142,13 @@ class ScviTeacher:
 
 
 def _batch_size(n_spots: int) -> int:
-    """Return a batch size that leaves no last batch of a single spot, which batch normalisation cannot take."""
+    """Return a batch size without a last batch of one spot, which batch normalisation does not allow."""
     return next(size for size in range(BATCH_SIZE, 1, -1) if n_spots % size != 1)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what scvi-tools says about its own set-up out of the user's log."""
+    """Keep scvi-tools' messages about its own set-up out of the user's log."""
     logger = logging.getLogger("scvi")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -162,7 +162,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators, from which scvi-tools draws, and give them back as they were."""
+    """Seed the global random generators, which scvi-tools uses, and restore their state afterwards."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -1,4 +1,4 @@
-"""An embedding that is there already: computed before, or by a frozen model."""
+"""A stored embedding as teacher: computed before, or by a frozen model."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pekasc.models.teachers._teacher import TeacherModel
 
 
 class StoredTeacher:
-    """An embedding that is there already: computed before, or by a frozen model.
+    """A stored embedding as teacher: computed before, or by a frozen model.
 
     Parameters
     ----------
     embedding
-        Training spots x D.
+        Embedding of the training spots, (n, D).
     name
-        Where it came from.
+        Name of the teacher.
     licence, digest
-        Of the model that made it.
+        Licence and digest of the model that made it.
 
     Raises
     ------
@@ -48,12 +48,12 @@ def precomputed(teacher: TeacherModel) -> StoredTeacher:
 
 
 def check_finite(embedding: np.ndarray, name: str) -> np.ndarray:
-    """Return `embedding` if all of it is finite.
+    """Check that an embedding has no NaN or infinite values, and return it.
 
     Raises
     ------
     ValueError
-        If it is not.
+        If it has.
     """
     bad = ~np.isfinite(embedding).all(axis=1)
     if bad.any():

@@ -1,4 +1,4 @@
-"""`Teacher`: which model of single cells teaches, and where its files are."""
+"""`Teacher`, the description of a teacher, and the interface of teacher models."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pekasc._options import whole
 
 @dataclass(frozen=True)
 class Teacher:
-    """Describe a teacher: a model of expression whose embedding the adapter is trained to predict.
+    """Describe a teacher: a model that embeds expression, from which the adapter learns by distillation.
 
-    Goes wherever ``teacher=`` stands, beside a plain name.
+    Pass it as ``teacher=``, where a name is not enough.
 
     Parameters
     ----------
     name
-        ``"pca"`` of log-normalised expression or ``"scvi"`` (latent means of 10 dimensions, 100 epochs on the counts;
-        needs ``pip install "pekasc[scvi]"``), both fitted on the training spots of each fold; ``"scfoundation"``,
-        frozen, from `files`; or a key of ``obsm``. A stored embedding must not have been fitted on spots that are
+        ``"pca"`` of log-normalised expression or ``"scvi"`` (10 latent dimensions, 100 epochs on the counts; needs
+        ``pip install "pekasc[scvi]"``), both fitted on the training spots of each fold; ``"scfoundation"``, a frozen
+        model from `files`; or a key of ``obsm``. An embedding in ``obsm`` must not have been fitted on spots that are
         tested later.
     files
-        Folder with a frozen teacher's official files; for scFoundation ``models.ckpt`` and
-        ``OS_scRNA_gene_index.19264.tsv``, which have a licence of their own. Without it, what
-        :func:`pekasc.tl.embed_expression` stored in ``obsm`` is taken.
+        Folder with the official files of a frozen teacher; for scFoundation ``models.ckpt`` and
+        ``OS_scRNA_gene_index.19264.tsv``, which have a licence of their own. Without files, the embedding that
+        :func:`pekasc.tl.embed_expression` stored in ``obsm`` is used.
     max_tokens
-        scFoundation: most tokens in a batch, one for every gene that a spot has. Fewer need less memory; None is the
-        default of the model.
+        scFoundation: maximum number of tokens per batch, one for every expressed gene of a spot. Fewer need less
+        memory; None is 16,384.
 
     Examples
     --------
@@ -53,7 +53,7 @@ class Teacher:
 
 
 def resolve_teacher(teacher: Any) -> Teacher:
-    """Return the description of a teacher: a name, or what stands already.
+    """Return the :class:`Teacher` for a name, or a :class:`Teacher` unchanged.
 
     Raises
     ------
@@ -70,22 +70,22 @@ def resolve_teacher(teacher: Any) -> Teacher:
 
 
 class TeacherModel(Protocol):
-    """What training asks of a teacher."""
+    """Interface of a teacher."""
 
     name: str
-    licence: str | None  # of what it learned elsewhere
-    digest: str | None  # of the weights that it learned elsewhere
-    n_spots: int  # that it knows
-    n_genes: int | None  # that it reads, where that is known
+    licence: str | None  # of pretrained weights
+    digest: str | None  # of pretrained weights
+    n_spots: int
+    n_genes: int | None  # None if unknown
 
     def embed(self, train: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-        """Return the embedding of spots `rows`, (len(rows), D) float32, by what was fitted on spots `train` alone.
+        """Fit the teacher on spots `train`, and return the embedding of spots `rows`, (len(rows), D) float32.
 
         Parameters
         ----------
         train
-            Positions of the spots that may be learned from; a frozen teacher learns from none.
+            Indices of the spots to fit on; ignored by a frozen teacher.
         rows
-            Positions of the spots to embed, `train` by default. A spot that cannot be embedded is NaN.
+            Indices of the spots to embed, `train` by default. Spots that cannot be embedded are NaN.
         """
         ...

@@ -1,4 +1,4 @@
-"""Training an adapter: PEFT methods, targets, losses, the Lightning module and how it runs."""
+"""Training of adapters: PEFT methods, targets, losses, training plan and Lightning trainer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many blocks to adapt where the user leaves it open."""
+"""Number of blocks to adapt for ``blocks="auto"``."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from pekasc.models.features import token_shape
 logger = get_logger(__name__)
 
 MOST = 4  # see docs/decisions.md: more blocks cost time and gave no better score
-_SHARE = 0.5  # of the free memory that activations may take
-_PER_TOKEN = 17  # numbers of its width that a block keeps for the backward pass (Korthikanti et al., arXiv:2205.05198)
+_SHARE = 0.5  # fraction of the free memory that activations may take
+# values per token and width that a block stores for the backward pass (Korthikanti et al., arXiv:2205.05198)
+_PER_TOKEN = 17
 
 
 def memory_at_hand(device: torch.device) -> int:
-    """Return free bytes of the device."""
+    """Return the free memory of the device in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
 
 
 def training_bytes(encoder: EncoderNetwork, batch_size: int, device: torch.device, precision: str) -> int:
-    """Return about how many bytes of activations training one block keeps."""
+    """Estimate the memory in bytes for the activations of one trained block."""
     tokens, width = token_shape(encoder, precision)
     n = batch_size * tokens * width * _PER_TOKEN
-    if device.type == "cpu":  # attention is kept there, a fused kernel on a GPU computes it again
+    if device.type == "cpu":  # stores the attention weights, which a fused kernel on a GPU recomputes
         heads = getattr(encoder.model.blocks[0].attn, "num_heads", 1)
         n += 2 * batch_size * heads * tokens**2
     return n * (4 if precision == "fp32" else 2)
@@ -36,18 +37,18 @@ def training_bytes(encoder: EncoderNetwork, batch_size: int, device: torch.devic
 def choose_blocks(
     encoder: EncoderNetwork, last: int, batch_size: int, device: torch.device, precision: str
 ) -> int | str:
-    """Return how many of the first `last` blocks to adapt: the last four, or fewer where memory is short.
+    """Return how many of the first `last` blocks to adapt: the last four, or fewer if memory is short.
 
     Parameters
     ----------
     encoder
         The encoder.
     last
-        Blocks that the features need.
+        Number of the block after which features are taken.
     batch_size
-        Tiles in a training batch (in the part of one that runs at once).
+        Tiles per micro-batch.
     device, precision
-        Where and how it is trained.
+        Device and precision of the training.
     """
     if not encoder.splits:
         logger.hint('blocks="auto": all %d, for those of this encoder cannot be run one by one.', last)
@@ -61,7 +62,7 @@ def choose_blocks(
     )  # fmt: skip
     if fits < 1:
         logger.warning(
-            "Training even one block may not fit: `Compute.accumulate` runs a batch in parts, "
-            "`Compute.gradient_checkpointing` keeps less."
+            "Training even one block may run out of memory: `Compute.accumulate` (micro-batches) and "
+            "`Compute.gradient_checkpointing` need less."
         )
     return k

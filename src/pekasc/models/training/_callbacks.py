@@ -1,4 +1,4 @@
-"""What happens around the steps of a training: losses, weights that are kept, states on disk."""
+"""Lightning callbacks of a training: history of the losses, weights to keep, checkpoints."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pekasc.models.training._plan import Student
 
 
 class Allocation(L.Callback):
-    """Let a method that moves rank between layers do so, while the gradients are there.
+    """Let AdaLoRA reallocate ranks between layers after every step, while the gradients are available.
 
-    A callback, for those come before a module's own hooks, and the state that is written has to have it.
+    It is a callback, since these run before the module's own hooks and a checkpoint must include the new ranks.
     """
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -32,9 +32,9 @@ class Allocation(L.Callback):
 
 
 class History(L.Callback):
-    """Collect the mean losses of every epoch, and what `on_epoch` measures after it; end when it says so.
+    """Collect the mean losses of every epoch and the held-out error from `on_epoch`; stop early when `stop` is true.
 
-    `known` is told which epochs an earlier run finished, where a training goes on from its state.
+    After resuming from a checkpoint, `known` is called for every epoch that is finished already.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class History(L.Callback):
         epoch = trainer.current_epoch + 1
         row = {"epoch": epoch, "loss": loss, "kd": kd, "sa": sa, "matching": matching}
         row["peak_memory"] = peak_memory(pl_module.device)
-        # measured without dropout, and without drawing from what the training draws from
+        # without dropout, and without changing the random state of the training
         pl_module.encoder.eval()
         with torch.random.fork_rng(devices=[pl_module.device] if pl_module.device.type == "cuda" else []):
             row["val_error"] = self.on_epoch(epoch)
@@ -67,21 +67,21 @@ class History(L.Callback):
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them back."""
+        """Restore the rows."""
         self.rows = list(state_dict["rows"])
         for row in self.rows:
             self.known(int(row["epoch"]))
 
 
 class Checkpoints(L.Callback):
-    """Write the state of a training every few minutes: whole, or not at all."""
+    """Write a checkpoint every few minutes, atomically."""
 
     def __init__(self, folder: Path, minutes: float) -> None:
         self.file, self.seconds, self._last = folder / LAST, 60 * minutes, time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # gradients of a part of a batch are no state to go on from. Nor is the end of an epoch: Lightning's own steps
-        # there (the schedule of the learning rate) come after all hooks
+        # not between micro-batches, since accumulated gradients are not saved; not at the end of an epoch, where
+        # Lightning updates the learning rate after all hooks
         if (batch_idx + 1) % pl_module.parts or trainer.is_last_batch:
             return
         if not processes.broadcast(time.monotonic() - self._last >= self.seconds):
@@ -96,8 +96,8 @@ class Checkpoints(L.Callback):
 LAST = "last.ckpt"
 
 
-class Kept(L.Callback):
-    """The weights after some epochs, part of the state of a training."""
+class KeepWeights(L.Callback):
+    """Keep the weights after some epochs, as part of the checkpoint."""
 
     def __init__(self, student: Student, epochs: Collection[int]) -> None:
         self.student, self.epochs = student, epochs
@@ -105,7 +105,7 @@ class Kept(L.Callback):
         self.configs: dict[int, PeftConfig] = {}
 
     def keep(self, epoch: int) -> None:
-        """Keep them, if this is such an epoch."""
+        """Keep the weights, if `epoch` is one of those to keep."""
         if epoch not in self.epochs:
             return
         s = self.student
@@ -118,12 +118,12 @@ class Kept(L.Callback):
         self.configs[epoch] = deepcopy(s.peft_model.active_peft_config)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return them, for Lightning's checkpoint; the configuration as text that can be read without code."""
+        """Return the weights for Lightning's checkpoint, with configurations as JSON, which cannot run code."""
         patterns = {epoch: json.dumps(getattr(c, "rank_pattern", None)) for epoch, c in self.configs.items()}
         return {"weights": self.weights, "patterns": patterns}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them back."""
+        """Restore the weights."""
         self.weights = dict(state_dict["weights"])
         for epoch, pattern in state_dict["patterns"].items():
             self.configs[epoch] = deepcopy(self.student.peft_model.active_peft_config)

@@ -1,4 +1,4 @@
-"""How Lightning runs a training, and which of its arguments a user may give."""
+"""Lightning trainer of a training, and checks of the user's arguments for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 @dataclass(frozen=True)
 class Engine:
-    """How to run a training; nothing here changes what is learned, but for rounding.
+    """Settings of a training that do not change its result, beyond rounding.
 
     Parameters
     ----------
@@ -30,13 +30,13 @@ class Engine:
     trainer
         Further arguments of :class:`lightning.Trainer`.
     accumulate
-        Parts that a batch is run in, one after the other.
+        Gradient accumulation: micro-batches per batch.
     gradient_checkpointing
         Recompute the blocks in the backward pass.
     compile
-        ``torch.compile`` the trained blocks.
+        Compile the trained blocks with ``torch.compile``.
     checkpoint_minutes
-        Between two states on disk, where there is a folder for them.
+        Minutes between two checkpoints, if there is a folder for them.
     """
 
     device: torch.device
@@ -49,8 +49,8 @@ class Engine:
     checkpoint_minutes: float = 5.0
 
 
-# arguments of a Trainer that would change what is learned, or that this file needs
-_OURS = (
+# arguments of a Trainer that pekasc sets itself, or that would change the result
+_RESERVED = (
     "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "fast_dev_run", "overfit_batches",
     "limit_train_batches", "accumulate_grad_batches", "reload_dataloaders_every_n_epochs", "enable_checkpointing",
     "use_distributed_sampler", "num_sanity_val_steps",
@@ -63,21 +63,21 @@ _INSTEAD = {
 
 
 def as_list(given: Any) -> list[Any]:
-    """Return one callback or logger, several or none, as Lightning takes them, in a list."""
+    """Return callbacks or loggers as a list; Lightning takes None, one or several."""
     if given is None:
         return []
     return list(given) if isinstance(given, list | tuple) else [given]
 
 
 def check_trainer(trainer: Any) -> dict[str, Any]:
-    """Return arguments of a :class:`lightning.Trainer`, if they may be given.
+    """Check the user's arguments of the :class:`lightning.Trainer`, and return them.
 
     Raises
     ------
     TypeError
-        If they are no mapping, Lightning knows no such argument, or a callback or logger is none.
+        If they are no mapping, an argument is unknown to Lightning, or a callback or logger has a wrong type.
     ValueError
-        If one would change what is learned.
+        If an argument would change the result.
     """
     if trainer is None:
         return {}
@@ -88,11 +88,11 @@ def check_trainer(trainer: Any) -> dict[str, Any]:
         )
     known = set(inspect.signature(L.Trainer.__init__).parameters) - {"self"}
     if unknown := sorted(set(trainer) - known):
-        raise TypeError(f"`trainer`: lightning.Trainer knows no {unknown}. It knows: {sorted(known - set(_OURS))}.")
-    for name in _OURS:
+        raise TypeError(f"`trainer`: lightning.Trainer knows no {unknown}. It knows: {sorted(known - set(_RESERVED))}.")
+    for name in _RESERVED:
         if name in trainer:
             instead = f"give `{_INSTEAD[name]}`" if name in _INSTEAD else "leave it out"
-            raise ValueError(f"`trainer`: {name!r} is pekasc's to say: {instead}.")
+            raise ValueError(f"`trainer`: {name!r} is set by pekasc: {instead}.")
     for logger in [] if isinstance(trainer.get("logger"), bool) else as_list(trainer.get("logger")):
         if not isinstance(logger, Logger):
             raise TypeError(f"`trainer`: logger must be lightning's Logger, several, or False, got {logger!r}.")
@@ -119,17 +119,17 @@ def check_trainer(trainer: Any) -> dict[str, Any]:
 
 
 def check_starts(engine: Engine, recipe: Recipe) -> None:
-    """Raise ValueError where Lightning does not take what the user gives it, before there is any work."""
+    """Raise ValueError if Lightning rejects the user's arguments, before any work."""
     try:
         with quiet_lightning():
             _trainer(engine, recipe, 1, [])
     except (MisconfigurationException, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"`trainer`: Lightning does not take {dict(engine.trainer)}: {error}") from error
+        raise ValueError(f"`trainer`: Lightning rejects {dict(engine.trainer)}: {error}") from error
 
 
 def _trainer(engine: Engine, recipe: Recipe, epochs: int, callbacks: list[L.Callback]) -> L.Trainer:
     given = dict(engine.trainer)
-    theirs = as_list(given.pop("callbacks", None))
+    user_callbacks = as_list(given.pop("callbacks", None))
     if processes.n_ranks() == 1 and "devices" not in given and "accelerator" not in given:
         given |= {
             "accelerator": engine.device.type,
@@ -140,8 +140,8 @@ def _trainer(engine: Engine, recipe: Recipe, epochs: int, callbacks: list[L.Call
         "enable_progress_bar": engine.progress, "gradient_clip_val": recipe.gradient_clip, **given,
     }  # fmt: skip
     return L.Trainer(
-        max_epochs=epochs, enable_checkpointing=any(isinstance(c, Checkpoint) for c in theirs),
+        max_epochs=epochs, enable_checkpointing=any(isinstance(c, Checkpoint) for c in user_callbacks),
         accumulate_grad_batches=engine.accumulate, use_distributed_sampler=False, num_sanity_val_steps=0,
-        # last: what a user's callbacks do is done when a state is written
-        callbacks=[*theirs, *callbacks], **how,
+        # ours last, so that a checkpoint includes the effects of the user's callbacks
+        callbacks=[*user_callbacks, *callbacks], **how,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""PEKA's lesson in plain torch: structure labels, the frozen cluster head, projector and losses.
+"""The losses of PEKA: knowledge distillation through the frozen cluster head, and structure alignment.
 
 Method: Pan, Chen, Secrier, "Teaching pathology foundation models to accurately predict gene expression with
 parameter efficient knowledge transfer", arXiv:2504.07061.
@@ -14,7 +14,9 @@ from torch.nn import functional
 def losses(
     head: nn.Module, teacher: Tensor, student: Tensor, labels: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Return knowledge distillation ``T**2 * KL(softmax(f(t)/T) || softmax(f(s)/T))`` and structure alignment.
+    """Return the distillation loss ``T**2 * KL(softmax(f(t)/T) || softmax(f(s)/T))`` and the structure alignment loss.
+
+    Structure alignment is the cross-entropy of ``f(s)`` with the structure labels.
 
     Parameters
     ----------

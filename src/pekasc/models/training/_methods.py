@@ -1,4 +1,4 @@
-"""Parameter-efficient methods: one row each, all through the PEFT library."""
+"""Registry of parameter-efficient fine-tuning methods, all from the PEFT library."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def _dora(rank: int, targets: list[str]) -> PeftConfig:
 
 
 def _adalora(rank: int, targets: list[str]) -> PeftConfig:
-    # PEFT begins with factors of 0.02 and singular values of 0, and divides by the rank: with LoRA's alpha the update
-    # is a hundredth of LoRA's, and nothing is learned. The steps are filled in when the length of the training is known
+    # PEFT initialises factors with 0.02 and singular values with 0, and divides by the rank: with LoRA's alpha, updates
+    # would be a hundredth of LoRA's. `with_steps` fills in the steps once the length of the training is known
     return AdaLoraConfig(
         init_r=rank * 3 // 2, target_r=rank, lora_alpha=128 * rank, target_modules=targets, total_step=1
     )
@@ -43,7 +43,7 @@ def _hra(rank: int, targets: list[str]) -> PeftConfig:
     return HRAConfig(r=rank, target_modules=targets)
 
 
-# what makes the PEFT configuration of a rank for the layers that are named
+# functions from rank and layer names to the PEFT configuration
 METHODS: Registry[Callable[[int, list[str]], PeftConfig]] = Registry(
     "method", {"bone": _bone, "bat": _bat, "lora": _lora, "dora": _dora, "adalora": _adalora, "hra": _hra}
 )
@@ -53,7 +53,7 @@ _MIN_ADALORA_STEPS = 2
 
 
 def known_methods() -> list[str]:
-    """Return the names of the methods."""
+    """Return the names of the registered methods."""
     return list(METHODS)
 
 
@@ -65,12 +65,12 @@ def method_name(method: Method) -> str:
 
 
 def check_method(method: Method) -> Method:
-    """Return `method` if it is known.
+    """Check that a method can be trained, and return it.
 
     Raises
     ------
     ValueError
-        If it is a string that names no method.
+        If it is the name of no method, or a configuration that trains parts of the encoder itself.
     TypeError
         If it is neither a string, a ``PeftConfig`` nor None.
     """
@@ -82,18 +82,18 @@ def check_method(method: Method) -> Method:
         if getattr(method, name, None):
             raise ValueError(
                 f"`method`: the configuration's `{name}={getattr(method, name)!r}` would train parts of the encoder "
-                "itself. Leave it out: an adapter is what is added to an encoder that stays as it is."
+                "itself. Leave it out: an adapter is added to an encoder that stays frozen."
             )
     return method
 
 
 def last_block(encoder: EncoderNetwork, depth: Depth) -> int:
-    """Return the number of blocks that features after `depth` need."""
+    """Return the number of the last block that features at `depth` need."""
     return encoder.n_blocks if depth is None else max(depth)
 
 
 def adapter_targets(encoder: Encoder, method: Method) -> tuple[str, ...]:
-    """Return the layers inside a block that a method attaches to: those that a configuration names, else the row's."""
+    """Return the layers of a block to adapt: ``target_modules`` of a configuration, else the encoder's defaults."""
     own = getattr(method, "target_modules", None)
     if not own or own == "all-linear":
         return encoder.adapter_targets
@@ -101,7 +101,7 @@ def adapter_targets(encoder: Encoder, method: Method) -> tuple[str, ...]:
 
 
 def target_layers(encoder: EncoderNetwork, depth: Depth, blocks: str | int, method: Method = None) -> list[str]:
-    """Return the names of the layers that the adapter attaches to: in all blocks up to `depth`, or in the last few.
+    """Return the names of the layers to adapt, in all blocks up to `depth` or in the last of them.
 
     Parameters
     ----------
@@ -110,14 +110,14 @@ def target_layers(encoder: EncoderNetwork, depth: Depth, blocks: str | int, meth
     depth
         Block(s) after which features are taken.
     blocks
-        ``"all"`` or how many, counted from `depth`; ``"auto"`` is checked as all.
+        Number of blocks, counted back from `depth`, or ``"all"``; ``"auto"`` is checked like ``"all"``.
     method
-        The method; a configuration that names layers (``target_modules=["attn.qkv", "mlp.fc1"]``) has its way.
+        The method; a configuration can name layers of a block (``target_modules=["attn.qkv", "mlp.fc1"]``).
 
     Raises
     ------
     ValueError
-        If the encoder has no such layers, or `blocks` does not fit.
+        If the encoder has no such layers, or fewer blocks than `blocks`.
     """
     n = last_block(encoder, depth)
     blocks = "all" if blocks == "auto" else blocks
@@ -142,7 +142,7 @@ def target_layers(encoder: EncoderNetwork, depth: Depth, blocks: str | int, meth
 
 
 def make_config(method: str | PeftConfig, rank: int, targets: list[str]) -> PeftConfig:
-    """Return the PEFT configuration for a method, with the layers named one by one."""
+    """Return the PEFT configuration of a method, with the full names of the layers."""
     if isinstance(method, PeftConfig):
         config: Any = type(method).from_peft_type(**{**method.to_dict(), "target_modules": targets})
         return config
@@ -150,9 +150,9 @@ def make_config(method: str | PeftConfig, rank: int, targets: list[str]) -> Peft
 
 
 def with_steps(config: PeftConfig, n_steps: int) -> PeftConfig:
-    """Return the configuration for a training of at most `n_steps`: AdaLoRA plans its ranks over that length.
+    """Return the configuration for a training of at most `n_steps`, over which AdaLoRA schedules its ranks.
 
-    It starts to take rank away after a tenth of the steps and ends a third before the last, unless told otherwise.
+    By default, it starts to reduce ranks after a tenth of the steps, and stops a third before the end.
     """
     if not isinstance(config, AdaLoraConfig) or config.total_step != 1:
         return config
@@ -166,7 +166,7 @@ def with_steps(config: PeftConfig, n_steps: int) -> PeftConfig:
 
 
 def attach(encoder: EncoderNetwork, config: PeftConfig, random_state: int) -> PeftModel:
-    """Put a fresh adapter into the encoder's model, in place; ``unload()`` of what is returned takes it out."""
+    """Attach a new adapter to the encoder's model, in place; ``unload()`` of the returned model removes it."""
     for name in config.target_modules or ():  # type: ignore[attr-defined]
         layer = encoder.model.get_submodule(name)
         if getattr(config, "init_weights", None) == "bat":
@@ -183,16 +183,16 @@ def attach(encoder: EncoderNetwork, config: PeftConfig, random_state: int) -> Pe
 
 @contextmanager
 def attached(encoder: EncoderNetwork, config: PeftConfig, random_state: int) -> Iterator[PeftModel]:
-    """Put a fresh adapter into the encoder's model for as long as the block lasts; then the encoder is as it was.
+    """Attach a new adapter to the encoder's model within the block, and restore the encoder afterwards.
 
-    Some configurations train the encoder's own biases (``bias="all"``): those are put back as well, so that nothing
-    that one fold taught reaches the next.
+    Some configurations train the encoder's own biases (``bias="all"``): those are restored as well, so that nothing
+    leaks from one fold to the next.
     """
     own = dict(encoder.model.named_parameters())
     peft_model = attach(encoder, config, random_state)
     trained = [(parameter, parameter.detach().clone()) for parameter in own.values() if parameter.requires_grad]
     for parameter, _ in trained:
-        parameter.data = parameter.data.float()  # an optimiser's small steps are lost in half precision
+        parameter.data = parameter.data.float()  # half precision would lose small steps of the optimiser
     try:
         yield peft_model
     finally:

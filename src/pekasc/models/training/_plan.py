@@ -1,4 +1,4 @@
-"""The student: the encoder with its adapter and the projector, and the lesson that it learns."""
+"""Training plan: the student network, its loss, optimiser and checkpoints, as a LightningModule."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from pekasc.models.training._targets import TeacherTargets
 
 
 class Student(L.LightningModule):
-    """The encoder with its adapter, and the projector into the teacher's space.
+    """The student: the encoder with its adapter, and the projector to the teacher's embedding space.
 
     Parameters
     ----------
     encoder
-        The encoder, adapter attached.
+        The encoder with the adapter attached.
     depth
-        Block(s) whose features the projector reads.
-    lesson
-        Teacher embedding, labels, cluster head.
+        Block(s) after which the projector gets features.
+    targets
+        Teacher embedding, structure labels and cluster head.
     recipe
-        Numbers of the training.
+        Hyperparameters.
     random_state
         Seed of the projector.
     start
-        Blocks that ran already.
+        Number of blocks before the cached activations; 0 for tiles.
     precision
-        Of the forward pass that measures the width of the features.
+        Precision of the forward pass that determines the width of the features.
     """
 
-    strict_loading = False  # checkpoints hold what is trained
+    strict_loading = False  # checkpoints hold only the trained parameters
 
     def __init__(
         self,
@@ -57,10 +57,10 @@ class Student(L.LightningModule):
         super().__init__()
         self.encoder, self.depth, self.recipe, self.cluster_head = encoder, depth, recipe, targets.head
         self.start, self.parts = start, 1
-        # no buffers: several processes would send them to one another before every step
+        # not as buffers, which DDP would broadcast before every step
         self.teacher, self.labels = targets.embedding, targets.labels
-        # sums over rows of loss, distillation, structure, matching, and their number: of the epoch, and of this step.
-        # They stay on the device, for a GPU that is asked for a number waits for it
+        # sums over rows of loss, distillation, structure alignment and matching, and the number of rows, of the epoch
+        # and of this step. They stay on the device, since reading a number would synchronise the GPU
         self.sums, self.step = torch.zeros(5), torch.zeros(5)
         device = encoder.mean.device
         tile = torch.zeros(1, 3, encoder.tile_px, encoder.tile_px, device=device)
@@ -73,12 +73,12 @@ class Student(L.LightningModule):
         self.peft_model: Any = None
 
     def on_fit_start(self) -> None:
-        """Bring what is no part of the model to the device."""
+        """Move targets and sums, which are not buffers, to the device."""
         for name in ("teacher", "labels", "sums", "step"):
             setattr(self, name, getattr(self, name).to(self.device))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of this process's part of a batch, such that the gradients' mean is the whole batch's."""
+        """Return the loss of a micro-batch of this process, scaled so that the mean gradient is that of the batch."""
         x, rows, n, n_all = batch
         x = self.encoder.normalise(x) if self.start == 0 else x.to(self.teacher.dtype)
         features = features_of(self.encoder, x, [self.depth], self.start)[0]
@@ -99,19 +99,19 @@ class Student(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip, and stop before the weights are changed by a loss or gradient that is not finite."""
-        # a scaler (fp16) skips steps whose gradients overflow
+        """Clip the gradients; raise if the loss or the gradient is NaN or infinite, before the weights change."""
+        # the gradient scaler of fp16 skips steps whose gradients overflow
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-        # without one, a loss of any process is in the gradients of all
+        # without a scaler, a bad loss of any process shows in the gradients of all
         step = processes.all_reduce(self.step) if scaled else self.step
-        of_all = torch.stack([step[0], norm.to(step.device)]).tolist()
-        if not np.isfinite(of_all[0]) or not (scaled or np.isfinite(of_all[1])):
+        total, norm_value = torch.stack([step[0], norm.to(step.device)]).tolist()
+        if not np.isfinite(total) or not (scaled or np.isfinite(norm_value)):
             loss, kd, sa, matching, n = step.tolist()
             n = n or 1.0
             raise NotFinite(
-                f"The loss became {loss / n:g} (norm of the gradient {of_all[1]:g}) at step {self.global_step + 1}, "
+                f"The loss became {loss / n:g} (norm of the gradient {norm_value:g}) at step {self.global_step + 1}, "
                 f"epoch {self.current_epoch + 1}, batch {self.trainer.fit_loop.batch_idx // self.parts + 1} "
                 f"(distillation {kd / n:.4g}, structure {sa / n:.4g}, matching {matching / n:.4g}): "
                 "try a smaller `Recipe.learning_rate`."
@@ -125,45 +125,45 @@ class Student(L.LightningModule):
                 torch.nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
 
     def trained(self) -> dict[str, Tensor]:
-        """Return the parameters that are trained, by name."""
+        """Return the trained parameters by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained, not the encoder, and the state of random numbers and sums."""
+        """Save the trained parameters without the encoder, the random states and the sums."""
         checkpoint["state_dict"] = {name: p.detach().cpu() for name, p in self.trained().items()}
         own = {"rng": torch.get_rng_state(), "sums": self.sums.cpu()}
         if torch.cuda.is_available():
             own["rng_cuda"] = torch.cuda.get_rng_state()
         checkpoint["pekasc"] = {"processes": processes.all_gather(own)}
         allocator = getattr(getattr(self.peft_model, "base_model", None), "rankallocator", None)
-        if allocator is not None:  # AdaLoRA: how important each rank was so far
-            ours = {name: getattr(allocator, name) for name in _ALLOCATOR}
+        if allocator is not None:  # AdaLoRA: the importance of each rank so far
+            importance = {name: getattr(allocator, name) for name in _ALLOCATOR}
             pattern = self.peft_model.active_peft_config.rank_pattern
-            checkpoint["pekasc"]["allocator"] = {**ours, "rank_pattern": pattern}
+            checkpoint["pekasc"]["allocator"] = {**importance, "rank_pattern": pattern}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them back."""
+        """Restore random states and sums, after checking that the checkpoint is of this adapter."""
         there, wanted = set(checkpoint["state_dict"]), set(self.trained())
-        if there != wanted:  # loading is not strict, for the encoder's weights are not there
+        if there != wanted:  # loading is not strict, since the encoder's weights are not in the checkpoint
             raise ValueError(
-                f"The state of the training is of another adapter: {sorted(there ^ wanted)[:4]} are not in both. "
+                f"The checkpoint is of another adapter: {sorted(there ^ wanted)[:4]} are not in both. "
                 "Delete the folder of `Compute.resume`."
             )
-        ours = checkpoint["pekasc"]
-        own = ours["processes"][processes.rank()]
+        extra = checkpoint["pekasc"]
+        own = extra["processes"][processes.rank()]
         torch.set_rng_state(own["rng"].cpu())
         if "rng_cuda" in own:
             torch.cuda.set_rng_state(own["rng_cuda"].cpu())
         self.sums = own["sums"].to(self.device)
-        if "allocator" in ours:
+        if "allocator" in extra:
             allocator = self.peft_model.base_model.rankallocator
             for name in _ALLOCATOR:
-                setattr(allocator, name, ours["allocator"][name])
-            self.peft_model.active_peft_config.rank_pattern = ours["allocator"]["rank_pattern"]
+                setattr(allocator, name, extra["allocator"][name])
+            self.peft_model.active_peft_config.rank_pattern = extra["allocator"]["rank_pattern"]
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW over adapter and projector, with the recipe's steps in the learning rate."""
-        # without weight decay AdamW is Adam, which the paper used
+        """Return AdamW over adapter and projector, with the recipe's learning rate schedule."""
+        # without weight decay, AdamW is Adam, as in the paper
         optimiser = torch.optim.AdamW(
             list(self.trained().values()), lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay
         )
@@ -177,6 +177,6 @@ _ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 class NotFinite(FloatingPointError):
-    """The loss or a gradient is not a number; `last_good` holds what was trained before that step, by name."""
+    """The loss or the gradient is NaN or infinite; `last_good` has the trained parameters before that step, by name."""
 
     last_good: Mapping[str, Tensor]

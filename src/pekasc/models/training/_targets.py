@@ -1,4 +1,4 @@
-"""What the student is trained towards: the teacher's embedding, structure labels and the frozen cluster head."""
+"""Training targets: the teacher's embedding, structure labels and the frozen cluster head."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pekasc.models.training._network import cluster_head
 
 
 def n_clusters_for(n_spots: int, n_clusters: int | None) -> int:
-    """Return the number of structure labels: ``min(100, n // 20)``, at least 2, or `n_clusters` if it fits.
+    """Return the number of structure labels: ``min(100, n // 20)``, at least 2, or `n_clusters` if not too large.
 
     Raises
     ------
     ValueError
-        If `n_clusters` was given and the training spots cannot support it.
+        If `n_clusters` is larger than the number of training spots.
     """
     if n_clusters is None:
         return max(2, min(100, n_spots // 20))
@@ -33,7 +33,7 @@ def n_clusters_for(n_spots: int, n_clusters: int | None) -> int:
 
 def structure_labels(embedding: np.ndarray, n_clusters: int, random_state: int) -> np.ndarray:
     """Return the k-means label of every spot's teacher embedding (n, D), int64."""
-    # one thread: k-means sums in the order of its threads, and labels must not depend on it
+    # one thread, since rounding, and with it labels, would depend on the number of threads
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=1):
@@ -44,11 +44,11 @@ def structure_labels(embedding: np.ndarray, n_clusters: int, random_state: int) 
 def train_cluster_head(
     head: nn.Module, embedding: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator
 ) -> None:
-    """Train `head` on (teacher embedding, label) by cross-entropy, keep the best of a tenth held out, freeze it."""
+    """Train `head` to predict labels from the embedding, keep the state that is best on 10 % held out, and freeze it."""
     n = len(embedding)
     order = torch.randperm(n, generator=generator)
     check, train = order[: max(1, n // 10)], order[max(1, n // 10) :]
-    # fused: of a step for so small a network, most is torch's own bookkeeping
+    # fused: for a network this small, most of a step is overhead
     optimiser = torch.optim.Adam(head.parameters(), lr=recipe.cluster_head_learning_rate, fused=True)
     best, best_loss, best_epoch = {k: v.clone() for k, v in head.state_dict().items()}, float("inf"), 0
     for epoch in range(recipe.cluster_head_epochs):
@@ -68,12 +68,12 @@ def train_cluster_head(
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """What the teacher says about every training spot, and the frozen head that the student is judged by.
+    """Targets of the training spots, and the frozen cluster head that the losses are computed with.
 
     Parameters
     ----------
     embedding
-        Teacher embedding, (n, D) float32, in the scale that the student learns.
+        Teacher embedding, (n, D) float32, standardised if the recipe says so.
     labels
         Structure labels, (n,).
     head
@@ -86,7 +86,7 @@ class TeacherTargets:
 
 
 def prepare_targets(embedding: np.ndarray, recipe: Recipe, random_state: int) -> TeacherTargets:
-    """Fit structure labels and the cluster head on the training spots' teacher embedding (n, D)."""
+    """Compute structure labels, and train the cluster head, from the teacher embedding (n, D) of the training spots."""
     scale = float(embedding.std()) if recipe.standardise_teacher else 1.0
     scaled = (embedding / (scale or 1.0)).astype(np.float32)
     k = n_clusters_for(len(scaled), recipe.n_clusters)

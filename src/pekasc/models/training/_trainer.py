@@ -1,4 +1,4 @@
-"""Train a student with Lightning: tiles (or what the frozen blocks made of them) in, adapter and projector out."""
+"""Train a student with Lightning, from tiles or cached activations to the weights of adapter and projector."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pekasc.models.encoders import Depth, EncoderNetwork
 from pekasc.models.features import Inputs, features_of
 from pekasc.models.runtime import autocast, processes, quiet_lightning
 from pekasc.models.training._batches import _Batches
-from pekasc.models.training._callbacks import LAST, Allocation, Checkpoints, History, Kept
+from pekasc.models.training._callbacks import LAST, Allocation, Checkpoints, History, KeepWeights
 from pekasc.models.training._lightning import Engine, _trainer
 from pekasc.models.training._methods import attached, method_name, with_steps
 from pekasc.models.training._plan import NotFinite, Student
@@ -33,7 +33,7 @@ _CHECKED = 4  # tiles on which an adapter is compared with the frozen encoder
 
 @contextmanager
 def _plain_attention(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """On the CPU, train with attention as two matrix products.
+    """On the CPU, compute attention as two matrix products within the block.
 
     The backward pass of torch's fused kernel takes about twice as long there for the 65 tokens of a 112 px tile.
     """
@@ -49,14 +49,14 @@ def _plain_attention(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Trained:
-    """What training left, on the CPU.
+    """Result of a training, on the CPU.
 
     Parameters
     ----------
     weights
-        After each epoch that was to be kept: ``"adapter"`` in PEFT's own names, ``"projector"``, ``"cluster_head"``.
+        Tensors by kept epoch: ``"adapter"`` under PEFT's names, ``"projector"``, ``"cluster_head"``.
     configs
-        The configuration that fits those weights: AdaLoRA notes in it which ranks are left.
+        Configuration by kept epoch, in which AdaLoRA records the remaining ranks.
     history
         One dict per epoch: epoch, loss, kd, sa, matching, peak_memory, val_error.
     """
@@ -85,73 +85,73 @@ def train_student(
     known: Callable[[int], Any] = lambda epoch: None,
     folder: Path | None = None,
 ) -> Trained:
-    """Train an adapter on the tiles `index`; the encoder is given back without it.
+    """Train an adapter on the tiles `index`, and leave the encoder without it.
 
     Parameters
     ----------
     encoder
         The frozen encoder.
     depth
-        Block(s) whose features are trained.
+        Block(s) after which features are taken.
     config
-        The adapter, layers named.
+        PEFT configuration with the full names of the layers.
     inputs, index
-        What enters the encoder, and which tiles to train on.
+        Tiles or cached activations, and indices of the training tiles.
     teacher
-        Teacher embedding of those tiles, (len(index), D).
+        Teacher embedding of the training tiles, (len(index), D).
     recipe, epochs
-        Numbers of the training; `epochs` of it run at most.
+        Hyperparameters, and the maximum number of epochs.
     engine
-        Where and how.
+        Settings that do not change the result.
     random_state
         Seed.
-    mine
-        Which of all tiles this process has, boolean.
+    local
+        Boolean mask of the tiles of this process.
     keep
-        Epochs after which the weights are kept; 0 is before the first.
+        Epochs after which weights are kept; 0 is before the first.
     on_epoch
-        Called after every epoch, while the adapter is in the encoder; returns the held-out error.
+        Called after every epoch, with the adapter attached; returns the held-out error.
     stop
-        Asked after every epoch.
+        Called after every epoch; true stops the training.
     known
-        Called before the training goes on, for every epoch that `folder`'s state has behind it.
+        Called for every finished epoch of a checkpoint before the training continues.
     folder
-        Where the state is written every few minutes, and read from if it is there.
+        Folder of the checkpoint, which is resumed from if there is one.
 
     Raises
     ------
     NotFinite
-        If the loss or a gradient is not finite, before the weights take it in.
+        If the loss or a gradient becomes NaN or infinite, before the weights are updated.
     ValueError
-        If a process has no tile, the adapter does not begin as the frozen encoder, or the state in `folder` is damaged.
+        If a process has no tile, the untrained adapter changes features, or the checkpoint in `folder` is damaged.
     RuntimeError
-        If a callback of the user ends the training.
+        If a callback of the user stops the training.
     """
     _check_shares(local[index])
     encoder.to(engine.device)
     targets = processes.broadcast(prepare_targets(teacher, recipe, random_state))
     config = with_steps(config, -(-len(index) // recipe.batch_size) * max(recipe.epochs, 1))
     zeros = np.zeros(_CHECKED, dtype=np.int64)
-    some_rows = index[local[index]][:_CHECKED]
-    some = torch.from_numpy(inputs.read(some_rows, zeros[: len(some_rows)]))
+    checked_rows = index[local[index]][:_CHECKED]
+    checked = torch.from_numpy(inputs.read(checked_rows, zeros[: len(checked_rows)]))
 
     def features() -> Tensor:
-        return _features(encoder, some, depth, inputs.start, engine.precision)
+        return _features(encoder, checked, depth, inputs.start, engine.precision)
 
     frozen = features()
-    # the caller's generator is left as it was, and what draws from it (dropout) draws the same every time
+    # seeds dropout, and leaves the caller's random state alone
     with torch.random.fork_rng(devices=[]), attached(encoder, config, random_state) as peft_model:
         _check_same(
             features(), frozen,
-            f"The adapter {method_name(config)!r} does not begin as the frozen encoder: its features differ before any "
-            "training, and zero epochs have to be the frozen encoder. Take an initialisation that adds nothing "
-            "(`init_lora_weights=True`; an even rank for HRA).",
+            f"The untrained adapter {method_name(config)!r} changes the features of the encoder, but zero epochs have "
+            "to be the frozen encoder. Take an initialisation that adds nothing (`init_lora_weights=True`; an even "
+            "rank for HRA).",
         )  # fmt: skip
         torch.manual_seed(random_state + processes.rank())
         student = Student(encoder, depth, targets, recipe, random_state, inputs.start, engine.precision)
         student.peft_model, student.parts = peft_model, engine.accumulate
         student.allocate = getattr(peft_model.base_model, "update_and_allocate", None)
-        kept = Kept(student, keep)
+        kept = KeepWeights(student, keep)
 
         def after(epoch: int) -> float:
             kept.keep(epoch)
@@ -164,14 +164,14 @@ def train_student(
             _run(student, batches, encoder, epochs, recipe, engine, [Allocation(), history, kept], folder)
             if len(history.rows) < epochs and not history.stopped:
                 raise RuntimeError(
-                    f"A callback in `trainer` ended the training after epoch {len(history.rows)} of {epochs}: epochs "
-                    "are chosen by the held-out error. Give `Recipe.epochs` or `Recipe.patience` instead."
+                    f"A callback in `trainer` stopped the training after epoch {len(history.rows)} of {epochs}, but "
+                    "epochs are chosen by the held-out error. Give `Recipe.epochs` or `Recipe.patience` instead."
                 )
     encoder.to(engine.device)  # Lightning leaves a model on the CPU
     _check_same(
         features(), frozen,
         f"The adapter {method_name(config)!r} left the encoder changed: its initialisation rewrites frozen weights. "
-        "Take one that leaves them alone (`init_lora_weights=True`).",
+        "Take one that does not (`init_lora_weights=True`).",
     )  # fmt: skip
     return Trained(kept.weights, kept.configs, history.rows)
 
@@ -186,7 +186,7 @@ def _run(
     callbacks: list[L.Callback],
     folder: Path | None,
 ) -> None:
-    """Train, from the state in `folder` if there is one."""
+    """Train, resuming from the checkpoint in `folder` if there is one."""
     state = None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -207,9 +207,9 @@ def _run(
             if processes.rank() == 0:
                 save_file(dict(error.last_good), folder / "last_good.safetensors")
             where = f"{folder / 'last_good.safetensors'} has it"
-        error.add_note(f"The state before that step is kept: it is this error's `last_good`; {where}.")
+        error.add_note(f"The weights before that step are kept in this error's attribute `last_good`; {where}.")
         if folder is not None:
-            error.add_note("`Compute.resume` goes on with the same numbers only: with others, give it another folder.")
+            error.add_note("`Compute.resume` continues only with the same options: with others, give another folder.")
         raise
     finally:
         encoder.checkpointing = False
@@ -218,7 +218,7 @@ def _run(
 
 
 def _check_state(file: Path) -> None:
-    """Raise ValueError if a state is not whole."""
+    """Raise ValueError if a checkpoint is damaged."""
     try:
         with ZipFile(file) as parts:
             bad = parts.testzip()
@@ -226,16 +226,16 @@ def _check_state(file: Path) -> None:
         bad = str(error)
     if bad is not None:
         raise ValueError(
-            f"The state of a training in `Compute.resume` is damaged: {str(file)!r} ({bad}). Delete that file: the "
-            "training begins anew, and the others stay."
+            f"The checkpoint of a training in `Compute.resume` is damaged: {str(file)!r} ({bad}). Delete that file: "
+            "this training starts again, finished ones are kept."
         )
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let the stop button of a notebook raise KeyboardInterrupt, and leave it working.
+    """Make the stop button of a notebook raise KeyboardInterrupt, as often as it is pressed.
 
-    Lightning exits instead, and has the process ignore every further interrupt.
+    Lightning would exit instead, and ignore every further interrupt.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -256,23 +256,23 @@ def _compiled(encoder: EncoderNetwork, start: int, depth: Depth) -> list[Any]:
     return blocks
 
 
-def _features(encoder: EncoderNetwork, some: Tensor, depth: Depth, start: int, precision: str) -> Tensor:
-    """Return the features of a few tiles, or of their tokens."""
+def _features(encoder: EncoderNetwork, inputs: Tensor, depth: Depth, start: int, precision: str) -> Tensor:
+    """Return the features of a few tiles, from their pixels or cached activations."""
     device = encoder.mean.device
-    x = some.to(device)
+    x = inputs.to(device)
     with torch.inference_mode(), autocast(device, precision):
         x = encoder.normalise(x) if start == 0 else x.float()
         return features_of(encoder, x, [depth], start)[0].float().cpu().clone()
 
 
 def _check_same(a: Tensor, b: Tensor, problem: str) -> None:
-    # far above what a sum in another order changes, far below what a random adapter does
+    # far above rounding, far below the effect of a random adapter
     if not bool((a - b).abs().max() <= 1e-2 * max(float(b.std()), 1e-6)):
         raise ValueError(problem)
 
 
 def _check_shares(local: np.ndarray) -> None:
-    """Raise ValueError if a process has none of the tiles; `local` are those of this one, boolean."""
+    """Raise ValueError if a process has no training tile; `local` is the mask of those of this process."""
     if without := [number for number, n in enumerate(processes.all_gather(int(local.sum()))) if not n]:
         raise ValueError(
             f"Process {without[0]} of {processes.n_ranks()} has no tile to train on: there are {len(local)}. "
