@@ -139,7 +139,7 @@ def test_one_row_per_fold_section_method_readout_and_set(frame: pd.DataFrame) ->
 
 
 GENES_OF_A_FIT = 6
-RECIPE_OF_A_FIT = pk.Recipe(epochs=2, rank=8, n_views=2, learning_rate=1e-3, cluster_head_epochs=5)
+RECIPE_OF_A_FIT = pk.Recipe(epochs=1, rank=8, blocks=2, n_views=2, learning_rate=1e-3, cluster_head_epochs=2)
 READOUTS_OF_A_FIT = {"plain": pk.Readout(n_depths=1), "scales": WIDE.replace(n_depths=1)}
 
 
@@ -263,8 +263,9 @@ def test_goes_on_where_it_was_interrupted(tiled: SpatialData, tmp_path: Path, co
     assert same(whole, resumed)
     # other settings are other results
     counted.clear()
-    compare(tiled, ["mean", "bone"], recipe=SMALL.replace(rank=4), compute={"cache": tmp_path})
-    assert counted.count("adapted") == 2
+    other = SMALL.replace(rank=4)
+    compare(tiled, ["mean", "bone"], folds=HOLD_OUT_SECOND, recipe=other, compute={"cache": tmp_path})
+    assert counted.count("adapted") == 1
     assert counted.count("mean") == 0  # which has no rank
 
 
@@ -336,7 +337,7 @@ def test_too_few_spots_beside_the_widest_tiles_are_found_before_embedding(
     tiled: SpatialData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_comparison, "embed", None)
-    with pytest.raises(ValueError, match="Too few training spots .* Within 316.8 um"):
+    with pytest.raises(ValueError, match="Too few training spots .* [Ww]ithin 316.8 um"):
         compare(tiled, ["frozen"], readout={"scales": (1, 2)})
 
 
@@ -652,7 +653,7 @@ def test_genes_that_nobody_can_learn_are_named(tiled: SpatialData) -> None:
     counts[in_section(tiled, SECOND), 3] = np.arange(in_section(tiled, SECOND).sum())
     table.X = csr_matrix(counts)
     genes = [gene, table.var_names[0], table.var_names[1]]
-    with pytest.warns(UserWarning, match=f"1 genes are constant among the training spots, .* count 0: .'{gene}'"):
+    with pytest.warns(UserWarning, match=f"1 genes are constant among the training spots, .* 0: .'{gene}'"):
         frame = compare(tiled, ["frozen"], folds=HOLD_OUT_SECOND, genes=genes)
     assert (frame["n_constant_train"] == 1).all()
 
