@@ -207,7 +207,7 @@ def test_finest_of_one_picture_at_several_scales(scene: Scene, caplog: pytest.Lo
     with caplog.at_level(logging.INFO, logger="pekasc"):
         (section,) = resolve_sections(sdata, image_mpp=0.5)
     assert section.image_name == "A_he"
-    assert "image A_he taken, the finest of ['A_he', 'a_hires', 'lowres']" in caplog.text
+    assert "using image A_he, the finest of ['A_he', 'a_hires', 'lowres']" in caplog.text
 
 
 def test_scales_in_coordinate_systems_of_their_own(scene: Scene) -> None:

@@ -1,9 +1,9 @@
-"""Teach a pathology encoder to predict gene expression from H&E, honestly.
+"""Predict gene expression from H&E images with adapted pathology encoders, evaluated on held-out patients.
 
-Namespaces follow scanpy: ``pp`` prepares tiles and folds, ``tl`` fits, applies and scores adapters,
-``pl`` draws, ``get`` reads results, ``io`` reads data, ``datasets`` brings examples, ``models`` holds
-the encoders. They load on first use, so that ``import pekasc`` needs neither torch nor squidpy.
-``settings.verbosity`` says how much calls log.
+Namespaces follow scanpy: ``pp`` makes tiles and folds, ``tl`` fits, applies and evaluates adapters, ``pl`` plots,
+``get`` returns tiles and results, ``io`` reads data, ``datasets`` has examples, ``models`` has encoders, teachers and
+adapters. They are imported on first use, so that ``import pekasc`` needs neither torch nor squidpy.
+``settings.verbosity`` sets how much is logged.
 """
 
 from __future__ import annotations

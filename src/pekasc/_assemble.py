@@ -1,4 +1,4 @@
-"""Put arrays together as SpatialData, the same way for every data set: names, multi-scale images, spots, table."""
+"""Assemble a SpatialData from arrays, the same way for every data set: multi-scale images, spots, table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SMALLEST_PX = 1024  # the coarsest level of a pyramid fits a square of this sid
 
 
 class RegionSource(Protocol):
-    """An image of which any rectangle can be had."""
+    """An image of which any rectangle can be read."""
 
     @property
     def height(self) -> int:
@@ -36,12 +36,12 @@ class RegionSource(Protocol):
         ...
 
     def region(self, x0: int, y0: int, width: int, height: int, factor: int) -> np.ndarray:
-        """Return a rectangle of the image made smaller by `factor`, uint8 (3, y, x)."""
+        """Return a rectangle of the image downscaled by `factor`, uint8 (3, y, x)."""
         ...
 
 
 class LazyLevel:
-    """One level of a pyramid as dask wants an array: slices are read when they are computed, nothing is kept."""
+    """One level of a pyramid with the interface that dask needs; slices are read on access and not kept."""
 
     ndim = 3
     dtype = np.dtype(np.uint8)
@@ -62,7 +62,7 @@ class LazyLevel:
 
 
 def block_mean(image: np.ndarray, factor: int) -> np.ndarray:
-    """Return the mean of blocks of `factor` x `factor` pixels, rounded; what does not fill a block is left out.
+    """Return the rounded mean of blocks of `factor` x `factor` pixels; incomplete blocks are dropped.
 
     Parameters
     ----------
@@ -83,15 +83,15 @@ def block_mean(image: np.ndarray, factor: int) -> np.ndarray:
 
 
 def factors(height: int, width: int) -> list[int]:
-    """Return the factors of a pyramid's levels: 1, 2, 4, ... until the level is small enough for an overview."""
-    out = [1, 2] if min(height, width) > 1 else [1]  # a pyramid of one level is read back as a plain image
+    """Return the downscaling factors of a pyramid: 1, 2, 4, ... until a level fits 1024 x 1024 pixels."""
+    out = [1, 2] if min(height, width) > 1 else [1]  # with one level, spatialdata would read back a single-scale image
     while max(height, width) // out[-1] > _SMALLEST_PX:
         out.append(2 * out[-1])
     return out
 
 
 def lazy_levels(source: RegionSource, *, chunk_px: int, token: Any) -> list[da.Array]:
-    """Return the pyramid of `source` as dask arrays that read what is computed, chunk by chunk."""
+    """Return the pyramid of `source` as lazy dask arrays."""
     out = []
     for factor in factors(source.height, source.width):
         level = LazyLevel(source, factor)

@@ -1,4 +1,4 @@
-"""SHA-256 of files, arrays and plain values: what names a piece of work, and tells whether it is still the same."""
+"""SHA-256 of files, arrays and plain values, to name cached results and to detect changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def sha256(*parts: str | bytes | np.ndarray | Iterable[np.ndarray]) -> str:
-    """Return the SHA-256 of texts, bytes and the values of arrays, one after the other."""
+    """Return the SHA-256 of the concatenation of texts, bytes and array values."""
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, str):
@@ -32,7 +32,7 @@ def file_sha256(path: Path) -> str:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Return the SHA-256 of arrays, with type and shape, and plain values, in order."""
+    """Return the SHA-256 of arrays, including dtype and shape, and of plain values."""
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -46,6 +46,6 @@ def fingerprint(*parts: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return what JSON cannot write as something that it can, the same in every process."""
-    # a set has no order of its own
+    """Convert a value that JSON cannot write, with the same result in every process."""
+    # the order of a set differs between processes
     return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)

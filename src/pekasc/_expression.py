@@ -1,4 +1,4 @@
-"""Counts to targets: which matrix holds counts, and log1p of counts per 10,000."""
+"""Counts and targets: find the matrix with counts, and log1p of counts per 10,000."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pekasc._settings import get_logger
 logger = get_logger(__name__)
 
 SCALE = 1e4
-MIN_FRACTION = 0.1  # of the spots of every group, for a gene to be learned
-# np.ndarray or scipy.sparse.csr_matrix; scipy carries no types
+MIN_FRACTION = 0.1  # of the spots of every group in which a gene must be detected by default
+# np.ndarray or scipy.sparse.csr_matrix; scipy has no type annotations
 Matrix: TypeAlias = Any
 
 
@@ -40,7 +40,7 @@ def _matrix(adata: AnnData, layer: str | None) -> Matrix:
         return dense
     out = sparse.csr_matrix(matrix)
     if not out.data.all():
-        # a zero that is stored is a zero: genes are counted by what is stored
+        # explicit zeros would count as detected
         out = out.copy()
         out.eliminate_zeros()
     return out
@@ -98,8 +98,8 @@ def counts(adata: AnnData, layer: str | None = None, *, argument: str = "layer",
 def log1p_cp10k(adata: AnnData, layer: str | None = None, *, argument: str = "layer", otherwise: str = "") -> Matrix:
     """Return log1p(1e4 * count / total of the spot), spots x genes, float32; a spot without counts is all 0.
 
-    The total is taken over all genes of the table, so no spot's value depends on another spot. `argument` and
-    `otherwise` name, in an error, the caller's argument for the layer and what else can be done.
+    The total is over all genes of the table. `argument` and `otherwise` are the caller's argument for the layer, and an
+    alternative, for errors.
     """
     raw = counts(adata, layer, argument=argument, otherwise=otherwise)
     total = np.asarray(raw.sum(axis=1), dtype=np.float64).ravel()
@@ -112,9 +112,9 @@ def log1p_cp10k(adata: AnnData, layer: str | None = None, *, argument: str = "la
 
 
 def target_matrix(adata: AnnData, layer: str | None = None, target: str = "log1p") -> Matrix:
-    """Return what the head learns: ``"log1p"`` of counts per 10,000, or the matrix ``"as_is"``."""
+    """Return the target of the head: ``"log1p"`` of counts per 10,000, or the matrix ``"as_is"``."""
     if target == "log1p":
-        as_is = ', or, if the data are log-normalised already and the counts are lost, say `target="as_is"`'
+        as_is = ', or, if the data are log-normalised already and the counts are lost, give `target="as_is"`'
         return log1p_cp10k(adata, layer, otherwise=as_is)
     if target == "as_is":
         matrix = _matrix(adata, layer)
@@ -125,24 +125,23 @@ def target_matrix(adata: AnnData, layer: str | None = None, target: str = "log1p
 
 
 def gene_names(adata: AnnData, gene_key: str | None = None) -> np.ndarray:
-    """Return the genes' names: ``var_names``, or the column `gene_key` of ``var``."""
+    """Return the names of the genes: ``var_names``, or the column `gene_key` of ``var``."""
     if gene_key is None:
         return adata.var_names.to_numpy(dtype=object)
     if gene_key not in adata.var:
         raise KeyError(f"`gene_key={gene_key!r}` not found in `var`. Available columns: {list(adata.var.columns)}.")
     names = adata.var[gene_key].astype(str).to_numpy(dtype=object)
-    unique, first, n = np.unique(names, return_index=True, return_counts=True)
+    unique, n = np.unique(names, return_counts=True)
     if (n > 1).any():
         raise ValueError(
             f"`var[{gene_key!r}]` names {int((n > 1).sum())} genes more than once "
             f"(such as {list(unique[n > 1][:3])}): drop or join the duplicates first."
         )
-    del first
     return names
 
 
 def gene_positions(names: np.ndarray, genes: Sequence[str]) -> np.ndarray:
-    """Return where each of `genes` stands in `names`; -1 where it is not there."""
+    """Return the index of each of `genes` in `names`; -1 if it is missing."""
     position = {name: i for i, name in enumerate(names)}
     return np.array([position.get(gene, -1) for gene in genes], dtype=np.int64)
 
@@ -165,12 +164,12 @@ def close_genes(gene: str, names: np.ndarray) -> str:
 
 def expressed_fraction(expression: Matrix) -> np.ndarray:
     """Return the fraction of rows in which each column is above 0."""
-    counts = (expression > 0).sum(axis=0)  # a zero that is stored was not seen
+    counts = (expression > 0).sum(axis=0)  # explicit zeros do not count
     return np.asarray(counts).ravel() / expression.shape[0]
 
 
 def expressed_genes(expression: Matrix, groups: np.ndarray) -> np.ndarray:
-    """Return positions of genes seen in at least a tenth of the rows of every group."""
+    """Return the indices of genes detected in at least 10 % of the rows of every group."""
     keep = np.all(
         [expressed_fraction(expression[groups == group]) >= MIN_FRACTION for group in np.unique(groups)], axis=0
     )

@@ -1,4 +1,4 @@
-"""Every key that pekasc writes, and the rules for names: the one place where slots are spelled."""
+"""All keys that pekasc writes, and the rules for names."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def score_key(layer: str, metric: str) -> str:
 
 
 def _encode(value: Any) -> Any:
-    # AnnData's writers take scalars, strings, homogeneous arrays, DataFrames and dicts of those with string
-    # keys; lists of dicts, None in lists, tuples, paths and integer keys are changed or refused. Those become JSON.
+    # AnnData writes scalars, strings, homogeneous arrays, DataFrames and dicts of those with string keys. Lists of
+    # dicts, None in lists, tuples, paths and integer keys are changed or rejected, so they are stored as JSON.
     if isinstance(value, Mapping) and value and all(isinstance(k, str) and "/" not in k for k in value):
         return {k: _encode(v) for k, v in value.items()}
     if isinstance(value, str | bool | int | float | np.bool_ | np.integer | np.floating | pd.DataFrame):
@@ -110,7 +110,7 @@ def _decode(value: Any) -> Any:
 def write_uns(adata: AnnData, key: str, value: Mapping[str, Any], *, kind: str | None = None) -> None:
     """Store `value` under ``uns["pekasc"][key]`` in a form that AnnData writes and reads back unchanged.
 
-    `kind` says what the record is of, for :func:`check_free`.
+    `kind` is the kind of the record, for :func:`check_free`.
     """
     record = dict(value) if kind is None else {**value, "kind": kind}
     # a new dict, so that an AnnData that shares the old one (a shallow copy) keeps its state
@@ -118,7 +118,7 @@ def write_uns(adata: AnnData, key: str, value: Mapping[str, Any], *, kind: str |
 
 
 def check_free(adata: AnnData, key: str, kind: str, *, slot: str | None = None) -> None:
-    """Check, before any work, that writing `key` would destroy nothing but an earlier result of the same kind.
+    """Check, before any work, that writing `key` would overwrite nothing but an earlier result of the same kind.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Settings that hold for the whole package, and its log: who shows it, and from which level on."""
+"""Settings of the package, and its logging: handler, levels and the level HINT."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any, TextIO
 
-HINT = 25  # what a call chose or left out; between logging's INFO and WARNING
+HINT = 25  # choices and omissions of a call; between logging's INFO and WARNING
 _LEVELS = {"warning": logging.WARNING, "hint": HINT, "info": logging.INFO, "debug": logging.DEBUG}
 _PACKAGE = "pekasc"
 
@@ -23,16 +23,17 @@ class Settings:
     Settings(verbosity='hint')
     """
 
-    __slots__ = ("_verbosity",)  # a name that is mistyped is an error
+    __slots__ = ("_verbosity",)  # setting a misspelt name raises
 
     def __init__(self) -> None:
         self._verbosity = "hint"
 
     @property
     def verbosity(self) -> str:
-        """How much is logged: one of ``"warning"``, ``"hint"``, ``"info"`` and ``"debug"``, each with those before it.
+        """How much is logged: ``"warning"``, ``"hint"``, ``"info"`` or ``"debug"``, each including those before it.
 
-        ``"hint"``, the default, shows what a call chose or left out, a line each; ``"info"`` its progress too.
+        ``"hint"``, the default, shows warnings and what a call chose or left out, a line each; ``"info"`` adds its
+        progress.
         """
         return self._verbosity
 
@@ -42,7 +43,7 @@ class Settings:
         if name not in _LEVELS:
             raise ValueError(f"`verbosity={value!r}` is unknown. Valid levels: {', '.join(_LEVELS)}.")
         self._verbosity = name
-        # asked for, so it holds whoever shows the lines
+        # an explicit level also applies with the user's own handlers
         logging.getLogger(_PACKAGE).setLevel(_LEVELS[name])
         _handler.level_is_default = False
 
@@ -51,18 +52,18 @@ class Settings:
 
 
 class _Handler(logging.Handler):
-    """Show lines as scanpy does: plain, warnings marked; in notebooks on stdout, elsewhere on stderr."""
+    """Write lines as scanpy does: without prefix, except for warnings; to stdout in notebooks, else to stderr."""
 
-    level_is_default = False  # the package's level is the one that came with this handler
+    level_is_default = False  # whether the package's level was set with this handler and not by the user
 
     def emit(self, record: logging.LogRecord) -> None:
-        # of several processes that train together, the first speaks for all
+        # with several processes, only the first logs
         if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) not in ("", "0"):
             return
         try:
-            # looked up each time: notebooks and tests put others in their place
+            # looked up each time, since notebooks and tests replace the streams
             stream: TextIO | None = sys.stdout if getattr(builtins, "__IPYTHON__", False) else sys.stderr
-            if stream is not None:  # as in programs without a console
+            if stream is not None:  # None in programs without a console
                 mark = f"{record.levelname}: " if record.levelno >= logging.WARNING else ""
                 stream.write(f"{mark}{self.format(record)}\n")
                 stream.flush()
@@ -71,9 +72,9 @@ class _Handler(logging.Handler):
 
 
 class PackageLogger(logging.LoggerAdapter):
-    """A logger that makes sure, before every line, that somebody shows it.
+    """A logger that sets up the package's handler before the first line, unless the user has set up logging.
 
-    Lines are logged by calls, never by imports, so that nothing is set up before the first call.
+    Nothing is logged on import, so importing the package has no side effects on logging.
     """
 
     def isEnabledFor(self, level: int) -> bool:
@@ -97,10 +98,10 @@ def get_logger(name: str) -> PackageLogger:
 
 
 def _set_up() -> None:
-    """Show the package's lines unless the user has set up logging, now or since the last line.
+    """Add the package's handler, unless the user has set up logging; remove it if they have done so since.
 
-    Whoever gives the root logger or the package's a handler shows the lines from then on, in their form and at their
-    level: ours goes, so that no line is shown twice.
+    Once the root logger or the package's logger has another handler, that one shows the lines, in its format and at its
+    level, so that no line is shown twice.
     """
     package = logging.getLogger(_PACKAGE)
     if logging.getLogger().handlers or any(handler is not _handler for handler in package.handlers):
@@ -112,7 +113,7 @@ def _set_up() -> None:
         if package.level == logging.NOTSET:
             _handler.level_is_default = True
             package.setLevel(_LEVELS[settings.verbosity])
-        package.addHandler(_handler)  # last: another thread that finds it finds its level too
+        package.addHandler(_handler)  # last, so that another thread never finds it without its level
     else:
         return
     _name_level()
@@ -121,7 +122,7 @@ def _set_up() -> None:
 def _name_level() -> None:
     known = logging.getLevelNamesMapping().get("HINT", HINT)
     logging.addLevelName(HINT, "HINT")
-    # scanpy has a level of that name below INFO, which it looks up by name
+    # scanpy looks up its own level HINT, below INFO, by that name: restore it
     logging.addLevelName(known, "HINT")
 
 

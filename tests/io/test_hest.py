@@ -354,7 +354,7 @@ def test_patients(hest: Make, caplog: pytest.LogCaptureFixture) -> None:
     assert patients(patient={"INT2": "B"}) == ["Patient 1", "B"]
     with pytest.raises(KeyError, match=r"`patient` names \['INT3'\]"):
         patients(patient={"INT3": "B"})
-    with pytest.raises(ValueError, match=r"`patient` says nothing for \['INT2'\]"):
+    with pytest.raises(ValueError, match=r"`patient` is empty for \['INT2'\]"):
         patients(patient={"INT2": None})
 
 

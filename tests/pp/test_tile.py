@@ -408,7 +408,7 @@ def move(sdata: SpatialData, centres: np.ndarray) -> None:
         (lambda c: c[:, ::-1], r"transposed \(x and y swapped\)"),
         (lambda c: [600, 0] + c * [-1, 1], "flipped in x"),
         (lambda c: [0, 500] + c * [1, -1], "flipped in y"),
-        (lambda c: [600, 500] - c, "turned by 180 degrees"),
+        (lambda c: [600, 500] - c, "rotated by 180 degrees"),
         (lambda c: c * 4.7, "of another scale: .*multiplied by about 0.2"),
         (lambda c: c * 0.1, "of another scale: .*on an image of 600 x 500 px.*multiplied by about"),
         (lambda c: c - [2000, 0], r"only 0 of 60 centres lie inside the image: x -19\d\d.* image 600 x 500 px"),

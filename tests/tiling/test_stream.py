@@ -198,7 +198,7 @@ def test_cached_says_when_there_is_no_room(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 90, 10))
-    with pytest.raises(OSError, match=r"10 tiles take .* Set TMPDIR .* or raise `max_memory`"):
+    with pytest.raises(OSError, match=r"10 tiles take .* Set TMPDIR .* or raise `Compute.max_memory`"):
         cached(Source(), max_memory=1)
     gc.collect()
     assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,7 @@
-"""Sections: the only room that knows SpatialData's regions, images, transforms and pixel sizes.
+"""Sections of a SpatialData: regions, images, transformations, pixel sizes and tiles.
 
 A section is one tissue section: an image, the shapes element of its spots, and the rows of the table whose region is
-that element. Everything else in pekasc sees arrays.
+that element. Only this room handles the elements of a SpatialData; the rest of pekasc works on arrays.
 """
 
 from __future__ import annotations

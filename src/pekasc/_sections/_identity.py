@@ -1,4 +1,4 @@
-"""Which tissue is this: where training tiles lay, and which tiles of another object lie there."""
+"""Identity of tissue: find tiles that overlap the training tiles of an adapter, in any object."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pekasc._sections._resolve import Section
 
 
 def places(sections: Iterable[Section]) -> dict[str, np.ndarray]:
-    """Return the tile centres of every image, by what it shows: (n, 2) x, y in level-0 pixels.
+    """Return the tile centres of every image, (n, 2) x, y in level-0 pixels, by a digest of the image's content.
 
-    Neither the section's name nor its pixel size is part of it: the same tissue under another name stays known.
+    Names and pixel sizes are not part of the digest, so that renamed sections are recognised.
     """
     found: dict[str, list[np.ndarray]] = {}
     for section in sections:
@@ -23,13 +23,13 @@ def places(sections: Iterable[Section]) -> dict[str, np.ndarray]:
 
 
 def trained_rows(sections: Iterable[Section], side_um: float, trained_on: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return the table rows whose centre lies within half a tile (the widest that is read) of a trained one's."""
+    """Return the table rows whose centre is closer than half of `side_um` to that of a training tile."""
     rows = [np.empty(0, dtype=np.int64)]
     for section in sections:
         known = [trained_on[name] for name in section.picture_ids() if name in trained_on]
         if not known:
             continue
-        # on the coarser of an anisotropic pixel's two sides: rather a spot too many than a leak
+        # with anisotropic pixels, the larger distance: better one spot too many than a leak
         side_px = side_um * np.linalg.norm(section.um_to_px, axis=1).max()
         rows.append(section.rows[cKDTree(np.concatenate(known)).query(section.centres_px)[0] < side_px / 2])
     return np.concatenate(rows)

@@ -1,4 +1,4 @@
-"""Images of sections: which one, what it must be, its levels, and where it lies."""
+"""Images of sections: choose the image of a region, check that it is RGB, and read its pyramid and transformations."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pekasc.tiling import ImagePyramid
 
 logger = get_logger(__name__)
 
-_SAME_EXTENT = 0.02  # of the diagonal: lowres images are rounded to whole pixels
+_SAME_EXTENT = 0.02  # of the diagonal, since sizes of lowres images are rounded to whole pixels
 _SAME_CONTENT = 0.5  # correlation of thumbnails
 _OVERVIEW_PX = 1024
 _THUMBNAIL_PX = 32
-_OVERVIEW_LIMIT = 400_000_000  # pixels that a strided read may have to decode
+_OVERVIEW_LIMIT = 400_000_000  # maximum number of pixels to decode for an overview
 
 
 def levels_of(image: DataArray | DataTree) -> list[DataArray]:
@@ -40,12 +40,12 @@ def image_size(image: DataArray | DataTree) -> tuple[int, int]:
 
 
 def coordinate_systems(element: Any) -> set[str]:
-    """Return the coordinate systems that an element is in."""
+    """Return the names of an element's coordinate systems."""
     return set(get_transformation(element, get_all=True))
 
 
 def affine(element: Any, coordinate_system: str) -> np.ndarray:
-    """Return the 3 x 3 map of (x, y, 1) from the element's own coordinates to a coordinate system."""
+    """Return the 3 x 3 affine matrix from the element's own coordinates to a coordinate system."""
     transformation = get_transformation(element, to_coordinate_system=coordinate_system)
     matrix = np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=np.float64)
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:2, :2])) < 1e-12:
@@ -73,8 +73,8 @@ def image_pyramid(name: str, image: DataArray | DataTree) -> ImagePyramid:
     _check_rgb(name, image, first)
     levels = [_rgb_order(level.transpose("c", "y", "x")) for level in levels]
     width, height = image_size(image)
-    # spatialdata's own convention: all levels have the same extent. (Its writer cuts what does not fill a coarse pixel
-    # off at the start, so that odd sizes leave levels less than one of their pixels off; no level says so.)
+    # spatialdata's convention: all levels have the same extent (for odd sizes, levels can be off by less than one of
+    # their pixels, since its writer crops)
     scales = [(width / level.sizes["x"], height / level.sizes["y"]) for level in levels]
     return ImagePyramid([level.data for level in levels], scales)
 
@@ -104,7 +104,7 @@ def _check_rgb(name: str, image: DataArray | DataTree, first: DataArray) -> None
 
 
 def _to_uint8(pixels: str, dtype: np.dtype, first: DataArray) -> str:
-    """Return the code that makes 8-bit values, by the range that a corner-to-corner sample of the image has."""
+    """Return code that converts the image to 8 bit, depending on the range of a sample of its pixels."""
     if dtype == np.uint8:
         return pixels
     step = max(1, max(first.shape) // _OVERVIEW_PX)
@@ -115,13 +115,13 @@ def _to_uint8(pixels: str, dtype: np.dtype, first: DataArray) -> str:
         return f"np.clip({pixels} * 255, 0, 255).round().astype('uint8')"
     if largest <= 255:
         return f"np.clip({pixels}, 0, 255).round().astype('uint8')"
-    # scanners that write more bits fill 10, 12, 14 or 16 of them
+    # scanners with more than 8 bits use 10, 12, 14 or 16
     full = next((2**bits - 1 for bits in (10, 12, 14, 16) if largest < 2**bits), largest)
     return f"np.clip({pixels} * (255 / {full:.6g}), 0, 255).round().astype('uint8')"
 
 
 def _rgb_order(level: DataArray) -> DataArray:
-    # channels that are named are taken by name, so that a BGR image is not read as RGB
+    # reorder named channels, so that a BGR image is not read as RGB
     first = {str(c).lower()[:1]: i for i, c in enumerate(level.coords["c"].values)} if "c" in level.coords else {}
     if set(first) == {"r", "g", "b"} and list(first) != ["r", "g", "b"]:
         return level.isel(c=[first["r"], first["g"], first["b"]])
@@ -129,7 +129,7 @@ def _rgb_order(level: DataArray) -> DataArray:
 
 
 def has_image(sdata: SpatialData, region: str, images: Mapping[str, str] | None) -> bool:
-    """Tell whether an image is named for a section, or shares a coordinate system with its shapes."""
+    """Tell whether a section has an image: given in `images`, or in a coordinate system of its shapes."""
     systems = coordinate_systems(sdata.shapes[region])
     return region in (images or {}) or any(systems & coordinate_systems(image) for image in images_of(sdata).values())
 
@@ -140,7 +140,7 @@ def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | No
     Raises
     ------
     KeyError
-        If `images` names one that is not there.
+        If `images` names one that does not exist.
     ValueError
         If no image shares a coordinate system with the shapes, or several different ones do.
     """
@@ -159,10 +159,9 @@ def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | No
             f"Coordinate systems of the images: {listed or 'there are no images'}. Add one with "
             "`spatialdata.transformations.set_transformation(image, ..., to_coordinate_system=...)`."
         )
-    # where all sections share one system, an image that another region has in a system of its own is not ours
+    # if all sections share one coordinate system, exclude images that another region has in a system of its own
     elsewhere = set().union(*(coordinate_systems(sdata.shapes[other]) for other in regions)) - systems
-    ours = [name for name in candidates if not elsewhere & coordinate_systems(there[name])]
-    candidates = ours or candidates
+    candidates = [name for name in candidates if not elsewhere & coordinate_systems(there[name])] or candidates
     if len(candidates) == 1:
         return candidates[0]
     finest = max(candidates, key=lambda name: np.prod(image_size(there[name])))
@@ -172,12 +171,12 @@ def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | No
             f"Several different images share a coordinate system with the shapes {region!r}: {sizes}. "
             f"Say which one shows its H&E: `images={{{region!r}: {candidates[0]!r}}}`."
         )
-    logger.hint("section %s: image %s taken, the finest of %s, which show the same.", region, finest, candidates)
+    logger.hint("section %s: using image %s, the finest of %s, which show the same.", region, finest, candidates)
     return finest
 
 
 def _same_picture(shapes: GeoDataFrame, a: DataArray | DataTree, b: DataArray | DataTree) -> bool:
-    """Tell whether an image is another one at another scale: same place, other size, same content."""
+    """Tell whether two images show the same at different scales: same extent, other size, same content."""
     size_a, size_b = image_size(a), image_size(b)
     if size_a == size_b:
         return False
@@ -187,7 +186,7 @@ def _same_picture(shapes: GeoDataFrame, a: DataArray | DataTree, b: DataArray | 
         return False
     thumbnails = [_thumbnail(image) for image in (a, b)]
     if thumbnails[0] is None or thumbnails[1] is None:
-        return True  # too large to look at: the extent has to do
+        return True  # too large to compare the content
     x, y = (t - t.mean() for t in thumbnails if t is not None)
     norm = np.linalg.norm(x) * np.linalg.norm(y)
     return bool(norm > 0 and (x * y).sum() / norm > _SAME_CONTENT)
@@ -201,7 +200,7 @@ def _corners_in_shapes(image: DataArray | DataTree, shapes: GeoDataFrame) -> np.
 
 
 def overview(pyramid_levels: list[Any]) -> np.ndarray | None:
-    """Return a coarse (height, width, c) picture, at most about 1024 px wide, or None where that means a huge read.
+    """Return a coarse image, (height, width, c) of about 1024 px at most, or None if too much had to be decoded.
 
     `pyramid_levels` are (c, y, x) arrays, finest first. The coarsest level of at least 512 px is read, with a stride.
     """
@@ -214,9 +213,9 @@ def overview(pyramid_levels: list[Any]) -> np.ndarray | None:
 
 
 def image_id(pyramid: ImagePyramid) -> str:
-    """Return 16 hex digits that tell an image by what it shows: size, and small windows of level 0 all over it.
+    """Return a digest of an image's content, 16 hex digits: its size, and nine small windows of level 0.
 
-    Names, pyramid levels, chunks and pixel size are no part of it; nine small reads are enough for the largest slide.
+    Names, other pyramid levels, chunks and pixel size do not change it.
     """
     level = pyramid.levels[0]
     height, width = (int(n) for n in level.shape[1:])
@@ -236,6 +235,6 @@ def _thumbnail(image: DataArray | DataTree) -> np.ndarray | None:
     for axis in (0, 1):
         n = grey.shape[axis]
         starts = np.linspace(0, n, _THUMBNAIL_PX, endpoint=False).astype(int)
-        widths = np.maximum(np.diff([*starts, n]), 1)  # an image smaller than the thumbnail repeats its pixels
+        widths = np.maximum(np.diff([*starts, n]), 1)  # pixels of a smaller image are repeated
         grey = np.add.reduceat(grey, starts, axis=axis) / np.expand_dims(widths, 1 - axis)
     return grey

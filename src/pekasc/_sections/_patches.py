@@ -1,4 +1,4 @@
-"""Stored patches of sections: where they are recorded, and how their rows are joined to spots, by barcode."""
+"""Stored patches of sections: their record in the table, and joining them to spots by barcode."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pekasc._sections._table import examples
 from pekasc.tiling import PatchFile
 
 _TOLERANCE = 0.02  # of a patch's side
-_ROUNDED_PX = 2.0  # corners are cut down to whole pixels, after the side was halved
+_ROUNDED_PX = 2.0  # corners are rounded down to whole pixels, after half of the side was subtracted
 
 
 def patch_record(table: AnnData, region: str) -> dict[str, Any] | None:
-    """Return what a reader recorded of a section's stored patches, or None."""
+    """Return the record of a section's stored patches, or None."""
     return (read_uns(table, PATCHES) or {}).get(region)
 
 
 def write_patch_records(table: AnnData, records: dict[str, dict[str, Any]]) -> None:
-    """Record where the patches of regions are; see :func:`describe_patches`."""
+    """Store the records of patches by region; see :func:`describe_patches`."""
     write_uns(table, PATCHES, records)
 
 
@@ -36,9 +36,9 @@ def describe_patches(
     file
         The patches.
     image_name, size_px
-        The image that they were cut from, which need not be there, and its width and height, or (0, 0).
+        Name of the image that they were cut from, which need not exist, and its width and height, or (0, 0).
     coordinate_system
-        The system whose unit is a pixel of that image.
+        Coordinate system in pixels of that image.
     side_px
         Side of a patch in pixels of that image.
     """
@@ -58,9 +58,9 @@ def open_patches(region: str, record: dict[str, Any]) -> PatchFile:
     Raises
     ------
     FileNotFoundError
-        If the file is gone.
+        If the file does not exist any more.
     ValueError
-        If it holds something else by now.
+        If its content has changed.
     """
     again = f'or write the new place to `table.uns["pekasc"]["{PATCHES}"][{region!r}]["path"]`'
     try:
@@ -79,12 +79,12 @@ def open_patches(region: str, record: dict[str, Any]) -> PatchFile:
 
 
 def join_patches(file: PatchFile, barcodes: pd.Series, region: str) -> np.ndarray:
-    """Return the row of the file for each of `barcodes`, -1 where there is no patch.
+    """Return the row of the file for each of `barcodes`, -1 without a patch.
 
     Raises
     ------
     ValueError
-        If no barcode has a patch, or one is there twice.
+        If no barcode has a patch, or a barcode is not unique.
     """
     names = pd.Index(barcodes.astype(str))
     if not names.is_unique:
@@ -102,12 +102,12 @@ def join_patches(file: PatchFile, barcodes: pd.Series, region: str) -> np.ndarra
 
 
 def patch_side_px(file: PatchFile, rows: np.ndarray, centres_px: np.ndarray, region: str) -> float:
-    """Return the side of the patches in pixels of their image: what the file says, or what corners and centres say.
+    """Return the side of the patches in pixels of their image, from the file's attributes, or corners and centres.
 
     Raises
     ------
     ValueError
-        If the file holds neither.
+        If the file has neither.
     """
     if "patch_size_src" in file.attrs:
         return float(np.asarray(file.attrs["patch_size_src"]).reshape(-1)[0])

@@ -1,4 +1,4 @@
-"""Pixel sizes: from what they are known, and what happens when two sources disagree. Pure numbers."""
+"""Pixel sizes: sources, their agreement, and the pixel size from the array's grid. Pure numbers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 
 ARRAYS = {
-    # um per step of (array_col, array_row), largest pitch in um
+    # um per step of array_col and array_row, pitch in um
     "visium": (50.0, 100.0 * np.sin(np.pi / 3), 100.0),  # odd rows hold the odd columns
     "st": (200.0, 200.0, 200.0),
 }
-VISIUM_SPOT_UM = 65.0  # what Space Ranger's stored spot diameter stands for; the printed spot is 55 um
+VISIUM_SPOT_UM = 65.0  # Space Ranger's spot diameter in um; the printed spot is 55 um
 _TOLERANCE = 0.02
 
 
 def check_mpp(value: Any, what: str) -> float:
-    """Return `value` as a float if it can be a pixel size."""
+    """Check that `value` is a positive number, and return it as float."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{what} must be a number (um per pixel), got {type(value).__name__}: {value!r}.")
     if not np.isfinite(float(value)) or float(value) <= 0:
@@ -30,12 +30,12 @@ def check_mpp(value: Any, what: str) -> float:
 def choose_pixel_size(
     sources: Mapping[str, float], *, region: str, image_name: str, size_px: tuple[int, int], strict: bool
 ) -> tuple[float, str]:
-    """Return the pixel size and its source: the first of `sources`, which the others must not contradict.
+    """Return the pixel size and its source: the first of `sources`, with which the others must agree.
 
     Raises
     ------
     ValueError
-        If there is no source, or if two differ by more than 2 % and `strict` is set.
+        If there is no source, or, with `strict`, if two differ by more than 2 %.
     """
     if not sources:
         raise ValueError(
@@ -72,10 +72,10 @@ def _say(source: str) -> str:
 
 
 def array_pixel_size(array: str, col: np.ndarray, row: np.ndarray, centres_px: np.ndarray, region: str) -> float:
-    """Return um per pixel from a least squares fit of spot centres on their grid indices.
+    """Return um per pixel from a least squares fit of spot centres to their grid indices.
 
-    Nearest neighbours are no substitute: centres that were refined by image analysis jitter, and the nearest of several
-    neighbours is then closer than the pitch.
+    Distances to nearest neighbours would be biased: with jittered centres, the nearest of several neighbours is closer
+    than the pitch.
     """
     step_col, step_row, pitch = ARRAYS[array]
     grid = np.column_stack([col * step_col, row * step_row]).astype(np.float64)

@@ -1,4 +1,4 @@
-"""From a SpatialData to sections: rows, centres in pixels and micrometers, pixel size, image levels."""
+"""Resolve the sections of a SpatialData: rows, centres in pixels and micrometers, pixel size, image pyramid."""
 
 from __future__ import annotations
 
@@ -43,38 +43,38 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """One tissue section: where its observations lie on its image.
+    """One tissue section: its image, and the positions of its observations on it.
 
     Attributes
     ----------
     name
         The region: name of the shapes element.
     image_name, coordinate_system
-        The image and the coordinate system that links it to the shapes. With stored patches: the image that they were
-        cut from, which need not be there.
+        The image, and the coordinate system that it shares with the shapes. For stored patches: the image that they
+        were cut from, which need not exist.
     rows
-        Positions of the observations in the table, ascending.
+        Indices of the observations in the table, ascending.
     ids
-        Instance ids of those rows.
+        Instance ids of the observations.
     centres_px
-        (n, 2) x, y in level-0 pixels of the image.
+        Centres, (n, 2) x, y in level-0 pixels of the image.
     centres_um
-        (n, 2) x, y in um.
+        Centres, (n, 2) x, y in um.
     um_to_px
-        (2, 2) map of an offset in um to one in level-0 pixels.
+        (2, 2) matrix from offsets in um to offsets in level-0 pixels.
     shapes_to_px
-        (3, 3) map of the shapes' own coordinates to level-0 pixels.
+        (3, 3) affine matrix from the shapes' own coordinates to level-0 pixels.
     mpp, mpp_source
-        um per level-0 pixel, and from what it is known.
+        Pixel size of level 0 in um, and its source.
     size_px
-        Width and height of level 0; (0, 0) if not known.
+        Width and height of level 0; (0, 0) if unknown.
     pyramid
-        The image; None where there are stored patches only.
+        The image; None if there are only stored patches.
     patches, patch_rows, patch_side_px
-        The stored patches, where tiles are taken from them, the row of the file for each observation (-1: none), and
-        the side of a patch in level-0 pixels.
+        The stored patches, if tiles are taken from them, the row of the file for each observation (-1: none), and the
+        side of a patch in level-0 pixels.
     patches_id
-        What tells the section's stored patches from others, whether tiles are taken from them or not.
+        Digest of the section's stored patches, whether tiles are taken from them or not.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Section:
     patches_id: str = ""
 
     def take(self, keep: np.ndarray) -> Section:
-        """Return the section with some of its observations, given by a mask or by positions."""
+        """Return the section with a subset of its observations, given by a mask or by indices."""
         return replace(
             self,
             rows=self.rows[keep],
@@ -107,7 +107,7 @@ class Section:
         )
 
     def picture_ids(self) -> list[str]:
-        """Return what tells this section's picture from others: by its image, by its stored patches, or both."""
+        """Return the digests of the section's image and of its stored patches, those that exist."""
         ids = [] if self.pyramid is None else [image_id(self.pyramid)]
         return [*ids, self.patches_id] if self.patches_id else ids
 
@@ -123,16 +123,14 @@ def resolve_sections(
     patches: bool | None = None,
     strict: bool = True,
 ) -> list[Section]:
-    """Return the sections of a table, one for each of its regions.
-
-    `patches` says whether tiles come from stored patches; None: where a section has some and no image.
+    """Return the sections of a table, one per region; for the arguments, see :func:`pekasc.pp.tile`.
 
     Raises
     ------
     KeyError
-        If a table, column, region, image, coordinate system or stored patches are not there.
+        If a table, column, region, image, coordinate system or stored patches do not exist.
     ValueError
-        If the table's names or ids are not unique, rows have no shape, the image or its pixel size is unclear, or
+        If the table's names or ids are not unique, rows have no shape, the image or its pixel size is ambiguous, or
         the image is not RGB of uint8.
     """
     table = get_table(sdata, table_name)
@@ -223,7 +221,7 @@ def _check_arguments(
 def _place(
     sdata: SpatialData, table: AnnData, region: str, rows: np.ndarray, image_name: str, um_coordinate_system: str | None
 ) -> Section:
-    """Return a section whose micrometers are still to be filled in."""
+    """Return a section in pixels, still without pixel size and micrometers."""
     shapes = sdata.shapes[region]
     stored = patch_record(table, region)
     _, _, instance_key = table_keys(table)
@@ -258,7 +256,7 @@ def _place(
 def _patch_system(
     shapes: GeoDataFrame, region: str, stored: Mapping[str, Any] | None, um_coordinate_system: str | None
 ) -> tuple[str, np.ndarray, tuple[int, int]]:
-    """Return the coordinate system of stored patches, the map from shapes to it, and the size of their image."""
+    """Return the coordinate system of stored patches, the matrix from shapes to it, and the size of their image."""
     system = None if stored is None else stored["coordinate_system"]
     if stored is None or system not in coordinate_systems(shapes):
         raise ValueError(
@@ -275,7 +273,7 @@ def _patch_system(
 
 
 def with_patches(table: AnnData, section: Section) -> Section:
-    """Return a placed and scaled section whose tiles come from its stored patches, checked against its spots."""
+    """Return the section with tiles from its stored patches, after checking them against its spots."""
     stored = patch_record(table, section.name)
     if stored is None or BARCODE not in table.obs:
         raise KeyError(
@@ -290,7 +288,7 @@ def with_patches(table: AnnData, section: Section) -> Section:
 
 
 def _centroids(shapes: GeoDataFrame, ids: np.ndarray, region: str) -> np.ndarray:
-    """Return the centroids of the shapes with these ids in the shapes' own coordinates."""
+    """Return the centroids of the shapes with these ids, in the shapes' own coordinates."""
     if not shapes.index.is_unique:
         repeated = shapes.index[shapes.index.duplicated()].unique()
         raise ValueError(f"The index of the shapes {region!r} has duplicates: {examples(repeated)}. Renumber it.")
@@ -305,7 +303,7 @@ def _centroids(shapes: GeoDataFrame, ids: np.ndarray, region: str) -> np.ndarray
             "Leave them out of the table, or correct the instance ids."
         )
     geometry = shapes.geometry.iloc[positions]
-    centroid = geometry.centroid  # of a circle's point: the point
+    centroid = geometry.centroid
     xy = np.column_stack([centroid.x.to_numpy(), centroid.y.to_numpy()]).astype(np.float64)
     bad = ~np.isfinite(xy).all(axis=1)
     if bad.any():
@@ -314,7 +312,7 @@ def _centroids(shapes: GeoDataFrame, ids: np.ndarray, region: str) -> np.ndarray
 
 
 def _shared_system(sdata: SpatialData, region: str, image_name: str, preferred: str | None) -> tuple[str, np.ndarray]:
-    """Return the coordinate system that links shapes and image, and the map from shapes to level-0 pixels."""
+    """Return the coordinate system shared by shapes and image, and the matrix from shapes to level-0 pixels."""
     shapes, image = sdata.shapes[region], images_of(sdata)[image_name]
     shared = coordinate_systems(shapes) & coordinate_systems(image)
     if not shared:
@@ -323,7 +321,7 @@ def _shared_system(sdata: SpatialData, region: str, image_name: str, preferred: 
             f"(in {sorted(coordinate_systems(shapes))}) share no coordinate system. Add one with "
             "`spatialdata.transformations.set_transformation(image, ..., to_coordinate_system=...)`."
         )
-    # the system in um first, then "global", then by name: always the same choice
+    # deterministic: the system in um first, then "global", then by name
     order = sorted(shared, key=lambda name: (name != preferred, name != "global", name))
     maps = {name: np.linalg.inv(affine(image, name)) @ affine(shapes, name) for name in order}
     x0, y0, x1, y1 = shapes.total_bounds
@@ -342,7 +340,7 @@ def _shared_system(sdata: SpatialData, region: str, image_name: str, preferred: 
 
 
 def _um_map(sdata: SpatialData, section: Section, um_coordinate_system: str) -> np.ndarray:
-    """Return the 3 x 3 map from level-0 pixels to the system in um, through the image or through the shapes."""
+    """Return the 3 x 3 matrix from level-0 pixels to the system in um, through the image or through the shapes."""
     shapes, image = sdata.shapes[section.name], images_of(sdata)[section.image_name]
     if um_coordinate_system in coordinate_systems(image):
         return affine(image, um_coordinate_system)
@@ -363,7 +361,7 @@ def _pixel_sizes(
     um_coordinate_system: str | None,
     array: str | None,
 ) -> dict[str, float]:
-    """Return what each source says, explicit ones first."""
+    """Return the pixel size by source, explicit ones first."""
     sources: dict[str, float] = {}
     if isinstance(image_mpp, Real):
         sources["image_mpp"] = float(image_mpp)
@@ -379,9 +377,9 @@ def _pixel_sizes(
         sources["recorded"] = check_mpp(
             recorded[section.image_name], f'`table.uns["pekasc"]["image_mpp"][{section.image_name!r}]`'
         )
-    of_slide = recorded_mpp(sdata, section.image_name)
-    if of_slide is not None:
-        sources["slide"] = check_mpp(of_slide, f"The pixel size of the slide {section.image_name!r}")
+    slide_mpp = recorded_mpp(sdata, section.image_name)
+    if slide_mpp is not None:
+        sources["slide"] = check_mpp(slide_mpp, f"The pixel size of the slide {section.image_name!r}")
     return sources
 
 
@@ -420,7 +418,7 @@ def _from_array(sdata: SpatialData, table: AnnData, section: Section, array: str
 
 
 def scaled(sdata: SpatialData, section: Section, mpp: float, source: str, um_coordinate_system: str | None) -> Section:
-    """Return a placed section with its micrometers: axes along its coordinate system, size from the pixel size."""
+    """Return a section with positions in um: axes along its coordinate system, scale from the pixel size."""
     if um_coordinate_system is not None:
         px_to_um = _um_map(sdata, section, um_coordinate_system)
     elif section.pyramid is not None:

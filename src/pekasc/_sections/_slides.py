@@ -1,4 +1,4 @@
-"""Slides that an object reads from their file: the images of a SpatialData, and the one behind wsidata's reader."""
+"""Images of an object: those of a SpatialData, and the slide behind the reader of a WSIData."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from spatialdata import SpatialData
 
 from pekasc._keys import IMAGE_MPP, UNS
 
-SLIDE = "wsi"  # what wsidata calls it where it attaches it
+SLIDE = "wsi"  # wsidata's own name for the slide
 
 
 def images_of(sdata: SpatialData) -> Mapping[str, Any]:
-    """Return the images of an object by name, and the slide of a :class:`wsidata.WSIData`, lazily, as ``"wsi"``.
+    """Return the images of an object by name, with the slide of a :class:`wsidata.WSIData`, lazily, as ``"wsi"``.
 
-    wsidata leaves the slide in its file unless it is asked to attach it; its shapes are in pixels of level 0.
+    By default, wsidata does not attach the slide as an image; its shapes are in pixels of level 0.
     """
     reader = _reader(sdata)
     if reader is None or SLIDE in sdata.images:
@@ -26,7 +26,7 @@ def images_of(sdata: SpatialData) -> Mapping[str, Any]:
 
 
 def recorded_mpp(sdata: SpatialData, image_name: str) -> Any:
-    """Return the pixel size of an image that its reader wrote down, or None: of `io.read_slide`, or of wsidata."""
+    """Return the pixel size of an image that `io.read_slide` or wsidata recorded, or None."""
     reader = _reader(sdata)
     if reader is not None and image_name == SLIDE:
         return reader.properties.mpp
@@ -35,6 +35,6 @@ def recorded_mpp(sdata: SpatialData, image_name: str) -> Any:
 
 
 def _reader(sdata: SpatialData) -> Any:
-    # by what it can do: wsidata need not be installed
+    # duck typing, since wsidata may not be installed
     reader = getattr(sdata, "reader", None)
     return reader if hasattr(reader, "get_region") and hasattr(reader, "properties") else None

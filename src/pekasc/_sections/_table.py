@@ -1,4 +1,4 @@
-"""Tables: which rows belong to which section, and what must hold of their names."""
+"""Tables: rows of every region, checks of names and ids, and writing results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def get_table(data: SpatialData | AnnData, table_name: str = "table") -> AnnData
 
 
 def writable_table(data: SpatialData | AnnData, table_name: str = "table") -> AnnData:
-    """Return the table to write results to: a view inside a SpatialData is replaced by a copy of its own.
+    """Return the table to write results to; a view inside a SpatialData is replaced by a copy.
 
     Raises
     ------

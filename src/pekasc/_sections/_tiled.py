@@ -1,4 +1,4 @@
-"""Sections as `pp.tile` recorded them: found again by region and id, and checked against the record."""
+"""Sections with tiles: read the record of `pp.tile`, check that nothing has changed since, and open readers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pekasc._sections._slides import images_of
 from pekasc._sections._table import check_table, get_table, region_rows
 from pekasc.tiling import PatchReader, TileGeometry, TileReader, TileSpec
 
-_SAME_VIEW = 0.02  # patches were cut to whole pixels
+_SAME_VIEW = 0.02  # relative tolerance, since patches were cut to whole pixels
 
 
 def tile_record(table: AnnData, key: str = TILES) -> dict[str, Any] | None:
-    """Return what `pp.tile` recorded under `key`, or None."""
+    """Return the record of `pp.tile` under `key`, or None."""
     record = read_uns(table, key)
     return record if isinstance(record, dict) and {"tile_px", "mpp", "sections"} <= set(record) else None
 
@@ -30,9 +30,9 @@ def tile_record(table: AnnData, key: str = TILES) -> dict[str, Any] | None:
 def tiled_sections(
     sdata: SpatialData, *, table_name: str = "table", key: str = TILES
 ) -> tuple[list[Section], TileSpec]:
-    """Return the tiled sections of a table and their tile spec; rows without a tile are left out.
+    """Return the tiled sections of a table and the size of the tiles; rows without a tile are left out.
 
-    Rows are joined to tiles by region and instance id: a table that was subset or reordered since is fine.
+    Rows are joined to tiles by region and instance id, so the table may have been subset or reordered since.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def _has_tile(sdata: SpatialData, section: Section, key: str, call: str) -> np.n
 def _recorded_section(
     sdata: SpatialData, table: AnnData, region: str, rows: np.ndarray, record: dict[str, Any], call: str
 ) -> Section:
-    """Return a section with all its rows, placed and scaled as it was recorded."""
+    """Return a section with all its rows, with image and pixel size as recorded."""
     known = record["sections"][region]
     _check_region(sdata, region)
     from_patches = bool(known.get("patches", False))
@@ -98,10 +98,10 @@ def _recorded_section(
 
 
 def _changed(section: Section, known: dict[str, Any]) -> str | None:
-    """Tell what is not as it was recorded; an image that was cropped since still shows the same tiles."""
+    """Return what differs from the record, or None; a crop of the image is fine, since tiles stay the same."""
     size = np.array(section.size_px, dtype=np.float64)
     then = {name: np.asarray(known[name], dtype=np.float64) for name in ("um_to_px", "shapes_to_px", "size_px")}
-    # where the image begins in the one that was tiled
+    # origin of the image in the one that was tiled
     start = (then["shapes_to_px"] - section.shapes_to_px)[:2, 2]
     cropped = (size != then["size_px"]).any() and (start > -1).all() and (start + size < then["size_px"] + 1).all()
     for name, now in (("um_to_px", section.um_to_px), ("shapes_to_px", section.shapes_to_px), ("size_px", size)):
@@ -118,12 +118,12 @@ def _changed(section: Section, known: dict[str, Any]) -> str | None:
 def _warn_of_untiled(
     table: AnnData, by_region: dict[str, np.ndarray], sections: list[Section], key: str, call: str
 ) -> None:
-    """Warn of sections, and of spots on tissue, that came after the tiling: they would be left out in silence."""
+    """Warn of sections and spots on tissue without tiles, since they were added after the tiling."""
     tiled = np.zeros(table.n_obs, dtype=bool)
     for section in sections:
         tiled[section.rows] = True
         if section.patches is not None:
-            # spots without a stored patch were counted when the section was tiled, and no call will tile them
+            # spots without a stored patch cannot be tiled, and `pp.tile` warned of them
             tiled[by_region[section.name]] = True
     if "in_tissue" in table.obs:
         tiled |= table.obs["in_tissue"].astype(str).isin(["0", "0.0", "False"]).to_numpy()
@@ -141,12 +141,12 @@ def section_readers(
 ) -> list[TileReader | PatchReader]:
     """Return a reader of tiles for each section; `kwargs` go to :class:`~pekasc.tiling.TileReader`.
 
-    Tiles that are `further` than those that were tiled come from the image, stored patches or not.
+    With `further`, `spec` is a larger field of view, which is always read from the image.
 
     Raises
     ------
     ValueError
-        If stored patches show another field of view than the tiles, or further tiles are asked for without an image.
+        If stored patches have another field of view than the tiles, or a larger one is needed and there is no image.
     """
     return [_reader(section, spec, further, **kwargs) for section in sections]
 
@@ -155,8 +155,8 @@ def _reader(section: Section, spec: TileSpec, further: bool, **kwargs: Any) -> T
     geometry = TileGeometry(section.centres_px, section.um_to_px, spec)
     if further and section.pyramid is None:
         raise ValueError(
-            f"Tiles are also to be read at {spec.mpp:g} um/px, but section {section.name!r} has stored patches and no "
-            "image: nothing beyond the patches is known. Read the slide too, or work at one scale."
+            f"Tiles are also needed at {spec.mpp:g} um/px, but section {section.name!r} has stored patches and no "
+            "image: nothing beyond the patches is known. Read the slide too, or use one scale."
         )
     if further or section.patches is None or section.patch_rows is None:
         if section.pyramid is None:
@@ -167,8 +167,8 @@ def _reader(section: Section, spec: TileSpec, further: bool, **kwargs: Any) -> T
     if abs(side_um / spec.side_um - 1) > _SAME_VIEW:
         raise ValueError(
             f"The stored patches of section {section.name!r} show {side_um:.4g} um, the tiles are to show "
-            f"{spec.side_um:.4g} um ({spec.tile_px} px at {spec.mpp:g} um/px). Patches show what was cut and "
-            f"nothing else: take `mpp={side_um / spec.tile_px:.4g}` with {spec.tile_px} px, or tile the image itself."
+            f"{spec.side_um:.4g} um ({spec.tile_px} px at {spec.mpp:g} um/px). The field of view of patches is fixed: "
+            f"take `mpp={side_um / spec.tile_px:.4g}` with {spec.tile_px} px, or tile the image itself."
         )
     known = min(section.size_px) > 0
     inside = geometry.inside(*section.size_px) if known else np.full(len(geometry), np.nan, dtype=np.float32)
@@ -178,7 +178,8 @@ def _reader(section: Section, spec: TileSpec, further: bool, **kwargs: Any) -> T
 def positions_um(data: SpatialData | AnnData, *, table_name: str = "table", key: str = TILES) -> np.ndarray:
     """Return the position of every row in um, (n, 2); ``obsm["spatial"]`` of an AnnData.
 
-    Rows without a tile have one as well; it is NaN for sections that came after the tiling, whose scale is not known.
+    Rows without a tile have a position as well. It is NaN in sections added after the tiling, whose pixel size is
+    unknown.
 
     Raises
     ------

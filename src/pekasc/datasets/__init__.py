@@ -1,4 +1,4 @@
-"""Example data: a synthetic section with known truth, and real sections."""
+"""Example data: synthetic sections with known expression, and a public breast cancer data set."""
 
 from __future__ import annotations
 

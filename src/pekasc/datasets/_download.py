@@ -1,4 +1,4 @@
-"""Download published files once into a cache, and refuse what is not what was published."""
+"""Download published files into a cache, and verify their checksums."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def git_blob_sha1(file: Path) -> str:
 
 
 def fetch(url: str, *, folder: str, path: str, git_sha1: str, sha256: str = "", cache: Path | None = None) -> Path:
-    """Return the local copy of `url`, downloaded if it is not there yet.
+    """Return the local copy of `url`, downloaded if needed.
 
     Parameters
     ----------
     url
-        What to download.
+        URL of the file.
     folder
         Folder of the data set in the cache.
     path
@@ -29,9 +29,9 @@ def fetch(url: str, *, folder: str, path: str, git_sha1: str, sha256: str = "", 
     git_sha1
         The SHA-1 under which git stores the file; git repositories publish it for every file.
     sha256
-        The SHA-256 of the file, where it is known.
+        The SHA-256 of the file, if known.
     cache
-        Where data sets are kept. By default ``pooch.os_cache("pekasc")``.
+        Folder of the cache; by default ``pooch.os_cache("pekasc")``.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def fetch(url: str, *, folder: str, path: str, git_sha1: str, sha256: str = "", 
 
 
 def _difference(file: Path, git_sha1: str, sha256: str) -> str | None:
-    """Say in words which checksum of `file` is another, or return None."""
+    """Return a description of the checksum of `file` that differs, or None."""
     found = git_blob_sha1(file)
     if found != git_sha1:
         return f"its git SHA-1 is {found}, expected {git_sha1}"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-# where the authors published the data, at the commit that the checksums in her2st.tsv are of
+# the authors' repository, at the commit of the checksums in her2st.tsv
 _COMMIT = "85df7411b987a7dec3feff9718b869a7a82091ec"
 _BASE_URL = f"https://raw.githubusercontent.com/almaan/her2st/{_COMMIT}/"
 _LOCAL_NAMES = {"counts": "counts.tsv.gz", "image": "image.jpg", "spots": "spots.tsv"}
@@ -38,32 +38,32 @@ def her2st(
 ) -> SpatialData:
     """Load sections of HER2-positive breast tumours: H&E and Spatial Transcriptomics of 8 patients, 36 sections.
 
-    Sections of one patient (A1 to A6, ...) are serial, nearly the same tissue: what predicts one section from another
-    of the same patient is no evidence that it predicts another patient.
+    Sections of one patient (A1 to A6, ...) are serial sections of nearly the same tissue: a good score on one of them
+    after training on another says little about a new patient.
 
     Parameters
     ----------
     sections
         Names of the sections; the letter is the patient.
     path
-        A folder with the data: either one folder per section with ``counts.tsv.gz``, ``image.jpg``, ``spots.tsv``
-        and, if at hand, ``cluster_labels.tsv.gz``, or a copy of the authors' repository. By default, the
-        files are downloaded once (about 5 MB a section) into ``pooch.os_cache("pekasc")`` and checked. Images
-        are decoded once too, and kept there as zarr (about 90 MB a section).
+        A folder with the data: either one folder per section with ``counts.tsv.gz``, ``image.jpg``, ``spots.tsv`` and,
+        optionally, ``cluster_labels.tsv.gz``, or a copy of the authors' repository. By default, the files are
+        downloaded once (about 5 MB per section) into ``pooch.os_cache("pekasc")`` and verified. Images are decoded once
+        and cached there as zarr (about 90 MB per section).
 
     Returns
     -------
     SpatialData. For the section C2: the multi-scale image ``images["C2_he"]``, uint8, about 9270 x 9920 pixels, read
-    lazily; the spots ``shapes["C2_spots"]``, circles 100 um wide; both in the
-    coordinate system ``C2``, in pixels. One table ``tables["table"]`` of all spots that have counts and a place:
+    lazily; the spots ``shapes["C2_spots"]``, circles 100 um wide; both in the coordinate system ``C2``, in pixels. One
+    table ``tables["table"]`` of all spots with counts and a position:
 
-    - ``X``: counts, float32 CSR. Genes are the union over the sections; where the authors' table of a section
-      lacks a gene, it was not seen there, and is 0
-    - ``obs``: section, patient, array_row, array_col (place on the array), region, spot_id, and label (the
-      authors' expression cluster, where its file is there; missing for spots that have none)
+    - ``X``: counts, float32 CSR. Genes are the union over the sections; a gene missing in the authors' table of a
+      section was not detected there, and is 0
+    - ``obs``: section, patient, array_row, array_col (grid indices), region, spot_id, and label (the authors'
+      expression cluster, if its file exists; missing for spots without one)
     - ``obsm["spatial"]``: centres in pixels
-    - ``uns["pekasc"]["image_mpp"]``: 0.688 um per pixel. The arrays' pitch of 200 um gives 0.690 along x and 0.686
-      along y; their mean is used for both
+    - ``uns["pekasc"]["image_mpp"]``: 0.688 um per pixel, the mean of 0.690 along x and 0.686 along y, which follow from
+      the pitch of 200 um
 
     Raises
     ------
@@ -94,7 +94,7 @@ def her2st(
     images, shapes, obs, counts, centres = {}, {}, [], [], []
     for name in names:
         found = _local(name, Path(path)) if path is not None else _download(name)
-        spots, of_section, genes = _spots(name, found)
+        spots, section_counts, genes = _spots(name, found)
         xy = spots[["pixel_x", "pixel_y"]].to_numpy(np.float64)
         images[f"{name}_he"] = _assemble.multiscale(jpeg_levels(found["image"]), name)
         shapes[f"{name}_spots"] = _assemble.spots(xy, _SPOT_UM / 2 / _MPP, name)
@@ -102,7 +102,7 @@ def her2st(
         if "label" in spots:
             columns["label"] = spots["label"]
         obs.append(pd.DataFrame(columns))
-        counts.append((of_section, genes))
+        counts.append((section_counts, genes))
         centres.append(xy)
     joint = pd.concat(obs, ignore_index=True)
     if "label" in joint:
@@ -172,7 +172,7 @@ def _download(section: str, *, base_url: str = _BASE_URL, cache: Path | None = N
 
 
 def _spots(section: str, found: dict[str, Path]) -> tuple[pd.DataFrame, csr_matrix, pd.Index]:
-    """Return the spots that have counts and a place, in the order of the counts, their counts, and the genes."""
+    """Return the spots with counts and a position, in the order of the counts, their counts, and the genes."""
     from scipy.sparse import csr_matrix
 
     table = pd.read_csv(found["counts"], sep="\t", index_col=0)
@@ -186,24 +186,24 @@ def _spots(section: str, found: dict[str, Path]) -> tuple[pd.DataFrame, csr_matr
         raise ValueError(f"Section {section}: no row of {found['counts']} is a spot of {found['spots']}.")
     missing = len(table.index) + len(spots.index) - 2 * len(both)
     if missing:
-        logger.hint("her2st: section %s: %d spots have counts or a place but not both; left out.", section, missing)
+        logger.hint("her2st: section %s: %d spots without counts or without a position left out.", section, missing)
     spots = spots.loc[both]
     if "labels" in found:
         labels = pd.read_csv(found["labels"], sep="\t", index_col=0)
         key = labels["x"].astype(str) + "x" + labels["y"].astype(str)
-        # not every spot has a label; as text, so that clusters are no numbers
+        # some spots have no label; as text, so that clusters are categories
         spots["label"] = pd.Series(labels["label"].astype(str).to_numpy(), index=key).reindex(both)
     return spots, csr_matrix(table.loc[both].to_numpy(np.float32)), table.columns
 
 
 def _union(counts: list[tuple[csr_matrix, pd.Index]]) -> tuple[csr_matrix, pd.Index]:
-    """Stack sections over the union of their genes, those of the first section first."""
+    """Concatenate sections over the union of their genes, those of the first section first."""
     from scipy.sparse import coo_matrix, vstack
 
-    genes = pd.Index(list(dict.fromkeys(gene for _, of_section in counts for gene in of_section)))
+    genes = pd.Index(list(dict.fromkeys(gene for _, names in counts for gene in names)))
     parts = []
-    for matrix, of_section in counts:
+    for matrix, names in counts:
         part = matrix.tocoo()
-        column = genes.get_indexer(of_section)[part.col]
+        column = genes.get_indexer(names)[part.col]
         parts.append(coo_matrix((part.data, (part.row, column)), shape=(matrix.shape[0], len(genes))))
     return vstack(parts, format="csr", dtype=np.float32), genes

@@ -1,4 +1,4 @@
-"""`datasets.phantom`: synthetic sections with known truth."""
+"""`datasets.phantom`: synthetic sections with known expected expression."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ARRAYS: dict[Array, tuple[float, float, float]] = {
     "visium": (50.0, 100.0 * np.sin(np.pi / 3), 55.0),
     "st": (200.0, 200.0, 100.0),
 }
-_EXACT_FACTOR = 4  # coarser levels are drawn at their own pixel size instead of averaged
+_EXACT_FACTOR = 4  # coarser levels are rendered at their own pixel size instead of averaged
 _EAGER_PX = 50_000_000
 _CHUNK_PX = 1024
 _MAX_MPP = 4.0
@@ -59,7 +59,7 @@ class Slide:
         return self.params.shape_px[1]
 
     def region(self, x0: int, y0: int, width: int, height: int, factor: int) -> np.ndarray:
-        """Return a rectangle of the level made smaller by `factor`."""
+        """Return a rectangle of the slide downscaled by `factor`."""
         if factor > _EXACT_FACTOR:
             return render_region(self.params.at_mpp(self.params.mpp * factor), x0, y0, width, height)
         fine = render_region(self.params, x0 * factor, y0 * factor, width * factor, height * factor)
@@ -78,33 +78,33 @@ def phantom(
     lazy: bool | None = None,
     random_state: int = 0,
 ) -> SpatialData:
-    """Make synthetic H&E sections with counts whose dependence on the image is known.
+    """Generate synthetic H&E sections with counts whose dependence on the image is known.
 
-    The image is a function of the seed and the place: any part of it can be drawn alone, so a slide of
-    100,000 x 100,000 pixels is described in moments (``size_um=50_000, n_spots=500``) and drawn where it is read.
-    Half of the genes depend on the state of the tissue (tumour, stroma, immune, gland, fat), a quarter on
-    the density of nuclei, a quarter on nothing. Counts are negative binomial with a library size per spot and
-    dropout. Patients differ in stain, composition and, a little, in expression.
+    Any part of the image can be rendered on its own from the seed and the coordinates, so a slide of
+    100,000 x 100,000 pixels is created at once (``size_um=50_000, n_spots=500``) and rendered where it is read. Half of
+    the genes depend on the tissue state (tumour, stroma, immune, gland, fat), a quarter on the density of nuclei, and a
+    quarter on nothing. Counts are negative binomial with a library size per spot and dropout. Patients differ in stain,
+    composition and, slightly, in expression.
 
     Parameters
     ----------
     n_patients
-        How many patients.
+        Number of patients.
     n_sections
-        How many sections of each.
+        Number of sections per patient.
     size_um
-        Side of the slide, or width and height.
+        Side of the slide in um, or width and height.
     mpp
-        Micrometers per pixel of the finest level, at most 4.
+        Pixel size of the finest level in um per pixel, at most 4.
     n_genes
-        How many genes, at least 4.
+        Number of genes, at least 4.
     n_spots
-        How many spots a section has at most: those nearest to the middle of the slide. By default all on tissue.
+        Maximum number of spots per section, those nearest to the centre of the slide. By default all on tissue.
     array
-        Grid of the spots: ``"visium"`` (hexagonal, 100 um apart, 55 um wide) or ``"st"`` (square, 200 um, 100 um).
+        Grid of the spots: ``"visium"`` (hexagonal, pitch 100 um, diameter 55 um) or ``"st"`` (square, 200 um, 100 um).
     lazy
-        Whether pixels are drawn whenever they are read (nothing is held) or once, now. By default, now if all
-        sections together have at most 50 million pixels. The pixels are the same.
+        Whether pixels are rendered whenever they are read, or once and kept in memory. By default, lazily if all
+        sections have more than 50 million pixels. The pixels are the same.
     random_state
         Seed. The same seed gives the same bytes.
 
@@ -114,7 +114,7 @@ def phantom(
     the spots ``shapes["P1S1_spots"]``, circles; both in the coordinate system ``P1S1``, in pixels of the finest level.
     One table ``tables["table"]`` of all spots:
 
-    - ``X``: counts, float32 CSR; ``layers["truth"]``: what they would be without noise, log1p(1e4 * share), float32
+    - ``X``: counts, float32 CSR; ``layers["truth"]``: expected expression without noise, log1p(1e4 * share), float32
     - ``obs``: section, patient, array_row, array_col, region, spot_id, phantom_density (nuclei per square millimeter
       in the 112 um around the spot)
     - ``obsm["spatial"]``: centres in pixels; ``obsm["phantom_states"]``: membership in each state, a DataFrame
@@ -176,7 +176,7 @@ def slide_params(
     look = stain(int(rng.integers(2**62)))
     mean = SlideParams(seed=0, width_um=width_um, height_um=height_um, mpp=mpp)
     tumour, stroma, immune, gland, fat = np.round(np.asarray(mean.state_bias) + rng.normal(0, 0.025, 5), 6).tolist()
-    # fields vary faster on a small slide, so that every state is there
+    # shorter wavelengths on a small slide, so that it has all tissue states
     scale = float(np.clip(0.17 * min(width_um, height_um), 150.0, 1500.0))
     seed = int(np.random.default_rng([random_state, 2, patient, section]).integers(2**62))
     return replace(
@@ -255,7 +255,7 @@ def _image(params: SlideParams, name: str, lazy: bool) -> DataTree | DataArray:
 
 
 def _draw(slide: Slide, levels: Sequence[da.Array]) -> list[da.Array]:
-    """Draw the finest level once, on all threads, and make the coarser ones from it."""
+    """Render the finest level once, on all threads, and compute the coarser ones from it."""
     fine = np.asarray(levels[0].compute(scheduler="threads"))
     out = []
     for level, factor in zip(levels, _assemble.factors(slide.height, slide.width), strict=True):

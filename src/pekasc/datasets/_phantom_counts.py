@@ -1,4 +1,4 @@
-"""Counts of the phantom: which gene depends on what, and how."""
+"""Counts of the phantom: dependence of genes on tissue state and nuclear density, and noise."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import pandas as pd
 
 from pekasc.datasets._phantom_image import STATES, SlideParams, nuclear_density, tissue_state
 
-FIELD_UM = 112.0  # what a spot expresses depends on the tissue in a square of this side around it
-# share of all transcripts that each kind of gene has; fixed, so that what the tissue does to one kind does not
-# reach the others through the total
+FIELD_UM = 112.0  # a spot's expression depends on the tissue in a square of this side around it
+# share of all transcripts of each kind of gene; fixed, so that an effect on one kind does not change the others through
+# the total
 _SHARES = {"state": 0.45, "density": 0.25, "nothing": 0.3}
 _LIBRARY, _LIBRARY_SD = 5000.0, 0.4
 _PATIENT_SD = 0.1
-_DENSITY_MEAN, _DENSITY_SD = 1.5, 0.6  # of log(1 + thousand nuclei per square millimeter); no spot depends on others
+_DENSITY_MEAN, _DENSITY_SD = 1.5, 0.6  # of log(1 + thousand nuclei per square millimeter), fixed for all slides
 
 
 @dataclass(frozen=True)
 class Genes:
-    """The planted truth: one entry a gene."""
+    """Parameters of the genes, one entry per gene."""
 
     var: pd.DataFrame
     base: np.ndarray  # log rate
     by_state: np.ndarray  # (genes, states), log fold change at full membership
-    by_density: np.ndarray  # log fold change per unit of the density score; every second gene falls
+    by_density: np.ndarray  # log fold change per unit of the density score; negative for every second gene
     dispersion: np.ndarray
     dropout: np.ndarray
 
@@ -76,20 +76,20 @@ def expected_shares(genes: Genes, states: np.ndarray, density: np.ndarray, patie
     z = (np.log1p(density / 1000) - _DENSITY_MEAN) / _DENSITY_SD
     rate = np.exp(genes.base + states @ genes.by_state.T + z[:, None] * genes.by_density)
     for kind, share in _SHARES.items():
-        of_kind = (genes.var["phantom_depends_on"] == kind).to_numpy()
+        members = (genes.var["phantom_depends_on"] == kind).to_numpy()
         if kind != "nothing":
-            rate[:, of_kind] *= np.exp(patient[of_kind])
-        rate[:, of_kind] *= share / rate[:, of_kind].sum(1, keepdims=True)
+            rate[:, members] *= np.exp(patient[members])
+        rate[:, members] *= share / rate[:, members].sum(1, keepdims=True)
     return rate
 
 
 def patient_effect(genes: Genes, rng: np.random.Generator) -> np.ndarray:
-    """Return a log fold change per gene that all sections of a patient share."""
+    """Return the log fold change per gene of a patient, the same in all sections."""
     return rng.normal(0, _PATIENT_SD, len(genes.base))
 
 
 def draw_counts(genes: Genes, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw negative binomial counts (n, genes) with a library size per spot, then drop some, small ones first."""
+    """Draw negative binomial counts (n, genes) with a library size per spot, and dropout, more for low expression."""
     library = rng.lognormal(np.log(_LIBRARY), _LIBRARY_SD, len(shares))
     mean = library[:, None] * shares
     counts = rng.negative_binomial(genes.dispersion, genes.dispersion / (genes.dispersion + mean))

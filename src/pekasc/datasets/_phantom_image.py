@@ -1,8 +1,8 @@
-"""Render any rectangle of a synthetic H&E slide, and tell the truth behind it at any point.
+"""Render any rectangle of a synthetic H&E slide, and return its tissue state and nuclear density at any point.
 
-Everything is a function of hashed integer lattices in micrometers: noise fields, the outline, glands, fat cells and
-nuclei. A rectangle therefore has the same pixels whichever rectangles are rendered beside it, and costs only its
-own area. The geometry uses nothing but +, -, *, / and square roots, which round the same way everywhere.
+Noise fields, outline, glands, fat cells and nuclei are functions of hashed integer lattices in micrometers. The pixels
+of a rectangle therefore do not depend on other rectangles, and the cost is proportional to its area. The geometry uses
+only +, -, *, / and square roots, which round the same on every machine.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _OD_MAX, _OD_STEPS = 4.0, 16384
 
 @dataclass(frozen=True)
 class SlideParams:
-    """All that a synthetic slide is made of.
+    """Parameters of a synthetic slide.
 
     Attributes
     ----------
     seed
-        Seed of the tissue: another seed is another slide.
+        Seed of the tissue.
     width_um, height_um
-        Extent; the tissue fills most of it when `outline` is on.
+        Extent of the slide; with `outline`, tissue fills most of it.
     mpp
         Micrometers per pixel.
     hematoxylin, eosin
@@ -81,12 +81,12 @@ class SlideParams:
         return round(self.height_um / self.mpp), round(self.width_um / self.mpp)
 
     def at_mpp(self, mpp: float) -> SlideParams:
-        """Return the same slide seen at another pixel size."""
+        """Return the same slide at another pixel size."""
         return replace(self, mpp=mpp)
 
 
 class Kernel(NamedTuple):
-    """What the compiled code takes of :class:`SlideParams`."""
+    """The values of :class:`SlideParams` for the compiled code."""
 
     seed: np.uint64
     mpp: float
@@ -122,7 +122,7 @@ def _kernel(params: SlideParams) -> Kernel:
 
 
 def stain(seed: int, *, spread: float = 1.0) -> dict[str, Any]:
-    """Return the fields of :class:`SlideParams` that make up one patient's stain and scanner.
+    """Return the fields of :class:`SlideParams` for the stain and scanner of one patient.
 
     Parameters
     ----------
@@ -152,14 +152,14 @@ def stain(seed: int, *, spread: float = 1.0) -> dict[str, Any]:
 
 
 def random_slide(seed: int, **fixed: Any) -> SlideParams:
-    """Return a slide of 2 mm with random stain, composition, scale, blur and noise, as for training on many looks.
+    """Return a slide of 2 mm with random stain, composition, scale, blur and noise, for training robust encoders.
 
     Parameters
     ----------
     seed
-        Seed of the tissue and of the choices.
+        Seed of the tissue and of the random fields.
     fixed
-        Fields of :class:`SlideParams` that are not left to chance.
+        Fields of :class:`SlideParams` with given values.
     """
     rng = np.random.default_rng([seed, 1])
     chosen: dict[str, Any] = {
@@ -176,7 +176,7 @@ def random_slide(seed: int, **fixed: Any) -> SlideParams:
 
 
 def _transmittance() -> np.ndarray:
-    # rounded, so that the last bit of exp(), which differs between machines, changes nothing
+    # rounded, since the last bit of exp() differs between machines
     return np.round(np.exp(-np.linspace(0, _OD_MAX, _OD_STEPS)), 7).astype(np.float32)
 
 
@@ -194,7 +194,7 @@ def render_region(params: SlideParams, x0: int, y0: int, width: int, height: int
 
     Returns
     -------
-    uint8 array (3, `height`, `width`), whose pixels do not depend on the rectangle asked for.
+    uint8 array (3, `height`, `width`); a pixel is the same in every rectangle that contains it.
 
     Raises
     ------
@@ -228,7 +228,7 @@ def render_region(params: SlideParams, x0: int, y0: int, width: int, height: int
 
 
 def tissue_state(params: SlideParams, xy_um: np.ndarray) -> np.ndarray:
-    """Return how much each point belongs to each of :data:`STATES`.
+    """Return the membership of each point in the tissue states :data:`STATES`.
 
     Parameters
     ----------
@@ -245,12 +245,12 @@ def tissue_state(params: SlideParams, xy_um: np.ndarray) -> np.ndarray:
 
 
 def tissue_depth(params: SlideParams, xy_um: np.ndarray) -> np.ndarray:
-    """Return roughly how far inside the tissue each point lies, in micrometers; negative is glass."""
+    """Return the approximate distance of each point from the tissue's border in um; negative outside the tissue."""
     return fields_at(_kernel(params), np.ascontiguousarray(xy_um, dtype=np.float64))[:, 8].copy()
 
 
 def nuclear_density(params: SlideParams, xy_um: np.ndarray, side_um: float) -> np.ndarray:
-    """Count the nuclei that :func:`render_region` draws with their centre in squares around points.
+    """Return the density of nuclei, counted by centre, in squares around points.
 
     Parameters
     ----------

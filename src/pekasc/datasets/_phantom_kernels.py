@@ -1,6 +1,6 @@
 """Compiled parts of the phantom: hashed noise, glands, fat cells, nuclei, and the loop over pixels.
 
-One file, although long: the cache of numba notices changes only in the file of the function that was called.
+In one file, since the cache of numba only detects changes in the file of the function that is called.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _S16, _S48, _LOW16 = np.uint64(16), np.uint64(48), np.uint64(0xFFFF)
 # states: columns of the fields
 TUMOUR, STROMA, IMMUNE, GLAND, FAT, DENSITY, PSI, CHI, DEPTH = range(9)
 N_FIELDS = 9
-GRID_UM = 8.0  # the slow fields are evaluated on a grid of this step and interpolated
+GRID_UM = 8.0  # smooth fields are evaluated on a grid of this step and interpolated
 NUCLEUS_CELL_UM = 6.6  # one nucleus at most per cell of this lattice
 GLAND_CELL_UM = 106.0
 FAT_CELL_UM = 62.0
 FAT_BEND = 0.12  # how much the warp of the fibres bends the walls of fat cells
-REACH_UM = 20.0  # no nucleus with its cytoplasm reaches further from its lattice cell
-MEAN_FIELD_MPP = 2.0  # pixels coarser than this see the average of the nuclei, not each of them
-# chance that a lattice cell of each state holds a nucleus, before crowding and the density field
+REACH_UM = 20.0  # maximum extent of a nucleus with its cytoplasm beyond its lattice cell
+MEAN_FIELD_MPP = 2.0  # coarser pixels show the average of the nuclei instead of each nucleus
+# probability of a nucleus in a lattice cell of each state, before crowding and the density field
 _P_TUMOUR, _P_STROMA, _P_IMMUNE, _P_GLAND, _P_FAT = 0.36, 0.105, 0.62, 0.10, 0.05
 
 
@@ -88,7 +88,7 @@ def _noise(seed: Any, salt: int, x: float, y: float) -> float:
 
 @_jit
 def _noise_near(seed: Any, salt: int, x: float, y: float, memory: np.ndarray) -> float:
-    """:func:`_noise`, with the corners of the last lattice cell in `memory`: neighbouring pixels share them."""
+    """:func:`_noise`, with the corners of the last lattice cell cached in `memory`, since neighbouring pixels share them."""
     fx, fy = np.floor(x), np.floor(y)
     if fx != memory[0] or fy != memory[1]:
         ix, iy = np.int64(fx), np.int64(fy)
@@ -105,8 +105,8 @@ def _noise_near(seed: Any, salt: int, x: float, y: float, memory: np.ndarray) ->
 
 
 @_jit
-def _turned(seed: Any, salt: int, x: float, y: float, scale: float) -> float:
-    """Two octaves of noise on a lattice turned by an angle that differs by `salt`, so that lattices do not show."""
+def _rotated_noise(seed: Any, salt: int, x: float, y: float, scale: float) -> float:
+    """Two octaves of noise on a lattice rotated by an angle that depends on `salt`, so that lattices do not show."""
     t = 0.31 * salt - 0.9
     c, s = (1.0 - t * t) / (1.0 + t * t), 2.0 * t / (1.0 + t * t)
     p, q = (c * x - s * y) / scale, (s * x + c * y) / scale
@@ -126,8 +126,8 @@ def _depth(k: Any, x: float, y: float) -> float:
     p, q = (x - k.half_width) / k.half_width, (y - k.half_height) / k.half_height
     p, q = p * p, q * q
     r = np.sqrt(np.sqrt(p * p + q * q))
-    slow = _turned(k.seed, 11, x, y, 0.9 * half) - 0.5
-    return (0.87 - r + 0.42 * slow) * half + 24.0 * (_turned(k.seed, 12, x, y, 55.0) - 0.5)
+    slow = _rotated_noise(k.seed, 11, x, y, 0.9 * half) - 0.5
+    return (0.87 - r + 0.42 * slow) * half + 24.0 * (_rotated_noise(k.seed, 12, x, y, 55.0) - 0.5)
 
 
 @_jit
@@ -135,7 +135,7 @@ def _fields(k: Any, x: float, y: float, out: np.ndarray) -> None:
     """Fill `out` with membership in the five states, density factor, two warps and depth in tissue."""
     total = 0.0
     for i in range(5):
-        v = max(_turned(k.seed, 1 + i, x, y, k.state_scale) + k.bias[i], 0.05)
+        v = max(_rotated_noise(k.seed, 1 + i, x, y, k.state_scale) + k.bias[i], 0.05)
         v *= v
         v *= v
         v = v * v * v  # ^12: smooth borders some tens of um wide
@@ -143,7 +143,7 @@ def _fields(k: Any, x: float, y: float, out: np.ndarray) -> None:
         total += v
     for i in range(5):
         out[i] /= total
-    d = _turned(k.seed, 7, x, y, k.density_scale)
+    d = _rotated_noise(k.seed, 7, x, y, k.density_scale)
     out[DENSITY] = k.crowding * (0.25 + 1.5 * _smooth(0.15, 0.85, d))
     out[PSI] = _warp(k, 8, x, y)
     out[CHI] = _warp(k, 9, x, y)
@@ -172,7 +172,7 @@ def _grid(k: Any, step: float, ix: int, iy: int, nx: int, ny: int) -> np.ndarray
 
 @_jit
 def _cleft(k: Any, x: float, y: float, psi: float, chi: float) -> float:
-    """How much of a stromal cleft is here: long thin gaps along the fibres."""
+    """Return the degree of a stromal cleft at a point: long, thin gaps along the fibres."""
     p = (-k.fibre_y * x + k.fibre_x * y + psi) / 24.0
     q = (k.fibre_x * x + k.fibre_y * y + chi) / 190.0
     return _noise(k.seed, 20, p, q)
@@ -292,7 +292,7 @@ def _shape_nucleus(k: Any, kind: int, ix: int, iy: int, out: np.ndarray) -> None
     out[3] = out[2] * short
     out[4], out[5], out[6], out[7] = ux, uy, dark, vesicle
     w = _uniform(k.seed, 47, ix, iy)
-    out[8] = 0.45 + 0.9 * w * w * w  # most are in focus
+    out[8] = 0.45 + 0.9 * w * w * w  # most nuclei are in focus
     out[9] = cyto
 
 
@@ -302,7 +302,7 @@ def _nucleus(k: Any, ix: int, iy: int, out: np.ndarray, gland: np.ndarray, scrat
     x = (ix + 0.12 + 0.76 * _uniform(k.seed, 40, ix, iy)) * NUCLEUS_CELL_UM
     y = (iy + 0.12 + 0.76 * _uniform(k.seed, 41, ix, iy)) * NUCLEUS_CELL_UM
     u = _uniform(k.seed, 42, ix, iy)
-    if u > 1.75 * k.crowding * _P_IMMUNE:  # above the highest chance there is: spare the fields
+    if u > 1.75 * k.crowding * _P_IMMUNE:  # above the highest possible probability: skip the fields
         return False
     _fields(k, x, y, scratch)
     if scratch[DEPTH] < 4.0:
@@ -402,7 +402,7 @@ def _draw_nucleus(k: Any, nucleus: np.ndarray, x0: int, y0: int, layers: np.ndar
             dx = (x0 + j + 0.5) * k.mpp - x
             u, v = (dx * ux + dy * uy) / long, (dy * ux - dx * uy) / short
             q = np.sqrt(u * u + v * v)
-            far = q > 1.0 + 2.0 * soft / short  # where the wobble would fold over
+            far = q > 1.0 + 2.0 * soft / short  # where the deformed outline would intersect itself
             wobble = 1.0 + 0.10 * u * v + 0.07 * u
             if nucleus[9] > 0.0:
                 cyto = nucleus[9] * _smooth(2.05, 0.9, np.sqrt(dx * dx + dy * dy) / long)
@@ -516,7 +516,7 @@ def _stains(
     cyto = cell[2] * (0.8 + 0.9 * slow)
     e += 0.16 * cyto
     h += 0.13 * cyto
-    if f[TUMOUR] > 0.3:  # cells part from each other where no cytoplasm reaches
+    if f[TUMOUR] > 0.3:  # gaps between cells without cytoplasm
         gap = max(gap, 0.6 * _smooth(0.3, 0.7, f[TUMOUR]) * (1.0 - cell[2]) * _smooth(0.0, 0.3, slow))
     e += (0.56 + 0.3 * slow - e) * cell[4]
     h += (0.22 + 0.1 * fine - h) * cell[4]
@@ -530,7 +530,7 @@ def _stains(
         nuclear = 0.8 * cover
     e *= 1.0 - 0.6 * cover
     h += 1.2 * nuclear - h * cover
-    # a cut edge takes up more stain
+    # the border of tissue stains more
     rim = 1.0 + 0.35 * _smooth(26.0, 0.0, edge)
     return tissue * h * rim, tissue * e * rim
 
@@ -539,7 +539,7 @@ def _stains(
 def _light(
     k: Any, x0: int, y0: int, width: int, height: int, stains: np.ndarray, white: np.ndarray, table: np.ndarray
 ) -> np.ndarray:
-    """Return the light that passes by Beer and Lambert (3, y, x)."""
+    """Return the transmitted light by the Beer-Lambert law, (3, y, x)."""
     layers = np.zeros((N_LAYERS, height, width), np.float32)
     _draw_objects(k, x0, y0, layers)
     step = max(GRID_UM, 2.0 * k.mpp)

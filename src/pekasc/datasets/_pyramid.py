@@ -1,4 +1,4 @@
-"""JPEG images as zarr pyramids: a JPEG can only be decoded as a whole, so that is done once for every file."""
+"""JPEG images as zarr pyramids in a cache: a JPEG can only be decoded as a whole, which is done once per file."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-_CHUNK_PX = 1024  # a multiple of every level's factor, so that strips of it end where blocks do
+_CHUNK_PX = 1024  # a multiple of every level's factor, so that strips hold whole blocks
 
 
 def jpeg_levels(file: Path, *, cache: Path | None = None) -> list[da.Array]:
     """Return the pyramid of a JPEG file, uint8 (3, y, x), finest first, as dask arrays over zarr arrays.
 
-    The first call writes the arrays, named after the file's content, and further ones open them. Of several processes
-    one writes, and the others wait for it.
+    The first call writes the arrays, named by the hash of the file, and later calls open them. If several processes
+    need them at the same time, one writes and the others wait.
 
     Parameters
     ----------
     file
         The image.
     cache
-        Where data sets are kept. By default ``pooch.os_cache("pekasc")``.
+        Folder of the cache; by default ``pooch.os_cache("pekasc")``.
 
     Raises
     ------
     ValueError
-        If the file is no JPEG, or a part of one.
+        If the file is no JPEG, or truncated.
     OSError
         If the cache cannot be written.
     """
@@ -68,7 +68,7 @@ def jpeg_levels(file: Path, *, cache: Path | None = None) -> list[da.Array]:
 
 
 def _opened(path: Path) -> list[Any] | None:
-    """Return the arrays of a pyramid, finest first; None if it is not there, or not whole."""
+    """Return the arrays of a pyramid, finest first; None if it is missing or incomplete."""
     import zarr
 
     try:
@@ -77,7 +77,7 @@ def _opened(path: Path) -> list[Any] | None:
         arrays: list[Any] = [group[str(i)] for i in range(len(_assemble.factors(*finest.shape[1:])))]
     except (FileNotFoundError, KeyError, NotADirectoryError):
         return None
-    # something may have tidied the cache; zarr would show black where a chunk is missing
+    # part of the cache may have been deleted; zarr would return black for missing chunks
     return arrays if all(array.nchunks_initialized == array.nchunks for array in arrays) else None
 
 
@@ -85,9 +85,9 @@ def _decoded(data: bytes, file: Path) -> np.ndarray:
     """Return the pixels (y, x, 3) of a JPEG file."""
     from imagecodecs import Jpeg8Error, jpeg8_decode
 
-    # the decoder fills up with grey what is cut off; after the end of an image there are a few bytes at most
+    # the decoder fills missing data with grey; an end marker is followed by a few bytes at most
     if data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-1024:]:
-        raise ValueError(f"{file} is only a part of a JPEG image. Copy or download it again.")
+        raise ValueError(f"{file} is a truncated JPEG image. Copy or download it again.")
     try:
         return jpeg8_decode(data, outcolorspace="RGB")
     except Jpeg8Error as error:
@@ -95,11 +95,11 @@ def _decoded(data: bytes, file: Path) -> np.ndarray:
 
 
 def _write(pixels: np.ndarray, target: Path) -> None:
-    """Write the pyramid beside `target`, then rename it: who finds it there finds all of it."""
+    """Write the pyramid atomically: under another name first, then renamed to `target`."""
     import zarr
 
     part = target.with_suffix(".part")
-    for left in (part, target):  # of a process that was killed, or no longer whole
+    for left in (part, target):  # left by a killed process, or incomplete
         shutil.rmtree(left, ignore_errors=True)
     try:
         _fill(zarr.open_group(part, mode="w"), pixels)
@@ -109,7 +109,7 @@ def _write(pixels: np.ndarray, target: Path) -> None:
 
 
 def _fill(group: Any, pixels: np.ndarray) -> None:
-    """Write all levels, strip by strip: a second copy of the finest is never in memory."""
+    """Write all levels strip by strip, without a second copy of the finest in memory."""
     height, width, _ = pixels.shape
     strips: dict[int, list[np.ndarray]] = {factor: [] for factor in _assemble.factors(height, width)}
     arrays = [
@@ -118,7 +118,7 @@ def _fill(group: Any, pixels: np.ndarray) -> None:
             shape=(3, height // factor, width // factor),
             chunks=(3, _CHUNK_PX, _CHUNK_PX),
             dtype=np.uint8,
-            config={"write_empty_chunks": True},  # a chunk that is not there is one that was lost
+            config={"write_empty_chunks": True},  # so that a missing chunk means a damaged cache
         )
         for i, factor in enumerate(strips)
     ]

@@ -1,4 +1,4 @@
-"""Readers for data formats."""
+"""Readers: whole slide images and HEST-1k."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`io.read_hest`: samples of HEST-1k."""
+"""`io.read_hest`: read samples of HEST-1k."""
 
 from __future__ import annotations
 
@@ -75,12 +75,11 @@ def read_hest(
     patient: Mapping[str, str] | None = None,
     strict: bool = True,
 ) -> SpatialData:
-    """Read one or several samples of HEST-1k as it is downloaded: image, spots, counts, stored patches.
+    """Read one or several samples of HEST-1k from the download folder: image, spots, counts, stored patches.
 
-    Images are read lazily, level by level of their pyramids, and stored patches where they are needed: memory holds
-    the counts (joining the samples takes twice their size for a moment). A sample may come with its image, with its
-    patches, or with both: :func:`pekasc.pp.tile` cuts tiles out of the image where there is one, and takes the patches
-    else, or with ``patches=True``. Patches are joined to spots by barcode.
+    Images and stored patches are read lazily; only the counts are in memory (and twice while samples are
+    concatenated). A sample can have an image, patches, or both: :func:`pekasc.pp.tile` reads tiles from the image if
+    there is one, and else, or with ``patches=True``, from the patches. Patches are joined to spots by barcode.
 
     Parameters
     ----------
@@ -89,13 +88,13 @@ def read_hest(
     sample_id
         Name of a sample, or several.
     genes
-        Genes to keep; fewer take less memory. By default those that all samples have: a gene that a sample did not
-        measure is not 0 there.
+        Genes to keep; fewer need less memory. By default the genes that all samples have, since a gene that was not
+        measured in a sample is not 0 there.
     patient
-        Patient of each sample, where the metadata names none or the wrong one: ``{"TENX95": "A"}``.
+        Patient of each sample, if it is missing or wrong in the metadata: ``{"TENX95": "A"}``.
     strict
-        Whether a pixel size in the metadata that the pitch of the spots, the image's size or the patches contradict by
-        more than 2 % is an error. With False the metadata wins, and it is a warning.
+        Whether a pixel size in the metadata that differs by more than 2 % from the pitch of the spots, the image's size
+        or the patches is an error. With False it is a warning, and that of the metadata is used.
 
     Returns
     -------
@@ -113,18 +112,18 @@ def read_hest(
     Raises
     ------
     KeyError
-        If a sample or a gene is not there.
+        If a sample or a gene does not exist.
     FileNotFoundError
         If a sample lacks its metadata, or both image and patches.
     ValueError
-        If a file is damaged or not what it should be, barcodes are not unique, patches do not belong to the spots, the
-        samples have no gene in common, or the pixel size is missing or contradicted.
+        If a file is damaged or has another format, barcodes are not unique, patches do not belong to the spots, the
+        samples have no gene in common, or the pixel size is missing or contradictory.
 
     Notes
     -----
-    The pitch of Visium and Spatial Transcriptomics spots is taken over the indices ``array_row`` and ``array_col``,
-    with the metadata's ``inter_spot_dist``. Binned data (Xenium, Visium HD) have no such indices; their bins lie on a
-    square grid without jitter, so the grid is found from the centres. What cannot be checked is said in the log.
+    The pixel size is checked against the pitch of Visium and Spatial Transcriptomics spots, from ``array_row``,
+    ``array_col`` and ``inter_spot_dist`` of the metadata. Binned data (Xenium, Visium HD) have no such indices; their
+    bins lie on an exact square grid, which is found from the centres. Pixel sizes that cannot be checked are logged.
 
     HEST-1k is licensed CC BY-NC-SA 4.0; pekasc contains neither its data nor its code.
 
@@ -148,7 +147,7 @@ def read_hest(
         raise KeyError(f"`patient` names {unknown}, the samples are {names}.")
     unnamed = [sample for sample, label in (patient or {}).items() if pd.isna(label) or not str(label).strip()]
     if unnamed:
-        raise ValueError(f"`patient` says nothing for {unnamed}: give a name, or leave the sample out of it.")
+        raise ValueError(f"`patient` is empty for {unnamed}: give a name, or leave the sample out.")
     wanted = None if genes is None else _check_genes(genes)
     samples = [_read_sample(folder, name, wanted, strict) for name in names]
     kept = _common_genes(samples) if wanted is None else wanted
@@ -161,7 +160,7 @@ def read_hest(
         obs.append(sample.obs.assign(section=sample.name, patient=patients[sample.name]))
         order = sample.genes.get_indexer(kept)
         counts.append(sample.counts[:, order])
-        del sample.counts  # the sample's own matrix is let go as soon as it is copied
+        del sample.counts  # free the memory of the sample's own matrix
     table = _assemble.table(
         vstack(counts, format="csr"),
         _joint(obs),
@@ -183,7 +182,7 @@ def read_hest(
 def _joint(obs: list[pd.DataFrame]) -> pd.DataFrame:
     joint = pd.concat(obs, ignore_index=True)
     if "in_tissue" in joint:
-        joint["in_tissue"] = joint["in_tissue"].fillna(1).astype(np.int64)  # a sample without the column has all in
+        joint["in_tissue"] = joint["in_tissue"].fillna(1).astype(np.int64)  # samples without the column: all on tissue
     return joint
 
 
@@ -266,13 +265,13 @@ def _metadata(file: Path, name: str) -> dict[str, Any]:
 
 
 def _known(metadata: Mapping[str, Any], key: str) -> Any:
-    """Return a value of the metadata; what is empty or not a number is missing."""
+    """Return a value of the metadata, None if it is missing, empty or NaN."""
     value = metadata.get(key)
     return None if value is None or value == "" or (isinstance(value, float) and np.isnan(value)) else value
 
 
 def _number(metadata: Mapping[str, Any], key: str, name: str) -> float | None:
-    """Return a positive number of the metadata; None where it is missing or 0, as unknown ones are written."""
+    """Return a positive number of the metadata; None if it is missing or 0, which stands for unknown."""
     value = _known(metadata, key)
     try:
         number = 0.0 if value is None else float(value)
@@ -288,7 +287,7 @@ def _expression(file: Path, name: str) -> AnnData:
 
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*names are not unique")  # that is an error, or mended, below
+            warnings.filterwarnings("ignore", message=".*names are not unique")  # handled below
             adata = anndata.read_h5ad(file)
     except (OSError, RuntimeError, KeyError) as error:
         raise ValueError(
@@ -309,7 +308,7 @@ def _counts(adata: AnnData, name: str, wanted: pd.Index | None) -> tuple[csr_mat
 
     genes = adata.var_names.astype(str)
     if not genes.is_unique:
-        logger.hint("sample %s: %d genes have a name that another has too; numbered.", name, genes.duplicated().sum())
+        logger.hint("sample %s: %d duplicate gene names, made unique with numbers.", name, genes.duplicated().sum())
         genes = make_index_unique(genes)
     counts = csr_matrix(adata.X, dtype=np.float32)
     if wanted is None:
@@ -379,7 +378,7 @@ def _bins(centres: np.ndarray) -> np.ndarray | None:
     pitch = float(np.median(cKDTree(centres).query(centres, k=2)[0][:, 1]))
     if pitch <= 0:
         return None
-    # from one bin to the next, so that a pitch that is a little off adds up to nothing
+    # from one bin to the next, so that a small error of the pitch does not accumulate
     index = np.empty_like(centres)
     for axis in (0, 1):
         places, inverse = np.unique(np.round(centres[:, axis] / pitch, 1), return_inverse=True)
@@ -389,7 +388,7 @@ def _bins(centres: np.ndarray) -> np.ndarray | None:
 
 
 def _size_px(name: str, metadata: Mapping[str, Any], levels: list[da.Array], strict: bool) -> tuple[int, int]:
-    """Return width and height of the image at full resolution, (0, 0) if they are not known."""
+    """Return width and height of the image at full resolution, (0, 0) if unknown."""
     stated = tuple(int(_number(metadata, f"fullres_px_{side}", name) or 0) for side in ("width", "height"))
     if not levels:
         return stated[0], stated[1]
@@ -424,11 +423,11 @@ def _patches(
     side_px = patch_side_px(patches, rows, centres, region)
     check_patches(patches, rows, centres, side_px, region)
     if "pixel_size" in patches.attrs:
-        theirs = float(np.asarray(patches.attrs["pixel_size"]).reshape(-1)[0])
-        if abs(mpp / theirs - 1) > _TOLERANCE:
+        patch_mpp = float(np.asarray(patches.attrs["pixel_size"]).reshape(-1)[0])
+        if abs(mpp / patch_mpp - 1) > _TOLERANCE:
             _contradiction(
                 f"Sample {name!r}: pixel sizes disagree: {mpp:.4g} um from the metadata (pixel_size_um_estimated), "
-                f"{theirs:.4g} um from the patches.",
+                f"{patch_mpp:.4g} um from the patches.",
                 strict,
             )
     logger.hint(
@@ -454,7 +453,7 @@ def _common_genes(samples: list[_Sample]) -> pd.Index:
 
 
 def _patients(samples: list[_Sample], given: Mapping[str, str]) -> dict[str, str]:
-    """Return the patient of each sample; a name that stands for several is told apart by the study's title."""
+    """Return the patient of each sample; names used by several studies are made unique with the study's title."""
     named = {s.name: (str(_known(s.metadata, "patient")), str(_known(s.metadata, "dataset_title"))) for s in samples}
     titles = defaultdict(set)
     for label, title in named.values():
@@ -471,7 +470,7 @@ def _patients(samples: list[_Sample], given: Mapping[str, str]) -> dict[str, str
             patients[sample.name] = label if len(titles[label]) == 1 else f"{label} ({title})"
     if unknown:
         logger.warning(
-            "The metadata of %s name no patient; each counts as a patient of its own. If some are of one patient, say "
-            "so with `patient=`, or groups of patients will leak.", ", ".join(unknown),
+            "The metadata of %s name no patient: each counts as a patient of its own. If some are of one patient, give "
+            "`patient=`, or groups of patients will leak.", ", ".join(unknown),
         )  # fmt: skip
     return patients

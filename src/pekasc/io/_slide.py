@@ -1,4 +1,4 @@
-"""`io.read_slide`: a whole slide image, read where it is looked at."""
+"""`io.read_slide`: read a whole slide image lazily."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ logger = get_logger(__name__)
 
 
 def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp: float | None = None) -> SpatialData:
-    """Read a whole slide image (TIFF, OME-TIFF, SVS, NDPI, ... : what tifffile reads) lazily, with its pyramid.
+    """Read a whole slide image (TIFF, OME-TIFF, SVS, NDPI and others that tifffile reads) lazily, with its pyramid.
 
-    Nothing is decoded until it is looked at, and no pixel is copied into the object. Add the spots and the table of the
-    section to what is returned, in pixels of the slide, and :func:`pekasc.pp.tile` cuts its tiles from the file. A
-    slide that was opened with :func:`wsidata.open_wsi` needs no reading again: it goes wherever ``sdata`` stands.
+    Pixels are decoded on access and never copied into the object. Add the spots of the section, in pixels of the slide,
+    and its table to the returned object; :func:`pekasc.pp.tile` then reads tiles from the file. A slide opened with
+    :func:`wsidata.open_wsi` can be used as ``sdata`` directly.
 
     Parameters
     ----------
     path
         The file.
     name
-        Name of the image and of its coordinate system; by default that of the file, without its ending.
+        Name of the image and of its coordinate system; by default the name of the file without extension.
     image_mpp
-        um per pixel of the finest level; by default what the file says.
+        Pixel size of the finest level in um; by default from the metadata of the file.
 
     Returns
     -------
     SpatialData with ``images[name]``, uint8 (c, y, x), multi-scale if the file is, in the coordinate system `name`,
-    whose unit is a pixel of the finest level. ``attrs["pekasc"]["image_mpp"][name]`` is the pixel size, if it is known.
+    whose unit is a pixel of the finest level. ``attrs["pekasc"]["image_mpp"][name]`` is the pixel size in um, if known.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it cannot be read, is cut short, or is not RGB of uint8.
+        If the file cannot be read, is truncated, or is not RGB of uint8.
 
     Examples
     --------

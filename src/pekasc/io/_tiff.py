@@ -1,4 +1,4 @@
-"""Pyramidal TIFF files as lazy arrays: a chunk is decoded when it is computed, nothing is kept."""
+"""Pyramidal TIFF files as dask arrays: chunks are decoded when they are computed, and not kept."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pekasc.tiling import split_channels
 
 logger = get_logger(__name__)
 
-_CHUNK_PX = 1024  # about; whole tiles of the file
+_CHUNK_PX = 1024  # approximate side of a chunk, which is a multiple of the file's tiles
 _UM_PER = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3}
 _MPP_LIMITS = (0.02, 20.0)
 _SQUARE = 0.02
-_OPEN_FILES = 16  # held open at a time, however many slides there are
+_OPEN_FILES = 16  # maximum number of files kept open
 _LARGE_CHUNK = 512 * 2**20
 _WHITE = 255
 
 
 class _TiffLevel:
-    """One level of a TIFF, (3, y, x) uint8, as dask wants an array; another process opens the file for itself."""
+    """One level of a TIFF, (3, y, x) uint8, with the interface that dask needs; can be pickled."""
 
     ndim = 3
     dtype = np.dtype(np.uint8)
@@ -45,7 +45,7 @@ class _TiffLevel:
                 pixels = np.moveaxis(_on_white(array[y, x]), -1, 0)
             else:
                 pixels = np.moveaxis(_on_white(np.moveaxis(array[:, y, x], 0, -1)), -1, 0)
-        except (OSError, RuntimeError, ValueError) as error:  # what decoders raise names no file
+        except (OSError, RuntimeError, ValueError) as error:  # errors of decoders do not name the file
             raise OSError(
                 f"The image {self.path!r} cannot be read at level {self.level}, rows {y.start}:{y.stop}, columns "
                 f"{x.start}:{x.stop}; it is damaged there: {error}"
@@ -54,21 +54,21 @@ class _TiffLevel:
 
 
 class _TiledTiffLevel(_TiffLevel):
-    """A level in tiles, red, green and blue pixel by pixel, each of which can be decoded alone."""
+    """A tiled level with interleaved channels, whose tiles can be decoded one by one."""
 
     def __init__(self, tile_px: tuple[int, int], *args: Any) -> None:
         super().__init__(*args)
         self.chunk_px = tile_px
 
     def read_chunk(self, y: int, x: int) -> np.ndarray:
-        """Decode one tile of the file, (3, height, width), past zarr: threads do so at once."""
+        """Decode one tile of the file, (3, height, width), without zarr, so that threads decode in parallel."""
         number = y * -(-self.shape[2] // self.chunk_px[1]) + x
         try:
             pixels = _opened_file(self.path, self.stamp).tile(self.level, number)
         except (RuntimeError, ValueError) as error:
             raise OSError(f"tile {number} of {self.path!r} is damaged: {error}") from error
         out = np.empty((3, *self.chunk_px), np.uint8)
-        if pixels is None:  # left out when the file was written: not scanned
+        if pixels is None:  # an empty tile, where nothing was scanned
             out[:] = _WHITE
             return out
         out = np.empty((3, *pixels.shape[:2]), np.uint8)
@@ -77,7 +77,7 @@ class _TiledTiffLevel(_TiffLevel):
 
 
 def _on_white(pixels: np.ndarray) -> np.ndarray:
-    """Return C-contiguous pixels (y, x, 3); what alpha calls transparent is white, as it is outside of images."""
+    """Return C-contiguous pixels (y, x, 3), blended with white where they are transparent."""
     if pixels.shape[-1] == 4:
         alpha = pixels[..., 3:]
         if (alpha < 255).any():
@@ -88,7 +88,7 @@ def _on_white(pixels: np.ndarray) -> np.ndarray:
 
 
 class _File:
-    """A TIFF that is open for reading tiles: one descriptor for all levels, closed with this object."""
+    """An open TIFF file for reading tiles, with one descriptor for all levels, closed with this object."""
 
     def __init__(self, path: str, stamp: tuple[int, int]) -> None:
         import tifffile
@@ -97,7 +97,7 @@ class _File:
         stat = os.fstat(self._descriptor)
         if (stat.st_mtime_ns, stat.st_size) != stamp:
             raise OSError(f"the file {path!r} has changed since it was read: read it again")
-        # pages know how to decode; tifffile's own handle is not needed any more
+        # only the pages are needed for decoding, so tifffile's own handle is closed
         with tifffile.TiffFile(path) as file:
             pages = [level.pages[0] for level in _series(file, path).levels]
             self._levels = [
@@ -126,20 +126,20 @@ def _opened_file(path: str, stamp: tuple[int, int]) -> _File:
 
 
 def _series(file: Any, path: str) -> Any:
-    """Return the largest picture of a TIFF with its pyramid; labels and overviews are pictures of their own."""
+    """Return the largest image of a TIFF with its pyramid; others are labels and overviews."""
     colour = [series for series in file.series if "S" in str(series.axes)]
     chosen = max(colour or file.series, key=lambda series: int(np.prod(series.shape)))
     others = [
         f"{series.name or i} {tuple(series.shape)}" for i, series in enumerate(file.series) if series is not chosen
     ]
     if others:
-        logger.hint("%s: the largest picture is read, %s; left out: %s.", path, tuple(chosen.shape), ", ".join(others))
+        logger.hint("%s: reading the largest image, %s; left out: %s.", path, tuple(chosen.shape), ", ".join(others))
     return chosen
 
 
 @lru_cache(maxsize=_OPEN_FILES)
 def _opened(path: str, stamp: tuple[int, int], level: int) -> Any:
-    """Return a level as a zarr array; `stamp` makes a file that has changed another one."""
+    """Return a level as a zarr array; `stamp` invalidates the cache when the file changes."""
     import tifffile
     import zarr
 
@@ -153,7 +153,7 @@ def tiff_levels(path: Path) -> list[da.Array]:
     Raises
     ------
     ValueError
-        If the file is no TIFF, is cut short, or is not RGB of uint8.
+        If the file is no TIFF, is truncated, or is not RGB of uint8.
     """
     import tifffile
 
@@ -195,7 +195,7 @@ def tiff_levels(path: Path) -> list[da.Array]:
         how = (str(path), stamp, i, axes, shape)
         tiled = axes == "YXS" and page.is_tiled and page.chunks[2:] == shape[2:]
         level = _TiledTiffLevel((page.chunks[0], page.chunks[1]), *how) if tiled else _TiffLevel(*how)
-        # chunks of the file, (y, x, c), without the channels: several tiles at once
+        # several tiles of the file per dask chunk; page.chunks includes the channels
         tile = [n for n in page.chunks if n > 4][:2]
         steps = tuple(n * max(1, _CHUNK_PX // n) for n in tile) if len(tile) == 2 else (_CHUNK_PX, level.shape[2])
         name = f"pekasc-tiff-{tokenize(str(path), stamp, i)}"
@@ -204,25 +204,25 @@ def tiff_levels(path: Path) -> list[da.Array]:
 
 
 def _is_rgb(page: Any) -> bool:
-    """Tell whether what tifffile decodes is red, green and blue."""
+    """Tell whether tifffile decodes the page to RGB."""
     from tifffile import COMPRESSION, PHOTOMETRIC
 
     if page.photometric == PHOTOMETRIC.RGB:
         return True
-    # libjpeg converts; of JPEG 2000, Aperio's kind with YCbCr is not converted
+    # JPEG decoders convert YCbCr to RGB; Aperio's JPEG 2000 with YCbCr is not converted
     jpegs = {COMPRESSION.JPEG, COMPRESSION.OJPEG, COMPRESSION.APERIO_JP2000_RGB, COMPRESSION.JPEG2000}
     return page.photometric == PHOTOMETRIC.YCBCR and page.compression in jpegs
 
 
 def tile_bytes(page: Any) -> int:
-    """Return the size of what is decoded at once."""
+    """Return the size in bytes of one decoded chunk of the file."""
     return int(np.prod(page.chunks, dtype=np.int64))
 
 
 def tiff_mpp(path: Path) -> float | None:
-    """Return um per pixel of a TIFF's finest level as its file says, or None where that is nothing to believe.
+    """Return the pixel size in um of a TIFF's finest level from its metadata, or None if missing or implausible.
 
-    An OME-TIFF says it in its metadata, an Aperio slide in its description, others in the resolution tags.
+    It is in the OME metadata of an OME-TIFF, in the description of an Aperio slide, and else in the resolution tags.
     """
     import tifffile
 
@@ -241,7 +241,7 @@ def tiff_mpp(path: Path) -> float | None:
             if int(unit) in (2, 3):
                 found = [1 / per_um for per_um in page.get_resolution(unit="micrometer") if per_um > 0]
     if not found or max(found) > (1 + _SQUARE) * min(found) or not _MPP_LIMITS[0] <= found[0] <= _MPP_LIMITS[1]:
-        return None  # 72 dots per inch and the like are what programs write that know nothing
+        return None  # programs without a pixel size write defaults such as 72 dots per inch
     return found[0]
 
 
@@ -262,6 +262,6 @@ def _ome_mpp(metadata: str, image: int) -> list[float]:
 
 
 def _end(level: Any) -> int:
-    """Return where the last byte of a level lies in the file."""
+    """Return the offset in the file after the last byte of a level."""
     page = level.keyframe
     return int(np.max(np.add(page.dataoffsets, page.databytecounts))) if len(page.dataoffsets) else 0

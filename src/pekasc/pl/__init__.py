@@ -1,4 +1,4 @@
-"""Plots that nobody else has: tiles, measured beside predicted expression, scores per gene, training history."""
+"""Plots: tiles, measured and predicted expression, scores per gene, training history."""
 
 from __future__ import annotations
 

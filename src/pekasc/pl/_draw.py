@@ -1,4 +1,4 @@
-"""Drawing on an Axes whose data units are micrometers; no pekasc data model here."""
+"""Drawing on Axes in micrometers, independent of pekasc's data model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DARK = "#222222"
 GREY = "#8a8a8a"
 ACCENT = "#b5322c"
 SMALL = 8
-_RASTERIZE_ABOVE = 5000  # spots that make a vector file too heavy
+_RASTERIZE_ABOVE = 5000  # number of spots from which a vector file becomes too large
 
 
 def round_length(width: float, fraction: float = 0.25) -> float:
@@ -38,7 +38,7 @@ def bounding_box(centres: np.ndarray, radii: np.ndarray) -> Box:
 
 
 def frame(ax: Axes, box: Box) -> None:
-    """Make an Axes a map: equal aspect, y downwards as in the image, no ticks, no frame."""
+    """Set up Axes for a map: equal aspect, y pointing down as in the image, no ticks, no frame."""
     ax.set_xlim(box[0], box[2])
     ax.set_ylim(box[3], box[1])
     ax.set_aspect("equal")
@@ -112,12 +112,12 @@ def robust_limits(
     vmin: float | None = None,
     vmax: float | None = None,
 ) -> tuple[float, float]:
-    """Return colour limits that all of `values` share; never equal, NaN left out; `vmin`, `vmax` win if given."""
+    """Return common colour limits of all `values`, ignoring NaN; never equal; `vmin` and `vmax` take precedence."""
     known = [np.asarray(v, dtype=np.float64).ravel() for v in values]
     pooled = np.concatenate([v[np.isfinite(v)] for v in known]) if known else np.empty(0)
     low, high = np.percentile(pooled, percentiles) if pooled.size else (0.0, 1.0)
     if high <= low and pooled.size:
-        # a gene in so few spots that the percentiles meet: take the whole range
+        # percentiles coincide for a gene in very few spots: use the whole range
         low, high = pooled.min(), pooled.max()
     low = low if vmin is None else vmin
     high = high if vmax is None else vmax
@@ -125,7 +125,7 @@ def robust_limits(
 
 
 def tidy(ax: Axes) -> None:
-    """Leave the left and lower axis only."""
+    """Remove the upper and right spines."""
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     ax.tick_params(labelsize=SMALL)

@@ -1,4 +1,4 @@
-"""H&E, measured and predicted expression side by side."""
+"""`pl.expression`: H&E, measured and predicted expression side by side."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 BACKGROUNDS = ("white", "image")
 _DIMMED = 0.35
 _PANEL_INCHES = 2.7
-_MAX_INCHES = 6.0  # of one row: a tall, narrow section does not make a poster
+_MAX_INCHES = 6.0  # maximum height of a row, for tall, narrow sections
 UNIT = "log1p(counts per 10k)"
 
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """All that is drawn of one section."""
+    """Data to draw of one section."""
 
     name: str
     section: Section
@@ -59,11 +59,11 @@ def expression(
     table_name: str = "table",
     key: str = TILES,
 ) -> Figure:
-    """Show H&E, measured and predicted expression of a gene, one section a row, on one colour scale.
+    """Plot H&E, measured and predicted expression of a gene, one section per row, with one colour scale.
 
-    Both values are on the scale of the predictions, log1p of counts per 10,000, and one colour scale serves all panels:
-    from the 1st to the 99th percentile of measured and predicted values together. So a prediction that is flatter than
-    the measurement looks so.
+    Both are on the scale of the predictions, log1p of counts per 10,000. The colour scale of all panels runs from the
+    1st to the 99th percentile of measured and predicted values, so that predictions with less contrast than the
+    measurement look like it.
 
     Parameters
     ----------
@@ -74,12 +74,12 @@ def expression(
     layer
         Layer with the predicted values.
     truth
-        Layer with measured values on the scale of the predictions; None takes log1p(1e4 * count / total) of the counts.
+        Layer with measured values on the scale of the predictions; None uses log1p(1e4 * count / total) of the counts.
     counts_layer
-        Layer with counts; None takes `X` if it holds counts, else ``layers["counts"]``. A table of predictions only
-        is drawn without measured values.
+        Layer with counts; None uses `X` if it holds counts, else ``layers["counts"]``. A table without counts is
+        plotted without measured values.
     section
-        One or several sections, by region or by ``obs["section"]``; None draws all.
+        One or several sections, by region or by ``obs["section"]``; None plots all.
     background
         ``"white"``, or ``"image"`` to draw the spots on the dimmed H&E image.
     cmap
@@ -95,15 +95,15 @@ def expression(
 
     Returns
     -------
-    The figure. Data units of its Axes are um; spots are drawn at their true size, rings are spots without a value.
-    Titles give the Pearson correlation over the spots of the section, and say so where the adapter was trained on them.
+    The figure. Data units of its Axes are um; spots are drawn to scale, empty circles are spots without a value. Titles
+    show the Pearson correlation over the spots of the section, and whether the adapter was trained on them.
 
     Raises
     ------
     KeyError
         If the gene, the layer, the table or a section is not there.
     ValueError
-        If the gene has no predicted values, `background` is not known, or what should be counts is none.
+        If the gene has no predicted values, `background` is unknown, or `counts_layer` holds no counts.
 
     Examples
     --------
@@ -167,7 +167,7 @@ def _measured(table: AnnData, gene: str, layer: str, truth: str | None, counts_l
         return _layer(table, gene, truth, "")
     column = _column(table, gene)
     if counts_layer is None and "counts" not in table.layers:
-        # a table of predictions holds them in `X` too
+        # in a table of predictions, `X` holds predictions as well
         own = None if table.X is None else _dense(table.X[:, [column]])
         if own is None or np.array_equal(own, _layer(table, gene, layer, ""), equal_nan=True):
             return None
@@ -222,7 +222,7 @@ def _draw(
             frame(ax, row.box)
             spots(ax, row.section.centres_um, row.radii, shown, norm=norm, cmap=cmap)
             ax.set_title(title)
-    # a gene's name may hold what mathtext would read as a command
+    # a gene's name may contain characters with a meaning in mathtext
     fig.suptitle(gene, style="italic", parse_math=False)
     shrink = 0.7 if len(rows) == 1 else 0.5
     bar = fig.colorbar(ScalarMappable(norm, cmap), ax=axes[:, 1:], shrink=shrink, aspect=18, pad=0.02)

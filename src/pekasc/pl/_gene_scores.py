@@ -1,4 +1,4 @@
-"""Scores per gene, ranked."""
+"""`pl.gene_scores`: scores per gene, ranked."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def gene_scores(
     figsize: tuple[float, float] = (5.0, 3.4),
     table_name: str = "table",
 ) -> Axes:
-    """Show the score of every gene, ranked, with the names of the best and the worst.
+    """Plot the scores of all genes, ranked, with the names of the best and the worst.
 
     Parameters
     ----------
     data
-        An object that :func:`pekasc.tl.evaluate` has scored, the DataFrame that it returned (several groups of a gene
-        are averaged), or an adapter: then its held-out scores on the training groups.
+        An object with scores from :func:`pekasc.tl.evaluate`, the DataFrame that it returned (averaged over groups), or
+        an adapter, for its held-out scores on the training groups.
     layer
         The layer that was scored.
     metric
-        Which score.
+        The score to plot, such as ``"pearson"``.
     n
-        How many genes to name at either end.
+        Number of genes to label at either end.
     ax
-        Where to draw; None makes a figure.
+        Axes to draw on; None creates a figure.
     figsize
-        Width and height of that figure in inches.
+        Width and height of the new figure in inches.
     table_name
         Name of the table in a SpatialData.
 
@@ -60,7 +60,7 @@ def gene_scores(
     KeyError
         If the scores are not there.
     TypeError
-        If `data` is none of these.
+        If `data` has another type.
     ValueError
         If no gene has a score, or `n` is negative.
 
@@ -139,7 +139,7 @@ def _limits(ax: Axes, values: np.ndarray) -> None:
 
 
 def _name(ax: Axes, names: list[str], ranks: np.ndarray, values: np.ndarray, curve: np.ndarray, *, top: bool) -> None:
-    """Write names in a column beside the curve: to the right of its upper end, or to the left of its lower end."""
+    """Write names in a column next to the curve: to the right of its upper end, or to the left of its lower end."""
     if not names:
         return
     low, high = ax.get_ylim()
@@ -147,7 +147,7 @@ def _name(ax: Axes, names: list[str], ranks: np.ndarray, values: np.ndarray, cur
     step = (high - low) * (SMALL * 1.2) / height_pt
     y = _spread(values, step)
     y += np.clip(values.mean() - y.mean(), low + step / 2 - y.min(), high - step / 2 - y.max())
-    # as near to the curve as the whole column can be without touching it
+    # as close to the curve as possible without overlap
     if top:
         x, align = max((curve > y[-1] - step).sum(), ranks[-1]) + 0.04 * len(curve), "left"
     else:

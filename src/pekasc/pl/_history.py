@@ -1,4 +1,4 @@
-"""How training went: losses, and the held-out error that chose the epoch."""
+"""`pl.history`: training losses, and the held-out error by which the number of epochs was chosen."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _REFIT = -1
 def history(
     adapter: Adapter, *, axes: tuple[Axes, Axes] | None = None, figsize: tuple[float, float] = (7.4, 2.9)
 ) -> np.ndarray:
-    """Show the losses of every fit and the held-out error of every fold, with the epoch that was chosen.
+    """Plot the training losses and the held-out error per epoch, with the chosen number of epochs.
 
     Parameters
     ----------
     adapter
         A trained adapter.
     axes
-        Two Axes to draw on, for losses and held-out error; None makes a figure.
+        Two Axes to draw on, for losses and held-out error; None creates a figure.
     figsize
-        Width and height of that figure in inches.
+        Width and height of the new figure in inches.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def history(
 
 def _losses(ax: Axes, frame: pd.DataFrame) -> None:
     for column, (color, name) in _LOSSES.items():
-        # no part of the loss, or of an adapter that an earlier version saved
+        # not part of the loss, or of an adapter saved by an earlier version
         if column not in frame or frame[column].isna().all():
             continue
         for fold, rows in frame.dropna(subset=[column]).groupby("fold"):
@@ -117,7 +117,7 @@ def _held_out(ax: Axes, frame: pd.DataFrame) -> None:
             )
     mean = folds.groupby("epoch")["val_error"].mean()
     ax.plot(mean.index, mean, color=DARK, linewidth=1.8, label="mean of held-out groups")
-    # the final fit runs for as many epochs as were chosen
+    # the final fit runs for the chosen number of epochs
     final = frame.loc[frame["fold"] == _REFIT, "epoch"]
     chosen = int(final.max()) if len(final) else 0
     if chosen in mean.index:

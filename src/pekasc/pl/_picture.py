@@ -1,4 +1,4 @@
-"""Coarse pictures of sections, in micrometers, and the size of spots."""
+"""Coarse images of sections in micrometers, and the size of spots, for plots."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_MEMORY = 128 * 2**20
 
 
 def chosen_sections(sdata: SpatialData, section: str | list[str] | None, table_name: str, key: str) -> list[Section]:
-    """Return the sections asked for, by region or by ``obs["section"]``; all of them for None.
+    """Return sections by region or by ``obs["section"]``; all of them for None.
 
     Raises
     ------
@@ -40,14 +40,14 @@ def chosen_sections(sdata: SpatialData, section: str | list[str] | None, table_n
 
 
 def label(sdata: SpatialData, section: Section, table_name: str) -> str:
-    """Return the name that ``obs["section"]`` gives a section, if it gives one, else the region's."""
+    """Return the name of a section in ``obs["section"]`` if it has one, else the name of its region."""
     obs = get_table(sdata, table_name).obs
     names = obs[SECTION].iloc[section.rows].unique() if SECTION in obs else []
     return str(names[0]) if len(names) == 1 else section.name
 
 
 def radii_um(sdata: SpatialData, section: Section) -> np.ndarray:
-    """Return the radius of every spot in um; for other shapes that of the circle of the same area."""
+    """Return the radius of every spot in um; for other shapes, of the circle with the same area."""
     shapes = sdata.shapes[section.name].loc[section.ids]
     own = shapes["radius"] if "radius" in shapes else np.sqrt(shapes.geometry.area / np.pi)
     shapes_to_um = np.linalg.inv(section.um_to_px) @ section.shapes_to_px[:2, :2]
@@ -55,15 +55,15 @@ def radii_um(sdata: SpatialData, section: Section) -> np.ndarray:
 
 
 def picture(section: Section, box: Box, max_px: int = 1000) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """Return the part of a section's image in `box` (um), and its extent as :meth:`Axes.imshow` takes it.
+    """Return the part of a section's image in `box` (um), and its extent for :meth:`Axes.imshow`.
 
-    It is put together from blocks that the tile reader takes from a fitting level of the pyramid, turned as the
-    section's coordinate system is, so an image of any size is drawn in little memory.
+    It is assembled from blocks that the tile reader reads from a suitable level of the pyramid, in the orientation of
+    the section's coordinate system, so that images of any size need little memory.
     """
     width, height = box[2] - box[0], box[3] - box[1]
     mpp = max(max(width, height) / max_px, section.mpp)
     columns, rows = max(1, ceil(width / mpp)), max(1, ceil(height / mpp))
-    # never more of the image around the box than a few blocks' borders
+    # small boxes get small blocks, so that little of the image around them is read
     block = min(_BLOCK_PX, max(columns, rows))
     n_x, n_y = ceil(columns / block), ceil(rows / block)
     x = box[0] + (np.arange(n_x) + 0.5) * block * mpp
@@ -71,7 +71,7 @@ def picture(section: Section, box: Box, max_px: int = 1000) -> tuple[np.ndarray,
     centres = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
     centres_px = section.centres_px[0] + (centres - section.centres_um[0]) @ section.um_to_px.T
     geometry = TileGeometry(centres_px, section.um_to_px, TileSpec(block, mpp))
-    if section.pyramid is None:  # stored patches only: no picture of the whole
+    if section.pyramid is None:  # stored patches only, without an image
         return np.full((rows, columns, 3), 255, np.uint8), (
             box[0], box[0] + columns * mpp, box[1] + rows * mpp, box[1],
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A look at the tiles that the encoder sees."""
+"""`pl.tiles`: tiles as they are passed to the encoder."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def tiles(
     key: str = TILES,
     random_state: int = 0,
 ) -> Figure:
-    """Show some tiles as the encoder sees them, with a scale bar.
+    """Plot tiles as they are passed to the encoder, with a scale bar.
 
     Parameters
     ----------
     sdata
         Sections that :func:`pekasc.pp.tile` has tiled.
     n
-        How many tiles to show, taken at random from all sections, in the order of the table. All, if there are fewer.
+        Number of tiles, sampled from all sections and shown in the order of the table.
     names
         Names of the observations to show instead.
     n_columns
-        Number of columns; None makes the grid about square.
+        Number of columns; None makes an approximately square grid.
     figsize
         Width and height of the figure in inches.
     table_name
@@ -50,7 +50,7 @@ def tiles(
     key
         Name of the tiles.
     random_state
-        Seed of the choice.
+        Seed of the sampling.
 
     Returns
     -------

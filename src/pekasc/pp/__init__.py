@@ -1,4 +1,4 @@
-"""Prepare: tiles around observations, folds by group."""
+"""Preprocessing: tiles around observations, folds by group."""
 
 from __future__ import annotations
 

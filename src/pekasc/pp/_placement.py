@@ -1,4 +1,4 @@
-"""Do observations lie on tissue, or would a flip, a transposition or another scale fit better? Pure arrays."""
+"""Check whether spots lie on tissue, or would with flipped, transposed or rescaled coordinates. Pure arrays."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from dataclasses import dataclass
 import numpy as np
 
 _Points = np.ndarray
-_GLASS_SATURATION = 0.15  # Otsu may not call anything more colourful than this background
+_GLASS_SATURATION = 0.15  # upper bound of Otsu's threshold: anything more saturated is tissue
 _BLACK = 0.1
-_ON_TISSUE = 0.1  # of the tile's area
+_ON_TISSUE = 0.1  # fraction of the tile's area
 _CLEARLY = 0.1
 _STANDARD_ERRORS = 3.0
 
-# (x, y) in an image of w x h -> where the point would be, had the coordinates or the image been turned
+# functions from (x, y) in an image of w x h to the point with flipped, rotated or transposed coordinates
 _VARIANTS: dict[str, Callable[[np.ndarray, np.ndarray, float, float], tuple[np.ndarray, np.ndarray]]] = {
     "flipped in x": lambda x, y, w, h: (w - x, y),
     "flipped in y": lambda x, y, w, h: (x, h - y),
-    "turned by 180 degrees": lambda x, y, w, h: (w - x, h - y),
+    "rotated by 180 degrees": lambda x, y, w, h: (w - x, h - y),
     "transposed (x and y swapped)": lambda x, y, w, h: (y, x),
-    "turned by 90 degrees clockwise": lambda x, y, w, h: (w - y, x),
-    "turned by 90 degrees counter-clockwise": lambda x, y, w, h: (y, h - x),
-    "transposed and turned by 180 degrees": lambda x, y, w, h: (w - y, h - x),
+    "rotated by 90 degrees clockwise": lambda x, y, w, h: (w - y, x),
+    "rotated by 90 degrees counter-clockwise": lambda x, y, w, h: (y, h - x),
+    "transposed and rotated by 180 degrees": lambda x, y, w, h: (w - y, h - x),
 }
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What :func:`check_placement` found.
+    """Result of :func:`check_placement`.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class Placement:
     on_tissue
         Mask of centres whose tile shows tissue.
     problem
-        What is wrong, or an empty string.
+        Description of the problem, or an empty string.
     """
 
     inside: np.ndarray
@@ -46,9 +46,9 @@ class Placement:
 
 
 def tissue_mask(picture: np.ndarray) -> np.ndarray:
-    """Return the mask of tissue in a coarse RGB picture: Otsu's threshold on the saturation.
+    """Return the mask of tissue in a coarse RGB image by Otsu's threshold on the saturation.
 
-    The threshold is capped, so that a picture without glass is all tissue; black (outside the scan) is none.
+    The threshold is capped, so that an image without glass is all tissue. Black (outside the scan) is not tissue.
     """
     from skimage.filters import threshold_otsu
 
@@ -64,7 +64,7 @@ def tissue_mask(picture: np.ndarray) -> np.ndarray:
 def check_placement(
     centres_px: _Points, size_px: tuple[int, int], picture: np.ndarray | None, side_px: float
 ) -> Placement:
-    """Compare where centres lie with where they would lie were they flipped, turned, transposed or rescaled.
+    """Check that centres lie on tissue, and whether they would with flipped, rotated, transposed or scaled coordinates.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def check_placement(
     size_px
         Width and height of level 0.
     picture
-        Coarse picture of the image (height, width, 3), or None to look at the image's borders only.
+        Coarse version of the image, (height, width, 3), or None to check the image's borders only.
     side_px
         Side of a tile in level-0 pixels.
     """
@@ -88,14 +88,14 @@ def check_placement(
 
     x, y = centres_px.T
     inside, on_tissue = score(x, y)
-    variants = {name: score(*turn(x, y, width, height))[1] for name, turn in _VARIANTS.items()}
+    variants = {name: score(*variant(x, y, width, height))[1] for name, variant in _VARIANTS.items()}
     factor = _scale_to_tissue(centres_px, size_px, tissue)
     problem = ""
     best = max(variants, key=lambda name: variants[name].sum())
     rescaled = score(x * (factor or 1), y * (factor or 1))[1]
-    turned = _clearly_better(variants[best], on_tissue)
-    # coordinates of another scale lie in a corner, and any turn may look better than that by chance
-    scaled = factor is not None and _clearly_better(rescaled, variants[best] if turned else on_tissue)
+    reoriented = _clearly_better(variants[best], on_tissue)
+    # coordinates of another scale lie in one corner, where a rotation may look better by chance
+    scaled = factor is not None and _clearly_better(rescaled, variants[best] if reoriented else on_tissue)
     if factor is not None and scaled:
         problem = (
             f"the coordinates seem to be of another scale: x {x.min():.6g} to {x.max():.6g}, y {y.min():.6g} to "
@@ -103,7 +103,7 @@ def check_placement(
             f"lie on tissue, multiplied by about {factor:.3g} {int(rescaled.sum())} would. "
             "Correct the transformation of the shapes or image (Space Ranger: full, hires or lowres image)"
         )
-    elif turned:
+    elif reoriented:
         problem = (
             f"the coordinates seem to be {best}: {int(variants[best].sum())} of {len(x)} centres would lie on tissue, "
             f"as they are {int(on_tissue.sum())} do. Correct them, or the transformation of the shapes or image"
@@ -118,7 +118,7 @@ def check_placement(
 
 
 def _tissue_around(picture: np.ndarray, side: float) -> np.ndarray:
-    """Return the mask of places whose tile (`side` as a fraction of the picture's width) shows tissue."""
+    """Return the mask of positions whose tile (`side` as a fraction of the image's width) shows tissue."""
     from scipy.ndimage import uniform_filter
 
     mask = tissue_mask(picture)
@@ -128,13 +128,13 @@ def _tissue_around(picture: np.ndarray, side: float) -> np.ndarray:
 
 def _clearly_better(other: np.ndarray, as_is: np.ndarray) -> bool:
     n = len(as_is)
-    p, q = ((mask.sum() + 1) / (n + 2) for mask in (other, as_is))  # never 0 or 1: few spots say little
+    p, q = ((mask.sum() + 1) / (n + 2) for mask in (other, as_is))  # smoothed, since few spots are weak evidence
     error = np.sqrt(p * (1 - p) / n + q * (1 - q) / n)
     return bool(other.mean() - as_is.mean() > _CLEARLY and p - q > _STANDARD_ERRORS * error)
 
 
 def _scale_to_tissue(centres_px: np.ndarray, size_px: tuple[int, int], tissue: np.ndarray) -> float | None:
-    """Return the factor about the origin that brings the far end of the centres to that of the tissue, if it is far."""
+    """Return the scale factor from the largest coordinates of centres to those of tissue, if not close to 1."""
     rows, cols = np.nonzero(tissue)
     if not rows.size:
         return None

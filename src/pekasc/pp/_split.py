@@ -1,4 +1,4 @@
-"""Folds that keep groups together."""
+"""`pp.split`: folds that keep groups together."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def split(
     key_added: str = FOLD,
     table_name: str = "table",
 ) -> None:
-    """Give every observation a fold such that no group is in two of them.
+    """Assign every observation to a fold, such that no group is in two folds.
 
-    Spots of one section or patient are near-duplicates of one another: random folds of spots claim what no new patient
-    will show.
+    Spots of one section or patient are nearly duplicates of each other, so folds of random spots give scores that do
+    not hold for a new patient.
 
     Parameters
     ----------
     data
         A SpatialData or an AnnData.
     groups
-        Column of `obs` with what must stay together, usually the patient.
+        Column of `obs` with the groups to keep together, usually the patient.
     n_folds
-        Number of folds, filled evenly by number of observations. None makes one fold of each group
-        (leave-one-group-out), in sorted order.
+        Number of folds, balanced by number of observations. None makes one fold per group (leave-one-group-out), in
+        sorted order.
     key_added
-        Name of the folds.
+        Column of `obs` for the folds.
     table_name
         Name of the table in a SpatialData.
 

@@ -1,4 +1,4 @@
-"""Put square tiles around observations."""
+"""`pp.tile`: square tiles around observations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pekasc.tiling import PatchReader, TileGeometry, TileReader, TileSpec
 
 logger = get_logger(__name__)
 
-_COARSE = 2.0  # an image so much coarser than the tiles shows little of what an encoder was trained to see
+_COARSE = 2.0  # with more upsampling than this, tiles lack the detail that encoders were trained on
 
 
 def tile(
@@ -50,15 +50,15 @@ def tile(
     key_added: str = TILES,
     strict: bool = True,
 ) -> None:
-    """Put a square tile around every observation, in physical units.
+    """Define a square tile, in physical units, around every observation.
 
     A section is an image, the shapes of its spots, and the table rows whose region is that shapes element. The image
-    shares a coordinate system with the shapes; of several that show the same at different scales the finest is taken.
-    Pixels are not copied: :func:`pekasc.get.tiles` reads them when they are needed.
+    shares a coordinate system with the shapes; if several images show the same at different scales, the finest is
+    used. Pixels are not copied: :func:`pekasc.get.tiles` reads them lazily.
 
-    The pixel size is a fact, never a guess: it comes from `image_mpp`, `um_coordinate_system`, `array`, or from what a
-    reader or data set recorded in ``table.uns["pekasc"]["image_mpp"]``; if several are there, they have to agree
-    within 2 %.
+    The pixel size is never guessed: it comes from `image_mpp`, `um_coordinate_system` or `array`, or from what a reader
+    or data set recorded in ``table.uns["pekasc"]["image_mpp"]``. If there are several sources, they must agree within
+    2 %.
 
     Parameters
     ----------
@@ -67,49 +67,50 @@ def tile(
     tile_px
         Side of a tile in pixels.
     mpp
-        Micrometers per tile pixel. The defaults make squares of 112 um.
+        Pixel size of the tiles in um per pixel. The defaults give tiles of 112 um.
     images
-        Image of each region, where it is not clear: ``{"C2_spots": "C2_he"}``.
+        Image of each region, if several different images share its coordinate system: ``{"C2_spots": "C2_he"}``.
     image_mpp
-        Micrometers per full-resolution pixel of the image, or a dict from image name to that.
+        Pixel size of the image at full resolution, in um per pixel, or a dict from image names to pixel sizes.
     um_coordinate_system
         A coordinate system in micrometers.
     array
-        ``"visium"`` or ``"st"``: take the pixel size from the pitch (100 or 200 um) and the grid indices in the columns
-        ``array_row`` and ``array_col``. For Visium without these columns, the stored spot diameter stands for 65 um.
+        ``"visium"`` or ``"st"``: compute the pixel size from the pitch (100 or 200 um) and the grid indices in the
+        columns ``array_row`` and ``array_col``. For Visium without these columns, from the stored spot diameter, which
+        is taken as 65 um.
     patches
-        Whether to take tiles from patches that were cut before and that a reader recorded
-        (:func:`pekasc.io.read_hest`), instead of from the image. None: where a section has patches and no image. They
-        must show as much tissue as the tiles, ``tile_px * mpp``, and are resampled to `tile_px`; spots without a patch
-        get no tile.
+        Whether to use stored patches that a reader recorded (:func:`pekasc.io.read_hest`) instead of the image. None
+        uses them for sections without an image. They must have the field of view of the tiles, ``tile_px * mpp``, and
+        are resampled to `tile_px`; spots without a patch get no tile.
     table_name
         Name of the table.
     key_added
         Name of the tiles.
     strict
-        Whether pixel sizes that disagree and coordinates that look transposed, flipped or of another scale are errors.
-        With False the explicit pixel size wins, and both are warnings.
+        Whether contradicting pixel sizes, and coordinates that look transposed, flipped or scaled, are errors. With
+        False they are warnings, and the explicit pixel size is used.
 
     Returns
     -------
     None, and writes
 
     ``sdata.shapes["{region}_{key_added}"]``
-        The squares, in the coordinates of the spots, index = instance ids. Spots with an ``in_tissue`` of 0 have none.
+        The tiles as squares, in the coordinates of the spots, indexed by instance id. Spots with ``in_tissue`` 0 have
+        none.
     ``table.obs["tile_inside"]``
-        Fraction of each tile inside the image, float32, NaN where there is no tile or the image's size is not known.
+        Fraction of each tile inside the image, float32; NaN without a tile, or if the image's size is unknown.
     ``table.uns["pekasc"][key_added]``
         Tile size, pixel sizes and images.
 
     Raises
     ------
     KeyError
-        If the table, a region, an image, a column, a coordinate system or stored patches are not there.
+        If the table, a region, an image, a column, a coordinate system or stored patches do not exist.
     ValueError
-        If the pixel size is unknown or contradicted, the image is unclear or not RGB of uint8, names or ids are not
-        unique, rows have no shape, the coordinates do not fit the image, or stored patches do not fit the tiles.
+        If the pixel size is unknown or contradictory, the image is ambiguous or not RGB of uint8, names or ids are not
+        unique, rows have no shape, the spots do not lie on the image, or stored patches have another field of view.
     FileNotFoundError
-        If the file of stored patches is gone.
+        If the file of stored patches does not exist any more.
 
     Examples
     --------
@@ -189,13 +190,13 @@ def _check_names(sdata: SpatialData, table: AnnData, sections: list[Section], ke
     record = tile_record(table, key)
     if record is None and read_uns(table, key) is not None:
         raise ValueError(f'`key_added={key!r}`: `table.uns["pekasc"][{key!r}]` holds something else. Take another key.')
-    ours = {tile_shapes_name(region, key) for region in record["sections"]} if record else set()
-    # SpatialData tells names apart neither by case nor by type of element
+    replaceable = {tile_shapes_name(region, key) for region in record["sections"]} if record else set()
+    # names in a SpatialData are unique over all elements, ignoring case
     taken = {name.lower(): (kind, name) for kind, name, _ in sdata.gen_elements()}
     for section in sections:
         name = tile_shapes_name(section.name, key)
         kind, existing = taken.get(name.lower(), ("", ""))
-        if existing and not (kind == "shapes" and existing == name and name in ours):
+        if existing and not (kind == "shapes" and existing == name and name in replaceable):
             raise ValueError(
                 f"The tiles of {section.name!r} would be named {name!r}, but `sdata.{kind}[{existing!r}]` is there and "
                 "was not made by this call for this table. Take another `key_added=`, or delete it."
@@ -204,12 +205,12 @@ def _check_names(sdata: SpatialData, table: AnnData, sections: list[Section], ke
 
 def _check_place(section: Section, spec: TileSpec, strict: bool) -> None:
     if min(section.size_px) == 0:
-        logger.hint("section %s: the size of its image is not known; the spots' place is not checked.", section.name)
+        logger.hint("section %s: image size unknown, so the position of the spots is not checked.", section.name)
         return
     side_px = spec.side_um / section.mpp
     picture = None if section.pyramid is None else overview(section.pyramid.levels)
     if picture is None:
-        logger.hint("section %s: no image with a coarse level to look for tissue in; not checked.", section.name)
+        logger.hint("section %s: no coarse image level to find tissue in; only the borders are checked.", section.name)
     placement = check_placement(section.centres_px, section.size_px, picture, side_px)
     if placement.problem:
         message = f"Section {section.name!r} on image {section.image_name!r}: {placement.problem}"
@@ -227,7 +228,7 @@ def _check_place(section: Section, spec: TileSpec, strict: bool) -> None:
 
 
 def _squares(sdata: SpatialData, section: Section, spec: TileSpec) -> GeoDataFrame:
-    """Return the tiles as squares in the own coordinates of the spots' shapes."""
+    """Return the tiles as squares in the coordinates of the spots' shapes."""
     corners_px = TileGeometry(section.centres_px, section.um_to_px, spec).corners()
     px_to_shapes = np.linalg.inv(section.shapes_to_px)
     corners = corners_px @ px_to_shapes[:2, :2].T + px_to_shapes[:2, 2]
@@ -283,7 +284,7 @@ def _write(
     inside: np.ndarray,
     record: Mapping[str, Any],
 ) -> None:
-    # all that can fail is done: from here on everything is written
+    # nothing below fails, so either everything is written or nothing
     table = writable_table(sdata, table_name)
     stale = {tile_shapes_name(region, key) for region in (tile_record(table, key) or {"sections": ()})["sections"]}
     for name in (stale | set(squares)) & set(sdata.shapes):

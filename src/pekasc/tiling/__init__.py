@@ -1,8 +1,7 @@
-"""Tiles as pure arrays: geometry, chunk-wise reading with area resampling, ordered batches.
+"""Tiles as arrays: geometry, chunk-wise reading with area resampling, ordered batches.
 
-Nothing here knows SpatialData or torch. `TileGeometry` says where the tiles of one section lie on its
-image, `TileReader` reads them, `PatchReader` takes them from a file, `TileStream` joins several sections, `batches`
-reads ahead.
+Independent of SpatialData and torch. `TileGeometry` has the positions of the tiles of one section on its image,
+`TileReader` reads them, `PatchReader` reads stored patches, `TileStream` concatenates sections, `batches` reads ahead.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Windows of one image level, decoded chunk by chunk with a bounded memory of recent chunks."""
+"""Read windows of one image level chunk by chunk, with a bounded cache of decoded chunks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Key = tuple[int, int]
 Box = tuple[int, int, int, int]
 Chunks = dict[Key, np.ndarray]
 
-# Grid that orders the tiles of an image that has no chunks of its own.
+# side of a virtual chunk, which orders the tiles of an image without chunks
 _VIRTUAL_CHUNK = 1024
 
 
 class ChunkSource(Protocol):
-    """An image whose chunks can be decoded one by one, in several threads at once."""
+    """An image whose chunks can be decoded one by one, in several threads in parallel."""
 
     @property
     def chunk_px(self) -> tuple[int, int]:
@@ -30,22 +30,22 @@ class ChunkSource(Protocol):
         ...
 
     def read_chunk(self, y: int, x: int) -> np.ndarray:
-        """Decode the chunk in row `y` and column `x`, all channels; it may go beyond the image's border."""
+        """Decode the chunk in row `y` and column `x`, all channels; it may extend beyond the image's border."""
         ...
 
 
 def chunk_source(array: Any) -> ChunkSource | None:
-    """Return what decodes an image's chunks where they are stored, past dask; None where there is no such thing.
+    """Return a decoder that reads an image's chunks directly, without dask; None if that is not possible.
 
-    That is for zarr arrays in folders, for arrays that have ``read_chunk`` and ``chunk_px`` themselves, and for dask
-    arrays that are one of those as it is.
+    It is possible for zarr arrays in folders, for arrays with ``read_chunk`` and ``chunk_px``, and for dask arrays of
+    one of these without further operations.
     """
     source = _behind(array)
     return source if hasattr(source, "read_chunk") else ZarrChunks.of(source)
 
 
 def _behind(array: Any) -> Any:
-    """Return what ``dask.array.from_zarr`` or ``from_array`` made a dask array from, unless that was changed since."""
+    """Return the array behind ``dask.array.from_zarr`` or ``from_array``; None if there are further operations."""
     if not hasattr(array, "__dask_graph__"):
         return array
     from dask.array.core import getter, getter_nofancy
@@ -55,7 +55,7 @@ def _behind(array: Any) -> Any:
     if set(layers) != {name, array.name}:
         return None
     task = getattr(layers[array.name], "task", None)
-    if getattr(task, "func", None) not in (getter, getter_nofancy):  # another `getitem=`
+    if getattr(task, "func", None) not in (getter, getter_nofancy):  # a custom `getitem=`
         return None
     source = dict(layers[name]).get(name)
     return source if getattr(source, "shape", None) == array.shape else None
@@ -79,8 +79,8 @@ class ChunkedLevel:
     level
         Number of the level, for messages.
     max_memory
-        Bytes of decoded chunks to keep. One request for chunks may need as much as `request_bytes`; a single chunk
-        beyond `max_memory` is decoded and kept all the same, as it cannot be read in parts.
+        Bytes of decoded chunks to keep. One request for chunks may need `request_bytes`; a single chunk larger than
+        `max_memory` is decoded and kept nevertheless, since it cannot be read in parts.
     """
 
     def __init__(self, array: Any, *, level: int, max_memory: int) -> None:
@@ -94,13 +94,13 @@ class ChunkedLevel:
         self._stored = None if self.in_memory else chunk_source(array)
         self.height, self.width = (int(s) for s in array.shape[1:])
         self.y_edges, self.x_edges = _chunk_edges(array, None if self._stored is None else self._stored.chunk_px)
-        # plain lists: a search in them costs a tenth of one in an array
+        # lists, since bisect is ten times as fast as searchsorted for single values
         self._y_list, self._x_list = self.y_edges.tolist(), self.x_edges.tolist()
-        # decoding may hold a second copy of what it returns
+        # decoding may need a second copy of the chunks
         self.request_bytes = max(max_memory // 4, 1)
 
     def __getstate__(self) -> dict[str, Any]:
-        # another process gets the image, not the chunks decoded here
+        # decoded chunks are not pickled
         state = self.__dict__.copy()
         state["_recent"] = OrderedDict()
         del state["_lock"]
@@ -116,7 +116,7 @@ class ChunkedLevel:
         return sum(block.nbytes for block in self._recent.values())
 
     def release(self) -> None:
-        """Forget all decoded chunks."""
+        """Drop all decoded chunks."""
         with self._lock:
             self._recent.clear()
 
@@ -126,7 +126,7 @@ class ChunkedLevel:
         return 3 * (y1 - y0) * (x1 - x0)
 
     def chunks_of(self, box: Box) -> list[Key]:
-        """List the chunks that a box (y0, y1, x0, x1) touches; none for an empty box or an image in memory."""
+        """Return the keys of the chunks that a box (y0, y1, x0, x1) overlaps; none for an image in memory."""
         y0, y1, x0, x1 = box
         if self.in_memory or y1 <= y0 or x1 <= x0:
             return []
@@ -135,7 +135,7 @@ class ChunkedLevel:
         return [(y, x) for y in rows for x in columns]
 
     def window(self, box: Box, chunks: Chunks) -> np.ndarray:
-        """Cut a box (y0, y1, x0, x1) out of the image, from ``chunks`` as `fetch` gave them; C-contiguous."""
+        """Return the pixels in a box (y0, y1, x0, x1), C-contiguous, from the chunks that `fetch` returned."""
         y0, y1, x0, x1 = box
         if self.in_memory:
             return np.ascontiguousarray(self._array[:, y0:y1, x0:x1])
@@ -151,7 +151,7 @@ class ChunkedLevel:
         return window
 
     def fetch(self, keys: Iterable[Key]) -> Chunks:
-        """Give the decoded chunks, decoding each that is not held; the least recently used make room."""
+        """Return decoded chunks, from the cache or decoded now; the least recently used are dropped."""
         wanted = list(dict.fromkeys(keys))
         with self._lock:
             missing = [key for key in wanted if key not in self._recent]
@@ -167,7 +167,7 @@ class ChunkedLevel:
 
     def _make_room(self, need: int) -> None:
         held = self.held_bytes
-        # the newest chunk stays even where it is larger than the bound: it would be decoded again for every batch
+        # keep the newest chunk even if it is larger than the limit, or it would be decoded again for every batch
         keep = 0 if need else 1
         while len(self._recent) > keep and held + need > self._max_memory:
             held -= self._recent.popitem(last=False)[1].nbytes
@@ -182,7 +182,7 @@ class ChunkedLevel:
         if self._dask and len(keys) > 1:
             try:
                 return dict(zip(keys, self._compute(keys), strict=True))
-            except Exception:  # noqa: BLE001 a decoder may raise anything; one by one, the broken chunk gets its name
+            except Exception:  # noqa: BLE001 a decoder may raise anything; one by one, the error names the chunk
                 return {key: self._decode_one(key) for key in keys}
         return {key: self._decode_one(key) for key in keys}
 
@@ -212,8 +212,8 @@ class ChunkedLevel:
     def _compute(self, keys: list[Key]) -> list[np.ndarray]:
         """Compute chunks of a dask array from their keys alone.
 
-        Culling the graph to these keys takes microseconds for lazy layers, whatever the size of the image; slicing the
-        array instead would add a layer of tasks for every tile. Chunks of one call share what they depend on.
+        Culling the graph to these keys takes microseconds for lazy layers, independent of the size of the image;
+        slicing the array would add a layer of tasks for every tile. Chunks of one call share their dependencies.
         """
         from dask.local import get_sync
         from dask.optimization import cull
@@ -237,7 +237,7 @@ class ChunkedLevel:
             raise ValueError(
                 f"expected a uint8 array of shape {(3, y1 - y0, x1 - x0)}, got {block.dtype} of shape {block.shape}"
             )
-        # a view would keep all of its base in memory, the whole image where one block was cut into chunks
+        # copy views, which would keep their base, possibly the whole image, in memory
         return block if block.base is None else block.copy()
 
 

@@ -1,4 +1,4 @@
-"""Where tiles lie on an image: squares in micrometers, any affine to level-0 pixels.
+"""Geometry of tiles on an image: squares in micrometers, under any affine transformation to level-0 pixels.
 
 Pixel ``i`` of level 0 covers ``[i, i + 1)``; its centre is ``i + 0.5``.
 """
@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-# A drift of less than this many pixels over one tile is no rotation: it changes no grey level.
+# a drift of fewer pixels than this over one tile is not a rotation: it changes no grey level
 AXIS_TOLERANCE_PX = 1e-3
 
 
 def check_positive(value: Any, name: str, *, integer: bool) -> None:
-    """Raise unless ``value`` is a positive finite number (an integer where asked)."""
+    """Raise unless `value` is a positive finite number or, with `integer`, a positive integer."""
     kind, words = (Integral, "a positive integer") if integer else (Real, "a positive number")
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, kind):
         raise TypeError(f"`{name}` must be {words}, got {value!r} of type {type(value).__name__}.")
@@ -25,7 +25,7 @@ def check_positive(value: Any, name: str, *, integer: bool) -> None:
 
 
 def aligned_axes(matrix: np.ndarray, extent: float) -> str | None:
-    """Say whether a 2 x 2 map keeps the axes (``"straight"``), swaps them (``"swapped"``) or neither (None)."""
+    """Return whether a 2 x 2 matrix keeps the axes (``"straight"``), swaps them (``"swapped"``) or neither (None)."""
     drift = np.abs(matrix) * extent
     if max(drift[0, 1], drift[1, 0]) < AXIS_TOLERANCE_PX:
         return "straight"
@@ -52,7 +52,7 @@ class TileSpec:
     def __post_init__(self) -> None:
         check_positive(self.tile_px, "tile_px", integer=True)
         check_positive(self.mpp, "mpp", integer=False)
-        # numpy scalars would not survive json or a zarr attribute
+        # numpy scalars cannot be written to JSON or zarr attributes
         object.__setattr__(self, "tile_px", int(self.tile_px))
         object.__setattr__(self, "mpp", float(self.mpp))
 
@@ -62,7 +62,7 @@ class TileSpec:
         return self.tile_px * self.mpp
 
     def scaled(self, scale: float) -> TileSpec:
-        """Return tiles of as many pixels, each so many times as large."""
+        """Return tiles with the same number of pixels and `scale` times the pixel size."""
         return TileSpec(self.tile_px, self.mpp * scale)
 
 
@@ -78,8 +78,8 @@ class TileGeometry:
     centres_px
         Tile centres, (n, 2), x and y in level-0 pixels.
     um_to_px
-        (2, 2) map of an offset in micrometers (x, y) to an offset in level-0 pixels (x, y); rotation, flip and
-        anisotropy live here.
+        (2, 2) matrix from an offset (x, y) in micrometers to an offset (x, y) in level-0 pixels, with rotation, flip
+        and anisotropy.
     spec
         Size of the tiles.
 
@@ -117,16 +117,15 @@ class TileGeometry:
 
     @property
     def px_per_tile_px(self) -> np.ndarray:
-        """(2, 2) map of a step in tile pixels (column, row) to level-0 pixels (x, y)."""
+        """(2, 2) matrix from a step in tile pixels (column, row) to level-0 pixels (x, y)."""
         return np.asarray(self.um_to_px * self.spec.mpp)
 
     def corners(self) -> np.ndarray:
-        """Give the corners of the tiles in level-0 pixels.
+        """Return the corners of the tiles in level-0 pixels.
 
         Returns
         -------
-        (n, 4, 2) float64: x, y of the tile's upper left, upper right, lower right and lower left corner, named as seen
-        in the tile.
+        (n, 4, 2) float64: x, y of the upper left, upper right, lower right and lower left corner of the tile's pixels.
         """
         half = self.spec.side_um / 2
         offsets = np.array([[-half, -half], [half, -half], [half, half], [-half, half]]) @ self.um_to_px.T
@@ -144,7 +143,7 @@ class TileGeometry:
 
         Returns
         -------
-        (n,) float32 between 0 and 1, exact for rotated tiles too.
+        (n,) float32 between 0 and 1, exact for rotated tiles as well.
         """
         corners = self.corners()
         size = np.array([width, height], dtype=np.float64)
@@ -152,7 +151,7 @@ class TileGeometry:
         overlap = np.clip(np.minimum(high, size) - np.maximum(low, 0), 0, None)
         fraction = overlap.prod(axis=1) / (high - low).prod(axis=1)
         if aligned_axes(self.px_per_tile_px, self.spec.tile_px) is None:
-            # boxes that lie wholly inside or outside are right already; the others are clipped as polygons
+            # exact for boxes entirely inside or outside; the others are clipped as polygons
             cut = np.flatnonzero((fraction > 0) & ((low < 0) | (high > size)).any(axis=1))
             if cut.size:
                 import shapely

@@ -1,4 +1,4 @@
-"""Threads for decoding and resampling, which both let go of Python's lock."""
+"""Threads for decoding and resampling, which both release the GIL."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def _pool(process: int) -> ThreadPoolExecutor:
 
 def n_threads() -> int:
     """Return the number of threads: the cores of this process, or ``NUMBA_NUM_THREADS``."""
-    # not numba.get_num_threads(): that starts numba's threads, and takes torch's number of threads away
+    # not numba.get_num_threads(), which starts numba's threads and changes torch's number of threads
     config: Any = numba.config
     return int(config.NUMBA_NUM_THREADS)
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Return ``[function(item) for item in items]``, several at a time; the first error in that order is raised.
+    """Return ``[function(item) for item in items]``, computed in parallel; the first error in that order is raised.
 
-    A `function` must not call this itself: its calls would wait for the threads that wait for it.
+    `function` must not call `in_threads` itself, which would be a deadlock.
     """
     items = list(items)
     if len(items) < 2 or n_threads() == 1:
         return [function(item) for item in items]
-    # a forked process has none of its parent's threads
+    # a pool per process, since a forked process has none of its parent's threads
     return list(_pool(os.getpid()).map(function, items))

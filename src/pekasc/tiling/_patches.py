@@ -1,4 +1,4 @@
-"""Tiles that were cut before, in an HDF5 file with one row a tile."""
+"""Stored patches in an HDF5 file, one row per patch, and tiles resampled from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BARCODES = ("barcode", "barcodes")  # newer and older files
 class PatchFile:
     """An HDF5 file of patches: ``img`` (n, side, side, 3), ``coords`` (n, 2) and ``barcode`` (n, 1).
 
-    The file is opened for each read and closed again: nothing is held, and another process can use the object.
+    The file is opened for each read and closed again, so the object can be pickled.
 
     Parameters
     ----------
@@ -32,18 +32,18 @@ class PatchFile:
     corners_px
         (n, 2) float64: x, y of the patches' upper left corners in pixels of the image that they were cut from, or None.
     side
-        Pixels along the side of a patch as it is stored.
+        Pixels along the side of a stored patch.
     attrs
-        What the file says of the patches: ``pixel_size``, ``patch_size_src``, ...
+        Attributes of the file: ``pixel_size``, ``patch_size_src``, ...
     id
-        16 hex digits that tell the patches by what they show.
+        Digest of the content, 16 hex digits.
 
     Raises
     ------
     FileNotFoundError
-        If the file is not there.
+        If the file does not exist.
     ValueError
-        If the file is no HDF5, is damaged, or does not hold what it should.
+        If the file is no HDF5 file, is damaged, or lacks a data set.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -75,7 +75,7 @@ class PatchFile:
                 )
             self.barcodes = np.array([_text(b) for b in file[names][:].reshape(-1)], dtype=object)
             corners = file["coords"][:].astype(np.float64).reshape(-1, 2) if "coords" in file else None
-            # the same facts stand at the pixels, or, in some releases, at the coordinates
+            # attributes are with the pixels, or, in some releases, with the coordinates
             self.attrs: dict[str, Any] = dict(file["coords"].attrs) if "coords" in file else {}
             self.attrs |= dict(file["img"].attrs)
             self.n, self.side = int(shape[0]), int(shape[1])
@@ -99,14 +99,14 @@ class PatchFile:
         Raises
         ------
         OSError
-            If a patch cannot be read; says which.
+            If a patch cannot be read; the message names it.
         """
         import h5py
 
         wanted, back = np.unique(rows, return_inverse=True)
         out = np.empty((len(wanted), self.side, self.side, 3), np.uint8)
         with h5py.File(self.path, "r") as file:
-            # runs of neighbours: HDF5 is slow with lists of rows
+            # contiguous runs, since HDF5 is slow with lists of rows
             starts = np.flatnonzero(np.diff(wanted, prepend=-2) > 1)
             for start, stop in zip(starts, np.append(starts, len(wanted))[1:], strict=True):
                 first, last = int(wanted[start]), int(wanted[stop - 1])
@@ -122,9 +122,9 @@ def _text(value: Any) -> str:
 
 
 class PatchReader:
-    """Read the tiles of one section from stored patches of the same field of view, resampled to the tile's pixels.
+    """Read the tiles of one section from stored patches with the same field of view, resampled to `tile_px`.
 
-    Fewer pixels are the exact area average, more are linear interpolation, as :class:`~pekasc.tiling.TileReader` does.
+    Downscaling is the exact area average, upscaling linear interpolation, as in :class:`~pekasc.tiling.TileReader`.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ class PatchReader:
     spec
         Size of the tiles.
     inside
-        Fraction of each tile inside the image, where that is known.
+        Fraction of each tile inside the image, NaN if unknown.
 
     Attributes
     ----------

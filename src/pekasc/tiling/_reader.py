@@ -1,4 +1,4 @@
-"""Read tiles of one section from an image pyramid."""
+"""Read the tiles of one section from an image pyramid."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pekasc.tiling._chunks import Box, ChunkedLevel, ChunkError, Chunks, Key
 from pekasc.tiling._geometry import TileGeometry, aligned_axes, check_positive
 from pekasc.tiling._parallel import in_threads, n_threads
 
-# Sizes equal up to this relative difference are the same size (pixel sizes come from divisions of decimals).
+# relative difference up to which sizes are equal, since pixel sizes are rounded decimals
 _SAME_SIZE = 1e-6
 MAX_MEMORY = 512 * 2**20
 _SQUARE_PX = 1024
-_LEAST_PART = 4  # tiles that one thread resamples
+_LEAST_PART = 4  # minimum number of tiles per thread
 
 
 class ImagePyramid:
@@ -68,11 +68,11 @@ class ImagePyramid:
 
 
 class TileReader:
-    """Read the tiles of one section, each image chunk decoded once per call.
+    """Read the tiles of one section, decoding each image chunk once per call.
 
-    Where the tile's axes run along the image's, downscaling is the exact area average, a whole-pixel shift at scale 1
-    a plain copy, and upscaling linear interpolation. Otherwise the area average is taken over samples. Outside of the
-    image is white. Values are rounded to the nearest grey level.
+    For tiles aligned with the image's axes, downscaling is the exact area average, a whole-pixel shift at scale 1 a
+    copy, and upscaling linear interpolation. For rotated tiles, the area average is taken over samples. Pixels outside
+    of the image are white. Values are rounded to the nearest grey level.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class TileReader:
     max_memory
         Bytes of decoded chunks kept between calls.
     label
-        What messages call the section and its image.
+        Name of the section and its image, for messages.
 
     Attributes
     ----------
@@ -96,12 +96,12 @@ class TileReader:
     level
         Level of the pyramid that is read: the coarsest whose pixels are not larger than the tile's.
     upsampling
-        1, or by how much level 0 is coarser than the tiles where no level is fine enough.
+        Pixel size of level 0 relative to that of the tiles if no level is fine enough, else 1.
     reading_order
-        (n,) int64, the tiles sorted by the image chunk that holds their centre.
+        (n,) int64, the tiles sorted by the image chunk of their centre.
     canonical_order
-        (n,) int64, the tiles in rows of large squares of the image: nearly as cheap to read, and the same however the
-        image is chunked and the tiles are numbered.
+        (n,) int64, the tiles sorted by large squares of the image: nearly as fast to read, and independent of the
+        image's chunks and of the order of the tiles.
     """
 
     def __init__(
@@ -129,18 +129,18 @@ class TileReader:
         Parameters
         ----------
         index
-            Which tiles, any order.
+            Indices of the tiles, in any order.
 
         Returns
         -------
-        (k, tile_px, tile_px, 3) uint8 in the order asked.
+        (k, tile_px, tile_px, 3) uint8, in the order of `index`.
 
         Raises
         ------
         IndexError
             If a tile does not exist.
         OSError
-            If an image chunk cannot be read; says which, and for which tile.
+            If an image chunk cannot be read; the message names it and the tile.
         """
         index = check_index(index, self.n)
         tiles = np.empty((len(index), self.tile_px, self.tile_px, 3), np.uint8)
@@ -152,18 +152,18 @@ class TileReader:
                 tile = next(int(index[p]) for p in positions if error.key in self._source.chunks_of(boxes[p]))
                 where = f" of {self.label}" if self.label else ""
                 raise OSError(f"Tile {tile}{where} cannot be read: {error}") from error.__cause__
-            # few and large parts: handing one over costs as much as half a tile
+            # few and large parts, since submitting one costs as much as half a tile
             step = max(_LEAST_PART, -(-len(positions) // n_threads()))
             parts = [positions[i : i + step] for i in range(0, len(positions), step)]
             in_threads(partial(self._resample_all, index=index, boxes=boxes, chunks=chunks, tiles=tiles), parts)
         return tiles
 
     def release(self) -> None:
-        """Forget the decoded chunks kept between calls."""
+        """Drop the decoded chunks kept between calls."""
         self._source.release()
 
     def _set_map(self, matrix: np.ndarray, centres: np.ndarray) -> None:
-        """Set how tile pixels map to pixels of the level: ``corner + matrix @ (column, row)``."""
+        """Set the map from tile pixels to pixels of the level: ``corner + matrix @ (column, row)``."""
         self._axes = aligned_axes(matrix, self.tile_px)
         if self._axes is not None:
             matrix = np.where(np.eye(2, dtype=bool) == (self._axes == "straight"), matrix, 0.0)
@@ -171,21 +171,21 @@ class TileReader:
         self._corners = centres - matrix @ np.full(2, self.tile_px / 2)
         steps = np.linalg.norm(matrix, axis=0)
         if steps.min() < 1 - _SAME_SIZE:
-            # a side is stretched: one sample that is as wide as a pixel is plain linear interpolation
+            # upscaling: one sample as wide as a pixel is linear interpolation
             self._samples, self._sample_box = (1, 1), 1.0
         else:
-            # squares of at most 2/3 pixel: on tissue 0.1 grey level from the exact area average
+            # samples of at most 2/3 pixel differ by 0.1 grey levels from the exact area average on tissue
             self._samples = (ceil(1.5 * steps[0]), ceil(1.5 * steps[1]))
             self._sample_box = float(np.sqrt(abs(np.linalg.det(matrix)) / np.prod(self._samples)))
 
     def _order_by_chunk(self, centres: np.ndarray) -> np.ndarray:
         edges = (self._source.x_edges, self._source.y_edges)
         columns, rows = (np.searchsorted(e, c, side="right") for e, c in zip(edges, centres.T, strict=True))
-        # the last key is the first to sort by; ties keep the order of the tiles
+        # lexsort: by rows first, then columns; ties keep the order of the tiles
         return np.lexsort((columns, rows)).astype(np.int64)
 
     def _boxes(self, index: np.ndarray) -> list[Box]:
-        """Boxes (y0, y1, x0, x1) of the pixels that the tiles need, cut at the image's borders."""
+        """Return boxes (y0, y1, x0, x1) of the pixels that the tiles need, clipped to the image."""
         span = self._matrix * self.tile_px
         low = self._corners[index] + np.minimum(span, 0).sum(axis=1)
         high = self._corners[index] + np.maximum(span, 0).sum(axis=1)
@@ -196,7 +196,7 @@ class TileReader:
         return [(y0, y1, x0, x1) for (x0, y0), (x1, y1) in zip(low.tolist(), high.tolist(), strict=True)]
 
     def _groups(self, index: np.ndarray, boxes: list[Box]) -> Iterator[tuple[list[int], list[Key]]]:
-        """Group tiles in reading order, so that the chunks of a group fit the memory of one request."""
+        """Group tiles in reading order such that the chunks of a group fit in the memory of one request."""
         if self._source.in_memory:
             yield list(range(len(index))), []
             return
@@ -225,7 +225,7 @@ class TileReader:
 
     def _resample(self, window: np.ndarray, box: Box, tile: int, out: np.ndarray) -> None:
         y0, _, x0, _ = box
-        # 64-bit floats hold positions on any image to far below a pixel; kernels see them within the window
+        # positions relative to the window, in double precision
         x, y = self._corners[tile] - (x0, y0)
         if window.size == 0:
             out[:] = _resample.WHITE
@@ -247,7 +247,7 @@ class TileReader:
 
 
 def check_index(index: Any, n: int) -> np.ndarray:
-    """Return positions of tiles as int64, or say what is wrong with them."""
+    """Check indices of tiles, and return them as int64."""
     array = np.atleast_1d(np.asarray(index))
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
         raise TypeError(f"Tiles are chosen by a list of integers, got {array.dtype} of shape {array.shape}.")
@@ -259,7 +259,7 @@ def check_index(index: Any, n: int) -> np.ndarray:
 
 
 def _choose_level(pyramid: ImagePyramid, geometry: TileGeometry) -> tuple[int, float]:
-    """Choose the coarsest level whose pixels are not larger than the tile's, else level 0 and how coarse it is."""
+    """Return the coarsest level whose pixels are not larger than the tile's, and the upsampling (1 if there is one)."""
     mpp = geometry.spec.mpp
     # lengths in micrometers of one level-0 pixel along x and y
     pixel_um = np.linalg.norm(np.linalg.inv(geometry.um_to_px), axis=0)

@@ -1,7 +1,7 @@
-"""Kernels that turn a window of image pixels into one tile.
+"""Kernels that resample a window of image pixels to one tile.
 
-A window is a C-contiguous (3, height, width) uint8 array cut at the image's borders, so whatever lies outside of the
-window lies outside of the image and is white. Positions are in window pixels: pixel ``i`` covers ``[i, i + 1)``.
+A window is a C-contiguous (3, height, width) uint8 array clipped to the image, so that pixels outside of the window are
+outside of the image and white. Positions are in window pixels: pixel ``i`` covers ``[i, i + 1)``.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import numpy as np
 from numba import njit
 
 WHITE = 255
-# Edges this close to a pixel border are on it: absorbs rounding in coordinates, far below a grey level.
+# edges this close to a pixel border are on it: absorbs rounding of coordinates, far below a grey level
 SNAP_PX = 1e-6
-# Half a grey level to round to the nearest, and a little so that single precision does not pull a tie down.
+# 0.5 to round to the nearest grey level, and a little more, since ties would be rounded down in single precision
 HALF = np.float32(0.5 + 5e-5)
 
 
@@ -76,7 +76,7 @@ def _axis_weights(first, step, n_out, size):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _widen(window, y, x_start, x_count, x_weight, line):  # type: ignore[no-untyped-def]
-    """Interpolate one row of the window along x; ``line`` holds red, green and blue pixel by pixel."""
+    """Interpolate one row of the window along x into ``line``, with interleaved channels."""
     red, green, blue = window[0, y], window[1, y], window[2, y]
     for m in range(x_start.size):
         left = x_start[m]
@@ -89,20 +89,20 @@ def _widen(window, y, x_start, x_count, x_weight, line):  # type: ignore[no-unty
 
 @njit(nogil=True, cache=True)
 def _interpolate_axes(window, x_first, x_step, y_first, y_step, swapped, out):  # type: ignore[no-untyped-def]
-    """Fill ``out`` where both axes are stretched: each row of the window is widened once, then rows are mixed.
+    """Fill ``out`` if both axes are upscaled: rows of the window are interpolated along x once, then along y.
 
-    Rows of all three channels, pixel by pixel, are what vector instructions mix fastest.
+    Rows have interleaved channels, which vectorises best.
     """
     n_out = out.shape[0]
     _, height, width = window.shape
     x_start, x_count, x_weight, x_inside = _axis_weights(x_first, x_step, n_out, width)
     y_start, y_count, y_weight, y_inside = _axis_weights(y_first, y_step, n_out, height)
     inside = np.repeat(x_inside.astype(np.float32), 3)
-    # the two rows between which an output row lies: one is even, the other odd
+    # the two window rows around an output row: one is even, the other odd
     lines = np.zeros((2, 3 * n_out), np.float32)
     held = np.full(2, -1, np.int64)
     rows = out.reshape(n_out, 3 * n_out)
-    turned = np.empty(3 * n_out, np.uint8)
+    swapped_row = np.empty(3 * n_out, np.uint8)
     full = np.float32(WHITE) + HALF
     for k in range(n_out):
         upper = y_start[k]
@@ -114,7 +114,7 @@ def _interpolate_axes(window, x_first, x_step, y_first, y_step, swapped, out):  
         a, b = lines[upper % 2], lines[lower % 2]
         w0, w1 = y_weight[k, 0], y_weight[k, 1]
         known = np.float32(WHITE * y_inside[k])
-        row = turned if swapped else rows[k]
+        row = swapped_row if swapped else rows[k]
         for i in range(3 * n_out):
             row[i] = np.uint8(w0 * a[i] + w1 * b[i] + (full - known * inside[i]))
         if swapped:
@@ -125,7 +125,7 @@ def _interpolate_axes(window, x_first, x_step, y_first, y_step, swapped, out):  
 
 @njit(nogil=True, cache=True)
 def resample_axes(window, x_first, x_step, y_first, y_step, swapped, out):  # type: ignore[no-untyped-def]
-    """Fill ``out`` (n, n, 3) where the tile's axes run along the image's axes; both axes are independent.
+    """Fill ``out`` (n, n, 3) for a tile aligned with the image's axes, which are resampled independently.
 
     ``swapped``: the tile's rows run along the image's x axis.
     """
@@ -164,7 +164,7 @@ def resample_axes(window, x_first, x_step, y_first, y_step, swapped, out):  # ty
 def split_channels(pixels, out):  # type: ignore[no-untyped-def]
     """Copy red, green and blue of C-contiguous pixels (height, width, 3) into ``out`` (3, height, width).
 
-    Over flat arrays the compiler finds vector instructions for it, and takes a tenth of numpy's time.
+    Flat arrays let the compiler vectorise it, which takes a tenth of numpy's time.
     """
     n = out.shape[1] * out.shape[2]
     flat = pixels.reshape(3 * n)
@@ -178,7 +178,7 @@ def split_channels(pixels, out):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def copy_axes(window, x_first, x_step, y_first, y_step, swapped, out):  # type: ignore[no-untyped-def]
-    """Copy pixels into ``out`` (n, n, 3): whole-pixel shifts at scale 1, flips and 90 degree turns.
+    """Copy pixels into ``out`` (n, n, 3): whole-pixel shifts at scale 1, flips and rotations by 90 degrees.
 
     ``x_first`` and ``y_first`` are the window pixel of the first output pixel, the steps are 1 or -1.
     """
@@ -201,9 +201,9 @@ def copy_axes(window, x_first, x_step, y_first, y_step, swapped, out):  # type: 
 def resample_affine(window, origin_x, origin_y, matrix, samples_x, samples_y, box, out):  # type: ignore[no-untyped-def]
     """Fill ``out`` (n, n, 3) under any affine by the mean of ``samples_x * samples_y`` samples per output pixel.
 
-    A sample is the image's exact mean over a square of side ``box`` <= 1 that is aligned with the image: with
-    ``box = 1`` that is bilinear interpolation. With ``box`` the distance of the samples the squares tile the output
-    pixel, so that the mean approaches its exact area average and equals it where nothing is rotated.
+    A sample is the exact mean of the image over an axis-aligned square of side ``box`` <= 1: bilinear interpolation for
+    ``box = 1``. If ``box`` is the distance of the samples, their squares tile the output pixel, so that the mean
+    approximates the area average, and equals it without rotation.
     """
     n_out = out.shape[0]
     _, height, width = window.shape
@@ -233,7 +233,7 @@ def resample_affine(window, origin_x, origin_y, matrix, samples_x, samples_y, bo
                     upper = math.floor(y - half)
                     right_part = np.float32(max(x + half - left - 1, 0.0) * per_box)
                     lower_part = np.float32(max(y + half - upper - 1, 0.0) * per_box)
-                    # unsigned: numba then need not look for negative indices
+                    # unsigned, so that numba does not check for negative indices
                     x0 = np.uint64(max(left, 0))
                     x1 = np.uint64(min(left + 1, width - 1))
                     y0 = np.uint64(max(upper, 0))

@@ -1,4 +1,4 @@
-"""Streams of tiles: several sections in a row, arrays, batches read ahead, a cache for many passes."""
+"""Sources of tiles: several sections, arrays, subsets; batches read ahead; a cache for many passes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _Part = TypeVar("_Part")
 
 
 class TileSource(Protocol):
-    """Anything that gives tiles by their number."""
+    """A source of tiles by index."""
 
     @property
     def n(self) -> int:
@@ -38,27 +38,27 @@ class TileSource(Protocol):
 
     @property
     def reading_order(self) -> np.ndarray:
-        """(n,) int64, all tiles in the order that is cheapest to read."""
+        """(n,) int64, all tiles in the order that is fastest to read."""
         ...
 
     def read(self, index: np.ndarray) -> np.ndarray:
-        """Read tiles, (k, tile_px, tile_px, 3) uint8 in the order asked."""
+        """Read tiles, (k, tile_px, tile_px, 3) uint8, in the order of `index`."""
         ...
 
     def release(self) -> None:
-        """Forget decoded chunks that are kept between calls."""
+        """Drop decoded chunks that are kept between calls."""
         ...
 
 
 class TileStream:
-    """Tiles of several readers, numbered one reader after the other.
+    """Concatenated tiles of several readers.
 
     Decoded chunks are kept for one reader at a time, so that memory does not grow with the number of sections.
 
     Parameters
     ----------
     readers
-        One reader for each section; all of one tile size.
+        One reader per section, all with the same tile size.
     """
 
     def __init__(self, readers: Sequence[TileReader | PatchReader]) -> None:
@@ -120,14 +120,14 @@ class ArrayTiles:
 
 
 class TileSubset:
-    """Some tiles of a source, under numbers of their own.
+    """A subset of the tiles of a source.
 
     Parameters
     ----------
     source
-        Where they come from.
+        The source.
     index
-        Their numbers there, in the order that they get here.
+        Indices of the tiles in the source, in the order of the subset.
     """
 
     def __init__(self, source: TileSource, index: np.ndarray) -> None:
@@ -142,7 +142,7 @@ class TileSubset:
         return self.source.read(self.index[check_index(index, self.n)])
 
     def release(self) -> None:
-        """Forget the decoded chunks of the source."""
+        """Drop the decoded chunks of the source."""
         self.source.release()
 
 
@@ -151,22 +151,22 @@ def batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Iterate over tiles in batches, reading ahead in one background thread.
 
-    The order of the batches is that of ``index`` and never depends on the thread. The thread ends with the iterator.
+    Batches are in the order of `index`. The thread ends with the iterator.
 
     Parameters
     ----------
     source
-        Where the tiles come from.
+        The source of the tiles.
     batch_size
-        Tiles in a batch; the last batch may be shorter.
+        Tiles per batch; the last batch may be smaller.
     index
-        Which tiles in which order; all tiles in the order that is cheapest to read by default.
+        Indices of the tiles; by default all, in the order that is fastest to read.
     prefetch
-        Batches to read ahead; 0 reads each when it is asked for, without a thread.
+        Number of batches to read ahead; 0 reads on demand, without a thread.
 
     Returns
     -------
-    Iterator over pairs: positions (k,) int64 and tiles (k, tile_px, tile_px, 3) uint8.
+    Iterator over pairs: indices (k,) int64 and tiles (k, tile_px, tile_px, 3) uint8.
     """
     check_positive(batch_size, "batch_size", integer=True)
     if prefetch != 0:
@@ -176,21 +176,21 @@ def batches(
 
 
 def in_batches(chunks: Iterable[np.ndarray], batch_size: int) -> list[np.ndarray]:
-    """Cut each of several lists of tiles into batches; no batch has tiles of two of them."""
+    """Split chunks of tiles into batches; no batch spans two chunks."""
     return [chunk[i : i + batch_size] for chunk in chunks for i in range(0, len(chunk), batch_size)]
 
 
 def read_parts(
     source: TileSource, parts: list[np.ndarray], *, prefetch: int = 2
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Iterate over given batches of tiles as :func:`batches` does."""
+    """Iterate over given batches of tiles, reading ahead as :func:`batches` does."""
     return read_ahead(source.read, parts, prefetch)
 
 
 def read_ahead(
     read: Callable[[_Part], np.ndarray], parts: Sequence[_Part], prefetch: int = 2
 ) -> Iterator[tuple[_Part, np.ndarray]]:
-    """Iterate over parts and what `read` gives for each, reading ahead in one background thread (see `batches`)."""
+    """Iterate over pairs of a part and ``read(part)``, reading ahead in one background thread (see `batches`)."""
     if prefetch == 0:
         yield from ((part, read(part)) for part in parts)
         return
@@ -202,23 +202,23 @@ def read_ahead(
             if i + prefetch < len(parts):
                 ahead.append(pool.submit(read, parts[i + prefetch]))
             yield part, tiles
-            # the consumer is done with them: nothing here keeps them alive while it waits
+            # do not keep them alive while waiting for the next
             del tiles
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 class TilesOfSome:
-    """Some tiles of a source, under the numbers of the whole: those of other processes are not here.
+    """The tiles of this process, indexed among those of all processes.
 
     Parameters
     ----------
     source
-        The tiles that are here.
+        The tiles of this process.
     index
-        Their numbers in the whole.
+        Their indices among all tiles.
     n
-        Tiles of the whole.
+        Number of all tiles.
     """
 
     def __init__(self, source: TileSource, index: np.ndarray, n: int) -> None:
@@ -240,7 +240,7 @@ class TilesOfSome:
 
 
 class _TemporaryTiles(ArrayTiles):
-    """Tiles in a temporary file that goes away with this object."""
+    """Tiles in a temporary file, deleted with this object."""
 
     def __init__(self, array: np.ndarray, folder: tempfile.TemporaryDirectory[str]) -> None:
         super().__init__(array)
@@ -248,12 +248,12 @@ class _TemporaryTiles(ArrayTiles):
 
 
 def check_temporary_room(size: int, what: str) -> None:
-    """Check that `size` bytes of something fit the temporary folder.
+    """Check that the temporary folder has `size` bytes of free disk space.
 
     Raises
     ------
     OSError
-        If they do not.
+        If it has not.
     """
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
@@ -265,23 +265,23 @@ def check_temporary_room(size: int, what: str) -> None:
 
 
 def cached(source: TileSource, *, max_memory: int) -> TileSource:
-    """Read all tiles once, for use in many passes.
+    """Read all tiles once, and keep them for many passes.
 
     Parameters
     ----------
     source
-        Where the tiles come from.
+        The source of the tiles.
     max_memory
-        Bytes that the tiles may take in memory; beyond, they go to a temporary file, removed with the result.
+        Bytes of memory for the tiles; more are kept in a temporary file, deleted with the result.
 
     Returns
     -------
-    The same tiles under the same numbers.
+    A source of the same tiles.
 
     Raises
     ------
     OSError
-        If the temporary folder has no room.
+        If the temporary folder has not enough disk space.
     """
     check_positive(max_memory, "max_memory", integer=True)
     if isinstance(source, ArrayTiles):

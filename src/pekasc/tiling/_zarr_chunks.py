@@ -1,4 +1,4 @@
-"""Chunks of a zarr array on disk, decoded without zarr's event loop, so that threads decode side by side."""
+"""Decode chunks of a zarr array on disk without zarr's event loop, so that threads decode in parallel."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from pekasc._settings import get_logger
 
 logger = get_logger(__name__)
 
-# their streams say all that a decoder needs
+# compressors that can be decoded without their parameters
 _CODECS = {"zstd", "blosc", "gzip", "zlib", "lz4"}
 
 
 class ZarrChunks:
     """Decode chunks of a (c, y, x) uint8 zarr array that lies in a folder.
 
-    zarr passes every read through one event loop, whatever the number of threads: of 512 px chunks, two threads then
-    decode no more than one, and a third of what they do with the codec alone.
+    zarr passes every read through one event loop: with chunks of 512 px, two threads are no faster than one, and take
+    three times as long as with the codec alone.
 
     Parameters
     ----------
     array
-        See :meth:`of`, which says for which arrays this is possible.
+        The array, see :meth:`of`.
     codec
-        Name of the compressor in numcodecs, None without one.
+        Name of the compressor in numcodecs; None without compression.
     """
 
     def __init__(self, array: Any, codec: str | None) -> None:
-        # absolute: the process may move, and tiles may be read in another one
+        # absolute, since the working directory may change, or differ in another process
         self._folder = str(Path(array.store_path.store.root, array.store_path.path).absolute())
         self._record = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
         self._chunks = tuple(int(n) for n in array.chunks)
@@ -43,7 +43,7 @@ class ZarrChunks:
 
     @classmethod
     def of(cls, source: Any) -> ZarrChunks | None:
-        """Return the decoder of a zarr array that lies in a folder as plain chunks; None for all others."""
+        """Return a decoder for a zarr array in a folder, without shards and filters; None for other arrays."""
         import zarr
         from zarr.codecs import BytesCodec
         from zarr.storage import LocalStore
@@ -63,14 +63,14 @@ class ZarrChunks:
         return self._chunks[1], self._chunks[2]
 
     def read_chunk(self, y: int, x: int) -> np.ndarray:
-        """Decode the chunk in row `y` and column `x`, all channels, (c, height, width): whole, also at the border.
+        """Decode the chunk in row `y` and column `x`, all channels, (c, height, width), full-size at the border too.
 
         Raises
         ------
         FileNotFoundError
-            If the array is not there any more.
+            If the array does not exist any more.
         ValueError
-            If the chunk does not have the size it should.
+            If the chunk has a wrong size.
         """
         step = self._chunks[0]
         block = np.empty((-(-self._n_channels // step) * step, *self._chunks[1:]), np.uint8)
@@ -87,11 +87,11 @@ class ZarrChunks:
                 raise FileNotFoundError(
                     f"the image {self._folder!r} is not there; it was moved, or this process does not see its disk"
                 ) from None
-            # zarr writes no chunk that holds nothing but the fill value
+            # zarr does not write chunks that hold only the fill value
             if not self._warned:
                 logger.warning(
-                    "The chunk %s is not there, so the image is %d throughout there, as zarr has it; further ones are "
-                    "not mentioned. If parts of the image were not copied, copy it again.", file, self._fill,
+                    "The chunk %s is missing, so all its pixels are %d, zarr's fill value; further missing chunks are "
+                    "not logged. If parts of the image were not copied, copy it again.", file, self._fill,
                 )  # fmt: skip
                 self._warned = True
             out[:] = self._fill
@@ -106,5 +106,5 @@ class ZarrChunks:
 
 
 def _name(codec: Any) -> str:
-    # zarr's own codecs of format 3, numcodecs' of format 2
+    # codecs of zarr format 3 and of format 2
     return str(codec.to_dict()["name"] if hasattr(codec, "to_dict") else codec.codec_id)

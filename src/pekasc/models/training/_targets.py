@@ -44,7 +44,7 @@ def structure_labels(embedding: np.ndarray, n_clusters: int, random_state: int) 
 def train_cluster_head(
     head: nn.Module, embedding: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator
 ) -> None:
-    """Train `head` to predict labels from the embedding, keep the state that is best on 10 % held out, and freeze it."""
+    """Train `head` to predict labels from the embedding, keep its best state by held-out loss (10 %), and freeze it."""
     n = len(embedding)
     order = torch.randperm(n, generator=generator)
     check, train = order[: max(1, n // 10)], order[max(1, n // 10) :]
