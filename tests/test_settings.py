@@ -64,24 +64,23 @@ def no_logging() -> Iterator[logging.Logger]:
 # ------------------------------------------------------------------------------------------------ fresh processes
 
 
-def test_import_sets_nothing_up() -> None:
+def test_import_sets_nothing_up_and_a_call_shows_what_it_chose() -> None:
+    # in one process, for imports are what takes time
     code = """
 import logging
-import pekasc
+import scanpy
+import pekasc as pk
 for name in ("datasets", "get", "io", "models", "pl", "pp", "tl"):
-    getattr(pekasc, name)
+    getattr(pk, name)
 package = logging.getLogger("pekasc")
 assert not package.handlers and package.level == logging.NOTSET and package.propagate
 assert not logging.getLogger().handlers
-"""
-    shown(code=code)
-
-
-def test_a_call_shows_what_it_chose() -> None:
-    code = """
-import pekasc as pk
 sdata = pk.datasets.phantom(n_patients=1, n_sections=1, n_spots=30)
 pk.pp.tile(sdata)
+# scanpy's hints stay at their level
+scanpy.settings.verbosity = "hint"
+assert scanpy.settings._root_logger.level == scanpy.logging.HINT == 15
+assert logging.getLevelName(25) == "HINT"
 """
     (line,) = shown(code=code)  # not what the data set has, which is INFO
     assert re.match(r"section P1S1_spots: 30 tiles of 224 px \(112 um\) on image P1S1_he, .*\.", line)
@@ -132,19 +131,6 @@ def test_the_first_of_several_processes_speaks() -> None:
     assert shown(RANK="0", LOCAL_RANK="0") == FIRST + SECOND
     assert shown(LOCAL_RANK="1") == []
     assert shown(RANK="8", LOCAL_RANK="0") == []
-
-
-def test_scanpys_hints_stay_at_their_level() -> None:
-    code = """
-import logging
-import scanpy
-from pekasc._settings import get_logger
-get_logger("pekasc.call").hint("one line")
-scanpy.settings.verbosity = "hint"
-assert scanpy.settings._root_logger.level == scanpy.logging.HINT == 15
-assert logging.getLevelName(25) == "HINT"
-"""
-    assert shown(code=code) == ["one line"]
 
 
 # ------------------------------------------------------------------------------------------------ here
