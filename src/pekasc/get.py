@@ -1,4 +1,4 @@
-"""Read tiles and results in the forms that other tools take."""
+"""Get tiles and results in the formats of other tools: xarray, AnnData, pandas."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ __all__ = ["comparison", "expression", "tiles"]
 logger = get_logger(__name__)
 
 _SETTINGS = ("head", "teacher", "scales", "orientations")
-_MIN_GROUPS = 5  # an interval over fewer would be made up
+_MIN_GROUPS = 5  # a bootstrap interval over fewer is not meaningful
 _BLOCK = 64  # tiles per dask block: about 10 MB at 224 px
 
 
 def tiles(sdata: SpatialData, *, scale: float = 1.0, table_name: str = "table", key: str = TILES) -> xr.DataArray:
-    """Return the tiles as a lazy array in the order of the table's rows.
+    """Get the pixels of all tiles as a lazy array, in the order of the table's rows.
 
     Parameters
     ----------
     sdata
         Sections that :func:`pekasc.pp.tile` has tiled.
     scale
-        Multiple of the tiles' pixel size: 2 shows twice the field of view around the same centres, in as many pixels,
-        as ``scales`` of :class:`pekasc.Readout` read it.
+        Field of view, as ``scales`` of :class:`pekasc.Readout`: a multiple of the tiles' pixel size, so that 2 shows
+        tiles of twice the side around the same centres, at the same `tile_px`.
     table_name
         Name of the table.
     key
@@ -42,8 +42,8 @@ def tiles(sdata: SpatialData, *, scale: float = 1.0, table_name: str = "table", 
 
     Returns
     -------
-    A (tile, y, x, c) array of uint8, backed by dask: pixels are read when they are computed. Coordinates: `tile` holds
-    the obs names (rows without a tile are left out), `c` is r, g, b. Attributes: `tile_px`, and `mpp` in um per pixel.
+    A (tile, y, x, c) array of uint8, backed by dask, which reads pixels on compute. Coordinates: `tile` are the obs
+    names (rows without a tile are left out), `c` is r, g, b. Attributes: `tile_px`, and `mpp` in um per pixel.
 
     Raises
     ------
@@ -87,14 +87,14 @@ def tiles(sdata: SpatialData, *, scale: float = 1.0, table_name: str = "table", 
 def expression(
     data: SpatialData | AnnData, layer: str | None = PEKA, *, table_name: str = "table", key: str = TILES
 ) -> AnnData:
-    """Return the genes and observations that a layer has values for, ready for scanpy and squidpy.
+    """Get the genes and observations that a layer has values for as an AnnData, ready for scanpy and squidpy.
 
     Parameters
     ----------
     data
         A SpatialData or an AnnData with ``layers[layer]``.
     layer
-        The layer to return as `X`; None is `X`.
+        Layer to return as `X`; None is `X`.
     table_name
         Name of the table in a SpatialData.
     key
@@ -102,10 +102,10 @@ def expression(
 
     Returns
     -------
-    A new AnnData: `X` holds the layer, dense float32, without genes and rows that are NaN throughout. `obs`, `var` and
-    `obsm` are copied. ``obs["section"]`` is categorical (the column of that name where it tells the regions apart,
-    else the region). ``obsm["spatial"]`` is in um, within each section; of an AnnData it stays as it was.
-    ``uns["log1p"]`` is set unless the values are whole numbers (counts).
+    A new AnnData: `X` is the layer, dense float32, without genes and rows that are all NaN. `obs`, `var` and `obsm` are
+    copied. ``obs["section"]`` is categorical: the column of that name if it has one value per region, else the region.
+    ``obsm["spatial"]`` is in um, within each section; that of an AnnData is unchanged. ``uns["log1p"]`` is set unless
+    the values are integers (counts).
 
     Raises
     ------
@@ -183,33 +183,32 @@ def _section_names(table: AnnData) -> np.ndarray:
 
 
 def comparison(frame: pd.DataFrame, *, rival: str = "frozen-best", n_bootstrap: int = 10_000) -> pd.DataFrame:
-    """Sum up what :func:`pekasc.tl.cross_validate` returned: one row per method, with its difference to a rival.
+    """Summarise a result of :func:`pekasc.tl.cross_validate`: one row per method, with its difference to a rival.
 
-    Scores are taken within sections, then averaged over the sections of a fold and over seeds, so that every held-out
-    group counts the same.
+    Scores within sections are averaged over the sections of a fold and over seeds, so that every fold has the same
+    weight.
 
     Parameters
     ----------
     frame
-        What `cross_validate` returned, several of them joined included.
+        Result of `cross_validate`, or several results concatenated.
     rival
-        Method to compare with, of the same encoder, readout and genes.
+        Method to compare with, for the same encoder, readout and genes.
     n_bootstrap
-        Draws of groups for the interval.
+        Number of bootstrap samples for the interval.
 
     Returns
     -------
-    Indexed by encoder, ``context_um``, genes and method, with the level ``readout`` after ``context_um`` where readouts
-    were compared that differ in more than it: ``n_folds``; ``pearson``, the mean over folds; ``difference``
-    to the rival; ``n_better``, folds in which it is above 0; ``difference_low`` and ``difference_high``, a 95 %
-    bootstrap interval over folds, each a held-out group or several: NaN where there are fewer than five, or where a
-    fold has spots of one group on both sides; then each fold's ``pearson`` and ``difference``
-    under ``"{fold} pearson"`` and ``"{fold} difference"``.
+    Indexed by encoder, ``context_um``, genes and method, with the level ``readout`` after ``context_um`` if the
+    readouts differ in more than that. Columns: ``n_folds``; ``pearson``, the mean over folds; ``difference`` to the
+    rival; ``n_better``, the number of folds in which it is above 0; ``difference_low`` and ``difference_high``, a 95 %
+    bootstrap interval over folds, NaN with fewer than five folds, or if a fold has spots of one group in training and
+    in test; then ``pearson`` and ``difference`` of each fold as ``"{fold} pearson"`` and ``"{fold} difference"``.
 
     Raises
     ------
     ValueError
-        If `frame` is no comparison, holds rows twice (of two teachers, or two calls), or the rival is not in it.
+        If `frame` is no comparison, has duplicate rows (of two teachers, or two calls), or lacks the rival.
 
     Examples
     --------

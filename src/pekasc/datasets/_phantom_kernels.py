@@ -88,7 +88,7 @@ def _noise(seed: Any, salt: int, x: float, y: float) -> float:
 
 @_jit
 def _noise_near(seed: Any, salt: int, x: float, y: float, memory: np.ndarray) -> float:
-    """:func:`_noise`, with the corners of the last lattice cell cached in `memory`, since neighbouring pixels share them."""
+    """:func:`_noise`, caching in `memory` the corners of the last lattice cell, which neighbouring pixels share."""
     fx, fy = np.floor(x), np.floor(y)
     if fx != memory[0] or fy != memory[1]:
         ix, iy = np.int64(fx), np.int64(fy)

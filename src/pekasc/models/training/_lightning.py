@@ -142,6 +142,6 @@ def _trainer(engine: Engine, recipe: Recipe, epochs: int, callbacks: list[L.Call
     return L.Trainer(
         max_epochs=epochs, enable_checkpointing=any(isinstance(c, Checkpoint) for c in user_callbacks),
         accumulate_grad_batches=engine.accumulate, use_distributed_sampler=False, num_sanity_val_steps=0,
-        # ours last, so that a checkpoint includes the effects of the user's callbacks
+        # last, so that a checkpoint includes the effects of the user's callbacks
         callbacks=[*user_callbacks, *callbacks], **how,
     )  # fmt: skip
