@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
@@ -109,7 +109,7 @@ class Recipe(_Options):
     batch_size
         Tiles per training batch.
     step_epochs
-        Divide the learning rate by 10 every so many epochs; None keeps it constant.
+        Number of epochs after which the learning rate is divided by 10, repeatedly; None keeps it constant.
     epochs
         Maximum number of epochs.
     patience
@@ -198,7 +198,7 @@ class Recipe(_Options):
         if self.patience is not None and not self.choose_epochs:
             raise ValueError(
                 f"`patience={self.patience}` stops inner folds by the held-out error, and `choose_epochs=False` trains "
-                "all epochs whatever that is: leave one of them out."
+                "all epochs in any case: leave one of them out."
             )
 
 
@@ -267,7 +267,7 @@ class Readout(_Options):
             self._set("n_depths", whole("n_depths", self.n_depths, least=1))
             if self.depth != "best":
                 raise ValueError(
-                    f'`n_depths={self.n_depths}` says how many blocks `depth="best"` may take, and '
+                    f'`n_depths={self.n_depths}` limits how many blocks `depth="best"` may concatenate, but '
                     f"`depth={self.depth!r}` names them: leave one of them out."
                 )
         if self.context_um is not None:
@@ -348,7 +348,7 @@ class Compute(_Options):
     resume: str | Path | None = None
     checkpoint_minutes: float = 5.0
     client: Client | None = None
-    trainer: Mapping[str, Any] | None = None
+    trainer: Mapping[str, Any] | None = field(default=None, hash=False)
     accumulate: int = 1
     gradient_checkpointing: bool = False
     compile: bool = False
@@ -375,7 +375,7 @@ class Compute(_Options):
                 raise TypeError(f"`{name}={value!r}` must be the path of a folder.")
             if "://" in str(value):
                 raise ValueError(f"`{name}={str(value)!r}` is an address: a folder of a file system is needed.")
-            self._set(name, str(value))  # its repr can be typed back
+            self._set(name, str(Path(value).expanduser()))  # a string: its repr can be typed back
         if self.trainer is not None and not isinstance(self.trainer, Mapping):
             raise TypeError(
                 '`trainer` must map arguments of lightning.Trainer to values, such as {"devices": 2, "strategy": '
@@ -469,10 +469,19 @@ def resolve_recipe(recipe: Any, readout: Any, *, unused: Mapping[str, str] | Non
 
     That is `readout` as given; ``"paper"`` if none is given with the published recipe.
     """
-    found = resolve(recipe, Recipe, "recipe", unused=unused)
-    if readout is None and found == Recipe.preset("paper"):
+    found, paper = resolve(recipe, Recipe, "recipe", unused=unused), Recipe.preset("paper")
+    if found == paper and readout is None:
         logger.hint('recipe="paper" brings readout="paper" with it: %r.', Readout.preset("paper"))
         return found, "paper"
+    if found == paper:
+        logger.hint("The recipe is the published one, the readout is the one that was given.")
+    elif readout is None:
+        differs = [f.name for f in fields(Recipe) if getattr(found, f.name) != getattr(paper, f.name)]
+        if len(differs) < len(paper.changed()) / 2:
+            logger.hint(
+                'The recipe is the published one but for %s; the readout is the default: give readout="paper" for the '
+                "published features.", ", ".join(differs),
+            )  # fmt: skip
     return found, readout
 
 
@@ -549,6 +558,8 @@ def _depth(depth: Any) -> Any:
     blocks = [depth] if isinstance(depth, Integral) else list(depth) if isinstance(depth, Sequence) else []
     if not blocks or not all(isinstance(block, Integral) and not isinstance(block, bool) for block in blocks):
         raise TypeError(f'`depth={depth!r}` must be "best", "own", a number of blocks or a tuple of several.')
+    if len(set(blocks)) < len(blocks):
+        raise ValueError(f"`depth={depth!r}` must hold each block once.")
     return int(depth) if isinstance(depth, Integral) else tuple(int(block) for block in blocks)
 
 

@@ -154,7 +154,7 @@ class PatchReader:
         self.canonical_order = self.reading_order
 
     def read(self, index: np.ndarray) -> np.ndarray:
-        """Read tiles, (k, tile_px, tile_px, 3) uint8 in the order asked."""
+        """Read tiles, (k, tile_px, tile_px, 3) uint8, in the order of `index`."""
         patches = self.file.read(self.rows[check_index(index, self.n)])
         if self.tile_px == self.file.side:
             return patches

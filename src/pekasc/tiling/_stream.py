@@ -73,7 +73,7 @@ class TileStream:
         self.reading_order = np.concatenate(orders)
 
     def read(self, index: np.ndarray) -> np.ndarray:
-        """Read tiles, (k, tile_px, tile_px, 3) uint8 in the order asked."""
+        """Read tiles, (k, tile_px, tile_px, 3) uint8, in the order of `index`."""
         index = check_index(index, self.n)
         tiles = np.empty((len(index), self.tile_px, self.tile_px, 3), np.uint8)
         owner = np.searchsorted(self.offsets, index, side="right") - 1
@@ -111,7 +111,7 @@ class ArrayTiles:
         self.reading_order = np.arange(self.n, dtype=np.int64)
 
     def read(self, index: np.ndarray) -> np.ndarray:
-        """Read tiles, (k, tile_px, tile_px, 3) uint8 in the order asked."""
+        """Read tiles, (k, tile_px, tile_px, 3) uint8, in the order of `index`."""
         # np.array: plain memory, not a view of a memory-mapped file
         return np.array(self.array[check_index(index, self.n)])
 
@@ -138,7 +138,7 @@ class TileSubset:
         self.reading_order = np.argsort(rank[self.index], kind="stable")
 
     def read(self, index: np.ndarray) -> np.ndarray:
-        """Read tiles, (k, tile_px, tile_px, 3) uint8 in the order asked."""
+        """Read tiles, (k, tile_px, tile_px, 3) uint8, in the order of `index`."""
         return self.source.read(self.index[check_index(index, self.n)])
 
     def release(self) -> None:
@@ -228,7 +228,7 @@ class TilesOfSome:
         self.reading_order = np.asarray(index)[source.reading_order]
 
     def read(self, index: np.ndarray) -> np.ndarray:
-        """Read tiles, (k, tile_px, tile_px, 3) uint8 in the order asked."""
+        """Read tiles, (k, tile_px, tile_px, 3) uint8, in the order of `index`."""
         at = self._at[check_index(index, self.n)]
         if (at < 0).any():
             raise IndexError(f"Tile {int(np.asarray(index)[at < 0][0])} belongs to another process.")

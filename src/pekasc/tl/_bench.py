@@ -13,6 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from pekasc._digests import fingerprint
+from pekasc._expression import Matrix
 from pekasc._keys import PATIENT
 from pekasc._options import FIT_MEMORY
 from pekasc._sections import places
@@ -136,7 +137,7 @@ def _teacher(
     # a frozen teacher's embedding is the same in every fold: compute it once
     made = make(np.arange(spots.names.size), 0)
     key = fingerprint(
-        spots.counts.data if sparse.issparse(spots.counts) else spots.counts, spots.names, made.name, made.digest,
+        *_matrix_parts(spots.counts), spots.names, made.name, made.digest,
         call.compute.precision,
     )  # fmt: skip
     kept, _ = results.kept(f"teacher-{made.name}", key, lambda: ({"embedding": precomputed(made).embedding}, {}))
@@ -217,3 +218,8 @@ def _each(labels: np.ndarray, what: str) -> dict[str, tuple[np.ndarray, np.ndarr
             "Give sections of another patient, other `groups=`, or `folds=`."
         )
     return {str(n): (np.flatnonzero(labels != n), np.flatnonzero(labels == n)) for n in names}
+
+
+def _matrix_parts(matrix: Matrix) -> list[np.ndarray]:
+    """Return the arrays that a matrix consists of, for its fingerprint."""
+    return [matrix.data, matrix.indices, matrix.indptr] if sparse.issparse(matrix) else [np.asarray(matrix)]

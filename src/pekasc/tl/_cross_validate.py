@@ -107,7 +107,7 @@ def cross_validate(
         ``"nested"``, or ``"hest"``: genes, target, features and regression of HEST-Bench, for comparison with its
         published scores. Its genes are selected on test samples as well.
     seeds
-        Seeds of the training, and of a teacher that draws random numbers; deterministic methods run once.
+        Seeds of training and of a teacher such as scVI; deterministic methods run once.
     layer, gene_key
         As in :func:`pekasc.tl.fit_adapter`.
     recipe
@@ -193,15 +193,16 @@ def cross_validate(
     sets = _gene_sets(genes, protocol, gene_names(table, gene_key))
     with reading(sdata, table_name=table_name, key=key, layer=layer, gene_key=gene_key, groups=groups) as spots:
         comparisons = make_comparisons(call, spots, groups, folds, sets, n_genes)
-    frames = []
-    with tqdm(total=call.n_units(comparisons), desc="cross-validate", unit="fit", disable=not progress) as bar:
-        for row in call.encoders:
-            model = EncoderNetwork(row, spots.spec.tile_px)
-            for comparison in comparisons:
-                frames += [
-                    score_fold(fold, found, comparison.bench, per_gene, block_um, n_bootstrap)
-                    for fold, found in comparison.on_encoder(model, bar)
-                ]
+        frames = []
+        with tqdm(total=call.n_units(comparisons), desc="cross-validate", unit="fit", disable=not progress) as bar:
+            for row in call.encoders:
+                model = EncoderNetwork(row, spots.spec.tile_px)
+                for comparison in comparisons:
+                    frames += [
+                        score_fold(fold, found, comparison.bench, per_gene, block_um, n_bootstrap)
+                        for fold, found in comparison.on_encoder(model, bar)
+                    ]
+                del model  # one network at a time
     return pd.concat(frames, ignore_index=True)
 
 

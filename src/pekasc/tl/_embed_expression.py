@@ -88,7 +88,7 @@ def embed_expression(
     OSError
         If a file of the checkpoint is missing or cannot be read.
     ImportError
-        If scVI is asked for and not installed.
+        If the teacher is scVI and it is not installed.
 
     References
     ----------

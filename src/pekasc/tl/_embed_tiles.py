@@ -10,9 +10,10 @@ from spatialdata import SpatialData
 
 from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, write_uns
 from pekasc._options import RESULT_MEMORY, Compute, Readout, resolve, unused_in_embedding
-from pekasc._sections import get_table, tiled_sections, writable_table
+from pekasc._sections import get_table, writable_table
 from pekasc.models import Adapter, Encoder
 from pekasc.models.encoders import Depth, EncoderNetwork, depth_name, resolve_encoder, warn_of_scale
+from pekasc.tl._read import ensure_tiles, untiled_on_error
 from pekasc.tl._section_features import check_device, embed_job, section_features
 
 _IN_HEAD = "no genes are predicted here"
@@ -38,7 +39,8 @@ def embed_tiles(
     Parameters
     ----------
     sdata
-        Sections that :func:`pekasc.pp.tile` has tiled.
+        Sections with tiles; tiled first where they have none: with the defaults of :func:`pekasc.pp.tile`, or with the
+        tile size of an adapter.
     encoder
         A name, a :class:`pekasc.models.Encoder`, or a fitted :class:`pekasc.Adapter`.
     readout
@@ -98,25 +100,28 @@ def embed_tiles(
     row = encoder.encoder if isinstance(encoder, Adapter) else resolve_encoder(encoder)
     name = check_key(key_added) if key_added is not None else feature_key(PEKA if adapter else row.short)
     check_free(get_table(sdata, table_name), name, "features", slot="obsm")
-    sections, spec = tiled_sections(sdata, table_name=table_name, key=key)
     depth: Depth
-    if adapter is not None:
-        adapter.check_tiles(spec.tile_px, spec.mpp)
-        read = Readout(scales=adapter.scales, orientations=adapter.orientations)
-        model, depth, digest = adapter.network(), adapter.depth, adapter.encoder_digest
-    else:
-        model = EncoderNetwork(row, spec.tile_px)
-        warn_of_scale(row, spec.mpp)
-        # the last block by default: there is no expression to choose a depth with
-        depths = (-1,) if read.depths == "best" else read.depths
-        depth = None if depths is None else tuple(model.check_depth(block) for block in depths)
-        digest = model.digest
-    job = embed_job(adapter or row, digest, spec.tile_px, depth, read.orientations, how)
-    max_memory = how.memory(RESULT_MEMORY)
-    features = section_features(
-        sections, spec, read.scales, job, model, n_obs=get_table(sdata, table_name).n_obs, store=store,
-        client=how.client, max_memory=max_memory, progress=progress,
-    )  # fmt: skip
+    with untiled_on_error(sdata, table_name=table_name, key=key):
+        sections, spec = ensure_tiles(
+            sdata, table_name=table_name, key=key, spec=None if adapter is None else adapter.spec
+        )
+        if adapter is not None:
+            adapter.check_tiles(spec.tile_px, spec.mpp)
+            read = Readout(scales=adapter.scales, orientations=adapter.orientations)
+            model, depth, digest = adapter.network(), adapter.depth, adapter.encoder_digest
+        else:
+            model = EncoderNetwork(row, spec.tile_px)
+            warn_of_scale(row, spec.mpp)
+            # the last block by default: there is no expression to choose a depth with
+            depths = (-1,) if read.depths == "best" else read.depths
+            depth = None if depths is None else tuple(model.check_depth(block) for block in depths)
+            digest = model.digest
+        job = embed_job(adapter or row, digest, spec.tile_px, depth, read.orientations, how)
+        max_memory = how.memory(RESULT_MEMORY)
+        features = section_features(
+            sections, spec, read.scales, job, model, n_obs=get_table(sdata, table_name).n_obs, store=store,
+            client=how.client, max_memory=max_memory, progress=progress,
+        )  # fmt: skip
     record: dict[str, Any] = {
         "tile_px": spec.tile_px, "mpp": spec.mpp, "scales": list(read.scales), "orientations": read.orientations,
         "encoder": row.to_dict(), "encoder_digest": digest, "depth": depth_name(depth),

@@ -94,7 +94,7 @@ def leakage_audit(
         compare = partial(
             cross_validate, sdata, methods=methods, encoders=encoders, teacher=teacher, groups=groups, genes=genes,
             n_genes=n_genes, protocol=protocol, seeds=seeds, layer=layer, gene_key=gene_key, recipe=recipe,
-            readout=readout, table_name=table_name, key=key, progress=progress,
+            readout=readout, n_bootstrap=1, table_name=table_name, key=key, progress=progress,
             compute={**compute, **cache} if isinstance(compute, Mapping) else how.replace(**cache),
         )  # fmt: skip
         honest = compare()

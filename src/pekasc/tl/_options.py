@@ -78,7 +78,8 @@ def resolve_fit(
     check_head(reading.head)
     unused = {"client": "a fit runs in this process, or in those of `trainer`"}
     if method is None:
-        unused |= dict.fromkeys(unused_in_embedding(), _FROZEN)
+        # several devices share the embedding
+        unused |= dict.fromkeys(unused_in_embedding().keys() - {"trainer"}, _FROZEN)
     how = resolve(compute, Compute, "compute", unused=unused)
     device, trainer = resolve_device(how.device), check_trainer(how.trainer)
     # last of the arguments: a warning about the encoder must not precede an error about another argument
@@ -165,7 +166,7 @@ def resolve_comparison(
 def _unused_in_recipe(methods: Mapping[str, Rival], teacher: Teacher) -> dict[str, str]:
     trained = [row.trains for row in methods.values() if row.trains is not None]
     if not trained:
-        unused = unused_in_recipe(None, teacher)
+        unused = dict.fromkeys(unused_in_recipe(None, teacher), "no method of this comparison is trained")
         if any(row.reads_teacher for row in methods.values()) and teacher.name == "pca":
             del unused["teacher_components"]
         return unused
@@ -186,6 +187,8 @@ def _readouts(readout: Any, methods: Mapping[str, Rival], protocol: str) -> list
     unused = {}
     if all(row.name != BEST_FROZEN for row in methods.values()):
         unused["n_depths"] = 'only "frozen-best" concatenates several depths'
+    if all(row.trains is None and row.name != "frozen" for row in methods.values()):
+        unused["depth"] = '"frozen-best" chooses the depth'
     if not any(row.reads_image for row in methods.values()):
         unused |= dict.fromkeys(("depth", "n_depths", "scales", "orientations"), "no method reads the image")
     if protocol == HEST:
@@ -243,4 +246,6 @@ def _name(method: Any) -> str:
 
 
 def several(values: Any) -> list[Any]:
+    if values is None:
+        raise TypeError("None is no list of methods, encoders or seeds: leave the argument out, or give some.")
     return [values] if isinstance(values, str | Encoder | PeftConfig | Integral) else list(values)

@@ -108,12 +108,12 @@ def predict_expression(
     check_table(table)
     wanted = _wanted(adapter, genes)
     names = gene_names(table, gene_key)
-    asked = [adapter.genes[i] for i in wanted]
-    columns = gene_positions(names, asked)
+    target_genes = [adapter.genes[i] for i in wanted]
+    columns = gene_positions(names, target_genes)
     if table_added is None:
         check_free(table, key_added, "prediction", slot="layers")
         check_free(table, feature_key(key_added), "features", slot="obsm")
-        _check_layer(table, names, asked, columns, max_memory)
+        _check_layer(table, names, target_genes, columns, max_memory)
     else:
         _check_table_added(sdata, table_added, table.n_obs, len(wanted), max_memory)
     with untiled_on_error(sdata, table_name=table_name, key=key):
@@ -140,7 +140,7 @@ def predict_expression(
         values[np.ix_(rows, columns[there])] = predicted[:, there]
     else:
         values = by_row(predicted, rows, table.n_obs)
-        table = _new_table(table, values, asked)
+        table = _new_table(table, values, target_genes)
     table.layers[key_added] = values
     table.obsm[feature_key(key_added)] = adapted
     table.obs[f"{key_added}_train"] = trained
@@ -190,12 +190,15 @@ def _wanted(adapter: Adapter, genes: Sequence[str] | None) -> np.ndarray:
     return positions
 
 
-def _check_layer(table: AnnData, names: np.ndarray, asked: list[str], columns: np.ndarray, max_memory: int) -> None:
+def _check_layer(
+    table: AnnData, names: np.ndarray, target_genes: list[str], columns: np.ndarray, max_memory: int
+) -> None:
     """Warn of genes that the table lacks; raise if it has none of them, or the layer would be too large."""
-    missing = [gene for gene, at in zip(asked, columns, strict=True) if at < 0]
-    if len(missing) == len(asked):
+    missing = [gene for gene, at in zip(target_genes, columns, strict=True) if at < 0]
+    if len(missing) == len(target_genes):
         raise ValueError(
-            no_overlap_message(names, asked, table) + ' To keep predictions of other genes, give `table_added="..."`.'
+            no_overlap_message(names, target_genes, table)
+            + ' To keep predictions of other genes, give `table_added="..."`.'
         )
     size = 4 * table.n_obs * table.n_vars
     if size > max_memory:
@@ -206,7 +209,7 @@ def _check_layer(table: AnnData, names: np.ndarray, asked: list[str], columns: n
         )
     if missing:
         warnings.warn(
-            f"{len(missing)} of the adapter's {len(asked)} genes are not in the table and are left out "
+            f"{len(missing)} of the adapter's {len(target_genes)} genes are not in the table and are left out "
             f'(such as {missing[:3]}). `table_added="..."` keeps them in a table of their own.',
             UserWarning,
             stacklevel=3,

@@ -160,7 +160,7 @@ class Comparison:
             "protocol": self.protocol,
             "genes": self.sets,
             "n_genes": self.n_genes,
-            "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "scikit-learn")},
+            "versions": _versions("pekasc", "torch", "timm", "peft", "lightning", "scikit-learn"),
         }
         for name in bench.folds:
             genes = self._fold(name)
@@ -226,6 +226,8 @@ class Comparison:
             if stored is not None:
                 out[label, readout] = Prediction(stored[0]["predicted"], stored[1])
         todo = [unit for unit in pairs if unit not in out]
+        if todo and self._stops_early(labels[0]):
+            todo = pairs  # the first head decides when inner folds stop, whatever is in the cache
         if todo:
             start = time.perf_counter()
             row = self.methods[labels[0]]
@@ -263,7 +265,14 @@ class Comparison:
             out["teacher"] = self.bench.teacher, self.bench.teacher_fingerprint, o.recipe.teacher_components
         if row.trains is not None:
             out["recipe"] = asdict(o.recipe)
+        if self._stops_early(label):
+            unit = next(labels for labels in self._units() if label in labels)
+            out["first head"] = [self.methods[unit[0]].beside_frozen, repr(self.readouts[0])]
         return out
+
+    def _stops_early(self, label: str) -> bool:
+        """Return whether the training of a method depends on the first of the heads that share it."""
+        return self.methods[label].trains is not None and self.options.recipe.patience is not None
 
     def _teacher_of(self, label: str) -> str:
         return self.bench.teacher if self.methods[label].reads_teacher else ""
@@ -278,7 +287,9 @@ class Comparison:
             depths += candidate_depths(model.n_blocks)
         if any(row.trains is not None for row in rows):
             depths += depths_of(model, readout)
-        return list(dict.fromkeys([*depths, frozen_depth(model, readout)]))
+        if any(row.name == "frozen" for row in rows):
+            depths.append(frozen_depth(model, readout))
+        return list(dict.fromkeys(depths))
 
     def _frozen(self, model: EncoderNetwork) -> dict[Depth, np.ndarray]:
         """Return the frozen features of all spots at every depth that some method needs."""
@@ -289,7 +300,7 @@ class Comparison:
         # features depend on the tiles only, not on the expression
         key = fingerprint(
             bench.tiles_fingerprint, _row(model), [list(d) if d else None for d in depths], o.precision,
-            o.readout.orientations,
+            o.readout.orientations, _versions("pekasc", "torch", "timm"),
         )  # fmt: skip
 
         def make() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -339,7 +350,8 @@ class Comparison:
     def _genes(self, name: str, expressed: np.ndarray) -> dict[str, np.ndarray]:
         bench = self.bench
         train = bench.folds[name][0]
-        key = fingerprint(bench.fingerprint, train, expressed, self.sets, self.n_genes)
+        versions = _versions("pekasc", "scanpy", "squidpy")
+        key = fingerprint(bench.fingerprint, train, expressed, self.sets, self.n_genes, versions)
 
         def make() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             made = choose_gene_sets(
@@ -350,6 +362,10 @@ class Comparison:
 
         sets, about = self.results.kept(_file_name(f"genes-{name}"), key, make)
         return {set_name: sets[f"set{i}"] for i, set_name in enumerate(about["names"])}
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    return {name: version(name) for name in packages}
 
 
 def _file_name(title: str) -> str:

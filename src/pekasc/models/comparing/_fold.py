@@ -171,20 +171,19 @@ def predict_teacher(fold: Fold, encoded: Encoded, options: Options, heads: Seque
 
 
 def predict_frozen(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
-    """Predict from the frozen encoder's last block, or from its own output with ``depth="own"``."""
+    """Predict from the frozen encoder's last block, or at the depth that the readout names."""
     depth = frozen_depth(encoded.model, options.readout)
     return [_from_features(fold, {depth: encoded.frozen[depth]}, options, encoded.spec, head) for head in heads]
 
 
 def frozen_depth(model: EncoderNetwork, readout: Readout) -> Depth:
-    """Return the depth of the method "frozen": the last block, or the encoder's own output."""
-    return None if readout.depth == "own" else (model.n_blocks,)
+    """Return the depth of the method "frozen": the one that the readout names, else the last block."""
+    return (model.n_blocks,) if readout.depth == "best" else depths_of(model, readout)[-1]
 
 
 def predict_frozen_best(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
     """Predict from the frozen encoder at the depth, or depths, chosen on the training groups."""
-    depths = candidate_depths(encoded.model.n_blocks)
-    features = FeaturesOfSome(encoded.frozen, np.arange(fold.data.tiles.n), depths)
+    features = {depth: encoded.frozen[depth] for depth in candidate_depths(encoded.model.n_blocks)}
     n_depths = options.readout.n_depths or N_DEPTHS
     return [_from_features(fold, features, options, encoded.spec, head, n_depths) for head in heads]
 

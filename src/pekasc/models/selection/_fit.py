@@ -86,7 +86,7 @@ def fit(
     local = np.full(data.tiles.n, data.local is None)
     if data.local is not None:
         local[data.local] = True
-    if options.compute.gradient_checkpointing or options.compute.compile:
+    if options.method is not None and (options.compute.gradient_checkpointing or options.compute.compile):
         model.check_splits()
     if options.method is not None and options.trainer:
         check_starts(options.engine, options.recipe)

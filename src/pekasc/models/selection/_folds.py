@@ -104,5 +104,5 @@ def _blocks(coords_um: np.ndarray, sections: np.ndarray, margin_um: float) -> li
         held_out = np.flatnonzero(band == i)
         train = _away(np.flatnonzero(band != i), held_out, coords_um, sections, margin_um)
         folds.append(InnerFold(train, held_out, f"block{i + 1}"))
-    logger.hint("One training group: settings are chosen on %d contiguous blocks of its tissue.", MAX_FOLDS)
+    logger.info("One training group: settings are chosen on %d contiguous blocks of its tissue.", MAX_FOLDS)
     return folds

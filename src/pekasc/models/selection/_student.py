@@ -38,7 +38,7 @@ class _InnerTraining:
 def fit_student(job: Job, choice: Choice, frozen: np.ndarray, heads: Sequence[HeadSpec]) -> list[Adapter]:
     """Train on every inner fold, choose the number of epochs, and train on all spots; return an adapter per head."""
     data, o, depth = job.data, job.options, choice.depth
-    assert o.method is not None  # for the type checker: fit() asked
+    assert o.method is not None  # for the type checker: checked in fit()
     blocks = _blocks(job, depth)
     targets = target_layers(job.model, depth, blocks, o.method)
     config = make_config(o.method, o.recipe.rank, targets)
@@ -159,7 +159,7 @@ def _train(
     stop: Callable[[int], bool] = lambda epoch: False,
 ) -> Trained:
     o, teacher = job.options, job.teacher
-    assert teacher is not None  # for the type checker: fit() asked
+    assert teacher is not None  # for the type checker: checked in fit()
     with o.profile.stage("head"):
         embedding = check_finite(teacher.embed(rows), teacher.name)
     with o.profile.stage("training"):

@@ -81,12 +81,12 @@ class TeacherRow:
 
 
 def _pca(source: Source) -> TeacherModel:
-    assert source.expression is not None  # for the type checker: the row asks for it
+    assert source.expression is not None  # for the type checker: the row needs it
     return PcaTeacher(source.expression[:, source.expressed], source.n_components, source.random_state)
 
 
 def _scvi(source: Source) -> TeacherModel:
-    assert source.counts is not None  # for the type checker: the row asks for them
+    assert source.counts is not None  # for the type checker: the row needs them
     return ScviTeacher(
         source.counts[:, source.expressed],
         source.n_components,
@@ -97,7 +97,7 @@ def _scvi(source: Source) -> TeacherModel:
 
 
 def _scfoundation(source: Source) -> TeacherModel:
-    assert source.counts is not None and source.files is not None  # for the type checker: the row asks for them
+    assert source.counts is not None and source.files is not None  # for the type checker: the row needs them
     return ScFoundationTeacher(
         source.counts,
         list(source.genes),
@@ -133,6 +133,8 @@ def check_files(teacher: Teacher) -> None:
             f"`teacher={teacher.name!r}` needs its official files, {', '.join(files)}: give "
             f'`teacher=pekasc.models.Teacher("{teacher.name}", files=FOLDER)`.'
         )
+    if not files and teacher.max_tokens is not None:
+        raise ValueError(f"`teacher={teacher.name!r}` reads no tokens: leave `max_tokens=` out.")
     if not files and teacher.files is not None:
         readers = [name for name, row in TEACHERS.items() if row.files]
         raise ValueError(f"`teacher={teacher.name!r}` reads no files: leave `files=` out (it is for {readers}).")

@@ -53,12 +53,12 @@ class Engine:
 _RESERVED = (
     "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "fast_dev_run", "overfit_batches",
     "limit_train_batches", "accumulate_grad_batches", "reload_dataloaders_every_n_epochs", "enable_checkpointing",
-    "use_distributed_sampler", "num_sanity_val_steps",
+    "use_distributed_sampler", "num_sanity_val_steps", "gradient_clip_val", "gradient_clip_algorithm",
 )  # fmt: skip
 _TRAINER_PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "16-mixed")
 _INSTEAD = {
     "max_epochs": "Recipe.epochs", "accumulate_grad_batches": "Compute.accumulate",
-    "enable_checkpointing": "Compute.resume",
+    "enable_checkpointing": "Compute.resume", "gradient_clip_val": "Recipe.gradient_clip",
 }  # fmt: skip
 
 
