@@ -58,9 +58,18 @@ def test_the_encoders_own_output(tiled: sd.SpatialData) -> None:
     assert read_uns(table, "own")["depth"] == "own"  # type: ignore[index]
 
 
-def test_an_untiled_object_and_a_bad_depth(untiled: sd.SpatialData, tiled: sd.SpatialData) -> None:
-    with pytest.raises(KeyError, match=r"pk\.pp\.tile\(sdata\)"):
-        pk.tl.embed_tiles(untiled, "tiny", **QUICK)
+def test_an_untiled_object_is_tiled_and_left_as_it_was_where_that_fails(untiled: sd.SpatialData) -> None:
+    shapes = set(untiled.shapes)
+    with pytest.raises(ValueError, match="has 6 blocks: give 1 to 6"):
+        pk.tl.embed_tiles(untiled, "tiny", readout={"depth": 7}, **QUICK)
+    assert set(untiled.shapes) == shapes and "tile_inside" not in untiled["table"].obs
+    pk.tl.embed_tiles(untiled, "tiny", **QUICK)
+    record = read_uns(untiled["table"], "tiles")
+    assert record is not None and (record["tile_px"], record["mpp"]) == (224, 0.5)
+    assert np.isfinite(untiled["table"].obsm["X_tiny"]).all(axis=1).any()
+
+
+def test_a_bad_depth(tiled: sd.SpatialData) -> None:
     before = set(tiled["table"].obsm)
     with pytest.raises(ValueError, match="has 6 blocks: give 1 to 6"):
         pk.tl.embed_tiles(tiled, "tiny", key_added="x", readout={"depth": 7}, **QUICK)

@@ -425,7 +425,9 @@ def test_workers_that_see_other_pixels_are_found_and_forget_all(tiled: SpatialDa
     assert list(client.run(_n_states).values()) == [0, 0]
     client.run(_change_pixels)
     try:
-        with pytest.raises(OSError, match="A worker reads other pixels than the process that made the call in section 'P"):
+        with pytest.raises(
+            OSError, match="A worker reads other pixels than the process that made the call in section 'P"
+        ):
             embed(tiled, key_added="there", client=client)
     finally:
         client.run(_change_pixels, back=True)

@@ -77,9 +77,9 @@ def embed_tiles(
     Raises
     ------
     KeyError
-        If the table was not tiled.
+        If there is no such table, or an image is missing.
     ValueError
-        If the encoder does not accept tiles of this size, the adapter was trained on tiles of another size, `store` is
+        If the sections have no tiles and pixel sizes are not known: the error shows the line that tiles. If the encoder does not accept tiles of this size, the adapter was trained on tiles of another size, `store` is
         not a feature store, or the features do not fit in memory and need one.
     OSError
         If the encoder's weights cannot be downloaded or read, an image chunk is damaged, or the store cannot be

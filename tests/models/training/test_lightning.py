@@ -66,5 +66,5 @@ def test_the_recipe_and_the_engine_set_the_trainer() -> None:
     assert (made.max_epochs, made.accumulate_grad_batches, made.gradient_clip_val) == (5, 3, 0.7)
     assert made.precision == "bf16-mixed"
     # but the user's arguments come first
-    made = _trainer(replace(ENGINE, trainer={"gradient_clip_val": 0.1}), Recipe(), 1, [])
-    assert made.gradient_clip_val == 0.1
+    with pytest.raises(ValueError, match=r"'gradient_clip_val' is set by pekasc: give `Recipe.gradient_clip`"):
+        check_trainer({"gradient_clip_val": 0.1})
