@@ -79,8 +79,9 @@ def embed_tiles(
     KeyError
         If there is no such table, or an image is missing.
     ValueError
-        If the sections have no tiles and pixel sizes are not known: the error shows the line that tiles. If the encoder does not accept tiles of this size, the adapter was trained on tiles of another size, `store` is
-        not a feature store, or the features do not fit in memory and need one.
+        If the sections have no tiles and their pixel size is unknown: the message shows the `pp.tile` call to make. If
+        the encoder does not accept tiles of this size, the adapter was trained on tiles of another size, `store` is not
+        a feature store, or the features do not fit in memory and need one.
     OSError
         If the encoder's weights cannot be downloaded or read, an image chunk is damaged, or the store cannot be
         written.
