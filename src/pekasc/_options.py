@@ -474,7 +474,7 @@ def resolve_recipe(recipe: Any, readout: Any, *, unused: Mapping[str, str] | Non
         logger.hint('recipe="paper" brings readout="paper" with it: %r.', Readout.preset("paper"))
         return found, "paper"
     if found == paper:
-        logger.hint("The recipe is the published one, the readout is the one that was given.")
+        logger.hint('recipe="paper" with the readout that was given.')
     elif readout is None:
         differs = [f.name for f in fields(Recipe) if getattr(found, f.name) != getattr(paper, f.name)]
         if len(differs) < len(paper.changed()) / 2:
