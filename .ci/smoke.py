@@ -29,7 +29,7 @@ from packaging.version import Version
 
 import pekasc as pk
 
-CPU: dict[str, Any] = {"device": "cpu", "progress": False}
+CPU: dict[str, Any] = {"compute": {"device": "cpu"}, "progress": False}
 
 
 def main(out: Path) -> None:
@@ -41,8 +41,11 @@ def main(out: Path) -> None:
     assert pk.get.tiles(sdata).shape[1:] == (56, 56, 3)
 
     # the published schedule always trains
-    recipe: dict[str, Any] = {"epochs": 1, "n_views": 1, "n_clusters": 4, "n_components": 10, "learning_rate": 3e-3}
-    adapter = pk.tl.fit_adapter(sdata, train=["P1S1_spots"], preset="paper", rank=16, depth=2, recipe=recipe, **CPU)
+    recipe = pk.Recipe.preset("paper").replace(
+        epochs=1, rank=16, n_clusters=4, teacher_components=10, learning_rate=3e-3
+    )
+    readout = {"depth": 2, "n_components": 10}
+    adapter = pk.tl.fit_adapter(sdata, train=["P1S1_spots"], recipe=recipe, readout=readout, **CPU)
     assert adapter.method == "bone" and len(adapter.history), adapter
     adapter.save(out / "adapter")
     loaded = pk.Adapter.load(out / "adapter")
