@@ -14,7 +14,7 @@ from pekasc._sections import get_table, writable_table
 from pekasc.models import Adapter, Encoder
 from pekasc.models.encoders import Depth, EncoderNetwork, depth_name, resolve_encoder, warn_of_scale
 from pekasc.tl._read import ensure_tiles, untiled_on_error
-from pekasc.tl._section_features import check_device, embed_job, section_features
+from pekasc.tl._section_features import embed_job, on_device, section_features
 
 _IN_HEAD = "no genes are predicted here"
 
@@ -97,7 +97,7 @@ def embed_tiles(
     """
     adapter = encoder if isinstance(encoder, Adapter) else None
     read, how = _options(adapter, readout, compute)
-    check_device(how)
+    how = on_device(how)
     row = encoder.encoder if isinstance(encoder, Adapter) else resolve_encoder(encoder)
     name = check_key(key_added) if key_added is not None else feature_key(PEKA if adapter else row.short)
     check_free(get_table(sdata, table_name), name, "features", slot="obsm")

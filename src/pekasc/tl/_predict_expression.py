@@ -19,7 +19,7 @@ from pekasc._sections import Section, by_row, check_table, get_table, trained_ro
 from pekasc.models import Adapter
 from pekasc.tl._evaluate import METRICS
 from pekasc.tl._read import ensure_tiles, untiled_on_error
-from pekasc.tl._section_features import SectionFeatures, check_device, embed_job, section_features
+from pekasc.tl._section_features import SectionFeatures, embed_job, on_device, section_features
 
 
 def predict_expression(
@@ -102,7 +102,7 @@ def predict_expression(
         raise TypeError(f"`adapter` must be a pekasc.Adapter, got {type(adapter).__name__}.")
     check_key(key_added)
     how = resolve(compute, Compute, "compute", unused=unused_in_embedding())
-    check_device(how)
+    how = on_device(how)
     max_memory = how.memory(RESULT_MEMORY)
     table = get_table(sdata, table_name)
     check_table(table)

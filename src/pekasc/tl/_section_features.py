@@ -218,10 +218,19 @@ def embed_job(
     )  # fmt: skip
 
 
-def check_device(compute: Compute) -> None:
-    """Raise ValueError if the device is missing or lacks the precision; with a client, its workers have the devices."""
-    if compute.client is None:
-        autocast(resolve_device(compute.device), compute.precision)
+def on_device(compute: Compute) -> Compute:
+    """Return the options with the device resolved; with a client, its workers have the devices.
+
+    Raises
+    ------
+    ValueError
+        If the device is missing or lacks the precision.
+    """
+    if compute.client is not None:
+        return compute
+    device = resolve_device(compute.device)
+    autocast(device, compute.precision)
+    return compute.replace(device=str(device))
 
 
 def check_store(store: str | Path) -> Path:
