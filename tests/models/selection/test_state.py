@@ -118,7 +118,7 @@ def test_resume_finds_what_is_finished(
         ({"readout": {"head": "ridge-per-gene"}}, "heads: .*ridge"),
         ({"compute": {"accumulate": 2}}, "compute.accumulate: 1 there, 2 now"),
         ({"compute": {"precision": "bf16"}}, "compute.precision: fp32 there, bf16 now"),
-        ({"compute": {"trainer": {"gradient_clip_val": 0.5}}}, "trainer.gradient_clip_val: None there, 0.5 now"),
+        ({"recipe": {"gradient_clip": 0.5}}, "recipe.gradient_clip: 1.0 there, 0.5 now"),
         ({"method": "lora"}, "method: bone there, lora now"),
     ],
 )

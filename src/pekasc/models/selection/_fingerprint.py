@@ -44,7 +44,7 @@ _READOUT_FIELDS = ("depth", "n_depths", "n_components", "scales", "orientations"
 _COMPUTE_FIELDS = (
     "precision", "embed_batch_size", "accumulate", "gradient_checkpointing", "compile", "cached_activations",
 )  # fmt: skip
-_TRAINER_ARGUMENTS = ("precision", "gradient_clip_val", "gradient_clip_algorithm")  # others do not change results
+_TRAINER_ARGUMENTS = ("precision",)  # others do not change results
 
 
 def settings_of(
