@@ -893,3 +893,21 @@ def test_one_patients_sections_are_held_out_inside_a_fold() -> None:
     want = pk.tl.evaluate(sdata).groupby("group")["pearson"].mean()
     for section, value in want.items():
         assert frame.loc[frame["section"] == section, "pearson"].item() == pytest.approx(value, abs=1e-4)
+
+
+def test_an_explicit_depth_is_read_by_the_frozen_encoder(tiled: SpatialData) -> None:
+    how: dict[str, Any] = {"genes": "svg", "n_genes": 4, "progress": False, "compute": {"device": "cpu"}}
+    frame = pk.tl.cross_validate(tiled, methods=["frozen", "frozen-best"], readout={"depth": 2}, **how)
+    assert set(frame.loc[frame["method"] == "frozen", "depth"]) == {"2"}
+    with pytest.raises(ValueError, match=r"'depth' does nothing in this call: \"frozen-best\" chooses the depth"):
+        pk.tl.cross_validate(tiled, methods=["mean", "frozen-best"], readout={"depth": 2}, **how)
+    with pytest.raises(ValueError, match="'epochs' does nothing in this call: no method of this comparison is trained"):
+        pk.tl.cross_validate(tiled, methods=["frozen"], recipe={"epochs": 2}, **how)
+
+
+def test_a_comparison_that_fails_leaves_no_tiles(untiled: SpatialData) -> None:
+    shapes = set(untiled.shapes)
+    unfit = pk.models.Encoder("resnet10t", weights="random")
+    with pytest.raises(ValueError, match="needs linear layers"):
+        pk.tl.cross_validate(untiled, methods=["bone"], encoders=unfit, progress=False, compute={"device": "cpu"})
+    assert set(untiled.shapes) == shapes and "tile_inside" not in untiled["table"].obs

@@ -353,7 +353,11 @@ RESNET = pk.models.Encoder("resnet18", weights="random")
         ({"compute": {"cached_activations": "int8"}}, ValueError, r"`cached_activations='int8'` must be .*or None"),
         ({"compute": {"client": object()}}, ValueError, "'client' does nothing in this call: a fit runs in this proc"),
         ({"compute": {"trainer": {"epochs": 2}}}, TypeError, r"knows no \['epochs'\]"),
-        ({"compute": {"trainer": {"gradient_clip_val": 1}}}, ValueError, "gradient_clip_val.*give `Recipe.gradient_clip`"),
+        (
+            {"compute": {"trainer": {"gradient_clip_val": 1}}},
+            ValueError,
+            "gradient_clip_val.*give `Recipe.gradient_clip`",
+        ),
         ({"compute": {"trainer": {"devices": 0, "accelerator": "cpu"}}}, ValueError, r"`trainer=.*Available: "),
         ({"genes": ["ENSG1", "ENSG2"]}, ValueError, r"None of the 2 genes .*`gene_key=`"),
         ({"genes": ["STATE_TUMOUR_01"]}, ValueError, "None of the 1 genes"),
