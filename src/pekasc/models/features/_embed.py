@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-ORIENTATIONS = (1, 2, 4, 8)
-
 
 def features_of(
     encoder: EncoderNetwork,
