@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +13,8 @@ from pekasc.models.comparing._hest import hest_genes, hest_predict
 from pekasc.models.selection._scores import pearson
 
 FIXTURE = Path(__file__).parent / "data" / "hest_fixture.json"
+# lsqr stops before it has converged, so another processor's rounding shows in the third digit
+OTHER_MACHINES = 3e-3
 
 
 def test_equals_the_independent_pipeline() -> None:
@@ -20,10 +24,20 @@ def test_equals_the_independent_pipeline() -> None:
     at = hest_genes(counts, names, samples)
     assert [names[i] for i in at] == want["genes"]
     y = np.log1p(counts[:, at])
+    score = independent_score()
     for patient, scores in want["pearson"].items():
         test = patients == patient
-        predicted = hest_predict(features[~test], y[~test], features[test])
-        np.testing.assert_allclose(pearson(predicted, y[test]), scores, atol=1e-6)
+        predicted = pearson(hest_predict(features[~test], y[~test], features[test]), y[test])
+        np.testing.assert_allclose(predicted, score(features, y, test), atol=1e-6)
+        np.testing.assert_allclose(predicted, scores, atol=OTHER_MACHINES)
+
+
+def independent_score() -> Any:
+    spec = importlib.util.spec_from_file_location("hest_fixture", FIXTURE.with_suffix(".py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.score
 
 
 def make_data(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray, np.ndarray]:

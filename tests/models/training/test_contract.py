@@ -46,6 +46,8 @@ from pekasc.models.training._methods import (
 N_BLOCKS, TILE_PX, WIDTH, RANK, STEPS = 2, 32, 384, 8, 4
 ROW = pk.models.Encoder("vit_tiny_patch16_224", weights="random", model_kwargs={"depth": N_BLOCKS})
 TILES = np.random.default_rng(0).integers(0, 256, (4, TILE_PX, TILE_PX, 3)).astype(np.uint8)
+# adding an update to the weights rounds, by more or less than 1e-5 of features of order 1, by the processor
+MERGED = 3e-5
 CASES: dict[str, Method] = {
     **{name: name for name in METHODS},
     "LoRA": LoraConfig(r=4),
@@ -189,7 +191,7 @@ def test_taken_out_it_leaves_the_frozen_encoder_to_the_bit(
 
 
 def test_merged_it_gives_the_same_features(taught: Taught) -> None:
-    np.testing.assert_allclose(taught.merged, taught.end, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(taught.merged, taught.end, rtol=0, atol=MERGED)
 
 
 def test_an_adapter_on_disk_gives_the_same_features(taught: Taught, adapter: pk.Adapter, tmp_path: Path) -> None:
@@ -206,7 +208,7 @@ def test_an_adapter_merges_into_a_plain_model(taught: Taught, adapter: pk.Adapte
     plain = adapter.merge()
     assert not any("base_layer" in key for key, _ in plain.named_modules())
     with in_place_of(encoder, plain):
-        np.testing.assert_allclose(features(encoder), taught.end, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(features(encoder), taught.end, rtol=0, atol=MERGED)
 
 
 def test_plain_peft_reads_the_folder(taught: Taught, adapter: pk.Adapter, tmp_path: Path) -> None:

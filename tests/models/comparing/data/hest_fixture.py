@@ -1,4 +1,4 @@
-"""Makes hest_fixture.json: HEST-Bench's documented protocol written out once more, without pekasc.
+"""HEST-Bench's documented protocol written out once more, without pekasc; as a script it makes hest_fixture.json.
 
 python tests/models/comparing/data/hest_fixture.py
 """
@@ -24,6 +24,17 @@ HERE = Path(__file__).parent
 SEED = 7
 
 
+def score(features: np.ndarray, y: np.ndarray, test: np.ndarray) -> list[float]:
+    """Return the Pearson correlation of every gene on the spots of the mask `test`."""
+    embed = make_pipeline(StandardScaler(), PCA(256, random_state=1)).fit(features[~test])
+    a, b = embed.transform(features[~test]), embed.transform(features[test])
+    reg = Ridge(
+        alpha=100 / (a.shape[1] * y.shape[1]), fit_intercept=False, solver="lsqr", max_iter=1000, random_state=0
+    )
+    predicted = reg.fit(a, y[~test]).predict(b)
+    return [float(pearsonr(predicted[:, i], y[test][:, i]).statistic) for i in range(y.shape[1])]
+
+
 def main() -> None:
     spec = importlib.util.spec_from_file_location("data_of_test", HERE.parent / "test_hest.py")
     assert spec is not None and spec.loader is not None
@@ -47,16 +58,7 @@ def main() -> None:
     genes = [g for g in order if stacked.var.loc[g, "highly_variable"]]
 
     y = np.log1p(pd.DataFrame(counts, columns=names)[genes].to_numpy())
-    scores = {}
-    for patient in ["p1", "p2", "p3"]:
-        train, test = patients != patient, patients == patient
-        embed = make_pipeline(StandardScaler(), PCA(256, random_state=1)).fit(features[train])
-        a, b = embed.transform(features[train]), embed.transform(features[test])
-        reg = Ridge(
-            alpha=100 / (a.shape[1] * len(genes)), fit_intercept=False, solver="lsqr", max_iter=1000, random_state=0
-        )
-        predicted = reg.fit(a, y[train]).predict(b)
-        scores[patient] = [float(pearsonr(predicted[:, i], y[test][:, i]).statistic) for i in range(len(genes))]
+    scores = {patient: score(features, y, patients == patient) for patient in ["p1", "p2", "p3"]}
     (HERE / "hest_fixture.json").write_text(json.dumps({"seed": SEED, "genes": genes, "pearson": scores}, indent=1))
 
 
