@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import dask.array as da
 import numpy as np
 import pytest
 import spatialdata as sd
 from spatialdata import SpatialData
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import Affine, Identity, set_transformation
 
-from pekasc._sections import places, resolve_sections, trained_rows
+import pekasc as pk
+from pekasc._sections import places, resolve_sections, tissue_of, trained_rows
+from pekasc._sections._identity import alignment, find_landmarks
 
 Scene = Callable[..., SpatialData]
+TILE_UM = 112.0
 SIDE_UM = 20.0  # 40 px of the scene
 
 
@@ -63,3 +69,94 @@ def test_each_section_of_an_object_for_itself(scene: Scene) -> None:
     sdata = sd.concatenate([scene(name="A"), scene(name="B", px_to_cs=flipped)], concatenate_tables=True)
     a, b = resolve_sections(sdata, image_mpp=0.5)
     assert sorted(trained_rows([a, b], SIDE_UM, places([b]))) == sorted(b.rows)
+
+
+@pytest.fixture(scope="module")
+def phantom() -> SpatialData:
+    return pk.datasets.phantom(n_patients=2, size_um=1200, n_genes=20, mpp=1.0)
+
+
+@pytest.fixture(scope="module")
+def trained(phantom: SpatialData) -> dict[str, np.ndarray]:
+    """Tissue of the first patient's section."""
+    return tissue_of([section for section in resolve_sections(phantom) if section.name == "P1S1_spots"])
+
+
+def shown(phantom: SpatialData, section: str, pixels: np.ndarray, to_full: np.ndarray) -> SpatialData:
+    """Return an object with `section`'s spots on other pixels of its image, where `to_full` maps them to the first."""
+    table = phantom["table"][phantom["table"].obs["region"] == f"{section}_spots"].copy()
+    table.obs["region"] = table.obs["region"].cat.remove_unused_categories()
+    table.uns["spatialdata_attrs"] = {**table.uns["spatialdata_attrs"], "region": f"{section}_spots"}
+    out = SpatialData(
+        images={"he": Image2DModel.parse(np.ascontiguousarray(pixels), dims=("c", "y", "x"))},
+        shapes={f"{section}_spots": phantom.shapes[f"{section}_spots"].copy()},
+        tables={"table": table},
+    )
+    set_transformation(out["he"], Affine(to_full, ("x", "y"), ("x", "y")), "full")
+    set_transformation(out.shapes[f"{section}_spots"], Identity(), "full")
+    return out
+
+
+def pixels_of(phantom: SpatialData, section: str) -> np.ndarray:
+    return np.asarray(sd.get_pyramid_levels(phantom[f"{section}_he"], n=0))
+
+
+def coarser(pixels: np.ndarray, by: int) -> np.ndarray:
+    height, width = (n // by for n in pixels.shape[1:])
+    return pixels.reshape(3, height, by, width, by).mean(axis=(2, 4)).round().astype(np.uint8)
+
+
+VIEWS = {
+    "a coarser level": (lambda p: coarser(p, 2), [[2.0, 0, 0], [0, 2, 0], [0, 0, 1]]),
+    "another size": (lambda p: p[:, :-1, :-3], np.eye(3)),
+    "turned by 90 degrees": (lambda p: np.rot90(p, axes=(1, 2)), [[0.0, -1, 1200], [1, 0, 0], [0, 0, 1]]),
+    "a mirror image": (lambda p: p[:, :, ::-1], [[-1.0, 0, 1200], [0, 1, 0], [0, 0, 1]]),
+    "darker": (lambda p: (p * 0.9).astype(np.uint8), np.eye(3)),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_same_tissue_however_it_is_shown(phantom: SpatialData, trained: dict[str, np.ndarray], view: str) -> None:
+    change, to_full = VIEWS[view]
+    for section in ("P1S1", "P2S1"):
+        pixels = change(pixels_of(phantom, section))
+        (found,) = resolve_sections(shown(phantom, section, pixels, np.array(to_full)), image_mpp=1.0)
+        rows = trained_rows([found], TILE_UM, trained)
+        assert rows.size == (found.rows.size if section == "P1S1" else 0)
+
+
+def test_a_crop_is_the_section_that_it_was_cut_from(phantom: SpatialData, trained: dict[str, np.ndarray]) -> None:
+    for x, y in ((0, 0), (150, 90), (600, 560)):
+        crop = sd.bounding_box_query(
+            phantom, axes=("x", "y"), min_coordinate=[x, y], max_coordinate=[x + 600, y + 600],
+            target_coordinate_system="P1S1",
+        )  # fmt: skip
+        sections = resolve_sections(crop, image_mpp=1.0)
+        rows = trained_rows(sections, TILE_UM, trained)
+        assert rows.size == (crop["table"].obs["region"] == "P1S1_spots").sum() > 9
+
+
+def test_landmarks_say_where(phantom: SpatialData) -> None:
+    first, _ = resolve_sections(phantom)
+    half = coarser(pixels_of(phantom, "P1S1"), 2)
+    (small,) = resolve_sections(shown(phantom, "P1S1", half, np.diag([2.0, 2, 1])), image_mpp=2.0)
+    matrix = alignment(find_landmarks(small), find_landmarks(first))
+    assert matrix is not None
+    np.testing.assert_allclose(matrix[:2, :2], 2 * np.eye(2), atol=0.02)
+    np.testing.assert_allclose(matrix[:2, 2], 0, atol=4)
+
+
+def test_white_scans_of_one_size_are_different_tissue(scene: Scene) -> None:
+    scans = []
+    for seed in (0, 1):
+        sdata = scene()
+        for scale in sdata["A_he"]:
+            image = sdata["A_he"][scale]["image"]
+            white = np.full(image.shape, 255, np.uint8)
+            n = image.shape[1] // 4
+            biopsy = np.random.default_rng(seed).integers(100, 220, (3, n // 4, n // 4), dtype=np.uint8)
+            white[:, n : n + n // 4 * 4, n : n + n // 4 * 4] = biopsy.repeat(4, 1).repeat(4, 2)
+            image.data = da.from_array(white)
+        scans.append(resolve_sections(sdata, image_mpp=0.5)[0])
+    assert trained_rows([scans[1]], SIDE_UM, tissue_of([scans[0]])).size == 0
+    assert trained_rows([scans[0]], SIDE_UM, tissue_of([scans[0]])).size == scans[0].rows.size

@@ -6,8 +6,8 @@ that element. Only this room handles the elements of a SpatialData; the rest of 
 
 from __future__ import annotations
 
-from pekasc._sections._identity import places, trained_rows
-from pekasc._sections._images import overview
+from pekasc._sections._identity import places, tissue_of, trained_rows
+from pekasc._sections._overview import overview, tissue_mask
 from pekasc._sections._patches import (
     check_patches,
     describe_patches,
@@ -50,6 +50,8 @@ __all__ = [
     "section_readers",
     "tile_record",
     "tiled_sections",
+    "tissue_mask",
+    "tissue_of",
     "trained_rows",
     "writable_table",
     "write_patch_records",

@@ -11,7 +11,7 @@ from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 from xarray import DataArray, DataTree
 
-from pekasc._digests import sha256
+from pekasc._sections._overview import OVERVIEW_PX, coarse, tissue_mask
 from pekasc._sections._slides import images_of
 from pekasc._settings import get_logger
 from pekasc.tiling import ImagePyramid
@@ -19,10 +19,9 @@ from pekasc.tiling import ImagePyramid
 logger = get_logger(__name__)
 
 _SAME_EXTENT = 0.02  # of the diagonal, since sizes of lowres images are rounded to whole pixels
-_SAME_CONTENT = 0.5  # correlation of thumbnails
-_OVERVIEW_PX = 1024
-_THUMBNAIL_PX = 32
-_OVERVIEW_LIMIT = 400_000_000  # maximum number of pixels to decode for an overview
+_SAME_CONTENT = 0.6  # correlation of local contrast on tissue; serial sections have less than 0.2
+_THUMBNAIL_PX = 512
+_LOCAL_PX = 15  # of a thumbnail, within which the mean is taken off
 
 
 def levels_of(image: DataArray | DataTree) -> list[DataArray]:
@@ -70,7 +69,8 @@ def image_pyramid(name: str, image: DataArray | DataTree) -> ImagePyramid:
     first = levels[0]
     if set(first.dims) != {"c", "y", "x"}:
         raise ValueError(f"Image {name!r} has dimensions {tuple(first.dims)}; an H&E image has ('c', 'y', 'x').")
-    _check_rgb(name, image, first)
+    levels = _in_8_bit(name, levels)
+    _check_rgb(name, image, levels[0])
     levels = [_rgb_order(level.transpose("c", "y", "x")) for level in levels]
     width, height = image_size(image)
     # spatialdata's convention: all levels have the same extent (for odd sizes, levels can be off by less than one of
@@ -107,7 +107,7 @@ def _to_uint8(pixels: str, dtype: np.dtype, first: DataArray) -> str:
     """Return code that converts the image to 8 bit, depending on the range of a sample of its pixels."""
     if dtype == np.uint8:
         return pixels
-    step = max(1, max(first.shape) // _OVERVIEW_PX)
+    step = max(1, max(first.shape) // OVERVIEW_PX)
     largest = float(np.nanmax(np.asarray(first[..., ::step, ::step])))
     if dtype.kind == "b":
         return f"{pixels}.astype('uint8') * 255"
@@ -118,6 +118,29 @@ def _to_uint8(pixels: str, dtype: np.dtype, first: DataArray) -> str:
     # scanners with more than 8 bits use 10, 12, 14 or 16
     full = next((2**bits - 1 for bits in (10, 12, 14, 16) if largest < 2**bits), largest)
     return f"np.clip({pixels} * (255 / {full:.6g}), 0, 255).round().astype('uint8')"
+
+
+def _may_be_rgb(image: DataArray | DataTree) -> bool:
+    """Tell whether an image may be RGB: three channels without other names, of 8 bit or between 0 and 1."""
+    first = levels_of(image)[0]
+    if first.sizes.get("c") != 3:
+        return False
+    names = [str(c).lower() for c in first.coords["c"].values] if "c" in first.coords else ["0", "1", "2"]
+    rgb = all(name.isdecimal() for name in names) or {name[:1] for name in names} == {"r", "g", "b"}
+    return rgb and (first.dtype == np.uint8 or first.dtype.kind == "f")
+
+
+def _in_8_bit(name: str, levels: list[DataArray]) -> list[DataArray]:
+    """Return levels of floats between 0 and 1 as 8 bit, lazily; others unchanged."""
+    first = levels[0]
+    if first.sizes.get("c") != 3 or first.dtype.kind != "f":
+        return levels
+    step = max(1, max(first.shape) // OVERVIEW_PX)
+    sample = np.asarray(first[..., ::step, ::step])
+    if not (np.isfinite(sample).all() and sample.min() >= 0 and 0 < sample.max() <= 1):
+        return levels
+    logger.hint("image %s: values between 0 and 1 are read as 8 bit (0 to 255).", name)
+    return [(level * 255).clip(0, 255).round().astype(np.uint8) for level in levels]
 
 
 def _rgb_order(level: DataArray) -> DataArray:
@@ -162,6 +185,7 @@ def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | No
     # if all sections share one coordinate system, exclude images that another region has in a system of its own
     elsewhere = set().union(*(coordinate_systems(sdata.shapes[other]) for other in regions)) - systems
     candidates = [name for name in candidates if not elsewhere & coordinate_systems(there[name])] or candidates
+    candidates = [name for name in candidates if _may_be_rgb(there[name])] or candidates
     if len(candidates) == 1:
         return candidates[0]
     finest = max(candidates, key=lambda name: np.prod(image_size(there[name])))
@@ -169,7 +193,7 @@ def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | No
         sizes = ", ".join("{!r} ({} x {} px)".format(n, *image_size(there[n])) for n in candidates)
         raise ValueError(
             f"Several different images share a coordinate system with the shapes {region!r}: {sizes}. "
-            f"Say which one shows its H&E: `images={{{region!r}: {candidates[0]!r}}}`."
+            f"Say which one shows its H&E: `images={{{region!r}: {finest!r}}}`."
         )
     logger.hint("section %s: using image %s, the finest of %s, which show the same.", region, finest, candidates)
     return finest
@@ -184,12 +208,31 @@ def _same_picture(shapes: GeoDataFrame, a: DataArray | DataTree, b: DataArray | 
     diagonal = np.linalg.norm(corners_a[2] - corners_a[0])
     if np.linalg.norm(corners_a - corners_b, axis=1).max() > _SAME_EXTENT * diagonal:
         return False
-    thumbnails = [_thumbnail(image) for image in (a, b)]
-    if thumbnails[0] is None or thumbnails[1] is None:
-        return True  # too large to compare the content
-    x, y = (t - t.mean() for t in thumbnails if t is not None)
+    return _same_content(*(image_pyramid(name, image) for name, image in (("a", a), ("b", b))))
+
+
+def _same_content(a: ImagePyramid, b: ImagePyramid) -> bool:
+    """Tell whether two images of the same extent show the same, by their local contrast on tissue."""
+    from scipy.ndimage import gaussian_filter, uniform_filter
+    from skimage.transform import resize
+
+    pictures = []
+    for pyramid in (a, b):
+        size = np.array(pyramid.levels[0].shape[:0:-1])
+        pictures.append(coarse(pyramid, np.zeros(2, int), size, max(1.0, size.max() / _THUMBNAIL_PX))[0])
+    shape = min((picture.shape[:2] for picture in pictures), key=np.prod)
+    on = np.ones(shape, dtype=bool)
+    local = []
+    for picture in pictures:
+        small = np.rint(resize(picture, shape, order=1, anti_aliasing=True, preserve_range=True)).astype(np.uint8)
+        on &= tissue_mask(small)
+        grey = gaussian_filter(small.astype(np.float64).mean(axis=-1), 1)  # levels may be off by part of a pixel
+        local.append(grey - uniform_filter(grey, _LOCAL_PX, mode="nearest"))
+    if not on.any():
+        return False  # blank images are not known to show the same
+    x, y = (values[on] - values[on].mean() for values in local)
     norm = np.linalg.norm(x) * np.linalg.norm(y)
-    return bool(norm > 0 and (x * y).sum() / norm > _SAME_CONTENT)
+    return bool(norm > 0 and (x @ y) / norm > _SAME_CONTENT)
 
 
 def _corners_in_shapes(image: DataArray | DataTree, shapes: GeoDataFrame) -> np.ndarray:
@@ -197,44 +240,3 @@ def _corners_in_shapes(image: DataArray | DataTree, shapes: GeoDataFrame) -> np.
     width, height = image_size(image)
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=np.float64)
     return transform(np.linalg.inv(affine(shapes, system)) @ affine(image, system), corners)
-
-
-def overview(pyramid_levels: list[Any]) -> np.ndarray | None:
-    """Return a coarse image, (height, width, c) of about 1024 px at most, or None if too much had to be decoded.
-
-    `pyramid_levels` are (c, y, x) arrays, finest first. The coarsest level of at least 512 px is read, with a stride.
-    """
-    fine_enough = [level for level in pyramid_levels if max(level.shape[1:]) >= _OVERVIEW_PX // 2]
-    level = fine_enough[-1] if fine_enough else pyramid_levels[0]
-    if level.shape[1] * level.shape[2] > _OVERVIEW_LIMIT and not isinstance(level, np.ndarray):
-        return None
-    step = -(-max(level.shape[1:]) // _OVERVIEW_PX)
-    return np.moveaxis(np.asarray(level[:, ::step, ::step]), 0, -1)
-
-
-def image_id(pyramid: ImagePyramid) -> str:
-    """Return a digest of an image's content, 16 hex digits: its size, and nine small windows of level 0.
-
-    Names, other pyramid levels, chunks and pixel size do not change it.
-    """
-    level = pyramid.levels[0]
-    height, width = (int(n) for n in level.shape[1:])
-    windows = []
-    for i in range(3):
-        for j in range(3):
-            y, x = ((2 * k + 1) * n // 6 for k, n in ((i, height), (j, width)))
-            windows.append(np.asarray(level[:, max(0, y - 16) : y + 16, max(0, x - 16) : x + 16]))
-    return sha256(f"{width} {height}", windows)[:16]
-
-
-def _thumbnail(image: DataArray | DataTree) -> np.ndarray | None:
-    picture = overview([level.data for level in levels_of(image)])
-    if picture is None:
-        return None
-    grey = picture.astype(np.float64).mean(axis=-1)
-    for axis in (0, 1):
-        n = grey.shape[axis]
-        starts = np.linspace(0, n, _THUMBNAIL_PX, endpoint=False).astype(int)
-        widths = np.maximum(np.diff([*starts, n]), 1)  # pixels of a smaller image are repeated
-        grey = np.add.reduceat(grey, starts, axis=axis) / np.expand_dims(widths, 1 - axis)
-    return grey

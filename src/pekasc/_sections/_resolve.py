@@ -19,11 +19,11 @@ from pekasc._sections._images import (
     choose_image,
     coordinate_systems,
     has_image,
-    image_id,
     image_pyramid,
     image_size,
     transform,
 )
+from pekasc._sections._overview import picture_digest
 from pekasc._sections._patches import check_patches, join_patches, open_patches, patch_record
 from pekasc._sections._pixel_size import (
     ARRAYS,
@@ -108,7 +108,7 @@ class Section:
 
     def picture_ids(self) -> list[str]:
         """Return the digests of the section's image and of its stored patches, those that exist."""
-        ids = [] if self.pyramid is None else [image_id(self.pyramid)]
+        ids = [] if self.pyramid is None else [picture_digest(self.pyramid)]
         return [*ids, self.patches_id] if self.patches_id else ids
 
 

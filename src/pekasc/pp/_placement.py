@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pekasc._sections import tissue_mask
+
 _Points = np.ndarray
-_GLASS_SATURATION = 0.15  # upper bound of Otsu's threshold: anything more saturated is tissue
-_BLACK = 0.1
 _ON_TISSUE = 0.1  # fraction of the tile's area
 _CLEARLY = 0.1
 _STANDARD_ERRORS = 3.0
@@ -43,22 +43,6 @@ class Placement:
     inside: np.ndarray
     on_tissue: np.ndarray
     problem: str
-
-
-def tissue_mask(picture: np.ndarray) -> np.ndarray:
-    """Return the mask of tissue in a coarse RGB image by Otsu's threshold on the saturation.
-
-    The threshold is capped, so that an image without glass is all tissue. Black (outside the scan) is not tissue.
-    """
-    from skimage.filters import threshold_otsu
-
-    rgb = picture.astype(np.float32) / 255
-    value = rgb.max(axis=-1)
-    saturation = np.where(value > 0, 1 - rgb.min(axis=-1) / np.maximum(value, 1e-6), 0)
-    if saturation.min() == saturation.max():
-        return np.full(value.shape, bool(saturation.flat[0] > _GLASS_SATURATION))
-    threshold = min(float(threshold_otsu(saturation)), _GLASS_SATURATION)
-    return np.asarray((saturation > threshold) & (value > _BLACK))
 
 
 def check_placement(

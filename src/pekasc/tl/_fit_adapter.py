@@ -13,7 +13,7 @@ from spatialdata import SpatialData
 from pekasc._expression import expressed_genes
 from pekasc._keys import ADAPTER, TILES, check_free, check_key, write_uns
 from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
-from pekasc._sections import get_table, places, writable_table
+from pekasc._sections import get_table, tissue_of, writable_table
 from pekasc._settings import get_logger
 from pekasc.models import Adapter, Encoder, Teacher
 from pekasc.models.encoders import EncoderNetwork
@@ -166,7 +166,7 @@ def fit_adapter(
         heads = [HeadSpec.from_readout(call.options.readout)]
         adapter = fit(model, spots.spec, data, teacher_model, call.options, heads)[0]
     info = {**adapter.info, "target": "log1p(counts per 10,000)" if target == "log1p" else "as stored"}
-    adapter = replace(adapter, info=info, trained_on=places(spots.sections))
+    adapter = replace(adapter, info=info, trained_on=tissue_of(spots.sections))
     write_uns(writable_table(sdata, table_name), key_added, _record(adapter), kind="adapter")
     return adapter
 
