@@ -78,6 +78,12 @@ def check_method(method: Method) -> Method:
         METHODS.find("method", method, "a peft.PeftConfig, or None for the frozen encoder")
     if not isinstance(method, str | PeftConfig | None):
         raise TypeError(f"`method` must be a name, a peft.PeftConfig or None, got {type(method).__name__}.")
+    if isinstance(method, PeftConfig) and not hasattr(method, "target_modules"):
+        raise ValueError(
+            f"`method`: {type(method).__name__} is no adapter of linear layers (it has no `target_modules`), and "
+            "encoders of images take no prompts. Give a configuration such as LoraConfig, or a name: "
+            f"{', '.join(METHODS)}."
+        )
     for name in ("modules_to_save", "trainable_token_indices"):
         if getattr(method, name, None):
             raise ValueError(
