@@ -11,6 +11,7 @@ import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,3 +95,30 @@ def test_a_configuration_that_names_code_to_import_is_refused(adapter: pk.Adapte
     (path / "pekasc.json").write_text(json.dumps({**record, "sha256": _store._seal(record)}))
     with pytest.raises(ValueError, match="adapter_config.json .*`auto_mapping` names code to import"):
         pk.Adapter.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"files": {"../secret": "0" * 64}}, "names other files"),
+        ({"genes": 3}, "values of other kinds"),
+        ({"gene_scores": []}, "values of other kinds"),
+    ],
+)
+def test_a_record_that_others_sealed(adapter: pk.Adapter, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    adapter.save(tmp_path / "mine")
+    main = tmp_path / "mine" / "pekasc.json"
+    record = json.loads(main.read_text()) | change
+    main.write_text(json.dumps({**record, "sha256": _store._seal(record)}))
+    with pytest.raises(ValueError, match=message):
+        pk.Adapter.load(tmp_path / "mine")
+
+
+def test_arguments_of_an_encoder_that_read_files_are_refused(adapter: pk.Adapter, tmp_path: Path) -> None:
+    adapter.save(tmp_path / "mine")
+    main = tmp_path / "mine" / "pekasc.json"
+    record = json.loads(main.read_text())
+    record["encoder"]["model_kwargs"]["checkpoint_path"] = "evil.pth"
+    main.write_text(json.dumps({**record, "sha256": _store._seal(record)}))
+    with pytest.raises(ValueError, match=r"`model_kwargs` takes arguments .*checkpoint_path"):
+        pk.Adapter.load(tmp_path / "mine")

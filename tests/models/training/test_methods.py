@@ -7,11 +7,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, MissConfig, get_peft_model
+from peft import LoraConfig, MissConfig, PrefixTuningConfig, get_peft_model
 from torch import nn
 
 from pekasc.models.encoders import EncoderNetwork
-from pekasc.models.training._methods import attached, make_config, target_layers
+from pekasc.models.training._methods import attached, check_method, make_config, target_layers
 
 
 def test_adapters_go_to_the_blocks_that_features_need(encoder: EncoderNetwork) -> None:
@@ -65,3 +65,9 @@ def test_block_affine_is_the_formula_of_the_method(r: int) -> None:
     np.testing.assert_allclose(model(x).detach().numpy(), expected.numpy(), rtol=1e-5, atol=1e-5)
     merged = model.merge_and_unload()
     np.testing.assert_allclose(merged(x).detach().numpy(), expected.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_configuration_without_linear_layers_is_refused() -> None:
+    config = PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=4)
+    with pytest.raises(ValueError, match="`method`: PrefixTuningConfig is no adapter of linear layers"):
+        check_method(config)

@@ -222,7 +222,21 @@ def _head(array: Mapping[str, np.ndarray]) -> Head:
 
 def load(path: Path) -> dict[str, Any]:
     """Return the fields of the adapter in the folder `path`."""
-    record = _read_record(path)
+    try:
+        return _fields(path, _read_record(path))
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        OverflowError,
+    ) as error:  # types of a record made by others
+        raise ValueError(
+            f"The adapter in {path} is damaged: {MAIN} has values of other kinds ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _fields(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     content = {name: _read_file(path, name, digest) for name, digest in record["files"].items()}
     try:
         tensors = from_bytes(content[HEADS])
@@ -313,6 +327,8 @@ def _read_record(path: Path) -> dict[str, Any]:
     missing = [name for name in _FIELDS if name not in record and not (old and name in _ADDED)]
     if missing:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} lacks {missing}.")
+    if not isinstance(record["files"], dict) or not {HEADS} <= {*record["files"]} <= {HEADS, PEFT_CONFIG, PEFT_WEIGHTS}:
+        raise ValueError(f"The adapter in {path} is damaged: {MAIN} names other files than those of an adapter.")
     if record["head"] != "ridge":
         raise ValueError(
             f"The adapter in {path} has the head {record['head']!r}, which this pekasc does not read: fit it again, or "
