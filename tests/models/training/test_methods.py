@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, MissConfig, PrefixTuningConfig, get_peft_model
 from torch import nn
 
-from pekasc.models.encoders import EncoderNetwork
+from pekasc.models.encoders import Encoder, EncoderNetwork
 from pekasc.models.training._methods import attached, check_method, make_config, target_layers
 
 
@@ -71,3 +71,10 @@ def test_a_configuration_without_linear_layers_is_refused() -> None:
     config = PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=4)
     with pytest.raises(ValueError, match="`method`: PrefixTuningConfig is no adapter of linear layers"):
         check_method(config)
+
+
+def test_a_regular_expression_names_layers_within_the_blocks() -> None:
+    encoder = EncoderNetwork(Encoder("vit_tiny_patch16_224", weights="random", model_kwargs={"depth": 3}), 32)
+    config = LoraConfig(target_modules=r".*\.(qkv|fc1)")
+    wanted = ["blocks.1.attn.qkv", "blocks.1.mlp.fc1", "blocks.2.attn.qkv", "blocks.2.mlp.fc1"]
+    assert target_layers(encoder, None, 2, config) == wanted
