@@ -108,7 +108,18 @@ def _values(part: _Part) -> np.ndarray:
     if part.store is None:
         assert part.values is not None  # for the type checker
         return part.values
-    return part.store.read(slice(None))[part.rows]
+    found = part.store.read(slice(None))[part.rows]
+    _check_found(found, part.store)
+    return found
+
+
+def _check_found(found: np.ndarray, store: FeatureStore) -> None:
+    # zarr reads a chunk that is not there as NaN
+    if not np.isfinite(found).all():
+        raise OSError(
+            f"Features are missing in the store {str(store.path)!r}: it was moved, deleted or changed since they were "
+            "written. Put it back, or run `pekasc.tl.embed_tiles` again."
+        )
 
 
 def _stored_rows(stores: Sequence[Sequence[FeatureStore]], where: np.ndarray, width: int) -> np.ndarray:
@@ -118,11 +129,7 @@ def _stored_rows(stores: Sequence[Sequence[FeatureStore]], where: np.ndarray, wi
         at = where[:, 0] == section
         rows, back = np.unique(where[at, 1], return_inverse=True)
         found = np.concatenate([scale[section].read(rows) for scale in stores], axis=1)
-        if not np.isfinite(found).all():
-            raise OSError(
-                f"Features are missing in the store {str(stores[0][section].path)!r}: it was moved, deleted or changed "
-                "since they were written. Put it back, or run `pekasc.tl.embed_tiles` again."
-            )
+        _check_found(found, stores[0][section])
         out[at] = found[back]
     return out
 

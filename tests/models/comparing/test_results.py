@@ -69,6 +69,22 @@ def test_a_damaged_piece_is_named(tmp_path: Path, name: str, harm: str) -> None:
     file = tmp_path / f"a-{KEY[:16]}" / name
     file.unlink() if harm == "gone" else file.write_bytes(file.read_bytes()[:9])
     with pytest.raises(
-        ValueError, match=f"The stored result a-{KEY[:16]} cannot be read .* delete it to compute it again"
+        ValueError, match=f"The stored result .*a-{KEY[:16]}' cannot be read .* delete it to compute it again"
     ):
         results.kept("a", KEY, never)
+
+
+def test_a_piece_that_was_changed_is_not_used(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    results.put("a", KEY, ARRAYS, {"n": 1})
+    folder = tmp_path / f"a-{KEY[:16]}"
+    about = (folder / "about.json").read_text()
+    (folder / "about.json").write_text(about.replace('"n": 1', '"n": 2'))
+    with pytest.raises(ValueError, match=r"about.json was changed after it was written"):
+        results.get("a", KEY)
+    (folder / "about.json").write_text(about)
+    content = bytearray((folder / "predicted.npy").read_bytes())
+    content[-1] ^= 1
+    (folder / "predicted.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=r"predicted.npy is not the file that was written"):
+        results.get("a", KEY)

@@ -7,11 +7,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, MissConfig, get_peft_model
+from peft import LoraConfig, MissConfig, PrefixTuningConfig, get_peft_model
 from torch import nn
 
-from pekasc.models.encoders import EncoderNetwork
-from pekasc.models.training._methods import attached, make_config, target_layers
+from pekasc.models.encoders import Encoder, EncoderNetwork
+from pekasc.models.training._methods import attached, check_method, make_config, target_layers
 
 
 def test_adapters_go_to_the_blocks_that_features_need(encoder: EncoderNetwork) -> None:
@@ -65,3 +65,16 @@ def test_block_affine_is_the_formula_of_the_method(r: int) -> None:
     np.testing.assert_allclose(model(x).detach().numpy(), expected.numpy(), rtol=1e-5, atol=1e-5)
     merged = model.merge_and_unload()
     np.testing.assert_allclose(merged(x).detach().numpy(), expected.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_configuration_without_linear_layers_is_refused() -> None:
+    config = PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=4)
+    with pytest.raises(ValueError, match="`method`: PrefixTuningConfig is no adapter of linear layers"):
+        check_method(config)
+
+
+def test_a_regular_expression_names_layers_within_the_blocks() -> None:
+    encoder = EncoderNetwork(Encoder("vit_tiny_patch16_224", weights="random", model_kwargs={"depth": 3}), 32)
+    config = LoraConfig(target_modules=r".*\.(qkv|fc1)")
+    wanted = ["blocks.1.attn.qkv", "blocks.1.mlp.fc1", "blocks.2.attn.qkv", "blocks.2.mlp.fc1"]
+    assert target_layers(encoder, None, 2, config) == wanted

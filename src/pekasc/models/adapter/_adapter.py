@@ -350,12 +350,15 @@ class Adapter:
         Parameters
         ----------
         path
-            A folder. It is created if it does not exist; an adapter in it is replaced.
+            A folder. It is created if it does not exist; an adapter in it is replaced at once: however the call ends,
+            the folder holds the old one or the new one. Other files in it stay.
 
         Raises
         ------
         FileExistsError
             If the folder holds anything but an adapter.
+        OSError
+            If it cannot be written; what was there stays.
         """
         _store.save(self, Path(path))
 

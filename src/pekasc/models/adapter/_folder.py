@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
+import re
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +17,25 @@ import pandas as pd
 import torch
 from peft import PeftConfig
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
 
-from pekasc._digests import file_sha256, sha256
+from pekasc._digests import sha256
 from pekasc.models.encoders import Encoder
 from pekasc.models.heads import Head, Projection, RidgeHead
+from pekasc.models.runtime import explained, write_whole
 from pekasc.tiling import TileSpec
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from pekasc.models.adapter._adapter import Adapter
 
-FORMAT = 3
+FORMAT = 4
+READ = (2, 3, FORMAT)
 _ADDED = {"scales": [1.0], "orientations": 1}  # fields new in format 3, with the values of older adapters
 _FIELDS = (
     "encoder", "encoder_digest", "tile_px", "mpp", "depth", "method", "genes", "head", "context_um", "scales",
@@ -34,6 +45,13 @@ MAIN = "pekasc.json"
 HEADS = "heads.safetensors"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
+_WHAT = "The adapter"
+# files of ours that a killed save leaves: under the name of their content, or not whole
+_LEFT = re.compile(
+    r"(heads|adapter_model)-[0-9a-f]{16}\.safetensors|adapter_config-[0-9a-f]{16}\.json|"
+    r"\.(pekasc|heads-[0-9a-f]{16}|adapter_model-[0-9a-f]{16}|adapter_config-[0-9a-f]{16})"
+    r"\.(json|safetensors)\.[0-9a-f]{32}\.part"
+)
 
 
 def _frame_to_json(frame: pd.DataFrame) -> dict[str, Any]:
@@ -58,39 +76,106 @@ def _seal(record: Mapping[str, Any]) -> str:
 
 
 def save(adapter: Adapter, path: Path) -> None:
-    """Write `adapter` to the folder `path`, all or nothing."""
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / MAIN).is_file())):
+    """Write `adapter` to the folder `path`: at any moment the folder holds the old adapter or the new one.
+
+    Files are written under names of their content first; then one rename of the record, which names their digests,
+    makes the new adapter the one that is loaded; then they get their own names, which plain PEFT reads.
+    """
+    if path.exists() and (not path.is_dir() or (not (path / MAIN).is_file() and not all(map(_ours, path.iterdir())))):
         raise FileExistsError(f"{path} is there and holds no adapter of pekasc: choose another folder.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as name:
-        folder = Path(name) / "adapter"
-        folder.mkdir()
-        _write(adapter, folder)
-        if not path.exists():
-            folder.rename(path)
-            return
-        # other files in the folder stay. The record is deleted first and written last, so that an interrupted save
-        # leaves an incomplete folder and not a mixture of two adapters
-        for name in (MAIN, HEADS, PEFT_WEIGHTS, PEFT_CONFIG):
-            (path / name).unlink(missing_ok=True)
-        for file in sorted(folder.iterdir(), key=lambda file: file.name == MAIN):
-            shutil.move(file, path / file.name)
+    files, record = _contents(adapter)
+    new = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with _alone(path):
+            if (path / MAIN).is_file():  # of a save that was killed after its record was written
+                _settle(path, _digests(path))
+            staged = {_staged(name, digest): files[name] for name, digest in record["files"].items()}
+            try:
+                for name, content in staged.items():
+                    write_whole(path / name, lambda out, content=content: out.write(content), _WHAT)  # type: ignore[misc]
+                text = json.dumps(record, indent=1).encode()
+                write_whole(path / MAIN, lambda out: out.write(text), _WHAT)
+            except BaseException:
+                for name in staged:
+                    with suppress(OSError):
+                        (path / name).unlink()
+                raise
+            _settle(path, record["files"])
+    except OSError as error:
+        if new:
+            with suppress(OSError):  # only if nothing is in it
+                path.rmdir()
+        raise error if str(path) in str(error) else explained(error, path, _WHAT) from error
+    _sweep_beside(path)
 
 
-def _write(adapter: Adapter, folder: Path) -> None:
+def _staged(name: str, digest: str) -> str:
+    stem, suffix = name.rsplit(".", 1)
+    return f"{stem}-{digest[:16]}.{suffix}"
+
+
+def _ours(file: Path) -> bool:
+    """Return whether an unfinished save left the file."""
+    return _LEFT.fullmatch(file.name) is not None
+
+
+def _digests(path: Path) -> dict[str, str]:
+    """Return the digests that the record in a folder names; none if it cannot be read."""
+    try:
+        return dict(_read_record(path)["files"])
+    except ValueError:
+        return {}
+
+
+def _settle(path: Path, digests: Mapping[str, str]) -> None:
+    """Give files under names of their content their own names, and delete what is not named in the record."""
+    for name, digest in digests.items():
+        if (path / _staged(name, digest)).is_file():
+            (path / _staged(name, digest)).replace(path / name)
+    left = [file for file in path.iterdir() if _ours(file)]
+    if digests:
+        left += [path / name for name in (HEADS, PEFT_WEIGHTS, PEFT_CONFIG) if name not in digests]
+    for file in left:
+        file.unlink(missing_ok=True)
+
+
+def _sweep_beside(path: Path) -> None:
+    """Delete the hidden folders that killed saves of earlier versions left beside `path`."""
+    for folder in path.absolute().parent.glob(f".{glob.escape(path.name)}-????????"):
+        if folder.is_dir() and not folder.is_symlink() and {p.name for p in folder.iterdir()} <= {"adapter"}:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other saves into the same folder waiting; the lock is on the folder, so that no file stays."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _contents(adapter: Adapter) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the files of an adapter, and its record."""
     trained_on = {f"trained_on.{image}": centres for image, centres in adapter.trained_on.items()}
     arrays = {**_head_arrays(adapter.head), **trained_on}
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     for kind, state in adapter.weights.items():
         if kind != "adapter":
             tensors |= {f"{kind}.{name}": tensor.contiguous() for name, tensor in state.items()}
-    save_file(tensors, folder / HEADS)
-    files = [HEADS]
+    files = {HEADS: to_bytes(tensors)}
     if adapter.config is not None:
-        adapter.config.save_pretrained(str(folder))
         weights = {name: tensor.contiguous() for name, tensor in adapter.weights["adapter"].items()}
-        save_file(weights, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
-        files += [PEFT_CONFIG, PEFT_WEIGHTS]
+        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in adapter.config.to_dict().items()}
+        files[PEFT_CONFIG] = json.dumps(plain, indent=2, sort_keys=True).encode()  # as PEFT's `save_pretrained`
+        files[PEFT_WEIGHTS] = to_bytes(weights, metadata={"format": "pt"})
     record = {
         "format": FORMAT,
         "encoder": adapter.encoder.to_dict(),
@@ -108,10 +193,10 @@ def _write(adapter: Adapter, folder: Path) -> None:
         "gene_scores": _frame_to_json(adapter.gene_scores),
         "history": _frame_to_json(adapter.history),
         "selection": _frame_to_json(adapter.selection),
-        "files": {name: file_sha256(folder / name) for name in files},
+        "files": {name: sha256(content) for name, content in files.items()},
     }
     record = json.loads(json.dumps(record))  # as it will be read back
-    (folder / MAIN).write_text(json.dumps({**record, "sha256": _seal(record)}, indent=1))
+    return files, {**record, "sha256": _seal(record)}
 
 
 def _head_arrays(head: Head) -> dict[str, np.ndarray]:
@@ -137,14 +222,24 @@ def _head(array: Mapping[str, np.ndarray]) -> Head:
 
 def load(path: Path) -> dict[str, Any]:
     """Return the fields of the adapter in the folder `path`."""
-    record = _read_record(path)
-    for name, expected in record["files"].items():
-        if not (path / name).is_file():
-            raise FileNotFoundError(f"The adapter in {path} is damaged: {name} is missing. Copy the folder again.")
-        if file_sha256(path / name) != expected:
-            raise ValueError(f"The adapter in {path} is damaged: {name} is not the file that was saved with it.")
     try:
-        tensors = load_file(path / HEADS)
+        return _fields(path, _read_record(path))
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        OverflowError,
+    ) as error:  # types of a record made by others
+        raise ValueError(
+            f"The adapter in {path} is damaged: {MAIN} has values of other kinds ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _fields(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    content = {name: _read_file(path, name, digest) for name, digest in record["files"].items()}
+    try:
+        tensors = from_bytes(content[HEADS])
     except SafetensorError as error:
         raise ValueError(f"The adapter in {path} is damaged: {HEADS} cannot be read ({error}).") from error
     array = {name: tensor.numpy() for name, tensor in tensors.items()}
@@ -155,8 +250,13 @@ def load(path: Path) -> dict[str, Any]:
             weights[kind] = state
     config = None
     if PEFT_WEIGHTS in record["files"]:
-        config = PeftConfig.from_pretrained(str(path))
-        weights["adapter"] = load_file(path / PEFT_WEIGHTS)
+        try:
+            config = _config(json.loads(content[PEFT_CONFIG]))
+            weights["adapter"] = from_bytes(content[PEFT_WEIGHTS])
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f"The adapter in {path} is damaged: {PEFT_CONFIG} or {PEFT_WEIGHTS} cannot be read ({error})."
+            ) from error
     return {
         "encoder": Encoder.from_dict(record["encoder"]),
         "encoder_digest": record["encoder_digest"],
@@ -178,6 +278,29 @@ def load(path: Path) -> dict[str, Any]:
     }
 
 
+def _read_file(path: Path, name: str, digest: str) -> bytes:
+    """Return a file of the adapter: under the name of its content, if a save was killed, or under its own."""
+    for file in (path / _staged(name, digest), path / name):
+        try:
+            content = file.read_bytes()
+        except FileNotFoundError:
+            continue
+        if sha256(content) == digest:
+            return content
+    if not (path / name).is_file():
+        raise FileNotFoundError(f"The adapter in {path} is damaged: {name} is missing. Copy the folder again.")
+    raise ValueError(f"The adapter in {path} is damaged: {name} is not the file that was saved with it.")
+
+
+def _config(values: dict[str, Any]) -> PeftConfig:
+    for name in ("megatron_config", "auto_mapping"):  # name modules to import
+        if values.get(name):
+            raise ValueError(f"its `{name}` names code to import")
+    values.pop("runtime_config", None)
+    config: Any = PeftConfig.from_peft_type(**PeftConfig.check_kwargs(**values))
+    return config
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise FileNotFoundError(f"No adapter at {path}: there is no such folder.")
@@ -190,20 +313,22 @@ def _read_record(path: Path) -> dict[str, Any]:
         )
     try:
         record = json.loads(main.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} is no JSON ({error}).") from error
     if not isinstance(record, dict) or "format" not in record or "files" not in record:
         raise ValueError(f"{path} holds no adapter of pekasc: {MAIN} lacks the fields of one.")
-    if record["format"] not in (FORMAT - 1, FORMAT):
+    if record["format"] not in READ:
         newer = isinstance(record["format"], int) and record["format"] > FORMAT
         raise ValueError(
             f"The adapter in {path} has format {record['format']}, this pekasc reads {FORMAT}: "
             f"{'update pekasc' if newer else 'fit it again, or load it with the version that saved it'}."
         )
-    old = record["format"] < FORMAT
+    old = record["format"] < 3
     missing = [name for name in _FIELDS if name not in record and not (old and name in _ADDED)]
     if missing:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} lacks {missing}.")
+    if not isinstance(record["files"], dict) or not {HEADS} <= {*record["files"]} <= {HEADS, PEFT_CONFIG, PEFT_WEIGHTS}:
+        raise ValueError(f"The adapter in {path} is damaged: {MAIN} names other files than those of an adapter.")
     if record["head"] != "ridge":
         raise ValueError(
             f"The adapter in {path} has the head {record['head']!r}, which this pekasc does not read: fit it again, or "

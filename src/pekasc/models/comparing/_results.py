@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pekasc._digests import file_sha256, fingerprint
 from pekasc.models.runtime import explained, unfinished, write_array, write_json
 
 _ABOUT = "about.json"
@@ -49,13 +50,18 @@ class Results:
         path = self._path(name, key)
         try:
             record = json.loads((path / _ABOUT).read_text())
-            arrays = {
-                array: np.load(path / f"{array}.npy", mmap_mode="r", allow_pickle=False) for array in record["arrays"]
-            }
-            return arrays, record["about"]
-        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+            digests, about = record["arrays"], record["about"]
+            if record["sha256"] != fingerprint(digests, about):
+                raise ValueError(f"{_ABOUT} was changed after it was written")
+            arrays = {}
+            for array, digest in digests.items():
+                if file_sha256(path / f"{array}.npy") != digest:
+                    raise ValueError(f"{array}.npy is not the file that was written")
+                arrays[array] = np.load(path / f"{array}.npy", mmap_mode="r", allow_pickle=False)
+            return arrays, about
+        except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"The stored result {path.name} cannot be read ({error}): delete it to compute it again."
+                f"The stored result {str(path)!r} cannot be read ({error}): delete it to compute it again."
             ) from error
 
     def kept(self, name: str, key: str, make: Callable[[], Piece]) -> Piece:
@@ -79,9 +85,12 @@ class Results:
         path = self._path(name, key)
         part = unfinished(path)
         try:
-            for array, values in arrays.items():
-                write_array(part / f"{array}.npy", values, _WHAT)
-            write_json(part / _ABOUT, {"arrays": list(arrays), "about": dict(about)}, _WHAT)
+            for array, found in arrays.items():
+                write_array(part / f"{array}.npy", found, _WHAT)
+            digests = {array: file_sha256(part / f"{array}.npy") for array in arrays}
+            values = json.loads(json.dumps(dict(about)))  # as they will be read back
+            record = {"arrays": digests, "about": values, "sha256": fingerprint(digests, values)}
+            write_json(part / _ABOUT, record, _WHAT)
             part.rename(path)
         except OSError as error:
             if not path.exists():  # else another run was first

@@ -26,6 +26,20 @@ RANDOM = "random"
 PACKAGED = "package:"
 _HUB = ("hf-hub:", "hf_hub:")
 _LISTED = "which `pekasc.models.list_encoders()` describes"
+# arguments of timm that shape an architecture: no others, since an adapter's file names them, and some of timm's read
+# files (`checkpoint_path`, `pretrained_cfg`)
+_SHAPING = frozenset(
+    "act_layer always_partition ape attn_drop_rate attn_type aux_head base_width block_chunks block_fn "
+    "cardinality class_token conv_bias conv_mlp depth depths dims drop_path_rate drop_rate dynamic_img_pad "
+    "dynamic_img_size embed_dim embed_norm fc_norm features final_norm global_pool head_dim head_init_scale "
+    "img_size in_chans init_values kernel_sizes layer_scale_init_value layers ls_init_value max_sr mlp_layer "
+    "mlp_ratio no_embed_class norm_eps norm_layer num_classes num_heads num_reg_tokens out_indices output_stride "
+    "patch_drop_rate patch_norm patch_size pos_drop_rate pos_embed pre_norm proj_bias proj_drop_rate qk_norm "
+    "qkv_bias qkv_fused ref_feat_shape reg_tokens rope_grid_indexing rope_grid_offset rope_temperature "
+    "scale_attn_inner_norm scale_attn_norm scale_mlp_norm scale_norm stem_type stem_width strict_img_size "
+    "swiglu_align_to swiglu_mlp use_abs_pos_emb use_fc_norm use_post_norm use_rel_pos_bias use_rot_pos_emb "
+    "weight_init widths window_ratio window_size".split()
+)
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -92,6 +106,15 @@ class Encoder:
     hub_file: str | None = None
     gated: bool = False
     pooling: Literal["class", "class+mean"] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model_kwargs, Mapping):
+            raise TypeError(f"`model_kwargs` must be a mapping, got {type(self.model_kwargs).__name__}.")
+        if other := sorted(str(name) for name in self.model_kwargs if name not in _SHAPING):
+            raise ValueError(
+                f"`model_kwargs` takes arguments of timm that shape an architecture; {other} do not, or are unknown. "
+                "Weights are given as `weights=`."
+            )
 
     @property
     def short(self) -> str:

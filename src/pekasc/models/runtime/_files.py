@@ -53,9 +53,16 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any], what: str) -> None
             part.unlink()
 
 
+class _Plain:
+    """A file that numpy writes through Python, whose errors say why: its own writing leaves out the reason."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self.write = out.write
+
+
 def write_array(path: Path, values: np.ndarray, what: str) -> None:
     """Write an array as ``.npy``; see :func:`write_whole`."""
-    write_whole(path, lambda out: np.save(out, values, allow_pickle=False), what)
+    write_whole(path, lambda out: np.save(_Plain(out), values, allow_pickle=False), what)
 
 
 def write_json(path: Path, value: Any, what: str, indent: int | None = None) -> None:
@@ -66,4 +73,5 @@ def write_json(path: Path, value: Any, what: str, indent: int | None = None) -> 
 def explained(error: OSError, path: Path, what: str) -> OSError:
     """Return the error with a message that names the content and the file."""
     room = "No room" if error.errno in NO_ROOM else error.strerror or str(error)
-    return type(error)(error.errno, f"{what} cannot be written to {str(path)!r}: {room}.")
+    text = f"{what} cannot be written to {str(path)!r}: {room}."
+    return type(error)(text) if error.errno is None else type(error)(error.errno, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -78,6 +79,12 @@ def check_method(method: Method) -> Method:
         METHODS.find("method", method, "a peft.PeftConfig, or None for the frozen encoder")
     if not isinstance(method, str | PeftConfig | None):
         raise TypeError(f"`method` must be a name, a peft.PeftConfig or None, got {type(method).__name__}.")
+    if isinstance(method, PeftConfig) and not hasattr(method, "target_modules"):
+        raise ValueError(
+            f"`method`: {type(method).__name__} is no adapter of linear layers (it has no `target_modules`), and "
+            "encoders of images take no prompts. Give a configuration such as LoraConfig, or a name: "
+            f"{', '.join(METHODS)}."
+        )
     for name in ("modules_to_save", "trainable_token_indices"):
         if getattr(method, name, None):
             raise ValueError(
@@ -129,6 +136,11 @@ def target_layers(encoder: EncoderNetwork, depth: Depth, blocks: str | int, meth
     linear = {name for name, module in encoder.model.named_modules() if isinstance(module, nn.Linear)}
     targets = adapter_targets(encoder.encoder, method)
     wanted = [f"blocks.{i}.{target}" for i in range(first, n) for target in targets]
+    pattern = getattr(method, "target_modules", None)
+    if isinstance(pattern, str) and pattern != "all-linear" and not linear & set(wanted):
+        # a regular expression over full names, as PEFT takes it; only the blocks to adapt count
+        within = [name for i in range(first, n) for name in sorted(linear) if name.startswith(f"blocks.{i}.")]
+        wanted = [name for name in within if re.fullmatch(pattern, name)] or wanted
     missing = [name for name in wanted if name not in linear]
     if missing or not wanted:
         tails = sorted({".".join(name.split(".")[2:]) for name in linear if name.startswith("blocks.")})

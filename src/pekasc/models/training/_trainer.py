@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
@@ -199,7 +200,7 @@ def _run(
     try:
         with quiet_lightning(), _plain_attention(encoder.model, engine.device), _interruptible():
             trainer = _trainer(engine, recipe, epochs, callbacks)
-            trainer.fit(student, batches, ckpt_path=None if state is None else str(state), weights_only=state is None)
+            trainer.fit(student, batches, ckpt_path=None if state is None else str(state), weights_only=True)
     except NotFinite as error:
         error.last_good = {name: p.detach().cpu().clone() for name, p in student.trained().items()}
         where = "give `Compute.resume` a folder to have it on disk"
@@ -222,8 +223,10 @@ def _check_state(file: Path) -> None:
     try:
         with ZipFile(file) as parts:
             bad = parts.testzip()
-    except (BadZipFile, OSError) as error:
-        bad = str(error)
+        if bad is None:
+            torch.load(file, map_location="cpu", weights_only=True)  # a checkpoint of ours holds nothing that runs code
+    except (BadZipFile, OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
+        bad = str(error)[:300]
     if bad is not None:
         raise ValueError(
             f"The checkpoint of a training in `Compute.resume` is damaged: {str(file)!r} ({bad}). Delete that file: "
