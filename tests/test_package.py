@@ -213,6 +213,7 @@ def test_every_import_is_declared() -> None:
 NOT_MIRRORED = {
     "test_package.py": "the package as a whole",
     "test_benchmarks.py": "a script beside the package",
+    "readers/test_visium.py": "objects of spatialdata-io, from the reader to the tiles",
     "tl/test_fit_engine.py": "what `Compute` changes in a whole fit: rooms of models from `fit_adapter` down",
 }
 

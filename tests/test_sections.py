@@ -455,7 +455,7 @@ def test_array_through_the_table(scene: Scene) -> None:
     assert (section.mpp, section.mpp_source) == (pytest.approx(2.0, rel=1e-6), "array")
     with pytest.raises(ValueError, match="0.5 um from `image_mpp`, 2 um from the array"):
         resolve_sections(sdata, image_mpp=0.5, array="visium")
-    with pytest.raises(ValueError, match=r"`array='xenium'` is not known, use one of \['visium', 'st'\]"):
+    with pytest.raises(ValueError, match=r"`array='xenium'` is not known, use one of \['visium', 'visium_hd', 'st'\]"):
         resolve_sections(sdata, array="xenium")
 
 

@@ -103,7 +103,8 @@ def expression(
     Returns
     -------
     A new AnnData: `X` is the layer, dense float32, without genes and rows that are all NaN. `obs`, `var` and `obsm` are
-    copied. ``obs["section"]`` is categorical: the column of that name if it has one value per region, else the region.
+    copied. ``obs["section"]`` is categorical: the column of that name if it has one value per region, else the region;
+    if the table has another column of that name, that one stays, and the region is ``obs["peka_section"]``.
     ``obsm["spatial"]`` is in um, within each section; that of an AnnData is unchanged. ``uns["log1p"]`` is set unless
     the values are integers (counts).
 
@@ -142,7 +143,9 @@ def expression(
             stacklevel=2,
         )
     obs = table.obs.loc[rows].copy()
-    obs[SECTION] = pd.Categorical(labels)
+    # a user's own column of that name stays
+    own = SECTION in obs and not np.array_equal(obs[SECTION].astype(str).to_numpy(dtype=object), labels)
+    obs[f"{PEKA}_{SECTION}" if own else SECTION] = pd.Categorical(labels)
     for name in obs.select_dtypes("category"):
         obs[name] = obs[name].cat.remove_unused_categories()
     result = AnnData(X=values, obs=obs, var=table.var.loc[genes].copy())

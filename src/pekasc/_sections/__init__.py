@@ -19,6 +19,7 @@ from pekasc._sections._pixel_size import ARRAYS, array_pixel_size, check_mpp
 from pekasc._sections._resolve import Section, resolve_sections
 from pekasc._sections._table import (
     by_row,
+    check_spatialdata,
     check_table,
     examples,
     get_table,
@@ -35,6 +36,7 @@ __all__ = [
     "by_row",
     "check_mpp",
     "check_patches",
+    "check_spatialdata",
     "check_table",
     "describe_patches",
     "examples",

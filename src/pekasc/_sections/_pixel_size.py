@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from numbers import Real
@@ -12,9 +13,14 @@ import numpy as np
 ARRAYS = {
     # um per step of array_col and array_row, pitch in um
     "visium": (50.0, 100.0 * np.sin(np.pi / 3), 100.0),  # odd rows hold the odd columns
+    "visium_hd": (1.0, 1.0, 1.0),  # per um of the bins, whose size the region's name says: square_008um
     "st": (200.0, 200.0, 200.0),
 }
+_HD_BIN = re.compile(r"square_(\d{3})um")
+_LATTICE_TOLERANCE = 0.02  # of the pitch, and of the ratio of the two axes
+_FEWEST_LATTICE_SPOTS = 7  # a spot and its six neighbours
 VISIUM_SPOT_UM = 65.0  # Space Ranger's spot diameter in um; the printed spot is 55 um
+VISIUM_DIAMETERS_UM = (50.0, 72.0)  # either of them, with rounded radii
 _TOLERANCE = 0.02
 
 
@@ -40,9 +46,9 @@ def choose_pixel_size(
     if not sources:
         raise ValueError(
             f"The pixel size of image {image_name!r} (section {region!r}) is not known, and pekasc does not guess it. "
-            f"Give it in one of three ways: `image_mpp={{{image_name!r}: 0.5}}` (um per pixel of the full image, "
+            f"Give it in one of three ways: `image_mpp={{{image_name!r}: ...}}` (um per pixel of this image, "
             f"{size_px[0]} x {size_px[1]} px), `um_coordinate_system=` with the name of a coordinate system in "
-            'micrometers, or `array="visium"` or `array="st"` if the table has the columns array_row and array_col.'
+            f"micrometers, or {_array_hint(region)} if the table has the columns array_row and array_col."
         )
     (source, value), *others = sources.items()
     for other, other_value in others:
@@ -66,9 +72,56 @@ def _say(source: str) -> str:
         "image_mpp": "`image_mpp`",
         "um_coordinate_system": "`um_coordinate_system`",
         "array": "the array",
+        "lattice": "the Visium lattice (obs columns array_row and array_col, 100 um apart)",
         "recorded": '`table.uns["pekasc"]["image_mpp"]`',
         "slide": "the slide's own file",
     }[source]
+
+
+def _array_hint(region: str) -> str:
+    return '`array="visium_hd"`' if bin_um(region) else '`array="visium"`, `"visium_hd"` or `"st"`'
+
+
+def bin_um(region: str) -> float | None:
+    """Return the side of a Visium HD bin in um from the region's name (``..._square_008um``), or None."""
+    found = _HD_BIN.search(region)
+    return float(found[1]) if found and float(found[1]) > 0 else None
+
+
+def lattice_pixel_size(col: np.ndarray, row: np.ndarray, centres_px: np.ndarray) -> float | None:
+    """Return um per pixel if indices and centres are those of a Visium slide, with a pitch of 100 um, else None.
+
+    On no other array is row + col even for every spot while the centres form a hexagonal lattice. The fit must be
+    within 2 % of the pitch.
+    """
+    if len(col) < _FEWEST_LATTICE_SPOTS or not np.isfinite([*col, *row]).all():
+        return None
+    if (col % 1).any() or (row % 1).any() or ((col + row) % 2).any() or np.unique(row % 2).size < 2:
+        return None
+    px_per_um, residual_um = _fit_grid(*ARRAYS["visium"][:2], col, row, centres_px)
+    if px_per_um is None:
+        return None
+    stretch = np.linalg.svd(px_per_um, compute_uv=False)
+    if stretch[0] > (1 + _LATTICE_TOLERANCE) * stretch[1] or residual_um > _LATTICE_TOLERANCE * ARRAYS["visium"][2]:
+        return None
+    return float(1 / np.sqrt(abs(np.linalg.det(px_per_um))))
+
+
+def _fit_grid(
+    step_col: float, step_row: float, col: np.ndarray, row: np.ndarray, centres_px: np.ndarray
+) -> tuple[np.ndarray | None, float]:
+    """Return the 2 x 2 matrix from um on the grid to pixels, and the root mean square of the residuals in um.
+
+    The matrix is None if the spots lie on one line.
+    """
+    grid = np.column_stack([col * step_col, row * step_row]).astype(np.float64)
+    grid -= grid.mean(axis=0)
+    centres = centres_px - centres_px.mean(axis=0)
+    if np.linalg.matrix_rank(grid) < 2:
+        return None, float("nan")
+    px_per_um, *_ = np.linalg.lstsq(grid, centres, rcond=None)
+    mpp = 1 / np.sqrt(max(abs(np.linalg.det(px_per_um)), 1e-300))
+    return px_per_um, float(mpp * np.sqrt(((centres - grid @ px_per_um) ** 2).sum(axis=1).mean()))
 
 
 def array_pixel_size(array: str, col: np.ndarray, row: np.ndarray, centres_px: np.ndarray, region: str) -> float:
@@ -78,18 +131,22 @@ def array_pixel_size(array: str, col: np.ndarray, row: np.ndarray, centres_px: n
     than the pitch.
     """
     step_col, step_row, pitch = ARRAYS[array]
-    grid = np.column_stack([col * step_col, row * step_row]).astype(np.float64)
-    grid -= grid.mean(axis=0)
-    centres = centres_px - centres_px.mean(axis=0)
-    if np.linalg.matrix_rank(grid) < 2:
+    if array == "visium_hd":
+        side = bin_um(region)
+        if side is None:
+            raise ValueError(
+                f'`array="visium_hd"` takes the size of the bins from the region\'s name (square_008um), and the '
+                f"table annotates {region!r}. Take the table of bins, or give `image_mpp=`."
+            )
+        step_col = step_row = pitch = side
+    px_per_um, residual_um = _fit_grid(step_col, step_row, col, row, centres_px)
+    if px_per_um is None:
         raise ValueError(
             f"Section {region!r}: at least 3 spots that do not lie on one line are needed to take the pixel size "
-            f"from the array, it has {len(grid)} spots. Give `image_mpp=`."
+            f"from the array, it has {len(col)} spots. Give `image_mpp=`."
         )
-    px_per_um, *_ = np.linalg.lstsq(grid, centres, rcond=None)
     stretch = np.linalg.svd(px_per_um, compute_uv=False)
     mpp = 1 / np.sqrt(max(abs(np.linalg.det(px_per_um)), 1e-300))
-    residual_um = mpp * np.sqrt(((centres - grid @ px_per_um) ** 2).sum(axis=1).mean())
     if stretch[0] > 1.1 * stretch[1] or residual_um > 0.25 * pitch:
         raise ValueError(
             f'Section {region!r}: the columns array_row and array_col do not fit an array of type "{array}": '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import shapely
 from anndata import AnnData
 from geopandas import GeoDataFrame
 from spatialdata import SpatialData
@@ -27,14 +29,23 @@ from pekasc._sections._overview import picture_digest
 from pekasc._sections._patches import check_patches, join_patches, open_patches, patch_record
 from pekasc._sections._pixel_size import (
     ARRAYS,
+    VISIUM_DIAMETERS_UM,
     VISIUM_SPOT_UM,
     array_pixel_size,
     check_mpp,
     choose_pixel_size,
+    lattice_pixel_size,
     nearest_orthogonal,
 )
 from pekasc._sections._slides import images_of, recorded_mpp
-from pekasc._sections._table import check_table, examples, get_table, region_rows, table_keys
+from pekasc._sections._table import (
+    check_spatialdata,
+    check_table,
+    examples,
+    get_table,
+    region_rows,
+    table_keys,
+)
 from pekasc._settings import get_logger
 from pekasc.tiling import ImagePyramid, PatchFile
 
@@ -133,13 +144,12 @@ def resolve_sections(
         If the table's names or ids are not unique, rows have no shape, the image or its pixel size is ambiguous, or
         the image is not RGB of uint8.
     """
+    check_spatialdata(sdata)
     table = get_table(sdata, table_name)
-    if not isinstance(sdata, SpatialData):
-        raise TypeError(f"Images are needed: expected a SpatialData, got {type(sdata).__name__}.")
     check_table(table)
     by_region = region_rows(table)
     for region in by_region:
-        _check_region(sdata, region)
+        _check_region(sdata, region, table)
     _check_arguments(sdata, by_region, images, image_mpp, um_coordinate_system, array)
     sections = []
     for region, rows in by_region.items():
@@ -169,10 +179,21 @@ def resolve_sections(
     return sections
 
 
-def _check_region(sdata: SpatialData, region: str) -> None:
+def _check_region(sdata: SpatialData, region: str, table: AnnData | None = None) -> None:
     if region in sdata.shapes:
         return
     if region in sdata.labels:
+        own = None if table is None else _shapes_with_ids(sdata, region, table)
+        if own is not None and table is not None:
+            shapes, column = own
+            _, region_key, _ = table_keys(table)
+            raise ValueError(
+                f"The table annotates the labels {region!r}; pekasc needs shapes, and `obs[{column!r}]` holds the ids "
+                f"of `sdata.shapes[{shapes!r}]`. With the table as `adata`, run `adata.obs[{region_key!r}] = "
+                f"pandas.Categorical([{shapes!r}] * adata.n_obs); adata.uns['spatialdata_attrs'] = "
+                f"{{'region': {shapes!r}, 'region_key': {region_key!r}, 'instance_key': {column!r}}}`, "
+                "then this call again."
+            )
         raise ValueError(
             f"The table annotates the labels {region!r}; pekasc needs shapes. Make polygons of them with "
             f"`sdata.shapes['{region}_shapes'] = spatialdata.to_polygons(sdata.labels[{region!r}])` (or circles around "
@@ -187,6 +208,26 @@ def _check_region(sdata: SpatialData, region: str) -> None:
         f"The table annotates the region {region!r}, which is not in `sdata.shapes`. "
         f"Available shapes: {list(sdata.shapes)}."
     )
+
+
+def _shapes_with_ids(sdata: SpatialData, region: str, table: AnnData) -> tuple[str, str] | None:
+    """Return shapes whose index holds every value of a column of a labels' rows, and that column; None if none do.
+
+    Cells come before nuclei, which some cells do not have, and polygons before circles.
+    """
+    obs = table.obs.iloc[region_rows(table)[region]]
+    _, region_key, instance_key = table_keys(table)
+    # a column counts if it tells the rows apart, the instance key last: label 1 need not be shape 1
+    columns = [name for name in obs if name not in (region_key, instance_key) and obs[name].is_unique]
+    columns += [instance_key] if obs[instance_key].dtype.kind not in "iu" else []
+    names = sorted(sdata.shapes, key=lambda name: ("radius" in sdata.shapes[name], "nucle" in name, name))
+    for column in columns:
+        if obs[column].dtype.kind == "f":
+            continue  # a measured value
+        for name in names:
+            if pd.Index(obs[column]).isin(sdata.shapes[name].index).all():
+                return name, str(column)
+    return None
 
 
 def _check_arguments(
@@ -303,6 +344,18 @@ def _centroids(shapes: GeoDataFrame, ids: np.ndarray, region: str) -> np.ndarray
             "Leave them out of the table, or correct the instance ids."
         )
     geometry = shapes.geometry.iloc[positions]
+    invalid = ~geometry.is_valid.to_numpy() & np.isfinite(geometry.bounds.to_numpy()).all(axis=1)
+    if invalid.any():
+        # the centroid of a self-crossing polygon can lie outside of its bounds
+        geometry = geometry.copy()
+        geometry.iloc[np.flatnonzero(invalid)] = shapely.make_valid(geometry.to_numpy()[invalid])
+        logger.hint(
+            "section %s: %d of %d shapes are not valid (self-crossing?), ids %s; repaired with shapely.make_valid.",
+            region,
+            int(invalid.sum()),
+            invalid.size,
+            examples(ids[invalid]),
+        )
     centroid = geometry.centroid
     xy = np.column_stack([centroid.x.to_numpy(), centroid.y.to_numpy()]).astype(np.float64)
     bad = ~np.isfinite(xy).all(axis=1)
@@ -380,12 +433,54 @@ def _pixel_sizes(
     slide_mpp = recorded_mpp(sdata, section.image_name)
     if slide_mpp is not None:
         sources["slide"] = check_mpp(slide_mpp, f"The pixel size of the slide {section.image_name!r}")
+    if not sources:
+        lattice = _from_lattice(sdata, table, section)
+        if lattice is not None:
+            sources["lattice"] = lattice
     return sources
+
+
+def _from_lattice(sdata: SpatialData, table: AnnData, section: Section) -> float | None:
+    """Return the pixel size if the spots are those of a Visium slide, after a look at their stored diameter."""
+    if not {"array_row", "array_col"} <= set(table.obs):
+        return None
+    row, col = (
+        pd.to_numeric(table.obs[c].iloc[section.rows].astype(str), errors="coerce").to_numpy(dtype=np.float64)
+        for c in ("array_row", "array_col")
+    )
+    mpp = lattice_pixel_size(col, row, section.centres_px)
+    if mpp is None:
+        return None
+    logger.hint(
+        "section %s: the columns array_row and array_col are those of a Visium slide: %.4g um per pixel from the "
+        "100 um between its spots.",
+        section.name,
+        mpp,
+    )
+    shapes = sdata.shapes[section.name]
+    if "radius" in shapes:
+        diameter_um = 2 * mpp * _shape_scale(section) * float(shapes["radius"].median())
+        low, high = VISIUM_DIAMETERS_UM
+        if not low <= diameter_um <= high:
+            warnings.warn(
+                f"Section {section.name!r}: by the 100 um between its spots, their stored diameter is "
+                f"{diameter_um:.3g} um, and a Visium spot has 55 to {VISIUM_SPOT_UM:g} um. Check the radius of the "
+                "shapes, or give `image_mpp=`.",
+                UserWarning,
+                stacklevel=5,
+            )
+    return mpp
+
+
+def _shape_scale(section: Section) -> float:
+    """Return level-0 pixels per unit of the shapes' own coordinates."""
+    return float(np.sqrt(abs(np.linalg.det(section.shapes_to_px[:2, :2]))))
 
 
 def _grid_index(table: AnnData, column: str, section: Section) -> np.ndarray:
     values = table.obs[column].iloc[section.rows].astype(str)
     numbers = pd.to_numeric(values, errors="coerce")
+    numbers = numbers.where(np.isfinite(numbers))
     if numbers.isna().any():
         raise ValueError(
             f"`obs[{column!r}]` of section {section.name!r} must hold grid indices, but has "
@@ -405,7 +500,7 @@ def _from_array(sdata: SpatialData, table: AnnData, section: Section, array: str
             f'`array="{array}"` takes the pixel size from the columns array_row and array_col; '
             f"{' and '.join(missing)} not found in `table.obs`. Available columns: {list(table.obs)}."
         )
-    diameter_px = 2 * float(shapes["radius"].median()) * np.sqrt(abs(np.linalg.det(section.shapes_to_px[:2, :2])))
+    diameter_px = 2 * float(shapes["radius"].median()) * _shape_scale(section)
     mpp = VISIUM_SPOT_UM / diameter_px
     logger.hint(
         "section %s: no array_row and array_col; pixel size %.4g um from the spot diameter, %.4g px for %g um.",

@@ -10,7 +10,11 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from pekasc._keys import SECTION
+from pekasc._settings import get_logger
 
+logger = get_logger(__name__)
+
+_DEFAULT = "table"
 _ATTRS = "spatialdata_attrs"
 
 
@@ -25,12 +29,64 @@ def get_table(data: SpatialData | AnnData, table_name: str = "table") -> AnnData
         If `data` is neither a SpatialData nor an AnnData.
     """
     if isinstance(data, AnnData):
-        return data
+        return _not_lazy(data)
     if not isinstance(data, SpatialData):
         raise TypeError(f"Expected a SpatialData or an AnnData, got {type(data).__name__}.")
-    if table_name not in data.tables:
-        raise KeyError(f"Table {table_name!r} not found in `sdata.tables`. Available tables: {list(data.tables)}.")
-    return data.tables[table_name]
+    return _not_lazy(data.tables[_present(data, table_name)])
+
+
+def _present(sdata: SpatialData, table_name: str) -> str:
+    """Return the name of the table: the only one, if the default name is asked for and there is none of it."""
+    tables = list(sdata.tables)
+    if table_name in tables:
+        return table_name
+    if table_name == _DEFAULT and len(tables) == 1:
+        logger.hint("Using the only table, %r.", tables[0])
+        return str(tables[0])
+    choose = " Name one of them with `table_name=`." if tables else ""
+    raise KeyError(f"Table {table_name!r} not found in `sdata.tables`. Available tables: {tables}.{choose}")
+
+
+def _not_lazy(adata: AnnData) -> AnnData:
+    if isinstance(adata.obs, pd.DataFrame):
+        return adata
+    raise TypeError(
+        "The table was opened with `anndata.experimental.read_lazy`, and its rows are not in memory. "
+        "Read it: `adata = adata.to_memory()`, then this call again."
+    )
+
+
+def check_spatialdata(data: Any) -> None:
+    """Raise unless `data` is a SpatialData; for an AnnData with images in ``uns``, the error shows how to convert it.
+
+    Raises
+    ------
+    TypeError
+        If `data` is something else.
+    """
+    if isinstance(data, SpatialData):
+        return
+    message = f"Tiles need images: expected a SpatialData, got {type(data).__name__}."
+    libraries = list(data.uns.get("spatial") or {}) if isinstance(data, AnnData) else []
+    if len(libraries) == 1:
+        message += (
+            f' Its images are in `adata.uns["spatial"][{libraries[0]!r}]`; convert it, then call again:\n'
+            "    from spatialdata_io.experimental import from_legacy_anndata\n"
+            "    sdata = from_legacy_anndata(adata)"
+        )
+    elif libraries:
+        message += (
+            f' It has {len(libraries)} libraries in `adata.uns["spatial"]`: {examples(libraries)}. Convert each on '
+            "its own and join them (`library_key`: the column of `obs` with the library of every spot):\n"
+            "    from spatialdata_io.experimental import from_legacy_anndata\n"
+            "    parts = {}\n"
+            '    for name in adata.uns["spatial"]:\n'
+            "        part = adata[adata.obs[library_key] == name].copy()\n"
+            '        part.uns["spatial"] = {name: adata.uns["spatial"][name]}\n'
+            "        parts[name] = from_legacy_anndata(part)\n"
+            "    sdata = spatialdata.concatenate(parts, concatenate_tables=True)"
+        )
+    raise TypeError(message)
 
 
 def writable_table(data: SpatialData | AnnData, table_name: str = "table") -> AnnData:
@@ -47,6 +103,7 @@ def writable_table(data: SpatialData | AnnData, table_name: str = "table") -> An
     if isinstance(data, AnnData):
         raise ValueError("`adata` is a view of another AnnData. Write `adata = adata.copy()` first.")
     table = table.copy()
+    table_name = _present(data, table_name)
     del data.tables[table_name]
     data.tables[table_name] = table
     return table

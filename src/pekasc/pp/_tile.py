@@ -75,9 +75,10 @@ def tile(
     um_coordinate_system
         A coordinate system in micrometers.
     array
-        ``"visium"`` or ``"st"``: compute the pixel size from the pitch (100 or 200 um) and the grid indices in the
-        columns ``array_row`` and ``array_col``. For Visium without these columns, from the stored spot diameter, which
-        is taken as 65 um.
+        ``"visium"``, ``"visium_hd"`` or ``"st"``: compute the pixel size from the pitch (100 um, the bin size in the
+        region's name such as ``square_008um``, or 200 um) and the grid indices in the columns ``array_row`` and
+        ``array_col``. A Visium slide is recognised by these columns without this argument. For Visium without them,
+        from the stored spot diameter, which is taken as 65 um.
     patches
         Whether to use stored patches that a reader recorded (:func:`pekasc.io.read_hest`) instead of the image. None
         uses them for sections without an image. They must have the field of view of the tiles, ``tile_px * mpp``, and
@@ -196,11 +197,35 @@ def _check_names(sdata: SpatialData, table: AnnData, sections: list[Section], ke
     for section in sections:
         name = tile_shapes_name(section.name, key)
         kind, existing = taken.get(name.lower(), ("", ""))
-        if existing and not (kind == "shapes" and existing == name and name in replaceable):
+        ours = kind == "shapes" and existing == name
+        if existing and not (ours and (name in replaceable or _are_tiles(sdata, section, sdata.shapes[name]))):
             raise ValueError(
                 f"The tiles of {section.name!r} would be named {name!r}, but `sdata.{kind}[{existing!r}]` is there and "
                 "was not made by this call for this table. Take another `key_added=`, or delete it."
             )
+
+
+def _are_tiles(sdata: SpatialData, section: Section, frame: GeoDataFrame) -> bool:
+    """Tell whether shapes are tiles of a section whose record was lost, as `spatialdata.concatenate` drops ``uns``.
+
+    Tiles are equal parallelograms around the spots that their index names.
+    """
+    spots, corners = sdata.shapes[section.name], shapely.get_coordinates(frame.geometry.to_numpy())
+    if (
+        "radius" in frame
+        or len(frame) == 0
+        or len(corners) != 5 * len(frame)
+        or not frame.index.isin(spots.index).all()
+    ):
+        return False
+    corners = corners.reshape(-1, 5, 2)
+    centres = spots.geometry.loc[frame.index].centroid
+    centres = np.column_stack([centres.x, centres.y])
+    offsets = corners - centres[:, None]
+    side = np.linalg.norm(offsets[0, 1] - offsets[0, 0])
+    return bool(
+        np.abs(offsets - offsets[:1]).max() < 1e-3 * side and np.abs(offsets[:, :4].mean(1)).max() < 1e-3 * side
+    )
 
 
 def _check_place(section: Section, spec: TileSpec, strict: bool) -> None:

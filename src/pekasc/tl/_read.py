@@ -17,6 +17,7 @@ from pekasc._expression import Matrix, counts, gene_names, target_matrix
 from pekasc._keys import TILE_INSIDE, UNS
 from pekasc._sections import (
     Section,
+    check_spatialdata,
     check_table,
     get_table,
     section_labels,
@@ -177,8 +178,7 @@ def ensure_tiles(
     KeyError, ValueError
         If tiling needs more arguments, such as the pixel size: the message shows the call to make.
     """
-    if not isinstance(sdata, SpatialData):
-        raise TypeError(f"Tiles need images: expected a SpatialData, got {type(sdata).__name__}.")
+    check_spatialdata(sdata)
     if tile_record(get_table(sdata, table_name), key) is None:
         size: dict[str, Any] = {} if spec is None else {"tile_px": spec.tile_px, "mpp": spec.mpp}
         try:

@@ -1,0 +1,171 @@
+"""A Visium slide of spatialdata-io works without arguments."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata
+import geopandas
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+import shapely
+import spatialdata as sd
+from spatialdata import SpatialData
+
+import pekasc as pk
+
+Reader = Callable[..., SpatialData]
+
+
+@pytest.mark.parametrize(("full", "taken", "mpp"), [("full.tif", "full", 1.25), (None, "hires", 2.5)])
+def test_no_argument_takes_the_finest_image_and_the_lattices_pixel_size(
+    read_visium: Reader, full: str | None, taken: str, mpp: float
+) -> None:
+    sdata = read_visium(fullres_image_file=full)
+    pk.pp.tile(sdata)
+    section = sdata["table"].uns["pekasc"]["tiles"]["sections"]["sample"]
+    assert section["image"] == f"sample_{taken}_image"
+    assert section["mpp"] == pytest.approx(mpp, rel=2e-3)
+    assert section["source"] == "lattice"
+    tiles = pk.get.tiles(sdata)
+    assert tiles.sizes["tile"] == int(sdata["table"].obs["in_tissue"].sum())
+
+
+def test_two_joined_by_concatenate_are_tiled_again_over_the_old_tiles(read_visium: Reader) -> None:
+    parts = [read_visium("a"), read_visium("b")]
+    for part in parts:
+        pk.pp.tile(part, tile_px=56, mpp=2.0)
+    joined = sd.concatenate(parts, concatenate_tables=True, obs_names_make_unique=True)
+    assert "pekasc" not in joined["table"].uns
+    pk.pp.tile(joined)
+    assert set(joined.shapes) == {"a", "b", "a_tiles", "b_tiles"}
+    assert set(joined["table"].uns["pekasc"]["tiles"]["sections"]) == {"a", "b"}
+
+
+def test_shapes_of_that_name_that_are_no_tiles_stay(read_visium: Reader) -> None:
+    sdata = read_visium()
+    sdata.shapes["sample_tiles"] = sd.models.ShapesModel.parse(
+        np.array([[10.0, 10.0], [50.0, 50.0]]), geometry=0, radius=5
+    )
+    with pytest.raises(ValueError, match="was not made by this call"):
+        pk.pp.tile(sdata)
+    assert len(sdata.shapes["sample_tiles"]) == 2
+
+
+def test_columns_that_are_no_visium_lattice_give_no_pixel_size(read_visium: Reader) -> None:
+    sdata = read_visium()
+    sdata["table"].obs["array_col"] += 1
+    with pytest.raises(ValueError, match="does not guess"):
+        pk.pp.tile(sdata)
+
+
+def test_a_diameter_that_does_not_fit_the_lattice_is_said(read_visium: Reader) -> None:
+    sdata = read_visium()
+    sdata.shapes["sample"]["radius"] *= 2
+    with pytest.warns(UserWarning, match="stored diameter is 130 um"):
+        pk.pp.tile(sdata)
+
+
+def test_the_only_table_is_taken_and_several_are_asked_for(read_visium: Reader) -> None:
+    sdata = read_visium()
+    sdata.tables["square"] = sdata.tables.pop("table")
+    pk.pp.tile(sdata)
+    sdata.tables["other"] = sdata["square"].copy()
+    with pytest.raises(KeyError, match="table_name"):
+        pk.pp.tile(sdata)
+
+
+def test_visium_hd_takes_the_bins_size_from_the_region(read_visium: Reader) -> None:
+    sdata = read_visium("s_square_008um")
+    table = sdata["table"]
+    side = 8 / 1.25
+    old = sdata.shapes.pop("s_square_008um")
+    row, col = (np.floor(v.to_numpy() / side).astype(int) for v in (old.geometry.y, old.geometry.x))
+    table.obs["array_row"], table.obs["array_col"] = row, col
+    sdata.shapes["s_square_008um"] = sd.models.ShapesModel.parse(
+        (np.column_stack([col, row]) + 0.5) * side,
+        geometry=0,
+        radius=side / 2,
+        index=old.index,
+        transformations=dict(sd.transformations.get_transformation(old, get_all=True)),
+    )
+    with pytest.raises(ValueError, match='array="visium_hd"'):
+        pk.pp.tile(sdata)
+    pk.pp.tile(sdata, array="visium_hd")
+    mpp = table.uns["pekasc"]["tiles"]["sections"]["s_square_008um"]["mpp"]
+    assert mpp == pytest.approx(1.25, rel=0.01)
+
+
+def test_legacy_anndata_is_told_how_to_convert_at_once() -> None:
+    adata = sc.AnnData(np.ones((3, 2), dtype=np.float32))
+    adata.uns["spatial"] = {"lib": {}}
+    with pytest.raises(TypeError, match="sdata = from_legacy_anndata\\(adata\\)"):
+        pk.pp.tile(adata)
+    with pytest.raises(TypeError, match="from_legacy_anndata"):
+        pk.tl.fit_adapter(adata)
+    adata.uns["spatial"]["lib2"] = {}
+    with pytest.raises(TypeError, match="2 libraries"):
+        pk.pp.tile(adata)
+
+
+def test_a_converted_legacy_anndata_of_one_library_works(read_visium: Reader) -> None:
+    from spatialdata_io.experimental import from_legacy_anndata, to_legacy_anndata
+
+    legacy = to_legacy_anndata(read_visium(), include_images=True, coordinate_system="sample_downscaled_hires")
+    sdata = from_legacy_anndata(legacy)
+    pk.pp.tile(sdata)
+
+
+def test_self_crossing_cells_are_repaired_and_counted(read_visium: Reader, caplog: pytest.LogCaptureFixture) -> None:
+    sdata = read_visium()
+    old = sdata.shapes.pop("sample")
+    cells = old.geometry.buffer(old["radius"]).to_numpy()
+    x, y = cells[0].centroid.coords[0]
+    # a bow tie whose shoelace centroid lies far outside of it: its two halves cancel each other
+    cells[0] = shapely.Polygon([(x - 9, y - 9), (x + 9, y + 9), (x + 9, y - 9), (x - 9, y + 8.99)])
+    assert not cells[0].is_valid
+    sdata.shapes["sample"] = sd.models.ShapesModel.parse(
+        geopandas.GeoDataFrame(geometry=cells, index=old.index),
+        transformations=dict(sd.transformations.get_transformation(old, get_all=True)),
+    )
+    with caplog.at_level(logging.DEBUG, logger="pekasc"):
+        pk.pp.tile(sdata)
+    assert "1 of 64 shapes are not valid" in caplog.text
+
+
+def test_a_table_of_labels_is_told_which_shapes_carry_its_ids(read_visium: Reader) -> None:
+    sdata = read_visium()
+    cells = sdata.shapes.pop("sample")
+    names = [f"cell{i}" for i in range(len(cells))]
+    sdata.shapes["cell_circles"] = cells.set_index(pd.Index(names))
+    sdata.labels["sample"] = sd.models.Labels2DModel.parse(np.zeros((800, 800), dtype=np.int32), dims=("y", "x"))
+    adata = sdata["table"]
+    adata.obs["cell_id"] = names
+    with pytest.raises(ValueError, match=r"holds the ids of `sdata.shapes\['cell_circles'\]`") as error:
+        pk.pp.tile(sdata)
+    line = str(error.value).split("run `")[1].split("`")[0]
+    exec(line, {"adata": adata, "pandas": pd})
+    pk.pp.tile(sdata)
+    assert len(sdata.shapes["cell_circles_tiles"]) == adata.obs["in_tissue"].sum()
+
+
+def test_a_users_own_section_column_stays(read_visium: Reader) -> None:
+    sdata = read_visium()
+    table = sdata["table"]
+    table.obs["section"] = ["cortex" if i % 2 else "medulla" for i in range(table.n_obs)]
+    adata = pk.get.expression(sdata, layer=None)
+    assert list(adata.obs["section"]) == list(table.obs["section"])
+    assert list(adata.obs["peka_section"].cat.categories) == ["sample"]
+
+
+def test_a_lazy_table_is_refused_with_the_call_that_reads_it(read_visium: Reader, tmp_path: Path) -> None:
+    pytest.importorskip("xarray")
+    adata = read_visium()["table"]
+    adata.write_zarr(tmp_path / "table.zarr")
+    lazy = anndata.experimental.read_lazy(tmp_path / "table.zarr")
+    with pytest.raises(TypeError, match="to_memory"):
+        pk.get.expression(lazy, layer=None)
