@@ -279,7 +279,6 @@ def test_wrong_arguments(scene: Scene) -> None:
         (lambda p: p[:1], r"1 channel \(grey\);"),
         (lambda p: np.concatenate([p, p[:1]]), r"4 channels \(RGBA\?\);"),
         (lambda p: p.astype(np.uint16) * 257, "dtype uint16;"),
-        (lambda p: p.astype(np.float32) / 255, "dtype float32;"),
         (lambda p: p.astype(np.uint16) * 16 + 8, "dtype uint16;"),  # 12 bits
         (lambda p: p.astype(np.float32), "dtype float32;"),
         (lambda p: p[:1].astype(np.uint16) * 257, r"1 channel \(grey\) and dtype uint16;"),
@@ -487,3 +486,18 @@ def test_shapes_that_are_empty(scene: Scene) -> None:
     sdata.shapes["A_spots"] = ShapesModel.parse(frame)
     with pytest.raises(ValueError, match="12 shapes in 'A_spots' are empty or not finite: 10, 11, 12, ..."):
         resolve_sections(sdata, image_mpp=0.5)
+
+
+@pytest.mark.parametrize("multi_scale", [False, True])
+def test_floats_between_0_and_1_are_read_as_8_bit(scene: Scene, multi_scale: bool) -> None:
+    sdata = scene()
+    rgb = sd.get_pyramid_levels(sdata["A_he"], n=0).data.compute()
+    sdata.images["float"] = Image2DModel.parse(
+        rgb.astype(np.float32) / 255,
+        dims=("c", "y", "x"),
+        scale_factors=[2] if multi_scale else None,
+        transformations=get_transformation(sdata["A_he"], get_all=True),
+    )
+    (section,) = resolve_sections(sdata, images={"A_spots": "float"}, image_mpp=0.5)
+    assert section.pyramid is not None
+    np.testing.assert_array_equal(np.asarray(section.pyramid.levels[0]), rgb)
