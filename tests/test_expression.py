@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +13,7 @@ import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 
-from pekasc._expression import close_genes, counts, gene_names, gene_positions, log1p_cp10k, target_matrix
+from pekasc._expression import close_genes, counts, dense, gene_names, gene_positions, log1p_cp10k, target_matrix
 
 
 def table(matrix: np.ndarray | sparse.spmatrix | None = None, **layers: np.ndarray) -> AnnData:
@@ -106,3 +108,15 @@ def test_gene_names() -> None:
         gene_names(adata, "symbol")
     assert "ERBB2" in close_genes("ERB2", np.array(["ERBB2", "MKI67"]))
     assert close_genes("xyz", np.array(["ERBB2"])) == ""
+
+
+def test_totals_of_small_types_do_not_overflow() -> None:
+    x = np.full((3, 100), 900, dtype=np.float32)  # 90,000 a spot, more than half precision holds
+    np.testing.assert_allclose(log1p_cp10k(AnnData(x.astype(np.float16))), log1p_cp10k(AnnData(x)), rtol=1e-6)
+
+
+def test_a_backed_sparse_matrix_is_read(tmp_path: Path) -> None:
+    x = sparse.csr_matrix(np.random.default_rng(0).poisson(1, (20, 8)).astype(np.float32))
+    AnnData(x).write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    np.testing.assert_array_equal(dense(counts(backed)), x.toarray())

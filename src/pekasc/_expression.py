@@ -30,7 +30,10 @@ def _matrix(adata: AnnData, layer: str | None) -> Matrix:
         raise KeyError(f"Layer {layer!r} not found. Available layers: {present}.")
     if matrix is None:
         raise ValueError("The table has no `X`. Name the layer with counts: `layer=`.")
-    # one type of sparse matrix downstream; a backed or array-API matrix is read here
+    # one type of sparse matrix downstream; a backed, lazy or array-API matrix is read here
+    for read in ("to_memory", "compute"):
+        if hasattr(matrix, read):
+            matrix = getattr(matrix, read)()
     if not sparse.issparse(matrix):
         dense = np.asarray(matrix)
         if sparse.issparse(dense.flat[0] if dense.dtype == object and dense.size else None):
@@ -102,7 +105,8 @@ def log1p_cp10k(adata: AnnData, layer: str | None = None, *, argument: str = "la
     alternative, for errors.
     """
     raw = counts(adata, layer, argument=argument, otherwise=otherwise)
-    total = np.asarray(raw.sum(axis=1), dtype=np.float64).ravel()
+    # sums of small types overflow
+    total = np.asarray(raw.sum(axis=1, dtype=np.float64)).ravel()
     factor = np.divide(SCALE, total, out=np.zeros_like(total), where=total > 0)
     if sparse.issparse(raw):
         out = raw.astype(np.float64)

@@ -13,7 +13,7 @@ from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
 from pekasc._expression import close_genes, gene_names, gene_positions, no_overlap_message
-from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, score_key, write_uns
+from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, read_uns, score_key, write_uns
 from pekasc._options import RESULT_MEMORY, Compute, resolve, unused_in_embedding
 from pekasc._sections import Section, by_row, check_table, get_table, trained_rows, writable_table
 from pekasc.models import Adapter
@@ -49,8 +49,9 @@ def predict_expression(
     genes
         Genes to predict; by default all genes of the adapter.
     table_added
-        Name of a new table for the predictions, with the adapter's genes as var and the same regions and ids. Use it
-        for genes that the table lacks, or if a layer of the table's shape would not fit in memory.
+        Name of a new table for the predictions, with the adapter's genes as var and the same regions and ids; it
+        replaces that of an earlier run. Use it for genes that the table lacks, or if a layer of the table's shape would
+        not fit in memory.
     gene_key
         Column of var with the gene names of the adapter; by default ``var_names``.
     store
@@ -115,7 +116,7 @@ def predict_expression(
         check_free(table, feature_key(key_added), "features", slot="obsm")
         _check_layer(table, names, target_genes, columns, max_memory)
     else:
-        _check_table_added(sdata, table_added, table.n_obs, len(wanted), max_memory)
+        _check_table_added(sdata, table_added, key_added, table.n_obs, len(wanted), max_memory)
     with untiled_on_error(sdata, table_name=table_name, key=key):
         sections, spec = ensure_tiles(sdata, table_name=table_name, key=key, spec=adapter.spec)
         adapter.check_tiles(spec.tile_px, spec.mpp)
@@ -141,6 +142,7 @@ def predict_expression(
     else:
         values = by_row(predicted, rows, table.n_obs)
         table = _new_table(table, values, target_genes)
+        record["table_added"] = table_added
     table.layers[key_added] = values
     table.obsm[feature_key(key_added)] = adapted
     table.obs[f"{key_added}_train"] = trained
@@ -150,10 +152,14 @@ def predict_expression(
     write_uns(table, key_added, record, kind="prediction")
     write_uns(table, feature_key(key_added), record, kind="features")
     if table_added is not None:
+        if table_added in sdata.tables:
+            del sdata.tables[table_added]
         sdata.tables[table_added] = table
 
 
-def _check_table_added(sdata: SpatialData, table_added: str, n_obs: int, n_genes: int, max_memory: int) -> None:
+def _check_table_added(
+    sdata: SpatialData, table_added: str, key_added: str, n_obs: int, n_genes: int, max_memory: int
+) -> None:
     check_key(table_added, argument="table_added")
     size = 4 * n_obs * n_genes
     if size > max_memory:
@@ -162,8 +168,16 @@ def _check_table_added(sdata: SpatialData, table_added: str, n_obs: int, n_genes
             f"`Compute.max_memory` ({max_memory / 2**30:.1f} GiB). Predict fewer genes (`genes=[...]`), or raise it."
         )
     # SpatialData does not tell names apart by case
-    if table_added.lower() in {name.lower() for _, name, _ in sdata.gen_elements()}:
-        raise ValueError(f"`table_added={table_added!r}` is the name of an element that is there already.")
+    taken = {name.lower() for _, name, _ in sdata.gen_elements()}
+    if table_added in sdata.tables:
+        record = read_uns(sdata.tables[table_added], key_added)
+        if isinstance(record, Mapping) and record.get("table_added") == table_added:
+            return  # an earlier run of this call made it
+    if table_added.lower() in taken:
+        raise ValueError(
+            f"`table_added={table_added!r}` is the name of an element that is there already and was not made by this "
+            "call: choose another name, or delete it."
+        )
 
 
 def _predict_section(adapter: Adapter, features: SectionFeatures, number: int, section: Section) -> np.ndarray:
