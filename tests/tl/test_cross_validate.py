@@ -293,7 +293,7 @@ def test_frozen_features_are_kept_in_files_that_are_read_as_needed(
     damaged.write_bytes(damaged.read_bytes()[:1000])
     for harm in (lambda: None, damaged.unlink, lambda: (kept / "about.json").unlink()):
         harm()
-        with pytest.raises(ValueError, match=f"The stored result {kept.name} cannot be read .* delete it to compute"):
+        with pytest.raises(ValueError, match=f"{kept.name}' cannot be read .* delete it to compute"):
             compare(tiled, **how, n_genes=7, compute={"cache": tmp_path})
 
 
@@ -364,7 +364,7 @@ def test_a_damaged_result_is_named(tiled: SpatialData, tmp_path: Path) -> None:
     compare(tiled, ["mean"], compute={"cache": tmp_path})
     path = next(tmp_path.glob("P1-*mean*/predicted.npy"))
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(ValueError, match=rf"{path.parent.name} cannot be read .* delete it to compute it again"):
+    with pytest.raises(ValueError, match=rf"{path.parent.name}' cannot be read .* delete it to compute it again"):
         compare(tiled, ["mean"], compute={"cache": tmp_path})
 
 
