@@ -75,8 +75,8 @@ def test_all_fields_survive_the_disk(adapter: pk.Adapter, folder: Path) -> None:
     assert loaded.trained_on.keys() == adapter.trained_on.keys()
     for image, centres in adapter.trained_on.items():
         np.testing.assert_array_equal(loaded.trained_on[image], centres)
-    centres = [at for name, at in loaded.trained_on.items() if "." not in name]  # the others are landmarks
-    assert sum(map(len, centres)) == adapter.info["n_spots"]
+    places = [at for name, at in loaded.trained_on.items() if "." not in name]  # the others are landmarks
+    assert sum(map(len, places)) == adapter.info["n_spots"]
     for name in ("coef", "intercept", "alpha"):
         np.testing.assert_array_equal(getattr(loaded.head, name), getattr(adapter.head, name))
     assert loaded.weights.keys() == adapter.weights.keys()
