@@ -13,7 +13,16 @@ import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 
-from pekasc._expression import close_genes, counts, dense, gene_names, gene_positions, log1p_cp10k, target_matrix
+from pekasc._expression import (
+    close_genes,
+    counts,
+    dense,
+    gene_columns,
+    gene_names,
+    gene_positions,
+    log1p_cp10k,
+    target_matrix,
+)
 
 
 def table(matrix: np.ndarray | sparse.spmatrix | None = None, **layers: np.ndarray) -> AnnData:
@@ -43,6 +52,19 @@ def test_a_spot_without_counts_is_zero_and_no_spot_depends_on_another() -> None:
     whole = log1p_cp10k(adata)
     assert not whole[3].any() and np.isfinite(whole).all()
     np.testing.assert_array_equal(log1p_cp10k(adata[[5, 1]].copy()), whole[[5, 1]])
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix])
+def test_totals_are_over_gene_expression(kind: type) -> None:
+    raw = np.random.default_rng(3).poisson(2, (20, 8)).astype(np.float32) + 1
+    genes_only = dense(log1p_cp10k(table(kind(raw[:, :6]))))
+    adata = table(kind(raw))
+    adata.var["feature_types"] = ["Gene Expression"] * 6 + ["Antibody Capture", "Negative Control Probe"]
+    np.testing.assert_array_equal(gene_columns(adata), np.arange(6))
+    np.testing.assert_array_equal(dense(log1p_cp10k(adata))[:, :6], genes_only)
+    adata.var["feature_types"] = "GEX"
+    with pytest.warns(UserWarning, match=r"""None of the 8 features is "Gene Expression" .*\['GEX'\]: all are taken"""):
+        assert gene_columns(adata).size == 8
 
 
 def test_the_input_is_not_changed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -15,6 +16,10 @@ from pekasc._settings import get_logger
 logger = get_logger(__name__)
 
 SCALE = 1e4
+# the scale of predictions by `target=`, as their record says it
+TARGETS = {"log1p": "log1p(counts per 10,000)", "as_is": "as stored"}
+GENE_EXPRESSION = "Gene Expression"  # as 10x Genomics names it in var["feature_types"]
+_TYPES = "feature_types"
 MIN_FRACTION = 0.1  # of the spots of every group in which a gene must be detected by default
 # np.ndarray or scipy.sparse.csr_matrix; scipy has no type annotations
 Matrix: TypeAlias = Any
@@ -82,14 +87,21 @@ def counts(adata: AnnData, layer: str | None = None, *, argument: str = "layer",
     ValueError
         If the matrix holds negative, NaN or fractional values, so cannot be counts.
     """
+    return find_counts(adata, layer, argument=argument, otherwise=otherwise)[0]
+
+
+def find_counts(
+    adata: AnnData, layer: str | None = None, *, argument: str = "layer", otherwise: str = ""
+) -> tuple[Matrix, str]:
+    """Return raw counts as :func:`counts` does, and the layer that holds them; ``""`` is ``X``."""
     matrix = _matrix(adata, layer)
     if _is_counts(matrix):
-        return matrix
+        return matrix, layer or ""
     if layer is None and "counts" in adata.layers:
         stored = _matrix(adata, "counts")
         if _is_counts(stored):
             logger.hint('`X` holds no counts: taking layers["counts"].')
-            return stored
+            return stored, "counts"
         raise ValueError(f'Neither `X` nor layers["counts"] holds counts: found {_describe(stored)} in the latter.')
     where = "`X`" if layer is None else f"layers[{layer!r}]"
     raise ValueError(
@@ -98,15 +110,62 @@ def counts(adata: AnnData, layer: str | None = None, *, argument: str = "layer",
     )
 
 
+def gene_columns(adata: AnnData) -> np.ndarray:
+    """Return the indices of the columns that are gene expression, by ``var["feature_types"]`` where there is one.
+
+    Antibody counts, guides, controls and peaks are no genes: they belong neither into totals nor among targets.
+    """
+    everything = np.arange(adata.n_vars)
+    if _TYPES not in adata.var:
+        return everything
+    types = adata.var[_TYPES].astype(str)
+    is_gene = (types == GENE_EXPRESSION).to_numpy()
+    if is_gene.all():
+        return everything
+    if not is_gene.any():
+        warnings.warn(
+            f'None of the {adata.n_vars} features is "{GENE_EXPRESSION}" by `var["{_TYPES}"]`, which has '
+            f"{sorted(types.unique())[:5]}: all are taken as genes.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return everything
+    return np.flatnonzero(is_gene)
+
+
+def report_no_genes(adata: AnnData, columns: np.ndarray) -> None:
+    """Log which features are left out since they are no gene expression."""
+    if columns.size == adata.n_vars:
+        return
+    others = adata.var[_TYPES].astype(str).drop(adata.var_names[columns]).value_counts()
+    logger.hint(
+        '%d features are no gene expression by `var["%s"]` and are left out, of totals too: %s.',
+        adata.n_vars - columns.size, _TYPES, ", ".join(f"{n} {name}" for name, n in others.items()),
+    )  # fmt: skip
+
+
+def of_genes(matrix: Matrix, columns: np.ndarray) -> Matrix:
+    """Return the columns that are genes, without a copy if all are."""
+    return matrix if columns.size == matrix.shape[1] else matrix[:, columns]
+
+
+def count_totals(raw: Matrix, columns: np.ndarray) -> np.ndarray:
+    """Return the total of every spot over the columns that are genes, (n,) float64; sums of small types overflow."""
+    return np.asarray(of_genes(raw, columns).sum(axis=1, dtype=np.float64)).ravel()
+
+
 def log1p_cp10k(adata: AnnData, layer: str | None = None, *, argument: str = "layer", otherwise: str = "") -> Matrix:
     """Return log1p(1e4 * count / total of the spot), spots x genes, float32; a spot without counts is all 0.
 
-    The total is over all genes of the table. `argument` and `otherwise` are the caller's argument for the layer, and an
-    alternative, for errors.
+    The total is over the genes of the table (see :func:`gene_columns`). `argument` and `otherwise` are the caller's
+    argument for the layer, and an alternative, for errors.
     """
     raw = counts(adata, layer, argument=argument, otherwise=otherwise)
-    # sums of small types overflow
-    total = np.asarray(raw.sum(axis=1, dtype=np.float64)).ravel()
+    return log1p_of_totals(raw, count_totals(raw, gene_columns(adata)))
+
+
+def log1p_of_totals(raw: Matrix, total: np.ndarray) -> Matrix:
+    """Return log1p(1e4 * count / total), float32; 0 where a total is 0."""
     factor = np.divide(SCALE, total, out=np.zeros_like(total), where=total > 0)
     if sparse.issparse(raw):
         out = raw.astype(np.float64)
@@ -128,13 +187,14 @@ def target_matrix(adata: AnnData, layer: str | None = None, target: str = "log1p
     raise ValueError(f'`target={target!r}` is not known. Choose "log1p" (from counts) or "as_is" (log data as stored).')
 
 
-def gene_names(adata: AnnData, gene_key: str | None = None) -> np.ndarray:
-    """Return the names of the genes: ``var_names``, or the column `gene_key` of ``var``."""
+def gene_names(adata: AnnData, gene_key: str | None = None, columns: np.ndarray | None = None) -> np.ndarray:
+    """Return the names of the genes: ``var_names``, or the column `gene_key` of ``var``; of `columns`, if given."""
+    columns = np.arange(adata.n_vars) if columns is None else columns
     if gene_key is None:
-        return adata.var_names.to_numpy(dtype=object)
+        return adata.var_names.to_numpy(dtype=object)[columns]
     if gene_key not in adata.var:
         raise KeyError(f"`gene_key={gene_key!r}` not found in `var`. Available columns: {list(adata.var.columns)}.")
-    names = adata.var[gene_key].astype(str).to_numpy(dtype=object)
+    names = adata.var[gene_key].astype(str).to_numpy(dtype=object)[columns]
     unique, n = np.unique(names, return_counts=True)
     if (n > 1).any():
         raise ValueError(

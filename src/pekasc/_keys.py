@@ -75,6 +75,11 @@ def score_key(layer: str, metric: str) -> str:
     return check_key(f"{layer}_{metric}")
 
 
+def total_key(key: str) -> str:
+    """Return the `obs` column with the totals that were measured where `key` was predicted."""
+    return f"{key}_total"
+
+
 def _encode(value: Any) -> Any:
     # AnnData writes scalars, strings, homogeneous arrays, DataFrames and dicts of those with string keys. Lists of
     # dicts, None in lists, tuples, paths and integer keys are changed or rejected, so they are stored as JSON.

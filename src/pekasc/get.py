@@ -12,6 +12,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from pekasc._keys import PEKA, SECTION, TILES, UNS
+from pekasc._measured import as_stored
 from pekasc._sections import get_table, positions_um, section_labels, section_readers, tiled_sections
 from pekasc._settings import get_logger
 from pekasc.tiling import TileStream
@@ -106,7 +107,7 @@ def expression(
     copied. ``obs["section"]`` is categorical: the column of that name if it has one value per region, else the region;
     if the table has another column of that name, that one stays, and the region is ``obs["peka_section"]``.
     ``obsm["spatial"]`` is in um, within each section; that of an AnnData is unchanged. ``uns["log1p"]`` is set unless
-    the values are integers (counts).
+    the values are integers (counts), or predictions of values as stored (``target="as_is"``).
 
     Raises
     ------
@@ -155,7 +156,7 @@ def expression(
     if UNS in table.uns:
         result.uns[UNS] = dict(table.uns[UNS])
     finite = values[np.isfinite(values)]
-    if not np.array_equal(finite, np.round(finite)):
+    if not np.array_equal(finite, np.round(finite)) and not (layer is not None and as_stored(table, layer)):
         result.uns["log1p"] = {"base": None}  # as scanpy.pp.log1p writes it
     return result
 

@@ -441,8 +441,21 @@ def test_a_scale_that_fits_goes_before_a_turn_that_is_better_than_nothing() -> N
     small = centres * 0.1
     small[:15] = [600, 500] - centres[:15]  # a turn would bring these back
     move(sdata, np.where(small < 0, 0, small))
-    with pytest.raises(ValueError, match=r"seem to be"):
+    with pytest.warns(UserWarning, match="seem to be"):
         pk.pp.tile(sdata, tile_px=8, mpp=1.0, image_mpp=0.5)
+
+
+def test_pale_tissue_beside_dense_tissue_is_not_flipped() -> None:
+    # spots on fat, of which the mask finds two thirds, and dense tissue of another section where a flip would put them
+    sdata, centres = slide(np.random.default_rng(0))
+    pixels = np.array(sdata["he"]["scale0"]["image"].data)
+    pixels[:, 60:220, 340:560] = np.array([200, 120, 180])[:, None, None]
+    pixels[:, 60:220, 40:150] = 240
+    del sdata.images["he"]
+    sdata.images["he"] = Image2DModel.parse(pixels, dims=("c", "y", "x"), scale_factors=[2])
+    with pytest.warns(UserWarning, match=r"seem to be .*\. Correct them.* if that is so\. They are tiled as they are"):
+        pk.pp.tile(sdata, tile_px=8, mpp=1.0, image_mpp=0.5)
+    assert len(sdata["spots_tiles"]) == 60
 
 
 def test_few_spots_say_little() -> None:

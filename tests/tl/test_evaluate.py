@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import scipy.stats
@@ -185,3 +186,47 @@ def test_sections_without_a_position_are_named(predicted: SpatialData) -> None:
     write_uns(table, "tiles", record)
     with pytest.raises(ValueError, match=r"spots of \['P2S1_spots'\] have values in layers\['mine'\] but no position"):
         pk.tl.evaluate(predicted, layer="mine")
+
+
+def test_genes_that_leave_do_not_change_scores(predicted: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    before = pk.tl.evaluate(predicted).set_index("gene")
+    table = predicted["table"]
+    np.testing.assert_array_equal(table.obs["peka_total"], table.X.sum(axis=1, dtype=np.float64).A1)
+    names = table.var_names[~np.isnan(table.layers["peka"]).all(axis=0)][:5]
+    few = table[:, names].copy()
+    del predicted.tables["table"]
+    predicted.tables["table"] = few
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        after = pk.tl.evaluate(predicted).set_index("gene")
+    assert "Totals are those of the genes there were at prediction" in caplog.text
+    np.testing.assert_array_equal(after["rmse"], before.loc[after.index, "rmse"])
+
+
+def test_predictions_as_stored_are_compared_with_what_was_stored(tiled: SpatialData) -> None:
+    table = tiled["table"]
+    table.layers["log"] = np.log1p(table.X.toarray())
+    adapter = pk.tl.fit_adapter(
+        tiled, method=None, layer="log", target="as_is", train=["P1S1_spots"], readout={"depth": 2}, progress=False
+    )
+    pk.tl.predict_expression(tiled, adapter, progress=False)
+    right = pk.tl.evaluate(tiled, truth="log")
+    np.testing.assert_array_equal(pk.tl.evaluate(tiled)["rmse"], right["rmse"])
+    with pytest.raises(ValueError, match=r'as stored \(`target="as_is"`\), not of counts .* `truth='):
+        pk.tl.evaluate(tiled, counts_layer="log")
+    assert "log1p" not in pk.get.expression(tiled).uns
+    gene = right["gene"].iloc[0]
+    figure = pk.pl.expression(tiled, gene)
+    assert figure.axes[-1].get_ylabel() == "expression"  # not counts per 10,000
+    titles = [ax.get_title() for ax in figure.axes]
+    plt.close(figure)
+    figure = pk.pl.expression(tiled, gene, truth="log")
+    assert titles == [ax.get_title() for ax in figure.axes]
+    plt.close(figure)
+    # a table of predictions alone holds no measured values, and its `X` is no truth
+    pk.tl.predict_expression(tiled, adapter, table_added="predicted", progress=False)
+    assert "log1p" not in tiled["predicted"].uns
+    with pytest.raises(ValueError, match="the layer of those values is not recorded: name .* `truth=`"):
+        pk.tl.evaluate(tiled, table_name="predicted")
+    del table.layers["log"]
+    with pytest.raises(ValueError, match="the layer of those values 'log', is not in this table"):
+        pk.tl.evaluate(tiled)

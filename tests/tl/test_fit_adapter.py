@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
 from peft import HRAConfig, LoraConfig
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, hstack
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 from spatialdata.transformations import get_transformation
@@ -286,6 +287,32 @@ def test_genes_seen_too_rarely_are_left_out(tiled: SpatialData) -> None:
     seen = np.array([(values[table.obs["patient"] == p] > 0).mean(axis=0) for p in ("P1", "P2")]).min(axis=0)
     assert list(adapter.genes) == list(table.var_names[seen >= 0.1])
     assert table.var_names[0] not in adapter.genes and table.var_names[1] not in adapter.genes
+
+
+def test_antibody_counts_are_no_genes(tiled: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    frozen = {**FROZEN, "readout": pk.Readout(depth=2)}
+    without = pk.tl.fit_adapter(tiled, train=TRAIN, **frozen)
+    table = tiled["table"]
+    antibodies = np.random.default_rng(0).poisson(3000, (table.n_obs, 3))
+    var = pd.DataFrame(
+        {"feature_types": ["Antibody Capture"] * 3 + ["Gene Expression"] * table.n_vars},
+        index=["CD3", "CD4", "CD8", *table.var_names],
+    )
+    both = AnnData(hstack([csr_matrix(antibodies), table.X], "csr"), obs=table.obs, var=var, uns=table.uns)
+    del tiled.tables["table"]
+    tiled.tables["table"] = both
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        adapter = pk.tl.fit_adapter(tiled, train=TRAIN, **frozen)
+    assert '3 features are no gene expression by `var["feature_types"]`' in caplog.text
+    assert adapter.genes == without.genes
+    pd.testing.assert_frame_equal(adapter.gene_scores, without.gene_scores)
+    pk.tl.predict_expression(tiled, adapter, **PREDICT)
+    predicted = both.layers["peka"]
+    assert np.isnan(predicted[:, :3]).all()
+    np.testing.assert_array_equal(both.obs["peka_total"], table.X.sum(axis=1, dtype=np.float64).A1)
+    scores = pk.tl.evaluate(tiled).set_index("gene")
+    both.X[:, :3] = 0  # whatever the antibodies are
+    pd.testing.assert_frame_equal(pk.tl.evaluate(tiled).set_index("gene"), scores)
 
 
 def test_target_as_is(tiled: SpatialData) -> None:

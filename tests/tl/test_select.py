@@ -110,7 +110,7 @@ def test_groups_are_patients_where_there_are_two_else_sections(adata: AnnData) -
 )  # fmt: skip
 def test_genes(adata: AnnData, genes: Any) -> None:
     adata.var["marker"] = [False, True, False, True, False]
-    assert wanted_genes(adata, GENES, genes).tolist() == [1, 3]
+    assert wanted_genes(adata, GENES, genes, np.arange(5)).tolist() == [1, 3]
 
 
 @pytest.mark.parametrize(
@@ -128,10 +128,22 @@ def test_genes(adata: AnnData, genes: Any) -> None:
 def test_genes_that_are_none(adata: AnnData, genes: Any, error: type[Exception], message: str | None) -> None:
     if message is None:
         # a Series without names counts by position, as an array does
-        assert wanted_genes(adata, GENES, genes).tolist() == [0, 1, 2, 3, 4]
+        assert wanted_genes(adata, GENES, genes, np.arange(5)).tolist() == [0, 1, 2, 3, 4]
         return
     with pytest.raises(error, match=message):
-        wanted_genes(adata, GENES, genes)
+        wanted_genes(adata, GENES, genes, np.arange(5))
+
+
+def test_genes_that_are_antibodies(adata: AnnData) -> None:
+    adata.var["feature_types"] = ["Gene Expression", "Antibody Capture", *["Gene Expression"] * 3]
+    columns = np.array([0, 2, 3, 4])
+    names = np.asarray(GENES)[columns]
+    assert wanted_genes(adata, names, ["G3", "G0"], columns).tolist() == [0, 2]
+    assert wanted_genes(adata, names, np.array([False, True, True, False, True]), columns).tolist() == [1, 3]
+    with pytest.raises(ValueError, match=r"1 of the 2 .* no gene expression by .*\['G1'\] \(Antibody Capture\)"):
+        wanted_genes(adata, names, ["G1", "G3"], columns)
+    with pytest.raises(ValueError, match="`genes=` is empty: the mask holds no True"):
+        wanted_genes(adata, names, np.arange(5) == 1, columns)
 
 
 def test_what_is_no_series_with_names_stays_as_it_is(adata: AnnData) -> None:

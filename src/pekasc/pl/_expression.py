@@ -11,8 +11,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from scipy import sparse
 
-from pekasc._expression import close_genes, log1p_cp10k
+from pekasc._expression import close_genes
 from pekasc._keys import PEKA, TILES
+from pekasc._measured import as_stored, measured
 from pekasc._sections import Section, get_table
 from pekasc.pl._draw import SMALL, Box, bounding_box, frame, robust_limits, round_length, scale_bar, spots
 from pekasc.pl._picture import chosen_sections, label, picture, radii_um
@@ -61,9 +62,9 @@ def expression(
 ) -> Figure:
     """Plot H&E, measured and predicted expression of a gene, one section per row, with one colour scale.
 
-    Both are on the scale of the predictions, log1p of counts per 10,000. The colour scale of all panels runs from the
-    1st to the 99th percentile of measured and predicted values, so that predictions with less contrast than the
-    measurement look like it.
+    Both are on the scale of the predictions, log1p of counts per 10,000 unless the adapter's ``target`` is another. The
+    colour scale of all panels runs from the 1st to the 99th percentile of measured and predicted values, so that
+    predictions with less contrast than the measurement look like it.
 
     Parameters
     ----------
@@ -74,7 +75,8 @@ def expression(
     layer
         Layer with the predicted values.
     truth
-        Layer with measured values on the scale of the predictions; None uses log1p(1e4 * count / total) of the counts.
+        Layer with measured values on the scale of the predictions; None uses log1p(1e4 * count / total) of the counts,
+        or, of an adapter with ``target="as_is"``, the layer it was trained on.
     counts_layer
         Layer with counts; None uses `X` if it holds counts, else ``layers["counts"]``. A table without counts is
         plotted without measured values.
@@ -117,7 +119,7 @@ def expression(
         raise ValueError(f"`background={background!r}` is not known, use one of {list(BACKGROUNDS)}.")
     table = get_table(sdata, table_name)
     predicted = _predicted(table, gene, layer)
-    measured = _measured(table, gene, layer, truth, counts_layer)
+    truth_values = _measured(table, gene, layer, truth, counts_layer)
     trained = table.obs[f"{layer}_train"].to_numpy(dtype=bool) if f"{layer}_train" in table.obs else None
     rows = []
     for found in chosen_sections(sdata, section, table_name, key):
@@ -127,7 +129,7 @@ def expression(
                 label(sdata, found, table_name),
                 found,
                 radii,
-                None if measured is None else measured[found.rows],
+                None if truth_values is None else truth_values[found.rows],
                 predicted[found.rows],
                 trained is not None and bool(trained[found.rows].any()),
                 bounding_box(found.centres_um, radii),
@@ -136,7 +138,7 @@ def expression(
     limits = robust_limits(
         *(v for row in rows for v in (row.measured, row.predicted) if v is not None), vmin=vmin, vmax=vmax
     )
-    unit = UNIT if truth is None else "expression"
+    unit = UNIT if truth is None and not as_stored(table, layer) else "expression"
     return _draw(rows, gene, Normalize(*limits), cmap, unit, background, figsize)
 
 
@@ -171,8 +173,8 @@ def _measured(table: AnnData, gene: str, layer: str, truth: str | None, counts_l
         own = None if table.X is None else _dense(table.X[:, [column]])
         if own is None or np.array_equal(own, _layer(table, gene, layer, ""), equal_nan=True):
             return None
-    values: Any = log1p_cp10k(table, counts_layer)
-    return _dense(values[:, [column]])
+    values, known = measured(table, layer, counts_layer, otherwise=", or a layer on its scale (`truth=`)")
+    return np.where(known, _dense(values[:, [column]]), np.nan)
 
 
 def _dense(column: Any) -> np.ndarray:

@@ -13,6 +13,10 @@ _Points = np.ndarray
 _ON_TISSUE = 0.1  # fraction of the tile's area
 _CLEARLY = 0.1
 _STANDARD_ERRORS = 3.0
+# beyond doubt: a third of the centres or more lie off the tissue, and far more would lie on it. Pale, fatty tissue
+# beside dense tissue makes a flip look somewhat better where nothing is wrong.
+_OFF = 2 / 3
+_WIDE = 0.3
 
 # functions from (x, y) in an image of w x h to the point with flipped, rotated or transposed coordinates
 _VARIANTS: dict[str, Callable[[np.ndarray, np.ndarray, float, float], tuple[np.ndarray, np.ndarray]]] = {
@@ -38,11 +42,15 @@ class Placement:
         Mask of centres whose tile shows tissue.
     problem
         Description of the problem, or an empty string.
+    certain
+        Whether the problem is beyond doubt: most centres lie off the tissue and would not with other coordinates, or
+        lie off the image.
     """
 
     inside: np.ndarray
     on_tissue: np.ndarray
     problem: str
+    certain: bool = False
 
 
 def check_placement(
@@ -80,7 +88,9 @@ def check_placement(
     reoriented = _clearly_better(variants[best], on_tissue)
     # coordinates of another scale lie in one corner, where a rotation may look better by chance
     scaled = factor is not None and _clearly_better(rescaled, variants[best] if reoriented else on_tissue)
+    certain = False
     if factor is not None and scaled:
+        certain = _beyond_doubt(rescaled, on_tissue)
         problem = (
             f"the coordinates seem to be of another scale: x {x.min():.6g} to {x.max():.6g}, y {y.min():.6g} to "
             f"{y.max():.6g} on an image of {width} x {height} px; only {int(on_tissue.sum())} of {len(x)} centres "
@@ -88,17 +98,19 @@ def check_placement(
             "Correct the transformation of the shapes or image (Space Ranger: full, hires or lowres image)"
         )
     elif reoriented:
+        certain = _beyond_doubt(variants[best], on_tissue)
         problem = (
             f"the coordinates seem to be {best}: {int(variants[best].sum())} of {len(x)} centres would lie on tissue, "
             f"as they are {int(on_tissue.sum())} do. Correct them, or the transformation of the shapes or image"
         )
     elif 2 * inside.sum() < len(x):
+        certain = True
         problem = (
             f"only {int(inside.sum())} of {len(x)} centres lie inside the image: x {x.min():.6g} to {x.max():.6g}, "
             f"y {y.min():.6g} to {y.max():.6g}, image {width} x {height} px. They may be of another scale or image: "
             "correct the transformation of the shapes or image"
         )
-    return Placement(inside, on_tissue, problem)
+    return Placement(inside, on_tissue, problem, certain)
 
 
 def _tissue_around(picture: np.ndarray, side: float) -> np.ndarray:
@@ -115,6 +127,10 @@ def _clearly_better(other: np.ndarray, as_is: np.ndarray) -> bool:
     p, q = ((mask.sum() + 1) / (n + 2) for mask in (other, as_is))  # smoothed, since few spots are weak evidence
     error = np.sqrt(p * (1 - p) / n + q * (1 - q) / n)
     return bool(other.mean() - as_is.mean() > _CLEARLY and p - q > _STANDARD_ERRORS * error)
+
+
+def _beyond_doubt(other: np.ndarray, as_is: np.ndarray) -> bool:
+    return bool(as_is.mean() < _OFF and other.mean() - as_is.mean() > _WIDE)
 
 
 def _scale_to_tissue(centres_px: np.ndarray, size_px: tuple[int, int], tissue: np.ndarray) -> float | None:

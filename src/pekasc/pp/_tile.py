@@ -88,8 +88,9 @@ def tile(
     key_added
         Name of the tiles.
     strict
-        Whether contradicting pixel sizes, and coordinates that look transposed, flipped or scaled, are errors. With
-        False they are warnings, and the explicit pixel size is used.
+        Whether contradicting pixel sizes, and coordinates beyond doubt transposed, flipped or scaled (a third of the
+        spots off the tissue, far fewer otherwise), are errors. With False they are warnings, and the
+        explicit pixel size is used.
 
     Returns
     -------
@@ -239,9 +240,9 @@ def _check_place(section: Section, spec: TileSpec, strict: bool) -> None:
     placement = check_placement(section.centres_px, section.size_px, picture, side_px)
     if placement.problem:
         message = f"Section {section.name!r} on image {section.image_name!r}: {placement.problem}"
-        if strict:
+        if strict and placement.certain:
             raise ValueError(f"{message}; `strict=False` tiles them as they are.")
-        warnings.warn(f"{message}.", UserWarning, stacklevel=3)
+        warnings.warn(f"{message} if that is so. They are tiled as they are.", UserWarning, stacklevel=3)
     off = ~placement.on_tissue
     if off.any():
         warnings.warn(

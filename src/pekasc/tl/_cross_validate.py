@@ -11,7 +11,7 @@ from peft import PeftConfig
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
-from pekasc._expression import gene_names
+from pekasc._expression import gene_columns, gene_names
 from pekasc._keys import TILES, check_key
 from pekasc._options import Compute, Readout, Recipe, whole
 from pekasc._sections import check_table, get_table
@@ -190,7 +190,7 @@ def cross_validate(
         whole(name, number, least=1)
     if not block_um > 0:
         raise ValueError(f"`block_um={block_um}` must be positive.")
-    sets = _gene_sets(genes, protocol, gene_names(table, gene_key))
+    sets = _gene_sets(genes, protocol, gene_names(table, gene_key, gene_columns(table)))
     with reading(sdata, table_name=table_name, key=key, layer=layer, gene_key=gene_key, groups=groups) as spots:
         comparisons = make_comparisons(call, spots, groups, folds, sets, n_genes)
         frames = []

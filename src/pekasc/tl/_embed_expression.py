@@ -9,7 +9,7 @@ import numpy as np
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from pekasc._expression import counts, expressed_genes, gene_names, log1p_cp10k
+from pekasc._expression import counts, expressed_genes, gene_columns, gene_names, log1p_cp10k, of_genes, report_no_genes
 from pekasc._keys import check_free, check_key, feature_key, write_uns
 from pekasc._options import Compute, resolve, unused_in_embedding, whole
 from pekasc._sections import by_row, check_table, get_table, section_labels, writable_table
@@ -121,8 +121,10 @@ def embed_expression(
     autocast(device, how.precision)
     check_table(table)
     check_free(table, name, "features", slot="obsm")
-    names = gene_names(table, gene_key)
-    raw = counts(table, layer)
+    columns = gene_columns(table)
+    report_no_genes(table, columns)
+    names = gene_names(table, gene_key, columns)
+    raw = of_genes(counts(table, layer), columns)
     rows = np.flatnonzero(np.asarray(raw.sum(axis=1)).ravel() > 0)
     if not rows.size:
         raise ValueError("No spot has counts.")
@@ -132,7 +134,7 @@ def embed_expression(
     if described.name == "pca":
         n_components_for(rows.size, genes.size, n_components)  # an error names the argument of this call
     made = make_teacher(
-        described, expression=None if row.counts else log1p_cp10k(table, layer)[rows],
+        described, expression=None if row.counts else of_genes(log1p_cp10k(table, layer), columns)[rows],
         counts=raw[rows] if row.counts else None, genes=names, expressed=genes, n_components=n_components,
         device=device, precision=how.precision, random_state=random_state, progress=progress,
     )  # fmt: skip

@@ -10,8 +10,9 @@ from anndata import AnnData
 from scipy.stats import rankdata
 from spatialdata import SpatialData
 
-from pekasc._expression import Matrix, dense, log1p_cp10k
+from pekasc._expression import Matrix, dense
 from pekasc._keys import PEKA, TILES, check_key, score_key
+from pekasc._measured import measured
 from pekasc._sections import check_table, get_table, positions_um, section_labels, writable_table
 from pekasc._settings import get_logger
 from pekasc.models.selection import MIN_SPOTS, morans_i, pearson
@@ -44,7 +45,8 @@ def evaluate(
     layer
         The predictions.
     truth
-        Layer to compare with, on the scale of the predictions; by default log1p(1e4 * count / total) of the counts.
+        Layer to compare with, on the scale of the predictions; by default log1p(1e4 * count / total) of the counts,
+        with the totals recorded at prediction, or, of an adapter with ``target="as_is"``, the layer it was trained on.
     groups
         Column of obs; scores are taken within each group. By default sections.
     include_train
@@ -97,7 +99,7 @@ def evaluate(
         raise ValueError(f"The layer {layer!r} holds no predictions: all values are NaN.")
     rows = np.flatnonzero(~np.isnan(predicted_all[:, genes]).all(axis=1))
     rows = _without_training(table, rows, layer, include_train)
-    measured, rows = _measured(table, rows, np.flatnonzero(genes), truth, counts_layer)
+    truth_values, rows = _measured(table, layer, rows, np.flatnonzero(genes), truth, counts_layer)
     predicted = predicted_all[np.ix_(rows, genes)]
     if np.isnan(predicted).any():
         bad = int(np.isnan(predicted).any(axis=0).sum())
@@ -120,7 +122,7 @@ def evaluate(
         if at.size < 3:
             warnings.warn(f"Group {group!r} has {at.size} spots: too few to score.", UserWarning, stacklevel=2)
             continue
-        frames.append(_score(names, str(group), predicted[at], measured[at], positions[at], sections[at]))
+        frames.append(_score(names, str(group), predicted[at], truth_values[at], positions[at], sections[at]))
     if not frames:
         raise ValueError("No group has the three spots that a score needs.")
     scores = pd.concat(frames, ignore_index=True)
@@ -133,7 +135,7 @@ def evaluate(
 
 
 def _measured(
-    table: AnnData, rows: np.ndarray, genes: np.ndarray, truth: str | None, counts_layer: str | None
+    table: AnnData, layer: str, rows: np.ndarray, genes: np.ndarray, truth: str | None, counts_layer: str | None
 ) -> tuple[Matrix, np.ndarray]:
     """Return the measured expression, spots x genes, and the rows of spots with measurements."""
     if truth is not None:
@@ -144,17 +146,14 @@ def _measured(
                 "that are predicted: evaluate the spots and genes that were measured."
             )
         return values, rows
-    log = log1p_cp10k(
-        table,
-        counts_layer,
-        argument="counts_layer",
-        otherwise=", or a layer on the scale of the predictions (`truth=`)",
-    )[rows]
-    measured = np.asarray(log.sum(axis=1)).ravel() > 0
-    if not measured.all():
+    values, known = measured(
+        table, layer, counts_layer, otherwise=", or a layer on the scale of the predictions (`truth=`)"
+    )
+    known = known[rows]
+    if not known.all():
         # spots without counts were not measured: their zeros do not mean zero expression
-        logger.hint("%d of %d spots left out: they have no counts.", (~measured).sum(), rows.size)
-    return log[measured][:, genes], rows[measured]
+        logger.hint("%d of %d spots left out: they have no counts.", (~known).sum(), rows.size)
+    return values[rows[known]][:, genes], rows[known]
 
 
 def _layer(table: AnnData, layer: str) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from peft import PeftConfig
 from spatialdata import SpatialData
 
-from pekasc._expression import expressed_genes
+from pekasc._expression import TARGETS, expressed_genes
 from pekasc._keys import ADAPTER, TILES, check_free, check_key, write_uns
 from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
 from pekasc._sections import get_table, tissue_of, writable_table
@@ -165,7 +165,7 @@ def fit_adapter(
         data, teacher_model, model = _inputs(call, spots, genes, target)
         heads = [HeadSpec.from_readout(call.options.readout)]
         adapter = fit(model, spots.spec, data, teacher_model, call.options, heads)[0]
-    info = {**adapter.info, "target": "log1p(counts per 10,000)" if target == "log1p" else "as stored"}
+    info = {**adapter.info, "target": TARGETS[target], "layer": layer or ""}
     adapter = replace(adapter, info=info, trained_on=tissue_of(spots.sections))
     write_uns(writable_table(sdata, table_name), key_added, _record(adapter), kind="adapter")
     return adapter
@@ -175,7 +175,7 @@ def _inputs(call: FitCall, spots: Spots, genes: Any, target: str) -> tuple[Data,
     """Return arrays, teacher and encoder for the fit; wrong arguments raise before any pixel is read."""
     options, readout = call.options, call.options.readout
     expressed = expressed_genes(spots.expression, spots.groups)
-    predicted = expressed if genes is None else wanted_genes(spots.table, spots.names, genes)
+    predicted = expressed if genes is None else wanted_genes(spots.table, spots.names, genes, spots.columns)
     if not expressed.size:
         raise ValueError(
             "No gene is detected in at least 10 % of the spots of every training group: the sections share too little, "

@@ -12,8 +12,9 @@ from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
-from pekasc._expression import close_genes, gene_names, gene_positions, no_overlap_message
-from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, read_uns, score_key, write_uns
+from pekasc._expression import TARGETS, close_genes, gene_columns, gene_names, gene_positions, no_overlap_message
+from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, read_uns, score_key, total_key, write_uns
+from pekasc._measured import totals_to_record
 from pekasc._options import RESULT_MEMORY, Compute, resolve, unused_in_embedding
 from pekasc._sections import Section, by_row, check_table, get_table, trained_rows, writable_table
 from pekasc.models import Adapter
@@ -78,8 +79,11 @@ def predict_expression(
         The adapted features, (n_obs, n_features) float32; NaN in rows without a tile.
     ``obs["{key_added}_train"]``
         Whether the adapter was trained on this tissue; :func:`pekasc.tl.evaluate` leaves such spots out.
+    ``obs["{key_added}_total"]``
+        Total count of every row over the genes of the table, float64, if it has counts: the measured values that
+        predictions are compared with stay the same when genes leave the table.
     ``uns["pekasc"][key_added]``
-        Summary of the adapter, tile size and number of genes.
+        Summary of the adapter, its scale (``target``), tile size, number of genes predicted and in the totals.
 
     Raises
     ------
@@ -108,9 +112,11 @@ def predict_expression(
     table = get_table(sdata, table_name)
     check_table(table)
     wanted = _wanted(adapter, genes)
-    names = gene_names(table, gene_key)
+    gene_of = gene_columns(table)
+    names = gene_names(table, gene_key, gene_of)
     target_genes = [adapter.genes[i] for i in wanted]
     columns = gene_positions(names, target_genes)
+    columns[columns >= 0] = gene_of[columns[columns >= 0]]
     if table_added is None:
         check_free(table, key_added, "prediction", slot="layers")
         check_free(table, feature_key(key_added), "features", slot="obsm")
@@ -134,18 +140,27 @@ def predict_expression(
         trained = np.zeros(table.n_obs, dtype=bool)
         trained[trained_rows(sections, spec.side_um * max(adapter.scales), adapter.trained_on)] = True
     record = {**_record(adapter), "n_predicted": len(wanted), "tile_px": spec.tile_px, "mpp": spec.mpp}
+    totals = totals_to_record(table, adapter.info.get("layer"))
+    if totals is not None:
+        record |= totals[1]
     if table_added is None:
         table = writable_table(sdata, table_name)
+        if "layer" in adapter.info:
+            record["layer"] = adapter.info["layer"]
         values = np.full(table.shape, np.nan, dtype=np.float32)
         there = columns >= 0
         values[np.ix_(rows, columns[there])] = predicted[:, there]
     else:
         values = by_row(predicted, rows, table.n_obs)
-        table = _new_table(table, values, target_genes)
+        table = _new_table(table, values, target_genes, log=record["target"] == TARGETS["log1p"])
         record["table_added"] = table_added
     table.layers[key_added] = values
     table.obsm[feature_key(key_added)] = adapted
     table.obs[f"{key_added}_train"] = trained
+    if totals is not None:
+        table.obs[total_key(key_added)] = totals[0]
+    elif total_key(key_added) in table.obs:
+        del table.obs[total_key(key_added)]  # of earlier predictions
     # scores of earlier predictions do not hold for these
     stale = {score_key(key_added, metric) for metric in METRICS} & set(table.var)
     table.var = table.var.drop(columns=list(stale))
@@ -230,7 +245,7 @@ def _check_layer(
         )
 
 
-def _new_table(table: AnnData, values: np.ndarray, genes: list[str]) -> AnnData:
+def _new_table(table: AnnData, values: np.ndarray, genes: list[str], *, log: bool) -> AnnData:
     attrs = table.uns[TableModel.ATTRS_KEY]
     new = AnnData(X=values.copy(), obs=table.obs.copy())
     new.var_names = genes
@@ -239,7 +254,8 @@ def _new_table(table: AnnData, values: np.ndarray, genes: list[str]) -> AnnData:
             new.obsm[name] = np.array(table.obsm[name])
     # same spots, so the same tiles and pixel sizes
     new.uns["pekasc"] = dict(table.uns.get("pekasc", {}))
-    new.uns["log1p"] = {"base": None}  # as scanpy.pp.log1p writes it
+    if log:
+        new.uns["log1p"] = {"base": None}  # as scanpy.pp.log1p writes it
     region = attrs["region"]
     return TableModel.parse(
         new,

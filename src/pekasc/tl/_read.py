@@ -13,7 +13,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from pekasc import pp
-from pekasc._expression import Matrix, counts, gene_names, target_matrix
+from pekasc._expression import Matrix, counts, gene_columns, gene_names, of_genes, report_no_genes, target_matrix
 from pekasc._keys import TILE_INSIDE, UNS
 from pekasc._sections import (
     Section,
@@ -48,8 +48,10 @@ class Spots:
         Size of the tiles.
     rows
         Row of the table for every spot, (n,).
+    columns
+        Columns of the table that are genes: all, but for antibody counts and the like.
     expression
-        Target of the head, spots x all genes of the table.
+        Target of the head, spots x genes.
     names
         Names of the genes.
     group_key
@@ -66,6 +68,7 @@ class Spots:
     sections: list[Section]
     spec: TileSpec
     rows: np.ndarray
+    columns: np.ndarray
     expression: Matrix
     names: np.ndarray
     group_key: str | None
@@ -76,8 +79,8 @@ class Spots:
 
     @cached_property
     def counts(self) -> Matrix:
-        """Raw counts, spots x all genes of the table."""
-        return counts(self.table[self.rows], self.counts_layer)
+        """Raw counts, spots x genes."""
+        return of_genes(counts(self.table[self.rows], self.counts_layer), self.columns)
 
     @cached_property
     def stream(self) -> TileStream:
@@ -130,10 +133,12 @@ def reading(
     table = get_table(sdata, table_name)
     check_table(table)
     mask = training_mask(table, train)
-    names = gene_names(table, gene_key)
+    columns = gene_columns(table)
+    report_no_genes(table, columns)
+    names = gene_names(table, gene_key, columns)
     # only these rows of the matrix are ever read
     candidates = np.flatnonzero(mask)
-    expression = target_matrix(table if mask.all() else table[candidates], layer, target)
+    expression = of_genes(target_matrix(table if mask.all() else table[candidates], layer, target), columns)
     with untiled_on_error(sdata, table_name=table_name, key=key):
         sections, spec = ensure_tiles(sdata, table_name=table_name, key=key)
         # a spot without counts has no log-normalised expression
@@ -157,6 +162,7 @@ def reading(
             sections=sections,
             spec=spec,
             rows=rows,
+            columns=columns,
             expression=expression,
             names=names,
             group_key=groups,

@@ -12,6 +12,9 @@ from anndata import AnnData
 from pekasc._expression import close_genes, gene_positions, no_overlap_message
 from pekasc._keys import PATIENT, SECTION
 from pekasc._sections import section_labels
+from pekasc._settings import get_logger
+
+logger = get_logger(__name__)
 
 
 def by_label(values: Any, names: pd.Index, argument: str) -> Any:
@@ -124,33 +127,42 @@ def default_groups(adata: AnnData, rows: np.ndarray) -> str | None:
     return PATIENT
 
 
-def wanted_genes(adata: AnnData, names: np.ndarray, genes: Any) -> np.ndarray:
-    """Return the column indices of `genes`: a list of names, a boolean mask, or a boolean column of var.
+def wanted_genes(adata: AnnData, names: np.ndarray, genes: Any, columns: np.ndarray) -> np.ndarray:
+    """Return the indices in `names` of `genes`: a list of names, a boolean mask, or a boolean column of var.
+
+    `columns` are the columns of the table that `names` are of; others are no genes (antibody counts, controls).
 
     Raises
     ------
     KeyError
         If a gene or the column is not there.
     ValueError
-        If none of the genes is there, or the mask has a wrong length.
+        If none of the genes is there, one is no gene, or the mask has a wrong length.
     """
     if isinstance(genes, str):
         if genes not in adata.var or not is_boolean(adata.var[genes]):
-            columns = [c for c in adata.var if is_boolean(adata.var[c])]
-            raise KeyError(f"`genes={genes!r}` is no boolean column of `var` (there are: {columns}). Or give a list.")
-        return _chosen(adata.var[genes].to_numpy(dtype=bool))
+            there = [c for c in adata.var if is_boolean(adata.var[c])]
+            raise KeyError(f"`genes={genes!r}` is no boolean column of `var` (there are: {there}). Or give a list.")
+        return _chosen(adata.var[genes].to_numpy(dtype=bool), columns)
     if isinstance(genes, pd.Series) and is_boolean(genes):
         genes = by_label(genes, adata.var_names, "genes=").to_numpy(dtype=bool)
     values = np.asarray(genes)
     if values.dtype == bool:
         if values.shape != (adata.n_vars,):
             raise ValueError(f"The mask `genes=` has shape {values.shape}, the table has {adata.n_vars} genes.")
-        return _chosen(values)
+        return _chosen(values, columns)
     wanted = [str(gene) for gene in values]
     if not wanted:
         raise ValueError("`genes=` is empty.")
     position = gene_positions(names, wanted)
     missing = [gene for gene, at in zip(wanted, position, strict=True) if at < 0]
+    others = sorted(set(missing) & set(adata.var_names.drop(adata.var_names[columns])))
+    if others:
+        kinds = sorted(set(adata.var.loc[others, "feature_types"].astype(str)))
+        raise ValueError(
+            f"{len(others)} of the {len(wanted)} genes asked for are no gene expression by "
+            f'`var["feature_types"]`: {others[:3]} ({", ".join(kinds)}). Leave them out.'
+        )
     if len(missing) == len(wanted):
         raise ValueError(no_overlap_message(names, wanted, adata))
     if missing:
@@ -161,7 +173,10 @@ def wanted_genes(adata: AnnData, names: np.ndarray, genes: Any) -> np.ndarray:
     return np.unique(position)
 
 
-def _chosen(mask: np.ndarray) -> np.ndarray:
-    if not mask.any():
+def _chosen(mask: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    if not mask[columns].any():
         raise ValueError("`genes=` is empty: the mask holds no True.")
-    return np.flatnonzero(mask)
+    n_others = int(mask.sum() - mask[columns].sum())
+    if n_others:
+        logger.hint('%d of `genes=` are no gene expression by `var["feature_types"]` and are left out.', n_others)
+    return np.flatnonzero(mask[columns])
