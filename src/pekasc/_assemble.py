@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from dask.base import tokenize
 
-from pekasc._keys import BARCODE, IMAGE_MPP, write_uns
+from pekasc._keys import BARCODE, IMAGE_MPP, IMAGE_SIZE, write_uns
+from pekasc._sections import image_size
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -143,7 +144,12 @@ def spots(centres_px: np.ndarray, radius_px: float, coordinate_system: str) -> G
 
 
 def table(
-    counts: csr_matrix, obs: pd.DataFrame, var: pd.DataFrame, centres_px: np.ndarray, image_mpp: Mapping[str, float]
+    counts: csr_matrix,
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+    centres_px: np.ndarray,
+    image_mpp: Mapping[str, float],
+    images: Mapping[str, DataTree | DataArray],
 ) -> AnnData:
     """Return the table that annotates the spots of all sections.
 
@@ -160,6 +166,8 @@ def table(
         Centres (n, 2) in pixels of the finest level.
     image_mpp
         Micrometers per pixel of each image.
+    images
+        The images by name, those that are there: pixel sizes are recorded for images of these sizes.
     """
     from anndata import AnnData
     from spatialdata.models import TableModel
@@ -176,5 +184,6 @@ def table(
     obs.index = pd.Index([f"{section}_{name}" for section, name in zip(obs["section"], names, strict=True)])
     adata = AnnData(counts, obs=obs, var=var, obsm={"spatial": np.asarray(centres_px, dtype=np.float64)})
     write_uns(adata, IMAGE_MPP, image_mpp)
+    write_uns(adata, IMAGE_SIZE, {name: np.array(image_size(image)) for name, image in images.items()})
     regions = [str(region) for region in obs[REGION].cat.categories]
     return TableModel.parse(adata, region=regions, region_key=REGION, instance_key=INSTANCE)

@@ -15,7 +15,7 @@ from anndata import AnnData
 from geopandas import GeoDataFrame
 from spatialdata import SpatialData
 
-from pekasc._keys import BARCODE, IMAGE_MPP, read_uns
+from pekasc._keys import BARCODE
 from pekasc._sections._images import (
     affine,
     choose_image,
@@ -37,7 +37,8 @@ from pekasc._sections._pixel_size import (
     lattice_pixel_size,
     nearest_orthogonal,
 )
-from pekasc._sections._slides import images_of, recorded_mpp
+from pekasc._sections._records import recorded_pixel_sizes
+from pekasc._sections._slides import images_of
 from pekasc._sections._table import (
     check_spatialdata,
     check_table,
@@ -425,14 +426,7 @@ def _pixel_sizes(
         sources["um_coordinate_system"] = float(np.sqrt(abs(np.linalg.det(px_to_um[:2, :2]))))
     if array is not None:
         sources["array"] = _from_array(sdata, table, section, array)
-    recorded = read_uns(table, IMAGE_MPP) or {}
-    if section.image_name in recorded:
-        sources["recorded"] = check_mpp(
-            recorded[section.image_name], f'`table.uns["pekasc"]["image_mpp"][{section.image_name!r}]`'
-        )
-    slide_mpp = recorded_mpp(sdata, section.image_name)
-    if slide_mpp is not None:
-        sources["slide"] = check_mpp(slide_mpp, f"The pixel size of the slide {section.image_name!r}")
+    sources |= recorded_pixel_sizes(sdata, table, section.image_name, warn=not sources)
     if not sources:
         lattice = _from_lattice(sdata, table, section)
         if lattice is not None:

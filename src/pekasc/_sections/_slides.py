@@ -7,8 +7,6 @@ from typing import Any
 
 from spatialdata import SpatialData
 
-from pekasc._keys import IMAGE_MPP, UNS
-
 SLIDE = "wsi"  # wsidata's own name for the slide
 
 
@@ -25,13 +23,10 @@ def images_of(sdata: SpatialData) -> Mapping[str, Any]:
     return {**sdata.images, SLIDE: to_datatree(reader)}
 
 
-def recorded_mpp(sdata: SpatialData, image_name: str) -> Any:
-    """Return the pixel size of an image that `io.read_slide` or wsidata recorded, or None."""
+def reader_mpp(sdata: SpatialData, image_name: str) -> Any:
+    """Return the pixel size of the slide that wsidata's reader has open, or None."""
     reader = _reader(sdata)
-    if reader is not None and image_name == SLIDE:
-        return reader.properties.mpp
-    record = sdata.attrs.get(UNS, {})
-    return record.get(IMAGE_MPP, {}).get(image_name) if isinstance(record, Mapping) else None
+    return reader.properties.mpp if reader is not None and image_name == SLIDE else None
 
 
 def _reader(sdata: SpatialData) -> Any:

@@ -11,8 +11,9 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from pekasc._keys import IMAGE_MPP, TILES, read_uns, tile_shapes_name
+from pekasc._keys import TILES, read_uns, tile_shapes_name
 from pekasc._sections._patches import patch_record
+from pekasc._sections._records import recorded_pixel_sizes
 from pekasc._sections._resolve import Section, _check_region, _place, resolve_sections, scaled, with_patches
 from pekasc._sections._slides import images_of
 from pekasc._sections._table import check_table, get_table, region_rows
@@ -85,8 +86,8 @@ def _recorded_section(
     um_system = record["um_coordinate_system"] or None
     section = _place(sdata, table, region, rows, known["image"], um_system)
     mpp = known["mpp"]
-    if known["source"] == "recorded":
-        mpp = (read_uns(table, IMAGE_MPP) or {}).get(known["image"], mpp)
+    if known["source"] in ("recorded", "slide"):
+        mpp = recorded_pixel_sizes(sdata, table, known["image"], warn=False).get(known["source"], mpp)
     section = scaled(sdata, section, mpp, known["source"], um_system)
     changed = _changed(section, known)
     if changed is not None:

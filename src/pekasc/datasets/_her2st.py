@@ -109,7 +109,7 @@ def her2st(
         joint["label"] = pd.Categorical(joint["label"])
     matrix, genes = _union(counts)
     table = _assemble.table(
-        matrix, joint, pd.DataFrame(index=genes), np.concatenate(centres), dict.fromkeys(images, _MPP)
+        matrix, joint, pd.DataFrame(index=genes), np.concatenate(centres), dict.fromkeys(images, _MPP), images
     )
     write_uns(table, "her2st", {"source": _BASE_URL, "sections": ",".join(names)})
     logger.info("her2st: sections %s, %d spots, %d genes, %g um per pixel.", ", ".join(names), *table.shape, _MPP)

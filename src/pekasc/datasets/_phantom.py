@@ -157,6 +157,7 @@ def phantom(
         genes.var,
         np.concatenate([part.centres_px for part in parts]),
         {name: float(mpp) for name in images},
+        images,
     )
     table.layers["truth"] = np.log1p(1e4 * np.concatenate([part.shares for part in parts])).astype(np.float32)
     states = np.concatenate([part.states for part in parts])

@@ -167,6 +167,7 @@ def read_hest(
         pd.DataFrame(index=pd.Index(kept)),
         np.concatenate([sample.centres_px for sample in samples]),
         {sample.image_name: sample.mpp for sample in samples},
+        images,
     )
     records = {sample.region: sample.patches for sample in samples if sample.patches is not None}
     if records:

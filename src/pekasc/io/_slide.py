@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pekasc import _assemble
-from pekasc._keys import IMAGE_MPP, UNS, check_key, short_name
+from pekasc._keys import IMAGE_MPP, IMAGE_SIZE, UNS, check_key, short_name
 from pekasc._sections import check_mpp
 from pekasc._settings import get_logger
 from pekasc.io._tiff import tiff_levels, tiff_mpp
@@ -64,7 +64,7 @@ def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp:
     if mpp is None:
         logger.warning("The slide %s does not say its pixel size: give `image_mpp=` to `pekasc.pp.tile`.", file.name)
     else:
-        sdata.attrs[UNS] = {IMAGE_MPP: {name: mpp}}
+        sdata.attrs[UNS] = {IMAGE_MPP: {name: mpp}, IMAGE_SIZE: {name: list(levels[0].shape[:0:-1])}}
     height, width = levels[0].shape[1:]
     logger.info("slide %s: %d x %d px, %d levels, %s um/px.", name, width, height, len(levels), mpp or "unknown")
     return sdata
