@@ -215,10 +215,9 @@ def report(result: dict[str, Any]) -> None:
         rows = [row for row in result["variants"] if row["kind"] == kind]
         spots, known = (sum(row[column] for row in rows) for column in ("spots", "known"))
         print(f"| {kind} | {len(rows)} | {spots} | {known} |")
-    false = [row for row in result["pairs"] if row["known"]]
-    print(
-        f"\n{len(result['pairs'])} ordered pairs of different sections, with a spot taken as known: {len(false)} {false}"
-    )
+    pairs = result["pairs"]
+    false = [row for row in pairs if row["known"]]
+    print(f"\n{len(pairs)} ordered pairs of different sections, with a spot taken as known: {len(false)} {false}")
     fit = np.median(result["fit_seconds"])
     new = np.median([row["seconds"] for row in (*result["variants"], *result["pairs"])])
     print(f"Median seconds a section: {fit:.1f} in a fit, {new:.1f} in a prediction.")

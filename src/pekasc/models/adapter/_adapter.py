@@ -66,9 +66,9 @@ class Adapter:
         Summary of the fit: target, groups, numbers of spots, seeds, chosen settings, versions, licences; ``profile``:
         seconds of reading, encoding, training and head, tiles per second, peak memory in bytes.
     trained_on
-        Which tissue the adapter was trained on: for every image, by a digest of its content, the centres of the training
-        tiles, (n, 2) in level-0 pixels, and as ``"{digest}.points"`` and ``"{digest}.descriptors"`` the landmarks by
-        which the tissue is known again in crops, other levels and other orientations.
+        Which tissue the adapter was trained on: by a digest of each image's content, the centres of the training tiles,
+        (n, 2) in level-0 pixels, and as ``"{digest}.points"`` and ``"{digest}.descriptors"`` the landmarks by which the
+        tissue is known again in crops, other levels and other orientations.
     context_um
         Radius of the spatial context in um: the head also gets the mean features of the neighbours within it. None
         without context.
