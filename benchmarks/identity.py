@@ -38,12 +38,17 @@ PACKAGES = ("pekasc", "scikit-image", "spatialdata", "numpy")
 
 
 def of_section(sdata: SpatialData, name: str) -> SpatialData:
-    """Return one section as an object of its own; pixels are shared."""
+    """Return one section as an object of its own."""
     table = sdata["table"][sdata["table"].obs["region"] == f"{name}_spots"].copy()
     table.obs["region"] = table.obs["region"].cat.remove_unused_categories()
     table.uns["spatialdata_attrs"]["region"] = f"{name}_spots"
+    pixels = np.asarray(sd.get_pyramid_levels(sdata[f"{name}_he"], n=0))  # decoded once
+    image = Image2DModel.parse(
+        pixels, dims=("c", "y", "x"), scale_factors=[2, 2],
+        transformations=get_transformation(sdata[f"{name}_he"], get_all=True),
+    )  # fmt: skip
     return SpatialData(
-        images={f"{name}_he": sdata[f"{name}_he"]},
+        images={f"{name}_he": image},
         shapes={f"{name}_spots": sdata[f"{name}_spots"].copy()},
         tables={"table": table},
     )
@@ -128,7 +133,7 @@ def by_transformation(sdata: SpatialData, name: str, degrees: float) -> SpatialD
 
 def renamed(sdata: SpatialData, name: str) -> SpatialData:
     new = of_section(sdata, name)
-    new.images["slide 7"] = new.images.pop(f"{name}_he")
+    new.images["slide_7"] = new.images.pop(f"{name}_he")
     return new
 
 
@@ -154,7 +159,7 @@ def variants(sdata: SpatialData, name: str, mpp: float, other: SpatialData) -> I
 
 def section(sdata: SpatialData, name: str, mpp: float) -> Section:
     """Return the section `name` of an object whose finest pixels have `mpp` um by its own transformations."""
-    images = {f"{name}_spots": next(k for k in sdata.images if k in (f"{name}_he", "slide 7"))}
+    images = {f"{name}_spots": next(k for k in sdata.images if k in (f"{name}_he", "slide_7"))}
     px_per_unit = get_transformation(sdata[images[f"{name}_spots"]], name).to_affine_matrix(("x", "y"), ("x", "y"))
     scale = float(np.sqrt(abs(np.linalg.det(px_per_unit[:2, :2]))))
     regions = [*sdata["table"].obs["region"].cat.categories]

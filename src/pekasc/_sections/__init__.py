@@ -18,6 +18,8 @@ from pekasc._sections._patches import (
 )
 from pekasc._sections._pixel_size import ARRAYS, array_pixel_size, check_mpp
 from pekasc._sections._resolve import Section, resolve_sections
+from pekasc._sections._slide_section import shape_centres, slide_section
+from pekasc._sections._slides import images_of
 from pekasc._sections._table import (
     by_row,
     check_spatialdata,
@@ -29,10 +31,12 @@ from pekasc._sections._table import (
     writable_table,
 )
 from pekasc._sections._tiled import positions_um, section_readers, tile_record, tiled_sections
+from pekasc._sections._tissue import TissueMask, tissue_of_slide
 
 __all__ = [
     "ARRAYS",
     "Section",
+    "TissueMask",
     "array_pixel_size",
     "by_row",
     "check_mpp",
@@ -43,6 +47,7 @@ __all__ = [
     "examples",
     "get_table",
     "image_size",
+    "images_of",
     "join_patches",
     "overview",
     "patch_side_px",
@@ -52,9 +57,12 @@ __all__ = [
     "resolve_sections",
     "section_labels",
     "section_readers",
+    "shape_centres",
+    "slide_section",
     "tile_record",
     "tiled_sections",
     "tissue_mask",
+    "tissue_of_slide",
     "tissue_of",
     "trained_rows",
     "writable_table",

@@ -34,18 +34,27 @@ def check_mpp(value: Any, what: str) -> float:
 
 
 def choose_pixel_size(
-    sources: Mapping[str, float], *, region: str, image_name: str, size_px: tuple[int, int], strict: bool
+    sources: Mapping[str, float], *, region: str | None, image_name: str, size_px: tuple[int, int], strict: bool
 ) -> tuple[float, str]:
     """Return the pixel size and its source: the first of `sources`, with which the others must agree.
+
+    `region` is None for a slide without spots.
 
     Raises
     ------
     ValueError
         If there is no source, or, with `strict`, if two differ by more than 2 %.
     """
+    of_region = "" if region is None else f" (section {region!r})"
+    if not sources and region is None:
+        raise ValueError(
+            f"The pixel size of image {image_name!r} is not known, and pekasc does not guess it. Give `image_mpp=` (um "
+            f"per pixel of this image, {size_px[0]} x {size_px[1]} px), or `um_coordinate_system=` with the name of a "
+            "coordinate system in micrometers."
+        )
     if not sources:
         raise ValueError(
-            f"The pixel size of image {image_name!r} (section {region!r}) is not known, and pekasc does not guess it. "
+            f"The pixel size of image {image_name!r}{of_region} is not known, and pekasc does not guess it. "
             f"Give it in one of three ways: `image_mpp={{{image_name!r}: ...}}` (um per pixel of this image, "
             f"{size_px[0]} x {size_px[1]} px), `um_coordinate_system=` with the name of a coordinate system in "
             f"micrometers, or {_array_hint(region)} if the table has the columns array_row and array_col."
@@ -55,7 +64,7 @@ def choose_pixel_size(
         if abs(value / other_value - 1) <= _TOLERANCE:
             continue
         message = (
-            f"Pixel sizes of image {image_name!r} (section {region!r}) disagree: {value:.4g} um from {_say(source)}, "
+            f"Pixel sizes of image {image_name!r}{of_region} disagree: {value:.4g} um from {_say(source)}, "
             f"{other_value:.4g} um from {_say(other)}."
         )
         if strict:
@@ -78,7 +87,8 @@ def _say(source: str) -> str:
     }[source]
 
 
-def _array_hint(region: str) -> str:
+def _array_hint(region: str | None) -> str:
+    region = region or ""
     return '`array="visium_hd"`' if bin_um(region) else '`array="visium"`, `"visium_hd"` or `"st"`'
 
 

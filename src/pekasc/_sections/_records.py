@@ -22,7 +22,7 @@ _ROUNDING_PX = 1.0  # sizes of coarser levels are rounded
 _SCALE = 0.02
 
 
-def recorded_pixel_sizes(sdata: SpatialData, table: AnnData, image_name: str, *, warn: bool) -> dict[str, float]:
+def recorded_pixel_sizes(sdata: SpatialData, table: AnnData | None, image_name: str, *, warn: bool) -> dict[str, float]:
     """Return the pixel sizes in um that readers recorded for an image, by where they did.
 
     A pixel size is recorded with the size of its image. An image that has another size now, and is by its
@@ -37,8 +37,9 @@ def recorded_pixel_sizes(sdata: SpatialData, table: AnnData, image_name: str, *,
     out = {}
     attrs = sdata.attrs.get(UNS, {})
     attrs = attrs if isinstance(attrs, Mapping) else {}
+    of_table = (None, None) if table is None else (read_uns(table, IMAGE_MPP), read_uns(table, IMAGE_SIZE))
     records = {
-        "recorded": (read_uns(table, IMAGE_MPP), read_uns(table, IMAGE_SIZE), f'`table.uns["{UNS}"]["{IMAGE_MPP}"]'),
+        "recorded": (*of_table, f'`table.uns["{UNS}"]["{IMAGE_MPP}"]'),
         "slide": (attrs.get(IMAGE_MPP), attrs.get(IMAGE_SIZE), f'`sdata.attrs["{UNS}"]["{IMAGE_MPP}"]'),
     }
     for source, (sizes_um, sizes_px, where) in records.items():

@@ -198,7 +198,7 @@ def _check_region(sdata: SpatialData, region: str, table: AnnData | None = None)
         raise ValueError(
             f"The table annotates the labels {region!r}; pekasc needs shapes. Make polygons of them with "
             f"`sdata.shapes['{region}_shapes'] = spatialdata.to_polygons(sdata.labels[{region!r}])` (or circles around "
-            f"`spatialdata.get_centroids(sdata.labels[{region!r}])`) and parse the table again with that region."
+            f"`spatialdata.getcentroids(sdata.labels[{region!r}])`) and parse the table again with that region."
         )
     if region in sdata.points:
         raise ValueError(
@@ -268,15 +268,15 @@ def _place(
     stored = patch_record(table, region)
     _, _, instance_key = table_keys(table)
     ids = table.obs[instance_key].to_numpy()[rows]
-    centroids = _centroids(shapes, ids, region)
+    centres_in_shapes = centroids(shapes, ids, region)
     pyramid = None
     image = images_of(sdata).get(image_name)
     if image is not None:
         pyramid, size_px = image_pyramid(image_name, image), image_size(image)
-        system, shapes_to_px = _shared_system(sdata, region, image_name, um_coordinate_system)
+        system, shapes_to_px = shared_system(sdata, region, image_name, um_coordinate_system)
     else:
         system, shapes_to_px, size_px = _patch_system(shapes, region, stored, um_coordinate_system)
-    centres = transform(shapes_to_px, centroids)
+    centres = transform(shapes_to_px, centres_in_shapes)
     return Section(
         name=region,
         image_name=image_name,
@@ -329,7 +329,7 @@ def with_patches(table: AnnData, section: Section) -> Section:
     return replace(section, patches=file, patch_rows=rows, patch_side_px=float(stored["side_px"]))
 
 
-def _centroids(shapes: GeoDataFrame, ids: np.ndarray, region: str) -> np.ndarray:
+def centroids(shapes: GeoDataFrame, ids: np.ndarray, region: str) -> np.ndarray:
     """Return the centroids of the shapes with these ids, in the shapes' own coordinates."""
     if not shapes.index.is_unique:
         repeated = shapes.index[shapes.index.duplicated()].unique()
@@ -365,7 +365,7 @@ def _centroids(shapes: GeoDataFrame, ids: np.ndarray, region: str) -> np.ndarray
     return xy
 
 
-def _shared_system(sdata: SpatialData, region: str, image_name: str, preferred: str | None) -> tuple[str, np.ndarray]:
+def shared_system(sdata: SpatialData, region: str, image_name: str, preferred: str | None) -> tuple[str, np.ndarray]:
     """Return the coordinate system shared by shapes and image, and the matrix from shapes to level-0 pixels."""
     shapes, image = sdata.shapes[region], images_of(sdata)[image_name]
     shared = coordinate_systems(shapes) & coordinate_systems(image)
@@ -395,9 +395,10 @@ def _shared_system(sdata: SpatialData, region: str, image_name: str, preferred: 
 
 def _um_map(sdata: SpatialData, section: Section, um_coordinate_system: str) -> np.ndarray:
     """Return the 3 x 3 matrix from level-0 pixels to the system in um, through the image or through the shapes."""
-    shapes, image = sdata.shapes[section.name], images_of(sdata)[section.image_name]
+    image = images_of(sdata)[section.image_name]
     if um_coordinate_system in coordinate_systems(image):
         return affine(image, um_coordinate_system)
+    shapes = sdata.shapes[section.name]
     if um_coordinate_system in coordinate_systems(shapes):
         return np.asarray(affine(shapes, um_coordinate_system) @ np.linalg.inv(section.shapes_to_px))
     raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -139,10 +140,26 @@ def tile(
     _check_names(sdata, table, sections, key_added)
     for section in sections:
         _check_place(section, spec, strict)
-    readers = section_readers(sections, spec)
-    squares = {tile_shapes_name(section.name, key_added): _squares(sdata, section, spec) for section in sections}
-    inside = np.full(table.n_obs, np.nan, dtype=np.float32)
-    for section, reader in zip(sections, readers, strict=True):
+    made = make_tiles(sdata, sections, spec, table.n_obs, key_added, um_coordinate_system)
+    _write(sdata, table_name, key_added, made)
+
+
+@dataclass(frozen=True, eq=False)
+class MadeTiles:
+    """What :func:`tile` writes: squares by name, the fraction of each row's tile inside its image, and the record."""
+
+    squares: dict[str, GeoDataFrame]
+    inside: np.ndarray
+    record: dict[str, Any]
+
+
+def make_tiles(
+    sdata: SpatialData, sections: list[Section], spec: TileSpec, n_obs: int, key: str, um_coordinate_system: str | None
+) -> MadeTiles:
+    """Return the tiles of sections, for a table of `n_obs` rows."""
+    squares = {tile_shapes_name(section.name, key): _squares(sdata, section, spec) for section in sections}
+    inside = np.full(n_obs, np.nan, dtype=np.float32)
+    for section, reader in zip(sections, section_readers(sections, spec), strict=True):
         inside[section.rows] = reader.inside
         _log(section, reader, spec)
     record = {
@@ -151,7 +168,7 @@ def tile(
         "um_coordinate_system": um_coordinate_system or "",
         "sections": {section.name: _section_record(section) for section in sections},
     }
-    _write(sdata, table_name, key_added, squares, inside, record)
+    return MadeTiles(squares, inside, record)
 
 
 def _in_tissue(table: AnnData, section: Section) -> Section:
@@ -302,20 +319,13 @@ def _log(section: Section, reader: TileReader | PatchReader, spec: TileSpec) -> 
         )
 
 
-def _write(
-    sdata: SpatialData,
-    table_name: str,
-    key: str,
-    squares: Mapping[str, GeoDataFrame],
-    inside: np.ndarray,
-    record: Mapping[str, Any],
-) -> None:
+def _write(sdata: SpatialData, table_name: str, key: str, made: MadeTiles) -> None:
     # nothing below fails, so either everything is written or nothing
     table = writable_table(sdata, table_name)
     stale = {tile_shapes_name(region, key) for region in (tile_record(table, key) or {"sections": ()})["sections"]}
-    for name in (stale | set(squares)) & set(sdata.shapes):
+    for name in (stale | set(made.squares)) & set(sdata.shapes):
         del sdata.shapes[name]
-    for name, frame in squares.items():
+    for name, frame in made.squares.items():
         sdata.shapes[name] = frame
-    table.obs[TILE_INSIDE] = inside
-    write_uns(table, key, record, kind="tiles")
+    table.obs[TILE_INSIDE] = made.inside
+    write_uns(table, key, made.record, kind="tiles")

@@ -6,8 +6,10 @@ Independent of SpatialData and torch. `TileGeometry` has the positions of the ti
 
 from __future__ import annotations
 
-from pekasc.tiling._geometry import TileGeometry, TileSpec
+from pekasc.tiling._geometry import TileGeometry, TileSpec, check_positive
+from pekasc.tiling._grid import GRID_SHAPES, GridShape, cell_corners, grid_positions
 from pekasc.tiling._patches import PatchFile, PatchReader
+from pekasc.tiling._quality import pen_fraction, sharpness, sharpness_threshold
 from pekasc.tiling._reader import MAX_MEMORY, ImagePyramid, TileReader
 from pekasc.tiling._resample import split_channels
 from pekasc.tiling._stream import (
@@ -25,8 +27,10 @@ from pekasc.tiling._stream import (
 )
 
 __all__ = [
+    "GRID_SHAPES",
     "MAX_MEMORY",
     "ArrayTiles",
+    "GridShape",
     "ImagePyramid",
     "PatchFile",
     "PatchReader",
@@ -39,9 +43,15 @@ __all__ = [
     "TilesOfSome",
     "batches",
     "cached",
+    "cell_corners",
+    "check_positive",
     "check_temporary_room",
+    "grid_positions",
     "in_batches",
+    "pen_fraction",
     "read_ahead",
     "read_parts",
+    "sharpness",
+    "sharpness_threshold",
     "split_channels",
 ]

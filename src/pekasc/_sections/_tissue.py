@@ -1,0 +1,227 @@
+"""Where a slide shows tissue: detected in a coarse version of it, or given as shapes, labels or a mask."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import shapely
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel
+
+from pekasc._sections._images import affine, coordinate_systems, levels_of, transform
+from pekasc._sections._overview import coarse, tissue_mask
+from pekasc._sections._resolve import Section
+from pekasc._sections._slides import images_of
+from pekasc._settings import get_logger
+
+logger = get_logger(__name__)
+
+_DETECTION_UM = 8.0  # pixel size at which tissue is looked for
+_DETECTION_PX = 4_000_000
+_SAMPLES = 8  # a tile's tissue fraction is taken at 8 x 8 points
+_ASPECT = 0.02
+_WHOLE = 0.98
+_SMALL = 0.01  # of the area of the largest piece
+_ALL_PIECES = 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class TissueMask:
+    """Mask of tissue over an image.
+
+    Parameters
+    ----------
+    mask
+        (height, width) bool.
+    px_to_mask
+        3 x 3 matrix from level-0 pixels of the image to pixels of the mask.
+    """
+
+    mask: np.ndarray
+    px_to_mask: np.ndarray
+
+    def fraction(self, centres_px: np.ndarray, half_px: np.ndarray) -> np.ndarray:
+        """Return the fraction of each tile on tissue, (n,) float32, at 8 x 8 points.
+
+        Parameters
+        ----------
+        centres_px
+            (n, 2) centres in level-0 pixels.
+        half_px
+            (2, 2) matrix from (-1 to 1, -1 to 1) within a tile to an offset in level-0 pixels.
+        """
+        steps = (np.arange(_SAMPLES) + 0.5) / _SAMPLES * 2 - 1
+        inside = np.column_stack([a.ravel() for a in np.meshgrid(steps, steps)]) @ half_px.T
+        total = np.zeros(len(centres_px), dtype=np.float32)
+        for offset in inside:
+            x, y = np.floor(transform(self.px_to_mask, centres_px + offset)).astype(np.int64).T
+            there = (x >= 0) & (y >= 0) & (x < self.mask.shape[1]) & (y < self.mask.shape[0])
+            total[there] += self.mask[y[there], x[there]]
+        return total / len(inside)
+
+
+def tissue_of_slide(sdata: SpatialData, section: Section, tissue: Any) -> TissueMask | None:
+    """Return where a slide shows tissue; None if all of it is taken (``tissue=False``).
+
+    Raises
+    ------
+    KeyError
+        If `tissue` names neither shapes nor labels.
+    TypeError
+        If it is nothing of the kind.
+    ValueError
+        If there is no tissue, or a mask does not belong to the image.
+    """
+    if tissue is False:
+        return None
+    if isinstance(tissue, str) and tissue == "detect":
+        found = detect_tissue(section)
+    elif isinstance(tissue, str):
+        found = _element_mask(sdata, section, tissue)
+    elif isinstance(tissue, np.ndarray):
+        found = _array_mask(section, tissue)
+    else:
+        raise TypeError(
+            '`tissue` must be "detect", False, the name of shapes or labels, or a mask (a 2-D array), got '
+            f"{type(tissue).__name__}."
+        )
+    if not found.mask.any():
+        what = "was found" if isinstance(tissue, str) and tissue == "detect" else f"is in `tissue={_short(tissue)}`"
+        raise ValueError(
+            f"No tissue {what} on image {section.image_name!r}. Give `tissue=` as shapes, labels or a mask, or False "
+            "to take all of the image."
+        )
+    return found
+
+
+def _short(tissue: Any) -> str:
+    return repr(tissue) if isinstance(tissue, str) else "..."
+
+
+def coarse_picture(section: Section) -> tuple[np.ndarray, np.ndarray]:
+    """Return a coarse version of a whole slide, uint8 (y, x, 3), and its pixel in level-0 pixels, x and y."""
+    assert section.pyramid is not None
+    size = np.array(section.size_px)
+    wanted = max(_DETECTION_UM / section.mpp, float(np.sqrt(size.prod() / _DETECTION_PX)))
+    return coarse(section.pyramid, np.zeros(2, dtype=int), size, wanted)
+
+
+def detect_tissue(section: Section) -> TissueMask:
+    """Find tissue with :func:`squidpy.experimental.im.detect_tissue` in a coarse version of the slide.
+
+    Its answer is checked: what it takes for tissue must be darker than the rest. Where the corners of the image are
+    tissue, they are not taken for background.
+
+    Raises
+    ------
+    ValueError
+        If what it finds is brighter than the rest in either way.
+    """
+    picture, step = coarse_picture(section)
+    grey = picture.astype(np.float32).mean(axis=-1)
+    for corners in (True, False):
+        mask, n_small = _squidpy_mask(picture, corners)
+        if mask.mean() > _WHOLE and not tissue_mask(picture).any():
+            mask[:] = False  # a blank slide has no darker part
+        if mask.all() or not mask.any() or grey[mask].mean() < grey[~mask].mean():
+            break
+    else:
+        raise ValueError(
+            f"Tissue detection takes the bright parts of image {section.image_name!r} for tissue (mean grey level "
+            f"{grey[mask].mean():.0f} inside, {grey[~mask].mean():.0f} outside). Give `tissue=` as shapes, labels or a "
+            "mask, or False to take all of the image."
+        )
+    if n_small:
+        logger.hint("image %s: %d pieces of less than 1 %% of the largest are left out.", section.image_name, n_small)
+    logger.hint("image %s: %.0f %% of it is tissue.", section.image_name, 100 * mask.mean())
+    return TissueMask(mask, np.diag([1 / step[0], 1 / step[1], 1.0]))
+
+
+def _squidpy_mask(picture: np.ndarray, corners_are_background: bool) -> tuple[np.ndarray, int]:
+    """Return squidpy's mask without pieces of less than 1 % of the largest, and how many those are.
+
+    Squidpy's own choice, Otsu's threshold on the pieces' areas, leaves out the smaller of two biopsies.
+    """
+    import squidpy as sq
+
+    # an image of its own: squidpy would scale the mask up to the size of the slide
+    sdata = SpatialData(images={"image": Image2DModel.parse(np.moveaxis(picture, -1, 0), dims=("c", "y", "x"))})
+    with _quiet("spatialdata._logging"):  # which squidpy logs its steps to
+        pieces = sq.experimental.im.detect_tissue(
+            sdata, "image", corners_are_background=corners_are_background, min_specimen_area_frac=0.0,
+            n_samples=_ALL_PIECES, inplace=False,
+        )  # fmt: skip
+    pieces = np.asarray(pieces)
+    area = np.bincount(pieces.ravel())
+    area[0] = 0
+    small = (area > 0) & (area < _SMALL * area.max())
+    return (pieces > 0) & ~small[pieces], int(small.sum())
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    other = logging.getLogger(name)
+    level = other.level
+    other.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        other.setLevel(level)
+
+
+def _element_mask(sdata: SpatialData, section: Section, name: str) -> TissueMask:
+    kind = "labels" if name in sdata.labels else "shapes"
+    element = sdata.labels.get(name, sdata.shapes.get(name))
+    if element is None:
+        raise KeyError(
+            f"`tissue={name!r}` is neither shapes nor labels. Available shapes: {list(sdata.shapes)}, labels: "
+            f'{list(sdata.labels)}. Or `tissue="detect"`.'
+        )
+    image = images_of(sdata)[section.image_name]
+    shared = sorted(coordinate_systems(element) & coordinate_systems(image), key=lambda s: (s != "global", s))
+    if not shared:
+        raise ValueError(
+            f"The {kind} `tissue={name!r}` (in {sorted(coordinate_systems(element))}) and the image "
+            f"{section.image_name!r} (in {sorted(coordinate_systems(image))}) share no coordinate system."
+        )
+    to_px = np.linalg.inv(affine(image, shared[0])) @ affine(element, shared[0])
+    if kind == "labels":
+        values = np.asarray(levels_of(element)[0].transpose("y", "x").data) > 0
+        return TissueMask(values, np.linalg.inv(to_px))
+    return _rasterized(section, element.geometry.to_numpy(), element.get("radius"), to_px)
+
+
+def _rasterized(section: Section, geometry: np.ndarray, radius: Any, to_px: np.ndarray) -> TissueMask:
+    """Return polygons or circles as a mask with pixels of about 8 um."""
+    if radius is not None:
+        geometry = shapely.buffer(geometry, np.asarray(radius, dtype=np.float64))
+    geometry = shapely.transform(shapely.make_valid(geometry), lambda xy: transform(to_px, xy))
+    size = np.array(section.size_px, dtype=np.float64)
+    step = max(_DETECTION_UM / section.mpp, float(np.sqrt(size.prod() / _DETECTION_PX)))
+    width, height = np.maximum(1, np.ceil(size / step)).astype(int)
+    union = shapely.union_all(geometry)
+    shapely.prepare(union)
+    x, y = ((np.arange(n) + 0.5) * step for n in (width, height))
+    mask = np.stack([shapely.contains_xy(union, x, np.full(width, at)) for at in y])
+    return TissueMask(mask, np.diag([1 / step, 1 / step, 1.0]))
+
+
+def _array_mask(section: Section, mask: np.ndarray) -> TissueMask:
+    if mask.ndim != 2 or mask.dtype.kind not in "bui":
+        raise ValueError(
+            f"`tissue=` as a mask must be a 2-D array of bool or integers, got shape {mask.shape}, {mask.dtype}."
+        )
+    width, height = section.size_px
+    scale = np.array([mask.shape[1] / width, mask.shape[0] / height])
+    # sizes of coarse levels are rounded
+    if abs(scale[0] / scale[1] - 1) > max(_ASPECT, 2 / min(mask.shape)):
+        raise ValueError(
+            f"The mask `tissue=` of {mask.shape[1]} x {mask.shape[0]} px has another aspect than the image "
+            f"{section.image_name!r} of {width} x {height} px: it does not belong to it."
+        )
+    return TissueMask(mask > 0, np.diag([*scale, 1.0]))
