@@ -313,6 +313,8 @@ class Compute(_Options):
         with the same weights. Delete it once the adapter is saved.
     checkpoint_minutes
         Minutes between two checkpoints of a training in `resume`.
+    stored_precision
+        ``"float32"`` or ``"float16"``, of predictions in a ``store=``.
     client
         A :class:`distributed.Client` whose workers read and embed tiles. Workers must be able to open the image (so
         keep images on disk, as zarr or slide) and the encoder's weights. `device` is then the device of each worker.
@@ -347,6 +349,7 @@ class Compute(_Options):
     cache: str | Path | None = None
     resume: str | Path | None = None
     checkpoint_minutes: float = 5.0
+    stored_precision: Literal["float32", "float16"] = "float32"
     client: Client | None = None
     trainer: Mapping[str, Any] | None = field(default=None, hash=False)
     accumulate: int = 1
@@ -358,6 +361,7 @@ class Compute(_Options):
         if not isinstance(self.device, str):
             raise TypeError(f'`device={self.device!r}` must be a string, such as "auto", "cpu" or "cuda".')
         _one_of("precision", self.precision, PRECISIONS)
+        _one_of("stored_precision", self.stored_precision, ("float32", "float16"))
         if self.cached_activations is not None:
             _one_of("cached_activations", self.cached_activations, CACHED, otherwise=", or None to keep nothing")
         for name in ("embed_batch_size", "accumulate"):
@@ -401,15 +405,20 @@ _TRAINING_FIELDS = (
 )  # fmt: skip
 
 
-def unused_in_embedding(*, arrays: bool = False) -> dict[str, str]:
+NOT_STORED = {"stored_precision": "no predictions are stored on disk"}
+
+
+def unused_in_embedding(*, arrays: bool = False, stored: bool = False) -> dict[str, str]:
     """Return the fields of `Compute` that do nothing in a call that embeds and does not train, with the reason.
 
     Parameters
     ----------
     arrays
         Whether the tiles are arrays in memory.
+    stored
+        Whether predictions are stored on disk.
     """
-    unused = dict.fromkeys(_TRAINING_FIELDS, _NOT_TRAINED)
+    unused = dict.fromkeys(_TRAINING_FIELDS, _NOT_TRAINED) | ({} if stored else NOT_STORED)
     if arrays:
         unused |= dict.fromkeys(("client", "max_memory"), "the tiles are in memory")
     return unused

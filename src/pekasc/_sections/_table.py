@@ -32,10 +32,10 @@ def get_table(data: SpatialData | AnnData, table_name: str = "table") -> AnnData
         return _not_lazy(data)
     if not isinstance(data, SpatialData):
         raise TypeError(f"Expected a SpatialData or an AnnData, got {type(data).__name__}.")
-    return _not_lazy(data.tables[_present(data, table_name)])
+    return _not_lazy(data.tables[present_table(data, table_name)])
 
 
-def _present(sdata: SpatialData, table_name: str) -> str:
+def present_table(sdata: SpatialData, table_name: str) -> str:
     """Return the name of the table: the only one, if the default name is asked for and there is none of it."""
     tables = list(sdata.tables)
     if table_name in tables:
@@ -103,7 +103,7 @@ def writable_table(data: SpatialData | AnnData, table_name: str = "table") -> An
     if isinstance(data, AnnData):
         raise ValueError("`adata` is a view of another AnnData. Write `adata = adata.copy()` first.")
     table = table.copy()
-    table_name = _present(data, table_name)
+    table_name = present_table(data, table_name)
     del data.tables[table_name]
     data.tables[table_name] = table
     return table

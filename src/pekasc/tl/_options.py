@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import PeftConfig
 
-from pekasc._options import Compute, Readout, Recipe, resolve, resolve_recipe, unused_in_embedding, whole
+from pekasc._options import NOT_STORED, Compute, Readout, Recipe, resolve, resolve_recipe, unused_in_embedding, whole
 from pekasc.models import Encoder, Teacher
 from pekasc.models.comparing import (
     BEST_FROZEN,
@@ -76,7 +76,7 @@ def resolve_fit(
     unused = {} if method is None else {"n_depths": _ONE_DEPTH}
     reading = resolve(readout, Readout, "readout", unused=unused)
     check_head(reading.head)
-    unused = {"client": "a fit runs in this process, or in those of `trainer`"}
+    unused = {"client": "a fit runs in this process, or in those of `trainer`", **NOT_STORED}
     if method is None:
         # several devices share the embedding
         unused |= dict.fromkeys(unused_in_embedding().keys() - {"trainer"}, _FROZEN)
@@ -175,7 +175,7 @@ def _unused_in_recipe(methods: Mapping[str, Rival], teacher: Teacher) -> dict[st
 
 
 def _unused_in_compute(methods: Mapping[str, Rival]) -> dict[str, str]:
-    unused = dict(UNUSED_IN_COMPARISON)
+    unused = {**UNUSED_IN_COMPARISON, **NOT_STORED}
     if all(row.trains is None for row in methods.values()):
         unused |= {name: reason for name, reason in unused_in_embedding().items() if name != "cache"}
     return unused

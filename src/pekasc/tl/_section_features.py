@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class _Part:
     values: np.ndarray | None  # without a store: features in the order of the tiles
     chunks: list[np.ndarray]  # indices of tiles; chunk i has the rows from i * size on in a store
 
-    @property
+    @cached_property
     def rows(self) -> np.ndarray:
         """(n,) row of the store for each tile."""
         return np.argsort(np.concatenate(self.chunks), kind="stable")
@@ -78,6 +79,22 @@ class SectionFeatures:
     def section(self, section: int) -> np.ndarray:
         """Return the features of one section, (n, d) float32, in the order of its tiles."""
         return np.concatenate([_values(scale[section]) for scale in self._parts], axis=1)
+
+    @property
+    def digests(self) -> list[str]:
+        """Names of the stored features of every section and scale, which say what they depend on."""
+        return [part.store.name for scale in self._parts for part in scale if part.store is not None]
+
+    def rows(self, section: int, index: np.ndarray) -> np.ndarray:
+        """Return the features of some tiles of a section, (k, d) float32; from a store, without reading the others."""
+        found = []
+        for part in (scale[section] for scale in self._parts):
+            if part.store is not None:
+                found.append(part.store.rows(part.rows[index]))
+                _check_found(found[-1], part.store)
+            elif part.values is not None:
+                found.append(part.values[index])
+        return np.concatenate(found, axis=1)
 
     def by_row(self, n_obs: int, max_memory: int) -> Any:
         """Return the features of all table rows, NaN without a tile; a dask array if larger than `max_memory` bytes."""

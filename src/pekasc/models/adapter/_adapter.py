@@ -18,7 +18,7 @@ from pekasc._options import Compute, resolve, unused_in_embedding
 from pekasc.models.adapter import _folder as _store
 from pekasc.models.encoders import Depth, Encoder, EncoderNetwork
 from pekasc.models.features import embed
-from pekasc.models.heads import Head, with_context
+from pekasc.models.heads import Head, neighbour_means, offset_means, pitch_um, with_context
 from pekasc.models.runtime import profile_text, resolve_device
 from pekasc.models.training import attached, last_block
 from pekasc.tiling import ArrayTiles, TileSource, TileSpec
@@ -321,6 +321,26 @@ class Adapter:
             Positions in um, (n, 2), and sections, (n,), of these tiles, for the spatial context.
         """
         return self.head.predict(with_context(features, coords_um, sections, self.context_um))
+
+    def context_weights(self, coords_um: np.ndarray, sections: np.ndarray, *, grid: bool = False) -> Any:
+        """Return the sparse matrix that averages features over every tile's spatial context; None without context.
+
+        Parameters
+        ----------
+        coords_um, sections
+            Positions in um, (n, 2), and sections, (n,).
+        grid
+            Tiles of a grid of any stride: the context of a tile is the mean over the tiles nearest to the places of the
+            training lattice around it, so that a denser grid does not change it.
+        """
+        if self.context_um is None:
+            return None
+        offsets = np.array(self.info.get("context_offsets_um", ()), dtype=np.float64).reshape(-1, 2)
+        if not grid or not len(offsets):
+            return neighbour_means(coords_um, sections, self.context_um)
+        # on a square grid, no place is farther from a tile than this
+        tolerance = pitch_um(coords_um, sections) * np.sqrt(0.5) * (1 + 1e-3)
+        return offset_means(coords_um, sections, offsets, tolerance)
 
     def merge(self) -> torch.nn.Module:
         """Merge the adapter into the encoder's weights, and return a plain timm model without later blocks.

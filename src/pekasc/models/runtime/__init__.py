@@ -5,7 +5,7 @@ from __future__ import annotations
 from pekasc._digests import fingerprint, plain
 from pekasc.models.runtime import _processes as processes
 from pekasc.models.runtime._device import PRECISIONS, autocast, resolve_device
-from pekasc.models.runtime._digests import tensor_parts, weights_digest
+from pekasc.models.runtime._digests import array_parts, tensor_parts, weights_digest
 from pekasc.models.runtime._files import NO_ROOM, explained, unfinished, write_array, write_json, write_whole
 from pekasc.models.runtime._profile import Profile, peak_memory, profile_text
 from pekasc.models.runtime._quiet import quiet_lightning
@@ -17,6 +17,7 @@ __all__ = [
     "PRECISIONS",
     "Profile",
     "Registry",
+    "array_parts",
     "autocast",
     "explained",
     "fingerprint",
