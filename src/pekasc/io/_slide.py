@@ -9,7 +9,8 @@ from pekasc import _assemble
 from pekasc._keys import IMAGE_MPP, UNS, check_key, short_name
 from pekasc._sections import check_mpp
 from pekasc._settings import get_logger
-from pekasc.io._tiff import tiff_levels, tiff_mpp
+from pekasc.io._tiff import tiff_levels
+from pekasc.io._tiff_mpp import tiff_mpp
 
 if TYPE_CHECKING:
     from os import PathLike
