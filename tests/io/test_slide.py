@@ -75,9 +75,6 @@ PER_CM = {"resolution": (1e4 / MPP, 1e4 / MPP), "resolutionunit": "CENTIMETER"}
         (PER_CM, MPP),
         ({"resolution": (25400 / 0.25, 25400 / 0.25), "resolutionunit": "INCH"}, 0.25),
         ({"description": "Aperio Image Library v10\nAppMag = 20|MPP = 0.4990|Left = 1"}, 0.499),
-        ({"resolution": (72, 72), "resolutionunit": "INCH"}, None),
-        ({"resolution": (1e4, 2e4), "resolutionunit": "CENTIMETER"}, None),
-        ({"resolution": (2, 2), "resolutionunit": "NONE"}, None),
         ({}, None),
     ],
 )

@@ -10,7 +10,7 @@ from pekasc._keys import IMAGE_MPP, UNS, check_key, short_name
 from pekasc._sections import check_mpp
 from pekasc._settings import get_logger
 from pekasc.io._tiff import tiff_levels
-from pekasc.io._tiff_mpp import tiff_mpp
+from pekasc.io._tiff_mpp import PixelSize, tiff_mpp
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -60,12 +60,17 @@ def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp:
         raise FileNotFoundError(f"The slide {str(file)!r} is not there.")
     name = short_name(file.name.split(".")[0]) if name is None else check_key(name, argument="name")
     levels = tiff_levels(file)
-    mpp = tiff_mpp(file) if image_mpp is None else check_mpp(image_mpp, "`image_mpp`")
+    found = tiff_mpp(file) if image_mpp is None else PixelSize(check_mpp(image_mpp, "`image_mpp`"))
     sdata = SpatialData(images={name: _assemble.multiscale(levels, name)})
-    if mpp is None:
-        logger.warning("The slide %s does not say its pixel size: give `image_mpp=` to `pekasc.pp.tile`.", file.name)
+    if found.mpp is not None:
+        sdata.attrs[UNS] = {IMAGE_MPP: {name: found.mpp}}
+    elif found.unused:
+        logger.warning(
+            "The pixel size of the slide %s is not known: %s. Give `image_mpp=` to `pekasc.pp.tile`.", file.name,
+            "; ".join(found.unused),
+        )  # fmt: skip
     else:
-        sdata.attrs[UNS] = {IMAGE_MPP: {name: mpp}}
+        logger.warning("The slide %s does not say its pixel size: give `image_mpp=` to `pekasc.pp.tile`.", file.name)
     height, width = levels[0].shape[1:]
-    logger.info("slide %s: %d x %d px, %d levels, %s um/px.", name, width, height, len(levels), mpp or "unknown")
+    logger.info("slide %s: %d x %d px, %d levels, %s um/px.", name, width, height, len(levels), found.mpp or "unknown")
     return sdata
