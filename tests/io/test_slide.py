@@ -275,3 +275,13 @@ def test_a_slide_behind_wsidata_that_says_no_pixel_size(tmp_path: Path, pixels: 
     pk.pp.tile(wsi, tile_px=48, mpp=1.0)
     with pytest.raises(ValueError, match="disagree: 1 um from `image_mpp`, 0.5 um from the slide's own file"):
         pk.pp.tile(wsi, tile_px=48, mpp=1.0, image_mpp={"wsi": 1.0})
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`path` must be the path of an image file, got an empty string"):
+        pk.io.read_slide("")
+    with pytest.raises(ValueError, match="is a folder"):
+        pk.io.read_slide(tmp_path)
+    (tmp_path / "a.zarr").mkdir()
+    with pytest.raises(ValueError, match=r"a\.zarr': read it with `spatialdata\.read_zarr`"):
+        pk.io.read_slide(tmp_path / "a.zarr")

@@ -17,6 +17,7 @@ from dask.base import tokenize
 
 from pekasc._settings import get_logger
 from pekasc.io._alpha import on_white
+from pekasc.io._limits import LARGE_CHUNK
 from pekasc.io._tiff_layout import Layout, layouts, main_series, open_tiff
 from pekasc.tiling import split_channels
 
@@ -24,7 +25,6 @@ logger = get_logger(__name__)
 
 _CHUNK_PX = 1024  # approximate side of a chunk, which is a multiple of the file's tiles
 _OPEN_FILES = 16  # maximum number of files kept open
-_LARGE_CHUNK = 512 * 2**20
 _WHITE = 255
 
 
@@ -195,7 +195,7 @@ def tiff_levels(path: Path) -> list[da.Array]:
         logger.hint("%s: reading the largest image, %s; left out: %s.", path, tuple(series.shape), ", ".join(others))
     arrays = []
     for i, layout in enumerate(found):
-        if tile_bytes(layout) > _LARGE_CHUNK:
+        if tile_bytes(layout) > LARGE_CHUNK:
             logger.warning(
                 "The image %s has no tiles: %.1f GB are decoded at once to look at any part of it. Write it as a tiled "
                 "pyramid.", path.name, tile_bytes(layout) / 1e9,

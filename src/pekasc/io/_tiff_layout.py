@@ -11,20 +11,12 @@ from typing import Any
 import numpy as np
 
 from pekasc.io._alpha import Alpha
+from pekasc.io._orientation import check_orientation
 from pekasc.io._tiff_ome import Channel, OmeImage, ome_images
 
 _RGB = ("red", "green", "blue")
 _PACKED = (0xFF0000FF, 0x00FF00FF, 0x0000FFFF)  # the same as Color in OME metadata, RGBA
 _NO_NAME = re.compile(r"(channel|ch|c)?[\s:_#-]*\d*([:_-]\d+)*", re.IGNORECASE)
-_ORIENTATIONS = {
-    2: "mirrored left to right",
-    3: "turned by 180 degrees",
-    4: "mirrored top to bottom",
-    5: "mirrored and turned by 90 degrees",
-    6: "turned by 90 degrees clockwise",
-    7: "mirrored and turned by 90 degrees",
-    8: "turned by 90 degrees counterclockwise",
-}
 
 
 @dataclass(frozen=True)
@@ -169,25 +161,6 @@ def _check_upright(page: Any, what: str) -> None:
         check_orientation(orientation if isinstance(orientation, int) else 0, what)
     if page.fillorder != 1 and int(page.compression) not in (6, 7):
         raise ValueError(f"{what} stores the bits of its bytes backwards (FillOrder {page.fillorder}). Write it again.")
-
-
-def check_orientation(orientation: int, what: str) -> None:
-    """Refuse an image whose file asks for it to be turned or mirrored before it is shown.
-
-    Spots are in pixels as they are stored for some programs and as they are shown for others: which, nobody says.
-
-    Raises
-    ------
-    ValueError
-        If the orientation is not 1.
-    """
-    if orientation != 1:
-        how = _ORIENTATIONS.get(orientation, "which is not defined")
-        raise ValueError(
-            f"{what} says that it is to be shown otherwise than it is stored: orientation {orientation:d} ({how}). "
-            "Programs differ in obeying this. Write it upright, for instance with `vips autorot`, and see that "
-            "coordinates of spots belong to that."
-        )
 
 
 def _is_rgb(page: Any) -> bool:
