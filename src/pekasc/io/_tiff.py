@@ -1,12 +1,12 @@
 """Pyramidal TIFF files as dask arrays: tiles are decoded when they are computed, and not kept.
 
-Which picture of a file is the slide and what its channels mean is in `_tiff_layout`.
+What a file's directories say is read in `_tiff_directories` and checked in `_tiff_check`; which picture is the slide, and
+what its channels mean, is in `_tiff_layout`, and the pixel size in `_tiff_mpp`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ from dask.base import tokenize
 from pekasc._settings import get_logger
 from pekasc.io._alpha import on_white
 from pekasc.io._limits import LARGE_CHUNK
+from pekasc.io._tiff_check import check_levels
+from pekasc.io._tiff_directories import read_directories
 from pekasc.io._tiff_layout import Layout, layouts, main_series, open_tiff
+from pekasc.io._tiff_streams import check_stream
 from pekasc.tiling import split_channels
 
 logger = get_logger(__name__)
@@ -68,17 +71,16 @@ class _TiffLevel:
         return np.ascontiguousarray(out[c, ::y_step, ::x_step])
 
     def _tile(self, y: int, x: int) -> np.ndarray:
-        number = y * -(-self.shape[2] // self._tile_px[1]) + x
+        height, width = self._tile_px
+        needed = min(height, self.shape[1] - y * height), min(width, self.shape[2] - x * width)
+        number = y * -(-self.shape[2] // width) + x
         file = _opened_file(self.path, self.stamp)
         try:
-            tile = file.tile(self.level, number)
-            if tile is None:  # nothing was scanned there
-                return np.full((3, *self._tile_px), _WHITE, np.uint8)
-            needed = tuple(min(n, s - i * n) for i, n, s in zip((y, x), self._tile_px, self.shape[1:], strict=True))
-            if tile.shape[1] < needed[0] or tile.shape[2] < needed[1]:
-                raise ValueError(f"it has {tile.shape[1:]} pixels, not {needed}")
-        except Exception as error:
+            tile = file.tile(self.level, number, needed)
+        except Exception as error:  # a decoder may raise anything, and does not name the file
             raise OSError(f"tile {number} of {self.path!r} is damaged: {error}") from error
+        if tile is None:  # nothing was scanned there
+            return np.full((3, height, width), _WHITE, np.uint8)
         return tile
 
 
@@ -111,8 +113,8 @@ class _File:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
 
-    def tile(self, level: int, number: int) -> np.ndarray | None:
-        """Decode a tile, (3, y, x); None if it was never written."""
+    def tile(self, level: int, number: int, needed_px: tuple[int, int]) -> np.ndarray | None:
+        """Decode a tile, (3, y, x), of which the image needs a part; None if it was never written."""
         found = self._levels[level]
         planes: list[np.ndarray | None] = []
         for plane, first in found.planes:
@@ -120,7 +122,7 @@ class _File:
             data = os.pread(self._descriptor, size, offset) if offset else b""
             if len(data) < size:
                 raise ValueError(f"{len(data)} of {size} bytes are there")
-            planes.append(plane.decode(data, first + number) if data else None)
+            planes.append(plane.decode(data, first + number, needed_px) if data else None)
         first_plane = planes[0]
         if len(planes) == 1:
             if first_plane is None:
@@ -139,16 +141,19 @@ class _File:
 class _Plane:
     """Where the tiles of a page lie, and how they are decoded."""
 
-    def __init__(self, page: Any) -> None:
+    def __init__(self, page: Any, tile_px: tuple[int, int]) -> None:
         self.offsets, self.sizes = page.dataoffsets, page.databytecounts
         self._decode = page.keyframe.decode
         self._tables, self._header = page.jpegtables, page.keyframe.jpegheader
+        self._compression, self._tile_px = int(page.keyframe.compression), tile_px
 
-    def decode(self, data: bytes, number: int) -> np.ndarray:
+    def decode(self, data: bytes, number: int, needed_px: tuple[int, int]) -> np.ndarray:
         """Return the pixels of a tile, (y, x, samples)."""
+        if self._header is None:
+            check_stream(data, self._compression, self._tile_px, needed_px)
         pixels = self._decode(data, number, jpegtables=self._tables, jpegheader=self._header)[0][0]
-        if pixels.dtype != np.uint8:
-            raise ValueError(f"its pixels are {pixels.dtype}, not uint8")
+        if pixels.dtype != np.uint8 or pixels.shape[0] < needed_px[0] or pixels.shape[1] < needed_px[1]:
+            raise ValueError(f"its pixels are {pixels.dtype} of shape {pixels.shape}, not uint8 of {needed_px}")
         return pixels
 
 
@@ -159,11 +164,11 @@ class _Level:
         self.alpha = layout.alpha
         if layout.separate:
             # all tiles of red come first, then those of green, ...
-            plane = _Plane(layout.pages[0])
+            plane = _Plane(layout.pages[0], layout.tile_px)
             step = len(plane.offsets) // layout.samples
             self.planes = [(plane, i * step) for i in range(layout.samples)]
         else:
-            self.planes = [(_Plane(page), 0) for page in layout.pages]
+            self.planes = [(_Plane(page, layout.tile_px), 0) for page in layout.pages]
 
 
 @lru_cache(maxsize=_OPEN_FILES)
@@ -182,15 +187,11 @@ def tiff_levels(path: Path) -> list[da.Array]:
     path = path.resolve()
     stat = path.stat()
     stamp = (stat.st_mtime_ns, stat.st_size)
+    directories = read_directories(path)
     with open_tiff(str(path)) as file:
         found = layouts(file, str(path))
         series, others = main_series(file, str(path))
-    end = max((offset + size for layout in found for page in layout.pages for offset, size in _places(page)), default=0)
-    if end > stat.st_size:
-        raise ValueError(
-            f"The image {str(path)!r} is cut short: it has {stat.st_size} bytes, and its pixels end at {end}. "
-            "Download it again."
-        )
+        check_levels(path, directories, found)
     if others:
         logger.hint("%s: reading the largest image, %s; left out: %s.", path, tuple(series.shape), ", ".join(others))
     arrays = []
@@ -207,10 +208,6 @@ def tiff_levels(path: Path) -> list[da.Array]:
         name = f"pekasc-tiff-{tokenize(str(path), stamp, i)}"
         arrays.append(da.from_array(level, chunks=(3, *steps), name=name, meta=np.empty((0, 0, 0), np.uint8)))
     return arrays
-
-
-def _places(page: Any) -> Iterator[tuple[int, int]]:
-    return zip(page.dataoffsets, page.databytecounts, strict=False)
 
 
 def tile_bytes(layout: Layout) -> int:

@@ -12,8 +12,9 @@ import numpy as np
 
 from pekasc.io._alpha import Alpha
 from pekasc.io._orientation import check_orientation
-from pekasc.io._tiff_ome import Channel, OmeImage, ome_images
+from pekasc.io._tiff_ome import Channel, OmeImage, check_ome, ome_images
 
+_MOST_PAGES = 5  # of one level: more than are read in any case, to be told apart
 _RGB = ("red", "green", "blue")
 _PACKED = (0xFF0000FF, 0x00FF00FF, 0x0000FFFF)  # the same as Color in OME metadata, RGBA
 _NO_NAME = re.compile(r"(channel|ch|c)?[\s:_#-]*\d*([:_-]\d+)*", re.IGNORECASE)
@@ -78,6 +79,7 @@ def main_series(file: Any, path: str) -> tuple[Any, list[str]]:
         If there is none.
     """
     try:
+        check_ome(file.ome_metadata if file.is_ome else None, len(file.pages))
         found = list(file.series)
         colour = [s for s in found if any(a in "CS" and n in (3, 4) for a, n in zip(s.axes, s.shape, strict=True))]
         chosen = max(colour or found, key=lambda s: int(np.prod(s.shape, dtype=np.float64)))
@@ -97,13 +99,18 @@ def layouts(file: Any, path: str) -> list[Layout]:
     """
     series, _ = main_series(file, path)
     try:
-        levels = [(str(lv.axes), tuple(lv.shape), np.dtype(lv.dtype), list(lv), lv.keyframe) for lv in series.levels]
+        levels = [(str(lv.axes), tuple(lv.shape), np.dtype(lv.dtype), _pages(lv), lv.keyframe) for lv in series.levels]
         number = file.series.index(series)
     except Exception as error:
         raise ValueError(f"The image {path!r} cannot be read as TIFF: {error}") from error
     height, width = (dict(zip(levels[0][0], levels[0][1], strict=True)).get(axis, 0) for axis in "YX")
     ome = ome_images(file.ome_metadata if file.is_ome else None).matching(number, width, height)
     return [_layout(*level, ome, f"The image {path!r} (level {i})", file) for i, level in enumerate(levels)]
+
+
+def _pages(series: Any) -> list[Any]:
+    # damaged metadata make up billions of pages
+    return [series[i] for i in range(min(len(series), _MOST_PAGES))]
 
 
 def _layout(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
+_MOST_PLANES = 10_000
+_MOST_WORK = 10**6
 _FLUORESCENT = ("Fluor", "EmissionWavelength", "ExcitationWavelength")
 
 
@@ -42,16 +45,56 @@ class OmeImages(list[OmeImage]):
         return same[0] if same else None
 
 
+def check_ome(metadata: str | None, n_pages: int) -> None:
+    """Check that OME metadata does not describe far more planes than there are pages, before tifffile lists them.
+
+    Raises
+    ------
+    ValueError
+        If it does, or describes dimensions of which no slide has any.
+    """
+    root = _parsed(metadata)
+    if root is None:
+        return
+    work = 0
+    for element in root.iter():
+        tag = _tag(element)
+        if tag.startswith("ModuloAlong"):
+            raise ValueError("its OME metadata describes lifetimes, phases or such (ModuloAlong), not a slide")
+        numbers = [v for name, v in element.attrib.items() if tag == "TiffData" and name != "UUID"]
+        if tag == "Pixels":
+            numbers = [element.get(f"Size{axis}", "1") for axis in "ZCT"]
+            planes = math.prod(_small(number) for number in numbers)
+            if planes > _MOST_PLANES:
+                raise ValueError(f"its OME metadata describes {planes} planes, and the file has {n_pages} pages")
+        elif any(_small(number) > _MOST_PLANES for number in numbers):
+            raise ValueError(f"its OME metadata tells of pages {numbers}, and the file has {n_pages}")
+        work += n_pages if tag == "TiffData" else 0
+    if work > _MOST_WORK:
+        raise ValueError(f"its OME metadata lists the {n_pages} pages of the file over and over")
+
+
+def _small(number: str) -> int:
+    try:
+        return abs(int(number))
+    except ValueError:  # tifffile's error is as good
+        return 1
+
+
+def _parsed(metadata: str | None) -> ElementTree.Element | None:
+    if not metadata:
+        return None
+    try:
+        return ElementTree.fromstring(metadata)
+    except (ElementTree.ParseError, ValueError):  # ValueError: of encodings
+        return None
+
+
 def ome_images(metadata: str | None) -> OmeImages:
     """Return the images that OME metadata describes; none where it is missing or no XML."""
     found = OmeImages()
-    if not metadata:
-        return found
-    try:
-        root = ElementTree.fromstring(metadata)
-    except (ElementTree.ParseError, ValueError):  # ValueError: of encodings
-        return found
-    for pixels in root.iter():
+    root = _parsed(metadata)
+    for pixels in () if root is None else root.iter():
         if _tag(pixels) != "Pixels":
             continue
         physical = {
