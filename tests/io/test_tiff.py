@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import spatialdata as sd
 import tifffile
+from PIL import Image
 
 import pekasc as pk
 from pekasc.io._tiff import tiff_levels
@@ -95,3 +98,50 @@ def test_steps_and_single_channels(tmp_path: Path) -> None:
     truth = np.moveaxis(PIXELS, -1, 0)
     assert np.array_equal(level[1:2, 3:90:4, 130:20:-7].compute(), truth[1:2, 3:90:4, 130:20:-7])
     assert level[:, 5:5].compute().shape == (3, 0, 140)
+
+
+def ndpi(path: Path) -> np.ndarray:
+    """Write a picture as Hamamatsu does: one JPEG stream of parts that can be decoded alone, and 64-bit offsets."""
+    pixels = np.random.default_rng(0).integers(90, 220, (8, 16, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "jpeg", subsampling=0, quality=95, restart_marker_blocks=16)
+    jpeg = stream.getvalue()
+    # the first part begins after the header, the others after a marker
+    scan = jpeg.index(b"\xff\xda")
+    starts = [scan + 2 + struct.unpack_from(">H", jpeg, scan + 2)[0]]
+    starts += [i + 2 for i in range(starts[0], len(jpeg) - 1) if jpeg[i] == 0xFF and 0xD0 <= jpeg[i + 1] < 0xD8]
+    tags = [
+        (256, 4, 1, 256), (257, 4, 1, 128), (258, 3, 3, 0), (259, 3, 1, 7), (262, 3, 1, 6), (271, 2, 10, 0),
+        (273, 4, 1, 0), (277, 3, 1, 3), (278, 4, 1, 128), (279, 4, 1, len(jpeg)), (282, 5, 1, 0), (283, 5, 1, 0),
+        (284, 3, 1, 1), (296, 3, 1, 3), (65420, 4, 1, 1), (65426, 4, len(starts), 0),
+    ]  # fmt: skip
+    values = {
+        258: struct.pack("<HHH", 8, 8, 8), 271: b"Hamamatsu\0", 282: struct.pack("<II", 20000, 1),
+        283: struct.pack("<II", 20000, 1), 273: jpeg, 65426: np.array(starts, "<u4").tobytes(),
+    }  # fmt: skip
+    at, places, body = 12, {}, b""
+    for code, value in values.items():
+        places[code] = at + len(body)
+        body += value + bytes(len(value) % 2)
+    entries = b"".join(struct.pack("<HHII", c, kind, n, places.get(c, value)) for c, kind, n, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + bytes(8) + bytes(4 * len(tags))
+    path.write_bytes(b"II*\0" + struct.pack("<Q", at + len(body)) + body + directory)
+    return np.moveaxis(np.asarray(Image.open(stream)), -1, 0)
+
+
+def test_parts_of_a_jpeg_stream_are_the_tiles_of_ndpi(tmp_path: Path) -> None:
+    expected = ndpi(tmp_path / "s.ndpi")
+    sdata = pk.io.read_slide(tmp_path / "s.ndpi")
+    assert np.array_equal(sdata["s"].data.compute(), expected)
+    source = chunk_source(sdata["s"].data)
+    assert source is not None and source.chunk_px[1] < 256  # not the whole stream at once
+    y, x = source.chunk_px
+    assert np.array_equal(source.read_chunk(1, 1), expected[:, y : 2 * y, x : 2 * x])
+    assert sdata.attrs["pekasc"]["image_mpp"] == {"s": 0.5}
+
+
+def test_a_slide_without_any_tile_is_none(tmp_path: Path) -> None:
+    file = write(tmp_path / "s.tif", tile=(32, 48))
+    forget(file, *range(12))
+    with pytest.raises(ValueError, match="holds no pixels: none of its 12 tiles was written"):
+        pk.io.read_slide(file)

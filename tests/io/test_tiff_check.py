@@ -45,7 +45,6 @@ def _set(place: int, by: int) -> Any:
         (TILED, 324, _set(5, 3), "two of its parts overlap"),
         (TILED, 325, _set(5, 10), "two of its parts overlap"),
         (TILED, 258, (8, 8, 16), "uint8|bits"),
-        (TILED | {"extratags": [(339, 3, 3, (1, 1, 1), True)]}, 339, (1, 1, 2), "SampleFormat is|uint8"),
         (TILED, 284, 2, "need 36, but 12"),
         (TILED, 259, 1, "tile or strip 0 has .* bytes, not 3072, and is not compressed"),
         ({"rowsperstrip": 32}, 256, 127, "tile or strip 0 has 12288 bytes, not 12192"),

@@ -106,3 +106,12 @@ def test_a_file_of_pages_alone_ends(tmp_path: Path) -> None:
     (tmp_path / "s.tif").write_bytes(b"II*\0" + struct.pack("<I", 8) + pages)
     with pytest.raises(ValueError, match="more than 1000 pictures"):
         read_directories(tmp_path / "s.tif")
+
+
+def test_an_offset_beyond_what_a_system_can_seek(tmp_path: Path) -> None:
+    file = write(tmp_path / "s.tif", bigtiff=True)
+    content = bytearray(file.read_bytes())
+    struct.pack_into("<Q", content, 8, 2**64 - 8)
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"directory at {2**64 - 8} with 0 tags does not lie in it"):
+        read_directories(file)

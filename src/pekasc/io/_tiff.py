@@ -1,7 +1,7 @@
 """Pyramidal TIFF files as dask arrays: tiles are decoded when they are computed, and not kept.
 
-What a file's directories say is read in `_tiff_directories` and checked in `_tiff_check`; which picture is the slide, and
-what its channels mean, is in `_tiff_layout`, and the pixel size in `_tiff_mpp`.
+What a file's directories say is in `_tiff_directories` and checked in `_tiff_check`; which picture is the slide, and
+what its channels mean, in `_tiff_layout`; the pixel size in `_tiff_mpp`.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ def check_levels(path: Path, directories: dict[int, Directory], levels: Sequence
     with path.open("rb") as file:
         for i, level in enumerate(levels):
             what = f"The image {str(path)!r} (level {i})"
-            _check_copy(levels[0].shape, level.shape, what)
             check_size(*level.shape, size, what)
+            _check_copy(levels[0].shape, level.shape, what)
             for page in level.pages:
                 directory = directories.get(page.offset)
                 if directory is None:
@@ -105,8 +105,8 @@ def _check_tiles(file: BinaryIO, directory: Directory, level: Layout, page: Any,
             f"{what} is damaged or cut short: the file has {size} bytes, and its tiles end at {ranges.max()}. Download "
             "it again."
         )
-    if not n:
-        return ranges
+    if not written.any():
+        raise ValueError(f"{what} holds no pixels: none of its {n} {'tiles' if level.tiled else 'strips'} was written.")
     tile = tile_height * tile_width * (1 if planar == 2 else samples)
     most = int(counts.max())
     if tile > RATIO * most + _TILE_ROOM:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_INTEGERS = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
+_INTEGERS = {3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 _NAMES = {
     254: "NewSubfileType", 256: "ImageWidth", 257: "ImageLength", 258: "BitsPerSample", 259: "Compression",
     262: "PhotometricInterpretation", 266: "FillOrder", 270: "ImageDescription", 273: "StripOffsets",
@@ -134,7 +134,7 @@ def _directory(
         )
     counter, entry = ("Q", 20) if form.big else ("H", 12)
     step = struct.calcsize(counter)
-    file.seek(at)
+    file.seek(min(at, size))
     head = file.read(step)
     n = struct.unpack(form.order + counter, head)[0] if len(head) == step else 0
     width = struct.calcsize(form.offset)
