@@ -161,6 +161,7 @@ WRONG_TYPES: dict[type[Any], dict[str, list[Any]]] = {
         "trainer": [[("devices", 2)], "ddp"],
         "accumulate": ["2", 1.5, None, True],
         "gradient_checkpointing": [1, None],
+        "stored_precision": ["float64", None],
         "compile": ["inductor", None],
         "cached_activations": [16, True],
     },
