@@ -288,8 +288,8 @@ def test_a_lazy_obsm_whose_store_is_gone_is_an_error(
 @pytest.mark.parametrize(
     ("how", "error", "match"),
     [
-        ({"store": "s3://bucket/x"}, ValueError, "is an address: features are kept in a folder"),
-        ({"store": {}}, TypeError, "`store` must be the path of a folder, got dict"),
+        ({"store": "s3://bucket/x"}, ValueError, "is an address: a folder of a file system is needed"),
+        ({"store": {}}, TypeError, "`store={}` must be the path of a folder, got dict"),
         ({"max_memory": "4GB"}, TypeError, "`compute`: `max_memory='4GB'` must be a whole number of bytes"),
         ({"max_memory": -1}, ValueError, "`max_memory=-1` must be a whole number of bytes, at least 1"),
         (
