@@ -24,7 +24,7 @@ from pekasc.models.features import Inputs, features_of
 from pekasc.models.runtime import autocast, processes, quiet_lightning
 from pekasc.models.training._batches import _Batches
 from pekasc.models.training._callbacks import LAST, Allocation, Checkpoints, History, KeepWeights
-from pekasc.models.training._lightning import Engine, _trainer
+from pekasc.models.training._lightning import Engine, _trainer, release
 from pekasc.models.training._methods import attached, method_name, with_steps
 from pekasc.models.training._plan import NotFinite, Student
 from pekasc.models.training._targets import prepare_targets
@@ -200,7 +200,10 @@ def _run(
     try:
         with quiet_lightning(), _plain_attention(encoder.model, engine.device), _interruptible():
             trainer = _trainer(engine, recipe, epochs, callbacks)
-            trainer.fit(student, batches, ckpt_path=None if state is None else str(state), weights_only=True)
+            try:
+                trainer.fit(student, batches, ckpt_path=None if state is None else str(state), weights_only=True)
+            finally:
+                release(trainer, student)
     except NotFinite as error:
         error.last_good = {name: p.detach().cpu().clone() for name, p in student.trained().items()}
         where = "give `Compute.resume` a folder to have it on disk"
