@@ -773,7 +773,8 @@ def test_a_fit_leaves_nothing_behind(tiled: SpatialData, tmp_path: Path, monkeyp
         assert len(made) == 8  # network and job; trainer and student of two inner folds and of the last training
         assert [type(ref()) for ref in made if ref() is not None] == []
         assert fitted.info["epochs"] == 1
-        assert not list(tmp_path.iterdir())
+        # torch makes a folder for its compiler
+        assert [p.name for p in tmp_path.iterdir() if not p.name.startswith("torchinductor")] == []
     finally:
         gc.enable()
 
