@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Compute", "Readout", "Recipe", "resolve", "resolve_recipe", "whole"]
 
+from pekasc._paths import folder_path
 from pekasc._settings import get_logger
 
 logger = get_logger(__name__)
@@ -306,8 +307,8 @@ class Compute(_Options):
         Bytes of memory for tiles, for features and for cached activations, each; more are kept in files. None is 2 GiB
         in a call that trains, and 4 GiB for the features and layers that a call writes.
     cache
-        Folder for what can be computed again: cached activations that do not fit in memory, features and results of a
-        comparison. A later call with the same data reuses it. Can be deleted at any time.
+        Folder for what can be computed again: cached activations that do not fit in memory, features and gene sets of
+        a comparison. A later call with the same data reuses it. Can be deleted at any time.
     resume
         Folder for checkpoints of an unfinished fit. After an interruption, the same call continues from there and ends
         with the same weights. Delete it once the adapter is saved.
@@ -372,14 +373,8 @@ class Compute(_Options):
             self._set(name, _flag(name, getattr(self, name)))
         self._set("checkpoint_minutes", _number("checkpoint_minutes", self.checkpoint_minutes, otherwise="minutes"))
         for name in ("cache", "resume"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not isinstance(value, str | Path) or not str(value):
-                raise TypeError(f"`{name}={value!r}` must be the path of a folder.")
-            if "://" in str(value):
-                raise ValueError(f"`{name}={str(value)!r}` is an address: a folder of a file system is needed.")
-            self._set(name, str(Path(value).expanduser()))  # a string: its repr can be typed back
+            if getattr(self, name) is not None:
+                self._set(name, str(folder_path(name, getattr(self, name))))  # a string: its repr can be typed back
         if self.trainer is not None and not isinstance(self.trainer, Mapping):
             raise TypeError(
                 '`trainer` must map arguments of lightning.Trainer to values, such as {"devices": 2, "strategy": '

@@ -195,7 +195,7 @@ def test_test_spots_teach_nothing(tiled: SpatialData) -> None:
 
 def _predictions(sdata: SpatialData, methods: Sequence[str], **how: Any) -> dict[str, np.ndarray]:
     with TemporaryDirectory() as folder:
-        compare(sdata, methods, compute={"cache": folder}, **how)
+        compare(sdata, methods, store=folder, **how)
         return {
             path.parent.name.removeprefix("P2-tiny-").rsplit("-", 1)[0]: np.load(path)
             for path in Path(folder).glob("P2-*/predicted.npy")
@@ -253,20 +253,20 @@ def test_goes_on_where_it_was_interrupted(tiled: SpatialData, tmp_path: Path, co
     whole = compare(tiled, ["mean", "frozen", "bone"], **how)
     assert counted.count("adapted") == 2
     counted.clear()
-    compare(tiled, ["mean", "bone"], compute={"cache": tmp_path}, **how)
+    compare(tiled, ["mean", "bone"], store=tmp_path, **how)
     assert sorted(set(counted)) == ["adapted", "mean"]
     # half of it is lost, and a piece is left half written
     lost = sorted(tmp_path.glob("P2-*bone*"))
     assert len(lost) == 1
     lost[0].rename(tmp_path / f".{lost[0].name}.1.part")
     counted.clear()
-    resumed = compare(tiled, ["mean", "frozen", "bone"], compute={"cache": tmp_path}, **how)
+    resumed = compare(tiled, ["mean", "frozen", "bone"], store=tmp_path, **how)
     assert counted.count("adapted") == 1 and counted.count("mean") == 0
     assert same(whole, resumed)
     # other settings are other results
     counted.clear()
     other = SMALL.replace(rank=4)
-    compare(tiled, ["mean", "bone"], folds=HOLD_OUT_SECOND, recipe=other, compute={"cache": tmp_path})
+    compare(tiled, ["mean", "bone"], folds=HOLD_OUT_SECOND, recipe=other, store=tmp_path)
     assert counted.count("adapted") == 1
     assert counted.count("mean") == 0  # which has no rank
 
@@ -282,10 +282,7 @@ def test_frozen_features_are_kept_in_files_that_are_read_as_needed(
     (kept,) = tmp_path.glob("frozen-tiny-*")
     assert not list(tmp_path.glob(".*"))  # nothing half done
     assert len(list(kept.glob("*.npy"))) > 1  # one of every depth
-    for path in tmp_path.glob("P*/*"):
-        path.unlink()
-    for folder in tmp_path.glob("P*"):
-        folder.rmdir()
+    assert not list(tmp_path.glob("P*"))  # predictions belong in `store=`
     with monkeypatch.context() as patch:
         patch.setattr(_comparison, "embed", None)  # computed once
         assert same(compare(tiled, **how, compute={"cache": tmp_path}), plain)
@@ -314,12 +311,12 @@ def test_features_of_all_depths_are_not_in_memory_at_once(
         assert seen and all(isinstance(x, np.memmap) for x in seen)
 
 
-def test_every_readout_has_its_own_place_in_a_cache(tiled: SpatialData, tmp_path: Path, counted: list[str]) -> None:
+def test_every_readout_has_its_own_place_in_a_store(tiled: SpatialData, tmp_path: Path, counted: list[str]) -> None:
     readouts = [pk.Readout(), pk.Readout(scales=(1, 0.5)), pk.Readout(orientations=2)]
     frames = []
     for i, readout in enumerate(readouts):
         counted.clear()
-        frames.append(compare(tiled, ["mean", "frozen"], readout=readout, compute={"cache": tmp_path}))
+        frames.append(compare(tiled, ["mean", "frozen"], readout=readout, store=tmp_path))
         # what reads no image is computed once
         assert counted.count("mean") == (2 if i == 0 else 0) and counted.count("frozen") == 2
     together = compare(tiled, ["mean", "frozen"], readout=readouts)
@@ -353,19 +350,19 @@ def test_differences_per_gene_add_up_to_that_of_the_mean(tiled: SpatialData, fra
     assert genes.loc[genes["method"] == "frozen-best", "difference"].isna().all()
 
 
-def test_other_counts_are_not_taken_from_the_cache(tiled: SpatialData, tmp_path: Path) -> None:
-    first = compare(tiled, ["frozen"], compute={"cache": tmp_path})
+def test_other_counts_are_not_taken_from_the_store(tiled: SpatialData, tmp_path: Path) -> None:
+    first = compare(tiled, ["frozen"], store=tmp_path)
     tiled["table"].X = csr_matrix(np.random.default_rng(0).permutation(counts_of(tiled)))
-    second = compare(tiled, ["frozen"], compute={"cache": tmp_path})
+    second = compare(tiled, ["frozen"], store=tmp_path)
     assert not np.allclose(by_method(first), by_method(second))
 
 
 def test_a_damaged_result_is_named(tiled: SpatialData, tmp_path: Path) -> None:
-    compare(tiled, ["mean"], compute={"cache": tmp_path})
+    compare(tiled, ["mean"], store=tmp_path)
     path = next(tmp_path.glob("P1-*mean*/predicted.npy"))
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(ValueError, match=rf"{path.parent.name}' cannot be read .* delete it to compute it again"):
-        compare(tiled, ["mean"], compute={"cache": tmp_path})
+        compare(tiled, ["mean"], store=tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -583,10 +580,12 @@ BEST = {"methods": ["frozen-best"]}
         (
             {"methods": ["bone"], "compute": {"resume": "x"}},
             ValueError,
-            "'resume' does nothing in this call: .* in `cache`",
+            "'resume' does nothing in this call: .* in `store=`",
         ),
         ({"compute": {"accumulate": 2}}, ValueError, "'accumulate' does nothing in this call: it trains nothing"),
         ({"seeds": []}, ValueError, "must hold each seed once"),
+        ({"store": ""}, ValueError, "`store=''` is no path: give a folder"),
+        ({"store": __file__}, ValueError, "`store=.*test_cross_validate.py'` is a file: give a folder"),
         ({"teacher": "nobody", "methods": ["teacher"]}, KeyError, "neither one of .* nor a key of `obsm`"),
         ({"encoders": ["tiny", "tiny"]}, ValueError, "names one twice"),
     ],
@@ -804,34 +803,38 @@ def test_intervals_are_over_whole_groups_and_frames_of_one_setting(plain: pd.Dat
         pk.get.comparison(pd.concat([plain, plain.assign(teacher="pca")]), rival="mean")
 
 
-def test_names_configurations_and_rivals(tiled: SpatialData, tmp_path: Path, counted: list[str]) -> None:
+def test_names_configurations_and_rivals(
+    tiled: SpatialData, tmp_path: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A configuration, its layers in whatever order, a name that no file can have, and a rival under another name."""
     table = tiled["table"]
     table.obs["patient"] = table.obs["patient"].astype(str).str.replace("P", "P/")
     config = LoraConfig(r=4, target_modules=["attn.qkv", "attn.proj", "mlp.fc1"])
     methods = {"best": "frozen-best", "my/lora": config}
     genes = {"about": list(table.var_names[:4]), "file": list(table.var_names[4:8])}
-    how: dict[str, Any] = {"genes": genes, "methods": methods, "recipe": SMALL, "compute": {"cache": tmp_path}}
+    how: dict[str, Any] = {"genes": genes, "methods": methods, "recipe": SMALL, "store": tmp_path}
     frame = compare(tiled, **how)
     assert set(frame["fold"]) == {"P/1", "P/2"}
     assert frame.loc[frame["method"] == "my/lora", "difference"].notna().all()
     counted.clear()
-    assert same(compare(tiled, **how), frame)
+    with monkeypatch.context() as patch:
+        patch.setattr(_comparison, "embed", None)  # with all predictions in the store, no tile is embedded
+        assert same(compare(tiled, **how), frame)
     assert not counted
 
 
 def test_encoders_of_the_same_weights_are_told_apart(tiled: SpatialData, tmp_path: Path) -> None:
     row = resolve_encoder("tiny")
     other = replace(row, mean=(0.1, 0.2, 0.3), key="other", note=None)
-    both = compare(tiled, ["frozen"], encoders=[row, other], compute={"cache": tmp_path})
+    both = compare(tiled, ["frozen"], encoders=[row, other], store=tmp_path)
     alone = compare(tiled, ["frozen"], encoders=other)
     part = both[both["encoder"] == "other"].reset_index(drop=True)
     assert same(part, alone)
     assert not np.allclose(part["pearson"], both.loc[both["encoder"] == "tiny", "pearson"])
 
 
-def test_another_image_is_not_taken_from_the_cache(tiled: SpatialData, tmp_path: Path) -> None:
-    first = compare(tiled, ["frozen"], compute={"cache": tmp_path})
+def test_another_image_is_not_taken_from_the_store(tiled: SpatialData, tmp_path: Path) -> None:
+    first = compare(tiled, ["frozen"], store=tmp_path / "store", compute={"cache": tmp_path})
     image = tiled["P2S1_he"]["scale0/image"]
     pixels = image.to_numpy().copy()
     pixels[:, 100:300, 100:300] = 255 - pixels[:, 100:300, 100:300]
@@ -842,7 +845,7 @@ def test_another_image_is_not_taken_from_the_cache(tiled: SpatialData, tmp_path:
         transformations=get_transformation(tiled["P2S1_he"], get_all=True),
     )
     try:
-        second = compare(tiled, ["frozen"], compute={"cache": tmp_path})
+        second = compare(tiled, ["frozen"], store=tmp_path / "store", compute={"cache": tmp_path})
     except ValueError as error:  # the tiles know that their image changed
         assert "image" in str(error)
     else:

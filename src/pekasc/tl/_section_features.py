@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 
 from pekasc._digests import sha256
 from pekasc._options import Compute
+from pekasc._paths import check_no_file, folder_path
 from pekasc._sections import Section, section_readers
 from pekasc._settings import get_logger
 from pekasc.models import Adapter, Encoder
@@ -265,13 +265,11 @@ def check_store(store: str | Path) -> Path:
     TypeError
         If it is no path.
     ValueError
-        If it is a URL.
+        If it is empty, a URL or a file.
     """
-    if not isinstance(store, str | PathLike):
-        raise TypeError(f"`store` must be the path of a folder, got {type(store).__name__}: {store!r}.")
-    if "://" in str(store):
-        raise ValueError(f"`store={str(store)!r}` is an address: features are kept in a folder of a file system.")
-    return Path(store).expanduser().absolute()
+    path = folder_path("store", store).absolute()
+    check_no_file("store", path)
+    return path
 
 
 def _part(

@@ -15,6 +15,7 @@ import torch
 from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
 from pekasc._options import Compute, resolve, unused_in_embedding
+from pekasc._paths import folder_path
 from pekasc.models.adapter import _folder as _store
 from pekasc.models.encoders import Depth, Encoder, EncoderNetwork
 from pekasc.models.features import embed
@@ -382,7 +383,7 @@ class Adapter:
         OSError
             If it cannot be written; what was there stays.
         """
-        _store.save(self, Path(path))
+        _store.save(self, folder_path("path", path))
 
     @classmethod
     def load(cls, path: str | Path, *, encoder: Encoder | None = None) -> Adapter:
@@ -402,7 +403,7 @@ class Adapter:
         ValueError
             If the folder holds no adapter of pekasc, or a damaged one.
         """
-        adapter = cls(**_store.load(Path(path)))
+        adapter = cls(**_store.load(folder_path("path", path)))
         return adapter if encoder is None else replace(adapter, encoder=encoder)
 
     def __repr__(self) -> str:

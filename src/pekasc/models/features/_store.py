@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from zarr.codecs import Crc32cCodec
 
 from pekasc._settings import get_logger
-from pekasc.models.runtime import NO_ROOM
+from pekasc.models.runtime import NO_ROOM, READ_ONLY
 
 logger = get_logger(__name__)
 
@@ -97,7 +97,8 @@ class FeatureStore:
     def sweep(self) -> None:
         """Delete the partial files of an interrupted run. Call it only while holding the lock."""
         for partial in (self.path / self.name).rglob("*.partial"):
-            partial.unlink(missing_ok=True)
+            with suppress(PermissionError):
+                partial.unlink(missing_ok=True)
 
     def missing(self) -> list[int]:
         """Return the indices of chunks that are missing or damaged; all others are read and verified."""
@@ -173,7 +174,10 @@ def locked(path: Path, names: Iterable[str]) -> Iterator[None]:
                     lock.acquire()
                 held.callback(lock.release)
         except OSError as error:
-            raise explained(error, path) from error
+            if error.errno not in READ_ONLY or not (path / _ZARR).is_file():
+                raise explained(error, path) from error
+            # a finished store where nothing can be written is read; a chunk is written whole, and checked when read
+            logger.debug("The store %s cannot be locked (%s): it is read without.", path, error)
         yield
 
 
