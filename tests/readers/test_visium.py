@@ -9,7 +9,6 @@ from pathlib import Path
 import anndata
 import geopandas
 import numpy as np
-import pandas as pd
 import pytest
 import scanpy as sc
 import shapely
@@ -79,27 +78,6 @@ def test_the_only_table_is_taken_and_several_are_asked_for(read_visium: Reader) 
         pk.pp.tile(sdata)
 
 
-def test_visium_hd_takes_the_bins_size_from_the_region(read_visium: Reader) -> None:
-    sdata = read_visium("s_square_008um")
-    table = sdata["table"]
-    side = 8 / 1.25
-    old = sdata.shapes.pop("s_square_008um")
-    row, col = (np.floor(v.to_numpy() / side).astype(int) for v in (old.geometry.y, old.geometry.x))
-    table.obs["array_row"], table.obs["array_col"] = row, col
-    sdata.shapes["s_square_008um"] = sd.models.ShapesModel.parse(
-        (np.column_stack([col, row]) + 0.5) * side,
-        geometry=0,
-        radius=side / 2,
-        index=old.index,
-        transformations=dict(sd.transformations.get_transformation(old, get_all=True)),
-    )
-    with pytest.raises(ValueError, match='array="visium_hd"'):
-        pk.pp.tile(sdata)
-    pk.pp.tile(sdata, array="visium_hd")
-    mpp = table.uns["pekasc"]["tiles"]["sections"]["s_square_008um"]["mpp"]
-    assert mpp == pytest.approx(1.25, rel=0.01)
-
-
 def test_legacy_anndata_is_told_how_to_convert_at_once() -> None:
     adata = sc.AnnData(np.ones((3, 2), dtype=np.float32))
     adata.uns["spatial"] = {"lib": {}}
@@ -135,22 +113,6 @@ def test_self_crossing_cells_are_repaired_and_counted(read_visium: Reader, caplo
     with caplog.at_level(logging.DEBUG, logger="pekasc"):
         pk.pp.tile(sdata)
     assert "1 of 64 shapes are not valid" in caplog.text
-
-
-def test_a_table_of_labels_is_told_which_shapes_carry_its_ids(read_visium: Reader) -> None:
-    sdata = read_visium()
-    cells = sdata.shapes.pop("sample")
-    names = [f"cell{i}" for i in range(len(cells))]
-    sdata.shapes["cell_circles"] = cells.set_index(pd.Index(names))
-    sdata.labels["sample"] = sd.models.Labels2DModel.parse(np.zeros((800, 800), dtype=np.int32), dims=("y", "x"))
-    adata = sdata["table"]
-    adata.obs["cell_id"] = names
-    with pytest.raises(ValueError, match=r"holds the ids of `sdata.shapes\['cell_circles'\]`") as error:
-        pk.pp.tile(sdata)
-    line = str(error.value).split("run `")[1].split("`")[0]
-    exec(line, {"adata": adata, "pandas": pd})
-    pk.pp.tile(sdata)
-    assert len(sdata.shapes["cell_circles_tiles"]) == adata.obs["in_tissue"].sum()
 
 
 def test_a_users_own_section_column_stays(read_visium: Reader) -> None:

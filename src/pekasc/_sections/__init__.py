@@ -16,7 +16,7 @@ from pekasc._sections._patches import (
     patch_side_px,
     write_patch_records,
 )
-from pekasc._sections._pixel_size import ARRAYS, array_pixel_size, check_mpp
+from pekasc._sections._pixel_size import ARRAYS, PixelSizeUnknown, array_pixel_size, check_mpp
 from pekasc._sections._resolve import Section, resolve_sections
 from pekasc._sections._table import (
     by_row,
@@ -32,6 +32,7 @@ from pekasc._sections._tiled import positions_um, section_readers, tile_record, 
 
 __all__ = [
     "ARRAYS",
+    "PixelSizeUnknown",
     "Section",
     "array_pixel_size",
     "by_row",

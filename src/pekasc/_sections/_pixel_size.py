@@ -33,23 +33,34 @@ def check_mpp(value: Any, what: str) -> float:
     return float(value)
 
 
+class PixelSizeUnknown(ValueError):
+    """No source says the pixel size.
+
+    Attributes
+    ----------
+    argument
+        The argument of :func:`pekasc.pp.tile` that would say it, if the object shows which.
+    """
+
+    argument = ""
+
+
 def choose_pixel_size(
-    sources: Mapping[str, float], *, region: str, image_name: str, size_px: tuple[int, int], strict: bool
+    sources: Mapping[str, float], *, region: str, image_name: str, size_px: tuple[int, int], indexed: bool, strict: bool
 ) -> tuple[float, str]:
     """Return the pixel size and its source: the first of `sources`, with which the others must agree.
 
+    `indexed` tells whether the table has grid indices.
+
     Raises
     ------
+    PixelSizeUnknown
+        If there is no source.
     ValueError
-        If there is no source, or, with `strict`, if two differ by more than 2 %.
+        With `strict`, if two differ by more than 2 %.
     """
     if not sources:
-        raise ValueError(
-            f"The pixel size of image {image_name!r} (section {region!r}) is not known, and pekasc does not guess it. "
-            f"Give it in one of three ways: `image_mpp={{{image_name!r}: ...}}` (um per pixel of this image, "
-            f"{size_px[0]} x {size_px[1]} px), `um_coordinate_system=` with the name of a coordinate system in "
-            f"micrometers, or {_array_hint(region)} if the table has the columns array_row and array_col."
-        )
+        raise _unknown(region, image_name, size_px, indexed)
     (source, value), *others = sources.items()
     for other, other_value in others:
         if abs(value / other_value - 1) <= _TOLERANCE:
@@ -75,11 +86,29 @@ def _say(source: str) -> str:
         "lattice": "the Visium lattice (obs columns array_row and array_col, 100 um apart)",
         "recorded": '`table.uns["pekasc"]["image_mpp"]`',
         "slide": "the slide's own file",
+        "cell_areas": "the areas of Xenium's cells (obs columns cell_area and nucleus_area, in square um)",
     }[source]
 
 
-def _array_hint(region: str) -> str:
-    return '`array="visium_hd"`' if bin_um(region) else '`array="visium"`, `"visium_hd"` or `"st"`'
+def _unknown(region: str, image_name: str, size_px: tuple[int, int], indexed: bool) -> PixelSizeUnknown:
+    unknown = f"The pixel size of image {image_name!r} (section {region!r}) is not known, and pekasc does not guess it."
+    mpp = f"`image_mpp={{{image_name!r}: ...}}` (um per pixel of this image, {size_px[0]} x {size_px[1]} px)"
+    if indexed and bin_um(region):
+        error = PixelSizeUnknown(
+            f"{unknown} The region is named like bins of Visium HD, and the table has their array_row and array_col: "
+            f'add `array="visium_hd"`. Otherwise give {mpp}.'
+        )
+        error.argument = 'array="visium_hd"'
+        return error
+    array = (
+        'array="visium"` or `array="st"`, since the table has the columns array_row and array_col'
+        if indexed
+        else 'array="visium"` for circles with the diameter of Visium spots, 65 um'
+    )
+    return PixelSizeUnknown(
+        f"{unknown} Give it in one of three ways: {mpp}, `um_coordinate_system=` with the name of a coordinate system "
+        f"in micrometers, or `{array}."
+    )
 
 
 def bin_um(region: str) -> float | None:

@@ -14,7 +14,7 @@ from spatialdata import SpatialData
 from pekasc._keys import TILES, read_uns, tile_shapes_name
 from pekasc._sections._patches import patch_record
 from pekasc._sections._records import recorded_pixel_sizes
-from pekasc._sections._resolve import Section, _check_region, _place, resolve_sections, scaled, with_patches
+from pekasc._sections._resolve import Section, _place, resolve_sections, scaled, with_patches
 from pekasc._sections._slides import images_of
 from pekasc._sections._table import check_table, get_table, region_rows
 from pekasc.tiling import PatchReader, TileGeometry, TileReader, TileSpec
@@ -76,7 +76,6 @@ def _recorded_section(
 ) -> Section:
     """Return a section with all its rows, with image and pixel size as recorded."""
     known = record["sections"][region]
-    _check_region(sdata, region)
     from_patches = bool(known.get("patches", False))
     if known["image"] not in images_of(sdata) and not (from_patches and patch_record(table, region)):
         raise KeyError(

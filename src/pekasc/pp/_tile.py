@@ -211,16 +211,15 @@ def _are_tiles(sdata: SpatialData, section: Section, frame: GeoDataFrame) -> boo
 
     Tiles are equal parallelograms around the spots that their index names.
     """
-    spots, corners = sdata.shapes[section.name], shapely.get_coordinates(frame.geometry.to_numpy())
-    if (
-        "radius" in frame
-        or len(frame) == 0
-        or len(corners) != 5 * len(frame)
-        or not frame.index.isin(spots.index).all()
-    ):
+    spots = sdata.shapes[section.shapes_name]
+    # tiles of labels bear the ids of the labels
+    own = section.shapes_name == section.name
+    ids = frame.index if own else pd.Series(section.shape_ids, section.ids).reindex(frame.index)
+    corners = shapely.get_coordinates(frame.geometry.to_numpy())
+    if "radius" in frame or len(frame) == 0 or len(corners) != 5 * len(frame) or not ids.isin(spots.index).all():
         return False
     corners = corners.reshape(-1, 5, 2)
-    centres = spots.geometry.loc[frame.index].centroid
+    centres = spots.geometry.loc[ids].centroid
     centres = np.column_stack([centres.x, centres.y])
     offsets = corners - centres[:, None]
     side = np.linalg.norm(offsets[0, 1] - offsets[0, 0])
@@ -258,8 +257,8 @@ def _squares(sdata: SpatialData, section: Section, spec: TileSpec) -> GeoDataFra
     corners_px = TileGeometry(section.centres_px, section.um_to_px, spec).corners()
     px_to_shapes = np.linalg.inv(section.shapes_to_px)
     corners = corners_px @ px_to_shapes[:2, :2].T + px_to_shapes[:2, 2]
-    spots = sdata.shapes[section.name]
-    index = pd.Index(section.ids, name=spots.index.name)
+    spots = sdata.shapes[section.shapes_name]
+    index = pd.Index(section.ids, name=spots.index.name if section.shapes_name == section.name else None)
     frame = GeoDataFrame(geometry=shapely.polygons(corners), index=index)
     return ShapesModel.parse(frame, transformations=dict(get_transformation(spots, get_all=True)))
 
