@@ -10,7 +10,6 @@ import anndata
 import geopandas
 import numpy as np
 import pytest
-import scanpy as sc
 import shapely
 import spatialdata as sd
 from spatialdata import SpatialData
@@ -76,26 +75,6 @@ def test_the_only_table_is_taken_and_several_are_asked_for(read_visium: Reader) 
     sdata.tables["other"] = sdata["square"].copy()
     with pytest.raises(KeyError, match="table_name"):
         pk.pp.tile(sdata)
-
-
-def test_legacy_anndata_is_told_how_to_convert_at_once() -> None:
-    adata = sc.AnnData(np.ones((3, 2), dtype=np.float32))
-    adata.uns["spatial"] = {"lib": {}}
-    with pytest.raises(TypeError, match="sdata = from_legacy_anndata\\(adata\\)"):
-        pk.pp.tile(adata)
-    with pytest.raises(TypeError, match="from_legacy_anndata"):
-        pk.tl.fit_adapter(adata)
-    adata.uns["spatial"]["lib2"] = {}
-    with pytest.raises(TypeError, match="2 libraries"):
-        pk.pp.tile(adata)
-
-
-def test_a_converted_legacy_anndata_of_one_library_works(read_visium: Reader) -> None:
-    from spatialdata_io.experimental import from_legacy_anndata, to_legacy_anndata
-
-    legacy = to_legacy_anndata(read_visium(), include_images=True, coordinate_system="sample_downscaled_hires")
-    sdata = from_legacy_anndata(legacy)
-    pk.pp.tile(sdata)
 
 
 def test_self_crossing_cells_are_repaired_and_counted(read_visium: Reader, caplog: pytest.LogCaptureFixture) -> None:

@@ -58,8 +58,8 @@ def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.asarray(points @ matrix[:2, :2].T + matrix[:2, 2])
 
 
-def image_pyramid(name: str, image: DataArray | DataTree) -> ImagePyramid:
-    """Return the levels of an RGB image as a pyramid.
+def image_pyramid(name: str, image: DataArray | DataTree, *, announce: bool = True) -> ImagePyramid:
+    """Return the levels of an RGB image as a pyramid; with `announce`, the log says if they are converted.
 
     Raises
     ------
@@ -70,7 +70,10 @@ def image_pyramid(name: str, image: DataArray | DataTree) -> ImagePyramid:
     first = levels[0]
     if set(first.dims) != {"c", "y", "x"}:
         raise ValueError(f"Image {name!r} has dimensions {tuple(first.dims)}; an H&E image has ('c', 'y', 'x').")
-    levels = _in_8_bit(name, levels)
+    if _between_0_and_1(levels[0]):
+        if announce:
+            logger.hint("image %s: values between 0 and 1 are read as 8 bit (0 to 255).", name)
+        levels = [(level * 255).clip(0, 255).round().astype(np.uint8) for level in levels]
     _check_rgb(name, image, levels[0])
     levels = [_rgb_order(level.transpose("c", "y", "x")) for level in levels]
     width, height = image_size(image)
@@ -140,17 +143,13 @@ def _unnamed_or_rgb(level: DataArray) -> bool:
     return all(name.isdecimal() for name in names) or {name[:1] for name in names} - {"a"} == {"r", "g", "b"}
 
 
-def _in_8_bit(name: str, levels: list[DataArray]) -> list[DataArray]:
-    """Return levels of floats between 0 and 1 as 8 bit, lazily; others unchanged."""
-    first = levels[0]
+def _between_0_and_1(first: DataArray) -> bool:
+    """Tell whether an image of three channels holds floats between 0 and 1, by a sample."""
     if first.sizes.get("c") != 3 or first.dtype.kind != "f":
-        return levels
+        return False
     step = max(1, max(first.shape) // OVERVIEW_PX)
     sample = np.asarray(first[..., ::step, ::step])
-    if not (np.isfinite(sample).all() and sample.min() >= 0 and 0 < sample.max() <= 1):
-        return levels
-    logger.hint("image %s: values between 0 and 1 are read as 8 bit (0 to 255).", name)
-    return [(level * 255).clip(0, 255).round().astype(np.uint8) for level in levels]
+    return bool(np.isfinite(sample).all() and sample.min() >= 0 and 0 < sample.max() <= 1)
 
 
 def _rgb_order(level: DataArray) -> DataArray:
@@ -221,7 +220,7 @@ def _same_picture(shapes: GeoDataFrame, a: DataArray | DataTree, b: DataArray | 
     diagonal = np.linalg.norm(corners_a[2] - corners_a[0])
     if np.linalg.norm(corners_a - corners_b, axis=1).max() > _SAME_EXTENT * diagonal:
         return False
-    return _same_content(*(image_pyramid(name, image) for name, image in (("a", a), ("b", b))))
+    return _same_content(image_pyramid("", a, announce=False), image_pyramid("", b, announce=False))
 
 
 def _same_content(a: ImagePyramid, b: ImagePyramid) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -67,26 +68,39 @@ def check_spatialdata(data: Any) -> None:
     if isinstance(data, SpatialData):
         return
     message = f"Tiles need images: expected a SpatialData, got {type(data).__name__}."
-    libraries = list(data.uns.get("spatial") or {}) if isinstance(data, AnnData) else []
-    if len(libraries) == 1:
-        message += (
+    if isinstance(data, AnnData):
+        message += _how_to_convert(data)
+    raise TypeError(message)
+
+
+def _how_to_convert(adata: AnnData) -> str:
+    """Return the lines that make a SpatialData of an AnnData of scanpy or squidpy with images in ``uns``."""
+    spatial = adata.uns.get("spatial")
+    stored = spatial if isinstance(spatial, Mapping) else {}
+    libraries = [name for name, value in stored.items() if isinstance(value, Mapping) and value.get("images")]
+    if not libraries:
+        return ' It has none in `adata.uns["spatial"]` either: read the section with its image, as spatialdata-io does.'
+    if len(stored) == 1:
+        return (
             f' Its images are in `adata.uns["spatial"][{libraries[0]!r}]`; convert it, then call again:\n'
             "    from spatialdata_io.experimental import from_legacy_anndata\n"
             "    sdata = from_legacy_anndata(adata)"
         )
-    elif libraries:
-        message += (
-            f' It has {len(libraries)} libraries in `adata.uns["spatial"]`: {examples(libraries)}. Convert each on '
-            "its own and join them (`library_key`: the column of `obs` with the library of every spot):\n"
-            "    from spatialdata_io.experimental import from_legacy_anndata\n"
-            "    parts = {}\n"
-            '    for name in adata.uns["spatial"]:\n'
-            "        part = adata[adata.obs[library_key] == name].copy()\n"
-            '        part.uns["spatial"] = {name: adata.uns["spatial"][name]}\n'
-            "        parts[name] = from_legacy_anndata(part)\n"
-            "    sdata = spatialdata.concatenate(parts, concatenate_tables=True)"
-        )
-    raise TypeError(message)
+    columns = [str(name) for name, column in adata.obs.items() if set(column) == set(libraries)]
+    library = f"adata.obs[{columns[0]!r}]" if columns else "adata.obs[library_key]"
+    which = "" if columns else " (`library_key`: the column of `obs` with the library of every spot)"
+    return (
+        f' It has {len(libraries)} libraries in `adata.uns["spatial"]`: {examples(libraries)}. Convert each on its own '
+        f"and join them{which}, then call again:\n"
+        "    import spatialdata\n"
+        "    from spatialdata_io.experimental import from_legacy_anndata\n"
+        "    parts = {}\n"
+        f"    for name in {libraries!r}:\n"
+        f"        part = adata[{library} == name].copy()\n"
+        '        part.uns["spatial"] = {name: adata.uns["spatial"][name]}\n'
+        "        parts[name] = from_legacy_anndata(part)\n"
+        "    sdata = spatialdata.concatenate(parts, concatenate_tables=True)"
+    )
 
 
 def writable_table(data: SpatialData | AnnData, table_name: str = "table") -> AnnData:
