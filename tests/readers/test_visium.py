@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
-import anndata
 import geopandas
 import numpy as np
 import pytest
@@ -92,21 +90,3 @@ def test_self_crossing_cells_are_repaired_and_counted(read_visium: Reader, caplo
     with caplog.at_level(logging.DEBUG, logger="pekasc"):
         pk.pp.tile(sdata)
     assert "1 of 64 shapes are not valid" in caplog.text
-
-
-def test_a_users_own_section_column_stays(read_visium: Reader) -> None:
-    sdata = read_visium()
-    table = sdata["table"]
-    table.obs["section"] = ["cortex" if i % 2 else "medulla" for i in range(table.n_obs)]
-    adata = pk.get.expression(sdata, layer=None)
-    assert list(adata.obs["section"]) == list(table.obs["section"])
-    assert list(adata.obs["peka_section"].cat.categories) == ["sample"]
-
-
-def test_a_lazy_table_is_refused_with_the_call_that_reads_it(read_visium: Reader, tmp_path: Path) -> None:
-    pytest.importorskip("xarray")
-    adata = read_visium()["table"]
-    adata.write_zarr(tmp_path / "table.zarr")
-    lazy = anndata.experimental.read_lazy(tmp_path / "table.zarr")
-    with pytest.raises(TypeError, match="to_memory"):
-        pk.get.expression(lazy, layer=None)

@@ -19,6 +19,7 @@ from pekasc._sections._patches import (
 from pekasc._sections._pixel_size import ARRAYS, PixelSizeUnknown, array_pixel_size, check_mpp
 from pekasc._sections._resolve import Section, resolve_sections
 from pekasc._sections._table import (
+    annotate_alike,
     by_row,
     check_spatialdata,
     check_table,
@@ -34,6 +35,7 @@ __all__ = [
     "ARRAYS",
     "PixelSizeUnknown",
     "Section",
+    "annotate_alike",
     "array_pixel_size",
     "by_row",
     "check_mpp",

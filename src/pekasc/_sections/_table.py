@@ -150,6 +150,15 @@ def table_keys(adata: AnnData) -> tuple[list[str], str, str]:
     return [region] if isinstance(region, str) else [str(r) for r in region], region_key, instance_key
 
 
+def annotate_alike(new: AnnData, table: AnnData) -> None:
+    """Let `new`, which holds rows of a table, annotate the elements that they annotate there."""
+    if table.uns.get(_ATTRS):
+        _, region_key, instance_key = table_keys(table)
+        regions = [str(name) for name in new.obs[region_key].unique()]
+        region = regions if len(regions) > 1 else regions[0]
+        new.uns[_ATTRS] = {"region": region, "region_key": region_key, "instance_key": instance_key}
+
+
 def region_rows(adata: AnnData) -> dict[str, np.ndarray]:
     """Return the positions of the rows of each region that has rows, in the order the table names its regions."""
     regions, region_key, _ = table_keys(adata)

@@ -16,7 +16,7 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
 
-from pekasc._keys import TILE_INSIDE, TILES, check_key, read_uns, tile_shapes_name, write_uns
+from pekasc._keys import TILE_INSIDE, TILES, UNS, check_key, read_uns, tile_shapes_name, write_uns
 from pekasc._sections import (
     Section,
     examples,
@@ -110,7 +110,8 @@ def tile(
         If the table, a region, an image, a column, a coordinate system or stored patches do not exist.
     ValueError
         If the pixel size is unknown or contradictory, the image is ambiguous or not RGB of uint8, names or ids are not
-        unique, rows have no shape, the spots do not lie on the image, or stored patches have another field of view.
+        unique, rows have no shape, the spots do not lie on the image, stored patches have another field of view, or the
+        table has a column ``tile_inside`` of its own.
     FileNotFoundError
         If the file of stored patches does not exist any more.
 
@@ -195,6 +196,12 @@ def _check_names(sdata: SpatialData, table: AnnData, sections: list[Section], ke
     replaceable = {tile_shapes_name(region, key) for region in record["sections"]} if record else set()
     # names in a SpatialData are unique over all elements, ignoring case
     taken = {name.lower(): (kind, name) for kind, name, _ in sdata.gen_elements()}
+    if TILE_INSIDE in table.obs and not _is_tile_inside(table):
+        raise ValueError(
+            f"`obs[{TILE_INSIDE!r}]` is there and was not made by this call, so it is not replaced. With the table as "
+            f"`adata`, rename it: `adata.obs = adata.obs.rename(columns={{{TILE_INSIDE!r}: 'my_{TILE_INSIDE}'}})`, or "
+            "delete it."
+        )
     for section in sections:
         name = tile_shapes_name(section.name, key)
         kind, existing = taken.get(name.lower(), ("", ""))
@@ -204,6 +211,14 @@ def _check_names(sdata: SpatialData, table: AnnData, sections: list[Section], ke
                 f"The tiles of {section.name!r} would be named {name!r}, but `sdata.{kind}[{existing!r}]` is there and "
                 "was not made by this call for this table. Take another `key_added=`, or delete it."
             )
+
+
+def _is_tile_inside(table: AnnData) -> bool:
+    """Tell whether ``obs["tile_inside"]`` is ours: by a record of tiles or, where that was lost, by its values."""
+    if any(tile_record(table, key) is not None for key in table.uns.get(UNS, {})):
+        return True
+    values = table.obs[TILE_INSIDE]
+    return values.dtype == np.float32 and bool(values.dropna().between(0, 1).all())
 
 
 def _are_tiles(sdata: SpatialData, section: Section, frame: GeoDataFrame) -> bool:
