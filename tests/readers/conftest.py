@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import tifffile
 import zarr
+from anndata import AnnData
 from PIL import Image
 from scipy import sparse
 from spatialdata import SpatialData
@@ -197,6 +198,39 @@ def write_xenium(folder: Path, n_cells: int = 100, seed: int = 0) -> Path:
     return folder
 
 
+def write_st(folder: Path, seed: int = 0) -> Path:
+    """Write a section of Spatial Transcriptomics: image, spots with grid indices and pixels, and counts."""
+    folder.mkdir()
+    Image.fromarray(picture(seed)).save(folder / "he.jpg", quality=95)
+    y, x = (axis.ravel() for axis in np.mgrid[1:5, 1:5])
+    names = [f"{i}x{j}" for i, j in zip(x, y, strict=True)]
+    pixels = {"pixel_x": x * 200 / MPP - 0.5, "pixel_y": y * 200 / MPP + 0.5}
+    pd.DataFrame({"x": x, "y": y, **pixels}, index=names).to_csv(folder / "spots.tsv", sep="\t")
+    counts = np.random.default_rng(seed).poisson(3, (len(names), 12))
+    pd.DataFrame(counts, names, [f"GENE{i}" for i in range(12)]).to_csv(folder / "counts.tsv", sep="\t")
+    return folder
+
+
+def write_hest(folder: Path, name: str = "INT1", seed: int = 0) -> Path:
+    """Write a sample of HEST-1k with its image."""
+    for kind in ("st", "wsis", "metadata"):
+        (folder / kind).mkdir(parents=True)
+    rows, cols = np.array([(row, col) for row in range(8) for col in range(16) if (row + col) % 2 == 0]).T
+    adata = AnnData(sparse.csr_matrix(np.random.default_rng(seed).poisson(3, (len(rows), 12)).astype(np.float32)))
+    adata.obs = pd.DataFrame({"array_row": rows, "array_col": cols, "in_tissue": True}, index=adata.obs_names)
+    adata.obsm["spatial"] = np.column_stack([100 + cols * 50 / MPP, 100 + rows * 50 * np.sqrt(3) / MPP])
+    adata.write_h5ad(folder / "st" / f"{name}.h5ad")
+    tifffile.imwrite(folder / "wsis" / f"{name}.tif", picture(seed), photometric="rgb", tile=(256, 256))
+    metadata = {
+        "id": name, "patient": "Patient 1", "dataset_title": "none", "species": "Homo sapiens",
+        "st_technology": "Visium", "pixel_size_um_estimated": MPP, "pixel_size_um_embedded": None,
+        "inter_spot_dist": 100.0, "spot_diameter": 55.0,
+        "magnification": "10x", "fullres_px_width": SIDE_PX, "fullres_px_height": SIDE_PX,
+    }  # fmt: skip
+    (folder / "metadata" / f"{name}.json").write_text(json.dumps(metadata))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def space_ranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a Visium slide."""
@@ -247,3 +281,15 @@ def read_xenium(xenium_folder: Path) -> Callable[..., SpatialData]:
         return spatialdata_io.xenium(xenium_folder, **kwargs)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def st_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a section of Spatial Transcriptomics."""
+    return write_st(tmp_path_factory.mktemp("st") / "section")
+
+
+@pytest.fixture(scope="session")
+def hest_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of HEST-1k with one sample, INT1."""
+    return write_hest(tmp_path_factory.mktemp("hest") / "hest_data")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -46,11 +46,18 @@ class PixelSizeUnknown(ValueError):
 
 
 def choose_pixel_size(
-    sources: Mapping[str, float], *, region: str, image_name: str, size_px: tuple[int, int], indexed: bool, strict: bool
+    sources: Mapping[str, float],
+    *,
+    region: str,
+    image_name: str,
+    size_px: tuple[int, int],
+    arrays: Sequence[str],
+    circles: bool,
+    strict: bool,
 ) -> tuple[float, str]:
     """Return the pixel size and its source: the first of `sources`, with which the others must agree.
 
-    `indexed` tells whether the table has grid indices.
+    For the error, `arrays` are those whose grid the spots lie on, and `circles` tells whether they have a diameter.
 
     Raises
     ------
@@ -60,7 +67,7 @@ def choose_pixel_size(
         With `strict`, if two differ by more than 2 %.
     """
     if not sources:
-        raise _unknown(region, image_name, size_px, indexed)
+        raise _unknown(region, image_name, size_px, arrays, circles)
     (source, value), *others = sources.items()
     for other, other_value in others:
         if abs(value / other_value - 1) <= _TOLERANCE:
@@ -90,25 +97,40 @@ def _say(source: str) -> str:
     }[source]
 
 
-def _unknown(region: str, image_name: str, size_px: tuple[int, int], indexed: bool) -> PixelSizeUnknown:
+def _unknown(
+    region: str, image_name: str, size_px: tuple[int, int], arrays: Sequence[str], circles: bool
+) -> PixelSizeUnknown:
     unknown = f"The pixel size of image {image_name!r} (section {region!r}) is not known, and pekasc does not guess it."
     mpp = f"`image_mpp={{{image_name!r}: ...}}` (um per pixel of this image, {size_px[0]} x {size_px[1]} px)"
-    if indexed and bin_um(region):
+    um = "`um_coordinate_system=` with the name of a coordinate system in micrometers"
+    if "visium_hd" in arrays:
         error = PixelSizeUnknown(
-            f"{unknown} The region is named like bins of Visium HD, and the table has their array_row and array_col: "
-            f'add `array="visium_hd"`. Otherwise give {mpp}.'
+            f"{unknown} The region is named like bins of Visium HD, and they lie on the grid of array_row and "
+            f'array_col: add `array="visium_hd"`. Otherwise give {mpp}.'
         )
         error.argument = 'array="visium_hd"'
         return error
-    array = (
-        'array="visium"` or `array="st"`, since the table has the columns array_row and array_col'
-        if indexed
-        else 'array="visium"` for circles with the diameter of Visium spots, 65 um'
-    )
+    if not arrays:
+        spots = ', or `array="visium"` if the circles have the diameter of Visium spots, 65 um' if circles else ""
+        return PixelSizeUnknown(f"{unknown} Give {mpp}, or {um}{spots}.")
+    known = " or ".join(f'`array="{array}"`' for array in arrays)
+    pitch = " or ".join(f"{ARRAYS[array][2]:g}" for array in arrays)
     return PixelSizeUnknown(
-        f"{unknown} Give it in one of three ways: {mpp}, `um_coordinate_system=` with the name of a coordinate system "
-        f"in micrometers, or `{array}."
+        f"{unknown} Give {mpp}, {um}, or {known} if that is what the grid of array_row and array_col is: {pitch} um "
+        "from spot to spot."
     )
+
+
+def fitting_arrays(col: np.ndarray, row: np.ndarray, centres_px: np.ndarray, region: str) -> list[str]:
+    """Return the arrays on whose grid the spots lie."""
+    found = []
+    for array in ARRAYS:
+        try:
+            array_pixel_size(array, col, row, centres_px, region)
+        except ValueError:
+            continue
+        found.append(array)
+    return found
 
 
 def bin_um(region: str) -> float | None:

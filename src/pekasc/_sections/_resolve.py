@@ -34,6 +34,7 @@ from pekasc._sections._pixel_size import (
     array_pixel_size,
     check_mpp,
     choose_pixel_size,
+    fitting_arrays,
     lattice_pixel_size,
     nearest_orthogonal,
 )
@@ -183,7 +184,8 @@ def resolve_sections(
             region=region,
             image_name=image_name,
             size_px=section.size_px,
-            indexed={"array_row", "array_col"} <= set(table.obs),
+            arrays=() if sources else _fitting_arrays(table, section),
+            circles="radius" in shapes[region] and "array_row" not in table.obs,
             strict=strict,
         )
         section = scaled(sdata, section, mpp, source, um_coordinate_system)
@@ -402,14 +404,27 @@ def _pixel_sizes(
     return sources
 
 
-def _from_lattice(sdata: SpatialData, table: AnnData, section: Section) -> float | None:
-    """Return the pixel size if the spots are those of a Visium slide, after a look at their stored diameter."""
+def _numeric_index(table: AnnData, section: Section) -> tuple[np.ndarray, np.ndarray]:
+    """Return array_row and array_col, NaN where they are no numbers; empty if there are none."""
     if not {"array_row", "array_col"} <= set(table.obs):
-        return None
+        return np.empty(0), np.empty(0)
     row, col = (
         pd.to_numeric(table.obs[c].iloc[section.rows].astype(str), errors="coerce").to_numpy(dtype=np.float64)
         for c in ("array_row", "array_col")
     )
+    return row, col
+
+
+def _fitting_arrays(table: AnnData, section: Section) -> list[str]:
+    row, col = _numeric_index(table, section)
+    if not (row.size and np.isfinite([*row, *col]).all()):
+        return []
+    return fitting_arrays(col, row, section.centres_px, section.name)
+
+
+def _from_lattice(sdata: SpatialData, table: AnnData, section: Section) -> float | None:
+    """Return the pixel size if the spots are those of a Visium slide, after a look at their stored diameter."""
+    row, col = _numeric_index(table, section)
     mpp = lattice_pixel_size(col, row, section.centres_px)
     if mpp is None:
         return None

@@ -11,6 +11,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from pekasc._keys import SECTION
+from pekasc._sections._pixel_size import bin_um
 from pekasc._settings import get_logger
 
 logger = get_logger(__name__)
@@ -45,6 +46,14 @@ def _present(sdata: SpatialData, table_name: str) -> str:
         logger.hint("Using the only table, %r.", tables[0])
         return str(tables[0])
     choose = " Name one of them with `table_name=`." if tables else ""
+    bins = [name for name in tables if bin_um(name)]
+    if bins:
+        # 8 um are the bins that Space Ranger's own analysis takes
+        example = "square_008um" if "square_008um" in bins else bins[-1]
+        choose = (
+            " Name one of them with `table_name=`; bins of Visium HD are tiled with "
+            f'`pekasc.pp.tile(sdata, table_name={example!r}, array="visium_hd")`.'
+        )
     raise KeyError(f"Table {table_name!r} not found in `sdata.tables`. Available tables: {tables}.{choose}")
 
 
