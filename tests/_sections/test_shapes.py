@@ -10,6 +10,7 @@ from anndata import AnnData
 from geopandas import GeoDataFrame
 from spatialdata import SpatialData
 from spatialdata.models import Labels2DModel, ShapesModel, TableModel
+from spatialdata.transformations import Identity, set_transformation
 
 from pekasc._sections._shapes import in_micrometers, shapes_of
 
@@ -36,6 +37,19 @@ def test_polygons_before_circles_and_nuclei_only_for_nuclei(region: str, taken: 
     for name in ("circles", "nuclei", "cells"):
         sdata.shapes[name] = circles if name == "circles" else _squares(NAMES)
     assert shapes_of(sdata, sdata["table"], region) == (taken, "cell_id")
+
+
+def test_others_of_the_same_kind_are_not_chosen_between() -> None:
+    sdata = _sdata(cell_id=NAMES)
+    for name in ("cells", "cells_tiles"):
+        sdata.shapes[name] = _squares(NAMES)
+    assert shapes_of(sdata, sdata["table"], "cell_labels") == ("cells", "cell_id")
+    sdata.shapes["expanded"] = _squares(NAMES)
+    with pytest.raises(ValueError, match="holds the ids of 'cells' and of 'expanded'. Let the table annotate one"):
+        shapes_of(sdata, sdata["table"], "cell_labels")
+    # shapes elsewhere are of another slide, whose cells may have the same ids
+    set_transformation(sdata.shapes["expanded"], {"other": Identity()}, set_all=True)
+    assert shapes_of(sdata, sdata["table"], "cell_labels") == ("cells", "cell_id")
 
 
 def test_shapes_that_lack_an_id_are_not_taken() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import geopandas
 import numpy as np
@@ -90,3 +91,19 @@ def test_self_crossing_cells_are_repaired_and_counted(read_visium: Reader, caplo
     with caplog.at_level(logging.DEBUG, logger="pekasc"):
         pk.pp.tile(sdata)
     assert "1 of 64 shapes are not valid" in caplog.text
+
+
+def test_cropped_written_and_read_again_under_a_name_in_another_script(read_visium: Reader, tmp_path: Path) -> None:
+    sdata = read_visium("Gewebe_\u00fc_\u80ba")
+    crop = sdata.query.bounding_box(
+        axes=("x", "y"),
+        min_coordinate=[150, 150],
+        max_coordinate=[650, 650],
+        target_coordinate_system="Gewebe_\u00fc_\u80ba",
+    )
+    pk.pp.tile(crop)
+    (section,) = crop["table"].uns["pekasc"]["tiles"]["sections"].values()
+    assert section["mpp"] == pytest.approx(1.25, rel=2e-3)
+    crop.write(tmp_path / "visium.zarr")
+    back = sd.read_zarr(tmp_path / "visium.zarr")
+    np.testing.assert_array_equal(pk.get.tiles(back)[0].compute(), pk.get.tiles(crop)[0].compute())

@@ -115,7 +115,7 @@ def test_numbers_are_no_ids_of_shapes_that_do_not_say_so(read_xenium: Reader) ->
         pk.pp.tile(sdata)
 
 
-def test_joined_cropped_written_and_read_again(read_xenium: Reader, tmp_path: Path) -> None:
+def test_cropped_written_and_read_again(read_xenium: Reader, tmp_path: Path) -> None:
     sdata = read_xenium()
     crop = sdata.query.bounding_box(
         axes=("x", "y"), min_coordinate=[300, 300], max_coordinate=[900, 900], target_coordinate_system="global"
@@ -128,3 +128,18 @@ def test_joined_cropped_written_and_read_again(read_xenium: Reader, tmp_path: Pa
     pk.pp.tile(back)
     back.write(tmp_path / "tiled.zarr")
     assert pk.get.tiles(sd.read_zarr(tmp_path / "tiled.zarr")).sizes["tile"] == sdata["table"].n_obs
+
+
+def test_two_slides_whose_cells_have_the_same_ids(read_xenium: Reader) -> None:
+    parts = {name: read_xenium(nucleus_boundaries=False, nucleus_labels=False) for name in ("a", "b")}
+    # the cells of the second are elsewhere
+    parts["b"].shapes["cell_boundaries"].geometry = parts["b"].shapes["cell_boundaries"].translate(30, 0)
+    joined = sd.concatenate(parts, concatenate_tables=True, obs_names_make_unique=True)
+    pk.pp.tile(joined, **SIZE)
+    sections = joined["table"].uns["pekasc"]["tiles"]["sections"]
+    assert {name: section["image"] for name, section in sections.items()} == {
+        "cell_labels-a": "he_image-a",
+        "cell_labels-b": "he_image-b",
+    }
+    moved = joined.shapes["cell_labels-b_tiles"].centroid.x - joined.shapes["cell_labels-a_tiles"].centroid.x
+    assert moved.to_numpy() == pytest.approx(30, abs=1e-3)

@@ -8,6 +8,7 @@ from anndata import AnnData
 from geopandas import GeoDataFrame
 from spatialdata import SpatialData
 
+from pekasc._sections._images import coordinate_systems
 from pekasc._sections._table import region_rows, table_keys
 
 # columns of Xenium's cells.parquet; with them, cell_area and nucleus_area are in square micrometers
@@ -56,17 +57,31 @@ def _with_ids(sdata: SpatialData, table: AnnData, region: str) -> tuple[str, str
     """
     obs = table.obs.iloc[region_rows(table)[region]]
     _, region_key, _ = table_keys(table)
-    nuclei = "nucle" in region
-    names = sorted(sdata.shapes, key=lambda name: ("radius" in sdata.shapes[name], ("nucle" in name) != nuclei, name))
+    # two slides may number their cells alike
+    systems = coordinate_systems(sdata.labels[region])
+    there = {name: shapes for name, shapes in sdata.shapes.items() if systems & coordinate_systems(shapes)}
     for column in obs.columns.drop(region_key):
-        # numbers are ids only of shapes whose index has the column's name: label 1 need not be shape 1
-        words = not pd.api.types.is_numeric_dtype(obs[column])
         if pd.api.types.is_float_dtype(obs[column]) or not obs[column].is_unique:
             continue
-        for name in names:
-            index = sdata.shapes[name].index
-            if (words or index.name == column) and pd.Index(obs[column]).isin(index).all():
-                return name, str(column)
+        # numbers are ids only of shapes whose index has the column's name: label 1 need not be shape 1
+        words = not pd.api.types.is_numeric_dtype(obs[column])
+        found = {
+            name: ("radius" in shapes, ("nucle" in name) != ("nucle" in region))
+            for name, shapes in there.items()
+            if (words or shapes.index.name == column) and pd.Index(obs[column]).isin(shapes.index).all()
+        }
+        best = [name for name, rank in found.items() if rank == min(found.values())]
+        # what was derived from others, such as tiles, has their name before its own
+        best = [name for name in best if not any(name.startswith(f"{other}_") for other in best)]
+        if len(best) > 1:
+            raise ValueError(
+                f"The table annotates the labels {region!r}; pekasc needs shapes, and `obs[{column!r}]` holds the ids "
+                f"of {' and of '.join(map(repr, best))}. Let the table annotate one of them: write its name to "
+                f"`obs[{region_key!r}]` of these rows, then `sdata.set_table_annotates_spatialelement(table_name, "
+                f"region=..., region_key={region_key!r}, instance_key={column!r})`."
+            )
+        if best:
+            return best[0], str(column)
     return None
 
 
