@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import spatialdata as sd
 from spatialdata import SpatialData
@@ -47,6 +48,16 @@ def test_the_error_shows_the_call_that_then_works(read_visium_hd: Reader) -> Non
     assert line == 'pekasc.pp.tile(sdata, tile_px=224, mpp=0.5, array="visium_hd")'
     exec(line, {"pekasc": pk, "sdata": sdata})
     assert "_square_008um_tiles" in sdata.shapes
+
+
+def test_bins_as_labels_find_their_squares(read_visium_hd: Reader) -> None:
+    # both sizes of bins are numbered from 0
+    sdata = read_visium_hd(dataset_id="crc", annotate_table_by_labels=True)
+    assert sdata["square_016um"].uns["spatialdata_attrs"]["region"] == "crc_square_016um_labels"
+    pk.pp.tile(sdata, table_name="square_016um", array="visium_hd", **SIZE)
+    tiles, squares = sdata.shapes["crc_square_016um_labels_tiles"], sdata.shapes["crc_square_016um"]
+    np.testing.assert_allclose(tiles.centroid.x, squares.centroid.x[sdata["square_016um"].obs["location_id"]])
+    assert pk.get.tiles(sdata, table_name="square_016um").sizes["tile"] == len(squares)
 
 
 def test_fit_and_get_on_bins(read_visium_hd: Reader) -> None:

@@ -53,7 +53,7 @@ def shapes_of(sdata: SpatialData, table: AnnData, region: str) -> tuple[str, str
 def _with_ids(sdata: SpatialData, table: AnnData, region: str) -> tuple[str, str] | None:
     """Return shapes whose index holds every value of a column of a labels' rows, and that column; None if none do.
 
-    Cells come before nuclei, which some cells do not have, and polygons before circles.
+    Shapes that the labels are named after come first, polygons before circles, cells before nuclei, which some lack.
     """
     obs = table.obs.iloc[region_rows(table)[region]]
     _, region_key, _ = table_keys(table)
@@ -66,7 +66,7 @@ def _with_ids(sdata: SpatialData, table: AnnData, region: str) -> tuple[str, str
         # numbers are ids only of shapes whose index has the column's name: label 1 need not be shape 1
         words = not pd.api.types.is_numeric_dtype(obs[column])
         found = {
-            name: ("radius" in shapes, ("nucle" in name) != ("nucle" in region))
+            name: (not region.startswith(f"{name}_"), "radius" in shapes, ("nucle" in name) != ("nucle" in region))
             for name, shapes in there.items()
             if (words or shapes.index.name == column) and pd.Index(obs[column]).isin(shapes.index).all()
         }

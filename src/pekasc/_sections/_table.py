@@ -52,7 +52,7 @@ def _present(sdata: SpatialData, table_name: str) -> str:
         example = "square_008um" if "square_008um" in bins else bins[-1]
         choose = (
             " Name one of them with `table_name=`; bins of Visium HD are tiled with "
-            f'`pekasc.pp.tile(sdata, table_name={example!r}, array="visium_hd")`.'
+            f"`pekasc.pp.tile(sdata, table_name={example!r}, array='visium_hd')`."
         )
     raise KeyError(f"Table {table_name!r} not found in `sdata.tables`. Available tables: {tables}.{choose}")
 
