@@ -52,13 +52,15 @@ def tile(
 ) -> None:
     """Define a square tile, in physical units, around every observation.
 
-    A section is an image, the shapes of its spots, and the table rows whose region is that shapes element. The image
-    shares a coordinate system with the shapes; if several images show the same at different scales, the finest is
-    used. Pixels are not copied: :func:`pekasc.get.tiles` reads them lazily.
+    A section is an image, the shapes of its spots, and the table rows whose region is that shapes element; if the
+    region is labels, the shapes are those that carry their ids. The image shares a coordinate system with the shapes;
+    if several images show the same at different scales, the finest is used. Pixels are not copied:
+    :func:`pekasc.get.tiles` reads them lazily.
 
-    The pixel size is never guessed: it comes from `image_mpp`, `um_coordinate_system` or `array`, or from what a reader
-    or data set recorded in ``table.uns["pekasc"]["image_mpp"]``. If there are several sources, they must agree within
-    2 %.
+    The pixel size is never guessed: it comes from `image_mpp`, `um_coordinate_system` or `array`, from what a reader or
+    data set recorded in ``table.uns["pekasc"]["image_mpp"]``, or from the object itself: the lattice of a Visium slide,
+    or the areas of Xenium's cells (``obs["cell_area"]``, ``obs["nucleus_area"]``), which show that the shapes are in
+    um. If there are several sources, they must agree within 2 %.
 
     Parameters
     ----------
