@@ -34,7 +34,7 @@ def _matrix(adata: AnnData, layer: str | None) -> Matrix:
         present = [name for name in adata.layers if name is not None]
         raise KeyError(f"Layer {layer!r} not found. Available layers: {present}.")
     if matrix is None:
-        raise ValueError("The table has no `X`. Name the layer with counts: `layer=`.")
+        raise ValueError("The table has no `X`. Name a layer: `layer=`.")
     # one type of sparse matrix downstream; a backed, lazy or array-API matrix is read here
     for read in ("to_memory", "compute"):
         if hasattr(matrix, read):
@@ -57,6 +57,11 @@ def _matrix(adata: AnnData, layer: str | None) -> Matrix:
 def dense(matrix: Matrix) -> np.ndarray:
     """Return a matrix as an array."""
     return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
+
+
+def dense_layer(adata: AnnData, layer: str | None) -> np.ndarray:
+    """Return a layer, or ``X`` for None, as a new float32 array, whatever it is stored as."""
+    return np.array(dense(_matrix(adata, layer)), dtype=np.float32)
 
 
 def _values(matrix: Matrix) -> np.ndarray:

@@ -11,9 +11,10 @@ import xarray as xr
 from anndata import AnnData
 from spatialdata import SpatialData
 
+from pekasc._expression import dense_layer
 from pekasc._keys import PEKA, SECTION, TILES, UNS
 from pekasc._measured import as_stored
-from pekasc._sections import get_table, positions_um, section_labels, section_readers, tiled_sections
+from pekasc._sections import annotate_alike, get_table, positions_um, section_labels, section_readers, tiled_sections
 from pekasc._settings import get_logger
 from pekasc.tiling import TileStream
 
@@ -106,8 +107,13 @@ def expression(
     A new AnnData: `X` is the layer, dense float32, without genes and rows that are all NaN. `obs`, `var` and `obsm` are
     copied. ``obs["section"]`` is categorical: the column of that name if it has one value per region, else the region;
     if the table has another column of that name, that one stays, and the region is ``obs["peka_section"]``.
-    ``obsm["spatial"]`` is in um, within each section; that of an AnnData is unchanged. ``uns["log1p"]`` is set unless
-    the values are integers (counts), or predictions of values as stored (``target="as_is"``).
+    ``obsm["spatial"]`` is in um, within each section, y downwards as in the image; that of an AnnData is unchanged.
+    ``uns["log1p"]`` is set unless the values are integers (counts), or predictions of values as stored
+    (``target="as_is"``).
+
+    ``squidpy.pl.spatial_scatter(adata, color=gene, shape=None, library_key="section")`` draws it, a panel per section.
+    It annotates the shapes that the table annotates: for spatialdata-plot, put it into the object,
+    ``sdata.tables["predicted"] = adata``.
 
     Raises
     ------
@@ -125,7 +131,7 @@ def expression(
     ['P1S1']
     """
     table = get_table(data, table_name)
-    values = _values(table, layer)
+    values = dense_layer(table, layer)
     genes = ~np.isnan(values).all(axis=0)
     rows = ~np.isnan(values).all(axis=1)
     if not genes.any():
@@ -153,27 +159,13 @@ def expression(
     for name, value in table.obsm.items():
         result.obsm[name] = value[rows].copy() if not isinstance(value, pd.DataFrame) else value.loc[rows].copy()
     result.obsm["spatial"] = spatial[rows]
+    annotate_alike(result, table)
     if UNS in table.uns:
         result.uns[UNS] = dict(table.uns[UNS])
     finite = values[np.isfinite(values)]
     if not np.array_equal(finite, np.round(finite)) and not (layer is not None and as_stored(table, layer)):
         result.uns["log1p"] = {"base": None}  # as scanpy.pp.log1p writes it
     return result
-
-
-def _values(table: AnnData, layer: str | None) -> np.ndarray:
-    if layer is None:
-        values = table.X
-    elif layer in table.layers:
-        values = table.layers[layer]
-    else:
-        available = [name for name in table.layers.keys() if name is not None]
-        raise KeyError(f"Layer {layer!r} not found. Available layers: {available}.")
-    if values is None:
-        raise ValueError("The table has no `X`.")
-    if hasattr(values, "toarray"):
-        values = values.toarray()
-    return np.array(values, dtype=np.float32)
 
 
 def _section_names(table: AnnData) -> np.ndarray:

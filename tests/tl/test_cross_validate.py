@@ -750,59 +750,6 @@ def test_genes_are_checked_before_anything_is_read(tiled: SpatialData, monkeypat
         compare(tiled, ["bone"], genes=["nothing"])
 
 
-def test_comparison_sums_up(plain: pd.DataFrame) -> None:
-    table = pk.get.comparison(plain)
-    assert table.index.names == ["encoder", "context_um", "genes", "method"]
-    sections = plain[plain["section"] != "pooled"]
-    row = table.loc[("tiny", 0.0, "svg", "frozen")]
-    own = sections[sections["method"] == "frozen"].set_index("fold")["pearson"]
-    best = sections[sections["method"] == "frozen-best"].set_index("fold")["pearson"]
-    assert row["pearson"] == pytest.approx(own.mean())
-    assert row["difference"] == pytest.approx((own - best).mean())
-    assert row["P1 difference"] == pytest.approx(own["P1"] - best["P1"])
-    assert row["n_better"] == int((own > best).sum()) and row["n_folds"] == 2
-    assert np.isnan(row["difference_low"])  # two folds have no interval
-    many = pd.concat([plain.assign(fold=plain["fold"] + str(i)) for i in range(3)])
-    low = pk.get.comparison(many).loc[("tiny", 0.0, "svg", "frozen")]
-    assert low["difference_low"] <= low["difference"] <= low["difference_high"]
-    with pytest.raises(ValueError, match="`rival='bone'` is not among"):
-        pk.get.comparison(plain, rival="bone")
-    with pytest.raises(ValueError, match="no comparison of methods: columns .'section'"):
-        pk.get.comparison(plain.drop(columns="section"))
-
-
-def test_comparison_of_several_readouts(frame: pd.DataFrame, plain: pd.DataFrame) -> None:
-    # those that differ in their context alone are told apart by it
-    both = pk.get.comparison(frame)
-    assert both.index.names == ["encoder", "context_um", "genes", "method"] and len(both) == 2 * 2 * 3
-    pd.testing.assert_frame_equal(both.loc[[("tiny", 0.0, "svg", m) for m in by_method(plain).index]],
-                                  pk.get.comparison(plain).sort_index())  # fmt: skip
-    # others by all that they are, whatever else differs: here a head, whose rows score 1 more throughout
-    names = {"Readout()": "Readout(head='a')", "Readout(context_um=200.0)": "Readout(head='a', context_um=200.0)"}
-    other = frame.assign(head="a", readout=frame["readout"].map(names), pearson=frame["pearson"] + 1)
-    table = pk.get.comparison(pd.concat([frame, other]))
-    assert table.index.names == ["encoder", "context_um", "readout", "genes", "method"] and len(table) == 2 * len(both)
-    for (encoder, context, genes, method), row in both.iterrows():
-        was = {0.0: "Readout()", 200.0: "Readout(context_um=200.0)"}[context]
-        for readout, more in ((was, 0), (names[was], 1)):
-            found = table.loc[(encoder, context, readout, genes, method)]
-            assert found["pearson"] == pytest.approx(row["pearson"] + more)
-            assert found["difference"] == pytest.approx(row["difference"], nan_ok=True)
-    # one of them has no rival
-    rival = (other["method"] == "frozen-best").to_numpy()
-    alone = pk.get.comparison(pd.concat([frame, other[~rival]])).xs(names["Readout()"], level="readout")
-    assert alone["difference"].isna().all() and alone["pearson"].notna().all()
-
-
-def test_intervals_are_over_whole_groups_and_frames_of_one_setting(plain: pd.DataFrame) -> None:
-    five = pd.concat([plain[plain["fold"] == "P1"].assign(fold=f"patient {i}") for i in range(5)])
-    row = ("tiny", 0.0, "svg", "frozen")
-    assert np.isfinite(pk.get.comparison(five, rival="mean").loc[row, "difference_low"])
-    assert np.isnan(pk.get.comparison(five.assign(whole_groups=False), rival="mean").loc[row, "difference_low"])
-    with pytest.raises(ValueError, match=r"twice \(settings: .*'teacher': \['', 'pca'\]"):
-        pk.get.comparison(pd.concat([plain, plain.assign(teacher="pca")]), rival="mean")
-
-
 def test_names_configurations_and_rivals(
     tiled: SpatialData, tmp_path: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
