@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
-def attach_predictions(sdata: SpatialData, *, store: str | PathLike[str] | None = None) -> None:
+def attach_predictions(data: SpatialData | AnnData, *, store: str | PathLike[str] | None = None) -> None:
     """Bring predictions that :func:`pekasc.tl.predict_expression` left in a store back into their tables.
 
     Predictions with ``store=`` are not written with the object. After :func:`spatialdata.read_zarr`, this opens them
@@ -26,8 +26,8 @@ def attach_predictions(sdata: SpatialData, *, store: str | PathLike[str] | None 
 
     Parameters
     ----------
-    sdata
-        The object, as it was read.
+    data
+        The object, a SpatialData or AnnData, as it was read.
     store
         Folder of the store, if it has moved since; by default where the records in the tables say.
 
@@ -50,22 +50,27 @@ def attach_predictions(sdata: SpatialData, *, store: str | PathLike[str] | None 
     >>> sdata = sd.read_zarr("slide.zarr")  # doctest: +SKIP
     >>> pk.io.attach_predictions(sdata)  # doctest: +SKIP
     """
+    from anndata import AnnData
+
     from pekasc.models.features import stored_layer
 
     found = []
-    for name, table in sdata.tables.items():
+    tables = {"": data} if isinstance(data, AnnData) else dict(data.tables)
+    for name, table in tables.items():
         for key, record in _stored(table):
             path = Path(record["store"]) if store is None else Path(store).expanduser().absolute()
             shape = (table.n_obs, table.n_vars)
             found.append((name, key, stored_layer(path, record["array"], record["array_digest"], shape)))
     if not found:
         raise KeyError(
-            f"No table has predictions in a store: {list(sdata.tables)}. Those of "
+            f"No table has predictions in a store: {list(tables)}. Those of "
             "`pekasc.tl.predict_expression(..., store=...)` have."
         )
     for name, key, layer in found:
-        sdata.tables[name].layers[key] = layer
-        logger.hint("Table %r: layers[%r] is %d x %d on its store.", name, key, *layer.shape)
+        tables[name].layers[key] = layer
+        logger.hint(
+            "%s: layers[%r] is %d x %d on its store.", f"Table {name!r}" if name else "AnnData", key, *layer.shape
+        )
 
 
 def _stored(table: AnnData) -> Iterator[tuple[str, Mapping[str, Any]]]:

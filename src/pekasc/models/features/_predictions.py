@@ -150,9 +150,10 @@ def _left_in_store(group: Any, key: str, *args: Any, **kwargs: Any) -> None:
 
 def _keep_in_store() -> None:
     # anndata has a registry of writers by type, and no public way to add one that writes nothing
-    from anndata._io.specs.registry import _REGISTRY
+    from anndata._io.specs.registry import _REGISTRY, IOSpec
     from h5py import Group as H5Group
 
+    _REGISTRY.write_specs[StoredLayer] = IOSpec("array", "0.2.0")
     for group in (zarr.Group, H5Group):
         _REGISTRY.write[(group, StoredLayer, frozenset())] = _left_in_store
 
