@@ -172,7 +172,7 @@ def test_a_table_with_genes_has_a_layer_of_its_shape_in_the_store(
     assert layer.dtype == np.float16 and layer.shape == slide["table"].shape
     np.testing.assert_allclose(np.asarray(layer), inside, rtol=2e-3, atol=1e-3)
     assert len(pk.tl.evaluate(slide)) == 5
-    with pytest.raises(ValueError, match="`stored_precision`.*no predictions are stored on disk"):
+    with pytest.raises(ValueError, match="'stored_precision' does nothing .*: no predictions are stored"):
         pk.tl.predict_expression(slide, adapter, compute={"stored_precision": "float16"}, progress=False)
 
 

@@ -103,7 +103,8 @@ def _unknown(
     of_region: str, image_name: str, size_px: tuple[int, int], arrays: Sequence[str], circles: bool
 ) -> PixelSizeUnknown:
     unknown = f"The pixel size of image {image_name!r}{of_region} is not known, and pekasc does not guess it."
-    mpp = f"`image_mpp={{{image_name!r}: ...}}` (um per pixel of this image, {size_px[0]} x {size_px[1]} px)"
+    argument = f"image_mpp={{{image_name!r}: ...}}" if of_region else "image_mpp="
+    mpp = f"`{argument}` (um per pixel of this image, {size_px[0]} x {size_px[1]} px)"
     um = "`um_coordinate_system=` with the name of a coordinate system in micrometers"
     if "visium_hd" in arrays:
         error = PixelSizeUnknown(
