@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pekasc.io._alpha import Alpha
 from pekasc.io._orientation import check_orientation
 from pekasc.io._tiff_ome import Channel, OmeImage, check_ome, ome_images
+from pekasc.tiling import Alpha
 
 _MOST_PAGES = 5  # of one level: more than are read in any case, to be told apart
 _RGB = ("red", "green", "blue")

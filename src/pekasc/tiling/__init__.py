@@ -6,6 +6,7 @@ Independent of SpatialData and torch. `TileGeometry` has the positions of the ti
 
 from __future__ import annotations
 
+from pekasc.tiling._alpha import Alpha, on_white
 from pekasc.tiling._geometry import TileGeometry, TileSpec
 from pekasc.tiling._patches import PatchFile, PatchReader
 from pekasc.tiling._reader import MAX_MEMORY, ImagePyramid, TileReader
@@ -26,6 +27,7 @@ from pekasc.tiling._stream import (
 
 __all__ = [
     "MAX_MEMORY",
+    "Alpha",
     "ArrayTiles",
     "ImagePyramid",
     "PatchFile",
@@ -41,6 +43,7 @@ __all__ = [
     "cached",
     "check_temporary_room",
     "in_batches",
+    "on_white",
     "read_ahead",
     "read_parts",
     "split_channels",
