@@ -20,6 +20,7 @@ from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Identity
 
 import pekasc as pk
+from pekasc._sections._slides import images_of
 from pekasc.io._tiff import tiff_levels
 from pekasc.tiling import ImagePyramid, TileGeometry, TileReader, TileSpec
 from pekasc.tiling._chunks import chunk_source
@@ -285,3 +286,18 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "a.zarr").mkdir()
     with pytest.raises(ValueError, match=r"a\.zarr': read it with `spatialdata\.read_zarr`"):
         pk.io.read_slide(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("attach", [False, True])
+def test_what_was_not_scanned_is_white_behind_wsidata(tmp_path: Path, pixels: np.ndarray, attach: bool) -> None:
+    file = write(tmp_path / "s.tif", pixels[:600, :600], 1, **PER_CM)
+    with tifffile.TiffFile(file, mode="r+") as tiff:
+        for code in (324, 325):
+            values = list(tiff.pages[0].tags[code].value)
+            values[0] = 0
+            tiff.pages[0].tags[code].overwrite(values)
+    wsi = wsidata.open_wsi(file, store=None, reader="openslide", attach_images=attach)
+    slide = images_of(wsi)["wsi"]["scale0"]["image"].data
+    assert (slide[:, :256, :256].compute() == 255).all()
+    assert np.array_equal(slide.compute(), tiff_levels(file)[0].compute())
+    assert np.array_equal(pickle.loads(pickle.dumps(slide))[:, :300, :300].compute(), slide[:, :300, :300].compute())

@@ -47,6 +47,8 @@ def _set(place: int, by: int) -> Any:
         (TILED, 258, (8, 8, 16), "uint8|bits"),
         (TILED, 284, 2, "need 36, but 12"),
         (TILED, 259, 1, "tile or strip 0 has .* bytes, not 3072, and is not compressed"),
+        ({"rowsperstrip": 32, "compression": "lzw"}, 256, 64, "tile or strip 0 has more than 6144 bytes"),
+        (TILED, 324, _set(0, -60), "two of its parts overlap"),
         ({"rowsperstrip": 32}, 256, 127, "tile or strip 0 has 12288 bytes, not 12192"),
         ({"rowsperstrip": 32}, 278, 0, "damaged"),
         ({"rowsperstrip": 32}, 278, 16, "need 6, but 3"),

@@ -122,3 +122,26 @@ def test_a_slide_that_is_to_be_turned_is_refused(tmp_path: Path, orientation: in
 def test_an_upright_slide_may_say_so(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "s.tif", PIXELS, photometric="rgb", metadata=None, extratags=[(274, 3, 1, 1, True)])
     assert np.array_equal(pk.io.read_slide(tmp_path / "s.tif")["s"].data.compute(), PLANES)
+
+
+def test_a_larger_image_that_is_no_slide_is_not_passed_over(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "s.tif") as tiff:
+        tiff.write(PIXELS, photometric="rgb", metadata=None)
+        tiff.write(np.zeros((300, 300), np.uint8), photometric="minisblack", metadata=None)
+    with pytest.raises(ValueError, match="must be RGB of uint8, but has axes YX"):
+        pk.io.read_slide(tmp_path / "s.tif")
+
+
+def test_a_level_is_not_taken_for_the_slide(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", PIXELS, photometric="rgb", metadata=None, subfiletype=1)
+    with pytest.raises(ValueError, match="is a reduced copy of one that is damaged"):
+        pk.io.read_slide(tmp_path / "s.tif")
+
+
+def test_a_fourth_channel_of_no_defined_kind(tmp_path: Path) -> None:
+    rgba = np.concatenate([PIXELS, PIXELS[..., :1]], axis=-1)
+    tifffile.imwrite(tmp_path / "s.tif", rgba, photometric="rgb", extrasamples=["unspecified"], metadata=None)
+    with tifffile.TiffFile(tmp_path / "s.tif", mode="r+b") as tiff:
+        tiff.pages[0].tags[338].overwrite(7)
+    with pytest.raises(ValueError, match=r"ExtraSamples is \[7\]; 0, 1 and 2 are defined"):
+        pk.io.read_slide(tmp_path / "s.tif")

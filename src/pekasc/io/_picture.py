@@ -11,10 +11,9 @@ import numpy as np
 from dask.base import tokenize
 
 from pekasc._settings import get_logger
-from pekasc.io._alpha import Alpha, on_white
 from pekasc.io._limits import LARGE_CHUNK, check_size
 from pekasc.io._orientation import check_orientation
-from pekasc.tiling import split_channels
+from pekasc.tiling import Alpha, on_white, split_channels
 
 logger = get_logger(__name__)
 

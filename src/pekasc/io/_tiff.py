@@ -16,13 +16,12 @@ import numpy as np
 from dask.base import tokenize
 
 from pekasc._settings import get_logger
-from pekasc.io._alpha import on_white
 from pekasc.io._limits import LARGE_CHUNK
 from pekasc.io._tiff_check import check_levels
 from pekasc.io._tiff_directories import read_directories
 from pekasc.io._tiff_layout import Layout, layouts, main_series, open_tiff
 from pekasc.io._tiff_streams import check_stream
-from pekasc.tiling import split_channels
+from pekasc.tiling import on_white, split_channels
 
 logger = get_logger(__name__)
 

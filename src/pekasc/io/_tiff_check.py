@@ -15,6 +15,7 @@ from pekasc.io._tiff_layout import Layout
 _SAME = (256, 257, 258, 259, 262, 266, 274, 277, 278, 284, 317, 322, 323, 338, 339)  # in all planes of a level
 _TILE_ROOM = 16 * 2**20  # a tile of this size needs no justification by its bytes
 _ASPECT = 0.01
+_LZW = 5
 
 
 def check_levels(path: Path, directories: dict[int, Directory], levels: Sequence[Layout]) -> None:
@@ -26,7 +27,7 @@ def check_levels(path: Path, directories: dict[int, Directory], levels: Sequence
         If not, if tiles overlap, or if levels are not smaller copies of the first.
     """
     size = path.stat().st_size
-    ranges = [np.array([[0, 8], *((d.offset, d.end) for d in directories.values())], np.uint64)]
+    ranges = [_merged([(0, 8), *(part for directory in directories.values() for part in directory.taken)])]
     with path.open("rb") as file:
         for i, level in enumerate(levels):
             what = f"The image {str(path)!r} (level {i})"
@@ -65,6 +66,8 @@ def _check_numbers(file: BinaryIO, directory: Directory, first: Directory, level
         raise ValueError(f"{what} is damaged: {samples} channels have {bits[:8]} bits.")
     if set(formats) != {1}:
         raise ValueError(f"{what} must hold unsigned integers, but its SampleFormat is {formats[:8]}.")
+    if extra is not None and (extra > 2).any():
+        raise ValueError(f"{what} is damaged: ExtraSamples is {extra.tolist()[:8]}; 0, 1 and 2 are defined.")
     if extra is not None and samples in (3, 4) and len(extra) != samples - 3:
         raise ValueError(f"{what} is damaged: ExtraSamples tells of {len(extra)} channels beside RGB, of {samples}.")
     if values(284, 1)[0] not in (1, 2):
@@ -126,14 +129,41 @@ def _check_tiles(file: BinaryIO, directory: Directory, level: Layout, page: Any,
                 f"{what} is damaged: tile or strip {i} has {counts[i]} bytes, not {rows[i] * (tile // tile_height)}, "
                 "and is not compressed."
             )
+    if compression == _LZW:
+        i = int(np.argmax(written))
+        _check_lzw(file, int(offsets[i]), int(counts[i]), tile, f"{what} is damaged: tile or strip {i}")
     return ranges
+
+
+def _check_lzw(file: BinaryIO, offset: int, count: int, tile: int, what: str) -> None:
+    """Check that a tile is not longer than it should be; the decoder leaves out what is too much without a word."""
+    import imagecodecs
+
+    file.seek(offset)
+    try:
+        found = len(imagecodecs.lzw_decode(file.read(count), out=tile + 1))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{what} cannot be decoded: {error}") from error
+    if found > tile:
+        raise ValueError(f"{what} has more than {tile} bytes.")
+
+
+def _merged(parts: list[tuple[int, int]]) -> np.ndarray:
+    """Return parts of a file, (n, 2), joined where they overlap: tags may share their values."""
+    out: list[list[int]] = []
+    for begin, end in sorted(parts):
+        if out and begin <= out[-1][1]:
+            out[-1][1] = max(out[-1][1], end)
+        else:
+            out.append([begin, end])
+    return np.array(out, np.uint64)
 
 
 def _check_overlap(ranges: np.ndarray, what: str) -> None:
     """Check that no two parts of the file overlap; tiles with the same content may be one."""
-    ranges = np.unique(ranges, axis=0)
+    ranges = ranges[np.lexsort((ranges[:, 1], ranges[:, 0]))]
     before, after = ranges[:-1], ranges[1:]
-    overlap = after[:, 0] < before[:, 1]
+    overlap = (after[:, 0] < before[:, 1]) & (before != after).any(axis=1)
     if overlap.any():
         i = int(np.argmax(overlap))
         raise ValueError(

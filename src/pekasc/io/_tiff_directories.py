@@ -50,10 +50,10 @@ class Directory:
     """One directory: where it lies, and the type, number and place of the values of its tags."""
 
     offset: int
-    end: int
     order: str
     tags: dict[int, tuple[int, int, int]]
     wide: dict[int, int]  # single values of NDPI that need more than 32 bits
+    taken: list[tuple[int, int]]  # parts of the file that hold the directory and values of its tags
 
     def listed(self, file: BinaryIO, code: int) -> list[int]:
         """Return the values of a tag of integers as a list, empty where it is missing."""
@@ -139,7 +139,6 @@ def _directory(
     n = struct.unpack(form.order + counter, head)[0] if len(head) == step else 0
     width = struct.calcsize(form.offset)
     length = n * entry + width + (4 * n if form.ndpi else 0)
-    # the last directory of some files ends with the file
     if at < 8 or not 0 < n <= _MOST_TAGS or at + step + length > size:
         raise ValueError(
             f"{what} is damaged or cut short: it has {size} bytes, and the directory at {at} with {n} tags does not "
@@ -149,15 +148,19 @@ def _directory(
     following = struct.unpack(form.offset, data[n * entry : n * entry + width])[0]
     tags: dict[int, tuple[int, int, int]] = {}
     wide: dict[int, int] = {}
+    taken = [(at, at + step + length)]
     for i in range(n):
         code, kind, count = struct.unpack(
             form.order + ("HHQ" if form.big else "HHI"), data[i * entry :][: entry - form.inline]
         )
-        if code in tags or (code not in _NAMES and code != MCU_STARTS):
-            continue
         place = at + step + (i + 1) * entry - form.inline
         value = data[(i + 1) * entry - form.inline : (i + 1) * entry]
         high = data[n * entry + width + 4 * i :][:4] if form.ndpi else b""
+        if (length_ := count * _SIZES.get(kind, 0)) > form.inline:
+            begin = struct.unpack(form.offset, value + high)[0]
+            taken.append((begin, begin + length_))
+        if code in tags or (code not in _NAMES and code != MCU_STARTS):
+            continue
         if kind not in _SIZES or (code in _NUMBERS and kind not in _INTEGERS) or not count:
             raise ValueError(
                 f"{what} is damaged: {tag_name(code)} in the directory at {at} has {count} values of type {kind}."
@@ -179,7 +182,7 @@ def _directory(
     for code in (256, 257):
         if code not in tags:
             raise ValueError(f"{what} is damaged: the directory at {at} has no {tag_name(code)}.")
-    found[at] = Directory(at, at + step + length, form.order, tags, wide)
+    found[at] = Directory(at, form.order, tags, wide, [part for part in taken if part[1] <= size])
     return found[at], int(following)
 
 

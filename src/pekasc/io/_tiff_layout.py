@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pekasc.io._alpha import Alpha
 from pekasc.io._orientation import check_orientation
 from pekasc.io._tiff_ome import Channel, OmeImage, check_ome, ome_images
+from pekasc.tiling import Alpha
 
 _MOST_PAGES = 5  # of one level: more than are read in any case, to be told apart
 _RGB = ("red", "green", "blue")
@@ -71,22 +71,32 @@ def open_tiff(path: str) -> Iterator[Any]:
 
 
 def main_series(file: Any, path: str) -> tuple[Any, list[str]]:
-    """Return the largest colour image of a TIFF with its pyramid, and the others (labels, overviews) in words.
+    """Return the largest image of a TIFF with its pyramid, and the others (labels, overviews) in words.
 
     Raises
     ------
     ValueError
-        If there is none.
+        If there is none, or only copies of it that are smaller.
     """
     try:
         check_ome(file.ome_metadata if file.is_ome else None, len(file.pages))
         found = list(file.series)
-        colour = [s for s in found if any(a in "CS" and n in (3, 4) for a, n in zip(s.axes, s.shape, strict=True))]
-        chosen = max(colour or found, key=lambda s: int(np.prod(s.shape, dtype=np.float64)))
+        chosen = max(found, key=_size)
         others = [f"{s.name or i} {tuple(s.shape)}" for i, s in enumerate(found) if s is not chosen]
+        reduced = chosen.keyframe.is_reduced or chosen.keyframe.is_subifd
     except Exception as error:
         raise ValueError(f"The image {path!r} cannot be read as TIFF: {error}") from error
+    if reduced:
+        raise ValueError(
+            f"The largest image of {path!r}, {tuple(chosen.shape)}, is a reduced copy of one that is damaged or gone."
+        )
     return chosen, others
+
+
+def _size(series: Any) -> tuple[int, bool]:
+    """Return the pixels of a series, and, among those of one size, whether it has colours."""
+    sizes = dict(zip(series.axes, series.shape, strict=True))
+    return sizes.get("Y", 0) * sizes.get("X", 0), any(sizes.get(axis) in (3, 4) for axis in "CS")
 
 
 def layouts(file: Any, path: str) -> list[Layout]:

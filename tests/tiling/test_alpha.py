@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pekasc.io._alpha import Alpha, on_white
+from pekasc.tiling import Alpha, on_white
 
 COLOUR = np.array([200, 100, 0])
 
