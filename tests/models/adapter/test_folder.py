@@ -83,8 +83,8 @@ def test_a_configuration_that_names_code_to_import_is_refused(adapter: pk.Adapte
     ("change", "message"),
     [
         ({"files": {"../secret": "0" * 64}}, "names other files"),
-        ({"genes": 3}, "values of other kinds"),
-        ({"gene_scores": []}, "values of other kinds"),
+        ({"genes": 3}, r"pekasc.json: `genes` must be names, each once, got 3"),
+        ({"gene_scores": []}, r"pekasc.json: `gene_scores` must be a table"),
     ],
 )
 def test_a_record_that_others_sealed(adapter: pk.Adapter, tmp_path: Path, change: dict[str, Any], message: str) -> None:

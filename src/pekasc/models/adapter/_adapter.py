@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
 from pekasc._options import Compute, resolve, unused_in_embedding
 from pekasc._paths import folder_path
@@ -113,12 +113,32 @@ class Adapter:
         """Attach the trained adapter to the model, in place; return the PEFT model, None for a frozen encoder."""
         if self.config is None:
             return None
-        with torch.random.fork_rng(devices=[]):
-            peft_model = get_peft_model(model.model, self.config)
-        set_peft_model_state_dict(peft_model, dict(self.weights["adapter"]))
+        try:
+            with torch.random.fork_rng(devices=[]):
+                peft_model = get_peft_model(model.model, self.config)
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
+            raise self._misfit(error) from error
+        self._fill(peft_model)
         model.requires_grad_(False)
         model.eval()
         return peft_model
+
+    def _fill(self, peft_model: Any) -> None:
+        """Load the trained weights into an attached adapter."""
+        weights = dict(self.weights["adapter"])
+        try:
+            set_peft_model_state_dict(peft_model, weights)
+            loaded = get_peft_model_state_dict(peft_model)  # what is missing or left over was ignored
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+            raise self._misfit(error) from error
+        if loaded.keys() != weights.keys():
+            raise self._misfit(f"{sorted(loaded.keys() ^ weights.keys())[:4]} are in one of them only")
+
+    def _misfit(self, why: Exception | str) -> ValueError:
+        return ValueError(
+            f"The weights of this adapter and its configuration ({self.method}) do not fit encoder "
+            f"{self.encoder.short!r}: {str(why)[:300]}. Copy its folder again, or fit it again."
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         # without the encoder's weights: another process loads them and attaches the adapter itself
@@ -151,7 +171,7 @@ class Adapter:
             yield model
             return
         with attached(model, self.config, 0) as peft_model:
-            set_peft_model_state_dict(peft_model, dict(self.weights["adapter"]))
+            self._fill(peft_model)
             model.requires_grad_(False)
             model.eval()
             yield model
