@@ -88,6 +88,7 @@ def test_a_backed_table_is_read(sdata: SpatialData, tmp_path: Path, stored: Call
     pk.tl.embed_expression(backed, n_components=2)
     pk.tl.embed_expression(table, n_components=2)
     np.testing.assert_array_equal(backed.obsm["X_pca"], table.obsm["X_pca"])
+    pd.testing.assert_frame_equal(pk.tl.evaluate(backed), pk.tl.evaluate(table))
     backed.file.close()
 
 

@@ -209,11 +209,14 @@ def test_every_import_is_declared() -> None:
     assert {other_name.get(name, name) for name in third_party} <= names
 
 
+READERS = ["legacy", "sopa", "visium", "visium_hd", "xenium"]
+
 # test files that are not named after one file of the package, with the reason
 NOT_MIRRORED = {
     "test_package.py": "the package as a whole",
     "test_benchmarks.py": "a script beside the package",
-    "readers/test_visium.py": "objects of spatialdata-io, from the reader to the tiles",
+    **{f"readers/test_{name}.py": "objects of readers, to the tiles" for name in READERS},
+    "readers/test_pages.py": "docs/data",
     "tl/test_fit_engine.py": "what `Compute` changes in a whole fit: rooms of models from `fit_adapter` down",
 }
 

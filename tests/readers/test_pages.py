@@ -46,7 +46,7 @@ def stand(
 
     def change(page: str) -> None:
         source = request.getfixturevalue(FOLDERS[page])
-        named = {"outs": source, "full.tif": space_ranger / "full.tif", "hest_data": hest_folder}
+        named = {"outs": source, "hest_data": hest_folder}
         if page == "st":
             named |= {path.name: path for path in source.iterdir()}
         for name, path in named.items():

@@ -20,6 +20,9 @@ def test_several_tables_are_asked_for_by_name_and_the_only_one_is_taken(read_vis
     sdata = read_visium_hd()
     with pytest.raises(KeyError, match="square_008um.*square_016um.*`table_name=`"):
         pk.pp.tile(sdata, array="visium_hd")
+    pk.pp.tile(sdata, array="visium_hd", table_name="square_008um", **SIZE)
+    with pytest.raises(KeyError, match="`table_name=` .used by pekasc so far: .*square_008um"):
+        pk.get.tiles(sdata)
     sdata = read_visium_hd(bin_size=16)
     pk.pp.tile(sdata, array="visium_hd")
     section = sdata["square_016um"].uns["pekasc"]["tiles"]["sections"]["_square_016um"]

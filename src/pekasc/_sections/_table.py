@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from pekasc._keys import SECTION
+from pekasc._keys import SECTION, UNS
 from pekasc._sections._pixel_size import bin_um
 from pekasc._settings import get_logger
 
@@ -45,16 +45,26 @@ def present_table(sdata: SpatialData, table_name: str) -> str:
     if table_name == _DEFAULT and len(tables) == 1:
         logger.hint("Using the only table, %r.", tables[0])
         return str(tables[0])
-    choose = " Name one of them with `table_name=`." if tables else ""
+    raise KeyError(f"Table {table_name!r} not found in `sdata.tables`. Available tables: {tables}.{_choose(sdata)}")
+
+
+def _choose(sdata: SpatialData) -> str:
+    """Return what to do where there is no table of the default name, for an error."""
+    tables = list(sdata.tables)
+    if not tables:
+        return ""
+    used = [name for name in tables if sdata.tables[name].uns.get(UNS)]
+    if used:
+        return f" Name one of them with `table_name=` (used by pekasc so far: {used})."
     bins = [name for name in tables if bin_um(name)]
-    if bins:
-        # 8 um are the bins that Space Ranger's own analysis takes
-        example = "square_008um" if "square_008um" in bins else bins[-1]
-        choose = (
-            " Name one of them with `table_name=`; bins of Visium HD are tiled with "
-            f"`pekasc.pp.tile(sdata, table_name={example!r}, array='visium_hd')`."
-        )
-    raise KeyError(f"Table {table_name!r} not found in `sdata.tables`. Available tables: {tables}.{choose}")
+    if not bins:
+        return " Name one of them with `table_name=`."
+    # 8 um are the bins that Space Ranger's own analysis takes
+    example = "square_008um" if "square_008um" in bins else bins[-1]
+    return (
+        " Name one of them with `table_name=`; bins of Visium HD are tiled with "
+        f"`pekasc.pp.tile(sdata, table_name={example!r}, array='visium_hd')`."
+    )
 
 
 def _not_lazy(adata: AnnData) -> AnnData:
