@@ -1,0 +1,144 @@
+"""Options that several commands have, under the names of the arguments of the calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pekasc.cli._options import read_config
+
+_TILES, _GRID = "Tiles", "Grid"
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", callback=read_config, is_eager=True, metavar="FILE",
+        help="TOML file with tables [recipe], [readout], [compute], [tile] and one named after the command. The "
+        "command line wins over the file.",
+    ),
+]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="Write a JSON object for each result to stdout, and nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Verbosity = Annotated[
+    str | None,
+    typer.Option("--verbosity", metavar="LEVEL", help="How much is logged: warning, hint (the default), info, debug."),
+]
+RecipeFields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--recipe", metavar="FIELD=VALUE", help="A field of pekasc.Recipe, or a preset (paper). Can be repeated."
+    ),
+]
+ReadoutFields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--readout", metavar="FIELD=VALUE", help="A field of pekasc.Readout, or a preset (paper). Can be repeated."
+    ),
+]
+ComputeFields = Annotated[
+    list[str] | None,
+    typer.Option("--compute", metavar="FIELD=VALUE", help="A field of pekasc.Compute. Can be repeated."),
+]
+Sources = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="[SLIDE_OR_ZARR]...", help="Slides (TIFF, SVS and others) or zarr folders of SpatialData."),
+]
+Zarrs = Annotated[list[Path], typer.Argument(metavar="ZARR...", help="Zarr folders of SpatialData.")]
+ListFile = Annotated[
+    Path | None, typer.Option("--list", metavar="FILE", help="File with further paths, one a line; # starts a comment.")
+]
+OutFolder = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Folder for the results, one zarr folder for each source.")
+]
+TableName = Annotated[str, typer.Option("--table-name", metavar="NAME", help="Name of the table.")]
+AnyTable = Annotated[
+    str | None,
+    typer.Option(
+        "--table-name", metavar="NAME", help="Name of the table of a zarr folder; by default 'table', or the only one."
+    ),
+]
+ImageName = Annotated[
+    str | None,
+    typer.Option(
+        "--image-name", metavar="NAME", help="Image to tile in a zarr folder without table; else the only one."
+    ),
+]
+TilePx = Annotated[int | None, typer.Option("--tile-px", metavar="PX", help="Side of a tile in pixels.")]
+Mpp = Annotated[float | None, typer.Option("--mpp", metavar="UM", help="Pixel size of the tiles in um.")]
+ImageMpp = Annotated[
+    float | None,
+    typer.Option("--image-mpp", metavar="UM", help="Pixel size of the image in um; by default as the file says."),
+]
+UmSystem = Annotated[
+    str | None,
+    typer.Option("--um-coordinate-system", metavar="NAME", help="A coordinate system in um, for the pixel size."),
+]
+Array = Annotated[
+    str | None,
+    typer.Option("--array", metavar="NAME", help="visium, visium_hd or st: the pixel size from the array's pitch."),
+]
+StrideUm = Annotated[
+    float | None,
+    typer.Option("--stride-um", metavar="UM", help="Distance of neighbouring tiles of a grid; by default their side."),
+]
+Shape = Annotated[str | None, typer.Option("--shape", metavar="NAME", help="Shape of the grid: square or hexagon.")]
+Shapes = Annotated[
+    str | None, typer.Option("--shapes", metavar="NAME", help="Shapes, for each of which a tile is made: no grid.")
+]
+Tissue = Annotated[
+    str | None,
+    typer.Option("--tissue", metavar="NAME", help="detect, the name of shapes or labels, or none to take all tiles."),
+]
+MinTissue = Annotated[
+    str | None, typer.Option("--min-tissue", metavar="FRACTION", help="Least fraction of a tile on tissue, or none.")
+]
+MinSharpness = Annotated[
+    str | None, typer.Option("--min-sharpness", metavar="VALUE", help="auto, a least sharpness of a tile, or none.")
+]
+MaxPen = Annotated[
+    str | None, typer.Option("--max-pen", metavar="FRACTION", help="Largest fraction of a tile in ink, or none.")
+]
+
+
+def given(**arguments: Any) -> dict[str, Any]:
+    """Return the arguments that were given, so that a call has its own defaults for the others."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def grid_arguments(
+    *,
+    stride_um: float | None,
+    shape: str | None,
+    shapes: str | None,
+    tissue: str | None,
+    min_tissue: str | None,
+    min_sharpness: str | None,
+    max_pen: str | None,
+) -> dict[str, Any]:
+    """Return arguments of :func:`pekasc.pp.tile_grid` from options, those that were given.
+
+    Raises
+    ------
+    typer.BadParameter
+        If a threshold is no number.
+    """
+    out = given(stride_um=stride_um, shape=shape, shapes=shapes, tissue=tissue)
+    if tissue is not None and tissue.lower() == "none":
+        out["tissue"] = False
+    thresholds = {"min_tissue": min_tissue, "min_sharpness": min_sharpness, "max_pen": max_pen}
+    for name, text in given(**thresholds).items():
+        out[name] = _threshold(name, text)
+    return out
+
+
+def _threshold(name: str, text: str) -> float | str | None:
+    if text.lower() == "none":
+        return None
+    if name == "min_sharpness" and text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no number.", param_hint=f"--{name.replace('_', '-')}") from None

@@ -1,0 +1,144 @@
+"""`pekasc predict`: expression of slides and of objects with tiles, one zarr folder each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pekasc._options import Compute, resolve, unused_in_embedding
+from pekasc.cli import _arguments as arguments
+from pekasc.cli._batch import MADE, Job, plan, read_list, run
+from pekasc.cli._options import option_object
+from pekasc.cli._output import one_line, working
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from pekasc.models import Adapter
+
+_GRID = "grid"
+
+
+def predict(
+    context: typer.Context,
+    adapter: Annotated[Path, typer.Option("--adapter", metavar="DIR", help="Folder of the adapter.")],
+    out: arguments.OutFolder,
+    sources: arguments.Sources = None,
+    list_file: arguments.ListFile = None,
+    genes: Annotated[
+        list[str] | None,
+        typer.Option("--genes", metavar="NAME", help="A gene to predict, by default all. Can be repeated."),
+    ] = None,
+    image_mpp: arguments.ImageMpp = None,
+    table_name: arguments.AnyTable = None,
+    image_name: arguments.ImageName = None,
+    stride_um: arguments.StrideUm = None,
+    shape: arguments.Shape = None,
+    shapes: arguments.Shapes = None,
+    tissue: arguments.Tissue = None,
+    min_tissue: arguments.MinTissue = None,
+    min_sharpness: arguments.MinSharpness = None,
+    max_pen: arguments.MaxPen = None,
+    compute: arguments.ComputeFields = None,
+    config: arguments.Config = None,
+    as_json: arguments.Json = False,
+    debug: arguments.Debug = False,
+    verbosity: arguments.Verbosity = None,
+) -> None:
+    """Predict expression of slides or tiled sections.
+
+    Slides are tiled on a grid, on tissue, with the tile size of the adapter. Each source gives one zarr folder of a
+    SpatialData: tiles, predictions and a small image. Finished ones are skipped, and several processes can share a
+    list and an output folder.
+    """
+    with working(as_json=as_json, debug=debug, verbosity=verbosity) as output:
+        how = option_object(context, "compute", compute)
+        grid = arguments.grid_arguments(
+            stride_um=stride_um, shape=shape, shapes=shapes, tissue=tissue, min_tissue=min_tissue,
+            min_sharpness=min_sharpness, max_pen=max_pen,
+        )  # fmt: skip
+        paths = read_list(sources, list_file)
+        try:
+            resolve(how, Compute, "compute", unused=unused_in_embedding())
+        except (TypeError, ValueError) as error:
+            raise typer.BadParameter(one_line(error), param_hint="--compute") from None
+        loaded, digest = _load(adapter, genes)
+        how_to_open: dict[str, Any] = {
+            "table_name": table_name,
+            "image_name": image_name,
+            "image_mpp": image_mpp,
+            "grid": grid,
+        }
+
+        def work(job: Job, part: Path, made: Mapping[str, Any]) -> dict[str, Any]:
+            from pekasc.cli._sources import without_pixels
+
+            sdata, table = _tiled(job, loaded, **how_to_open)
+            _predict_table(sdata, loaded, table, genes=genes, compute=how, progress=output.bars)
+            result = without_pixels(sdata, table)
+            result.attrs["pekasc"] = {**result.attrs.get("pekasc", {}), MADE: dict(made)}
+            result.write(part)
+            tiles = result[table].obs["tile_inside"].notna()
+            return {"table": table, "n_tiles": int(tiles.sum()), "n_genes": len(genes or loaded.genes)}
+
+        jobs = plan(paths, out)
+        settings = {"command": "predict", "adapter": digest, **grid}
+        settings |= arguments.given(
+            genes=sorted(genes) if genes else None, image_mpp=image_mpp, table_name=table_name, image_name=image_name
+        )
+        run(jobs, out, work, settings, output)
+
+
+def _load(folder: Path, genes: Sequence[str] | None) -> tuple[Adapter, str]:
+    """Load the adapter, and return it with a digest: without it nothing can be done, so it comes first."""
+    from pekasc._digests import file_sha256
+    from pekasc.models import Adapter
+
+    try:
+        adapter = Adapter.load(folder)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(one_line(error), param_hint="--adapter") from None
+    unknown = sorted({*(genes or ())} - {*adapter.genes})
+    if unknown:
+        raise typer.BadParameter(f"The adapter does not predict {unknown[:5]}.", param_hint="--genes")
+    return adapter, file_sha256(folder / "pekasc.json")[:16]
+
+
+def _tiled(
+    job: Job, adapter: Adapter, *, table_name: str | None, image_name: str | None, image_mpp: float | None,
+    grid: Mapping[str, Any],
+) -> tuple[SpatialData, str]:  # fmt: skip
+    """Open a source, tile it for the adapter where it has no table, and return it with the name of its table."""
+    from pekasc.cli import _sources
+    from pekasc.pp import tile, tile_grid
+
+    sdata = _sources.open_source(job.source, name=job.name, image_mpp=image_mpp)
+    size: dict[str, Any] = {"tile_px": adapter.spec.tile_px, "mpp": adapter.spec.mpp, "image_mpp": image_mpp}
+    table = _sources.table_of(sdata, table_name)
+    if table is None:
+        tile_grid(sdata, _sources.image_of(sdata, image_name), table_added=_GRID, **size, **grid)
+        return sdata, _GRID
+    if grid:
+        raise ValueError(f"{job.source} has a table, so no grid is made: leave out {', '.join(grid)}.")
+    if image_mpp is not None:
+        tile(sdata, table_name=table, **size)
+    return sdata, table
+
+
+def _predict_table(
+    sdata: SpatialData, adapter: Adapter, table_name: str, *, genes: Sequence[str] | None, compute: Any, progress: bool
+) -> None:
+    """Predict into a table; one without genes gets those of the adapter."""
+    from pekasc.tl import predict_expression
+
+    how: dict[str, Any] = {"genes": genes, "compute": compute, "table_name": table_name, "progress": progress}
+    if sdata[table_name].n_vars:
+        predict_expression(sdata, adapter, **how)
+        return
+    predict_expression(sdata, adapter, table_added="predicted", **how)
+    table = sdata["predicted"]
+    del sdata.tables["predicted"], sdata.tables[table_name]
+    sdata.tables[table_name] = table
