@@ -215,13 +215,9 @@ READERS = ["legacy", "sopa", "visium", "visium_hd", "xenium"]
 NOT_MIRRORED = {
     "test_package.py": "the package as a whole",
     "test_benchmarks.py": "a script beside the package",
-<<<<<<< HEAD
+    "fuzz/test_tiff.py": "damaged files, from their bytes to the pixels: all of the room io that reads TIFF",
     **{f"readers/test_{name}.py": "objects of readers, to the tiles" for name in READERS},
     "readers/test_pages.py": "docs/data",
-=======
-    "fuzz/test_tiff.py": "damaged files, from their bytes to the pixels: all of the room io that reads TIFF",
-    "readers/test_visium.py": "objects of spatialdata-io, from the reader to the tiles",
->>>>>>> bc9e913c0607069e67aee7d854bc85c88c878aa0
     "tl/test_fit_engine.py": "what `Compute` changes in a whole fit: rooms of models from `fit_adapter` down",
 }
 
