@@ -15,7 +15,7 @@ from pekasc.models.features._store import explained, locked, open_group
 
 ATTRIBUTE = "pekasc_predictions"
 _SHARD_BYTES = 64 * 2**20  # a file, encoded in memory
-_ROWS, _GENES = 512, 64  # of a chunk: a gene's map and a tile's profile are both read without the rest
+_ROWS, _GENES = 1024, 64  # of a chunk: a gene's map and a tile's profile are both read without the rest
 
 
 class PredictionStore:
