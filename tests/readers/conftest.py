@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 import tifffile
 import zarr
 from anndata import AnnData
@@ -122,6 +123,28 @@ def write_visium_hd(folder: Path, sizes: tuple[int, ...] = (8, 16), seed: int = 
         step = 96 // um
         kept = tissue & (row % step == 1) & (col % step == 1)
         write_counts(place / "filtered_feature_bc_matrix.h5", barcodes[kept].tolist(), seed=seed)
+    return folder
+
+
+def write_segmentations(folder: Path, outs: Path) -> Path:
+    """Write the part of Visium HD with segmented cells, beside what `write_visium_hd` wrote to `outs`."""
+    cells = folder / "segmented_outputs"
+    (cells / "spatial").mkdir(parents=True)
+    shutil.copy(outs / "feature_slice.h5", folder)
+    shutil.copytree(outs / "microscope_image", folder / "microscope_image")
+    shutil.copy(outs / "binned_outputs" / "square_008um" / "spatial" / "scalefactors_json.json", cells / "spatial")
+    corners = [(x, y) for y in range(200, 600, 50) for x in range(200, 600, 50)]
+    write_counts(cells / "filtered_feature_cell_matrix.h5", [f"cellid_{i + 1:09}-1" for i in range(len(corners))])
+    features = [
+        {
+            "type": "Feature",
+            "properties": {"cell_id": i + 1},
+            "geometry": shapely.geometry.mapping(shapely.box(x, y, x + 8, y + 8)),
+        }
+        for i, (x, y) in enumerate(corners)
+    ]
+    geojson = {"type": "FeatureCollection", "features": features}
+    (cells / "cell_segmentations.geojson").write_text(json.dumps(geojson))
     return folder
 
 
@@ -264,6 +287,12 @@ def read_visium_hd(visium_hd_folder: Path) -> Callable[..., SpatialData]:
         return spatialdata_io.visium_hd(visium_hd_folder, **{"load_segmentations_only": False, **kwargs})
 
     return read
+
+
+@pytest.fixture
+def segmentations_folder(visium_hd_folder: Path, tmp_path: Path) -> Path:
+    """Return the folder of a Visium HD slide with segmented cells and without bins."""
+    return write_segmentations(tmp_path / "segmented", visium_hd_folder)
 
 
 @pytest.fixture(scope="session")
