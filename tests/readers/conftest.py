@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -301,13 +302,27 @@ def xenium_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_xenium(tmp_path_factory.mktemp("xenium") / "outs")
 
 
-@pytest.fixture
-def read_xenium(xenium_folder: Path) -> Callable[..., SpatialData]:
-    """Return a function that reads the Xenium slide."""
+@pytest.fixture(scope="session")
+def _xenium(xenium_folder: Path) -> Callable[..., SpatialData]:
     import spatialdata_io
 
+    return functools.cache(functools.partial(spatialdata_io.xenium, xenium_folder))
+
+
+@pytest.fixture
+def read_xenium(_xenium: Callable[..., SpatialData]) -> Callable[..., SpatialData]:
+    """Return a function that reads the Xenium slide, once for all tests: table and shapes are copies."""
+
     def read(**kwargs: Any) -> SpatialData:
-        return spatialdata_io.xenium(xenium_folder, **kwargs)
+        sdata = _xenium(**kwargs)
+        return SpatialData(
+            images=dict(sdata.images),
+            labels=dict(sdata.labels),
+            points=dict(sdata.points),
+            shapes={name: shapes.copy() for name, shapes in sdata.shapes.items()},
+            tables={name: table.copy() for name, table in sdata.tables.items()},
+            attrs=dict(sdata.attrs),
+        )
 
     return read
 
