@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,7 +66,10 @@ def predict(
             resolve(how, Compute, "compute", unused=unused_in_embedding())
         except (TypeError, ValueError) as error:
             raise typer.BadParameter(one_line(error), param_hint="--compute") from None
-        loaded, digest = _load(adapter, genes)
+        jobs = plan(paths, out)
+        digest = _digest(adapter)
+        # PyTorch takes seconds to import: not where everything is finished
+        loaded = _load(adapter, genes) if any(not job.target.exists() for job in jobs) else None
         how_to_open: dict[str, Any] = {
             "table_name": table_name,
             "image_name": image_name,
@@ -76,6 +80,7 @@ def predict(
         def work(job: Job, part: Path, made: Mapping[str, Any]) -> dict[str, Any]:
             from pekasc.cli._sources import without_pixels
 
+            assert loaded is not None  # there is something to do
             sdata, table = _tiled(job, loaded, **how_to_open)
             _predict_table(sdata, loaded, table, genes=genes, compute=how, progress=output.bars)
             result = without_pixels(sdata, table)
@@ -84,7 +89,6 @@ def predict(
             tiles = result[table].obs["tile_inside"].notna()
             return {"table": table, "n_tiles": int(tiles.sum()), "n_genes": len(genes or loaded.genes)}
 
-        jobs = plan(paths, out)
         settings = {"command": "predict", "adapter": digest, **grid}
         settings |= arguments.given(
             genes=sorted(genes) if genes else None, image_mpp=image_mpp, table_name=table_name, image_name=image_name
@@ -92,9 +96,16 @@ def predict(
         run(jobs, out, work, settings, output)
 
 
-def _load(folder: Path, genes: Sequence[str] | None) -> tuple[Adapter, str]:
-    """Load the adapter, and return it with a digest: without it nothing can be done, so it comes first."""
-    from pekasc._digests import file_sha256
+def _digest(folder: Path) -> str:
+    """Return a digest of an adapter: its record names those of its files."""
+    record = folder / "pekasc.json"
+    if not record.is_file():
+        raise typer.BadParameter(f"{folder} holds no adapter of pekasc.", param_hint="--adapter")
+    return hashlib.sha256(record.read_bytes()).hexdigest()[:16]
+
+
+def _load(folder: Path, genes: Sequence[str] | None) -> Adapter:
+    """Load the adapter before the first slide: without it nothing can be done."""
     from pekasc.models import Adapter
 
     try:
@@ -104,7 +115,7 @@ def _load(folder: Path, genes: Sequence[str] | None) -> tuple[Adapter, str]:
     unknown = sorted({*(genes or ())} - {*adapter.genes})
     if unknown:
         raise typer.BadParameter(f"The adapter does not predict {unknown[:5]}.", param_hint="--genes")
-    return adapter, file_sha256(folder / "pekasc.json")[:16]
+    return adapter
 
 
 def _tiled(
