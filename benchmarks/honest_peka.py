@@ -68,7 +68,7 @@ def run(
 ) -> pd.DataFrame:  # fmt: skip
     return pk.tl.cross_validate(
         sdata, encoders=encoder, methods=methods, folds=folds, seeds=seeds, recipe=recipe,
-        readout=with_context(*readouts), compute=COMPUTE.replace(cache=out / "cache"),
+        readout=with_context(*readouts), compute=COMPUTE.replace(cache=out / "cache"), store=out / "store",
     )  # fmt: skip
 
 
@@ -79,6 +79,7 @@ def run_audit(her2st: Path, encoder: Any, out: Path) -> pd.DataFrame:
         audit = pk.tl.leakage_audit(
             load(her2st, sections), methods=["coordinates", "frozen", "frozen-best", "bone"], encoders=encoder,
             groups=groups, readout=with_context(pk.Readout()), compute=COMPUTE.replace(cache=out / "cache"),
+            store=out / "store",
         )  # fmt: skip
         parts.append(audit.reset_index().assign(held_out=groups))
     return pd.concat(parts)

@@ -143,11 +143,13 @@ def joined(sdata: SpatialData, name: str, other: SpatialData) -> SpatialData:
 
 def variants(sdata: SpatialData, name: str, mpp: float, other: SpatialData) -> Iterator[tuple[str, SpatialData]]:
     rng = np.random.default_rng(0)
+    levels = {level: coarser(sdata, name, level) for level in (1, 2, 3)}
     for crop in boxes(sdata, name, mpp, rng):
         yield "crop", crop
-        yield "crop of level 1", next(boxes(coarser(sdata, name, 1), name, mpp, rng))
-    for level in (1, 2, 3):
-        yield f"level {level}", coarser(sdata, name, level)
+    for crop in boxes(levels[1], name, mpp, rng):
+        yield "crop of level 1", crop
+    for level, part in levels.items():
+        yield f"level {level}", part
     for quarters in (1, 2, 3):
         yield "turned pixels", turned(sdata, name, quarters, False)
     yield "mirror image", turned(sdata, name, 0, True)

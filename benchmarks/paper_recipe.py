@@ -43,8 +43,8 @@ def main() -> None:
     for recipe in arguments.recipes:
         start = time.perf_counter()
         frame = pk.tl.cross_validate(
-            sdata, methods=METHODS, folds=folds, recipe=recipe, compute={"cache": arguments.out, "device": "cpu"},
-            progress=False,
+            sdata, methods=METHODS, folds=folds, recipe=recipe, store=arguments.out,
+            compute={"cache": arguments.out, "device": "cpu"}, progress=False,
         )  # fmt: skip
         mean = pk.get.comparison(frame)["pearson"].droplevel(["encoder", "context_um"]).unstack("genes")
         epochs = frame.groupby("method")["epochs"].unique().get("bone")

@@ -83,6 +83,7 @@ def main() -> None:
             pk.tl.cross_validate(
                 sdata, encoders=encoder, methods=METHODS, folds={str(n): (train, test)}, seeds=arguments.seeds,
                 readout=READOUTS, compute={"cache": out / "cache", "device": "cpu", "precision": "bf16"},
+                store=out / "store",
             )
         )  # fmt: skip
         pd.concat(frames).to_csv(out / "phantom.csv")

@@ -13,12 +13,12 @@ from anndata import AnnData
 from pekasc._keys import check_key, feature_key, read_uns, score_key, short_name, tile_shapes_name, write_uns
 
 
-@pytest.mark.parametrize("key", ["peka", "X_uni2-h", "a.b", "9"])
+@pytest.mark.parametrize("key", ["peka", "X_uni2-h", "a.b", "9", "é", "\u60a3\u80051"])
 def test_valid_keys(key: str) -> None:
     assert check_key(key) == key
 
 
-@pytest.mark.parametrize("key", ["", "a/b", "a b", "..", "__x", "é"])
+@pytest.mark.parametrize("key", ["", "a/b", "a b", "..", "__x", "a\n", "e\u0301"])
 def test_invalid_keys(key: str) -> None:
     with pytest.raises(ValueError, match=r"`key_added=.* cannot be stored: only letters"):
         check_key(key)

@@ -25,7 +25,7 @@ MIN_FRACTION = 0.1  # of the spots of every group in which a gene must be detect
 Matrix: TypeAlias = Any
 
 
-def _matrix(adata: AnnData, layer: str | None) -> Matrix:
+def _matrix(adata: AnnData, layer: str | None, columns: np.ndarray | None = None) -> Matrix:
     if layer is None:
         matrix = adata.X
     elif layer in adata.layers:
@@ -34,7 +34,9 @@ def _matrix(adata: AnnData, layer: str | None) -> Matrix:
         present = [name for name in adata.layers if name is not None]
         raise KeyError(f"Layer {layer!r} not found. Available layers: {present}.")
     if matrix is None:
-        raise ValueError("The table has no `X`. Name the layer with counts: `layer=`.")
+        raise ValueError("The table has no `X`. Name a layer: `layer=`.")
+    if columns is not None:
+        matrix = matrix[:, columns]
     # one type of sparse matrix downstream; a backed, lazy or array-API matrix is read here
     for read in ("to_memory", "compute"):
         if hasattr(matrix, read):
@@ -57,6 +59,11 @@ def _matrix(adata: AnnData, layer: str | None) -> Matrix:
 def dense(matrix: Matrix) -> np.ndarray:
     """Return a matrix as an array."""
     return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
+
+
+def dense_layer(adata: AnnData, layer: str | None, columns: np.ndarray | None = None) -> np.ndarray:
+    """Return a layer, or ``X`` for None, or some columns of it, as a new float32 array, whatever it is stored as."""
+    return np.array(dense(_matrix(adata, layer, columns)), dtype=np.float32)
 
 
 def _values(matrix: Matrix) -> np.ndarray:

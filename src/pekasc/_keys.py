@@ -16,6 +16,7 @@ UNS = "pekasc"
 TILES = "tiles"
 TILE_INSIDE = "tile_inside"
 IMAGE_MPP = "image_mpp"
+GRID = "grid"
 IMAGE_SIZE = "image_size"
 FOLD = "fold"
 PEKA = "peka"
@@ -25,7 +26,6 @@ PATIENT = "patient"
 BARCODE = "barcode"
 PATCHES = "patches"
 
-_VALID = re.compile(r"[A-Za-z0-9_.\-]+")
 _JSON = "json:"
 
 
@@ -41,7 +41,9 @@ def check_key(key: str, *, argument: str = "key_added") -> str:
     """
     if not isinstance(key, str):
         raise TypeError(f"`{argument}` must be a string, got {type(key).__name__}: {key!r}.")
-    if not _VALID.fullmatch(key) or key in {".", ".."} or key.startswith("__"):
+    # SpatialData's rule, which takes letters of any script
+    valid = key != "" and all(c.isalnum() or c in "_.-" for c in key)
+    if not valid or key in {".", ".."} or key.startswith("__"):
         raise ValueError(
             f"`{argument}={key!r}` cannot be stored: only letters, digits, '_', '.' and '-' are allowed, "
             "and names must not start with '__'."

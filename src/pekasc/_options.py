@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Compute", "Readout", "Recipe", "resolve", "resolve_recipe", "whole"]
 
+from pekasc._paths import folder_path
 from pekasc._settings import get_logger
 
 logger = get_logger(__name__)
@@ -306,13 +307,15 @@ class Compute(_Options):
         Bytes of memory for tiles, for features and for cached activations, each; more are kept in files. None is 2 GiB
         in a call that trains, and 4 GiB for the features and layers that a call writes.
     cache
-        Folder for what can be computed again: cached activations that do not fit in memory, features and results of a
-        comparison. A later call with the same data reuses it. Can be deleted at any time.
+        Folder for what can be computed again: cached activations that do not fit in memory, features and gene sets of
+        a comparison. A later call with the same data reuses it. Can be deleted at any time.
     resume
         Folder for checkpoints of an unfinished fit. After an interruption, the same call continues from there and ends
         with the same weights. Delete it once the adapter is saved.
     checkpoint_minutes
         Minutes between two checkpoints of a training in `resume`.
+    stored_precision
+        ``"float32"`` or ``"float16"``, of predictions in a ``store=``.
     client
         A :class:`distributed.Client` whose workers read and embed tiles. Workers must be able to open the image (so
         keep images on disk, as zarr or slide) and the encoder's weights. `device` is then the device of each worker.
@@ -347,6 +350,7 @@ class Compute(_Options):
     cache: str | Path | None = None
     resume: str | Path | None = None
     checkpoint_minutes: float = 5.0
+    stored_precision: Literal["float32", "float16"] = "float32"
     client: Client | None = None
     trainer: Mapping[str, Any] | None = field(default=None, hash=False)
     accumulate: int = 1
@@ -358,6 +362,7 @@ class Compute(_Options):
         if not isinstance(self.device, str):
             raise TypeError(f'`device={self.device!r}` must be a string, such as "auto", "cpu" or "cuda".')
         _one_of("precision", self.precision, PRECISIONS)
+        _one_of("stored_precision", self.stored_precision, ("float32", "float16"))
         if self.cached_activations is not None:
             _one_of("cached_activations", self.cached_activations, CACHED, otherwise=", or None to keep nothing")
         for name in ("embed_batch_size", "accumulate"):
@@ -368,14 +373,8 @@ class Compute(_Options):
             self._set(name, _flag(name, getattr(self, name)))
         self._set("checkpoint_minutes", _number("checkpoint_minutes", self.checkpoint_minutes, otherwise="minutes"))
         for name in ("cache", "resume"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not isinstance(value, str | Path) or not str(value):
-                raise TypeError(f"`{name}={value!r}` must be the path of a folder.")
-            if "://" in str(value):
-                raise ValueError(f"`{name}={str(value)!r}` is an address: a folder of a file system is needed.")
-            self._set(name, str(Path(value).expanduser()))  # a string: its repr can be typed back
+            if getattr(self, name) is not None:
+                self._set(name, str(folder_path(name, getattr(self, name))))  # a string: its repr can be typed back
         if self.trainer is not None and not isinstance(self.trainer, Mapping):
             raise TypeError(
                 '`trainer` must map arguments of lightning.Trainer to values, such as {"devices": 2, "strategy": '
@@ -401,15 +400,20 @@ _TRAINING_FIELDS = (
 )  # fmt: skip
 
 
-def unused_in_embedding(*, arrays: bool = False) -> dict[str, str]:
+NOT_STORED = {"stored_precision": "no predictions are stored on disk"}
+
+
+def unused_in_embedding(*, arrays: bool = False, stored: bool = False) -> dict[str, str]:
     """Return the fields of `Compute` that do nothing in a call that embeds and does not train, with the reason.
 
     Parameters
     ----------
     arrays
         Whether the tiles are arrays in memory.
+    stored
+        Whether predictions are stored on disk.
     """
-    unused = dict.fromkeys(_TRAINING_FIELDS, _NOT_TRAINED)
+    unused = dict.fromkeys(_TRAINING_FIELDS, _NOT_TRAINED) | ({} if stored else NOT_STORED)
     if arrays:
         unused |= dict.fromkeys(("client", "max_memory"), "the tiles are in memory")
     return unused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,10 @@ import xarray as xr
 from anndata import AnnData
 from spatialdata import SpatialData
 
+from pekasc._expression import close_genes, dense_layer, gene_positions
 from pekasc._keys import PEKA, SECTION, TILES, UNS
 from pekasc._measured import as_stored
-from pekasc._sections import get_table, positions_um, section_labels, section_readers, tiled_sections
+from pekasc._sections import annotate_alike, get_table, positions_um, section_labels, section_readers, tiled_sections
 from pekasc._settings import get_logger
 from pekasc.tiling import TileStream
 
@@ -86,7 +88,12 @@ def tiles(sdata: SpatialData, *, scale: float = 1.0, table_name: str = "table", 
 
 
 def expression(
-    data: SpatialData | AnnData, layer: str | None = PEKA, *, table_name: str = "table", key: str = TILES
+    data: SpatialData | AnnData,
+    layer: str | None = PEKA,
+    *,
+    genes: Sequence[str] | None = None,
+    table_name: str = "table",
+    key: str = TILES,
 ) -> AnnData:
     """Get the genes and observations that a layer has values for as an AnnData, ready for scanpy and squidpy.
 
@@ -96,6 +103,8 @@ def expression(
         A SpatialData or an AnnData with ``layers[layer]``.
     layer
         Layer to return as `X`; None is `X`.
+    genes
+        Genes to return; of predictions in a store, only these are read. By default all that have values.
     table_name
         Name of the table in a SpatialData.
     key
@@ -106,13 +115,18 @@ def expression(
     A new AnnData: `X` is the layer, dense float32, without genes and rows that are all NaN. `obs`, `var` and `obsm` are
     copied. ``obs["section"]`` is categorical: the column of that name if it has one value per region, else the region;
     if the table has another column of that name, that one stays, and the region is ``obs["peka_section"]``.
-    ``obsm["spatial"]`` is in um, within each section; that of an AnnData is unchanged. ``uns["log1p"]`` is set unless
-    the values are integers (counts), or predictions of values as stored (``target="as_is"``).
+    ``obsm["spatial"]`` is in um, within each section, y downwards as in the image; that of an AnnData is unchanged.
+    ``uns["log1p"]`` is set unless the values are integers (counts), or predictions of values as stored
+    (``target="as_is"``).
+
+    ``squidpy.pl.spatial_scatter(adata, color=gene, shape=None, library_key="section")`` draws it, a panel per section.
+    It annotates the shapes that the table annotates: for spatialdata-plot, put it into the object,
+    ``sdata.tables["predicted"] = adata``.
 
     Raises
     ------
     KeyError
-        If there is no such layer, or an AnnData has no ``obsm["spatial"]``.
+        If there is no such layer or gene, or an AnnData has no ``obsm["spatial"]``.
     ValueError
         If the layer holds nothing but NaN.
 
@@ -125,16 +139,18 @@ def expression(
     ['P1S1']
     """
     table = get_table(data, table_name)
-    values = _values(table, layer)
-    genes = ~np.isnan(values).all(axis=0)
+    columns = np.arange(table.n_vars) if genes is None else _gene_columns(table, genes)
+    values = dense_layer(table, layer, None if genes is None else columns)
+    known = ~np.isnan(values).all(axis=0)
     rows = ~np.isnan(values).all(axis=1)
-    if not genes.any():
-        raise ValueError(f"The layer {layer!r} holds no values: all are NaN.")
+    if not known.any():
+        what = "" if genes is None else f" of {list(table.var_names[columns[:3]])}"
+        raise ValueError(f"The layer {layer!r} holds no values{what}: all are NaN.")
     spatial = positions_um(data, table_name=table_name, key=key)
     if not rows.all():
         logger.hint("%d of %d rows left out: the layer %r has no values for them.", (~rows).sum(), rows.size, layer)
     labels = _section_names(table)[rows]
-    values = values[np.ix_(rows, genes)]
+    values = values[np.ix_(rows, known)]
     missing = np.isnan(values).any(axis=0).sum()
     if missing:
         warnings.warn(
@@ -149,10 +165,11 @@ def expression(
     obs[f"{PEKA}_{SECTION}" if own else SECTION] = pd.Categorical(labels)
     for name in obs.select_dtypes("category"):
         obs[name] = obs[name].cat.remove_unused_categories()
-    result = AnnData(X=values, obs=obs, var=table.var.loc[genes].copy())
+    result = AnnData(X=values, obs=obs, var=table.var.iloc[columns[known]].copy())
     for name, value in table.obsm.items():
         result.obsm[name] = value[rows].copy() if not isinstance(value, pd.DataFrame) else value.loc[rows].copy()
     result.obsm["spatial"] = spatial[rows]
+    annotate_alike(result, table)
     if UNS in table.uns:
         result.uns[UNS] = dict(table.uns[UNS])
     finite = values[np.isfinite(values)]
@@ -161,19 +178,15 @@ def expression(
     return result
 
 
-def _values(table: AnnData, layer: str | None) -> np.ndarray:
-    if layer is None:
-        values = table.X
-    elif layer in table.layers:
-        values = table.layers[layer]
-    else:
-        available = [name for name in table.layers.keys() if name is not None]
-        raise KeyError(f"Layer {layer!r} not found. Available layers: {available}.")
-    if values is None:
-        raise ValueError("The table has no `X`.")
-    if hasattr(values, "toarray"):
-        values = values.toarray()
-    return np.array(values, dtype=np.float32)
+def _gene_columns(table: AnnData, genes: Sequence[str]) -> np.ndarray:
+    wanted = [genes] if isinstance(genes, str) else list(genes)
+    names = table.var_names.to_numpy(dtype=object)
+    columns = gene_positions(names, wanted)
+    missing = [gene for gene, at in zip(wanted, columns, strict=True) if at < 0]
+    if missing or not wanted:
+        close = close_genes(str(missing[0]), names) if missing else ""
+        raise KeyError(f"`genes=`: {missing[:5] or 'an empty list'} not found in `var_names`.{close}")
+    return columns
 
 
 def _section_names(table: AnnData) -> np.ndarray:

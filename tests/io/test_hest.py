@@ -287,7 +287,7 @@ def test_lazy_images_travel_to_other_processes(hest: Make) -> None:
     folder = hest()
     level = _tiff.tiff_levels(folder.file("wsis", "INT1"))[0]
     again = pickle.loads(pickle.dumps(level))
-    _tiff._opened.cache_clear()
+    _tiff._opened_file.cache_clear()
     np.testing.assert_array_equal(
         np.moveaxis(again[:, 10:90, 5:300].compute(), 0, -1), folder.pixels["INT1"][10:90, 5:300]
     )

@@ -527,3 +527,21 @@ def test_an_image_that_changed_since_is_noticed(scene: Callable[..., SpatialData
         change(sdata)
         with pytest.raises(ValueError, match=rf"has changed since it was tiled \({what} was"):
             pk.get.tiles(sdata)
+
+
+def test_a_users_own_tile_inside_is_not_replaced(scene: Scene) -> None:
+    sdata = scene()
+    table = sdata["table"]
+    table.obs["tile_inside"] = ["yes", "no"] * (table.n_obs // 2)
+    before = table.obs.copy()
+    with pytest.raises(ValueError, match=r"`obs\['tile_inside'\]` is there and was not made by this call") as error:
+        pk.pp.tile(sdata, tile_px=8, mpp=1.0, image_mpp=0.5)
+    pd.testing.assert_frame_equal(table.obs, before)
+    assert set(sdata.shapes) == {"A_spots"}
+    exec(str(error.value).split("rename it: `")[1].split("`")[0], {"adata": table})
+    pk.pp.tile(sdata, tile_px=8, mpp=1.0, image_mpp=0.5)
+    assert list(table.obs["my_tile_inside"]) == list(before["tile_inside"])
+    # ours is replaced, also if the record of the tiles was lost, as by joining objects
+    pk.pp.tile(sdata, tile_px=8, mpp=1.0, image_mpp=0.5)
+    del table.uns["pekasc"]
+    pk.pp.tile(sdata, tile_px=8, mpp=1.0, image_mpp=0.5)

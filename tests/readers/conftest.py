@@ -1,8 +1,9 @@
-"""Small folders as Space Ranger writes them, read with the readers of spatialdata-io."""
+"""Small folders as Space Ranger and the Xenium analyzer write them, read with the readers of spatialdata-io."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
+import zarr
+from anndata import AnnData
 from PIL import Image
 from scipy import sparse
 from spatialdata import SpatialData
@@ -79,6 +83,154 @@ def write_space_ranger(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def write_visium_hd(folder: Path, sizes: tuple[int, ...] = (8, 16), seed: int = 0) -> Path:
+    """Write the output of Space Ranger for a Visium HD slide, bins 128 um apart, with the full image in its place."""
+    (folder / "microscope_image").mkdir(parents=True)
+    image = Image.fromarray(picture(seed))
+    image.save(folder / "microscope_image" / "tissue.tif")
+    hires, lowres = 0.5, 0.2
+    spatial = folder / "spatial"
+    spatial.mkdir()
+    for name, factor in (("hires", hires), ("lowres", lowres)):
+        side = round(SIDE_PX * factor)
+        image.resize((side, side), Image.Resampling.BOX).save(spatial / f"tissue_{name}_image.png")
+    factors = {"tissue_hires_scalef": hires, "tissue_lowres_scalef": lowres, "microns_per_pixel": MPP}
+    with h5py.File(folder / "feature_slice.h5", "w") as file:
+        layout = json.dumps({"file_format": "1.0", "transform": np.eye(3).ravel().tolist()})
+        file.attrs["metadata_json"] = json.dumps({"hd_layout_json": layout, "transform_matrices": {}})
+    for um in sizes:
+        place = folder / "binned_outputs" / f"square_{um:03}um"
+        (place / "spatial").mkdir(parents=True)
+        n = round(SIDE_PX * MPP / um)
+        row, col = (axis.ravel() for axis in np.mgrid[:n, :n])
+        y, x = ((axis + 0.5) * um / MPP for axis in (row, col))
+        tissue = np.hypot(x - SIDE_PX / 2, y - SIDE_PX / 2) < 0.4 * SIDE_PX
+        barcodes = np.array([f"s_{um:03}um_{r:05}_{c:05}-1" for r, c in zip(row, col, strict=True)])
+        pd.DataFrame(
+            {
+                "barcode": barcodes,
+                "in_tissue": tissue.astype(int),
+                "array_row": row,
+                "array_col": col,
+                "pxl_row_in_fullres": y,
+                "pxl_col_in_fullres": x,
+            }
+        ).to_parquet(place / "spatial" / "tissue_positions.parquet")
+        bin_factors = {**factors, "bin_size_um": float(um), "spot_diameter_fullres": um / MPP}
+        (place / "spatial" / "scalefactors_json.json").write_text(json.dumps(bin_factors))
+        # few of the bins, so that the tests are quick
+        step = 96 // um
+        kept = tissue & (row % step == 1) & (col % step == 1)
+        write_counts(place / "filtered_feature_bc_matrix.h5", barcodes[kept].tolist(), seed=seed)
+    return folder
+
+
+XENIUM_PX = 0.85  # um per pixel of the morphology images, four times Xenium's so that they are small
+
+
+def write_xenium(folder: Path, n_cells: int = 100, seed: int = 0) -> Path:
+    """Write the output of the Xenium analyzer (version 3), with an H&E image aligned to it."""
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    side_um = SIDE_PX * MPP
+    specs = {"analysis_sw_version": "xenium-3.0.0.15", "pixel_size": XENIUM_PX, "region_name": "Region_1"}
+    (folder / "experiment.xenium").write_text(json.dumps(specs))
+    side = int(np.ceil(np.sqrt(n_cells)))
+    at = np.array([(x, y) for y in range(side) for x in range(side)])[:n_cells]
+    centres = side_um * (0.2 + 0.6 * (at + 0.5) / side) + rng.uniform(-3, 3, at.shape)
+    radii = rng.uniform(5, 9, n_cells)
+    names = ["".join(chr(97 + (i + 4096 >> s & 15)) for s in range(28, -1, -4)) + "-1" for i in range(n_cells)]
+    pd.DataFrame(
+        {
+            "cell_id": names,
+            "x_centroid": centres[:, 0],
+            "y_centroid": centres[:, 1],
+            "transcript_counts": rng.integers(20, 60, n_cells),
+            "control_probe_counts": 0,
+            "total_counts": rng.integers(20, 60, n_cells),
+            "cell_area": np.pi * radii**2,
+            "nucleus_area": np.pi * (radii / 2) ** 2,
+        }
+    ).to_parquet(folder / "cells.parquet")
+    angle = np.linspace(0, 2 * np.pi, 25)
+    for name, factor in (("cell", 1.0), ("nucleus", 0.5)):
+        ring = centres[:, None] + factor * radii[:, None, None] * np.column_stack([np.cos(angle), np.sin(angle)])
+        pd.DataFrame(
+            {
+                "cell_id": np.repeat(names, len(angle)),
+                "vertex_x": ring[..., 0].ravel().astype(np.float32),
+                "vertex_y": ring[..., 1].ravel().astype(np.float32),
+                "label_id": np.repeat(np.arange(1, n_cells + 1), len(angle)),
+            }
+        ).to_parquet(folder / f"{name}_boundaries.parquet")
+    pd.DataFrame(
+        {
+            "transcript_id": np.arange(2 * n_cells),
+            "cell_id": np.repeat(names, 2),
+            "feature_name": [f"GENE{i % 12}" for i in range(2 * n_cells)],
+            "x_location": np.repeat(centres[:, 0], 2).astype(np.float32),
+            "y_location": np.repeat(centres[:, 1], 2).astype(np.float32),
+            "z_location": np.float32(1),
+            "qv": np.float32(30),
+        }
+    ).to_parquet(folder / "transcripts.parquet")
+    write_counts(folder / "cell_feature_matrix.h5", names, seed=seed)
+    px = round(side_um / XENIUM_PX)
+    group = zarr.open_group(folder / "cells.zarr", mode="w", zarr_format=2)
+    group["cell_id"] = np.column_stack([np.arange(n_cells) + 4096, np.ones(n_cells)]).astype(np.uint32)
+    summary = group.create_array("cell_summary", data=np.ones((n_cells, 2)))
+    summary.attrs["column_names"] = ["z_level", "nucleus_count"]
+    for mask, factor in ((0, 0.5), (1, 1.0)):
+        labels = np.zeros((px, px), dtype=np.uint32)
+        for i, ((x, y), radius) in enumerate(zip(centres / XENIUM_PX, factor * radii / XENIUM_PX, strict=True)):
+            x0, y0, x1, y1 = (round(v) for v in (x - radius, y - radius, x + radius, y + radius))
+            rows, cols = np.mgrid[y0:y1, x0:x1]
+            labels[y0:y1, x0:x1][np.hypot(rows + 0.5 - y, cols + 0.5 - x) < radius] = i + 1
+        group[f"masks/{mask}"] = labels
+        group[f"polygon_sets/{mask}/cell_index"] = np.arange(n_cells, dtype=np.uint32)
+    shutil.make_archive(str(folder / "cells.zarr"), "zip", folder / "cells.zarr")
+    (folder / "morphology_focus").mkdir()
+    dapi = rng.integers(0, 4000, (px, px), dtype=np.uint16)
+    tifffile.imwrite(folder / "morphology_focus" / "morphology_focus_0000.ome.tif", dapi, metadata={"axes": "YX"})
+    tifffile.imwrite(folder / "slide_he_image.ome.tif", picture(seed), photometric="rgb", metadata={"axes": "YXS"})
+    alignment = np.diag([MPP / XENIUM_PX, MPP / XENIUM_PX, 1.0])
+    np.savetxt(folder / "slide_he_imagealignment.csv", alignment, delimiter=",")
+    return folder
+
+
+def write_st(folder: Path, seed: int = 0) -> Path:
+    """Write a section of Spatial Transcriptomics: image, spots with grid indices and pixels, and counts."""
+    folder.mkdir()
+    Image.fromarray(picture(seed)).save(folder / "he.jpg", quality=95)
+    y, x = (axis.ravel() for axis in np.mgrid[1:5, 1:5])
+    names = [f"{i}x{j}" for i, j in zip(x, y, strict=True)]
+    pixels = {"pixel_x": x * 200 / MPP - 0.5, "pixel_y": y * 200 / MPP + 0.5}
+    pd.DataFrame({"x": x, "y": y, **pixels}, index=names).to_csv(folder / "spots.tsv", sep="\t")
+    counts = np.random.default_rng(seed).poisson(3, (len(names), 12))
+    pd.DataFrame(counts, names, [f"GENE{i}" for i in range(12)]).to_csv(folder / "counts.tsv", sep="\t")
+    return folder
+
+
+def write_hest(folder: Path, name: str = "INT1", seed: int = 0) -> Path:
+    """Write a sample of HEST-1k with its image."""
+    for kind in ("st", "wsis", "metadata"):
+        (folder / kind).mkdir(parents=True)
+    rows, cols = np.array([(row, col) for row in range(8) for col in range(16) if (row + col) % 2 == 0]).T
+    adata = AnnData(sparse.csr_matrix(np.random.default_rng(seed).poisson(3, (len(rows), 12)).astype(np.float32)))
+    adata.obs = pd.DataFrame({"array_row": rows, "array_col": cols, "in_tissue": True}, index=adata.obs_names)
+    adata.obsm["spatial"] = np.column_stack([100 + cols * 50 / MPP, 100 + rows * 50 * np.sqrt(3) / MPP])
+    adata.write_h5ad(folder / "st" / f"{name}.h5ad")
+    tifffile.imwrite(folder / "wsis" / f"{name}.tif", picture(seed), photometric="rgb", tile=(256, 256))
+    metadata = {
+        "id": name, "patient": "Patient 1", "dataset_title": "none", "species": "Homo sapiens",
+        "st_technology": "Visium", "pixel_size_um_estimated": MPP, "pixel_size_um_embedded": None,
+        "inter_spot_dist": 100.0, "spot_diameter": 55.0,
+        "magnification": "10x", "fullres_px_width": SIDE_PX, "fullres_px_height": SIDE_PX,
+    }  # fmt: skip
+    (folder / "metadata" / f"{name}.json").write_text(json.dumps(metadata))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def space_ranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a Visium slide."""
@@ -95,3 +247,49 @@ def read_visium(space_ranger: Path) -> Callable[..., SpatialData]:
         return spatialdata_io.visium(space_ranger, dataset_id=name, **kwargs)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def visium_hd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a Visium HD slide."""
+    return write_visium_hd(tmp_path_factory.mktemp("visium_hd") / "outs")
+
+
+@pytest.fixture
+def read_visium_hd(visium_hd_folder: Path) -> Callable[..., SpatialData]:
+    """Return a function that reads the Visium HD slide."""
+    import spatialdata_io
+
+    def read(**kwargs: Any) -> SpatialData:
+        return spatialdata_io.visium_hd(visium_hd_folder, **{"load_segmentations_only": False, **kwargs})
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def xenium_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a Xenium slide."""
+    return write_xenium(tmp_path_factory.mktemp("xenium") / "outs")
+
+
+@pytest.fixture
+def read_xenium(xenium_folder: Path) -> Callable[..., SpatialData]:
+    """Return a function that reads the Xenium slide."""
+    import spatialdata_io
+
+    def read(**kwargs: Any) -> SpatialData:
+        return spatialdata_io.xenium(xenium_folder, **kwargs)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def st_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a section of Spatial Transcriptomics."""
+    return write_st(tmp_path_factory.mktemp("st") / "section")
+
+
+@pytest.fixture(scope="session")
+def hest_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of HEST-1k with one sample, INT1."""
+    return write_hest(tmp_path_factory.mktemp("hest") / "hest_data")

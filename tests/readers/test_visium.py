@@ -6,12 +6,9 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import anndata
 import geopandas
 import numpy as np
-import pandas as pd
 import pytest
-import scanpy as sc
 import shapely
 import spatialdata as sd
 from spatialdata import SpatialData
@@ -79,47 +76,6 @@ def test_the_only_table_is_taken_and_several_are_asked_for(read_visium: Reader) 
         pk.pp.tile(sdata)
 
 
-def test_visium_hd_takes_the_bins_size_from_the_region(read_visium: Reader) -> None:
-    sdata = read_visium("s_square_008um")
-    table = sdata["table"]
-    side = 8 / 1.25
-    old = sdata.shapes.pop("s_square_008um")
-    row, col = (np.floor(v.to_numpy() / side).astype(int) for v in (old.geometry.y, old.geometry.x))
-    table.obs["array_row"], table.obs["array_col"] = row, col
-    sdata.shapes["s_square_008um"] = sd.models.ShapesModel.parse(
-        (np.column_stack([col, row]) + 0.5) * side,
-        geometry=0,
-        radius=side / 2,
-        index=old.index,
-        transformations=dict(sd.transformations.get_transformation(old, get_all=True)),
-    )
-    with pytest.raises(ValueError, match='array="visium_hd"'):
-        pk.pp.tile(sdata)
-    pk.pp.tile(sdata, array="visium_hd")
-    mpp = table.uns["pekasc"]["tiles"]["sections"]["s_square_008um"]["mpp"]
-    assert mpp == pytest.approx(1.25, rel=0.01)
-
-
-def test_legacy_anndata_is_told_how_to_convert_at_once() -> None:
-    adata = sc.AnnData(np.ones((3, 2), dtype=np.float32))
-    adata.uns["spatial"] = {"lib": {}}
-    with pytest.raises(TypeError, match="sdata = from_legacy_anndata\\(adata\\)"):
-        pk.pp.tile(adata)
-    with pytest.raises(TypeError, match="from_legacy_anndata"):
-        pk.tl.fit_adapter(adata)
-    adata.uns["spatial"]["lib2"] = {}
-    with pytest.raises(TypeError, match="2 libraries"):
-        pk.pp.tile(adata)
-
-
-def test_a_converted_legacy_anndata_of_one_library_works(read_visium: Reader) -> None:
-    from spatialdata_io.experimental import from_legacy_anndata, to_legacy_anndata
-
-    legacy = to_legacy_anndata(read_visium(), include_images=True, coordinate_system="sample_downscaled_hires")
-    sdata = from_legacy_anndata(legacy)
-    pk.pp.tile(sdata)
-
-
 def test_self_crossing_cells_are_repaired_and_counted(read_visium: Reader, caplog: pytest.LogCaptureFixture) -> None:
     sdata = read_visium()
     old = sdata.shapes.pop("sample")
@@ -137,35 +93,17 @@ def test_self_crossing_cells_are_repaired_and_counted(read_visium: Reader, caplo
     assert "1 of 64 shapes are not valid" in caplog.text
 
 
-def test_a_table_of_labels_is_told_which_shapes_carry_its_ids(read_visium: Reader) -> None:
-    sdata = read_visium()
-    cells = sdata.shapes.pop("sample")
-    names = [f"cell{i}" for i in range(len(cells))]
-    sdata.shapes["cell_circles"] = cells.set_index(pd.Index(names))
-    sdata.labels["sample"] = sd.models.Labels2DModel.parse(np.zeros((800, 800), dtype=np.int32), dims=("y", "x"))
-    adata = sdata["table"]
-    adata.obs["cell_id"] = names
-    with pytest.raises(ValueError, match=r"holds the ids of `sdata.shapes\['cell_circles'\]`") as error:
-        pk.pp.tile(sdata)
-    line = str(error.value).split("run `")[1].split("`")[0]
-    exec(line, {"adata": adata, "pandas": pd})
-    pk.pp.tile(sdata)
-    assert len(sdata.shapes["cell_circles_tiles"]) == adata.obs["in_tissue"].sum()
-
-
-def test_a_users_own_section_column_stays(read_visium: Reader) -> None:
-    sdata = read_visium()
-    table = sdata["table"]
-    table.obs["section"] = ["cortex" if i % 2 else "medulla" for i in range(table.n_obs)]
-    adata = pk.get.expression(sdata, layer=None)
-    assert list(adata.obs["section"]) == list(table.obs["section"])
-    assert list(adata.obs["peka_section"].cat.categories) == ["sample"]
-
-
-def test_a_lazy_table_is_refused_with_the_call_that_reads_it(read_visium: Reader, tmp_path: Path) -> None:
-    pytest.importorskip("xarray")
-    adata = read_visium()["table"]
-    adata.write_zarr(tmp_path / "table.zarr")
-    lazy = anndata.experimental.read_lazy(tmp_path / "table.zarr")
-    with pytest.raises(TypeError, match="to_memory"):
-        pk.get.expression(lazy, layer=None)
+def test_cropped_written_and_read_again_under_a_name_in_another_script(read_visium: Reader, tmp_path: Path) -> None:
+    sdata = read_visium("Gewebe_\u00fc_\u80ba")
+    crop = sdata.query.bounding_box(
+        axes=("x", "y"),
+        min_coordinate=[150, 150],
+        max_coordinate=[650, 650],
+        target_coordinate_system="Gewebe_\u00fc_\u80ba",
+    )
+    pk.pp.tile(crop)
+    (section,) = crop["table"].uns["pekasc"]["tiles"]["sections"].values()
+    assert section["mpp"] == pytest.approx(1.25, rel=2e-3)
+    crop.write(tmp_path / "visium.zarr")
+    back = sd.read_zarr(tmp_path / "visium.zarr")
+    np.testing.assert_array_equal(pk.get.tiles(back)[0].compute(), pk.get.tiles(crop)[0].compute())

@@ -195,7 +195,7 @@ def test_test_spots_teach_nothing(tiled: SpatialData) -> None:
 
 def _predictions(sdata: SpatialData, methods: Sequence[str], **how: Any) -> dict[str, np.ndarray]:
     with TemporaryDirectory() as folder:
-        compare(sdata, methods, compute={"cache": folder}, **how)
+        compare(sdata, methods, store=folder, **how)
         return {
             path.parent.name.removeprefix("P2-tiny-").rsplit("-", 1)[0]: np.load(path)
             for path in Path(folder).glob("P2-*/predicted.npy")
@@ -253,20 +253,20 @@ def test_goes_on_where_it_was_interrupted(tiled: SpatialData, tmp_path: Path, co
     whole = compare(tiled, ["mean", "frozen", "bone"], **how)
     assert counted.count("adapted") == 2
     counted.clear()
-    compare(tiled, ["mean", "bone"], compute={"cache": tmp_path}, **how)
+    compare(tiled, ["mean", "bone"], store=tmp_path, **how)
     assert sorted(set(counted)) == ["adapted", "mean"]
     # half of it is lost, and a piece is left half written
     lost = sorted(tmp_path.glob("P2-*bone*"))
     assert len(lost) == 1
     lost[0].rename(tmp_path / f".{lost[0].name}.1.part")
     counted.clear()
-    resumed = compare(tiled, ["mean", "frozen", "bone"], compute={"cache": tmp_path}, **how)
+    resumed = compare(tiled, ["mean", "frozen", "bone"], store=tmp_path, **how)
     assert counted.count("adapted") == 1 and counted.count("mean") == 0
     assert same(whole, resumed)
     # other settings are other results
     counted.clear()
     other = SMALL.replace(rank=4)
-    compare(tiled, ["mean", "bone"], folds=HOLD_OUT_SECOND, recipe=other, compute={"cache": tmp_path})
+    compare(tiled, ["mean", "bone"], folds=HOLD_OUT_SECOND, recipe=other, store=tmp_path)
     assert counted.count("adapted") == 1
     assert counted.count("mean") == 0  # which has no rank
 
@@ -282,10 +282,7 @@ def test_frozen_features_are_kept_in_files_that_are_read_as_needed(
     (kept,) = tmp_path.glob("frozen-tiny-*")
     assert not list(tmp_path.glob(".*"))  # nothing half done
     assert len(list(kept.glob("*.npy"))) > 1  # one of every depth
-    for path in tmp_path.glob("P*/*"):
-        path.unlink()
-    for folder in tmp_path.glob("P*"):
-        folder.rmdir()
+    assert not list(tmp_path.glob("P*"))  # predictions belong in `store=`
     with monkeypatch.context() as patch:
         patch.setattr(_comparison, "embed", None)  # computed once
         assert same(compare(tiled, **how, compute={"cache": tmp_path}), plain)
@@ -314,12 +311,12 @@ def test_features_of_all_depths_are_not_in_memory_at_once(
         assert seen and all(isinstance(x, np.memmap) for x in seen)
 
 
-def test_every_readout_has_its_own_place_in_a_cache(tiled: SpatialData, tmp_path: Path, counted: list[str]) -> None:
+def test_every_readout_has_its_own_place_in_a_store(tiled: SpatialData, tmp_path: Path, counted: list[str]) -> None:
     readouts = [pk.Readout(), pk.Readout(scales=(1, 0.5)), pk.Readout(orientations=2)]
     frames = []
     for i, readout in enumerate(readouts):
         counted.clear()
-        frames.append(compare(tiled, ["mean", "frozen"], readout=readout, compute={"cache": tmp_path}))
+        frames.append(compare(tiled, ["mean", "frozen"], readout=readout, store=tmp_path))
         # what reads no image is computed once
         assert counted.count("mean") == (2 if i == 0 else 0) and counted.count("frozen") == 2
     together = compare(tiled, ["mean", "frozen"], readout=readouts)
@@ -353,19 +350,19 @@ def test_differences_per_gene_add_up_to_that_of_the_mean(tiled: SpatialData, fra
     assert genes.loc[genes["method"] == "frozen-best", "difference"].isna().all()
 
 
-def test_other_counts_are_not_taken_from_the_cache(tiled: SpatialData, tmp_path: Path) -> None:
-    first = compare(tiled, ["frozen"], compute={"cache": tmp_path})
+def test_other_counts_are_not_taken_from_the_store(tiled: SpatialData, tmp_path: Path) -> None:
+    first = compare(tiled, ["frozen"], store=tmp_path)
     tiled["table"].X = csr_matrix(np.random.default_rng(0).permutation(counts_of(tiled)))
-    second = compare(tiled, ["frozen"], compute={"cache": tmp_path})
+    second = compare(tiled, ["frozen"], store=tmp_path)
     assert not np.allclose(by_method(first), by_method(second))
 
 
 def test_a_damaged_result_is_named(tiled: SpatialData, tmp_path: Path) -> None:
-    compare(tiled, ["mean"], compute={"cache": tmp_path})
+    compare(tiled, ["mean"], store=tmp_path)
     path = next(tmp_path.glob("P1-*mean*/predicted.npy"))
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(ValueError, match=rf"{path.parent.name}' cannot be read .* delete it to compute it again"):
-        compare(tiled, ["mean"], compute={"cache": tmp_path})
+        compare(tiled, ["mean"], store=tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -583,10 +580,12 @@ BEST = {"methods": ["frozen-best"]}
         (
             {"methods": ["bone"], "compute": {"resume": "x"}},
             ValueError,
-            "'resume' does nothing in this call: .* in `cache`",
+            "'resume' does nothing in this call: .* in `store=`",
         ),
         ({"compute": {"accumulate": 2}}, ValueError, "'accumulate' does nothing in this call: it trains nothing"),
         ({"seeds": []}, ValueError, "must hold each seed once"),
+        ({"store": ""}, ValueError, "`store=''` is no path: give a folder"),
+        ({"store": __file__}, ValueError, "`store=.*test_cross_validate.py'` is a file: give a folder"),
         ({"teacher": "nobody", "methods": ["teacher"]}, KeyError, "neither one of .* nor a key of `obsm`"),
         ({"encoders": ["tiny", "tiny"]}, ValueError, "names one twice"),
     ],
@@ -751,87 +750,38 @@ def test_genes_are_checked_before_anything_is_read(tiled: SpatialData, monkeypat
         compare(tiled, ["bone"], genes=["nothing"])
 
 
-def test_comparison_sums_up(plain: pd.DataFrame) -> None:
-    table = pk.get.comparison(plain)
-    assert table.index.names == ["encoder", "context_um", "genes", "method"]
-    sections = plain[plain["section"] != "pooled"]
-    row = table.loc[("tiny", 0.0, "svg", "frozen")]
-    own = sections[sections["method"] == "frozen"].set_index("fold")["pearson"]
-    best = sections[sections["method"] == "frozen-best"].set_index("fold")["pearson"]
-    assert row["pearson"] == pytest.approx(own.mean())
-    assert row["difference"] == pytest.approx((own - best).mean())
-    assert row["P1 difference"] == pytest.approx(own["P1"] - best["P1"])
-    assert row["n_better"] == int((own > best).sum()) and row["n_folds"] == 2
-    assert np.isnan(row["difference_low"])  # two folds have no interval
-    many = pd.concat([plain.assign(fold=plain["fold"] + str(i)) for i in range(3)])
-    low = pk.get.comparison(many).loc[("tiny", 0.0, "svg", "frozen")]
-    assert low["difference_low"] <= low["difference"] <= low["difference_high"]
-    with pytest.raises(ValueError, match="`rival='bone'` is not among"):
-        pk.get.comparison(plain, rival="bone")
-    with pytest.raises(ValueError, match="no comparison of methods: columns .'section'"):
-        pk.get.comparison(plain.drop(columns="section"))
-
-
-def test_comparison_of_several_readouts(frame: pd.DataFrame, plain: pd.DataFrame) -> None:
-    # those that differ in their context alone are told apart by it
-    both = pk.get.comparison(frame)
-    assert both.index.names == ["encoder", "context_um", "genes", "method"] and len(both) == 2 * 2 * 3
-    pd.testing.assert_frame_equal(both.loc[[("tiny", 0.0, "svg", m) for m in by_method(plain).index]],
-                                  pk.get.comparison(plain).sort_index())  # fmt: skip
-    # others by all that they are, whatever else differs: here a head, whose rows score 1 more throughout
-    names = {"Readout()": "Readout(head='a')", "Readout(context_um=200.0)": "Readout(head='a', context_um=200.0)"}
-    other = frame.assign(head="a", readout=frame["readout"].map(names), pearson=frame["pearson"] + 1)
-    table = pk.get.comparison(pd.concat([frame, other]))
-    assert table.index.names == ["encoder", "context_um", "readout", "genes", "method"] and len(table) == 2 * len(both)
-    for (encoder, context, genes, method), row in both.iterrows():
-        was = {0.0: "Readout()", 200.0: "Readout(context_um=200.0)"}[context]
-        for readout, more in ((was, 0), (names[was], 1)):
-            found = table.loc[(encoder, context, readout, genes, method)]
-            assert found["pearson"] == pytest.approx(row["pearson"] + more)
-            assert found["difference"] == pytest.approx(row["difference"], nan_ok=True)
-    # one of them has no rival
-    rival = (other["method"] == "frozen-best").to_numpy()
-    alone = pk.get.comparison(pd.concat([frame, other[~rival]])).xs(names["Readout()"], level="readout")
-    assert alone["difference"].isna().all() and alone["pearson"].notna().all()
-
-
-def test_intervals_are_over_whole_groups_and_frames_of_one_setting(plain: pd.DataFrame) -> None:
-    five = pd.concat([plain[plain["fold"] == "P1"].assign(fold=f"patient {i}") for i in range(5)])
-    row = ("tiny", 0.0, "svg", "frozen")
-    assert np.isfinite(pk.get.comparison(five, rival="mean").loc[row, "difference_low"])
-    assert np.isnan(pk.get.comparison(five.assign(whole_groups=False), rival="mean").loc[row, "difference_low"])
-    with pytest.raises(ValueError, match=r"twice \(settings: .*'teacher': \['', 'pca'\]"):
-        pk.get.comparison(pd.concat([plain, plain.assign(teacher="pca")]), rival="mean")
-
-
-def test_names_configurations_and_rivals(tiled: SpatialData, tmp_path: Path, counted: list[str]) -> None:
+def test_names_configurations_and_rivals(
+    tiled: SpatialData, tmp_path: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A configuration, its layers in whatever order, a name that no file can have, and a rival under another name."""
     table = tiled["table"]
     table.obs["patient"] = table.obs["patient"].astype(str).str.replace("P", "P/")
     config = LoraConfig(r=4, target_modules=["attn.qkv", "attn.proj", "mlp.fc1"])
     methods = {"best": "frozen-best", "my/lora": config}
     genes = {"about": list(table.var_names[:4]), "file": list(table.var_names[4:8])}
-    how: dict[str, Any] = {"genes": genes, "methods": methods, "recipe": SMALL, "compute": {"cache": tmp_path}}
+    how: dict[str, Any] = {"genes": genes, "methods": methods, "recipe": SMALL, "store": tmp_path}
     frame = compare(tiled, **how)
     assert set(frame["fold"]) == {"P/1", "P/2"}
     assert frame.loc[frame["method"] == "my/lora", "difference"].notna().all()
     counted.clear()
-    assert same(compare(tiled, **how), frame)
+    with monkeypatch.context() as patch:
+        patch.setattr(_comparison, "embed", None)  # with all predictions in the store, no tile is embedded
+        assert same(compare(tiled, **how), frame)
     assert not counted
 
 
 def test_encoders_of_the_same_weights_are_told_apart(tiled: SpatialData, tmp_path: Path) -> None:
     row = resolve_encoder("tiny")
     other = replace(row, mean=(0.1, 0.2, 0.3), key="other", note=None)
-    both = compare(tiled, ["frozen"], encoders=[row, other], compute={"cache": tmp_path})
+    both = compare(tiled, ["frozen"], encoders=[row, other], store=tmp_path)
     alone = compare(tiled, ["frozen"], encoders=other)
     part = both[both["encoder"] == "other"].reset_index(drop=True)
     assert same(part, alone)
     assert not np.allclose(part["pearson"], both.loc[both["encoder"] == "tiny", "pearson"])
 
 
-def test_another_image_is_not_taken_from_the_cache(tiled: SpatialData, tmp_path: Path) -> None:
-    first = compare(tiled, ["frozen"], compute={"cache": tmp_path})
+def test_another_image_is_not_taken_from_the_store(tiled: SpatialData, tmp_path: Path) -> None:
+    first = compare(tiled, ["frozen"], store=tmp_path / "store", compute={"cache": tmp_path})
     image = tiled["P2S1_he"]["scale0/image"]
     pixels = image.to_numpy().copy()
     pixels[:, 100:300, 100:300] = 255 - pixels[:, 100:300, 100:300]
@@ -842,7 +792,7 @@ def test_another_image_is_not_taken_from_the_cache(tiled: SpatialData, tmp_path:
         transformations=get_transformation(tiled["P2S1_he"], get_all=True),
     )
     try:
-        second = compare(tiled, ["frozen"], compute={"cache": tmp_path})
+        second = compare(tiled, ["frozen"], store=tmp_path / "store", compute={"cache": tmp_path})
     except ValueError as error:  # the tiles know that their image changed
         assert "image" in str(error)
     else:

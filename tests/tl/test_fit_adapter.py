@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import signal
+import tempfile
+import weakref
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -31,6 +34,8 @@ from pekasc.models.heads import with_context
 from pekasc.models.heads._registry import HEADS
 from pekasc.models.heads._ridge import fit_ridge
 from pekasc.models.selection._fit import margin_um
+from pekasc.models.selection._job import Job
+from pekasc.models.training._plan import Student
 from pekasc.tiling import TileSpec
 
 Bits = Callable[[pk.Adapter], dict[str, bytes]]
@@ -770,6 +775,35 @@ class _Button(L.Callback):
 
     def on_train_batch_end(self, *args: Any) -> None:
         raise KeyboardInterrupt
+
+
+def test_a_fit_leaves_nothing_behind(tiled: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Any]] = []
+
+    def spied(cls: type[Any]) -> None:
+        init = cls.__init__
+
+        def spy(self: Any, *args: Any, **options: Any) -> None:
+            made.append(weakref.ref(self))
+            init(self, *args, **options)
+
+        monkeypatch.setattr(cls, "__init__", spy)
+
+    for cls in (L.Trainer, Student, EncoderNetwork, Job):
+        spied(cls)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gc.disable()  # what reference counts do not free would wait for the collector
+    try:
+        fitted = pk.tl.fit_adapter(
+            tiled, **{**SMALL, "recipe": RECIPE.replace(choose_epochs=False), "compute": CPU.replace(max_memory=1)}
+        )
+        assert len(made) == 8  # network and job; trainer and student of two inner folds and of the last training
+        assert [type(ref()) for ref in made if ref() is not None] == []
+        assert fitted.info["epochs"] == 1
+        # torch makes a folder for its compiler
+        assert [p.name for p in tmp_path.iterdir() if not p.name.startswith("torchinductor")] == []
+    finally:
+        gc.enable()
 
 
 def test_the_stop_button_stops(tiled: SpatialData, all_bits: Bits) -> None:

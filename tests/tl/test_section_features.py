@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -79,6 +80,38 @@ def test_the_store_gives_the_bits_of_a_run_without(
     assert sum(counted) == 2 * n
     for key in ("kept", "again"):
         np.testing.assert_array_equal(table.obsm[key], table.obsm["plain"])
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_finished_store_is_read_where_nothing_can_be_written(
+    tiled: SpatialData, tmp_path: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch, code: int, locks: bool
+) -> None:
+    store = tmp_path / "s.zarr"
+    embed(tiled, key_added="kept", store=store)
+    if not locks:  # it was copied without them
+        shutil.rmtree(tmp_path / ".s.zarr.locks")
+    counted.clear()
+    opened, made = os.open, os.mkdir
+
+    # tests may run as root, for whom no folder is read-only
+    def refuse_open(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        if str(path).startswith(str(tmp_path)) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(code, os.strerror(code), str(path))
+        return opened(path, flags, *args, **options)
+
+    def refuse_mkdir(path: Any, *args: Any, **options: Any) -> None:
+        if str(path).startswith(str(tmp_path)) and not os.path.exists(path):
+            raise OSError(code, os.strerror(code), str(path))
+        made(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", refuse_open)
+    monkeypatch.setattr(os, "mkdir", refuse_mkdir)
+    embed(tiled, key_added="again", store=store)
+    assert not counted
+    np.testing.assert_array_equal(tiled["table"].obsm["again"], tiled["table"].obsm["kept"])
+    with pytest.raises(OSError, match=rf"The store '{tmp_path / 'new.zarr'}' cannot be written"):
+        embed(tiled, key_added="new", store=tmp_path / "new.zarr")
 
 
 def test_an_interrupted_run_goes_on(
@@ -288,8 +321,8 @@ def test_a_lazy_obsm_whose_store_is_gone_is_an_error(
 @pytest.mark.parametrize(
     ("how", "error", "match"),
     [
-        ({"store": "s3://bucket/x"}, ValueError, "is an address: features are kept in a folder"),
-        ({"store": {}}, TypeError, "`store` must be the path of a folder, got dict"),
+        ({"store": "s3://bucket/x"}, ValueError, "is an address: a folder of a file system is needed"),
+        ({"store": {}}, TypeError, "`store={}` must be the path of a folder, got dict"),
         ({"max_memory": "4GB"}, TypeError, "`compute`: `max_memory='4GB'` must be a whole number of bytes"),
         ({"max_memory": -1}, ValueError, "`max_memory=-1` must be a whole number of bytes, at least 1"),
         (

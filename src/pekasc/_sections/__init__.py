@@ -16,16 +16,18 @@ from pekasc._sections._patches import (
     patch_side_px,
     write_patch_records,
 )
-from pekasc._sections._pixel_size import ARRAYS, array_pixel_size, check_mpp
+from pekasc._sections._pixel_size import ARRAYS, PixelSizeUnknown, array_pixel_size, check_mpp
 from pekasc._sections._resolve import Section, resolve_sections
 from pekasc._sections._slide_section import shape_centres, slide_section
 from pekasc._sections._slides import images_of
 from pekasc._sections._table import (
+    annotate_alike,
     by_row,
     check_spatialdata,
     check_table,
     examples,
     get_table,
+    present_table,
     region_rows,
     section_labels,
     writable_table,
@@ -35,8 +37,10 @@ from pekasc._sections._tissue import TissueMask, tissue_of_slide
 
 __all__ = [
     "ARRAYS",
+    "PixelSizeUnknown",
     "Section",
     "TissueMask",
+    "annotate_alike",
     "array_pixel_size",
     "by_row",
     "check_mpp",
@@ -52,6 +56,7 @@ __all__ = [
     "overview",
     "patch_side_px",
     "places",
+    "present_table",
     "positions_um",
     "region_rows",
     "resolve_sections",

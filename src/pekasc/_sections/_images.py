@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from xarray import DataArray, DataTree
 
 from pekasc._sections._overview import OVERVIEW_PX, coarse, tissue_mask
 from pekasc._sections._slides import images_of
+from pekasc._sections._table import examples
 from pekasc._settings import get_logger
 from pekasc.tiling import ImagePyramid
 
@@ -57,8 +58,8 @@ def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.asarray(points @ matrix[:2, :2].T + matrix[:2, 2])
 
 
-def image_pyramid(name: str, image: DataArray | DataTree) -> ImagePyramid:
-    """Return the levels of an RGB image as a pyramid.
+def image_pyramid(name: str, image: DataArray | DataTree, *, announce: bool = True) -> ImagePyramid:
+    """Return the levels of an RGB image as a pyramid; with `announce`, the log says if they are converted.
 
     Raises
     ------
@@ -69,7 +70,10 @@ def image_pyramid(name: str, image: DataArray | DataTree) -> ImagePyramid:
     first = levels[0]
     if set(first.dims) != {"c", "y", "x"}:
         raise ValueError(f"Image {name!r} has dimensions {tuple(first.dims)}; an H&E image has ('c', 'y', 'x').")
-    levels = _in_8_bit(name, levels)
+    if _between_0_and_1(levels[0]):
+        if announce:
+            logger.hint("image %s: values between 0 and 1 are read as 8 bit (0 to 255).", name)
+        levels = [(level * 255).clip(0, 255).round().astype(np.uint8) for level in levels]
     _check_rgb(name, image, levels[0])
     levels = [_rgb_order(level.transpose("c", "y", "x")) for level in levels]
     width, height = image_size(image)
@@ -86,10 +90,12 @@ def _check_rgb(name: str, image: DataArray | DataTree, first: DataArray) -> None
     channels = {1: "1 channel (grey)", 4: "4 channels (RGBA?)"}.get(n, f"{n} channels")
     problems = ([channels] if n != 3 else []) + ([f"dtype {dtype}"] if dtype != np.uint8 else [])
     wrong = f"Image {name!r} has {' and '.join(problems)}; pekasc reads RGB images: 3 channels of uint8."
-    if n not in (1, 3, 4):
+    if n not in (1, 3, 4) or not _unnamed_or_rgb(first):
         raise ValueError(
-            f"{wrong} Such an image is no H&E (immunofluorescence?): name the one that is with `images=`, or, if three "
-            "of its channels are red, green and blue, make an image of those with `spatialdata.models.Image2DModel`."
+            f"{wrong} With the channels {examples(_channels(first))}, it is no H&E (immunofluorescence?): name the one "
+            "that is with `images=`, or add one (of Xenium: `sdata.images['he_image'] = "
+            "spatialdata_io.xenium_aligned_image(image_path, alignment_file)`). If three of its channels are red, "
+            "green and blue, make an image of those with `spatialdata.models.Image2DModel`."
         )
     access = f"sdata.images[{name!r}]"
     if isinstance(image, DataTree):
@@ -123,24 +129,27 @@ def _to_uint8(pixels: str, dtype: np.dtype, first: DataArray) -> str:
 def _may_be_rgb(image: DataArray | DataTree) -> bool:
     """Tell whether an image may be RGB: three channels without other names, of 8 bit or between 0 and 1."""
     first = levels_of(image)[0]
-    if first.sizes.get("c") != 3:
-        return False
-    names = [str(c).lower() for c in first.coords["c"].values] if "c" in first.coords else ["0", "1", "2"]
-    rgb = all(name.isdecimal() for name in names) or {name[:1] for name in names} == {"r", "g", "b"}
+    rgb = first.sizes.get("c") == 3 and _unnamed_or_rgb(first)
     return rgb and (first.dtype == np.uint8 or first.dtype.kind == "f")
 
 
-def _in_8_bit(name: str, levels: list[DataArray]) -> list[DataArray]:
-    """Return levels of floats between 0 and 1 as 8 bit, lazily; others unchanged."""
-    first = levels[0]
+def _channels(level: DataArray) -> list[str]:
+    return [str(c) for c in (level.coords["c"].values if "c" in level.coords else range(level.sizes["c"]))]
+
+
+def _unnamed_or_rgb(level: DataArray) -> bool:
+    """Tell whether channels are only numbered, or named red, green, blue and alpha."""
+    names = [name.lower() for name in _channels(level)]
+    return all(name.isdecimal() for name in names) or {name[:1] for name in names} - {"a"} == {"r", "g", "b"}
+
+
+def _between_0_and_1(first: DataArray) -> bool:
+    """Tell whether an image of three channels holds floats between 0 and 1, by a sample."""
     if first.sizes.get("c") != 3 or first.dtype.kind != "f":
-        return levels
+        return False
     step = max(1, max(first.shape) // OVERVIEW_PX)
     sample = np.asarray(first[..., ::step, ::step])
-    if not (np.isfinite(sample).all() and sample.min() >= 0 and 0 < sample.max() <= 1):
-        return levels
-    logger.hint("image %s: values between 0 and 1 are read as 8 bit (0 to 255).", name)
-    return [(level * 255).clip(0, 255).round().astype(np.uint8) for level in levels]
+    return bool(np.isfinite(sample).all() and sample.min() >= 0 and 0 < sample.max() <= 1)
 
 
 def _rgb_order(level: DataArray) -> DataArray:
@@ -151,14 +160,18 @@ def _rgb_order(level: DataArray) -> DataArray:
     return level
 
 
-def has_image(sdata: SpatialData, region: str, images: Mapping[str, str] | None) -> bool:
+def has_image(
+    sdata: SpatialData, region: str, images: Mapping[str, str] | None, shapes: Mapping[str, GeoDataFrame]
+) -> bool:
     """Tell whether a section has an image: given in `images`, or in a coordinate system of its shapes."""
-    systems = coordinate_systems(sdata.shapes[region])
+    systems = coordinate_systems(shapes[region])
     return region in (images or {}) or any(systems & coordinate_systems(image) for image in images_of(sdata).values())
 
 
-def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | None, regions: Iterable[str] = ()) -> str:
-    """Return the name of the image of a section; `regions` are all regions of the table.
+def choose_image(
+    sdata: SpatialData, region: str, images: Mapping[str, str] | None, shapes: Mapping[str, GeoDataFrame]
+) -> str:
+    """Return the name of the image of a section; `shapes` are those of all regions of the table.
 
     Raises
     ------
@@ -172,8 +185,7 @@ def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | No
         if images[region] not in there:
             raise KeyError(f"Image {images[region]!r} not found in `sdata.images`. Available images: {list(there)}.")
         return images[region]
-    shapes = sdata.shapes[region]
-    systems = coordinate_systems(shapes)
+    systems = coordinate_systems(shapes[region])
     candidates = sorted(name for name, image in there.items() if systems & coordinate_systems(image))
     if not candidates:
         listed = "; ".join(f"{name!r}: {sorted(coordinate_systems(image))}" for name, image in there.items())
@@ -183,13 +195,13 @@ def choose_image(sdata: SpatialData, region: str, images: Mapping[str, str] | No
             "`spatialdata.transformations.set_transformation(image, ..., to_coordinate_system=...)`."
         )
     # if all sections share one coordinate system, exclude images that another region has in a system of its own
-    elsewhere = set().union(*(coordinate_systems(sdata.shapes[other]) for other in regions)) - systems
+    elsewhere = set().union(*(coordinate_systems(other) for other in shapes.values())) - systems
     candidates = [name for name in candidates if not elsewhere & coordinate_systems(there[name])] or candidates
     candidates = [name for name in candidates if _may_be_rgb(there[name])] or candidates
     if len(candidates) == 1:
         return candidates[0]
     finest = max(candidates, key=lambda name: np.prod(image_size(there[name])))
-    if not all(_same_picture(shapes, there[finest], there[name]) for name in candidates if name != finest):
+    if not all(_same_picture(shapes[region], there[finest], there[name]) for name in candidates if name != finest):
         sizes = ", ".join("{!r} ({} x {} px)".format(n, *image_size(there[n])) for n in candidates)
         raise ValueError(
             f"Several different images share a coordinate system with the shapes {region!r}: {sizes}. "
@@ -208,7 +220,7 @@ def _same_picture(shapes: GeoDataFrame, a: DataArray | DataTree, b: DataArray | 
     diagonal = np.linalg.norm(corners_a[2] - corners_a[0])
     if np.linalg.norm(corners_a - corners_b, axis=1).max() > _SAME_EXTENT * diagonal:
         return False
-    return _same_content(*(image_pyramid(name, image) for name, image in (("a", a), ("b", b))))
+    return _same_content(image_pyramid("", a, announce=False), image_pyramid("", b, announce=False))
 
 
 def _same_content(a: ImagePyramid, b: ImagePyramid) -> bool:

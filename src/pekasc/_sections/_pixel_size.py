@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -33,32 +33,43 @@ def check_mpp(value: Any, what: str) -> float:
     return float(value)
 
 
+class PixelSizeUnknown(ValueError):
+    """No source says the pixel size.
+
+    Attributes
+    ----------
+    argument
+        The argument of :func:`pekasc.pp.tile` that would say it, if the object shows which.
+    """
+
+    argument = ""
+
+
 def choose_pixel_size(
-    sources: Mapping[str, float], *, region: str | None, image_name: str, size_px: tuple[int, int], strict: bool
+    sources: Mapping[str, float],
+    *,
+    region: str | None,
+    image_name: str,
+    size_px: tuple[int, int],
+    arrays: Sequence[str],
+    circles: bool,
+    strict: bool,
 ) -> tuple[float, str]:
     """Return the pixel size and its source: the first of `sources`, with which the others must agree.
 
-    `region` is None for a slide without spots.
+    `region` is None for a slide without spots. For the error, `arrays` are those whose grid the spots lie on, and
+    `circles` tells whether they have a diameter.
 
     Raises
     ------
+    PixelSizeUnknown
+        If there is no source.
     ValueError
-        If there is no source, or, with `strict`, if two differ by more than 2 %.
+        With `strict`, if two differ by more than 2 %.
     """
     of_region = "" if region is None else f" (section {region!r})"
-    if not sources and region is None:
-        raise ValueError(
-            f"The pixel size of image {image_name!r} is not known, and pekasc does not guess it. Give `image_mpp=` (um "
-            f"per pixel of this image, {size_px[0]} x {size_px[1]} px), or `um_coordinate_system=` with the name of a "
-            "coordinate system in micrometers."
-        )
     if not sources:
-        raise ValueError(
-            f"The pixel size of image {image_name!r}{of_region} is not known, and pekasc does not guess it. "
-            f"Give it in one of three ways: `image_mpp={{{image_name!r}: ...}}` (um per pixel of this image, "
-            f"{size_px[0]} x {size_px[1]} px), `um_coordinate_system=` with the name of a coordinate system in "
-            f"micrometers, or {_array_hint(region)} if the table has the columns array_row and array_col."
-        )
+        raise _unknown(of_region, image_name, size_px, arrays, circles)
     (source, value), *others = sources.items()
     for other, other_value in others:
         if abs(value / other_value - 1) <= _TOLERANCE:
@@ -84,12 +95,45 @@ def _say(source: str) -> str:
         "lattice": "the Visium lattice (obs columns array_row and array_col, 100 um apart)",
         "recorded": '`table.uns["pekasc"]["image_mpp"]`',
         "slide": "the slide's own file",
+        "cell_areas": "the areas of Xenium's cells (obs columns cell_area and nucleus_area, in square um)",
     }[source]
 
 
-def _array_hint(region: str | None) -> str:
-    region = region or ""
-    return '`array="visium_hd"`' if bin_um(region) else '`array="visium"`, `"visium_hd"` or `"st"`'
+def _unknown(
+    of_region: str, image_name: str, size_px: tuple[int, int], arrays: Sequence[str], circles: bool
+) -> PixelSizeUnknown:
+    unknown = f"The pixel size of image {image_name!r}{of_region} is not known, and pekasc does not guess it."
+    argument = f"image_mpp={{{image_name!r}: ...}}" if of_region else "image_mpp="
+    mpp = f"`{argument}` (um per pixel of this image, {size_px[0]} x {size_px[1]} px)"
+    um = "`um_coordinate_system=` with the name of a coordinate system in micrometers"
+    if "visium_hd" in arrays:
+        error = PixelSizeUnknown(
+            f"{unknown} The region is named like bins of Visium HD, and they lie on the grid of array_row and "
+            f'array_col: add `array="visium_hd"`. Otherwise give {mpp}.'
+        )
+        error.argument = 'array="visium_hd"'
+        return error
+    if not arrays:
+        spots = ', or `array="visium"` if the circles have the diameter of Visium spots, 65 um' if circles else ""
+        return PixelSizeUnknown(f"{unknown} Give {mpp}, or {um}{spots}.")
+    known = " or ".join(f'`array="{array}"`' for array in arrays)
+    pitch = " or ".join(f"{ARRAYS[array][2]:g}" for array in arrays)
+    return PixelSizeUnknown(
+        f"{unknown} Give {mpp}, {um}, or {known} if that is what the grid of array_row and array_col is: {pitch} um "
+        "from spot to spot."
+    )
+
+
+def fitting_arrays(col: np.ndarray, row: np.ndarray, centres_px: np.ndarray, region: str) -> list[str]:
+    """Return the arrays on whose grid the spots lie."""
+    found = []
+    for array in ARRAYS:
+        try:
+            array_pixel_size(array, col, row, centres_px, region)
+        except ValueError:
+            continue
+        found.append(array)
+    return found
 
 
 def bin_um(region: str) -> float | None:

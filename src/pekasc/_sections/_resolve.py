@@ -34,10 +34,12 @@ from pekasc._sections._pixel_size import (
     array_pixel_size,
     check_mpp,
     choose_pixel_size,
+    fitting_arrays,
     lattice_pixel_size,
     nearest_orthogonal,
 )
 from pekasc._sections._records import recorded_pixel_sizes
+from pekasc._sections._shapes import in_micrometers, shapes_of
 from pekasc._sections._slides import images_of
 from pekasc._sections._table import (
     check_spatialdata,
@@ -60,14 +62,16 @@ class Section:
     Attributes
     ----------
     name
-        The region: name of the shapes element.
+        The region: name of the element that the table annotates.
+    shapes_name
+        The shapes: the region, or, if that is labels, the shapes that carry its ids.
     image_name, coordinate_system
         The image, and the coordinate system that it shares with the shapes. For stored patches: the image that they
         were cut from, which need not exist.
     rows
         Indices of the observations in the table, ascending.
-    ids
-        Instance ids of the observations.
+    ids, shape_ids
+        Instance ids of the observations, and ids of their shapes; the same, unless the region is labels.
     centres_px
         Centres, (n, 2) x, y in level-0 pixels of the image.
     centres_um
@@ -90,10 +94,12 @@ class Section:
     """
 
     name: str
+    shapes_name: str
     image_name: str
     coordinate_system: str
     rows: np.ndarray
     ids: np.ndarray
+    shape_ids: np.ndarray
     centres_px: np.ndarray
     centres_um: np.ndarray
     um_to_px: np.ndarray
@@ -113,6 +119,7 @@ class Section:
             self,
             rows=self.rows[keep],
             ids=self.ids[keep],
+            shape_ids=self.shape_ids[keep],
             centres_px=self.centres_px[keep],
             centres_um=self.centres_um[keep],
             patch_rows=None if self.patch_rows is None else self.patch_rows[keep],
@@ -149,8 +156,12 @@ def resolve_sections(
     table = get_table(sdata, table_name)
     check_table(table)
     by_region = region_rows(table)
+    shapes = {}
     for region in by_region:
-        _check_region(sdata, region, table)
+        name, column = shapes_of(sdata, table, region)
+        shapes[region] = sdata.shapes[name]
+        if name != region:
+            logger.hint("section %s: labels; using the shapes %s, whose ids are in obs[%r].", region, name, column)
     _check_arguments(sdata, by_region, images, image_mpp, um_coordinate_system, array)
     sections = []
     for region, rows in by_region.items():
@@ -160,12 +171,12 @@ def resolve_sections(
                 f"`patches=True`, but no stored patches are recorded for section {region!r}: a reader such as "
                 "`pekasc.io.read_hest` does that where it finds them."
             )
-        there = has_image(sdata, region, images)
+        there = has_image(sdata, region, images, shapes)
         from_patches = bool(patches) or (patches is None and stored is not None and not there)
         if from_patches and stored is not None and not there:
             image_name = stored["image"]
         else:
-            image_name = choose_image(sdata, region, images, by_region)
+            image_name = choose_image(sdata, region, images, shapes)
         section = _place(sdata, table, region, rows, image_name, um_coordinate_system)
         sources = _pixel_sizes(sdata, table, section, image_mpp, um_coordinate_system, array)
         mpp, source = choose_pixel_size(
@@ -173,62 +184,13 @@ def resolve_sections(
             region=region,
             image_name=image_name,
             size_px=section.size_px,
+            arrays=() if sources else _fitting_arrays(table, section),
+            circles="radius" in shapes[region] and "array_row" not in table.obs,
             strict=strict,
         )
         section = scaled(sdata, section, mpp, source, um_coordinate_system)
         sections.append(with_patches(table, section) if from_patches else section)
     return sections
-
-
-def _check_region(sdata: SpatialData, region: str, table: AnnData | None = None) -> None:
-    if region in sdata.shapes:
-        return
-    if region in sdata.labels:
-        own = None if table is None else _shapes_with_ids(sdata, region, table)
-        if own is not None and table is not None:
-            shapes, column = own
-            _, region_key, _ = table_keys(table)
-            raise ValueError(
-                f"The table annotates the labels {region!r}; pekasc needs shapes, and `obs[{column!r}]` holds the ids "
-                f"of `sdata.shapes[{shapes!r}]`. With the table as `adata`, run `adata.obs[{region_key!r}] = "
-                f"pandas.Categorical([{shapes!r}] * adata.n_obs); adata.uns['spatialdata_attrs'] = "
-                f"{{'region': {shapes!r}, 'region_key': {region_key!r}, 'instance_key': {column!r}}}`, "
-                "then this call again."
-            )
-        raise ValueError(
-            f"The table annotates the labels {region!r}; pekasc needs shapes. Make polygons of them with "
-            f"`sdata.shapes['{region}_shapes'] = spatialdata.to_polygons(sdata.labels[{region!r}])` (or circles around "
-            f"`spatialdata.getcentroids(sdata.labels[{region!r}])`) and parse the table again with that region."
-        )
-    if region in sdata.points:
-        raise ValueError(
-            f"The table annotates the points {region!r}; pekasc needs shapes. Make circles of them with "
-            f"`spatialdata.to_circles(sdata.points[{region!r}], radius=...)` and parse the table again."
-        )
-    raise KeyError(
-        f"The table annotates the region {region!r}, which is not in `sdata.shapes`. "
-        f"Available shapes: {list(sdata.shapes)}."
-    )
-
-
-def _shapes_with_ids(sdata: SpatialData, region: str, table: AnnData) -> tuple[str, str] | None:
-    """Return shapes whose index holds every value of a column of a labels' rows, and that column; None if none do.
-
-    Cells come before nuclei, which some cells do not have, and polygons before circles.
-    """
-    obs = table.obs.iloc[region_rows(table)[region]]
-    _, region_key, instance_key = table_keys(table)
-    # a column counts if it tells the rows apart, the instance key last: label 1 need not be shape 1
-    columns = [name for name in obs if name not in (region_key, instance_key) and obs[name].is_unique]
-    columns += [instance_key] if obs[instance_key].dtype.kind not in "iu" else []
-    names = sorted(sdata.shapes, key=lambda name: ("radius" in sdata.shapes[name], "nucle" in name, name))
-    for column in columns:
-        if obs[column].dtype.kind == "f":
-            continue  # a measured value
-        for name in names:
-            if pd.Index(obs[column]).isin(sdata.shapes[name].index).all():
-                return name, str(column)
-    return None
 
 
 def _check_arguments(
@@ -264,25 +226,28 @@ def _place(
     sdata: SpatialData, table: AnnData, region: str, rows: np.ndarray, image_name: str, um_coordinate_system: str | None
 ) -> Section:
     """Return a section in pixels, still without pixel size and micrometers."""
-    shapes = sdata.shapes[region]
+    shapes_name, column = shapes_of(sdata, table, region)
+    shapes = sdata.shapes[shapes_name]
     stored = patch_record(table, region)
     _, _, instance_key = table_keys(table)
-    ids = table.obs[instance_key].to_numpy()[rows]
-    centres_in_shapes = centroids(shapes, ids, region)
+    ids, shape_ids = (table.obs[key].to_numpy()[rows] for key in (instance_key, column))
+    centres_in_shapes = centroids(shapes, shape_ids, shapes_name)
     pyramid = None
     image = images_of(sdata).get(image_name)
     if image is not None:
         pyramid, size_px = image_pyramid(image_name, image), image_size(image)
-        system, shapes_to_px = shared_system(sdata, region, image_name, um_coordinate_system)
+        system, shapes_to_px = shared_system(sdata, shapes_name, image_name, um_coordinate_system)
     else:
         system, shapes_to_px, size_px = _patch_system(shapes, region, stored, um_coordinate_system)
     centres = transform(shapes_to_px, centres_in_shapes)
     return Section(
         name=region,
+        shapes_name=shapes_name,
         image_name=image_name,
         coordinate_system=system,
         rows=rows.astype(np.int64),
         ids=ids,
+        shape_ids=shape_ids,
         centres_px=centres,
         centres_um=np.full_like(centres, np.nan),
         um_to_px=np.full((2, 2), np.nan),
@@ -365,13 +330,15 @@ def centroids(shapes: GeoDataFrame, ids: np.ndarray, region: str) -> np.ndarray:
     return xy
 
 
-def shared_system(sdata: SpatialData, region: str, image_name: str, preferred: str | None) -> tuple[str, np.ndarray]:
+def shared_system(
+    sdata: SpatialData, shapes_name: str, image_name: str, preferred: str | None
+) -> tuple[str, np.ndarray]:
     """Return the coordinate system shared by shapes and image, and the matrix from shapes to level-0 pixels."""
-    shapes, image = sdata.shapes[region], images_of(sdata)[image_name]
+    shapes, image = sdata.shapes[shapes_name], images_of(sdata)[image_name]
     shared = coordinate_systems(shapes) & coordinate_systems(image)
     if not shared:
         raise ValueError(
-            f"The image {image_name!r} (in {sorted(coordinate_systems(image))}) and the shapes {region!r} "
+            f"The image {image_name!r} (in {sorted(coordinate_systems(image))}) and the shapes {shapes_name!r} "
             f"(in {sorted(coordinate_systems(shapes))}) share no coordinate system. Add one with "
             "`spatialdata.transformations.set_transformation(image, ..., to_coordinate_system=...)`."
         )
@@ -386,8 +353,8 @@ def shared_system(sdata: SpatialData, region: str, image_name: str, preferred: s
         off = np.linalg.norm(transform(maps[name], corners) - reference, axis=1).max()
         if off > tolerance:
             raise ValueError(
-                f"The shapes {region!r} lie elsewhere on the image {image_name!r} by the coordinate system {name!r} "
-                f"than by {order[0]!r}: up to {off:.4g} px apart. Remove the wrong one with "
+                f"The shapes {shapes_name!r} lie elsewhere on the image {image_name!r} by the coordinate system "
+                f"{name!r} than by {order[0]!r}: up to {off:.4g} px apart. Remove the wrong one with "
                 "`spatialdata.transformations.remove_transformation`."
             )
     return order[0], maps[order[0]]
@@ -398,11 +365,11 @@ def _um_map(sdata: SpatialData, section: Section, um_coordinate_system: str) -> 
     image = images_of(sdata)[section.image_name]
     if um_coordinate_system in coordinate_systems(image):
         return affine(image, um_coordinate_system)
-    shapes = sdata.shapes[section.name]
+    shapes = sdata.shapes[section.shapes_name]
     if um_coordinate_system in coordinate_systems(shapes):
         return np.asarray(affine(shapes, um_coordinate_system) @ np.linalg.inv(section.shapes_to_px))
     raise ValueError(
-        f"Neither the image {section.image_name!r} nor the shapes {section.name!r} are in the coordinate system "
+        f"Neither the image {section.image_name!r} nor the shapes {section.shapes_name!r} are in the coordinate system "
         f"{um_coordinate_system!r} (`um_coordinate_system=`); they are in "
         f"{sorted(coordinate_systems(image) | coordinate_systems(shapes))}."
     )
@@ -428,6 +395,9 @@ def _pixel_sizes(
     if array is not None:
         sources["array"] = _from_array(sdata, table, section, array)
     sources |= recorded_pixel_sizes(sdata, table, section.image_name, warn=not sources)
+    shapes = sdata.shapes[section.shapes_name]
+    if in_micrometers(table, section.rows, section.shapes_name, shapes, section.shape_ids):
+        sources["cell_areas"] = 1 / _shape_scale(section)
     if not sources:
         lattice = _from_lattice(sdata, table, section)
         if lattice is not None:
@@ -435,14 +405,27 @@ def _pixel_sizes(
     return sources
 
 
-def _from_lattice(sdata: SpatialData, table: AnnData, section: Section) -> float | None:
-    """Return the pixel size if the spots are those of a Visium slide, after a look at their stored diameter."""
+def _numeric_index(table: AnnData, section: Section) -> tuple[np.ndarray, np.ndarray]:
+    """Return array_row and array_col, NaN where they are no numbers; empty if there are none."""
     if not {"array_row", "array_col"} <= set(table.obs):
-        return None
+        return np.empty(0), np.empty(0)
     row, col = (
         pd.to_numeric(table.obs[c].iloc[section.rows].astype(str), errors="coerce").to_numpy(dtype=np.float64)
         for c in ("array_row", "array_col")
     )
+    return row, col
+
+
+def _fitting_arrays(table: AnnData, section: Section) -> list[str]:
+    row, col = _numeric_index(table, section)
+    if not (row.size and np.isfinite([*row, *col]).all()):
+        return []
+    return fitting_arrays(col, row, section.centres_px, section.name)
+
+
+def _from_lattice(sdata: SpatialData, table: AnnData, section: Section) -> float | None:
+    """Return the pixel size if the spots are those of a Visium slide, after a look at their stored diameter."""
+    row, col = _numeric_index(table, section)
     mpp = lattice_pixel_size(col, row, section.centres_px)
     if mpp is None:
         return None
@@ -452,7 +435,7 @@ def _from_lattice(sdata: SpatialData, table: AnnData, section: Section) -> float
         section.name,
         mpp,
     )
-    shapes = sdata.shapes[section.name]
+    shapes = sdata.shapes[section.shapes_name]
     if "radius" in shapes:
         diameter_um = 2 * mpp * _shape_scale(section) * float(shapes["radius"].median())
         low, high = VISIUM_DIAMETERS_UM
@@ -489,7 +472,7 @@ def _from_array(sdata: SpatialData, table: AnnData, section: Section, array: str
     if not missing:
         row, col = (_grid_index(table, c, section) for c in ("array_row", "array_col"))
         return array_pixel_size(array, col, row, section.centres_px, section.name)
-    shapes = sdata.shapes[section.name]
+    shapes = sdata.shapes[section.shapes_name]
     if array != "visium" or "radius" not in shapes:
         raise KeyError(
             f'`array="{array}"` takes the pixel size from the columns array_row and array_col; '

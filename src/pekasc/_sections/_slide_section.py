@@ -45,10 +45,12 @@ def slide_section(
     system = um_coordinate_system or min(systems, key=lambda name: (name != "global", name))
     section = Section(
         name=image_name,
+        shapes_name="",
         image_name=image_name,
         coordinate_system=system,
         rows=np.empty(0, np.int64),
         ids=np.empty(0, np.int64),
+        shape_ids=np.empty(0, np.int64),
         centres_px=np.empty((0, 2)),
         centres_um=np.empty((0, 2)),
         um_to_px=np.full((2, 2), np.nan),
@@ -67,7 +69,9 @@ def slide_section(
     explicit = bool(sources)
     for table in sdata.tables.values() or [None]:
         sources |= recorded_pixel_sizes(sdata, table, image_name, warn=not explicit)
-    mpp, source = choose_pixel_size(sources, region=None, image_name=image_name, size_px=section.size_px, strict=True)
+    mpp, source = choose_pixel_size(
+        sources, region=None, image_name=image_name, size_px=section.size_px, arrays=(), circles=False, strict=True
+    )
     return scaled(sdata, section, mpp, source, um_coordinate_system)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from pekasc._keys import SECTION
+from pekasc._keys import SECTION, UNS
+from pekasc._sections._pixel_size import bin_um
 from pekasc._settings import get_logger
 
 logger = get_logger(__name__)
@@ -32,10 +34,10 @@ def get_table(data: SpatialData | AnnData, table_name: str = "table") -> AnnData
         return _not_lazy(data)
     if not isinstance(data, SpatialData):
         raise TypeError(f"Expected a SpatialData or an AnnData, got {type(data).__name__}.")
-    return _not_lazy(data.tables[_present(data, table_name)])
+    return _not_lazy(data.tables[present_table(data, table_name)])
 
 
-def _present(sdata: SpatialData, table_name: str) -> str:
+def present_table(sdata: SpatialData, table_name: str) -> str:
     """Return the name of the table: the only one, if the default name is asked for and there is none of it."""
     tables = list(sdata.tables)
     if table_name in tables:
@@ -43,8 +45,26 @@ def _present(sdata: SpatialData, table_name: str) -> str:
     if table_name == _DEFAULT and len(tables) == 1:
         logger.hint("Using the only table, %r.", tables[0])
         return str(tables[0])
-    choose = " Name one of them with `table_name=`." if tables else ""
-    raise KeyError(f"Table {table_name!r} not found in `sdata.tables`. Available tables: {tables}.{choose}")
+    raise KeyError(f"Table {table_name!r} not found in `sdata.tables`. Available tables: {tables}.{_choose(sdata)}")
+
+
+def _choose(sdata: SpatialData) -> str:
+    """Return what to do where there is no table of the default name, for an error."""
+    tables = list(sdata.tables)
+    if not tables:
+        return ""
+    used = [name for name in tables if sdata.tables[name].uns.get(UNS)]
+    if used:
+        return f" Name one of them with `table_name=` (used by pekasc so far: {used})."
+    bins = [name for name in tables if bin_um(name)]
+    if not bins:
+        return " Name one of them with `table_name=`."
+    # 8 um are the bins that Space Ranger's own analysis takes
+    example = "square_008um" if "square_008um" in bins else bins[-1]
+    return (
+        " Name one of them with `table_name=`; bins of Visium HD are tiled with "
+        f"`pekasc.pp.tile(sdata, table_name={example!r}, array='visium_hd')`."
+    )
 
 
 def _not_lazy(adata: AnnData) -> AnnData:
@@ -67,26 +87,39 @@ def check_spatialdata(data: Any) -> None:
     if isinstance(data, SpatialData):
         return
     message = f"Tiles need images: expected a SpatialData, got {type(data).__name__}."
-    libraries = list(data.uns.get("spatial") or {}) if isinstance(data, AnnData) else []
-    if len(libraries) == 1:
-        message += (
+    if isinstance(data, AnnData):
+        message += _how_to_convert(data)
+    raise TypeError(message)
+
+
+def _how_to_convert(adata: AnnData) -> str:
+    """Return the lines that make a SpatialData of an AnnData of scanpy or squidpy with images in ``uns``."""
+    spatial = adata.uns.get("spatial")
+    stored = spatial if isinstance(spatial, Mapping) else {}
+    libraries = [name for name, value in stored.items() if isinstance(value, Mapping) and value.get("images")]
+    if not libraries:
+        return ' It has none in `adata.uns["spatial"]` either: read the section with its image, as spatialdata-io does.'
+    if len(stored) == 1:
+        return (
             f' Its images are in `adata.uns["spatial"][{libraries[0]!r}]`; convert it, then call again:\n'
             "    from spatialdata_io.experimental import from_legacy_anndata\n"
             "    sdata = from_legacy_anndata(adata)"
         )
-    elif libraries:
-        message += (
-            f' It has {len(libraries)} libraries in `adata.uns["spatial"]`: {examples(libraries)}. Convert each on '
-            "its own and join them (`library_key`: the column of `obs` with the library of every spot):\n"
-            "    from spatialdata_io.experimental import from_legacy_anndata\n"
-            "    parts = {}\n"
-            '    for name in adata.uns["spatial"]:\n'
-            "        part = adata[adata.obs[library_key] == name].copy()\n"
-            '        part.uns["spatial"] = {name: adata.uns["spatial"][name]}\n'
-            "        parts[name] = from_legacy_anndata(part)\n"
-            "    sdata = spatialdata.concatenate(parts, concatenate_tables=True)"
-        )
-    raise TypeError(message)
+    columns = [str(name) for name, column in adata.obs.items() if set(column) == set(libraries)]
+    library = f"adata.obs[{columns[0]!r}]" if columns else "adata.obs[library_key]"
+    which = "" if columns else " (`library_key`: the column of `obs` with the library of every spot)"
+    return (
+        f' It has {len(libraries)} libraries in `adata.uns["spatial"]`: {examples(libraries)}. Convert each on its own '
+        f"and join them{which}, then call again:\n"
+        "    import spatialdata\n"
+        "    from spatialdata_io.experimental import from_legacy_anndata\n"
+        "    parts = {}\n"
+        f"    for name in {libraries!r}:\n"
+        f"        part = adata[{library} == name].copy()\n"
+        '        part.uns["spatial"] = {name: adata.uns["spatial"][name]}\n'
+        "        parts[name] = from_legacy_anndata(part)\n"
+        "    sdata = spatialdata.concatenate(parts, concatenate_tables=True)"
+    )
 
 
 def writable_table(data: SpatialData | AnnData, table_name: str = "table") -> AnnData:
@@ -103,7 +136,7 @@ def writable_table(data: SpatialData | AnnData, table_name: str = "table") -> An
     if isinstance(data, AnnData):
         raise ValueError("`adata` is a view of another AnnData. Write `adata = adata.copy()` first.")
     table = table.copy()
-    table_name = _present(data, table_name)
+    table_name = present_table(data, table_name)
     del data.tables[table_name]
     data.tables[table_name] = table
     return table
@@ -134,6 +167,15 @@ def table_keys(adata: AnnData) -> tuple[list[str], str, str]:
             raise KeyError(f"Column {key!r} not found in `table.obs`. Available columns: {list(adata.obs)}.")
     # one region is a string, several are a list, or an array after reading from disk
     return [region] if isinstance(region, str) else [str(r) for r in region], region_key, instance_key
+
+
+def annotate_alike(new: AnnData, table: AnnData) -> None:
+    """Let `new`, which holds rows of a table, annotate the elements that they annotate there."""
+    if table.uns.get(_ATTRS):
+        _, region_key, instance_key = table_keys(table)
+        regions = [str(name) for name in new.obs[region_key].unique()]
+        region = regions if len(regions) > 1 else regions[0]
+        new.uns[_ATTRS] = {"region": region, "region_key": region_key, "instance_key": instance_key}
 
 
 def region_rows(adata: AnnData) -> dict[str, np.ndarray]:

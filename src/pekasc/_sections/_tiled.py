@@ -14,9 +14,9 @@ from spatialdata import SpatialData
 from pekasc._keys import TILES, read_uns, tile_shapes_name
 from pekasc._sections._patches import patch_record
 from pekasc._sections._records import recorded_pixel_sizes
-from pekasc._sections._resolve import Section, _check_region, _place, resolve_sections, scaled, with_patches
+from pekasc._sections._resolve import Section, _place, resolve_sections, scaled, with_patches
 from pekasc._sections._slides import images_of
-from pekasc._sections._table import check_table, get_table, region_rows
+from pekasc._sections._table import check_spatialdata, check_table, get_table, region_rows
 from pekasc.tiling import PatchReader, TileGeometry, TileReader, TileSpec
 
 _SAME_VIEW = 0.02  # relative tolerance, since patches were cut to whole pixels
@@ -42,11 +42,10 @@ def tiled_sections(
     ValueError
         If an image, a transformation or a pixel size has changed since.
     """
+    check_spatialdata(sdata)
     table = get_table(sdata, table_name)
     call = "pk.pp.tile(sdata" + (f", table_name={table_name!r}" if table_name != "table" else "")
     call += (f", key_added={key!r}" if key != TILES else "") + ")"
-    if not isinstance(sdata, SpatialData):
-        raise TypeError(f"Tiles need images: expected a SpatialData, got {type(sdata).__name__}.")
     record = tile_record(table, key)
     if record is None:
         raise KeyError(f"No tiles {key!r} in the table {table_name!r}. Run `{call}` first.")
@@ -76,7 +75,6 @@ def _recorded_section(
 ) -> Section:
     """Return a section with all its rows, with image and pixel size as recorded."""
     known = record["sections"][region]
-    _check_region(sdata, region)
     from_patches = bool(known.get("patches", False))
     if known["image"] not in images_of(sdata) and not (from_patches and patch_record(table, region)):
         raise KeyError(

@@ -1,8 +1,9 @@
-"""Readers: whole slide images and HEST-1k."""
+"""Readers: whole slide images, HEST-1k, and predictions that were left in a store."""
 
 from __future__ import annotations
 
 from pekasc.io._hest import read_hest
+from pekasc.io._predictions import attach_predictions
 from pekasc.io._slide import read_slide
 
-__all__ = ["read_hest", "read_slide"]
+__all__ = ["attach_predictions", "read_hest", "read_slide"]

@@ -9,7 +9,9 @@ from pekasc import _assemble
 from pekasc._keys import IMAGE_MPP, IMAGE_SIZE, UNS, check_key, short_name
 from pekasc._sections import check_mpp
 from pekasc._settings import get_logger
-from pekasc.io._tiff import tiff_levels, tiff_mpp
+from pekasc.io._picture import is_picture, picture_levels
+from pekasc.io._tiff import tiff_levels
+from pekasc.io._tiff_mpp import PixelSize, tiff_mpp
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -20,7 +22,13 @@ logger = get_logger(__name__)
 
 
 def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp: float | None = None) -> SpatialData:
-    """Read a whole slide image (TIFF, OME-TIFF, SVS, NDPI and others that tifffile reads) lazily, with its pyramid.
+    """Read an H&E image (TIFF and formats made of it, PNG, JPEG) lazily, with its pyramid.
+
+    TIFF is read as OME-TIFF, SVS, NDPI and others that tifffile knows have it, with tiles or strips, with samples
+    together or in planes; of several images the largest is taken. Three channels of an OME-TIFF are red, green and blue
+    if they are named so or have no names. What was never scanned is white, and so is what is transparent by an alpha
+    channel (TIFF's ExtraSamples says of which kind it is, or that a fourth channel is none). PNG and JPEG are one level
+    without tiles, and say no pixel size; a palette of a PNG is resolved.
 
     Pixels are decoded on access and never copied into the object. Add the spots of the section, in pixels of the slide,
     and its table to the returned object; :func:`pekasc.pp.tile` then reads tiles from the file. A slide opened with
@@ -29,11 +37,12 @@ def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp:
     Parameters
     ----------
     path
-        The file.
+        The file. What it holds decides how it is read, not its name (but for ``.ndpi``).
     name
         Name of the image and of its coordinate system; by default the name of the file without extension.
     image_mpp
-        Pixel size of the finest level in um; by default from the metadata of the file.
+        Pixel size of the finest level in um; by default from the metadata of the file: OME metadata, ``MPP`` in an
+        Aperio description, ImageJ's metadata and resolution tags, which must agree within 2 %.
 
     Returns
     -------
@@ -45,7 +54,12 @@ def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file cannot be read, is truncated, or is not RGB of uint8.
+        If `path` is empty or a folder; if the file is of no format that is read here, truncated or damaged (also where
+        it says a size that its bytes do not justify); if it is not RGB of uint8 (greyscale, 16 bit, CMYK, fluorescence,
+        a TIFF with a palette); if it asks to be turned or mirrored before it is shown (TIFF's or Exif's orientation);
+        or, without `image_mpp`, if its metadata says two pixel sizes.
+    OSError
+        When pixels are computed that are damaged in the file, or if the file has changed since.
 
     Examples
     --------
@@ -54,17 +68,37 @@ def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp:
     """
     from spatialdata import SpatialData
 
+    file = _file(path)
+    name = short_name(file.name.split(".")[0]) if name is None else check_key(name, argument="name")
+    given = None if image_mpp is None else PixelSize(check_mpp(image_mpp, "`image_mpp`"))
+    if is_picture(file):
+        levels, found = picture_levels(file), given or PixelSize(None)
+    else:
+        levels, found = tiff_levels(file), given or tiff_mpp(file)
+    sdata = SpatialData(images={name: _assemble.multiscale(levels, name)})
+    if found.mpp is not None:
+        sdata.attrs[UNS] = {IMAGE_MPP: {name: found.mpp}, IMAGE_SIZE: {name: list(levels[0].shape[:0:-1])}}
+    elif found.unused:
+        logger.warning(
+            "The pixel size of the slide %s is not known: %s. Give `image_mpp=` to `pekasc.pp.tile`.", file.name,
+            "; ".join(found.unused),
+        )  # fmt: skip
+    else:
+        logger.warning("The slide %s does not say its pixel size: give `image_mpp=` to `pekasc.pp.tile`.", file.name)
+    height, width = levels[0].shape[1:]
+    logger.info("slide %s: %d x %d px, %d levels, %s um/px.", name, width, height, len(levels), found.mpp or "unknown")
+    return sdata
+
+
+def _file(path: str | PathLike[str]) -> Path:
+    """Return the path of a file that is there."""
+    if path == "":
+        raise ValueError("`path` must be the path of an image file, got an empty string.")
     file = Path(path)
+    if file.is_dir():
+        if file.suffix == ".zarr" or any((file / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs")):
+            raise ValueError(f"`path` is a zarr folder, {str(file)!r}: read it with `spatialdata.read_zarr`.")
+        raise ValueError(f"`path` must be an image file, but {str(file)!r} is a folder.")
     if not file.is_file():
         raise FileNotFoundError(f"The slide {str(file)!r} is not there.")
-    name = short_name(file.name.split(".")[0]) if name is None else check_key(name, argument="name")
-    levels = tiff_levels(file)
-    mpp = tiff_mpp(file) if image_mpp is None else check_mpp(image_mpp, "`image_mpp`")
-    sdata = SpatialData(images={name: _assemble.multiscale(levels, name)})
-    if mpp is None:
-        logger.warning("The slide %s does not say its pixel size: give `image_mpp=` to `pekasc.pp.tile`.", file.name)
-    else:
-        sdata.attrs[UNS] = {IMAGE_MPP: {name: mpp}, IMAGE_SIZE: {name: list(levels[0].shape[:0:-1])}}
-    height, width = levels[0].shape[1:]
-    logger.info("slide %s: %d x %d px, %d levels, %s um/px.", name, width, height, len(levels), mpp or "unknown")
-    return sdata
+    return file

@@ -1,9 +1,12 @@
-"""Pyramidal TIFF files as dask arrays: chunks are decoded when they are computed, and not kept."""
+"""Pyramidal TIFF files as dask arrays: tiles are decoded when they are computed, and not kept.
+
+What a file's directories say is in `_tiff_directories` and checked in `_tiff_check`; which picture is the slide, and
+what its channels mean, in `_tiff_layout`; the pixel size in `_tiff_mpp`.
+"""
 
 from __future__ import annotations
 
 import os
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,138 +16,163 @@ import numpy as np
 from dask.base import tokenize
 
 from pekasc._settings import get_logger
-from pekasc.tiling import split_channels
+from pekasc.io._limits import LARGE_CHUNK
+from pekasc.io._tiff_check import check_levels
+from pekasc.io._tiff_directories import read_directories
+from pekasc.io._tiff_layout import Layout, layouts, main_series, open_tiff
+from pekasc.io._tiff_streams import check_stream
+from pekasc.tiling import on_white, split_channels
 
 logger = get_logger(__name__)
 
 _CHUNK_PX = 1024  # approximate side of a chunk, which is a multiple of the file's tiles
-_UM_PER = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3}
-_MPP_LIMITS = (0.02, 20.0)
-_SQUARE = 0.02
 _OPEN_FILES = 16  # maximum number of files kept open
-_LARGE_CHUNK = 512 * 2**20
 _WHITE = 255
 
 
 class _TiffLevel:
-    """One level of a TIFF, (3, y, x) uint8, with the interface that dask needs; can be pickled."""
+    """One level of a TIFF, (3, y, x) uint8, with the interface that dask needs; can be pickled.
+
+    Its pixels are read tile by tile (strip by strip), whoever asks for them, so that every way of reading gives the
+    same ones.
+    """
 
     ndim = 3
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, path: str, stamp: tuple[int, int], level: int, axes: str, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, path: str, stamp: tuple[int, int], level: int, shape: tuple[int, int], tile_px: tuple[int, int]
+    ) -> None:
         self.path, self.stamp, self.level = path, stamp, level
-        self.interleaved = axes == "YXS"
-        self.shape = (3, *shape[:2]) if self.interleaved else (3, *shape[1:])
+        self.shape = (3, *shape)
+        self._tile_px = tile_px
 
     def __getitem__(self, index: tuple[slice, slice, slice]) -> np.ndarray:
         c, y, x = index
+        y0, y1, y_step = y.indices(self.shape[1])
+        x0, x1, x_step = x.indices(self.shape[2])
+        if y_step < 1 or x_step < 1:
+            raise IndexError("steps backwards are not supported; flip what was read.")
+        out = np.empty((3, max(y1 - y0, 0), max(x1 - x0, 0)), np.uint8)
+        height, width = self._tile_px
+        for row in range(y0 // height, -(-y1 // height)) if out.size else ():
+            for column in range(x0 // width, -(-x1 // width)):
+                top, left = row * height, column * width
+                a, b, d, e = max(top, y0), min(top + height, y1), max(left, x0), min(left + width, x1)
+                try:
+                    tile = self._tile(row, column)
+                except OSError as error:
+                    raise OSError(
+                        f"The image {self.path!r} cannot be read at level {self.level}, rows {y0}:{y1}, columns "
+                        f"{x0}:{x1}; it is damaged there: {error}"
+                    ) from error
+                out[:, a - y0 : b - y0, d - x0 : e - x0] = tile[:, a - top : b - top, d - left : e - left]
+        return np.ascontiguousarray(out[c, ::y_step, ::x_step])
+
+    def _tile(self, y: int, x: int) -> np.ndarray:
+        height, width = self._tile_px
+        needed = min(height, self.shape[1] - y * height), min(width, self.shape[2] - x * width)
+        number = y * -(-self.shape[2] // width) + x
+        file = _opened_file(self.path, self.stamp)
         try:
-            array = _opened(self.path, self.stamp, self.level)
-            if self.interleaved:
-                pixels = np.moveaxis(_on_white(array[y, x]), -1, 0)
-            else:
-                pixels = np.moveaxis(_on_white(np.moveaxis(array[:, y, x], 0, -1)), -1, 0)
-        except (OSError, RuntimeError, ValueError) as error:  # errors of decoders do not name the file
-            raise OSError(
-                f"The image {self.path!r} cannot be read at level {self.level}, rows {y.start}:{y.stop}, columns "
-                f"{x.start}:{x.stop}; it is damaged there: {error}"
-            ) from error
-        return np.ascontiguousarray(pixels[c])
+            tile = file.tile(self.level, number, needed)
+        except Exception as error:  # a decoder may raise anything, and does not name the file
+            raise OSError(f"tile {number} of {self.path!r} is damaged: {error}") from error
+        if tile is None:  # nothing was scanned there
+            return np.full((3, height, width), _WHITE, np.uint8)
+        return tile
 
 
 class _TiledTiffLevel(_TiffLevel):
-    """A tiled level with interleaved channels, whose tiles can be decoded one by one."""
+    """A level with tiles, which are decoded one by one without dask, so that threads decode in parallel."""
 
-    def __init__(self, tile_px: tuple[int, int], *args: Any) -> None:
-        super().__init__(*args)
-        self.chunk_px = tile_px
+    @property
+    def chunk_px(self) -> tuple[int, int]:
+        """Height and width of a tile."""
+        return self._tile_px
 
     def read_chunk(self, y: int, x: int) -> np.ndarray:
-        """Decode one tile of the file, (3, height, width), without zarr, so that threads decode in parallel."""
-        number = y * -(-self.shape[2] // self.chunk_px[1]) + x
-        try:
-            pixels = _opened_file(self.path, self.stamp).tile(self.level, number)
-        except (RuntimeError, ValueError) as error:
-            raise OSError(f"tile {number} of {self.path!r} is damaged: {error}") from error
-        out = np.empty((3, *self.chunk_px), np.uint8)
-        if pixels is None:  # an empty tile, where nothing was scanned
-            out[:] = _WHITE
-            return out
-        out = np.empty((3, *pixels.shape[:2]), np.uint8)
-        split_channels(_on_white(pixels), out)
-        return out
-
-
-def _on_white(pixels: np.ndarray) -> np.ndarray:
-    """Return C-contiguous pixels (y, x, 3), blended with white where they are transparent."""
-    if pixels.shape[-1] == 4:
-        alpha = pixels[..., 3:]
-        if (alpha < 255).any():
-            share = alpha.astype(np.float32) / 255
-            pixels = np.rint(share * pixels[..., :3] + (1 - share) * _WHITE).astype(np.uint8)
-        pixels = pixels[..., :3]
-    return np.ascontiguousarray(pixels)
+        """Decode one tile of the file, (3, height, width)."""
+        return self._tile(y, x)
 
 
 class _File:
     """An open TIFF file for reading tiles, with one descriptor for all levels, closed with this object."""
 
     def __init__(self, path: str, stamp: tuple[int, int]) -> None:
-        import tifffile
-
         self._descriptor = os.open(path, os.O_RDONLY)
         stat = os.fstat(self._descriptor)
         if (stat.st_mtime_ns, stat.st_size) != stamp:
             raise OSError(f"the file {path!r} has changed since it was read: read it again")
         # only the pages are needed for decoding, so tifffile's own handle is closed
-        with tifffile.TiffFile(path) as file:
-            pages = [level.pages[0] for level in _series(file, path).levels]
-            self._levels = [
-                (page.keyframe.decode, page.dataoffsets, page.databytecounts, page.jpegtables, page.jpegheader)
-                for page in pages
-            ]
+        with open_tiff(path) as file:
+            self._levels = [_Level(layout) for layout in layouts(file, path)]
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
 
-    def tile(self, level: int, number: int) -> np.ndarray | None:
-        """Decode a tile, (y, x, c); None if it was never written."""
-        decode, offsets, sizes, tables, header = self._levels[level]
-        size = int(sizes[number])
-        data = os.pread(self._descriptor, size, int(offsets[number]))
-        if len(data) < size:
-            raise ValueError(f"{len(data)} of {size} bytes are there")
-        pixels = decode(data or None, number, jpegtables=tables, jpegheader=header)[0]
-        return None if pixels is None else pixels[0]
+    def tile(self, level: int, number: int, needed_px: tuple[int, int]) -> np.ndarray | None:
+        """Decode a tile, (3, y, x), of which the image needs a part; None if it was never written."""
+        found = self._levels[level]
+        planes: list[np.ndarray | None] = []
+        for plane, first in found.planes:
+            size, offset = int(plane.sizes[first + number]), int(plane.offsets[first + number])
+            data = os.pread(self._descriptor, size, offset) if offset else b""
+            if len(data) < size:
+                raise ValueError(f"{len(data)} of {size} bytes are there")
+            planes.append(plane.decode(data, first + number, needed_px) if data else None)
+        first_plane = planes[0]
+        if len(planes) == 1:
+            if first_plane is None:
+                return None
+            out = np.empty((3, *first_plane.shape[:2]), np.uint8)
+            split_channels(on_white(first_plane, found.alpha), out)
+            return out
+        written = [plane for plane in planes if plane is not None]
+        if not written:
+            return None
+        if len(written) < len(planes):
+            raise ValueError("some of its colours were never written")
+        return np.ascontiguousarray(np.moveaxis(on_white(np.concatenate(written, axis=-1), found.alpha), -1, 0))
+
+
+class _Plane:
+    """Where the tiles of a page lie, and how they are decoded."""
+
+    def __init__(self, page: Any, tile_px: tuple[int, int]) -> None:
+        self.offsets, self.sizes = page.dataoffsets, page.databytecounts
+        self._decode = page.keyframe.decode
+        self._tables, self._header = page.jpegtables, page.keyframe.jpegheader
+        self._compression, self._tile_px = int(page.keyframe.compression), tile_px
+
+    def decode(self, data: bytes, number: int, needed_px: tuple[int, int]) -> np.ndarray:
+        """Return the pixels of a tile, (y, x, samples)."""
+        if self._header is None:
+            check_stream(data, self._compression, self._tile_px, needed_px)
+        pixels = self._decode(data, number, jpegtables=self._tables, jpegheader=self._header)[0][0]
+        if pixels.dtype != np.uint8 or pixels.shape[0] < needed_px[0] or pixels.shape[1] < needed_px[1]:
+            raise ValueError(f"its pixels are {pixels.dtype} of shape {pixels.shape}, not uint8 of {needed_px}")
+        return pixels
+
+
+class _Level:
+    """The planes of a level: one with all samples, or one for each colour (and the alpha)."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.alpha = layout.alpha
+        if layout.separate:
+            # all tiles of red come first, then those of green, ...
+            plane = _Plane(layout.pages[0], layout.tile_px)
+            step = len(plane.offsets) // layout.samples
+            self.planes = [(plane, i * step) for i in range(layout.samples)]
+        else:
+            self.planes = [(_Plane(page, layout.tile_px), 0) for page in layout.pages]
 
 
 @lru_cache(maxsize=_OPEN_FILES)
 def _opened_file(path: str, stamp: tuple[int, int]) -> _File:
     return _File(path, stamp)
-
-
-def _series(file: Any, path: str) -> Any:
-    """Return the largest image of a TIFF with its pyramid; others are labels and overviews."""
-    colour = [series for series in file.series if "S" in str(series.axes)]
-    chosen = max(colour or file.series, key=lambda series: int(np.prod(series.shape)))
-    others = [
-        f"{series.name or i} {tuple(series.shape)}" for i, series in enumerate(file.series) if series is not chosen
-    ]
-    if others:
-        logger.hint("%s: reading the largest image, %s; left out: %s.", path, tuple(chosen.shape), ", ".join(others))
-    return chosen
-
-
-@lru_cache(maxsize=_OPEN_FILES)
-def _opened(path: str, stamp: tuple[int, int], level: int) -> Any:
-    """Return a level as a zarr array; `stamp` invalidates the cache when the file changes."""
-    import tifffile
-    import zarr
-
-    file = tifffile.TiffFile(path)
-    return zarr.open_array(_series(file, path).aszarr(level=level), mode="r")
 
 
 def tiff_levels(path: Path) -> list[da.Array]:
@@ -153,115 +181,34 @@ def tiff_levels(path: Path) -> list[da.Array]:
     Raises
     ------
     ValueError
-        If the file is no TIFF, is truncated, or is not RGB of uint8.
+        If the file is no TIFF, is truncated or damaged, or is not RGB of uint8.
     """
-    import tifffile
-
     path = path.resolve()
     stat = path.stat()
     stamp = (stat.st_mtime_ns, stat.st_size)
-    try:
-        with tifffile.TiffFile(path) as file:
-            found = [
-                (str(level.axes), tuple(level.shape), np.dtype(level.dtype), level.keyframe, _end(level))
-                for level in _series(file, str(path)).levels
-            ]
-    except (tifffile.TiffFileError, IndexError, OSError) as error:
-        raise ValueError(f"The image {str(path)!r} cannot be read as TIFF: {error}") from error
+    directories = read_directories(path)
+    with open_tiff(str(path)) as file:
+        found = layouts(file, str(path))
+        series, others = main_series(file, str(path))
+        check_levels(path, directories, found)
+    if others:
+        logger.hint("%s: reading the largest image, %s; left out: %s.", path, tuple(series.shape), ", ".join(others))
     arrays = []
-    for i, (axes, shape, dtype, page, end) in enumerate(found):
-        n_channels = dict(zip(axes, shape, strict=True)).get("S", 1)
-        if axes not in ("YXS", "SYX") or n_channels not in (3, 4) or dtype != np.uint8:
-            raise ValueError(
-                f"The image {str(path)!r} (level {i}) must be RGB of uint8, but has axes {axes}, shape {shape}, "
-                f"{dtype}."
-            )
-        if not _is_rgb(page):
-            raise ValueError(
-                f"The image {str(path)!r} (level {i}) holds colours that are not red, green and blue: "
-                f"{page.photometric.name}, compression {page.compression.name}. Convert it to RGB, for instance with "
-                "`vips`, or open it with wsidata."
-            )
-        if tile_bytes(page) > _LARGE_CHUNK:
+    for i, layout in enumerate(found):
+        if tile_bytes(layout) > LARGE_CHUNK:
             logger.warning(
                 "The image %s has no tiles: %.1f GB are decoded at once to look at any part of it. Write it as a tiled "
-                "pyramid.", path.name, tile_bytes(page) / 1e9,
+                "pyramid.", path.name, tile_bytes(layout) / 1e9,
             )  # fmt: skip
-        if end > stat.st_size:
-            raise ValueError(
-                f"The image {str(path)!r} is cut short: it has {stat.st_size} bytes, level {i} ends at {end}. "
-                "Download it again."
-            )
-        how = (str(path), stamp, i, axes, shape)
-        tiled = axes == "YXS" and page.is_tiled and page.chunks[2:] == shape[2:]
-        level = _TiledTiffLevel((page.chunks[0], page.chunks[1]), *how) if tiled else _TiffLevel(*how)
-        # several tiles of the file per dask chunk; page.chunks includes the channels
-        tile = [n for n in page.chunks if n > 4][:2]
-        steps = tuple(n * max(1, _CHUNK_PX // n) for n in tile) if len(tile) == 2 else (_CHUNK_PX, level.shape[2])
+        kind = _TiledTiffLevel if layout.tiled else _TiffLevel
+        level = kind(str(path), stamp, i, layout.shape, layout.tile_px)
+        # several tiles of the file per dask chunk
+        steps = tuple(n * max(1, _CHUNK_PX // n) for n in layout.tile_px)
         name = f"pekasc-tiff-{tokenize(str(path), stamp, i)}"
         arrays.append(da.from_array(level, chunks=(3, *steps), name=name, meta=np.empty((0, 0, 0), np.uint8)))
     return arrays
 
 
-def _is_rgb(page: Any) -> bool:
-    """Tell whether tifffile decodes the page to RGB."""
-    from tifffile import COMPRESSION, PHOTOMETRIC
-
-    if page.photometric == PHOTOMETRIC.RGB:
-        return True
-    # JPEG decoders convert YCbCr to RGB; Aperio's JPEG 2000 with YCbCr is not converted
-    jpegs = {COMPRESSION.JPEG, COMPRESSION.OJPEG, COMPRESSION.APERIO_JP2000_RGB, COMPRESSION.JPEG2000}
-    return page.photometric == PHOTOMETRIC.YCBCR and page.compression in jpegs
-
-
-def tile_bytes(page: Any) -> int:
-    """Return the size in bytes of one decoded chunk of the file."""
-    return int(np.prod(page.chunks, dtype=np.int64))
-
-
-def tiff_mpp(path: Path) -> float | None:
-    """Return the pixel size in um of a TIFF's finest level from its metadata, or None if missing or implausible.
-
-    It is in the OME metadata of an OME-TIFF, in the description of an Aperio slide, and else in the resolution tags.
-    """
-    import tifffile
-
-    with tifffile.TiffFile(path) as file:
-        series = _series(file, str(path))
-        page: Any = series.levels[0].keyframe
-        text = page.description or ""
-        found: list[float] = []
-        if file.is_ome and file.ome_metadata:
-            found = _ome_mpp(file.ome_metadata, file.series.index(series))
-        elif match := re.search(r"\bMPP\s*=\s*([0-9.eE+-]+)", text):
-            found = [float(match.group(1))]
-        elif {"XResolution", "YResolution"} <= {tag.name for tag in page.tags}:
-            # without a unit the numbers are only a ratio
-            unit = page.tags["ResolutionUnit"].value if "ResolutionUnit" in page.tags else 2
-            if int(unit) in (2, 3):
-                found = [1 / per_um for per_um in page.get_resolution(unit="micrometer") if per_um > 0]
-    if not found or max(found) > (1 + _SQUARE) * min(found) or not _MPP_LIMITS[0] <= found[0] <= _MPP_LIMITS[1]:
-        return None  # programs without a pixel size write defaults such as 72 dots per inch
-    return found[0]
-
-
-def _ome_mpp(metadata: str, image: int) -> list[float]:
-    """Return the pixel sizes along x and y of one image of OME metadata, in um."""
-    from xml.etree import ElementTree
-
-    pixels = [e for e in ElementTree.fromstring(metadata).iter() if e.tag.endswith("}Pixels")]
-    if image >= len(pixels):
-        return []
-    found = []
-    for axis in "XY":
-        value = pixels[image].get(f"PhysicalSize{axis}")
-        factor = _UM_PER.get(pixels[image].get(f"PhysicalSize{axis}Unit", "µm"))
-        if value is not None and factor is not None:
-            found.append(float(value) * factor)
-    return found
-
-
-def _end(level: Any) -> int:
-    """Return the offset in the file after the last byte of a level."""
-    page = level.keyframe
-    return int(np.max(np.add(page.dataoffsets, page.databytecounts))) if len(page.dataoffsets) else 0
+def tile_bytes(layout: Layout) -> int:
+    """Return the size in bytes of one decoded tile of the file."""
+    return layout.tile_px[0] * layout.tile_px[1] * layout.samples

@@ -48,7 +48,7 @@ def label(sdata: SpatialData, section: Section, table_name: str) -> str:
 
 def radii_um(sdata: SpatialData, section: Section) -> np.ndarray:
     """Return the radius of every spot in um; for other shapes, of the circle with the same area."""
-    shapes = sdata.shapes[section.name].loc[section.ids]
+    shapes = sdata.shapes[section.shapes_name].loc[section.shape_ids]
     own = shapes["radius"] if "radius" in shapes else np.sqrt(shapes.geometry.area / np.pi)
     shapes_to_um = np.linalg.inv(section.um_to_px) @ section.shapes_to_px[:2, :2]
     return np.asarray(own, dtype=np.float64) * np.sqrt(abs(np.linalg.det(shapes_to_um)))

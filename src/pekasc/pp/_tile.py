@@ -17,7 +17,7 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
 
-from pekasc._keys import TILE_INSIDE, TILES, check_key, read_uns, tile_shapes_name, write_uns
+from pekasc._keys import TILE_INSIDE, TILES, UNS, check_key, read_uns, tile_shapes_name, write_uns
 from pekasc._sections import (
     Section,
     examples,
@@ -53,13 +53,15 @@ def tile(
 ) -> None:
     """Define a square tile, in physical units, around every observation.
 
-    A section is an image, the shapes of its spots, and the table rows whose region is that shapes element. The image
-    shares a coordinate system with the shapes; if several images show the same at different scales, the finest is
-    used. Pixels are not copied: :func:`pekasc.get.tiles` reads them lazily.
+    A section is an image, the shapes of its spots, and the table rows whose region is that shapes element; if the
+    region is labels, the shapes are those that carry their ids. The image shares a coordinate system with the shapes;
+    if several images show the same at different scales, the finest is used. Pixels are not copied:
+    :func:`pekasc.get.tiles` reads them lazily.
 
-    The pixel size is never guessed: it comes from `image_mpp`, `um_coordinate_system` or `array`, or from what a reader
-    or data set recorded in ``table.uns["pekasc"]["image_mpp"]``. If there are several sources, they must agree within
-    2 %.
+    The pixel size is never guessed: it comes from `image_mpp`, `um_coordinate_system` or `array`, from what a reader or
+    data set recorded in ``table.uns["pekasc"]["image_mpp"]``, or from the object itself: the lattice of a Visium slide,
+    or the areas of Xenium's cells (``obs["cell_area"]``, ``obs["nucleus_area"]``), which show that the shapes are in
+    um. If there are several sources, they must agree within 2 %.
 
     Parameters
     ----------
@@ -111,7 +113,8 @@ def tile(
         If the table, a region, an image, a column, a coordinate system or stored patches do not exist.
     ValueError
         If the pixel size is unknown or contradictory, the image is ambiguous or not RGB of uint8, names or ids are not
-        unique, rows have no shape, the spots do not lie on the image, or stored patches have another field of view.
+        unique, rows have no shape, the spots do not lie on the image, stored patches have another field of view, or the
+        table has a column ``tile_inside`` of its own.
     FileNotFoundError
         If the file of stored patches does not exist any more.
 
@@ -212,6 +215,12 @@ def _check_names(sdata: SpatialData, table: AnnData, sections: list[Section], ke
     replaceable = {tile_shapes_name(region, key) for region in record["sections"]} if record else set()
     # names in a SpatialData are unique over all elements, ignoring case
     taken = {name.lower(): (kind, name) for kind, name, _ in sdata.gen_elements()}
+    if TILE_INSIDE in table.obs and not _is_tile_inside(table):
+        raise ValueError(
+            f"`obs[{TILE_INSIDE!r}]` is there and was not made by this call, so it is not replaced. With the table as "
+            f"`adata`, rename it: `adata.obs = adata.obs.rename(columns={{{TILE_INSIDE!r}: 'my_{TILE_INSIDE}'}})`, or "
+            "delete it."
+        )
     for section in sections:
         name = tile_shapes_name(section.name, key)
         kind, existing = taken.get(name.lower(), ("", ""))
@@ -223,21 +232,28 @@ def _check_names(sdata: SpatialData, table: AnnData, sections: list[Section], ke
             )
 
 
+def _is_tile_inside(table: AnnData) -> bool:
+    """Tell whether ``obs["tile_inside"]`` is ours: by a record of tiles or, where that was lost, by its values."""
+    if any(tile_record(table, key) is not None for key in table.uns.get(UNS, {})):
+        return True
+    values = table.obs[TILE_INSIDE]
+    return values.dtype == np.float32 and bool(values.dropna().between(0, 1).all())
+
+
 def _are_tiles(sdata: SpatialData, section: Section, frame: GeoDataFrame) -> bool:
     """Tell whether shapes are tiles of a section whose record was lost, as `spatialdata.concatenate` drops ``uns``.
 
     Tiles are equal parallelograms around the spots that their index names.
     """
-    spots, corners = sdata.shapes[section.name], shapely.get_coordinates(frame.geometry.to_numpy())
-    if (
-        "radius" in frame
-        or len(frame) == 0
-        or len(corners) != 5 * len(frame)
-        or not frame.index.isin(spots.index).all()
-    ):
+    spots = sdata.shapes[section.shapes_name]
+    # tiles of labels bear the ids of the labels
+    own = section.shapes_name == section.name
+    ids = frame.index if own else pd.Series(section.shape_ids, section.ids).reindex(frame.index)
+    corners = shapely.get_coordinates(frame.geometry.to_numpy())
+    if "radius" in frame or len(frame) == 0 or len(corners) != 5 * len(frame) or not ids.isin(spots.index).all():
         return False
     corners = corners.reshape(-1, 5, 2)
-    centres = spots.geometry.loc[frame.index].centroid
+    centres = spots.geometry.loc[ids].centroid
     centres = np.column_stack([centres.x, centres.y])
     offsets = corners - centres[:, None]
     side = np.linalg.norm(offsets[0, 1] - offsets[0, 0])
@@ -275,8 +291,8 @@ def _squares(sdata: SpatialData, section: Section, spec: TileSpec) -> GeoDataFra
     corners_px = TileGeometry(section.centres_px, section.um_to_px, spec).corners()
     px_to_shapes = np.linalg.inv(section.shapes_to_px)
     corners = corners_px @ px_to_shapes[:2, :2].T + px_to_shapes[:2, 2]
-    spots = sdata.shapes[section.name]
-    index = pd.Index(section.ids, name=spots.index.name)
+    spots = sdata.shapes[section.shapes_name]
+    index = pd.Index(section.ids, name=spots.index.name if section.shapes_name == section.name else None)
     frame = GeoDataFrame(geometry=shapely.polygons(corners), index=index)
     return ShapesModel.parse(frame, transformations=dict(get_transformation(spots, get_all=True)))
 

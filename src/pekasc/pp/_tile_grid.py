@@ -16,7 +16,17 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 from spatialdata.transformations import get_transformation
 
-from pekasc._keys import IMAGE_MPP, IMAGE_SIZE, TILE_INSIDE, TILES, check_key, read_uns, tile_shapes_name, write_uns
+from pekasc._keys import (
+    GRID,
+    IMAGE_MPP,
+    IMAGE_SIZE,
+    TILE_INSIDE,
+    TILES,
+    check_key,
+    read_uns,
+    tile_shapes_name,
+    write_uns,
+)
 from pekasc._sections import (
     Section,
     TissueMask,
@@ -48,7 +58,6 @@ logger = get_logger(__name__)
 _QUALITY_MPP = 1.0  # um per pixel at which focus and pen marks are judged
 _QUALITY_BATCH = 64
 _LEAST_PX = 8
-_RECORD = "grid"  # of what was made and left out
 
 
 def tile_grid(
@@ -173,7 +182,7 @@ def tile_grid(
         "tissue": tissue if isinstance(tissue, str) else ("all" if mask is None else "mask"),
         "thresholds": quality.thresholds, "n_candidates": quality.keep.size, "left_out": quality.left_out,
     }  # fmt: skip
-    write_uns(table, _RECORD, record, kind="grid")
+    write_uns(table, GRID, record, kind="grid")
     image = images_of(sdata)[image_name]
     frame = sdata.shapes[shapes] if shapes is not None else _cells(candidates, kept, slide, stride, shape, image)
     # tiles are made on an object of their own, so that an error leaves `sdata` as it was
@@ -240,7 +249,7 @@ def _check_names(sdata: SpatialData, table_added: str, region: str, image_name: 
         raise KeyError(f"`shapes={shapes!r}` not found. Available shapes: {list(sdata.shapes)}.")
     ours: set[str] = set()
     if table_added in sdata.tables:
-        record = read_uns(sdata.tables[table_added], _RECORD)
+        record = read_uns(sdata.tables[table_added], GRID)
         if isinstance(record, Mapping) and record.get("image") == image_name:
             ours = {table_added, f"{image_name}_{table_added}", tile_shapes_name(region, TILES)}
     wanted = [table_added, tile_shapes_name(region, TILES), *([region] if shapes is None else [])]

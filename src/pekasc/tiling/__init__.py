@@ -6,6 +6,7 @@ Independent of SpatialData and torch. `TileGeometry` has the positions of the ti
 
 from __future__ import annotations
 
+from pekasc.tiling._alpha import Alpha, on_white
 from pekasc.tiling._geometry import TileGeometry, TileSpec, check_positive
 from pekasc.tiling._grid import GRID_SHAPES, GridShape, cell_corners, grid_positions
 from pekasc.tiling._patches import PatchFile, PatchReader
@@ -29,6 +30,7 @@ from pekasc.tiling._stream import (
 __all__ = [
     "GRID_SHAPES",
     "MAX_MEMORY",
+    "Alpha",
     "ArrayTiles",
     "GridShape",
     "ImagePyramid",
@@ -48,6 +50,7 @@ __all__ = [
     "check_temporary_room",
     "grid_positions",
     "in_batches",
+    "on_white",
     "pen_fraction",
     "read_ahead",
     "read_parts",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache as cache_once
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ def make_comparisons(
             UserWarning,
             stacklevel=3,
         )
-    results = Results(None if call.compute.cache is None else Path(call.compute.cache))
-    teacher, embedding = _teacher(call, spots, results)
+    cache = Results(None if call.compute.cache is None else Path(call.compute.cache))
+    teacher, teacher_fingerprint = _teacher(call, spots, cache)
     names = [str(name) for name in spots.names]
     counts = sparse.csr_matrix(spots.counts)
     centres = {name: fingerprint(centres) for name, centres in sorted(places(spots.sections).items())}
@@ -88,7 +89,7 @@ def make_comparisons(
             teacher=call.teacher.name,
             make_teacher=teacher,
             draws=call.teacher.name == "scvi",
-            teacher_fingerprint="" if embedding is None else fingerprint(embedding.embedding),
+            teacher_fingerprint=teacher_fingerprint,
             tiles_fingerprint=fingerprint(places_fingerprint, scales, pixels),
             fingerprint=data_fingerprint,
         )
@@ -96,7 +97,7 @@ def make_comparisons(
         compute = call.compute.replace(cache=None, resume=None, client=None, trainer=None)
         options = Options(None, call.recipe, shared[0], compute, call.device)
         out.append(Comparison(
-            bench, call.methods, shared, call.seeds, call.protocol, sets, n_genes, options, results
+            bench, call.methods, shared, call.seeds, call.protocol, sets, n_genes, options, Results(call.store), cache
         ))  # fmt: skip
     return out
 
@@ -112,17 +113,17 @@ def _units(spots: Spots, *, by_default: bool) -> dict[str, np.ndarray]:
 
 
 def _teacher(
-    call: ComparisonCall, spots: Spots, results: Results
-) -> tuple[Callable[[np.ndarray, int], TeacherModel] | None, StoredTeacher | None]:
-    """Return a function that makes the teacher of a fold, and its embedding if that is the same in all folds."""
+    call: ComparisonCall, spots: Spots, cache: Results
+) -> tuple[Callable[[np.ndarray, int], TeacherModel] | None, str]:
+    """Return a function that makes the teacher of a fold, and the fingerprint of an embedding shared by all folds."""
     teacher, table = call.teacher, spots.table
     stored = stored_key(table, teacher)
     if not any(row.reads_teacher for row in call.methods.values()):
-        return None, None
+        return None, ""
     if stored is not None:
         _check_not_fitted(table, stored)
         embedding = stored_teacher(table, stored, teacher.name, spots.rows)
-        return lambda expressed, seed: embedding, embedding
+        return lambda expressed, seed: embedding, fingerprint(embedding.embedding)
     row = TEACHERS[teacher.name]
 
     def make(expressed: np.ndarray, seed: int) -> TeacherModel:
@@ -133,16 +134,20 @@ def _teacher(
         )  # fmt: skip
 
     if row.fitted:
-        return make, None
-    # a frozen teacher's embedding is the same in every fold: compute it once
+        return make, ""
+    # a frozen teacher's embedding is the same in every fold: computed once, when a fold first needs it
     made = make(np.arange(spots.names.size), 0)
     key = fingerprint(
         *_matrix_parts(spots.counts), spots.names, made.name, made.digest,
         call.compute.precision,
     )  # fmt: skip
-    kept, _ = results.kept(f"teacher-{made.name}", key, lambda: ({"embedding": precomputed(made).embedding}, {}))
-    once = StoredTeacher(kept["embedding"], made.name, made.licence, made.digest)
-    return lambda expressed, seed: once, once
+
+    @cache_once
+    def once() -> StoredTeacher:
+        kept, _ = cache.kept(f"teacher-{made.name}", key, lambda: ({"embedding": precomputed(made).embedding}, {}))
+        return StoredTeacher(kept["embedding"], made.name, made.licence, made.digest)
+
+    return lambda expressed, seed: once(), key
 
 
 def _warn_of_leaks(parts: dict[str, tuple[np.ndarray, np.ndarray]], units: Mapping[str, np.ndarray]) -> frozenset[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -45,6 +46,7 @@ def cross_validate(
     recipe: Recipe | str | Mapping[str, Any] | None = None,
     readout: Readout | str | Mapping[str, Any] | None | Sequence[Readout | str | Mapping[str, Any]] = None,
     compute: Compute | str | Mapping[str, Any] | None = None,
+    store: str | Path | None = None,
     per_gene: bool = False,
     block_um: float = 1000.0,
     n_bootstrap: int = 1000,
@@ -118,8 +120,11 @@ def cross_validate(
         several: those that differ only in head and context share one training. The depth of an adapter is chosen
         without context.
     compute
-        As in :func:`pekasc.tl.fit_adapter`. ``cache`` is a folder for finished fits and features: a call that was
-        interrupted, or an extended comparison, continues from there.
+        As in :func:`pekasc.tl.fit_adapter`. ``cache`` is a folder for what several comparisons share and what can be
+        computed again: frozen features, gene sets and a frozen teacher's embedding.
+    store
+        Folder for the predictions of every finished fit, created if it does not exist: a call that was interrupted, or
+        an extended comparison, continues from there. Results of other data, weights or settings are never reused.
     per_gene
         Return a row for every gene.
     block_um, n_bootstrap
@@ -166,6 +171,8 @@ def cross_validate(
     ValueError
         If there is a single group, a group has too few spots, a method is unknown, or a field of an option is not known
         or does nothing here.
+    OSError
+        If `store` or ``compute.cache`` cannot be written; finished fits stay.
     ImportError
         If the teacher is scVI and it is not installed.
 
@@ -185,7 +192,7 @@ def cross_validate(
     check_key(key)
     table = get_table(sdata, table_name)
     check_table(table)
-    call = resolve_comparison(methods, encoders, teacher, protocol, seeds, recipe, readout, compute)
+    call = resolve_comparison(methods, encoders, teacher, protocol, seeds, recipe, readout, compute, store)
     for name, number in (("n_genes", n_genes), ("n_bootstrap", n_bootstrap)):
         whole(name, number, least=1)
     if not block_um > 0:

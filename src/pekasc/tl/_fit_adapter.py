@@ -17,7 +17,7 @@ from pekasc._sections import get_table, tissue_of, writable_table
 from pekasc._settings import get_logger
 from pekasc.models import Adapter, Encoder, Teacher
 from pekasc.models.encoders import EncoderNetwork
-from pekasc.models.heads import check_radius, n_components_for
+from pekasc.models.heads import check_radius, lattice_offsets, n_components_for, pitch_um
 from pekasc.models.runtime import processes
 from pekasc.models.selection import Data, HeadSpec, fit
 from pekasc.models.teachers import TEACHERS, TeacherModel, precomputed
@@ -166,6 +166,10 @@ def fit_adapter(
         heads = [HeadSpec.from_readout(call.options.readout)]
         adapter = fit(model, spots.spec, data, teacher_model, call.options, heads)[0]
     info = {**adapter.info, "target": TARGETS[target], "layer": layer or ""}
+    if adapter.context_um is not None:
+        offsets = lattice_offsets(spots.coords_um, spots.labels, adapter.context_um)
+        info["context_offsets_um"] = [] if offsets is None else np.round(offsets, 3).tolist()
+        info["pitch_um"] = pitch_um(spots.coords_um, spots.labels)
     adapter = replace(adapter, info=info, trained_on=tissue_of(spots.sections))
     write_uns(writable_table(sdata, table_name), key_added, _record(adapter), kind="adapter")
     return adapter

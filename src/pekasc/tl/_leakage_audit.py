@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
@@ -42,6 +43,7 @@ def leakage_audit(
     recipe: Recipe | str | Mapping[str, Any] | None = None,
     readout: Readout | str | Mapping[str, Any] | None | Sequence[Readout | str | Mapping[str, Any]] = None,
     compute: Compute | str | Mapping[str, Any] | None = None,
+    store: str | Path | None = None,
     table_name: str = "table",
     key: str = TILES,
     random_state: int = 0,
@@ -60,6 +62,8 @@ def leakage_audit(
         Sections with tiles.
     methods, encoders, teacher, groups, genes, n_genes, protocol, seeds, layer, gene_key, recipe, readout, compute
         As in :func:`pekasc.tl.cross_validate`; ``compute.cache`` keeps the features that both comparisons share.
+    store
+        As in :func:`pekasc.tl.cross_validate`: the finished fits of both comparisons.
     table_name, key
         As in :func:`pekasc.tl.cross_validate`.
     random_state
@@ -75,7 +79,7 @@ def leakage_audit(
 
     Raises
     ------
-    KeyError, TypeError, ValueError
+    KeyError, OSError, TypeError, ValueError
         As :func:`pekasc.tl.cross_validate`.
 
     Examples
@@ -94,7 +98,7 @@ def leakage_audit(
         compare = partial(
             cross_validate, sdata, methods=methods, encoders=encoders, teacher=teacher, groups=groups, genes=genes,
             n_genes=n_genes, protocol=protocol, seeds=seeds, layer=layer, gene_key=gene_key, recipe=recipe,
-            readout=readout, n_bootstrap=1, table_name=table_name, key=key, progress=progress,
+            readout=readout, store=store, n_bootstrap=1, table_name=table_name, key=key, progress=progress,
             compute={**compute, **cache} if isinstance(compute, Mapping) else how.replace(**cache),
         )  # fmt: skip
         honest = compare()

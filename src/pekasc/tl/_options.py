@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig
 
-from pekasc._options import Compute, Readout, Recipe, resolve, resolve_recipe, unused_in_embedding, whole
+from pekasc._options import NOT_STORED, Compute, Readout, Recipe, resolve, resolve_recipe, unused_in_embedding, whole
+from pekasc._paths import check_no_file, folder_path
 from pekasc.models import Encoder, Teacher
 from pekasc.models.comparing import (
     BEST_FROZEN,
@@ -76,7 +78,7 @@ def resolve_fit(
     unused = {} if method is None else {"n_depths": _ONE_DEPTH}
     reading = resolve(readout, Readout, "readout", unused=unused)
     check_head(reading.head)
-    unused = {"client": "a fit runs in this process, or in those of `trainer`"}
+    unused = {"client": "a fit runs in this process, or in those of `trainer`", **NOT_STORED}
     if method is None:
         # several devices share the embedding
         unused |= dict.fromkeys(unused_in_embedding().keys() - {"trainer"}, _FROZEN)
@@ -90,7 +92,7 @@ def resolve_fit(
     return FitCall(row, described, options)
 
 
-_HERE, _KEPT = "a comparison runs in this process", "a comparison keeps its finished fits in `cache`"
+_HERE, _KEPT = "a comparison runs in this process", "a comparison keeps its finished fits in `store=`"
 UNUSED_IN_COMPARISON = {"client": _HERE, "trainer": _HERE, "resume": _KEPT, "checkpoint_minutes": _KEPT}
 
 
@@ -107,6 +109,7 @@ class ComparisonCall:
     readouts: list[Readout]
     compute: Compute
     device: torch.device
+    store: Path | None
 
     def shared_readouts(self) -> list[list[Readout]]:
         """Return the readouts grouped by training: those that differ only in head and context share one."""
@@ -125,8 +128,9 @@ class ComparisonCall:
 
 
 def resolve_comparison(
-    methods: Any, encoders: Any, teacher: Any, protocol: str, seeds: Any, recipe: Any, readout: Any, compute: Any
-) -> ComparisonCall:
+    methods: Any, encoders: Any, teacher: Any, protocol: str, seeds: Any, recipe: Any, readout: Any, compute: Any,
+    store: Any = None,
+) -> ComparisonCall:  # fmt: skip
     """Resolve the arguments of a comparison.
 
     Raises
@@ -160,7 +164,10 @@ def resolve_comparison(
         found = [replace(row, pooling="class") if row.pooling == "class+mean" else row for row in found]
     if any(row.reads_teacher for row in rows.values()):
         check_installed(described.name)
-    return ComparisonCall(rows, found, described, protocol, numbers, training, readouts, how, device)
+    path = None if store is None else folder_path("store", store)
+    if path is not None:
+        check_no_file("store", path)
+    return ComparisonCall(rows, found, described, protocol, numbers, training, readouts, how, device, path)
 
 
 def _unused_in_recipe(methods: Mapping[str, Rival], teacher: Teacher) -> dict[str, str]:
@@ -175,7 +182,7 @@ def _unused_in_recipe(methods: Mapping[str, Rival], teacher: Teacher) -> dict[st
 
 
 def _unused_in_compute(methods: Mapping[str, Rival]) -> dict[str, str]:
-    unused = dict(UNUSED_IN_COMPARISON)
+    unused = {**UNUSED_IN_COMPARISON, **NOT_STORED}
     if all(row.trains is None for row in methods.values()):
         unused |= {name: reason for name, reason in unused_in_embedding().items() if name != "cache"}
     return unused

@@ -13,14 +13,30 @@ from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
 from pekasc._expression import TARGETS, close_genes, gene_columns, gene_names, gene_positions, no_overlap_message
-from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, read_uns, score_key, total_key, write_uns
+from pekasc._keys import (
+    GRID,
+    PEKA,
+    TILES,
+    check_free,
+    check_key,
+    feature_key,
+    read_uns,
+    score_key,
+    total_key,
+    write_uns,
+)
 from pekasc._measured import totals_to_record
 from pekasc._options import RESULT_MEMORY, Compute, resolve, unused_in_embedding
-from pekasc._sections import Section, by_row, check_table, get_table, trained_rows, writable_table
+from pekasc._sections import Section, check_table, get_table, present_table, trained_rows, writable_table
 from pekasc.models import Adapter
+from pekasc.models.heads import pitch_um
 from pekasc.tl._evaluate import METRICS
+from pekasc.tl._predict_rows import context_of, predict_rows, store_predictions
 from pekasc.tl._read import ensure_tiles, untiled_on_error
-from pekasc.tl._section_features import SectionFeatures, embed_job, on_device, section_features
+from pekasc.tl._section_features import check_store, embed_job, on_device, section_features
+
+_COARSE = 0.5  # of the training pitch: a finer grid has a tile near every place of the lattice
+_SAME_PITCH = 0.02
 
 
 def predict_expression(
@@ -51,12 +67,14 @@ def predict_expression(
         Genes to predict; by default all genes of the adapter.
     table_added
         Name of a new table for the predictions, with the adapter's genes as var and the same regions and ids; it
-        replaces that of an earlier run. Use it for genes that the table lacks, or if a layer of the table's shape would
-        not fit in memory.
+        replaces that of an earlier run. Use it for genes that the table lacks. A table without genes, such as that of
+        :func:`pekasc.pp.tile_grid`, is replaced by one with the adapter's genes.
     gene_key
         Column of var with the gene names of the adapter; by default ``var_names``.
     store
-        Folder for the features, as in :func:`pekasc.tl.embed_tiles`.
+        Folder for features and predictions, for slides and tables larger than memory. Both are computed in parts, and
+        an interrupted call continues. The layer is then a dask array on the store, which the record names; writing the
+        object leaves predictions in the store, and :func:`pekasc.io.attach_predictions` brings them back.
     compute
         A :class:`pekasc.Compute`, or a mapping of its fields: ``device``, ``precision``, ``embed_batch_size``,
         ``max_memory`` and ``client``. The layer may take ``max_memory`` bytes, and so may the features unless `store`
@@ -74,7 +92,8 @@ def predict_expression(
 
     ``layers[key_added]``
         Predicted log1p(counts per 10,000), or expression on the scale of the training data with ``target="as_is"``,
-        float32; NaN where a gene or row is not predicted. In a new table, ``X`` holds the same.
+        float32; NaN where a gene or row is not predicted. In a new table, ``X`` holds
+        the same, unless the table had no genes, or predictions are in a store: then it is None.
     ``obsm["X_{key_added}"]``
         The adapted features, (n_obs, n_features) float32; NaN in rows without a tile.
     ``obs["{key_added}_train"]``
@@ -106,7 +125,7 @@ def predict_expression(
     if not isinstance(adapter, Adapter):
         raise TypeError(f"`adapter` must be a pekasc.Adapter, got {type(adapter).__name__}.")
     check_key(key_added)
-    how = resolve(compute, Compute, "compute", unused=unused_in_embedding())
+    how = resolve(compute, Compute, "compute", unused=unused_in_embedding(stored=store is not None))
     how = on_device(how)
     max_memory = how.memory(RESULT_MEMORY)
     table = get_table(sdata, table_name)
@@ -115,14 +134,19 @@ def predict_expression(
     gene_of = gene_columns(table)
     names = gene_names(table, gene_key, gene_of)
     target_genes = [adapter.genes[i] for i in wanted]
-    columns = gene_positions(names, target_genes)
-    columns[columns >= 0] = gene_of[columns[columns >= 0]]
-    if table_added is None:
+    # a table without genes, such as a grid's, gets those of the adapter
+    without_genes = table.n_vars == 0
+    new_table = without_genes or table_added is not None
+    columns = np.arange(len(wanted)) if new_table else _columns(names, target_genes, gene_of)
+    if without_genes and table_added is None:
+        _check_size(table.n_obs, len(wanted), None if store is not None else max_memory, "with `store=`")
+    elif table_added is None:
         check_free(table, key_added, "prediction", slot="layers")
         check_free(table, feature_key(key_added), "features", slot="obsm")
-        _check_layer(table, names, target_genes, columns, max_memory)
+        _check_layer(table, names, target_genes, columns, None if store is not None else max_memory)
     else:
-        _check_table_added(sdata, table_added, key_added, table.n_obs, len(wanted), max_memory)
+        _check_table_added(sdata, table_added, key_added)
+        _check_size(table.n_obs, len(wanted), None if store is not None else max_memory, "with `store=`")
     with untiled_on_error(sdata, table_name=table_name, key=key):
         sections, spec = ensure_tiles(sdata, table_name=table_name, key=key, spec=adapter.spec)
         adapter.check_tiles(spec.tile_px, spec.mpp)
@@ -132,10 +156,23 @@ def predict_expression(
             client=how.client, max_memory=max_memory, progress=progress,
         )  # fmt: skip
         # compute everything before anything is written
-        rows = np.concatenate([section.rows for section in sections])
-        predicted = np.concatenate(
-            [_predict_section(adapter, features, i, s)[:, wanted] for i, s in enumerate(sections)]
-        )
+        grid = read_uns(table, GRID) is not None
+        if grid:
+            _check_stride(adapter, sections)
+        shape = (table.n_obs, len(wanted) if new_table else table.n_vars)
+        if store is not None:
+            kept = store_predictions(
+                adapter, features, sections, check_store(store), shape=shape, wanted=wanted, columns=columns, grid=grid,
+                dtype=how.stored_precision, progress=progress,
+            )  # fmt: skip
+            values: Any = kept.layer()
+        else:
+            values = np.full(shape, np.nan, dtype=np.float32)
+            there = columns >= 0
+            for i, section in enumerate(sections):
+                every = np.arange(section.rows.size)
+                predicted = predict_rows(adapter, features, i, section, context_of(adapter, section, grid), every)
+                values[np.ix_(section.rows, columns[there])] = predicted[:, wanted[there]]
         adapted = features.by_row(table.n_obs, max_memory)
         trained = np.zeros(table.n_obs, dtype=bool)
         trained[trained_rows(sections, spec.side_um * max(adapter.scales), adapter.trained_on)] = True
@@ -143,16 +180,17 @@ def predict_expression(
     totals = totals_to_record(table, adapter.info.get("layer"))
     if totals is not None:
         record |= totals[1]
-    if table_added is None:
+    if store is not None:
+        record |= {"store": str(kept.path), "array": kept.name, "array_digest": kept.digest}
+    if not new_table:
         table = writable_table(sdata, table_name)
         if "layer" in adapter.info:
             record["layer"] = adapter.info["layer"]
-        values = np.full(table.shape, np.nan, dtype=np.float32)
-        there = columns >= 0
-        values[np.ix_(rows, columns[there])] = predicted[:, there]
     else:
-        values = by_row(predicted, rows, table.n_obs)
-        table = _new_table(table, values, target_genes, log=record["target"] == TARGETS["log1p"])
+        table_added = table_added or present_table(sdata, table_name)
+        in_memory = not without_genes and store is None
+        log = record["target"] == TARGETS["log1p"]
+        table = _new_table(table, values if in_memory else None, target_genes, log=log)
         record["table_added"] = table_added
     table.layers[key_added] = values
     table.obsm[feature_key(key_added)] = adapted
@@ -166,22 +204,48 @@ def predict_expression(
     table.var = table.var.drop(columns=list(stale))
     write_uns(table, key_added, record, kind="prediction")
     write_uns(table, feature_key(key_added), record, kind="features")
-    if table_added is not None:
+    if new_table:
         if table_added in sdata.tables:
             del sdata.tables[table_added]
         sdata.tables[table_added] = table
 
 
-def _check_table_added(
-    sdata: SpatialData, table_added: str, key_added: str, n_obs: int, n_genes: int, max_memory: int
-) -> None:
-    check_key(table_added, argument="table_added")
+def _columns(names: np.ndarray, target_genes: list[str], gene_of: np.ndarray) -> np.ndarray:
+    """Return the column of the table for each gene, -1 where it has none."""
+    at = gene_positions(names, target_genes)
+    return np.where(at >= 0, gene_of[at], -1) if gene_of.size else at
+
+
+def _check_stride(adapter: Adapter, sections: Sequence[Section]) -> None:
+    """Warn of a grid so coarse that a tile's context is not where a training spot's was."""
+    pitch = adapter.info.get("pitch_um")
+    if adapter.context_um is None or pitch is None:
+        return
+    for section in sections:
+        stride = pitch_um(section.centres_um, np.zeros(section.rows.size))
+        if stride > _COARSE * pitch and abs(stride / pitch - 1) > _SAME_PITCH:
+            warnings.warn(
+                f"Tiles of {section.name!r} are {stride:.4g} um apart, and the training spots, whose neighbours within "
+                f"{adapter.context_um:g} um are the head's context, {pitch:.4g} um: places of neighbours are off by up "
+                f"to {stride / np.sqrt(2):.3g} um. A stride of at most {_COARSE * pitch:.4g} um, or of {pitch:.4g}, is "
+                "better.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+def _check_size(n_obs: int, n_genes: int, max_memory: int | None, instead: str) -> None:
     size = 4 * n_obs * n_genes
-    if size > max_memory:
+    if max_memory is not None and size > max_memory:
         raise ValueError(
             f"Predictions of {n_genes} genes for {n_obs} rows would take {size / 2**30:.1f} GiB, more than "
-            f"`Compute.max_memory` ({max_memory / 2**30:.1f} GiB). Predict fewer genes (`genes=[...]`), or raise it."
+            f"`Compute.max_memory` ({max_memory / 2**30:.1f} GiB). Keep them on disk {instead}, predict fewer genes "
+            "(`genes=[...]`), or raise the limit."
         )
+
+
+def _check_table_added(sdata: SpatialData, table_added: str, key_added: str) -> None:
+    check_key(table_added, argument="table_added")
     # SpatialData does not tell names apart by case
     taken = {name.lower() for _, name, _ in sdata.gen_elements()}
     if table_added in sdata.tables:
@@ -193,12 +257,6 @@ def _check_table_added(
             f"`table_added={table_added!r}` is the name of an element that is there already and was not made by this "
             "call: choose another name, or delete it."
         )
-
-
-def _predict_section(adapter: Adapter, features: SectionFeatures, number: int, section: Section) -> np.ndarray:
-    """Predict one section: neighbours never cross sections, and the features of all may not fit in memory."""
-    names = np.repeat(section.name, section.rows.size)
-    return adapter.predict_features(features.section(number), section.centres_um, names)
 
 
 def _wanted(adapter: Adapter, genes: Sequence[str] | None) -> np.ndarray:
@@ -220,7 +278,7 @@ def _wanted(adapter: Adapter, genes: Sequence[str] | None) -> np.ndarray:
 
 
 def _check_layer(
-    table: AnnData, names: np.ndarray, target_genes: list[str], columns: np.ndarray, max_memory: int
+    table: AnnData, names: np.ndarray, target_genes: list[str], columns: np.ndarray, max_memory: int | None
 ) -> None:
     """Warn of genes that the table lacks; raise if it has none of them, or the layer would be too large."""
     missing = [gene for gene, at in zip(target_genes, columns, strict=True) if at < 0]
@@ -230,11 +288,11 @@ def _check_layer(
             + ' To keep predictions of other genes, give `table_added="..."`.'
         )
     size = 4 * table.n_obs * table.n_vars
-    if size > max_memory:
+    if max_memory is not None and size > max_memory:
         raise ValueError(
             f"A layer of {table.n_obs} x {table.n_vars} would take {size / 2**30:.1f} GiB, more than "
-            f"`Compute.max_memory` ({max_memory / 2**30:.1f} GiB). Predict fewer genes into a table of their own: "
-            '`predict_expression(..., genes=[...], table_added="predicted")`, or raise the limit.'
+            f"`Compute.max_memory` ({max_memory / 2**30:.1f} GiB). Keep it on disk with `store=`, predict fewer genes "
+            'into a table of their own (`genes=[...], table_added="predicted"`), or raise the limit.'
         )
     if missing:
         warnings.warn(
@@ -245,9 +303,10 @@ def _check_layer(
         )
 
 
-def _new_table(table: AnnData, values: np.ndarray, genes: list[str], *, log: bool) -> AnnData:
+def _new_table(table: AnnData, values: np.ndarray | None, genes: list[str], *, log: bool) -> AnnData:
     attrs = table.uns[TableModel.ATTRS_KEY]
-    new = AnnData(X=values.copy(), obs=table.obs.copy())
+    shape = None if values is not None else (table.n_obs, len(genes))
+    new = AnnData(X=None if values is None else values.copy(), obs=table.obs.copy(), shape=shape)
     new.var_names = genes
     for name in ("spatial",):
         if name in table.obsm:

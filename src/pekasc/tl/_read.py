@@ -16,6 +16,7 @@ from pekasc import pp
 from pekasc._expression import Matrix, counts, gene_columns, gene_names, of_genes, report_no_genes, target_matrix
 from pekasc._keys import TILE_INSIDE, UNS
 from pekasc._sections import (
+    PixelSizeUnknown,
     Section,
     check_spatialdata,
     check_table,
@@ -190,8 +191,9 @@ def ensure_tiles(
         try:
             pp.tile(sdata, table_name=table_name, key_added=key, **size)
         except (KeyError, ValueError) as error:
+            missing = error.argument if isinstance(error, PixelSizeUnknown) else ""
             raise type(error)(
-                f"{error.args[0] if error.args else error} {_tile_line(table_name, key, size)}"
+                f"{error.args[0] if error.args else error} {_tile_line(table_name, key, size, missing)}"
             ) from error
         made = tiled_sections(sdata, table_name=table_name, key=key)
         logger.hint("Tiled: %d px at %g um/px.", made[1].tile_px, made[1].mpp)
@@ -202,18 +204,19 @@ def ensure_tiles(
     return sections, there
 
 
-def _tile_line(table_name: str, key: str, size: dict[str, Any]) -> str:
-    """Return the part of an error that shows how to tile."""
+def _tile_line(table_name: str, key: str, size: dict[str, Any], missing: str) -> str:
+    """Return the part of an error that shows how to tile; `missing` is the argument that was missing, if known."""
     given = {"tile_px": 224, "mpp": 0.5, **size}
     shown = [f"{name}={value:g}" for name, value in given.items()]
     if table_name != "table":
         shown.append(f"table_name={table_name!r}")
     if key != "tiles":
         shown.append(f"key_added={key!r}")
-    return (
-        f"The sections have no tiles yet: run `pekasc.pp.tile(sdata, {', '.join(shown)}, ...)` with what is missing, "
-        "then this call again."
-    )
+    if missing:
+        line, what = f"pekasc.pp.tile(sdata, {', '.join([*shown, missing])})", ""
+    else:
+        line, what = f"pekasc.pp.tile(sdata, {', '.join(shown)}, ...)", " with what is missing"
+    return f"The sections have no tiles yet: run `{line}`{what}, then this call again."
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from os import PathLike
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from pekasc._digests import sha256
 from pekasc._options import Compute
+from pekasc._paths import check_no_file, folder_path
 from pekasc._sections import Section, section_readers
 from pekasc._settings import get_logger
 from pekasc.models import Adapter, Encoder
@@ -47,7 +48,7 @@ class _Part:
     values: np.ndarray | None  # without a store: features in the order of the tiles
     chunks: list[np.ndarray]  # indices of tiles; chunk i has the rows from i * size on in a store
 
-    @property
+    @cached_property
     def rows(self) -> np.ndarray:
         """(n,) row of the store for each tile."""
         return np.argsort(np.concatenate(self.chunks), kind="stable")
@@ -78,6 +79,22 @@ class SectionFeatures:
     def section(self, section: int) -> np.ndarray:
         """Return the features of one section, (n, d) float32, in the order of its tiles."""
         return np.concatenate([_values(scale[section]) for scale in self._parts], axis=1)
+
+    @property
+    def digests(self) -> list[str]:
+        """Names of the stored features of every section and scale, which say what they depend on."""
+        return [part.store.name for scale in self._parts for part in scale if part.store is not None]
+
+    def rows(self, section: int, index: np.ndarray) -> np.ndarray:
+        """Return the features of some tiles of a section, (k, d) float32; from a store, without reading the others."""
+        found = []
+        for part in (scale[section] for scale in self._parts):
+            if part.store is not None:
+                found.append(part.store.rows(part.rows[index]))
+                _check_found(found[-1], part.store)
+            elif part.values is not None:
+                found.append(part.values[index])
+        return np.concatenate(found, axis=1)
 
     def by_row(self, n_obs: int, max_memory: int) -> Any:
         """Return the features of all table rows, NaN without a tile; a dask array if larger than `max_memory` bytes."""
@@ -248,13 +265,11 @@ def check_store(store: str | Path) -> Path:
     TypeError
         If it is no path.
     ValueError
-        If it is a URL.
+        If it is empty, a URL or a file.
     """
-    if not isinstance(store, str | PathLike):
-        raise TypeError(f"`store` must be the path of a folder, got {type(store).__name__}: {store!r}.")
-    if "://" in str(store):
-        raise ValueError(f"`store={str(store)!r}` is an address: features are kept in a folder of a file system.")
-    return Path(store).expanduser().absolute()
+    path = folder_path("store", store).absolute()
+    check_no_file("store", path)
+    return path
 
 
 def _part(

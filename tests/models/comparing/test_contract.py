@@ -109,7 +109,7 @@ def run(model: EncoderNetwork) -> Run:
         options = Options(None, RECIPE, readouts[0], Compute(device="cpu"), torch.device("cpu"))
         sets = {HEST: None} if protocol == HEST else {"given": list(bench.genes)}
         comparison = Comparison(
-            bench, dict(methods), readouts, tuple(seeds), protocol, sets, N_GENES, options, Results(None)
+            bench, dict(methods), readouts, tuple(seeds), protocol, sets, N_GENES, options, Results(None), Results(None)
         )
         ((_, found),) = comparison.on_encoder(model, SimpleNamespace(update=lambda n: None))
         return found

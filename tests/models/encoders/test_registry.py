@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ import torch
 import pekasc as pk
 from pekasc.models.encoders import _network
 from pekasc.models.encoders._network import EncoderNetwork
-from pekasc.models.encoders._registry import resolve_encoder
+from pekasc.models.encoders._registry import _SHAPING, resolve_encoder
 from pekasc.models.training._methods import attach, make_config, target_layers
 
 TABLE = pk.models.list_encoders()
@@ -157,6 +159,25 @@ def test_names_that_are_not_there() -> None:
     with pytest.raises(ValueError, match="timm.layers has no `mlp_layer` named 'NoMlp'"):
         row = pk.models.Encoder("vit_tiny_patch16_224", weights="random", model_kwargs={"mlp_layer": "NoMlp"})
         EncoderNetwork(row, 32)
+
+
+def test_arguments_of_a_model_shape_it_and_read_nothing() -> None:
+    reading = (timm.create_model, timm.models.load_checkpoint)
+    creates = {name for call in reading for name in inspect.signature(call).parameters}
+    assert {"checkpoint_path", "pretrained", "pretrained_cfg", "cache_dir"} <= creates and not creates & _SHAPING
+    assert not [
+        name for name in _SHAPING if re.search("path$|url|file|cfg|config|checkpoint|hub|cache|dir$|device|dtype", name)
+    ]
+    for model in ("vision_transformer.VisionTransformer", "resnet.ResNet", "convnext.ConvNeXt", "eva.Eva"):
+        known = inspect.signature(attrgetter(model)(timm.models).__init__).parameters
+        assert len(_SHAPING & set(known)) > 10, model
+    with pytest.raises(ValueError, match=r"`model_kwargs` takes arguments .* that shape .*'pretrained_cfg'"):
+        pk.models.Encoder("resnet18", model_kwargs={"pretrained_cfg": {"file": "evil.pth"}})
+    with pytest.raises(TypeError, match="`model_kwargs`: 'norm_layer' must be a number, a name"):
+        pk.models.Encoder("resnet18", model_kwargs={"norm_layer": print})
+    with pytest.raises(ValueError, match="timm.layers has no `mlp_layer` named 'create_classifier'"):
+        layer = {"mlp_layer": "create_classifier"}
+        EncoderNetwork(pk.models.Encoder("vit_tiny_patch16_224", weights="random", model_kwargs=layer), 32)
 
 
 def test_list_is_the_callers_own() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import shutil
 import signal
 import subprocess
@@ -19,6 +22,7 @@ from peft import LoraConfig
 from spatialdata import SpatialData
 
 import pekasc as pk
+from pekasc.models.runtime import replace_sealed, write_sealed_array, write_sealed_json
 from pekasc.models.selection._student import train_student
 
 Fit = Callable[..., pk.Adapter]
@@ -189,11 +193,12 @@ def test_one_run_at_a_time_in_a_folder(sections: SpatialData, fit: Fit, finished
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("settings.json", r"is damaged: settings.json is no JSON .*Delete the folder"),
+        ("settings.json", r"is damaged: settings.json is no JSON of ours .*Delete the folder"),
         ("fold-0/last.ckpt", r"checkpoint of a training in `Compute.resume` is damaged: .*last.ckpt.*Delete that file"),
         ("fold-1/epoch-1.npy", r"is damaged: fold-1/epoch-1.npy cannot be read .*Delete the folder"),
         ("frozen.npy", r"is damaged: frozen.npy cannot be read .*Delete the folder"),
-        ("choice.json", r"is damaged: choice.json is no JSON .*Delete the folder"),
+        ("choice.json", r"is damaged: choice.json cannot be read \(choice.json is no JSON .*Delete the folder"),
+        ("fold-1/done.json", r"is damaged: fold-1/done.json cannot be read .*Delete the folder"),
     ],
 )
 def test_damaged_states_are_named(
@@ -205,6 +210,74 @@ def test_damaged_states_are_named(
         fit(sections, compute={"resume": unfinished, "checkpoint_minutes": 0})
 
 
+@pytest.mark.parametrize(
+    "file", ["fold-0/last.ckpt", "fold-1/epoch-1.npy", "frozen.npy", "choice.json", "fold-1/done.json", "settings.json"]
+)
+def test_a_flipped_bit_is_found(sections: SpatialData, fit: Fit, unfinished: Path, file: str) -> None:
+    content = bytearray((unfinished / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (unfinished / file).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{Path(file).name}|other settings or data"):
+        fit(sections, compute={"resume": unfinished, "checkpoint_minutes": 0})
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "message"),
+    [
+        ("choice.json", [], "choice.json has another shape"),
+        ("choice.json", {"depth": [1], "alpha": "a", "table": []}, "choice.json has another shape"),
+        ("choice.json", {"depth": [1], "alpha": 1.0, "table": [[[1], 1.0]]}, "choice.json has another shape"),
+        (
+            "choice.json",
+            {"depth": [99], "alpha": 1.0, "table": [[[99], 1.0, 1.0]]},
+            "depths or penalties that this fit",
+        ),
+        ("fold-1/done.json", 3, "fold-1/done.json has another shape"),
+        ("fold-1/done.json", [{"epoch": 7}], "fold-1/done.json has another shape"),
+        ("fold-1/done.json", [], "fold-1/done.json is no history of 1 to 2 epochs"),
+        ("blocks.json", 99, "blocks.json names 99 of 2 blocks"),
+    ],
+)
+def test_a_state_of_another_shape_is_named(
+    sections: SpatialData, fit: Fit, tmp_path: Path, finished: Path, file: str, value: Any, message: str
+) -> None:
+    how: dict[str, Any] = {"compute": {"resume": finished}}
+    if file == "blocks.json":
+        how = {"recipe": {"blocks": "auto", "epochs": 1}, "compute": {"resume": tmp_path / "auto"}}
+        fit(sections, **how)
+    write_sealed_json(Path(how["compute"]["resume"]) / file, value, "The state")
+    with pytest.raises(ValueError, match=rf"is damaged: .*{message}.*Delete the folder"):
+        fit(sections, **how)
+
+
+def test_features_of_other_spots_are_refused(sections: SpatialData, fit: Fit, finished: Path) -> None:
+    write_sealed_array(finished / "frozen.npy", np.zeros((3, 4), dtype=np.float32), "The state")
+    with pytest.raises(ValueError, match=r"frozen.npy holds float32 of shape \(3, 4\), not the features of"):
+        fit(sections, compute={"resume": finished})
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_finished_state_is_read_where_nothing_can_be_written(
+    sections: SpatialData, fit: Fit, finished: Path, numbers: Numbers, plain: pk.Adapter,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int,
+) -> None:  # fmt: skip
+    # tests may run as root, for whom no folder is read-only
+    opened = os.open
+
+    def refuse(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        if str(path).startswith(str(finished)) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(code, os.strerror(code), str(path))
+        return opened(path, flags, *args, **options)
+
+    before = {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()}
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr("pekasc.models.runtime._sealed.write_whole", lambda path, *rest: pytest.fail(f"writes {path}"))
+    found = fit(sections, compute={"resume": finished, "checkpoint_minutes": 0})
+    assert numbers(found) == numbers(plain)
+    assert "cannot be written: what is finished is read from it" in caplog.text
+    assert {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()} == before
+
+
 def test_features_whose_weights_are_gone_cannot_be_made_again(sections: SpatialData, fit: Fit, finished: Path) -> None:
     for file in (finished / "fold-1").glob("epoch-*.npy"):
         file.unlink()
@@ -214,9 +287,11 @@ def test_features_whose_weights_are_gone_cannot_be_made_again(sections: SpatialD
 
 def test_a_state_of_another_adapter_is_refused(sections: SpatialData, fit: Fit, unfinished: Path) -> None:
     file = unfinished / "fold-0" / "last.ckpt"
-    state = torch.load(file, weights_only=False)
+    state = torch.load(file, weights_only=True)
     state["state_dict"] = {f"{name}.x": value for name, value in state["state_dict"].items()}
-    torch.save(state, file)
+    content = io.BytesIO()
+    torch.save(state, content)
+    replace_sealed(file, content.getvalue(), "The checkpoint")
     with pytest.raises(ValueError, match=r"is of another adapter: .* are not in both. Delete the folder"):
         fit(sections, compute={"resume": unfinished})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+from pekasc._digests import sha256
 from pekasc._options import Recipe
 from pekasc.models.encoders import EncoderNetwork
 from pekasc.models.features import CachePlan, TileInputs, cache_activations, embed
+from pekasc.models.runtime import _files, replace_sealed, tensor_parts
 from pekasc.models.training._callbacks import LAST
 from pekasc.models.training._lightning import Engine, check_trainer
 from pekasc.models.training._methods import make_config, target_layers
@@ -148,7 +153,82 @@ def test_a_checkpoint_holds_what_is_trained(encoder: EncoderNetwork, tmp_path: P
     train(encoder, TileInputs(TILES), engine=replace(ENGINE, checkpoint_minutes=0), folder=tmp_path)
     state = torch.load(tmp_path / LAST, weights_only=True)
     assert all("miss" in name or name.startswith("projector.") for name in state["state_dict"])
-    assert not list(tmp_path.glob("*.partial"))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["last.ckpt", "last.json"]  # nothing half written
+
+
+class _Opens:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def _resealed(folder: Path, state: Any) -> None:
+    content = io.BytesIO()
+    torch.save(state, content)
+    replace_sealed(folder / LAST, content.getvalue(), "The checkpoint")
+
+
+def test_a_checkpoint_cannot_run_code(encoder: EncoderNetwork, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"engine": replace(ENGINE, checkpoint_minutes=0), "folder": tmp_path}
+    train(encoder, TileInputs(TILES), **how)
+    state = torch.load(tmp_path / LAST, weights_only=True)
+    _resealed(tmp_path, {**state, "pekasc": _Opens(tmp_path / "opened")})
+    with pytest.raises(
+        ValueError, match=r"is damaged: .*last.ckpt' \(it holds other objects than .*Delete that file: this training"
+    ):
+        train(encoder, TileInputs(TILES), **how)
+    assert not (tmp_path / "opened").exists()
+    torch.load(tmp_path / LAST, weights_only=False)
+    assert (tmp_path / "opened").exists()  # it is one that would have
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pekasc": {"processes": []}},
+        {"callbacks": {"History": 3}},
+        {"loops": None},
+        {"loops": {}},
+        {"optimizer_states": [{"state": {}, "param_groups": []}]},
+        {"state_dict": {}},
+        None,
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_named(encoder: EncoderNetwork, tmp_path: Path, change: Any) -> None:
+    how: dict[str, Any] = {"engine": replace(ENGINE, checkpoint_minutes=0), "folder": tmp_path}
+    train(encoder, TileInputs(TILES), **how)
+    state = torch.load(tmp_path / LAST, weights_only=True)
+    _resealed(tmp_path, [1, 2] if change is None else {**state, **change})
+    with pytest.raises(ValueError, match=r"is damaged: .*last.ckpt' .*Delete that file"):
+        train(encoder, TileInputs(TILES), **how)
+    # and the encoder is clean for the next training
+    assert train(encoder, TileInputs(TILES)).history[0]["loss"] > 0
+
+
+def test_a_full_disk_is_said(encoder: EncoderNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_files.os, "fsync", full)
+    with pytest.raises(OSError, match=rf"The checkpoint of the fit cannot be written to '{tmp_path}.*: No room"):
+        train(encoder, TileInputs(TILES), engine=replace(ENGINE, checkpoint_minutes=0), folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+    class Poison(L.Callback):
+        """Break the targets."""
+
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            module.teacher[:] = float("nan")
+
+    # the error of the training is not lost for the one of the disk
+    engine = replace(ENGINE, trainer={"callbacks": [Poison()]}, checkpoint_minutes=9)
+    with pytest.raises(NotFinite) as caught:
+        train(encoder, TileInputs(TILES), engine=engine, folder=tmp_path)
+    assert "last_good.safetensors': No room" in caught.value.__notes__[0]
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(encoder: EncoderNetwork, tmp_path: Path) -> None:
@@ -165,6 +245,8 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(encoder: E
     match = r"The loss became nan .* at step 5, epoch 2, batch 2 .*smaller `Recipe\.learning_rate`"
     with pytest.raises(NotFinite, match=match) as caught:
         train(encoder, TileInputs(TILES), engine=replace(ENGINE, trainer={"callbacks": [Poison()]}), folder=tmp_path)
+    with safe_open(tmp_path / "last_good.safetensors", "pt") as file:
+        assert file.metadata() == {"sha256": sha256(*tensor_parts(caught.value.last_good))}
     for kept in (caught.value.last_good, load_file(tmp_path / "last_good.safetensors")):
         assert kept.keys() == good.keys()
         assert all(torch.equal(kept[name], good[name]) for name in kept)

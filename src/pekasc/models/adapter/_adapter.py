@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
 from pekasc._options import Compute, resolve, unused_in_embedding
+from pekasc._paths import folder_path
 from pekasc.models.adapter import _folder as _store
 from pekasc.models.encoders import Depth, Encoder, EncoderNetwork
 from pekasc.models.features import embed
-from pekasc.models.heads import Head, with_context
+from pekasc.models.heads import Head, neighbour_means, offset_means, pitch_um, with_context
 from pekasc.models.runtime import profile_text, resolve_device
 from pekasc.models.training import attached, last_block
 from pekasc.tiling import ArrayTiles, TileSource, TileSpec
@@ -112,12 +113,32 @@ class Adapter:
         """Attach the trained adapter to the model, in place; return the PEFT model, None for a frozen encoder."""
         if self.config is None:
             return None
-        with torch.random.fork_rng(devices=[]):
-            peft_model = get_peft_model(model.model, self.config)
-        set_peft_model_state_dict(peft_model, dict(self.weights["adapter"]))
+        try:
+            with torch.random.fork_rng(devices=[]):
+                peft_model = get_peft_model(model.model, self.config)
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
+            raise self._misfit(error) from error
+        self._fill(peft_model)
         model.requires_grad_(False)
         model.eval()
         return peft_model
+
+    def _fill(self, peft_model: Any) -> None:
+        """Load the trained weights into an attached adapter."""
+        weights = dict(self.weights["adapter"])
+        try:
+            set_peft_model_state_dict(peft_model, weights)
+            loaded = get_peft_model_state_dict(peft_model)  # what is missing or left over was ignored
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+            raise self._misfit(error) from error
+        if loaded.keys() != weights.keys():
+            raise self._misfit(f"{sorted(loaded.keys() ^ weights.keys())[:4]} are in one of them only")
+
+    def _misfit(self, why: Exception | str) -> ValueError:
+        return ValueError(
+            f"The weights of this adapter and its configuration ({self.method}) do not fit encoder "
+            f"{self.encoder.short!r}: {str(why)[:300]}. Copy its folder again, or fit it again."
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         # without the encoder's weights: another process loads them and attaches the adapter itself
@@ -150,7 +171,7 @@ class Adapter:
             yield model
             return
         with attached(model, self.config, 0) as peft_model:
-            set_peft_model_state_dict(peft_model, dict(self.weights["adapter"]))
+            self._fill(peft_model)
             model.requires_grad_(False)
             model.eval()
             yield model
@@ -322,6 +343,26 @@ class Adapter:
         """
         return self.head.predict(with_context(features, coords_um, sections, self.context_um))
 
+    def context_weights(self, coords_um: np.ndarray, sections: np.ndarray, *, grid: bool = False) -> Any:
+        """Return the sparse matrix that averages features over every tile's spatial context; None without context.
+
+        Parameters
+        ----------
+        coords_um, sections
+            Positions in um, (n, 2), and sections, (n,).
+        grid
+            Tiles of a grid of any stride: the context of a tile is the mean over the tiles nearest to the places of the
+            training lattice around it, so that a denser grid does not change it.
+        """
+        if self.context_um is None:
+            return None
+        offsets = np.array(self.info.get("context_offsets_um", ()), dtype=np.float64).reshape(-1, 2)
+        if not grid or not len(offsets):
+            return neighbour_means(coords_um, sections, self.context_um)
+        # on a square grid, no place is farther from a tile than this
+        tolerance = pitch_um(coords_um, sections) * np.sqrt(0.5) * (1 + 1e-3)
+        return offset_means(coords_um, sections, offsets, tolerance)
+
     def merge(self) -> torch.nn.Module:
         """Merge the adapter into the encoder's weights, and return a plain timm model without later blocks.
 
@@ -362,7 +403,7 @@ class Adapter:
         OSError
             If it cannot be written; what was there stays.
         """
-        _store.save(self, Path(path))
+        _store.save(self, folder_path("path", path))
 
     @classmethod
     def load(cls, path: str | Path, *, encoder: Encoder | None = None) -> Adapter:
@@ -382,7 +423,7 @@ class Adapter:
         ValueError
             If the folder holds no adapter of pekasc, or a damaged one.
         """
-        adapter = cls(**_store.load(Path(path)))
+        adapter = cls(**_store.load(folder_path("path", path)))
         return adapter if encoder is None else replace(adapter, encoder=encoder)
 
     def __repr__(self) -> str:

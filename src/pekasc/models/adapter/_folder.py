@@ -21,9 +21,11 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
 from pekasc._digests import sha256
+from pekasc.models.adapter._record import check_config, check_record, check_tensors
 from pekasc.models.encoders import Encoder
 from pekasc.models.heads import Head, Projection, RidgeHead
 from pekasc.models.runtime import explained, write_whole
+from pekasc.models.training import check_method
 from pekasc.tiling import TileSpec
 
 try:
@@ -123,7 +125,9 @@ def _ours(file: Path) -> bool:
 def _digests(path: Path) -> dict[str, str]:
     """Return the digests that the record in a folder names; none if it cannot be read."""
     try:
-        return dict(_read_record(path)["files"])
+        record = _read_record(path)
+        check_record(record)
+        return dict(record["files"])
     except ValueError:
         return {}
 
@@ -222,25 +226,17 @@ def _head(array: Mapping[str, np.ndarray]) -> Head:
 
 def load(path: Path) -> dict[str, Any]:
     """Return the fields of the adapter in the folder `path`."""
+    record = _read_record(path)
     try:
-        return _fields(path, _read_record(path))
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        OverflowError,
-    ) as error:  # types of a record made by others
-        raise ValueError(
-            f"The adapter in {path} is damaged: {MAIN} has values of other kinds ({type(error).__name__}: {error})."
-        ) from error
-
-
-def _fields(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+        check_record(record)
+        encoder = Encoder.from_dict(record["encoder"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"The adapter in {path} is damaged: {MAIN}: {error}.") from error
     content = {name: _read_file(path, name, digest) for name, digest in record["files"].items()}
     try:
         tensors = from_bytes(content[HEADS])
-    except SafetensorError as error:
+        check_tensors(tensors, len(record["genes"]))
+    except (SafetensorError, ValueError, KeyError) as error:
         raise ValueError(f"The adapter in {path} is damaged: {HEADS} cannot be read ({error}).") from error
     array = {name: tensor.numpy() for name, tensor in tensors.items()}
     weights: dict[str, Mapping[str, torch.Tensor]] = {}
@@ -251,14 +247,15 @@ def _fields(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     config = None
     if PEFT_WEIGHTS in record["files"]:
         try:
-            config = _config(json.loads(content[PEFT_CONFIG]))
             weights["adapter"] = from_bytes(content[PEFT_WEIGHTS])
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            config = _config(json.loads(content[PEFT_CONFIG]))
+            check_config(config, weights["adapter"])
+        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"The adapter in {path} is damaged: {PEFT_CONFIG} or {PEFT_WEIGHTS} cannot be read ({error})."
             ) from error
     return {
-        "encoder": Encoder.from_dict(record["encoder"]),
+        "encoder": encoder,
         "encoder_digest": record["encoder_digest"],
         "spec": TileSpec(tile_px=record["tile_px"], mpp=record["mpp"]),
         "depth": None if record["depth"] is None else tuple(record["depth"]),
@@ -293,11 +290,14 @@ def _read_file(path: Path, name: str, digest: str) -> bytes:
 
 
 def _config(values: dict[str, Any]) -> PeftConfig:
+    if not isinstance(values, dict):
+        raise ValueError(f"it holds a {type(values).__name__}")
     for name in ("megatron_config", "auto_mapping"):  # name modules to import
         if values.get(name):
             raise ValueError(f"its `{name}` names code to import")
     values.pop("runtime_config", None)
     config: Any = PeftConfig.from_peft_type(**PeftConfig.check_kwargs(**values))
+    check_method(config)
     return config
 
 
@@ -327,7 +327,8 @@ def _read_record(path: Path) -> dict[str, Any]:
     missing = [name for name in _FIELDS if name not in record and not (old and name in _ADDED)]
     if missing:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} lacks {missing}.")
-    if not isinstance(record["files"], dict) or not {HEADS} <= {*record["files"]} <= {HEADS, PEFT_CONFIG, PEFT_WEIGHTS}:
+    named = set(record["files"]) if isinstance(record["files"], dict) else set()
+    if named not in ({HEADS}, {HEADS, PEFT_CONFIG, PEFT_WEIGHTS}):
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} names other files than those of an adapter.")
     if record["head"] != "ridge":
         raise ValueError(

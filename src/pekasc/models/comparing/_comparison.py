@@ -1,4 +1,4 @@
-"""Run a comparison: every method on every fold, with finished fits kept in a cache."""
+"""Run a comparison: every method on every fold, with finished fits kept in a store."""
 
 from __future__ import annotations
 
@@ -127,7 +127,9 @@ class Comparison:
     options
         Options of the fits.
     results
-        Cache of finished fits.
+        Store of finished fits.
+    cache
+        Cache of frozen features and gene sets.
     """
 
     bench: Bench
@@ -139,6 +141,7 @@ class Comparison:
     n_genes: int
     options: Options
     results: Results
+    cache: Results
     _made: dict[str, FoldGenes] = field(default_factory=dict)
 
     def seeds_of(self, label: str) -> tuple[int, ...]:
@@ -153,7 +156,7 @@ class Comparison:
         warn_of_scale(model.encoder, bench.spec.mpp)
         self._check_adapters(model)
         self._check_folds()
-        encoded = Encoded(model, bench.spec, self._frozen(model))
+        encoded = Encoded(model, bench.spec, lambda: self._frozen(model))
         common = {
             "data": bench.fingerprint,
             "encoder": _row(model),
@@ -211,7 +214,7 @@ class Comparison:
     def _unit(
         self, genes: FoldGenes, encoded: Encoded, labels: list[str], seed: int, common: dict[str, Any]
     ) -> list[Result]:
-        """Return the predictions of methods that share a training, for every readout: from the cache, or computed."""
+        """Return the predictions of methods that share a training, for every readout: from the store, or computed."""
         fold = genes.fold
         short = encoded.model.encoder.short
         pairs = [(label, readout) for label in labels for readout in self.readouts]
@@ -227,10 +230,12 @@ class Comparison:
                 out[label, readout] = Prediction(stored[0]["predicted"], stored[1])
         todo = [unit for unit in pairs if unit not in out]
         if todo and self._stops_early(labels[0]):
-            todo = pairs  # the first head decides when inner folds stop, whatever is in the cache
+            todo = pairs  # the first head decides when inner folds stop, whatever is in the store
         if todo:
-            start = time.perf_counter()
             row = self.methods[labels[0]]
+            if row.reads_image:
+                _ = encoded.frozen  # embedded once for all methods: not part of a method's seconds
+            start = time.perf_counter()
             heads = [HeadSpec.from_readout(readout, self.methods[label].beside_frozen) for label, readout in todo]
             if row.reads_teacher:
                 assert self.bench.make_teacher is not None  # for the type checker: this method needs one
@@ -248,7 +253,7 @@ class Comparison:
         ]
 
     def _depends_on(self, label: str, readout: Readout) -> dict[str, Any]:
-        """Return the settings that the result of a method depends on, as part of its key in the cache."""
+        """Return the settings that the result of a method depends on, as part of its key in the store."""
         o, row = self.options, self.methods[label]
         trains = row.trains.to_dict() if isinstance(row.trains, PeftConfig) else row.trains
         out: dict[str, Any] = {
@@ -311,7 +316,7 @@ class Comparison:
             )  # fmt: skip
             return {f"depth{i}": made[depth] for i, depth in enumerate(depths)}, {}
 
-        arrays, _ = self.results.kept(f"frozen-{model.encoder.short}", key, make)
+        arrays, _ = self.cache.kept(f"frozen-{model.encoder.short}", key, make)
         return {depth: arrays[f"depth{i}"] for i, depth in enumerate(depths)}
 
     def _fold(self, name: str) -> FoldGenes:
@@ -360,7 +365,7 @@ class Comparison:
             )  # fmt: skip
             return {f"set{i}": at for i, at in enumerate(made.values())}, {"names": list(made)}
 
-        sets, about = self.results.kept(_file_name(f"genes-{name}"), key, make)
+        sets, about = self.cache.kept(_file_name(f"genes-{name}"), key, make)
         return {set_name: sets[f"set{i}"] for i, set_name in enumerate(about["names"])}
 
 

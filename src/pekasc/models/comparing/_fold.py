@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -94,13 +95,18 @@ class Encoded:
         The network.
     spec
         Size of the tiles.
-    frozen
-        Features of all spots by depth, (n, d); empty if no method uses the image.
+    read_frozen
+        Function that returns the features of all spots by depth, (n, d).
     """
 
     model: EncoderNetwork
     spec: TileSpec
-    frozen: Mapping[Depth, np.ndarray]
+    read_frozen: Callable[[], Mapping[Depth, np.ndarray]]
+
+    @cached_property
+    def frozen(self) -> Mapping[Depth, np.ndarray]:
+        """Features of all spots by depth, (n, d), embedded when the first method needs them."""
+        return self.read_frozen()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Cache of a comparison: features, gene sets and predictions in a folder, so that nothing is computed twice."""
+"""Results of a comparison in a folder: predictions in its store; features and gene sets in the cache."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Results:
     Parameters
     ----------
     folder
-        Folder of the cache; None keeps nothing.
+        The folder; None keeps nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -38,7 +38,7 @@ class Results:
         return self.folder / f"{name}-{key[:16]}"
 
     def get(self, name: str, key: str) -> Piece | None:
-        """Return a cached result, or None.
+        """Return a stored result, or None.
 
         Raises
         ------
@@ -65,7 +65,7 @@ class Results:
             ) from error
 
     def kept(self, name: str, key: str, make: Callable[[], Piece]) -> Piece:
-        """Return a cached result; if there is none, compute it with `make` and cache it."""
+        """Return a stored result; if there is none, compute it with `make` and store it."""
         found = self.get(name, key)
         if found is None:
             self.put(name, key, *(found := make()))
@@ -73,7 +73,7 @@ class Results:
         return found
 
     def put(self, name: str, key: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
-        """Cache a result, unless another run was first.
+        """Store a result, unless another run was first.
 
         Raises
         ------

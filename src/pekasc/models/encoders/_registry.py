@@ -26,20 +26,24 @@ RANDOM = "random"
 PACKAGED = "package:"
 _HUB = ("hf-hub:", "hf_hub:")
 _LISTED = "which `pekasc.models.list_encoders()` describes"
-# arguments of timm that shape an architecture: no others, since an adapter's file names them, and some of timm's read
-# files (`checkpoint_path`, `pretrained_cfg`)
+# arguments of timm's models (vision transformers, Swin, ConvNeXt, ResNet, ...) that shape an architecture by plain
+# values: no others, since an adapter's file names them, and some of timm's read files (`checkpoint_path`, `cache_dir`)
 _SHAPING = frozenset(
-    "act_layer always_partition ape attn_drop_rate attn_type aux_head base_width block_chunks block_fn "
-    "cardinality class_token conv_bias conv_mlp depth depths dims drop_path_rate drop_rate dynamic_img_pad "
-    "dynamic_img_size embed_dim embed_norm fc_norm features final_norm global_pool head_dim head_init_scale "
-    "img_size in_chans init_values kernel_sizes layer_scale_init_value layers ls_init_value max_sr mlp_layer "
-    "mlp_ratio no_embed_class norm_eps norm_layer num_classes num_heads num_reg_tokens out_indices output_stride "
-    "patch_drop_rate patch_norm patch_size pos_drop_rate pos_embed pre_norm proj_bias proj_drop_rate qk_norm "
-    "qkv_bias qkv_fused ref_feat_shape reg_tokens rope_grid_indexing rope_grid_offset rope_temperature "
-    "scale_attn_inner_norm scale_attn_norm scale_mlp_norm scale_norm stem_type stem_width strict_img_size "
-    "swiglu_align_to swiglu_mlp use_abs_pos_emb use_fc_norm use_post_norm use_rel_pos_bias use_rot_pos_emb "
-    "weight_init widths window_ratio window_size".split()
+    "act_layer always_partition attn_drop_rate attn_only_layer_scale attn_pool_mlp_ratio attn_pool_num_heads "
+    "attn_type avg_down base_width block_reduce_first cardinality channels class_token conv_bias conv_mlp depth "
+    "depths dims down_kernel_size drop_block_rate drop_path_rate drop_rate dynamic_img_pad dynamic_img_size "
+    "embed_dim embed_norm fc_norm final_norm fix_init global_pool head_dim head_hidden_size head_init_scale "
+    "head_norm_first img_size in_chans init_values kernel_sizes layer_scale_init_value layers ls_init_value "
+    "mlp_layer mlp_ratio no_embed_class norm_eps norm_layer num_classes num_heads num_kv_heads num_reg_tokens "
+    "output_stride patch_drop_rate patch_size pool_include_prefix pos_drop_rate pos_embed pre_norm "
+    "pretrained_window_sizes proj_bias proj_drop_rate qk_norm qkv_bias qkv_fused ref_feat_shape reg_tokens "
+    "replace_stem_pool rope_grid_indexing rope_grid_offset rope_jitter_coords rope_rescale_coords rope_rotate_half "
+    "rope_shift_coords rope_temperature rope_type scale_attn_inner scale_attn_norm scale_mlp scale_mlp_norm "
+    "stem_type stem_width strict_img_size swiglu_align_to swiglu_mlp use_abs_pos_emb use_fc_norm use_grn "
+    "use_post_norm use_post_transformer_norm use_pre_transformer_norm use_rel_pos_bias use_rot_pos_emb "
+    "use_shared_rel_pos_bias weight_init widths window_size zero_init_last".split()
 )
+_PLAIN = bool | int | float | str | None
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -58,7 +62,10 @@ class Encoder:
         parameter names of timm, of transformers' ViT and DINOv2, or of DINOv2's repository. None downloads the
         pretrained weights from the hub; ``"random"`` is random weights (seed 0).
     model_kwargs
-        Passed to :func:`timm.create_model`; give ``mlp_layer`` as a name in :mod:`timm.layers`.
+        Passed to :func:`timm.create_model`: arguments that shape an architecture, such as ``img_size``, ``depth``,
+        ``embed_dim``, ``reg_tokens`` or ``init_values``, with plain values; layers by their name in :mod:`timm.layers`
+        (``mlp_layer="SwiGLUPacked"``). None that names a file, an address or a configuration, since an adapter that was
+        saved brings them with it.
     mean, std
         Mean and standard deviation of the input per channel, for values in 0-1; None takes timm's.
     mpp
@@ -115,6 +122,12 @@ class Encoder:
                 f"`model_kwargs` takes arguments of timm that shape an architecture; {other} do not, or are unknown. "
                 "Weights are given as `weights=`."
             )
+        for name, value in self.model_kwargs.items():
+            if not all(isinstance(part, _PLAIN) for part in (value if isinstance(value, list | tuple) else [value])):
+                raise TypeError(
+                    f"`model_kwargs`: {name!r} must be a number, a name, True, False, None or several of these, got "
+                    f"{value!r}."
+                )
 
     @property
     def short(self) -> str:

@@ -6,6 +6,7 @@ import difflib
 import math
 import pickle
 from collections.abc import Mapping
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,11 @@ def _create(encoder: Encoder) -> nn.Module:
 def _build(encoder: Encoder, kwargs: dict[str, Any]) -> nn.Module:
     # layers are given by name, so that an Encoder holds plain values; timm takes names for all but this one
     if isinstance(layer := kwargs.get("mlp_layer"), str):
-        if not hasattr(timm.layers, layer):
+        found = getattr(timm.layers, layer, None)
+        layer_type = found.func if isinstance(found, partial) else found  # SwiGLUPacked is a Mlp with other defaults
+        if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):
             raise ValueError(f"`model_kwargs`: timm.layers has no `mlp_layer` named {layer!r}.")
-        kwargs = {**kwargs, "mlp_layer": getattr(timm.layers, layer)}
+        kwargs = {**kwargs, "mlp_layer": found}
     if encoder.weights == RANDOM:
         return timm.create_model(encoder.name, pretrained=False, **kwargs)
     if encoder.weights is None and encoder.hub is None:

@@ -14,6 +14,7 @@ from pekasc.models.features._cached_blocks import (
 )
 from pekasc.models.features._embed import BatchEncoder, TokensBetweenBlocks, embed, embed_chunks, features_of
 from pekasc.models.features._pieces import EmbedJob, Piece, Reader, embed_pieces, n_features, sample_digest
+from pekasc.models.features._predictions import PredictionStore, stored_layer
 from pekasc.models.features._store import FeatureStore, locked
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "KINDS",
     "Piece",
     "Reader",
+    "PredictionStore",
     "TileInputs",
     "TokensBetweenBlocks",
     "cache_activations",
@@ -37,5 +39,6 @@ __all__ = [
     "n_features",
     "sample_digest",
     "tiles_digest",
+    "stored_layer",
     "token_shape",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from zarr.codecs import Crc32cCodec
 
 from pekasc._settings import get_logger
-from pekasc.models.runtime import NO_ROOM
+from pekasc.models.runtime import NO_ROOM, READ_ONLY
 
 logger = get_logger(__name__)
 
@@ -64,7 +64,7 @@ class FeatureStore:
         record = {"format": _FORMAT, "digest": digest, **info}
         # two runs that start at the same time must create group and array only once
         with locked(path, ["create"]):
-            _open_group(path)
+            open_group(path)
             array = self._open_array(record, shape, chunk)
         found: Any = array.attrs.get(_ATTRIBUTE)
         if not isinstance(found, Mapping) or found.get("digest") != digest or array.shape != shape:
@@ -88,7 +88,7 @@ class FeatureStore:
                 )  # fmt: skip
             return zarr.open_array(self.path, path=self.name, mode="r+")
         except OSError as error:
-            raise _explained(error, self.path) from error
+            raise explained(error, self.path) from error
         except (ValueError, KeyError) as error:
             raise ValueError(
                 f"The store {str(self.path)!r} is damaged: {str(folder)!r} cannot be opened ({error}). Delete it."
@@ -97,7 +97,8 @@ class FeatureStore:
     def sweep(self) -> None:
         """Delete the partial files of an interrupted run. Call it only while holding the lock."""
         for partial in (self.path / self.name).rglob("*.partial"):
-            partial.unlink(missing_ok=True)
+            with suppress(PermissionError):
+                partial.unlink(missing_ok=True)
 
     def missing(self) -> list[int]:
         """Return the indices of chunks that are missing or damaged; all others are read and verified."""
@@ -126,7 +127,7 @@ class FeatureStore:
         try:
             self._array[start : start + len(features)] = features
         except OSError as error:
-            raise _explained(error, self.path, f" Chunks written before stay, {chunk} is missing") from error
+            raise explained(error, self.path, f" Chunks written before stay, {chunk} is missing") from error
 
     def read(self, rows: slice | np.ndarray) -> np.ndarray:
         """Read features, (k, width) float32.
@@ -173,11 +174,14 @@ def locked(path: Path, names: Iterable[str]) -> Iterator[None]:
                     lock.acquire()
                 held.callback(lock.release)
         except OSError as error:
-            raise _explained(error, path) from error
+            if error.errno not in READ_ONLY or not (path / _ZARR).is_file():
+                raise explained(error, path) from error
+            # a finished store where nothing can be written is read; a chunk is written whole, and checked when read
+            logger.debug("The store %s cannot be locked (%s): it is read without.", path, error)
         yield
 
 
-def _open_group(path: Path) -> None:
+def open_group(path: Path) -> None:
     try:
         if path.exists() and not path.is_dir():
             raise ValueError(f"`store={str(path)!r}` is a file: give a folder.")
@@ -204,7 +208,7 @@ def _open_group(path: Path) -> None:
                 )
             group.attrs[_ATTRIBUTE] = _FORMAT
     except OSError as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
     if group.attrs[_ATTRIBUTE] != _FORMAT:
         raise ValueError(
             f"`store={str(path)!r}` has format {group.attrs[_ATTRIBUTE]}, this pekasc writes {_FORMAT}: give another "
@@ -212,7 +216,7 @@ def _open_group(path: Path) -> None:
         )
 
 
-def _explained(error: OSError, path: Path, what: str = "") -> OSError:
+def explained(error: OSError, path: Path, what: str = "") -> OSError:
     """Return the error with the folder and what to do."""
     if error.errno in NO_ROOM:
         text = f"No room for features in the store {str(path)!r}.{what}; make room and run the same call again."

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pekasc.models.heads._context import check_radius, neighbour_means, with_context
+from pekasc.models.heads._context import (
+    check_radius,
+    lattice_offsets,
+    neighbour_means,
+    offset_means,
+    pitch_um,
+    with_context,
+)
 from pekasc.models.heads._projection import Projection, n_components_for
 from pekasc.models.heads._registry import FoldData, Head, check_head, fit_rows
 from pekasc.models.heads._ridge import ALPHAS, RidgeHead, fit_folds, fit_ridge
@@ -19,6 +26,9 @@ __all__ = [
     "fit_ridge",
     "fit_rows",
     "n_components_for",
+    "lattice_offsets",
     "neighbour_means",
+    "offset_means",
+    "pitch_um",
     "with_context",
 ]

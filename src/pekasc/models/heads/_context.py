@@ -11,6 +11,9 @@ from pekasc.models.heads._split import Split
 
 logger = get_logger(__name__)
 
+_OFF_LATTICE = 0.25  # of the pitch
+_ON_LATTICE = 0.9  # of all pairs of neighbours
+
 
 def neighbour_means(
     coords_um: np.ndarray, sections: np.ndarray, radius_um: float, *, include_self: bool = False
@@ -44,6 +47,80 @@ def neighbour_means(
     i, j = np.concatenate(rows), np.concatenate(columns)
     n = len(coords_um)
     alone = np.arange(n) if include_self else np.setdiff1d(np.arange(n), i)
+    i, j = np.concatenate([i, alone]), np.concatenate([j, alone])
+    degree = np.bincount(i, minlength=n)
+    return sparse.csr_matrix((1 / degree[i], (i, j)), shape=(n, n))
+
+
+def pitch_um(coords_um: np.ndarray, sections: np.ndarray) -> float:
+    """Return the median distance to the nearest neighbour in the same section; NaN where no spot has one."""
+    nearest = [
+        cKDTree(coords_um[at]).query(coords_um[at], k=2)[0][:, 1]
+        for at in (np.flatnonzero(sections == section) for section in np.unique(sections))
+        if at.size > 1
+    ]
+    return float(np.median(np.concatenate(nearest))) if nearest else float("nan")
+
+
+def lattice_offsets(coords_um: np.ndarray, sections: np.ndarray, radius_um: float) -> np.ndarray | None:
+    """Return the offsets of a spot's neighbours within a radius on the lattice of the largest section, (m, 2) in um.
+
+    None where spots lie on no lattice, such as cells.
+    """
+    names, counts = np.unique(sections, return_counts=True)
+    at = np.flatnonzero(sections == names[np.argmax(counts)])
+    pitch = pitch_um(coords_um[at], sections[at])
+    tree = cKDTree(coords_um[at])
+    pairs = tree.query_pairs(radius_um * (1 + 1e-3), output_type="ndarray")
+    if not len(pairs):
+        return None
+    steps = coords_um[at][pairs[:, 1]] - coords_um[at][pairs[:, 0]]
+    steps = np.concatenate([steps, -steps])
+    # the spot with most neighbours has all of the lattice around it
+    i = int(np.bincount(pairs.ravel()).argmax())
+    around = np.setdiff1d(tree.query_ball_point(coords_um[at][i], radius_um * (1 + 1e-3)), i)
+    seeds = coords_um[at][around] - coords_um[at][i]
+    distance, nearest = cKDTree(seeds).query(steps)
+    close = distance < _OFF_LATTICE * pitch
+    if close.mean() < _ON_LATTICE:
+        return None
+    return np.array([steps[close & (nearest == k)].mean(axis=0) for k in range(len(seeds))])
+
+
+def offset_means(
+    coords_um: np.ndarray, sections: np.ndarray, offsets_um: np.ndarray, tolerance_um: float
+) -> sparse.csr_matrix:
+    """Return the matrix that averages, for every tile, over the tiles nearest to given offsets from it.
+
+    However dense a grid of tiles is, a tile's context is then what a training spot's was: the mean over the places of
+    the training lattice. Places without a tile within the tolerance are left out, as at the edge of a section; the tile
+    itself does not count; a tile without any is its own context.
+
+    Parameters
+    ----------
+    coords_um, sections
+        See :func:`neighbour_means`.
+    offsets_um
+        Offsets of the training lattice, (m, 2).
+    tolerance_um
+        Largest distance between a place and its nearest tile.
+
+    Returns
+    -------
+    Shape (n, n), rows sum to 1.
+    """
+    n = len(coords_um)
+    pairs = []
+    for section in np.unique(sections):
+        at = np.flatnonzero(sections == section)
+        tree = cKDTree(coords_um[at])
+        for offset in offsets_um:
+            distance, nearest = tree.query(coords_um[at] + offset, distance_upper_bound=tolerance_um)
+            found = np.flatnonzero(np.isfinite(distance))
+            pairs.append(at[found] * n + at[nearest[found]])
+    i, j = np.divmod(np.unique(np.concatenate(pairs)), n) if pairs else np.empty((2, 0), np.int64)
+    i, j = i[i != j], j[i != j]
+    alone = np.setdiff1d(np.arange(n), i)
     i, j = np.concatenate([i, alone]), np.concatenate([j, alone])
     degree = np.bincount(i, minlength=n)
     return sparse.csr_matrix((1 / degree[i], (i, j)), shape=(n, n))

@@ -14,6 +14,7 @@ from uuid import uuid4
 import numpy as np
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 def unfinished(path: Path) -> Path:

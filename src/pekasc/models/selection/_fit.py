@@ -13,7 +13,7 @@ from pekasc._options import Readout
 from pekasc._settings import get_logger
 from pekasc.models.adapter import Adapter
 from pekasc.models.encoders import Depth, EncoderNetwork, candidate_depths, depth_name, features_at, warn_of_scale
-from pekasc.models.heads import check_head, n_components_for
+from pekasc.models.heads import ALPHAS, check_head, n_components_for
 from pekasc.models.runtime import PRECISIONS
 from pekasc.models.selection._choice import Choice
 from pekasc.models.selection._fingerprint import settings_of
@@ -104,10 +104,9 @@ def _fit(
 ) -> list[Adapter]:
     data, o, folds = job.data, job.options, job.folds
     if o.method is not None and (known := job.resume.facts("choice")) is not None:
-        choice = _choice_from_json(known)
-        return fit_student(
-            job, choice, job.resume.array("frozen", lambda: job.embed([choice.depth])[choice.depth]), heads
-        )
+        choice = _choice_from_json(job, known, depths)
+        frozen_at = job.resume.array("frozen", lambda: job.embed([choice.depth])[choice.depth], data.tiles.n)
+        return fit_student(job, choice, frozen_at, heads)
     features = job.embed_first(depths) if frozen is None else frozen
     if list(features) != depths:
         raise ValueError(f"Features of the depths {depths} are needed, got those of {list(features)}.")
@@ -127,7 +126,7 @@ def _fit(
     with o.profile.stage("head"):
         choice = choose_depth(features, data, folds, HeadSpec(), o.readout.n_components)
     _log_depth(choice.depth, depths, choice.table)
-    frozen_at = job.resume.array("frozen", lambda: features_at(features, choice.depth))
+    frozen_at = job.resume.array("frozen", lambda: features_at(features, choice.depth), data.tiles.n)
     job.resume.put_facts("choice", _choice_to_json(choice))
     return fit_student(job, choice, frozen_at, heads)
 
@@ -145,12 +144,23 @@ def _choice_to_json(choice: Choice) -> dict[str, Any]:
     return {"depth": choice.depth, "alpha": choice.alpha, "table": table}
 
 
-def _choice_from_json(facts: Mapping[str, Any]) -> Choice:
+def _choice_from_json(job: Job, facts: Any, depths: Sequence[Depth]) -> Choice:
+    """Return the choice of an earlier run, which must be one that this fit could make."""
+
     def depth(value: Any) -> Depth:
         return None if value is None else tuple(value)
 
-    rows = [(depth(d), a, e) for d, a, e in facts["table"]]
-    return Choice(depth(facts["depth"]), facts["alpha"], pd.DataFrame(rows, columns=["depth", "alpha", "error"]))
+    try:
+        rows = [(depth(d), float(a), float(e)) for d, a, e in facts["table"]]
+        choice = Choice(
+            depth(facts["depth"]), float(facts["alpha"]), pd.DataFrame(rows, columns=["depth", "alpha", "error"])
+        )
+        fits = choice.depth in depths and {d for d, _, _ in rows} <= set(depths) and choice.alpha in {*ALPHAS}
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(job.resume.damaged(f"choice.json has another shape ({error!r})")) from error
+    if not fits or not rows:
+        raise ValueError(job.resume.damaged("choice.json has depths or penalties that this fit does not try"))
+    return choice
 
 
 def margin_um(spec: TileSpec, scales: Sequence[float]) -> float:

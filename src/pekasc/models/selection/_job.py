@@ -100,7 +100,9 @@ class Job:
     ) -> np.ndarray:
         """Return features after an epoch of a training; `known` ones are read from the checkpoints of the fit."""
         name = f"{training}/epoch-{epoch}"
-        return self.resume.finished(name) if known else self.resume.put(name, self.embed([depth], n_kept=n_kept)[depth])
+        if known:
+            return self.resume.finished(name, len(self.local))
+        return self.resume.put(name, self.embed([depth], n_kept=n_kept)[depth])
 
     def _gathered(self, values: np.ndarray, own: np.ndarray) -> np.ndarray:
         whole = np.zeros((len(self.local), values.shape[1]), dtype=np.float32)

@@ -11,7 +11,19 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from pekasc.models.runtime import processes, write_array, write_json
+from pekasc._settings import get_logger
+from pekasc.models.runtime import (
+    READ_ONLY,
+    explained,
+    processes,
+    read_sealed_array,
+    read_sealed_json,
+    write_json,
+    write_sealed_array,
+    write_sealed_json,
+)
+
+logger = get_logger(__name__)
 
 _SETTINGS = "settings.json"
 _LOCK = "in-use.lock"
@@ -36,6 +48,7 @@ class Resume:
 
     def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
         self.path = folder
+        self.writable = True
         if folder is None:
             return
         now = json.loads(json.dumps(dict(settings)))
@@ -67,33 +80,44 @@ class Resume:
                         f"`resume={str(self.path)!r}` is in use: another run of this fit is going on. Wait for it, or "
                         "give another folder."
                     )
+                except OSError as error:
+                    if error.errno not in READ_ONLY:
+                        raise explained(error, self.path, _WHAT) from error
+                    self.writable = False  # nor can another run write to it
+                    logger.warning(
+                        "The folder `resume=%r` cannot be written: what is finished is read from it, and no further "
+                        "checkpoints are kept.", str(self.path),
+                    )  # fmt: skip
             problem = processes.broadcast(problem)
             if problem is not None:
                 raise ValueError(problem)
+            self.writable = processes.broadcast(self.writable)
             yield
 
     def folder(self, name: str) -> Path | None:
-        """Return the folder of a part, or None."""
-        return None if self.path is None else self.path / name
+        """Return the folder of a part, or None: without a folder, or where a new one cannot be made."""
+        if self.path is None or not (self.writable or (self.path / name).is_dir()):
+            return None
+        return self.path / name
 
-    def array(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return the array of an earlier run, memory-mapped; if there is none, make it and keep it."""
+    def array(self, name: str, make: Callable[[], np.ndarray], n: int) -> np.ndarray:
+        """Return the array of an earlier run, memory-mapped, with `n` rows; if there is none, make it and keep it."""
         if self.path is None:
             return make()
         there = processes.broadcast((self.path / f"{name}.npy").exists())
-        return self.finished(name) if there else self.put(name, make())
+        return self.finished(name, n) if there else self.put(name, make())
 
     def put(self, name: str, values: np.ndarray) -> np.ndarray:
         """Keep an array, replacing an earlier one; return it memory-mapped."""
-        if self.path is None:
+        if self.path is None or not self.writable:
             return values
         with processes.raise_together():
             if processes.rank() == 0:
-                write_array(self.path / f"{name}.npy", values, _WHAT)
-        return self.finished(name)
+                write_sealed_array(self.path / f"{name}.npy", values, _WHAT)
+        return self.finished(name, len(values))
 
-    def finished(self, name: str) -> np.ndarray:
-        """Return the array of an earlier run.
+    def finished(self, name: str, n: int) -> np.ndarray:
+        """Return the array of an earlier run: features, (n, d).
 
         Raises
         ------
@@ -103,13 +127,19 @@ class Resume:
         assert self.path is not None  # for the type checker: there was an earlier run
         file = self.path / f"{name}.npy"
         if not file.exists():
-            raise ValueError(self._damaged(f"{name}.npy is missing"))
+            raise ValueError(self.damaged(f"{name}.npy is missing"))
         try:
-            return np.load(file, mmap_mode="r")
-        except (ValueError, EOFError) as error:
-            raise ValueError(self._damaged(f"{name}.npy cannot be read ({error})")) from error
+            found = read_sealed_array(file)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(self.damaged(f"{name}.npy cannot be read ({error})")) from error
+        if found.ndim != 2 or len(found) != n or found.dtype.kind != "f":
+            raise ValueError(
+                self.damaged(f"{name}.npy holds {found.dtype} of shape {found.shape}, not the features of {n} spots")
+            )
+        return found
 
-    def _damaged(self, what: str) -> str:
+    def damaged(self, what: str) -> str:
+        """Return the text of an error about a part."""
         return f"`resume={str(self.path)!r}` is damaged: {what}. Delete the folder."
 
     def facts(self, name: str) -> Any:
@@ -118,17 +148,17 @@ class Resume:
             return None
         file = self.path / f"{name}.json"
         try:
-            return processes.broadcast(json.loads(file.read_text()) if file.exists() else None)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(self._damaged(f"{name}.json is no JSON ({error})")) from error
+            return processes.broadcast(read_sealed_json(file) if file.exists() else None)
+        except (OSError, ValueError) as error:
+            raise ValueError(self.damaged(f"{name}.json cannot be read ({error})")) from error
 
     def put_facts(self, name: str, facts: Any) -> None:
         """Keep plain values as JSON for a later run."""
-        if self.path is None:
+        if self.path is None or not self.writable:
             return
         with processes.raise_together():
             if processes.rank() == 0:
-                write_json(self.path / f"{name}.json", facts, _WHAT)
+                write_sealed_json(self.path / f"{name}.json", facts, _WHAT)
 
 
 def _check(folder: Path, now: dict[str, Any]) -> str | None:
@@ -146,8 +176,10 @@ def _check(folder: Path, now: dict[str, Any]) -> str | None:
         return None
     try:
         stored = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return f"`resume={str(folder)!r}` is damaged: {_SETTINGS} is no JSON ({error}). Delete the folder."
+        if not isinstance(stored, dict):
+            raise ValueError(f"it holds {type(stored).__name__}")
+    except (ValueError, RecursionError) as error:
+        return f"`resume={str(folder)!r}` is damaged: {_SETTINGS} is no JSON of ours ({error}). Delete the folder."
     now, stored = _flattened(now), _flattened(stored)
     other = sorted(name for name in {*now, *stored} if now.get(name) != stored.get(name))
     if not other:

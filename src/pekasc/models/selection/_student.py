@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,15 @@ from pekasc.models.selection._job import Job
 from pekasc.models.selection._readout import Reading, fit_head, head_inputs
 from pekasc.models.selection._result import history_frame, make_result
 from pekasc.models.teachers import check_finite
-from pekasc.models.training import Trained, choose_blocks, last_block, make_config, target_layers, train_student
+from pekasc.models.training import (
+    HISTORY,
+    Trained,
+    choose_blocks,
+    last_block,
+    make_config,
+    target_layers,
+    train_student,
+)
 
 logger = get_logger(__name__)
 
@@ -86,6 +95,8 @@ def _blocks(job: Job, depth: Depth) -> int | str:
             at_once = -(-o.recipe.batch_size // o.compute.accumulate)
             known = processes.broadcast(choose_blocks(job.model, n_blocks, at_once, o.device, o.precision))
             job.resume.put_facts("blocks", known)
+        elif known != "all" and not (isinstance(known, int) and 1 <= known <= n_blocks):
+            raise ValueError(job.resume.damaged(f"blocks.json names {known!r} of {n_blocks} blocks"))
         return known
     if blocks != "all" and o.readout.depth == "best" and int(blocks) > n_blocks:
         # valid for the encoder, but more than the blocks up to the chosen depth
@@ -172,7 +183,7 @@ def _train(
             embedding,
             recipe=o.recipe,
             epochs=epochs,
-            engine=o.engine,
+            engine=o.engine if job.resume.writable else replace(o.engine, checkpoint_minutes=math.inf),
             random_state=o.random_state,
             local=job.local,
             keep=keep,
@@ -185,6 +196,17 @@ def _train(
     for row in trained.history:
         o.profile.saw_memory(int(row["peak_memory"]))
     return trained
+
+
+def _check_history(job: Job, file: str, rows: Any, most: int) -> None:
+    """Check the epochs that an earlier run wrote down."""
+    try:
+        epochs = [row["epoch"] for row in rows]
+        numbers = all(isinstance(row[name], int | float) for row in rows for name in HISTORY)
+    except (LookupError, TypeError) as error:
+        raise ValueError(job.resume.damaged(f"{file} has another shape ({error!r})")) from error
+    if not numbers or not epochs or epochs != list(range(1, len(epochs) + 1)) or len(epochs) > most:
+        raise ValueError(job.resume.damaged(f"{file} is no history of 1 to {most} epochs"))
 
 
 def _run_fold(
@@ -246,6 +268,7 @@ def _run_fold(
         done = _train(job, name, config, depth, fold.train, most, (), on_epoch, stop).history
         job.resume.put_facts(f"{name}/done", done)
     else:
+        _check_history(job, f"{name}/done.json", done, most)
         for row in done:
             on_epoch(int(row["epoch"]), known=True)
     first = {"epoch": 0, "loss": np.nan, "kd": np.nan, "sa": np.nan, "matching": np.nan, "val_error": start}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import time
 from collections.abc import Callable, Collection
 from copy import deepcopy
@@ -16,8 +16,11 @@ import torch
 from peft import PeftConfig, get_peft_model_state_dict
 from torch import Tensor
 
-from pekasc.models.runtime import peak_memory, processes
+from pekasc.models.runtime import peak_memory, processes, replace_sealed
 from pekasc.models.training._plan import Student
+
+# what a row of the history has
+HISTORY = ("epoch", "loss", "kd", "sa", "matching", "peak_memory", "val_error")
 
 
 class Allocation(L.Callback):
@@ -86,14 +89,17 @@ class Checkpoints(L.Callback):
             return
         if not processes.broadcast(time.monotonic() - self._last >= self.seconds):
             return
-        partial = self.file.with_suffix(".partial")
-        trainer.save_checkpoint(partial, weights_only=False)
-        if trainer.is_global_zero:
-            os.replace(partial, self.file)
+        # what `trainer.save_checkpoint` writes; it would leave an error of one process to the others' waiting
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        with processes.raise_together():
+            if trainer.is_global_zero:
+                content = io.BytesIO()  # torch hides why a file cannot be written
+                torch.save(checkpoint, content)
+                replace_sealed(self.file, content.getvalue(), CHECKPOINT)
         self._last = time.monotonic()
 
 
-LAST = "last.ckpt"
+LAST, CHECKPOINT = "last.ckpt", "The checkpoint of the fit"
 
 
 class KeepWeights(L.Callback):

@@ -145,3 +145,16 @@ def _trainer(engine: Engine, recipe: Recipe, epochs: int, callbacks: list[L.Call
         # last, so that a checkpoint includes the effects of the user's callbacks
         callbacks=[*user_callbacks, *callbacks], **how,
     )  # fmt: skip
+
+
+def release(trainer: L.Trainer, student: L.LightningModule) -> None:
+    """Take apart a trainer that has ended, so that memory is free as soon as the fit's result is.
+
+    Trainer, loops, connectors, callbacks and module refer to one another: tens of MB of a fit, its network and features
+    among them, would wait for the oldest generation of Python's garbage collector.
+    """
+    strategy: Any = trainer.strategy  # may be the user's own, for the next training as well
+    strategy.connect(None)
+    strategy.optimizers, strategy.lr_scheduler_configs = [], []
+    student.trainer = None
+    vars(trainer).clear()

@@ -71,6 +71,11 @@ class Student(L.LightningModule):
             self.projector = projector(width, targets.embedding.shape[1])
         self.allocate: Callable[[int], None] | None = None
         self.peft_model: Any = None
+        self.started = False  # whether a checkpoint, if there is one, was restored
+
+    def on_train_start(self) -> None:
+        """Note that everything is restored."""
+        self.started = True
 
     def on_fit_start(self) -> None:
         """Move targets and sums, which are not buffers, to the device."""

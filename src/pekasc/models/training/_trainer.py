@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
 import lightning as L
 import numpy as np
 import torch
 from peft import PeftConfig
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from pekasc._digests import sha256
 from pekasc._options import Recipe
 from pekasc.models.encoders import Depth, EncoderNetwork
 from pekasc.models.features import Inputs, features_of
-from pekasc.models.runtime import autocast, processes, quiet_lightning
+from pekasc.models.runtime import autocast, check_sealed, processes, quiet_lightning, tensor_parts, write_whole
 from pekasc.models.training._batches import _Batches
 from pekasc.models.training._callbacks import LAST, Allocation, Checkpoints, History, KeepWeights
-from pekasc.models.training._lightning import Engine, _trainer
+from pekasc.models.training._lightning import Engine, _trainer, release
 from pekasc.models.training._methods import attached, method_name, with_steps
 from pekasc.models.training._plan import NotFinite, Student
 from pekasc.models.training._targets import prepare_targets
 
+GOOD = "last_good.safetensors"
+_PARTS = {"state_dict": dict, "loops": dict, "callbacks": dict, "optimizer_states": list, "pekasc": dict}
 _CHECKED = 4  # tiles on which an adapter is compared with the frozen encoder
 
 
@@ -200,14 +202,24 @@ def _run(
     try:
         with quiet_lightning(), _plain_attention(encoder.model, engine.device), _interruptible():
             trainer = _trainer(engine, recipe, epochs, callbacks)
-            trainer.fit(student, batches, ckpt_path=None if state is None else str(state), weights_only=True)
+            try:
+                trainer.fit(student, batches, ckpt_path=None if state is None else str(state), weights_only=True)
+            finally:
+                release(trainer, student)
+    except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        if state is None or student.started:
+            raise
+        raise _damaged(state, error) from error
     except NotFinite as error:
         error.last_good = {name: p.detach().cpu().clone() for name, p in student.trained().items()}
         where = "give `Compute.resume` a folder to have it on disk"
         if folder is not None:
-            if processes.rank() == 0:
-                save_file(dict(error.last_good), folder / "last_good.safetensors")
-            where = f"{folder / 'last_good.safetensors'} has it"
+            where = f"{folder / GOOD} has it"
+            try:
+                if processes.rank() == 0:
+                    _write_good(folder / GOOD, error.last_good)
+            except OSError as full:  # the error of the training matters more
+                where = str(full)
         error.add_note(f"The weights before that step are kept in this error's attribute `last_good`; {where}.")
         if folder is not None:
             error.add_note("`Compute.resume` continues only with the same options: with others, give another folder.")
@@ -218,20 +230,32 @@ def _run(
             block._compiled_call_impl = None
 
 
+def _write_good(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors with their SHA-256 in the metadata."""
+    content = to_bytes(dict(tensors), metadata={"sha256": sha256(*tensor_parts(tensors))})
+    write_whole(file, lambda out: out.write(content), "The last good weights")
+
+
 def _check_state(file: Path) -> None:
-    """Raise ValueError if a checkpoint is damaged."""
+    """Raise ValueError if a checkpoint is not the one that was written, or cannot be read without running code."""
     try:
-        with ZipFile(file) as parts:
-            bad = parts.testzip()
-        if bad is None:
-            torch.load(file, map_location="cpu", weights_only=True)  # a checkpoint of ours holds nothing that runs code
-    except (BadZipFile, OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
-        bad = str(error)[:300]
-    if bad is not None:
-        raise ValueError(
-            f"The checkpoint of a training in `Compute.resume` is damaged: {str(file)!r} ({bad}). Delete that file: "
-            "this training starts again, finished ones are kept."
-        )
+        check_sealed(file)
+        found = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in _PARTS.items()):
+            raise ValueError("it lacks parts of a checkpoint")
+        if "fit_loop" not in found["loops"]:
+            raise ValueError("it does not say how far the training was")
+    except UnpicklingError as error:
+        raise _damaged(file, "it holds other objects than tensors and plain values, which are not loaded") from error
+    except (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError) as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception | str) -> ValueError:
+    return ValueError(
+        f"The checkpoint of a training in `Compute.resume` is damaged: {str(file)!r} ({str(error)[:300]}). Delete "
+        "that file: this training starts again, finished ones are kept."
+    )
 
 
 @contextmanager

@@ -1,0 +1,40 @@
+"""Paths that users give: folders of a file system."""
+
+from __future__ import annotations
+
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+
+def folder_path(name: str, value: Any) -> Path:
+    """Check the path of a folder that a call reads or writes, and return it with ``~`` expanded.
+
+    Parameters
+    ----------
+    name
+        Name of the argument, for errors.
+    value
+        What was given. The folder need not exist.
+
+    Raises
+    ------
+    TypeError
+        If it is no path.
+    ValueError
+        If it is empty, or an address on the network.
+    """
+    text = fspath(value) if isinstance(value, str | PathLike) else None
+    if not isinstance(text, str):
+        raise TypeError(f"`{name}={value!r}` must be the path of a folder, got {type(value).__name__}.")
+    if not text or "\0" in text:
+        raise ValueError(f"`{name}={text!r}` is no path: give a folder, such as `{name}='folder'`.")
+    if "://" in text:
+        raise ValueError(f"`{name}={text!r}` is an address: a folder of a file system is needed.")
+    return Path(text).expanduser()
+
+
+def check_no_file(name: str, path: Path) -> None:
+    """Raise ValueError if there is a file where a call needs a folder."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"`{name}={str(path)!r}` is a file: give a folder.")

@@ -1,0 +1,276 @@
+"""The record of a saved adapter: which values each field may have, and which shapes the weights beside it.
+
+The record's own SHA-256 shows accidents. Whoever edits it by hand, or sends it, may have made that anew: every value is
+checked before it is used.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from torch import Tensor
+
+Check = Callable[[Any], bool]
+_MOST = 1e15
+_DTYPES = {"float64": "number", "float32": "number", "int64": "whole", "int32": "whole", "bool": "flag"}
+_DTYPES |= dict.fromkeys(("object", "str", "string"), "scalar")
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST
+
+
+def _number(value: Any) -> bool:
+    return _whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _number_or_nan(value: Any) -> bool:
+    return _whole(value) or isinstance(value, float)
+
+
+def _count(value: Any) -> bool:
+    return _whole(value) and value >= 0
+
+
+def _positive(value: Any) -> bool:
+    return _number(value) and 0 < value < _MOST
+
+
+def _name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _scalar(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _optional(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _list(check: Check, least: int = 0, most: float = math.inf) -> Check:
+    return lambda value: isinstance(value, list) and least <= len(value) <= most and all(map(check, value))
+
+
+def _mapping(check: Check) -> Check:
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
+
+
+def _plain(value: Any, levels: int = 6) -> bool:
+    """Return whether a value is made of scalars, lists and mappings, of a few levels."""
+    if isinstance(value, list | dict):
+        return levels > 0 and all(
+            _plain(part, levels - 1) for part in (value.values() if isinstance(value, dict) else value)
+        )
+    return _scalar(value)
+
+
+def _each_once(check: Check) -> Check:
+    return lambda value: check(value) and len(set(value)) == len(value)
+
+
+# what each field may be, and how an error says so
+_FIELDS: dict[str, tuple[Check, str]] = {
+    "encoder_digest": (_digest, "a SHA-256"),
+    "tile_px": (lambda value: _whole(value) and 0 < value <= 100_000, "a number of pixels"),
+    "mpp": (_positive, "a positive number"),
+    "depth": (_optional(_each_once(_list(lambda v: _count(v) and 0 < v < 10_000, 1))), "null or numbers of blocks"),
+    "method": (_name, "a name"),
+    "genes": (_each_once(_list(_name, 1)), "names, each once"),
+    "context_um": (_optional(_positive), "null or a positive number"),
+    "scales": (
+        lambda value: _each_once(_list(_positive, 1))(value) and value[0] == 1,
+        "positive numbers, each once, the first 1",
+    ),
+    "orientations": (lambda value: _whole(value) and value in (1, 2, 4, 8), "1, 2, 4 or 8"),
+    "info": (lambda value: isinstance(value, dict) and _plain(value), "plain values by name"),
+    "files": (_mapping(_digest), "a SHA-256 for every file"),
+}
+_ENCODER: dict[str, tuple[Check, str]] = {
+    "name": (_name, "a name"),
+    "weights": (_optional(_name), "null or a path"),
+    "model_kwargs": (lambda value: isinstance(value, dict) and _plain(value, 2), "plain values by name"),
+    "mean": (_optional(_list(_number, 3, 3)), "null or three numbers"),
+    "std": (_optional(_list(_positive, 3, 3)), "null or three positive numbers"),
+    "mpp": (_optional(_positive), "null or a positive number"),
+    "adapter_targets": (_list(_name), "names of layers"),
+    "gated": (_flag, "true or false"),
+    "pooling": (lambda value: value in (None, "class", "class+mean"), 'null, "class" or "class+mean"'),
+    **dict.fromkeys(("key", "licence", "citation", "note", "hub", "hub_file"), (_optional(_name), "null or a text")),
+}
+# what the summary needs, and what it takes where it is there
+_NEEDED = ("n_spots", "groups", "target", "head")
+_INFO: dict[str, tuple[Check, str]] = {
+    "n_spots": (_count, "a number of spots"),
+    "groups": (_list(lambda value: isinstance(value, str)), "names of groups"),
+    "target": (_name, "a name"),
+    "head": (_name, "a name"),
+    "depth": (_name, "a name"),
+    "epochs": (_count, "a number of epochs"),
+    "n_parameters": (_count, "a number of parameters"),
+    "teacher": (_optional(_name), "null or a name"),
+    "teacher_licence": (_optional(lambda value: isinstance(value, str)), "null or a text"),
+    "versions": (_mapping(_name), "versions by name"),
+    "profile": (
+        lambda value: (
+            isinstance(value, dict)
+            and all(_mapping(_number)(value.get(name)) for name in ("seconds", "tiles_per_second"))
+            and _number(value.get("peak_memory"))
+        ),
+        "seconds and tiles per second by stage, and peak_memory",
+    ),
+}
+
+
+def check_record(record: Mapping[str, Any]) -> None:
+    """Check the values of a record.
+
+    Raises
+    ------
+    ValueError
+        Naming the field that is wrong.
+    """
+    _check_fields(record, _FIELDS, "")
+    if not isinstance(record["encoder"], dict):
+        raise ValueError(f"`encoder` must be the description of an encoder, got {_short(record['encoder'])}")
+    if unknown := sorted(set(record["encoder"]) - set(_ENCODER)):
+        raise ValueError(f"`encoder` has unknown fields {unknown}")
+    _check_fields(record["encoder"], _ENCODER, "encoder.", needed=("name",))
+    _check_fields(record["info"], _INFO, "info.", needed=_NEEDED)
+    for name in ("gene_scores", "history", "selection"):
+        _check_frame(record[name], name)
+    scores = record["gene_scores"]
+    if scores["index"] != record["genes"]:
+        raise ValueError("`gene_scores.index` must be the genes")
+    if _DTYPES.get(scores["dtypes"].get("pearson")) != "number":
+        raise ValueError("`gene_scores` must have a column of numbers, pearson")
+
+
+def _check_fields(
+    values: Mapping[str, Any], table: Mapping[str, tuple[Check, str]], prefix: str, needed: tuple[str, ...] = ()
+) -> None:
+    if missing := [name for name in needed if name not in values]:
+        raise ValueError(f"`{prefix}{missing[0]}` is missing")
+    for name, (check, words) in table.items():
+        if name in values and not _holds(check, values[name]):
+            raise ValueError(f"`{prefix}{name}` must be {words}, got {_short(values[name])}")
+
+
+def _holds(check: Check, value: Any) -> bool:
+    try:
+        return check(value)
+    except TypeError:  # such as lists, which are in no set
+        return False
+
+
+def _check_frame(value: Any, field: str) -> None:
+    """Check a table: an index, and columns of its length with their types."""
+    if not isinstance(value, dict) or value.keys() != {"index", "index_name", "columns", "dtypes"}:
+        raise ValueError(f"`{field}` must be a table with index, index_name, columns and dtypes, got {_short(value)}")
+    index, columns, dtypes = value["index"], value["columns"], value["dtypes"]
+    checks = {"number": _number_or_nan, "whole": _whole, "flag": _flag, "scalar": _scalar}
+    if not _list(lambda v: isinstance(v, str) or _whole(v))(index) or not _optional(_name)(value["index_name"]):
+        raise ValueError(f"`{field}.index` must be names or numbers, got {_short(index)}")
+    if not isinstance(columns, dict) or not isinstance(dtypes, dict) or columns.keys() != dtypes.keys():
+        raise ValueError(f"`{field}.dtypes` must name the type of every column")
+    for name, column in columns.items():
+        kind = _DTYPES.get(dtypes[name]) if isinstance(dtypes[name], str) else None
+        if kind is None or not _list(checks[kind], len(index), len(index))(column):
+            raise ValueError(f"`{field}.columns.{name}` must be {len(index)} values of type {_short(dtypes[name])}")
+
+
+def check_tensors(tensors: Mapping[str, Tensor], n_genes: int) -> None:
+    """Check shapes and values of the head, and of what shows the training tissue.
+
+    Raises
+    ------
+    ValueError
+        Naming the tensor that is wrong.
+    """
+    wanted = ("mean", "scale", "components", "coef", "intercept", "alpha")
+    if missing := [f"head.{name}" for name in wanted if f"head.{name}" not in tensors]:
+        raise ValueError(f"{missing[0]} is missing")
+    head = {name: tensors[f"head.{name}"] for name in wanted}
+    n, k = head["mean"].numel(), len(head["components"]) if head["components"].ndim else 0
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "mean": [(n,)], "scale": [(n,)], "components": [(k, n)], "coef": [(k, n_genes)], "intercept": [(n_genes,)],
+        "alpha": [(), (1,), (n_genes,)],
+    }  # fmt: skip
+    for name, tensor in head.items():
+        _check_tensor(f"head.{name}", tensor, shapes[name])
+    for name in ("scale", "alpha"):
+        if not bool((head[name] > 0).all()):
+            raise ValueError(f"head.{name} must be positive")
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "trained_on":
+            _check_place(rest, tensor, tensors)
+        elif kind not in ("head", "projector", "cluster_head"):
+            raise ValueError(f"{name} is no part of an adapter")
+
+
+def _check_tensor(name: str, tensor: Tensor, shapes: list[tuple[int, ...]]) -> None:
+    if tensor.dtype not in (torch.float32, torch.float64) or tuple(tensor.shape) not in shapes:
+        raise ValueError(
+            f"{name} must be floating-point numbers of shape {' or '.join(map(str, shapes))}, got {tensor.dtype} of "
+            f"shape {tuple(tensor.shape)}"
+        )
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"{name} has values that are NaN or infinite")
+
+
+def _check_place(name: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> None:
+    """Check centres of training tiles, (n, 2), and landmarks of an image: points (m, 3) and descriptors (m, 128)."""
+    n = len(tensor) if tensor.ndim else 0
+    if name.endswith(".descriptors"):
+        points = tensors.get(f"trained_on.{name.removesuffix('.descriptors')}.points")
+        if tensor.dtype != torch.uint8 or tuple(tensor.shape) != (n, 128) or points is None or len(points) != n:
+            raise ValueError(f"trained_on.{name} must be 128 bytes for each of its points")
+    else:
+        _check_tensor(f"trained_on.{name}", tensor, [(n, 3 if name.endswith(".points") else 2)])
+
+
+def check_config(config: PeftConfig, weights: Mapping[str, Tensor]) -> None:
+    """Check the sizes in a PEFT configuration against the weights: building what it describes takes no more room.
+
+    Raises
+    ------
+    ValueError
+        Naming the field that is wrong.
+    """
+    targets = getattr(config, "target_modules", None)
+    if not isinstance(targets, list | set) or not targets or not all(map(_name, targets)):
+        raise ValueError(f"its `target_modules` must be names of layers, got {_short(targets)}")
+    if getattr(config, "layer_replication", None):
+        raise ValueError("its `layer_replication` would copy layers of the encoder")
+    if not weights or not all(tensor.is_floating_point() and tensor.ndim for tensor in weights.values()):
+        raise ValueError("the weights must be floating-point numbers")
+    most = max(max(tensor.shape) for tensor in weights.values())
+    for name in ("r", "init_r", "target_r"):
+        rank = getattr(config, name, 1)
+        if not _whole(rank) or not 1 <= rank <= most:
+            raise ValueError(
+                f"its `{name}` must be a rank from 1 to {most}, as the weights have it, got {_short(rank)}"
+            )
+    pattern: Any = getattr(config, "rank_pattern", None) or {}
+    ranks: list[Any] = list(pattern.values()) if isinstance(pattern, dict) else [None]
+    if not all(_list(_flag, 1, most)(rank) or (_whole(rank) and 1 <= rank <= most) for rank in ranks):
+        raise ValueError("its `rank_pattern` must give ranks by layer")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,196 @@
+"""Predictions into a store: the same values whatever the parts, continued after a kill, left there when written."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import spatialdata as sd
+from spatialdata import SpatialData
+
+import pekasc as pk
+from pekasc._keys import read_uns
+from pekasc.models.features import _predictions
+from pekasc.tl import _predict_rows, _section_features
+
+FROZEN: dict[str, Any] = {"method": None, "train": ["P1S1_spots"], "compute": {"device": "cpu"}, "progress": False}
+GRID: dict[str, Any] = {"tile_px": 56, "mpp": 2.0, "min_sharpness": None, "max_pen": None}
+CPU: dict[str, Any] = {"compute": {"device": "cpu"}, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def slide() -> SpatialData:
+    """Return two sections with spots, and a grid of 50 um on the second."""
+    sdata = pk.datasets.phantom(n_patients=2, size_um=700, mpp=1.0, n_genes=24)
+    pk.pp.tile(sdata, tile_px=56, mpp=2.0)
+    pk.pp.tile_grid(sdata, "P2S1_he", stride_um=50, **GRID)
+    return sdata
+
+
+@pytest.fixture(scope="module")
+def adapter(slide: SpatialData) -> pk.Adapter:
+    """Return a frozen encoder whose head looks 210 um around."""
+    return pk.tl.fit_adapter(slide, readout={"depth": 2, "context_um": 210}, **FROZEN)
+
+
+@pytest.fixture
+def grid(slide: SpatialData) -> SpatialData:
+    return SpatialData(
+        images=dict(slide.images),
+        shapes={k: v for k, v in slide.shapes.items() if "grid" in k},
+        tables={"grid": slide["grid"].copy()},
+    )
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(_predictions, "_SHARD_BYTES", 1)
+    monkeypatch.setattr(_predictions, "_ROWS", 32)
+    yield
+
+
+def test_a_table_without_genes_gets_those_of_the_adapter(
+    grid: SpatialData, adapter: pk.Adapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    obs = grid["grid"].obs.copy()
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        pk.tl.predict_expression(grid, adapter, **CPU)
+    assert "Using the only table, 'grid'" in caplog.text
+    table = grid["grid"]
+    assert list(table.var_names) == list(adapter.genes) and table.X is None
+    assert table.layers["peka"].dtype == np.float32 and np.isfinite(table.layers["peka"]).all()
+    assert set(obs) < set(table.obs) and not table.obs["peka_train"].any() and "peka_total" not in table.obs
+    pk.tl.predict_expression(grid, adapter, **CPU)  # again: the same
+    np.testing.assert_array_equal(grid["grid"].layers["peka"], table.layers["peka"])
+    adata = pk.get.expression(grid)
+    assert adata.shape == table.shape and adata.uns["log1p"] == {"base": None}
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_parts_and_the_store_change_nothing(
+    grid: SpatialData, adapter: pk.Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pk.tl.predict_expression(grid, adapter, **CPU)
+    whole = grid["grid"].layers["peka"]
+    for tiles, chunk in ((1, 7), (7, 64), (256, 256)):
+        monkeypatch.setattr(_predict_rows, "_TILES", tiles)
+        monkeypatch.setattr(_section_features, "_CHUNK", chunk)
+        folder = tmp_path / f"store {tiles}"
+        pk.tl.predict_expression(grid, adapter, store=folder, **CPU)
+        layer = grid["grid"].layers["peka"]
+        assert isinstance(layer, da.Array) and layer.npartitions > 1
+        np.testing.assert_allclose(np.asarray(layer), whole, atol=1e-5)
+    record = read_uns(grid["grid"], "peka")
+    assert record["store"] == str(folder) and (folder / record["array"]).is_dir()
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_an_interrupted_call_continues(
+    grid: SpatialData, adapter: pk.Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pk.tl.predict_expression(grid, adapter, store=tmp_path / "whole", **CPU)
+    whole = np.asarray(grid["grid"].layers["peka"])
+    before = grid["grid"].copy()
+    calls = []
+
+    def failing(*args: Any) -> np.ndarray:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return predict_rows(*args)
+
+    predict_rows = _predict_rows.predict_rows
+    monkeypatch.setattr(_predict_rows, "predict_rows", failing)
+    store = tmp_path / "store"
+    with pytest.raises(KeyboardInterrupt):
+        pk.tl.predict_expression(grid, adapter, store=store, **CPU)
+    assert read_uns(grid["grid"], "peka")["store"] == read_uns(before, "peka")["store"]  # as it was
+    n_parts = len(list((tmp_path / "whole").glob("predictions-*/c/*/0")))
+    done = {file: file.stat().st_mtime_ns for file in store.glob("predictions-*/c/*/0")}
+    assert len(done) == 2 < n_parts
+    pk.tl.predict_expression(grid, adapter, store=store, **CPU)
+    assert len(calls) == 3 + n_parts - 2
+    assert all(file.stat().st_mtime_ns == at for file, at in done.items())
+    np.testing.assert_array_equal(np.asarray(grid["grid"].layers["peka"]), whole)
+
+
+def test_predictions_stay_in_the_store_when_the_object_is_written(
+    grid: SpatialData, adapter: pk.Adapter, tmp_path: Path
+) -> None:
+    pk.tl.predict_expression(grid, adapter, store=tmp_path / "store", **CPU)
+    values = np.asarray(grid["grid"].layers["peka"])
+    grid.write(tmp_path / "slide.zarr")
+    assert not list((tmp_path / "slide.zarr/tables/grid/layers").glob("peka*"))
+    again = sd.read_zarr(tmp_path / "slide.zarr")
+    assert not again["grid"].layers and again["grid"].shape == values.shape
+    pk.io.attach_predictions(again)
+    np.testing.assert_array_equal(np.asarray(again["grid"].layers["peka"]), values)
+    # a copy of the table is written without them, too; a subset or result is an array like any other
+    again["grid"].copy().write_zarr(tmp_path / "table.zarr")
+    assert not list((tmp_path / "table.zarr/layers").glob("peka*"))
+    subset = again["grid"][:, :3].copy()
+    subset.write_zarr(tmp_path / "subset.zarr")
+    assert (tmp_path / "subset.zarr/layers/peka").is_dir()
+    few = pk.get.expression(again, genes=[adapter.genes[2], adapter.genes[0]])
+    np.testing.assert_array_equal(few.X, values[:, [2, 0]])
+    with pytest.raises(KeyError, match=r"`genes=`: \['nope'\] not found"):
+        pk.get.expression(again, genes=["nope"])
+    # moved, gone, another's
+    shutil.move(tmp_path / "store", tmp_path / "moved")
+    moved = sd.read_zarr(tmp_path / "slide.zarr")
+    with pytest.raises(FileNotFoundError, match="it was moved or deleted. Give its new place as `store=`"):
+        pk.io.attach_predictions(moved)
+    pk.io.attach_predictions(moved, store=tmp_path / "moved")
+    np.testing.assert_array_equal(np.asarray(moved["grid"].layers["peka"]), values)
+    fewer = moved["grid"][:10].copy()
+    del fewer.layers["peka"]
+    del moved.tables["grid"]
+    moved.tables["grid"] = fewer
+    with pytest.raises(ValueError, match=r"other predictions than the table's: \d+ rows and 24 genes, 10 and 24"):
+        pk.io.attach_predictions(moved, store=tmp_path / "moved")
+    del moved.tables["grid"].uns["pekasc"]["peka"]
+    with pytest.raises(KeyError, match=r"No table has predictions in a store: \['grid'\]"):
+        pk.io.attach_predictions(moved)
+
+
+def test_a_table_with_genes_has_a_layer_of_its_shape_in_the_store(
+    slide: SpatialData, adapter: pk.Adapter, tmp_path: Path
+) -> None:
+    pk.tl.predict_expression(slide, adapter, genes=list(adapter.genes[:5]), **CPU)
+    inside = slide["table"].layers["peka"]
+    pk.tl.predict_expression(
+        slide, adapter, genes=list(adapter.genes[:5]), store=tmp_path / "store",
+        compute={"device": "cpu", "stored_precision": "float16"}, progress=False,
+    )  # fmt: skip
+    layer = slide["table"].layers["peka"]
+    assert layer.dtype == np.float16 and layer.shape == slide["table"].shape
+    np.testing.assert_allclose(np.asarray(layer), inside, rtol=2e-3, atol=1e-3)
+    assert len(pk.tl.evaluate(slide)) == 5
+    with pytest.raises(ValueError, match="'stored_precision' does nothing .*: no predictions are stored"):
+        pk.tl.predict_expression(slide, adapter, compute={"stored_precision": "float16"}, progress=False)
+
+
+def test_the_context_of_a_grid_is_that_of_the_lattice(slide: SpatialData, adapter: pk.Adapter) -> None:
+    assert adapter.info["pitch_um"] == pytest.approx(100) and len(adapter.info["context_offsets_um"]) == 18
+    spots = np.flatnonzero(slide["table"].obs["region"] == "P2S1_spots")
+    coords = np.asarray(slide["table"].obsm["spatial"])[spots]
+    section = np.zeros(len(coords))
+    as_trained = adapter.context_weights(coords, section)
+    # a grid that holds the lattice: the mean is over the same places, whatever lies between
+    between = coords + [25.0, 12.0]
+    both = np.concatenate([coords, between])
+    rows = adapter.context_weights(both, np.zeros(len(both)), grid=True)[: len(coords)]
+    np.testing.assert_allclose(rows[:, : len(coords)].toarray(), as_trained.toarray(), atol=1e-12)
+    assert rows[:, len(coords) :].nnz == 0
+
+
+def test_a_coarse_grid_is_warned_of(grid: SpatialData, adapter: pk.Adapter) -> None:
+    pk.pp.tile_grid(grid, "P2S1_he", stride_um=80, **GRID, table_added="coarse")
+    with pytest.warns(UserWarning, match="are 80 um apart, and the training spots, .* 100 um: .* at most 50 um"):
+        pk.tl.predict_expression(grid, adapter, table_name="coarse", **CPU)
