@@ -14,6 +14,7 @@ from pekasc.cli import _arguments as arguments
 from pekasc.cli._batch import MADE, Job, plan, read_list, run
 from pekasc.cli._options import option_object
 from pekasc.cli._output import one_line, working
+from pekasc.cli._sources import STORES, image_of, open_source, table_of, without_pixels
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -52,8 +53,9 @@ def predict(
     """Predict expression of slides or tiled sections.
 
     Slides are tiled on a grid, on tissue, with the tile size of the adapter. Each source gives one zarr folder of a
-    SpatialData: tiles, predictions and a small image. Finished ones are skipped, and several processes can share a
-    list and an output folder.
+    SpatialData: tiles, table and a small image; its predictions are in a store in DIR/predictions, and
+    pekasc.io.attach_predictions brings them back. Finished ones are skipped, an interrupted one is continued, and
+    several processes can share a list and an output folder.
     """
     with working(as_json=as_json, debug=debug, verbosity=verbosity) as output:
         how = option_object(context, "compute", compute)
@@ -63,7 +65,7 @@ def predict(
         )  # fmt: skip
         paths = read_list(sources, list_file)
         try:
-            resolve(how, Compute, "compute", unused=unused_in_embedding())
+            resolve(how, Compute, "compute", unused=unused_in_embedding(stored=True))
         except (TypeError, ValueError) as error:
             raise typer.BadParameter(one_line(error), param_hint="--compute") from None
         jobs = plan(paths, out)
@@ -78,16 +80,22 @@ def predict(
         }
 
         def work(job: Job, part: Path, made: Mapping[str, Any]) -> dict[str, Any]:
-            from pekasc.cli._sources import without_pixels
+            from pekasc.tl import predict_expression
 
             assert loaded is not None  # there is something to do
             sdata, table = _tiled(job, loaded, **how_to_open)
-            _predict_table(sdata, loaded, table, genes=genes, compute=how, progress=output.bars)
+            store = out.absolute() / STORES / job.target.name
+            predict_expression(
+                sdata, loaded, table_name=table, genes=genes, store=store, compute=how, progress=output.bars
+            )
             result = without_pixels(sdata, table)
             result.attrs["pekasc"] = {**result.attrs.get("pekasc", {}), MADE: dict(made)}
             result.write(part)
             tiles = result[table].obs["tile_inside"].notna()
-            return {"table": table, "n_tiles": int(tiles.sum()), "n_genes": len(genes or loaded.genes)}
+            return {
+                "store": str(out / STORES / job.target.name), "table": table, "n_tiles": int(tiles.sum()),
+                "n_genes": len(genes or loaded.genes),
+            }  # fmt: skip
 
         settings = {"command": "predict", "adapter": digest, **grid}
         settings |= arguments.given(
@@ -123,33 +131,16 @@ def _tiled(
     grid: Mapping[str, Any],
 ) -> tuple[SpatialData, str]:  # fmt: skip
     """Open a source, tile it for the adapter where it has no table, and return it with the name of its table."""
-    from pekasc.cli import _sources
     from pekasc.pp import tile, tile_grid
 
-    sdata = _sources.open_source(job.source, name=job.name, image_mpp=image_mpp)
+    sdata = open_source(job.source, name=job.name, image_mpp=image_mpp)
     size: dict[str, Any] = {"tile_px": adapter.spec.tile_px, "mpp": adapter.spec.mpp, "image_mpp": image_mpp}
-    table = _sources.table_of(sdata, table_name)
+    table = table_of(sdata, table_name)
     if table is None:
-        tile_grid(sdata, _sources.image_of(sdata, image_name), table_added=_GRID, **size, **grid)
+        tile_grid(sdata, image_of(sdata, image_name), table_added=_GRID, **size, **grid)
         return sdata, _GRID
     if grid:
         raise ValueError(f"{job.source} has a table, so no grid is made: leave out {', '.join(grid)}.")
     if image_mpp is not None:
         tile(sdata, table_name=table, **size)
     return sdata, table
-
-
-def _predict_table(
-    sdata: SpatialData, adapter: Adapter, table_name: str, *, genes: Sequence[str] | None, compute: Any, progress: bool
-) -> None:
-    """Predict into a table; one without genes gets those of the adapter."""
-    from pekasc.tl import predict_expression
-
-    how: dict[str, Any] = {"genes": genes, "compute": compute, "table_name": table_name, "progress": progress}
-    if sdata[table_name].n_vars:
-        predict_expression(sdata, adapter, **how)
-        return
-    predict_expression(sdata, adapter, table_added="predicted", **how)
-    table = sdata["predicted"]
-    del sdata.tables["predicted"], sdata.tables[table_name]
-    sdata.tables[table_name] = table
