@@ -68,8 +68,8 @@ def predict(
             resolve(how, Compute, "compute", unused=unused_in_embedding(stored=True))
         except (TypeError, ValueError) as error:
             raise typer.BadParameter(one_line(error), param_hint="--compute") from None
-        jobs = plan(paths, out)
         digest = _digest(adapter)
+        jobs = plan(paths, out)
         # PyTorch takes seconds to import: not where everything is finished
         loaded = _load(adapter, genes) if any(not job.target.exists() for job in jobs) else None
         how_to_open: dict[str, Any] = {
