@@ -26,8 +26,10 @@ import spatialdata as sd
 import squidpy as sq
 from packaging.requirements import Requirement
 from packaging.version import Version
+from typer.testing import CliRunner
 
 import pekasc as pk
+from pekasc.cli import app
 
 CPU: dict[str, Any] = {"compute": {"device": "cpu"}, "progress": False}
 
@@ -71,6 +73,12 @@ def main(out: Path) -> None:
     tifffile.imwrite(out / "slide.tif", pixels, tile=(256, 256), photometric="rgb", compression="jpeg")
     slide = pk.io.read_slide(out / "slide.tif", image_mpp=0.5)
     assert np.abs(np.asarray(slide.images["slide"]).astype(int) - 200).max() < 3
+
+    how = ["--tissue", "none", "--min-sharpness", "none", "--image-mpp", "0.5", "--compute", "device=cpu", "--json"]
+    where = [str(out / "slide.tif"), "--adapter", str(out / "adapter"), "--out", str(out / "predicted")]
+    command = CliRunner().invoke(app, ["predict", *where, *how])
+    assert command.exit_code == 0, command.output
+    assert np.isfinite(sd.read_zarr(out / "predicted" / "slide.zarr")["grid"].layers["peka"]).all()
 
 
 def dependencies() -> list[Requirement]:

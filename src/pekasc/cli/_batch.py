@@ -13,7 +13,8 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def plan(sources: Iterable[Path], out: Path) -> list[Job]:
     hidden.mkdir(parents=True, exist_ok=True)
     record = hidden / "names.json"
     shared = Counter(stem(source).casefold() for source in sources)
-    with _lock(hidden / "names.lock"):
+    with FileLock(hidden / "names.lock"):
         names: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
         taken = {name.casefold() for name in names.values()}
         before = dict(names)
@@ -186,7 +187,7 @@ def _attempt(
 ) -> dict[str, Any] | None:
     """Do a job and return its record; None if another process is at it."""
     failed, part = hidden / f"{job.name}.failed.json", hidden / f"{job.name}.zarr"
-    lock = _lock(hidden / f"{job.name}.lock")
+    lock = FileLock(hidden / f"{job.name}.lock")  # the file stays: to delete it would race with other processes
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -226,11 +227,6 @@ def _differs(job: Job, made: Mapping[str, Any]) -> str | None:
     return f"{job.target} was made with other settings ({was}): delete it, or take another --out."
 
 
-def _lock(path: Path) -> FileLock:
-    # `thread_local=False`: released by whoever holds it; the lock file stays, since deleting it would race
-    return FileLock(path, thread_local=False)
-
-
 def _now(hidden: Path) -> int:
     """Return the time in ns by the clock of the file system, which all processes share."""
     mark = hidden / "clock"
@@ -249,20 +245,13 @@ def _write_json(path: Path, value: Any) -> None:
     part.replace(path)
 
 
-class _bar:
-    """A progress bar on a terminal."""
+@contextmanager
+def _bar(total: int, output: Output) -> Iterator[Callable[[], Any]]:
+    """Show a progress bar on a terminal, and yield what advances it."""
+    if not output.bars or total == 1:
+        yield lambda: None
+        return
+    from tqdm.auto import tqdm
 
-    def __init__(self, total: int, output: Output) -> None:
-        self._total, self._shown = total, output.bars and total > 1
-
-    def __enter__(self) -> Callable[[], Any]:
-        if not self._shown:
-            return lambda: None
-        from tqdm.auto import tqdm
-
-        self._tqdm = tqdm(total=self._total, unit="slide")
-        return self._tqdm.update
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
-            self._tqdm.close()
+    with tqdm(total=total, unit="slide") as bar:
+        yield bar.update

@@ -9,6 +9,7 @@ import typer
 
 from pekasc.cli import _arguments as arguments
 from pekasc.cli._output import finish, working
+from pekasc.cli._sources import with_predictions
 
 
 def evaluate(
@@ -44,14 +45,13 @@ def evaluate(
         import pandas as pd
 
         from pekasc import tl
-        from pekasc.cli._sources import open_zarr
 
         call = arguments.given(layer=layer, truth=truth, groups=groups, counts_layer=counts_layer)
         failures: dict[str, str] = {}
         frames: list[pd.DataFrame] = []
         for source in sources:
             try:
-                sdata = open_zarr(source)
+                sdata = with_predictions(source)
                 scores = tl.evaluate(sdata, include_train=include_train, table_name=table_name, **call)
             except Exception as error:  # noqa: BLE001 (one object must not stop the others; all that failed are named)
                 failures[str(source)] = output.reason(error)

@@ -11,6 +11,7 @@ import typer
 from pekasc.cli import _arguments as arguments
 from pekasc.cli._options import option_object
 from pekasc.cli._output import working
+from pekasc.cli._sources import joined
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -123,7 +124,6 @@ def names_or_files(given: list[str] | None) -> list[str] | None:
 
 def open_tiled(sources: list[Path], table_name: str, **tiles: Any) -> SpatialData:
     """Open and join sections, and tile them if there is an argument about tiles."""
-    from pekasc.cli._sources import joined
     from pekasc.pp import tile
 
     how = arguments.given(**tiles)

@@ -10,6 +10,7 @@ import typer
 
 from pekasc.cli import _arguments as arguments
 from pekasc.cli._output import finish, working
+from pekasc.cli._sources import open_zarr
 
 if TYPE_CHECKING:
     from pekasc.models import Adapter
@@ -86,7 +87,6 @@ def _describe_slide(path: Path) -> tuple[dict[str, Any], str]:
 
 def _describe_spatialdata(path: Path) -> tuple[dict[str, Any], str]:
     from pekasc._keys import UNS
-    from pekasc.cli._sources import open_zarr
 
     sdata = open_zarr(path)
     tables = {

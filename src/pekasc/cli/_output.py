@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any, TextIO
 
 import typer
@@ -71,9 +72,6 @@ def working(*, as_json: bool, debug: bool, verbosity: str | None) -> Iterator[Ou
             raise typer.BadParameter(str(error), param_hint="--verbosity") from None
     try:
         with redirect_stdout(sys.stderr), warnings.catch_warnings():
-            # of libraries to those who call them
-            for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):
-                warnings.simplefilter("ignore", category)
             warnings.showwarning = _show_warning
             yield out
     except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -110,8 +108,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    sys.stderr.write(f"pekasc: warning: {' '.join(str(message).split())}\n")
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+    """Show a warning on one line; those about other packages, meant for who calls them, if as much is asked for."""
+    ours = Path(filename).is_relative_to(Path(__file__).parents[1])
+    if ours or settings.verbosity in {"info", "debug"}:
+        sys.stderr.write(f"pekasc: warning: {' '.join(str(message).split())}\n")
 
 
 def _plain(value: Any) -> Any:

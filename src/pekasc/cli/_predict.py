@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from pekasc.cli import _arguments as arguments
 from pekasc.cli._batch import MADE, Job, plan, read_list, run
 from pekasc.cli._options import option_object
 from pekasc.cli._output import one_line, working
+from pekasc.cli._sources import STORES, image_of, open_source, table_of, without_pixels
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -51,8 +53,9 @@ def predict(
     """Predict expression of slides or tiled sections.
 
     Slides are tiled on a grid, on tissue, with the tile size of the adapter. Each source gives one zarr folder of a
-    SpatialData: tiles, predictions and a small image. Finished ones are skipped, and several processes can share a
-    list and an output folder.
+    SpatialData: tiles, table and a small image; its predictions are in a store in DIR/predictions, and
+    pekasc.io.attach_predictions brings them back. Finished ones are skipped, an interrupted one is continued, and
+    several processes can share a list and an output folder.
     """
     with working(as_json=as_json, debug=debug, verbosity=verbosity) as output:
         how = option_object(context, "compute", compute)
@@ -62,10 +65,13 @@ def predict(
         )  # fmt: skip
         paths = read_list(sources, list_file)
         try:
-            resolve(how, Compute, "compute", unused=unused_in_embedding())
+            resolve(how, Compute, "compute", unused=unused_in_embedding(stored=True))
         except (TypeError, ValueError) as error:
             raise typer.BadParameter(one_line(error), param_hint="--compute") from None
-        loaded, digest = _load(adapter, genes)
+        digest = _digest(adapter)
+        jobs = plan(paths, out)
+        # PyTorch takes seconds to import: not where everything is finished
+        loaded = _load(adapter, genes) if any(not job.target.exists() for job in jobs) else None
         how_to_open: dict[str, Any] = {
             "table_name": table_name,
             "image_name": image_name,
@@ -74,17 +80,23 @@ def predict(
         }
 
         def work(job: Job, part: Path, made: Mapping[str, Any]) -> dict[str, Any]:
-            from pekasc.cli._sources import without_pixels
+            from pekasc.tl import predict_expression
 
+            assert loaded is not None  # there is something to do
             sdata, table = _tiled(job, loaded, **how_to_open)
-            _predict_table(sdata, loaded, table, genes=genes, compute=how, progress=output.bars)
+            store = out.absolute() / STORES / job.target.name
+            predict_expression(
+                sdata, loaded, table_name=table, genes=genes, store=store, compute=how, progress=output.bars
+            )
             result = without_pixels(sdata, table)
             result.attrs["pekasc"] = {**result.attrs.get("pekasc", {}), MADE: dict(made)}
             result.write(part)
             tiles = result[table].obs["tile_inside"].notna()
-            return {"table": table, "n_tiles": int(tiles.sum()), "n_genes": len(genes or loaded.genes)}
+            return {
+                "store": str(out / STORES / job.target.name), "table": table, "n_tiles": int(tiles.sum()),
+                "n_genes": len(genes or loaded.genes),
+            }  # fmt: skip
 
-        jobs = plan(paths, out)
         settings = {"command": "predict", "adapter": digest, **grid}
         settings |= arguments.given(
             genes=sorted(genes) if genes else None, image_mpp=image_mpp, table_name=table_name, image_name=image_name
@@ -92,9 +104,16 @@ def predict(
         run(jobs, out, work, settings, output)
 
 
-def _load(folder: Path, genes: Sequence[str] | None) -> tuple[Adapter, str]:
-    """Load the adapter, and return it with a digest: without it nothing can be done, so it comes first."""
-    from pekasc._digests import file_sha256
+def _digest(folder: Path) -> str:
+    """Return a digest of an adapter: its record names those of its files."""
+    record = folder / "pekasc.json"
+    if not record.is_file():
+        raise typer.BadParameter(f"{folder} holds no adapter of pekasc.", param_hint="--adapter")
+    return hashlib.sha256(record.read_bytes()).hexdigest()[:16]
+
+
+def _load(folder: Path, genes: Sequence[str] | None) -> Adapter:
+    """Load the adapter before the first slide: without it nothing can be done."""
     from pekasc.models import Adapter
 
     try:
@@ -104,7 +123,7 @@ def _load(folder: Path, genes: Sequence[str] | None) -> tuple[Adapter, str]:
     unknown = sorted({*(genes or ())} - {*adapter.genes})
     if unknown:
         raise typer.BadParameter(f"The adapter does not predict {unknown[:5]}.", param_hint="--genes")
-    return adapter, file_sha256(folder / "pekasc.json")[:16]
+    return adapter
 
 
 def _tiled(
@@ -112,33 +131,16 @@ def _tiled(
     grid: Mapping[str, Any],
 ) -> tuple[SpatialData, str]:  # fmt: skip
     """Open a source, tile it for the adapter where it has no table, and return it with the name of its table."""
-    from pekasc.cli import _sources
     from pekasc.pp import tile, tile_grid
 
-    sdata = _sources.open_source(job.source, name=job.name, image_mpp=image_mpp)
+    sdata = open_source(job.source, name=job.name, image_mpp=image_mpp)
     size: dict[str, Any] = {"tile_px": adapter.spec.tile_px, "mpp": adapter.spec.mpp, "image_mpp": image_mpp}
-    table = _sources.table_of(sdata, table_name)
+    table = table_of(sdata, table_name)
     if table is None:
-        tile_grid(sdata, _sources.image_of(sdata, image_name), table_added=_GRID, **size, **grid)
+        tile_grid(sdata, image_of(sdata, image_name), table_added=_GRID, **size, **grid)
         return sdata, _GRID
     if grid:
         raise ValueError(f"{job.source} has a table, so no grid is made: leave out {', '.join(grid)}.")
     if image_mpp is not None:
         tile(sdata, table_name=table, **size)
     return sdata, table
-
-
-def _predict_table(
-    sdata: SpatialData, adapter: Adapter, table_name: str, *, genes: Sequence[str] | None, compute: Any, progress: bool
-) -> None:
-    """Predict into a table; one without genes gets those of the adapter."""
-    from pekasc.tl import predict_expression
-
-    how: dict[str, Any] = {"genes": genes, "compute": compute, "table_name": table_name, "progress": progress}
-    if sdata[table_name].n_vars:
-        predict_expression(sdata, adapter, **how)
-        return
-    predict_expression(sdata, adapter, table_added="predicted", **how)
-    table = sdata["predicted"]
-    del sdata.tables["predicted"], sdata.tables[table_name]
-    sdata.tables[table_name] = table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+STORES = "predictions"  # folder of the stores in an output folder
 _THUMBNAIL_PX = 2048
 
 
@@ -65,6 +67,17 @@ def open_zarr(path: Path) -> SpatialData:
     if not is_zarr(path):
         raise ValueError(f"{path} is no zarr folder of a SpatialData.")
     return spatialdata.read_zarr(path)
+
+
+def with_predictions(path: Path) -> SpatialData:
+    """Open a SpatialData zarr folder with its predictions, of which `pekasc predict` keeps the store beside it."""
+    from pekasc.io import attach_predictions
+
+    sdata = open_zarr(path)
+    beside = path.absolute().parent / STORES / path.name
+    with suppress(KeyError):  # predictions that are in the object itself
+        attach_predictions(sdata, store=beside if beside.is_dir() else None)
+    return sdata
 
 
 def joined(paths: Sequence[Path], table_name: str, *, same_tiles: bool) -> SpatialData:

@@ -10,6 +10,7 @@ from pekasc._settings import get_logger
 from pekasc.cli import _arguments as arguments
 from pekasc.cli._batch import MADE, Job, plan, read_list, run
 from pekasc.cli._output import working
+from pekasc.cli._sources import image_of, open_source, table_of
 
 logger = get_logger(__name__)
 
@@ -50,19 +51,18 @@ def tile(
         spots = arguments.given(array=array)
 
         def work(job: Job, part: Path, made: Mapping[str, Any]) -> dict[str, Any]:
-            from pekasc.cli import _sources
             from pekasc.pp import tile as tile_spots
             from pekasc.pp import tile_grid
 
-            sdata = _sources.open_source(job.source, name=job.name, image_mpp=image_mpp)
-            table = _sources.table_of(sdata, table_name)
+            sdata = open_source(job.source, name=job.name, image_mpp=image_mpp)
+            table = table_of(sdata, table_name)
             idle = [*(grid if table is not None else spots)]
             if idle:
                 what = "tiled around its spots" if table is not None else "tiled on a grid"
                 logger.hint("%s is %s: %s do nothing.", job.source, what, ", ".join(idle))
             if table is None:
                 table = "grid"
-                tile_grid(sdata, _sources.image_of(sdata, image_name), **both, **grid)
+                tile_grid(sdata, image_of(sdata, image_name), **both, **grid)
             else:
                 tile_spots(sdata, table_name=table, **both, **spots)
             sdata.attrs["pekasc"] = {**sdata.attrs.get("pekasc", {}), MADE: dict(made)}

@@ -1,0 +1,38 @@
+"""`pekasc info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pekasc as pk
+
+
+def test_what_there_is(run: Any, predicted: Any, slide: Path, sections: Path, adapter: Path, tmp_path: Path) -> None:
+    _, out = predicted
+    (tmp_path / "folder").mkdir()
+    paths = [slide, sections / "P1S1.zarr", adapter, out / "predictions" / "A_x.zarr", tmp_path / "folder", "nothing"]
+    done = run("info", *paths, "--json")
+    assert done.code == 1
+    of_slide, of_sdata, of_adapter, of_store, *failed = done.results
+    assert of_slide == {
+        "source": str(slide), "status": "done", "kind": "slide", "size_px": [300, 300], "levels_px": [[300, 300]],
+        "mpp": 2.0,
+    }  # fmt: skip
+    assert of_sdata["kind"] == "spatialdata" and of_sdata["images"] == ["P1S1_he"]
+    assert of_sdata["tables"]["table"]["n_vars"] == 12 and "image_mpp" in of_sdata["tables"]["table"]["pekasc"]
+    loaded = pk.Adapter.load(adapter)
+    assert of_adapter["kind"] == "adapter" and of_adapter["encoder"] == "tiny" and of_adapter["tile_px"] == 56
+    assert of_adapter["n_genes"] == len(loaded.genes)
+    assert of_store["kind"] == "store" and of_store["bytes"] > 0
+    assert [done.results[0]["n_tiles"] for done in [predicted[0]]][0] in {a["shape"][0] for a in of_store["arrays"]}
+    assert [r["status"] for r in failed] == ["failed", "failed"]
+    assert "neither a SpatialData, an adapter nor a store" in failed[0]["reason"]
+    assert "nothing" in failed[1]["reason"]
+
+    shown = run("info", *paths[:4])
+    assert shown.code == 0
+    assert f"{slide}: slide of 300 x 300 px at 2 um/px, 1 level\n" in shown.stdout
+    assert str(loaded) in shown.stdout  # what print(adapter) shows
+    assert "'P1S1_spots': GeoDataFrame" in shown.stdout and "table 'table': " in shown.stdout
+    assert "store of 2 arrays, " in shown.stdout
