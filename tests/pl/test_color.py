@@ -138,6 +138,8 @@ def test_text_and_booleans_are_categories(table: AnnData) -> None:
     assert [name for name, _ in text.legend] == ["stroma", "tumour"]
     assert text.values.tolist() == [1.0] * 10 + [0.0] * 30
     assert [name for name, _ in flag.legend] == ["False", "True"] and flag.values[:6].tolist() == [1] * 5 + [0]
+    (part,) = _maps(table, "text", rows=np.array([9, 10, 30]))
+    assert part.values.tolist() == [1, 0, 0]
     table.obs.loc["t3", "text"] = None
     assert np.isnan(_maps(table, "text")[0].values[3])
 

@@ -22,7 +22,7 @@ from pekasc.tiling import cell_corners
 
 MPP = 2.0
 SIZE: dict[str, Any] = {"tile_px": 14, "mpp": 4.0, "min_sharpness": None, "max_pen": None}  # 56 um
-TURN = np.array([[1.6, 1.2, 300.0], [1.2, -1.6, 900.0], [0, 0, 1]])  # turned, mirrored and shifted, 2 um per pixel
+TURN = np.array([[1.6, -1.2, 300.0], [1.2, 1.6, 900.0], [0, 0, 1]])  # turned and shifted, 2 um per pixel
 GENES = ["ERBB2", "GNAS", "NONE"]
 
 
@@ -78,7 +78,7 @@ def _cells_of(ax: plt.Axes) -> np.ma.MaskedArray:
     """Return the array of the cells, which lie on the dimmed image."""
     dimmed, cells = ax.images
     assert dimmed.get_alpha() < 0.5 and cells.get_zorder() >= dimmed.get_zorder()
-    return cells.get_array()
+    return np.ma.asarray(cells.get_array())
 
 
 def _on_grid(table: AnnData, values: np.ndarray) -> np.ndarray:
@@ -170,6 +170,12 @@ def test_a_turned_slide_is_drawn_along_its_grid() -> None:
     mpp = (extent[1] - extent[0]) / picture.shape[1]
     px = np.floor((at - [extent[0], extent[3]]) / mpp).astype(int)
     assert (picture[px[:, 1], px[:, 0]] < 125).mean() > 0.95
+    # the whole slide, where its tiles are shown
+    corners = np.array([[0, 0], [400, 0], [0, 300], [400, 300]]) @ TURN[:2, :2].T + TURN[:2, 2]
+    he, _ = pk.pl.slide(sdata).axes
+    limits = np.array([he.get_xlim(), sorted(he.get_ylim())])
+    np.testing.assert_allclose(limits, np.stack([corners.min(axis=0), corners.max(axis=0)], axis=1), atol=35)
+    assert (limits[:, 0] < corners.min(axis=0)).all() and (limits[:, 1] > corners.max(axis=0)).all()
 
 
 def test_hexagons_to_scale() -> None:
@@ -186,12 +192,12 @@ def test_hexagons_to_scale() -> None:
 @pytest.mark.parametrize("kind", ["polygons", "circles"])
 def test_given_shapes_are_drawn_themselves(kind: str) -> None:
     sdata = _slide()
-    at = np.array([[50.0, 60], [100, 120], [200, 200], [390, 10]])  # the last off tissue
+    at = np.array([[390.0, 10], [50, 60], [100, 120], [200, 200]])  # the first off tissue
     geometry = shapely.points(at)
     if kind == "polygons":
         geometry = shapely.box(*(at - 3).T, *(at + 3).T)
-        geometry[1] = shapely.union(geometry[1], shapely.box(110, 120, 112, 122))  # of two parts
-    frame = GeoDataFrame({"radius": 5.0} if kind == "circles" else None, geometry=geometry, index=[3, 5, 7, 9])
+        geometry[2] = shapely.union(geometry[2], shapely.box(110, 120, 112, 122))  # of two parts
+    frame = GeoDataFrame({"radius": 5.0} if kind == "circles" else None, geometry=geometry, index=[9, 3, 5, 7])
     scale = Affine(np.diag([2.0, 2.0, 1.0]), ("x", "y"), ("x", "y"))  # pixels of a coarser picture
     frame.geometry = frame.geometry.affine_transform([0.5, 0, 0, 0.5, 0, 0])
     sdata["cells"] = ShapesModel.parse(frame, transformations={"he": scale})
@@ -205,10 +211,10 @@ def test_given_shapes_are_drawn_themselves(kind: str) -> None:
     bounds = np.array([[*path.vertices.min(axis=0), *path.vertices.max(axis=0)] for path in cells.get_paths()])
     if kind == "polygons":
         assert cells.get_array().tolist() == [1, 2, 2, 3]
-        np.testing.assert_allclose(bounds[[0, 3]], np.hstack([at[[0, 2]] * MPP - 6, at[[0, 2]] * MPP + 6]))
+        np.testing.assert_allclose(bounds[[0, 3]], np.hstack([at[[1, 3]] * MPP - 6, at[[1, 3]] * MPP + 6]))
     else:  # a radius of 5 units of 2 pixels of 2 um
         assert cells.get_array().tolist() == [1, 2, 3]
-        np.testing.assert_allclose(bounds, np.hstack([at[:3] * MPP - 20, at[:3] * MPP + 20]))
+        np.testing.assert_allclose(bounds, np.hstack([at[1:] * MPP - 20, at[1:] * MPP + 20]))
 
 
 def test_rows_that_have_left_the_table(square: SpatialData) -> None:
