@@ -11,7 +11,6 @@ import pandas as pd
 from dask.base import tokenize
 
 from pekasc._keys import BARCODE, IMAGE_MPP, IMAGE_SIZE, write_uns
-from pekasc._sections import image_size
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -184,6 +183,12 @@ def table(
     obs.index = pd.Index([f"{section}_{name}" for section, name in zip(obs["section"], names, strict=True)])
     adata = AnnData(counts, obs=obs, var=var, obsm={"spatial": np.asarray(centres_px, dtype=np.float64)})
     write_uns(adata, IMAGE_MPP, image_mpp)
-    write_uns(adata, IMAGE_SIZE, {name: np.array(image_size(image)) for name, image in images.items()})
+    write_uns(adata, IMAGE_SIZE, {name: _size(image) for name, image in images.items()})
     regions = [str(region) for region in obs[REGION].cat.categories]
     return TableModel.parse(adata, region=regions, region_key=REGION, instance_key=INSTANCE)
+
+
+def _size(image: DataTree | DataArray) -> np.ndarray:
+    """Return width and height of the finest level."""
+    finest: Any = image["scale0"]["image"] if hasattr(image, "children") else image
+    return np.array([finest.sizes["x"], finest.sizes["y"]])

@@ -7,7 +7,6 @@ that element. Only this room handles the elements of a SpatialData; the rest of 
 from __future__ import annotations
 
 from pekasc._sections._identity import places, tissue_of, trained_rows
-from pekasc._sections._images import image_size
 from pekasc._sections._overview import overview, tissue_mask
 from pekasc._sections._patches import (
     check_patches,
@@ -50,7 +49,6 @@ __all__ = [
     "describe_patches",
     "examples",
     "get_table",
-    "image_size",
     "images_of",
     "join_patches",
     "overview",

@@ -11,8 +11,8 @@ import numpy as np
 _FLAT = 1.0  # squared grey levels per pixel: below, there is no structure that could be in focus
 _PEN_SATURATION = 0.35
 _PEN_HUES = (0.17, 0.62)  # yellow-green to blue; eosin and haematoxylin are pink to violet (0.65 to 1)
-_BLUE_HUE = 0.68  # up to here, a blue much purer than haematoxylin's
-_BLUE_SATURATION = 0.65
+_BLUE_HUE = 0.68  # up to here, a blue much brighter and purer than haematoxylin's
+_BLUE_CHROMA = 0.5
 _INK = 0.2  # black ink: darker than nuclei
 _INK_CHROMA = 0.08
 
@@ -60,7 +60,7 @@ def pen_fraction(tiles: np.ndarray) -> np.ndarray:
     safe = np.maximum(chroma, 1e-6)
     hue = np.where(green >= blue, (blue - red) / safe + 2, (red - green) / safe + 4) / 6
     coloured = (hue >= _PEN_HUES[0]) & (hue <= _PEN_HUES[1]) & (chroma > _PEN_SATURATION * value)
-    blue_ink = (hue > _PEN_HUES[1]) & (hue <= _BLUE_HUE) & (chroma > _BLUE_SATURATION * value)
+    blue_ink = (hue > _PEN_HUES[1]) & (hue <= _BLUE_HUE) & (chroma > _BLUE_CHROMA)
     pen = (coloured | blue_ink) & (red < value) & (value > _INK)
     ink = (value < _INK) & (chroma < _INK_CHROMA)
     return (pen | ink).mean(axis=(1, 2)).astype(np.float32)
