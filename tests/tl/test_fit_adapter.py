@@ -383,7 +383,7 @@ RESNET = pk.models.Encoder("resnet18", weights="random")
         ({"compute": {"device": "cuda:77"}}, ValueError, "cannot be used"),
         ({"compute": {"precision": "fp8"}}, ValueError, r"`precision='fp8'` must be one of .*'bf16'"),
         ({"compute": {"cached_activations": "int8"}}, ValueError, r"`cached_activations='int8'` must be .*or None"),
-        ({"compute": {"client": object()}}, ValueError, "'client' does nothing in this call: a fit runs in this proc"),
+        ({"compute": {"client": ...}}, ValueError, "'client' does nothing in this call: a fit runs in this proc"),
         ({"compute": {"trainer": {"epochs": 2}}}, TypeError, r"knows no \['epochs'\]"),
         (
             {"compute": {"trainer": {"gradient_clip_val": 1}}},

@@ -10,7 +10,7 @@ import numpy as np
 
 _FLAT = 1.0  # squared grey levels per pixel: below, there is no structure that could be in focus
 _PEN_SATURATION = 0.35
-_PEN_HUES = (0.17, 0.62)  # yellow-green to blue; eosin and haematoxylin are pink to violet (0.65 to 1)
+_PEN_HUES = (0.17, 0.55)  # yellow-green to cyan; eosin and haematoxylin are pink, violet and blue
 _BLUE_HUE = 0.68  # up to here, a blue much brighter and purer than haematoxylin's
 _BLUE_CHROMA = 0.5
 _INK = 0.2  # black ink: darker than nuclei

@@ -248,7 +248,7 @@ LAST = "model.encoder.transformer_encoder.2.norm1.weight"
         (_set(*STATE, value=None), "lacks 'state_dict'"),
         (_set(*STATE, "model.pos_emb.weight", value="lost"), "weight 'pos_emb.weight' is str"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_checkpoint_of_another_architecture(
     scfoundation: Write, tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
