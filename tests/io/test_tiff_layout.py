@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,24 @@ def test_three_planes_of_an_ome_tiff_are_a_slide(tmp_path: Path, names: list[str
     assert np.array_equal(level.compute(), PLANES[order])
     source = chunk_source(level)
     assert source is not None and np.array_equal(source.read_chunk(1, 1), PLANES[order][:, 32:64, 48:96])
+
+
+def test_channels_without_names_are_a_choice_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        pk.io.read_slide(ome(tmp_path / "a.ome.tif", Name=["Red", "Green", "Blue"]))
+        assert "taken as red" not in caplog.text
+        pk.io.read_slide(ome(tmp_path / "b.ome.tif"))
+    assert "b.ome.tif: three channels without names are taken as red, green and blue." in caplog.text
+
+
+@pytest.mark.parametrize("compression", [None, "deflate"])
+def test_channels_of_imagej(tmp_path: Path, compression: str | None) -> None:
+    how: dict[str, Any] = {"imagej": True, "compression": compression}
+    tifffile.imwrite(tmp_path / "s.tif", PLANES, metadata={"axes": "CYX", "mode": "composite"}, **how)
+    assert np.array_equal(pk.io.read_slide(tmp_path / "s.tif")["s"].data.compute(), PLANES)
+    tifffile.imwrite(tmp_path / "s.tif", PLANES, metadata={"axes": "CYX", "Labels": ["DAPI", "CD3", "CD8"]}, **how)
+    with pytest.raises(ValueError, match="not red, green and blue. They are 'DAPI', 'CD3', 'CD8'"):
+        pk.io.read_slide(tmp_path / "s.tif")
 
 
 def test_colours_name_channels_that_have_no_name(tmp_path: Path) -> None:
@@ -92,7 +111,7 @@ def test_pages_that_do_not_say_their_colours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pixels", "how", "match"),
     [
-        (PIXELS.astype(np.uint16), {"photometric": "rgb"}, r"uint16\. Convert it to 8 bit, .*>> 8"),
+        (PIXELS.astype(np.uint16), {"photometric": "rgb"}, r"uint16 \(RGB\)\. Convert it to 8 bit, .*>> 8"),
         (PIXELS[..., 0], {"photometric": "minisblack"}, "must be RGB of uint8, but has axes YX"),
         (PIXELS, {"photometric": "miniswhite", "planarconfig": "contig"}, "not red, green and blue: MINISWHITE"),
         (

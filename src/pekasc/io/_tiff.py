@@ -193,6 +193,8 @@ def tiff_levels(path: Path) -> list[da.Array]:
         check_levels(path, directories, found)
     if others:
         logger.hint("%s: reading the largest image, %s; left out: %s.", path, tuple(series.shape), ", ".join(others))
+    if found[0].assumed:
+        logger.hint("%s: three channels without names are taken as red, green and blue.", path)
     arrays = []
     for i, layout in enumerate(found):
         if tile_bytes(layout) > LARGE_CHUNK:
