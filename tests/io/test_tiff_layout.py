@@ -76,8 +76,9 @@ def test_planes_with_a_pyramid(tmp_path: Path) -> None:
         assert np.array_equal(tree[f"scale{i}"]["image"].data.compute(), PLANES[:, :: 2**i, :: 2**i])
 
 
-def test_samples_in_planes(tmp_path: Path) -> None:
-    how: dict[str, Any] = {"photometric": "rgb", "planarconfig": "separate"}
+@pytest.mark.parametrize("photometric", ["rgb", "minisblack"])
+def test_samples_in_planes(tmp_path: Path, photometric: str) -> None:
+    how: dict[str, Any] = {"photometric": photometric, "planarconfig": "separate"}
     tifffile.imwrite(tmp_path / "s.ome.tif", PLANES, tile=(32, 48), metadata={"axes": "SYX"}, ome=True, **how)
     assert np.array_equal(pk.io.read_slide(tmp_path / "s.ome.tif")["s"].data.compute(), PLANES)
 

@@ -172,12 +172,14 @@ def _layout(
     else:
         if len(pages) != 1:
             raise ValueError(f"{what} has its pixels in {len(pages)} pages, not in one.")
-        if not _is_rgb(page):
+        # a channel of three samples is RGB by OME's definition, whatever the tag says
+        assumed = int(page.photometric) == 1 and samples == 3 and len(channels) == 1 and not channels[0].fluorescent
+        if not assumed and not _is_rgb(page):
             raise ValueError(
                 f"{what} holds colours that are not red, green and blue: {_name(page.photometric)}, compression "
                 f"{_name(page.compression)}. Convert it to RGB, for instance with `vips`, or open it with wsidata."
             )
-        separate, assumed = axes == "SYX", False
+        separate = axes == "SYX"
         alpha = Alpha(extra[0]) if samples == 4 and extra[:1] in ((1,), (2,)) else Alpha.NONE
     tile_px = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
     if min(tile_px) < 1:

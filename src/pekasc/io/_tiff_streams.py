@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-_JPEG = {6, 7, 33007, 34892}
+_JPEG = {7, 33007, 34892}  # not the old kind, 6, whose tables lie elsewhere
 _JPEG2000 = {33003, 33004, 33005, 34712}
 _PNG, _WEBP = 34933, 50001
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
