@@ -11,6 +11,8 @@ import pytest
 import tifffile
 
 import pekasc as pk
+from pekasc.io._tiff import tiff_levels
+from pekasc.io._tiff_check import is_copy
 
 PIXELS = np.random.default_rng(0).integers(90, 220, (96, 128, 3), dtype=np.uint8)
 TILED: dict[str, Any] = {"tile": (32, 32), "compression": "deflate"}
@@ -72,15 +74,32 @@ def test_tiles_and_pictures_are_no_larger_than_their_bytes_justify(tmp_path: Pat
     tracemalloc.stop()
 
 
-def test_levels_are_copies_of_the_first(tmp_path: Path) -> None:
-    file = write(tmp_path / "s.tif", 2)
-    assert "scale1" in pk.io.read_slide(file)["s"]
-    file = tmp_path / "t.ome.tif"
-    with tifffile.TiffWriter(file, ome=True) as tiff:
-        tiff.write(PIXELS, photometric="rgb", metadata={"axes": "YXS"}, subifds=1, **TILED)
-        tiff.write(PIXELS[:, ::2], photometric="rgb", metadata=None, subfiletype=1, **TILED)
-    with pytest.raises(ValueError, match="no smaller copy of the finest level: 64 x 96 pixels beside 128 x 96"):
-        pk.io.read_slide(file)
+@pytest.mark.parametrize(
+    ("finest", "shape", "copy"),
+    [
+        ((9600, 12800), (9600, 12800), True),
+        ((9601, 12803), (2400, 3200), True),
+        ((9601, 12803), (2401, 3201), True),
+        ((100_000, 50_000), (24, 12), True),
+        ((96, 128), (96, 64), False),
+        ((96, 128), (192, 256), False),
+        ((9600, 12800), (512, 512), False),
+    ],
+)
+def test_levels_have_the_aspect_of_the_finest(finest: tuple[int, int], shape: tuple[int, int], copy: bool) -> None:
+    assert is_copy(finest, shape) is copy
+
+
+def test_what_is_no_copy_is_no_level(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    small = PIXELS[::2, ::2]
+    with tifffile.TiffWriter(tmp_path / "s.ome.tif", ome=True) as tiff:
+        tiff.write(PIXELS, photometric="rgb", metadata={"axes": "YXS"}, subifds=2, **TILED)
+        for level in (PIXELS[:, ::2], small):
+            tiff.write(level, photometric="rgb", metadata=None, subfiletype=1, **TILED)
+    levels = tiff_levels(tmp_path / "s.ome.tif")
+    assert "the level of 64 x 96 px is no smaller copy of the slide" in caplog.text
+    assert [level.shape for level in levels] == [(3, 96, 128), (3, 48, 64)]
+    assert np.array_equal(np.moveaxis(levels[1].compute(), 0, -1), small)
 
 
 def test_tiles_of_the_same_content_may_be_one(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,24 @@ def test_three_planes_of_an_ome_tiff_are_a_slide(tmp_path: Path, names: list[str
     assert source is not None and np.array_equal(source.read_chunk(1, 1), PLANES[order][:, 32:64, 48:96])
 
 
+def test_channels_without_names_are_a_choice_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        pk.io.read_slide(ome(tmp_path / "a.ome.tif", Name=["Red", "Green", "Blue"]))
+        assert "taken as red" not in caplog.text
+        pk.io.read_slide(ome(tmp_path / "b.ome.tif"))
+    assert "b.ome.tif: three channels without names are taken as red, green and blue." in caplog.text
+
+
+@pytest.mark.parametrize("compression", [None, "deflate"])
+def test_channels_of_imagej(tmp_path: Path, compression: str | None) -> None:
+    how: dict[str, Any] = {"imagej": True, "compression": compression}
+    tifffile.imwrite(tmp_path / "s.tif", PLANES, metadata={"axes": "CYX", "mode": "composite"}, **how)
+    assert np.array_equal(pk.io.read_slide(tmp_path / "s.tif")["s"].data.compute(), PLANES)
+    tifffile.imwrite(tmp_path / "s.tif", PLANES, metadata={"axes": "CYX", "Labels": ["DAPI", "CD3", "CD8"]}, **how)
+    with pytest.raises(ValueError, match="not red, green and blue. They are 'DAPI', 'CD3', 'CD8'"):
+        pk.io.read_slide(tmp_path / "s.tif")
+
+
 def test_colours_name_channels_that_have_no_name(tmp_path: Path) -> None:
     file = ome(tmp_path / "s.ome.tif", Color=[65535, 16711935, -16776961])  # blue, green, red
     assert np.array_equal(pk.io.read_slide(file)["s"].data.compute(), PLANES[::-1])
@@ -57,8 +76,9 @@ def test_planes_with_a_pyramid(tmp_path: Path) -> None:
         assert np.array_equal(tree[f"scale{i}"]["image"].data.compute(), PLANES[:, :: 2**i, :: 2**i])
 
 
-def test_samples_in_planes(tmp_path: Path) -> None:
-    how: dict[str, Any] = {"photometric": "rgb", "planarconfig": "separate"}
+@pytest.mark.parametrize("photometric", ["rgb", "minisblack"])
+def test_samples_in_planes(tmp_path: Path, photometric: str) -> None:
+    how: dict[str, Any] = {"photometric": photometric, "planarconfig": "separate"}
     tifffile.imwrite(tmp_path / "s.ome.tif", PLANES, tile=(32, 48), metadata={"axes": "SYX"}, ome=True, **how)
     assert np.array_equal(pk.io.read_slide(tmp_path / "s.ome.tif")["s"].data.compute(), PLANES)
 
@@ -92,7 +112,7 @@ def test_pages_that_do_not_say_their_colours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pixels", "how", "match"),
     [
-        (PIXELS.astype(np.uint16), {"photometric": "rgb"}, r"uint16\. Convert it to 8 bit, .*>> 8"),
+        (PIXELS.astype(np.uint16), {"photometric": "rgb"}, r"uint16 \(RGB\)\. Convert it to 8 bit, .*>> 8"),
         (PIXELS[..., 0], {"photometric": "minisblack"}, "must be RGB of uint8, but has axes YX"),
         (PIXELS, {"photometric": "miniswhite", "planarconfig": "contig"}, "not red, green and blue: MINISWHITE"),
         (

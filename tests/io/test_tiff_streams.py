@@ -49,6 +49,13 @@ def test_streams_without_a_size_are_not_looked_at() -> None:
     check_stream(b"", 8, (16, 16), (16, 16))
 
 
+def test_tiles_of_jpeg_2000() -> None:
+    data: Any = bytearray(STREAMS["jpeg 2000"][1])
+    data[24:32] = b"\0\0\0\1\0\0\0\1"
+    with pytest.raises(ValueError, match="tiles of 1 x 1 pixels"):
+        check_stream(bytes(data), 33005, (48, 64), (48, 64))
+
+
 def test_channels_of_jpeg_2000() -> None:
     data: Any = bytearray(STREAMS["jpeg 2000"][1])
     data[40:42] = b"\x40\0"

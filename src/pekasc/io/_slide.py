@@ -78,6 +78,8 @@ def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp:
     sdata = SpatialData(images={name: _assemble.multiscale(levels, name)})
     if found.mpp is not None:
         sdata.attrs[UNS] = {IMAGE_MPP: {name: found.mpp}, IMAGE_SIZE: {name: list(levels[0].shape[:0:-1])}}
+        if found.unused:
+            logger.info("slide %s: not used for its pixel size: %s.", name, "; ".join(found.unused))
     elif found.unused:
         logger.warning(
             "The pixel size of the slide %s is not known: %s. Give `image_mpp=` to `pekasc.pp.tile`.", file.name,

@@ -17,7 +17,7 @@ from dask.base import tokenize
 
 from pekasc._settings import get_logger
 from pekasc.io._limits import LARGE_CHUNK
-from pekasc.io._tiff_check import check_levels
+from pekasc.io._tiff_check import check_levels, is_copy
 from pekasc.io._tiff_directories import read_directories
 from pekasc.io._tiff_layout import Layout, layouts, main_series, open_tiff
 from pekasc.io._tiff_streams import check_stream
@@ -190,11 +190,20 @@ def tiff_levels(path: Path) -> list[da.Array]:
     with open_tiff(str(path)) as file:
         found = layouts(file, str(path))
         series, others = main_series(file, str(path))
-        check_levels(path, directories, found)
+        levels = {i: layout for i, layout in enumerate(found) if is_copy(found[0].shape, layout.shape)}
+        check_levels(path, directories, levels)
     if others:
         logger.hint("%s: reading the largest image, %s; left out: %s.", path, tuple(series.shape), ", ".join(others))
-    arrays = []
+    if found[0].assumed:
+        logger.hint("%s: three channels without names are taken as red, green and blue.", path)
     for i, layout in enumerate(found):
+        if i not in levels:
+            logger.warning(
+                "%s: the level of %d x %d px is no smaller copy of the slide (it is padded or damaged), and left out.",
+                path, *layout.shape[::-1],
+            )  # fmt: skip
+    arrays = []
+    for i, layout in levels.items():
         if tile_bytes(layout) > LARGE_CHUNK:
             logger.warning(
                 "The image %s has no tiles: %.1f GB are decoded at once to look at any part of it. Write it as a tiled "

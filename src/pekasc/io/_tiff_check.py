@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,21 +18,20 @@ _ASPECT = 0.01
 _LZW = 5
 
 
-def check_levels(path: Path, directories: dict[int, Directory], levels: Sequence[Layout]) -> None:
+def check_levels(path: Path, directories: dict[int, Directory], levels: Mapping[int, Layout]) -> None:
     """Check that tiles are where the file has room for them, as many and as large as the picture needs.
 
     Raises
     ------
     ValueError
-        If not, if tiles overlap, or if levels are not smaller copies of the first.
+        If not, or if tiles overlap.
     """
     size = path.stat().st_size
     ranges = [_merged([(0, 8), *(part for directory in directories.values() for part in directory.taken)])]
     with path.open("rb") as file:
-        for i, level in enumerate(levels):
+        for i, level in levels.items():
             what = f"The image {str(path)!r} (level {i})"
             check_size(*level.shape, size, what)
-            _check_copy(levels[0].shape, level.shape, what)
             for page in level.pages:
                 directory = directories.get(page.offset)
                 if directory is None:
@@ -42,14 +41,13 @@ def check_levels(path: Path, directories: dict[int, Directory], levels: Sequence
     _check_overlap(np.concatenate(ranges), f"The image {str(path)!r}")
 
 
-def _check_copy(finest: tuple[int, int], shape: tuple[int, int], what: str) -> None:
-    """Check that a level has the aspect of the finest, within what rounding and padding do."""
+def is_copy(finest: tuple[int, int], shape: tuple[int, int]) -> bool:
+    """Tell whether a level, (height, width), has the aspect of the finest, but for rounding."""
     height, width = finest
+    if not 0 < shape[0] <= height or not 0 < shape[1] <= width:
+        return finest == shape
     expected = height * shape[1] / width
-    if shape[0] > height or shape[1] > width or abs(shape[0] - expected) > max(2, _ASPECT * expected):
-        raise ValueError(
-            f"{what} is no smaller copy of the finest level: {shape[1]} x {shape[0]} pixels beside {width} x {height}."
-        )
+    return abs(shape[0] - expected) <= max(2, _ASPECT * expected)
 
 
 def _check_numbers(file: BinaryIO, directory: Directory, first: Directory, level: Layout, what: str) -> None:
@@ -68,8 +66,9 @@ def _check_numbers(file: BinaryIO, directory: Directory, first: Directory, level
         raise ValueError(f"{what} must hold unsigned integers, but its SampleFormat is {formats[:8]}.")
     if extra is not None and (extra > 2).any():
         raise ValueError(f"{what} is damaged: ExtraSamples is {extra.tolist()[:8]}; 0, 1 and 2 are defined.")
-    if extra is not None and samples in (3, 4) and len(extra) != samples - 3:
-        raise ValueError(f"{what} is damaged: ExtraSamples tells of {len(extra)} channels beside RGB, of {samples}.")
+    colours = 1 if values(262, 0)[0] == 1 else 3  # brightness alone, or three
+    if extra is not None and len(extra) != samples - colours:
+        raise ValueError(f"{what} is damaged: of {samples} channels, ExtraSamples says of {len(extra)} what they are.")
     if values(284, 1)[0] not in (1, 2):
         raise ValueError(f"{what} is damaged: PlanarConfiguration is {values(284, 1)[0]}.")
     if values(317, 1)[0] not in (1, 2):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pekasc.io._orientation import check_orientation
-from pekasc.io._tiff_ome import Channel, OmeImage, check_ome, ome_images
+from pekasc.io._tiff_ome import Channel, check_ome, ome_images
 from pekasc.tiling import Alpha
 
 _MOST_PAGES = 5  # of one level: more than are read in any case, to be told apart
@@ -40,6 +40,8 @@ class Layout:
         Whether the one page stores its samples one plane after the other.
     alpha
         What a fourth sample means.
+    assumed
+        Whether nothing says that the channels are red, green and blue.
     """
 
     pages: list[Any]
@@ -49,6 +51,7 @@ class Layout:
     samples: int
     separate: bool
     alpha: Alpha
+    assumed: bool = False
 
 
 @contextmanager
@@ -110,12 +113,19 @@ def layouts(file: Any, path: str) -> list[Layout]:
     series, _ = main_series(file, path)
     try:
         levels = [(str(lv.axes), tuple(lv.shape), np.dtype(lv.dtype), _pages(lv), lv.keyframe) for lv in series.levels]
-        number = file.series.index(series)
+        sizes = dict(zip(*levels[0][:2], strict=True))
+        images = ome_images(file.ome_metadata if file.is_ome else None)
+        ome = images.matching(file.series.index(series), sizes.get("X", 0), sizes.get("Y", 0))
+        channels = ome.channels if ome is not None else _labels(file)
     except Exception as error:
         raise ValueError(f"The image {path!r} cannot be read as TIFF: {error}") from error
-    height, width = (dict(zip(levels[0][0], levels[0][1], strict=True)).get(axis, 0) for axis in "YX")
-    ome = ome_images(file.ome_metadata if file.is_ome else None).matching(number, width, height)
-    return [_layout(*level, ome, f"The image {path!r} (level {i})", file) for i, level in enumerate(levels)]
+    return [_layout(*level, channels, f"The image {path!r} (level {i})", file) for i, level in enumerate(levels)]
+
+
+def _labels(file: Any) -> list[Channel]:
+    """Return the channels that ImageJ's labels name."""
+    labels = (file.imagej_metadata or {}).get("Labels", []) if file.is_imagej else []
+    return [Channel(str(label), None, False) for label in labels]
 
 
 def _pages(series: Any) -> list[Any]:
@@ -129,7 +139,7 @@ def _layout(
     dtype: np.dtype[Any],
     pages: list[Any],
     page: Any,
-    ome: OmeImage | None,
+    channels: list[Channel],
     what: str,
     file: Any,
 ) -> Layout:
@@ -146,7 +156,10 @@ def _layout(
             hint = " Convert it to 8 bit, for instance `(pixels >> 8).astype('uint8')` where all 16 bits are used."
         elif axes.endswith("YX") and sizes.get("Q", sizes.get("I", 0)) in (3, 4):
             hint = " It has pages of one channel each and does not say which colours they are."
-        raise ValueError(f"{what} must be RGB of uint8, but has axes {axes}, shape {shape}, {dtype}.{hint}")
+        raise ValueError(
+            f"{what} must be RGB of uint8, but has axes {axes}, shape {shape}, {dtype} ({_name(page.photometric)})."
+            f"{hint}"
+        )
     if any(p is None or p.parent is not file for p in pages):
         raise ValueError(f"{what} has parts that are not in this file. Write it as one file.")
     if page.imagedepth != 1:
@@ -154,12 +167,14 @@ def _layout(
     _check_upright(page, what)
     extra = tuple(int(n) for n in page.extrasamples)
     if axes == "CYX":
-        pages, samples = _colour_pages(pages, samples, page, ome, what), 3
-        separate, alpha = False, Alpha.NONE
+        pages, samples = _colour_pages(pages, samples, page, channels, what), 3
+        separate, alpha, assumed = False, Alpha.NONE, not any(channel.name for channel in channels)
     else:
         if len(pages) != 1:
             raise ValueError(f"{what} has its pixels in {len(pages)} pages, not in one.")
-        if not _is_rgb(page):
+        # a channel of three samples is RGB by OME's definition, whatever the tag says
+        assumed = int(page.photometric) == 1 and samples == 3 and len(channels) == 1 and not channels[0].fluorescent
+        if not assumed and not _is_rgb(page):
             raise ValueError(
                 f"{what} holds colours that are not red, green and blue: {_name(page.photometric)}, compression "
                 f"{_name(page.compression)}. Convert it to RGB, for instance with `vips`, or open it with wsidata."
@@ -169,7 +184,7 @@ def _layout(
     tile_px = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
     if min(tile_px) < 1:
         raise ValueError(f"{what} is damaged: its tiles or strips have {tile_px[1]} x {tile_px[0]} pixels.")
-    return Layout(pages, (sizes["Y"], sizes["X"]), tile_px, bool(page.is_tiled), samples, separate, alpha)
+    return Layout(pages, (sizes["Y"], sizes["X"]), tile_px, bool(page.is_tiled), samples, separate, alpha, assumed)
 
 
 def _check_upright(page: Any, what: str) -> None:
@@ -191,9 +206,8 @@ def _is_rgb(page: Any) -> bool:
     return page.photometric == PHOTOMETRIC.YCBCR and page.compression in jpegs
 
 
-def _colour_pages(pages: list[Any], n: int, page: Any, ome: OmeImage | None, what: str) -> list[Any]:
+def _colour_pages(pages: list[Any], n: int, page: Any, channels: list[Channel], what: str) -> list[Any]:
     """Return the pages of red, green and blue of an image with a page for each channel."""
-    channels = ome.channels if ome is not None else []
     said = f" They are {', '.join(map(str, channels))}." if channels else ""
     if n != 3 or len(pages) != 3:
         raise ValueError(f"{what} must be RGB, but has {n} channels in {len(pages)} pages.{said}")
@@ -206,7 +220,7 @@ def _colour_pages(pages: list[Any], n: int, page: Any, ome: OmeImage | None, wha
     if order is None:
         raise ValueError(
             f"{what} must be RGB, but has three channels that are not red, green and blue.{said} If they are, name "
-            "them so in the OME metadata; stains of fluorescence are no H&E."
+            "them so in the file's metadata; stains of fluorescence are no H&E."
         )
     return [pages[i] for i in order]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 
-_JPEG = {6, 7, 33007, 34892}
+_JPEG = {7, 33007, 34892}  # not the old kind, 6, whose tables lie elsewhere
 _JPEG2000 = {33003, 33004, 33005, 34712}
 _PNG, _WEBP = 34933, 50001
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _CODESTREAM = b"\xff\x4f\xff\x51"
 _BOXES = 4096  # a codestream begins within
 _MOST_CHANNELS = 4
+_MOST_TILES = 1024
 
 
 def check_stream(data: bytes, compression: int, tile_px: tuple[int, int], needed_px: tuple[int, int]) -> None:
@@ -66,8 +67,11 @@ def _jpeg2000(data: bytes) -> tuple[int, int]:
     at = data.find(_CODESTREAM, 0, _BOXES)
     if at < 0 or len(data) < at + 42:
         raise ValueError("it has no JPEG 2000 codestream")
-    right, bottom, left, top = struct.unpack_from(">IIII", data, at + 8)
+    right, bottom, left, top, tile_width, tile_height = struct.unpack_from(">IIIIII", data, at + 8)
     channels = struct.unpack_from(">H", data, at + 40)[0]
+    # a decoder makes room for each of its own tiles
+    if (right - left) * (bottom - top) > _MOST_TILES * tile_width * tile_height:
+        raise ValueError(f"its JPEG 2000 codestream has tiles of {tile_width} x {tile_height} pixels")
     if not 0 < channels <= _MOST_CHANNELS:
         raise ValueError(f"its JPEG 2000 codestream has {channels} channels")
     return bottom - top, right - left
