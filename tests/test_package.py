@@ -214,6 +214,9 @@ NOT_MIRRORED = {
     "test_package.py": "the package as a whole",
     "test_benchmarks.py": "a script beside the package",
     "readers/test_visium.py": "objects of spatialdata-io, from the reader to the tiles",
+    "fuzz/test_adapter_folders.py": "damaged folders of adapters, from the record to a prediction",
+    "fuzz/test_states.py": "damaged states of fits, as `fit` goes on from them",
+    "fuzz/test_hest.py": "damaged samples of HEST-1k, from the files to the table",
     "tl/test_fit_engine.py": "what `Compute` changes in a whole fit: rooms of models from `fit_adapter` down",
 }
 
