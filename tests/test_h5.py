@@ -36,7 +36,7 @@ def test_numbers_strings_and_attributes_come_back(file: Path) -> None:
         assert h5.attribute("group", "kind") == "csr" and h5.attribute("group", "size") == 3.5
         assert list(h5.attribute("group", "shape")) == [4, 3] and h5.attribute("group", "none") is None
         assert h5.names() == ["bytes", "group", "names", "packed"]
-        with pytest.raises(KeyError, match=r"a.h5' has no 'nothing'"):
+        with pytest.raises(ValueError, match=r"a.h5' cannot be read: 'nothing' is missing"):
             h5.dataset("nothing")
 
 

@@ -78,16 +78,14 @@ class H5File:
 
         Raises
         ------
-        KeyError
-            If it is not there.
         ValueError
-            If it may not be read.
+            If it is not there, or may not be read.
         """
         import h5py
 
         found = self._part(name)
         if found is None:
-            raise KeyError(f"{str(self._path)!r} has no {name!r}.")
+            raise self.wrong(name, "is missing")
         if not isinstance(found, h5py.Dataset):
             raise self.wrong(name, "is no data set")
         plan = found.id.get_create_plist()
@@ -177,7 +175,7 @@ def opened(path: Path) -> Iterator[H5File]:
     try:
         with h5py.File(path, "r") as file:
             yield H5File(file, path)
-    except (OSError, RuntimeError, TypeError, OverflowError, MemoryError, UnicodeDecodeError) as error:
+    except (OSError, RuntimeError, LookupError, TypeError, OverflowError, MemoryError, UnicodeError) as error:
         raise ValueError(
             f"{str(path)!r} cannot be read; the file is damaged or was not downloaded to its end: {error}"
         ) from error
