@@ -549,6 +549,43 @@ def test_barcodes_that_do_not_fit(hest: Make) -> None:
         pk.io.read_hest(folder.path, "INT1")
 
 
+def test_tables_are_checked_as_everywhere(hest: Make) -> None:
+    file = hest().file("st", "INT1")
+
+    def changed(column: str, value: Any) -> Path:
+        folder = hest()
+        edit_expression(file, lambda a: a.obs.__setitem__(column, [value, *a.obs[column].iloc[1:].astype(float)]))
+        return folder.path
+
+    with pytest.raises(ValueError, match="Section 'INT1': `obs.'in_tissue'.` must be 0 or 1, or boolean, but has nan"):
+        pk.io.read_hest(changed("in_tissue", np.nan), "INT1")
+    with pytest.raises(
+        ValueError, match="cannot be checked .* `obs.'array_row'.` .* must hold grid indices, but has nan"
+    ):
+        pk.io.read_hest(changed("array_row", np.nan), "INT1")
+    with pytest.warns(UserWarning, match="must hold grid indices"):
+        pk.io.read_hest(changed("array_row", np.nan), "INT1", strict=False)
+    folder = hest()
+    edit_expression(file, lambda a: a.obsm.update(spatial=a.obsm["spatial"] * [np.nan, 1]))
+    with pytest.raises(ValueError, match="Sample 'INT1': 53 of 53 spot centres are NaN or infinite"):
+        pk.io.read_hest(folder.path, "INT1")
+
+
+def test_nothing_outside_of_the_folder_is_read(hest: Make, tmp_path: Path) -> None:
+    for kind, name in (("st", "X/data"), ("st", "obs/_index"), ("patches", "barcode"), ("patches", "img")):
+        folder = hest()
+        file = folder.file(kind, "INT1")
+        secret = tmp_path / "secret.h5"
+        file.rename(secret)
+        with h5py.File(secret) as there, h5py.File(file, "w") as h5:
+            for part in there:
+                there.copy(part, h5)
+            del h5[name]
+            h5[name] = h5py.ExternalLink(str(secret), name)
+        with pytest.raises(ValueError, match=rf"INT1.* cannot be read: '{name}' is a link to somewhere else"):
+            pk.io.read_hest(folder.path, "INT1")
+
+
 def test_tables_that_do_not_fit(hest: Make) -> None:
     folder = hest()
     file = folder.file("st", "INT1")

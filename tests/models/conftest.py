@@ -129,14 +129,15 @@ def make_adapter(
     rng = np.random.default_rng(0)
     if head is None:
         head = fit_ridge(rng.normal(size=(20, width)), rng.normal(size=(20, 3)), 5).head(1.0)
+    genes = [f"G{i}" for i in range(head.predict(np.zeros((1, head.projection.mean.size))).shape[1])]
     fields: dict[str, Any] = {
         "encoder": encoder.encoder, "encoder_digest": encoder.digest, "spec": TileSpec(encoder.tile_px, 1.0),
         "depth": (encoder.n_blocks,), "method": "frozen" if config is None else "mine", "head": head, "config": config,
-        "genes": tuple(f"G{i}" for i in range(head.predict(np.zeros((1, head.projection.mean.size))).shape[1])),
+        "genes": tuple(genes),
         "weights": {} if state is None else {"adapter": state},
-        "gene_scores": pd.DataFrame({"pearson": [0.5]}, index=pd.Index(["G0"], name="gene")),
+        "gene_scores": pd.DataFrame({"pearson": 0.5}, index=pd.Index(genes, name="gene")),
         "history": pd.DataFrame({"epoch": [0]}), "selection": pd.DataFrame({"stage": ["frozen"]}),
-        "info": {"n_spots": 20},
+        "info": {"n_spots": 20, "groups": ["P1"], "target": "log1p_cp10k", "head": "ridge", "epochs": 1},
     }  # fmt: skip
     return pk.Adapter(**{**fields, **changes})
 

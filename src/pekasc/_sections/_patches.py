@@ -110,7 +110,7 @@ def patch_side_px(file: PatchFile, rows: np.ndarray, centres_px: np.ndarray, reg
         If the file has neither.
     """
     if "patch_size_src" in file.attrs:
-        return float(np.asarray(file.attrs["patch_size_src"]).reshape(-1)[0])
+        return file.attrs["patch_size_src"]
     if file.corners_px is None:
         raise ValueError(
             f"The patches of section {region!r} ({str(file.path)!r}) say neither how large they are ('patch_size_src') "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -28,8 +29,9 @@ def check_mpp(value: Any, what: str) -> float:
     """Check that `value` is a positive number, and return it as float."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{what} must be a number (um per pixel), got {type(value).__name__}: {value!r}.")
-    if not np.isfinite(float(value)) or float(value) <= 0:
-        raise ValueError(f"{what} must be a positive number (um per pixel), got {value!r}.")
+    number: Any = value
+    if not 0 < number <= sys.float_info.max:  # a large integer is no float
+        raise ValueError(f"{what} must be a positive number (um per pixel), got {str(value)[:40]}.")
     return float(value)
 
 

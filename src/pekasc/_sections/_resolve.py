@@ -46,6 +46,7 @@ from pekasc._sections._table import (
     check_table,
     examples,
     get_table,
+    grid_index,
     region_rows,
     table_keys,
 )
@@ -456,15 +457,7 @@ def _shape_scale(section: Section) -> float:
 
 
 def _grid_index(table: AnnData, column: str, section: Section) -> np.ndarray:
-    values = table.obs[column].iloc[section.rows].astype(str)
-    numbers = pd.to_numeric(values, errors="coerce")
-    numbers = numbers.where(np.isfinite(numbers))
-    if numbers.isna().any():
-        raise ValueError(
-            f"`obs[{column!r}]` of section {section.name!r} must hold grid indices, but has "
-            f"{examples(values[numbers.isna()].unique())}. Correct the column, or give `image_mpp=`."
-        )
-    return numbers.to_numpy(dtype=np.float64)
+    return grid_index(table.obs[column].iloc[section.rows], column, section.name)
 
 
 def _from_array(sdata: SpatialData, table: AnnData, section: Section, array: str) -> float:

@@ -235,6 +235,41 @@ def section_labels(adata: AnnData) -> np.ndarray:
     return np.full(adata.n_obs, SECTION, dtype=object)
 
 
+def in_tissue(column: pd.Series, section: str) -> np.ndarray:
+    """Return whether each spot of a section lies on tissue, from its column ``in_tissue``.
+
+    Raises
+    ------
+    ValueError
+        If a value is neither 0 or 1, nor boolean.
+    """
+    values = pd.to_numeric(column.astype(str).replace({"True": "1", "False": "0"}), errors="coerce")
+    if values.isna().any():
+        raise ValueError(
+            f"Section {section!r}: `obs['in_tissue']` must be 0 or 1, or boolean, but has "
+            f"{examples(column[values.isna()].unique())}. Correct the column, or drop it to tile all spots."
+        )
+    return (values != 0).to_numpy(dtype=bool)
+
+
+def grid_index(column: pd.Series, name: str, section: str) -> np.ndarray:
+    """Return the grid indices of a section's spots from its column `name`, float64.
+
+    Raises
+    ------
+    ValueError
+        If a value is no finite number.
+    """
+    numbers = pd.to_numeric(column.astype(str), errors="coerce")
+    numbers = numbers.where(np.isfinite(numbers))
+    if numbers.isna().any():
+        raise ValueError(
+            f"`obs[{name!r}]` of section {section!r} must hold grid indices, but has "
+            f"{examples(column[numbers.isna()].unique())}. Correct the column, or give `image_mpp=`."
+        )
+    return numbers.to_numpy(dtype=np.float64)
+
+
 def by_row(features: np.ndarray, rows: np.ndarray, n_obs: int) -> np.ndarray:
     """Return `features` at table rows `rows`, NaN elsewhere."""
     out = np.full((n_obs, features.shape[1]), np.nan, dtype=np.float32)

@@ -22,11 +22,14 @@ from pekasc._sections import (
     check_patches,
     describe_patches,
     examples,
+    grid_index,
+    in_tissue,
     join_patches,
     patch_side_px,
     write_patch_records,
 )
 from pekasc._settings import get_logger
+from pekasc.io._h5ad import Expression, read_h5ad
 from pekasc.io._tiff import tiff_levels
 from pekasc.tiling import PatchFile
 
@@ -34,7 +37,6 @@ if TYPE_CHECKING:
     from os import PathLike
 
     import dask.array as da
-    from anndata import AnnData
     from scipy.sparse import csr_matrix
     from spatialdata import SpatialData
 
@@ -221,14 +223,18 @@ def _read_sample(folder: Path, name: str, wanted: pd.Index | None, strict: bool)
         raise FileNotFoundError(
             f"Sample {name!r} has neither an image, {str(image)!r}, nor patches, {str(stored)!r}: one is needed."
         )
-    adata = _expression(folder / "st" / f"{name}.h5ad", name)
-    counts, genes = _counts(adata, name, wanted)
-    centres = np.array(adata.obsm["spatial"], dtype=np.float64)[:, :2]
-    columns = [c for c in ("array_row", "array_col", "in_tissue") if c in adata.obs]
-    obs = adata.obs[columns].reset_index(drop=True)
-    obs.insert(0, BARCODE, adata.obs_names.to_numpy(dtype=object))
+    found = read_h5ad(folder / "st" / f"{name}.h5ad", ("array_row", "array_col", "in_tissue"))
+    barcodes, centres, obs = pd.Index(found.rows), found.spatial, found.obs
+    if not barcodes.is_unique:
+        raise ValueError(
+            f"Sample {name!r} has duplicate barcodes: {examples(barcodes[barcodes.duplicated()].unique())}."
+        )
+    if bad := int((~np.isfinite(centres).all(axis=1)).sum()):
+        raise ValueError(f"Sample {name!r}: {bad} of {len(centres)} spot centres are NaN or infinite.")
+    counts, genes = _counts(found, name, wanted)
+    obs.insert(0, BARCODE, found.rows)
     if "in_tissue" in obs:
-        obs["in_tissue"] = obs["in_tissue"].astype(str).replace({"True": "1", "False": "0"}).astype(np.float64)
+        obs["in_tissue"] = in_tissue(obs["in_tissue"], name).astype(np.int64)
 
     if _known(metadata, "pixel_size_um_estimated") is None:
         raise ValueError(f"The metadata of sample {name!r} has no pixel size ('pixel_size_um_estimated').")
@@ -258,7 +264,7 @@ def _metadata(file: Path, name: str) -> dict[str, Any]:
         raise FileNotFoundError(f"Sample {name!r} has no metadata: {str(file)!r} is not there.")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"The metadata {str(file)!r} is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"The metadata {str(file)!r} must be a JSON object, got {type(found).__name__}.")
@@ -276,51 +282,29 @@ def _number(metadata: Mapping[str, Any], key: str, name: str) -> float | None:
     value = _known(metadata, key)
     try:
         number = 0.0 if value is None else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1.0
     if not 0 <= number < float("inf"):
         raise ValueError(f"The metadata of sample {name!r}: {key!r} must be a positive number, got {value!r}.")
     return number or None
 
 
-def _expression(file: Path, name: str) -> AnnData:
-    import anndata
-
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*names are not unique")  # handled below
-            adata = anndata.read_h5ad(file)
-    except (OSError, RuntimeError, KeyError) as error:
-        raise ValueError(
-            f"{str(file)!r} cannot be read; the file is damaged or was not downloaded to its end: {error}"
-        ) from error
-    adata.obs_names = adata.obs_names.astype(str)
-    if not adata.obs_names.is_unique:
-        twice = adata.obs_names[adata.obs_names.duplicated()].unique()
-        raise ValueError(f"Sample {name!r} has duplicate barcodes: {examples(twice)}.")
-    if "spatial" not in adata.obsm:
-        raise ValueError(f"Sample {name!r} has no spot centres: `obsm['spatial']` is not in {str(file)!r}.")
-    return adata
-
-
-def _counts(adata: AnnData, name: str, wanted: pd.Index | None) -> tuple[csr_matrix, pd.Index]:
+def _counts(found: Expression, name: str, wanted: pd.Index | None) -> tuple[csr_matrix, pd.Index]:
     from anndata.utils import make_index_unique
-    from scipy.sparse import csr_matrix
 
-    genes = adata.var_names.astype(str)
+    genes = pd.Index(found.genes)
     if not genes.is_unique:
         logger.hint("sample %s: %d duplicate gene names, made unique with numbers.", name, genes.duplicated().sum())
         genes = make_index_unique(genes)
-    counts = csr_matrix(adata.X, dtype=np.float32)
     if wanted is None:
-        return counts, genes
+        return found.counts, genes
     missing = wanted[~wanted.isin(genes)]
     if len(missing):
         raise KeyError(
             f"{len(missing)} of {len(wanted)} genes asked for are not in sample {name!r}: {examples(missing)}. "
             f"Genes there: {examples(genes)}."
         )
-    return counts[:, genes.get_indexer(wanted)], wanted
+    return found.counts[:, genes.get_indexer(wanted)], wanted
 
 
 def _check_pitch(
@@ -340,7 +324,11 @@ def _check_pitch(
     if kind is None:
         index = _bins(centres)
     elif {"array_row", "array_col"} <= set(obs):
-        index = obs[["array_col", "array_row"]].to_numpy(np.float64)
+        try:
+            index = np.column_stack([grid_index(obs[c], c, name) for c in ("array_col", "array_row")])
+        except ValueError as error:
+            _unchecked(name, error, strict)
+            return
     else:
         logger.hint("sample %s: no array_row and array_col; its pixel size is not checked.", name)
         return
@@ -354,7 +342,7 @@ def _check_pitch(
         if kind is None:
             logger.hint("sample %s: its spots lie on no square grid; its pixel size is not checked.", name)
             return
-        _contradiction(f"Sample {name!r}: the pixel size cannot be checked against the spots' pitch. {error}", strict)
+        _unchecked(name, error, strict)
         return
     if abs(mpp / found - 1) > _TOLERANCE:
         _contradiction(
@@ -362,6 +350,10 @@ def _check_pitch(
             f"{found:.4g} um from the pitch of the spots ({float(pitch):g} um).",
             strict,
         )
+
+
+def _unchecked(name: str, error: ValueError, strict: bool) -> None:
+    _contradiction(f"Sample {name!r}: the pixel size cannot be checked against the spots' pitch. {error}", strict)
 
 
 def _contradiction(message: str, strict: bool) -> None:
@@ -424,7 +416,7 @@ def _patches(
     side_px = patch_side_px(patches, rows, centres, region)
     check_patches(patches, rows, centres, side_px, region)
     if "pixel_size" in patches.attrs:
-        patch_mpp = float(np.asarray(patches.attrs["pixel_size"]).reshape(-1)[0])
+        patch_mpp = patches.attrs["pixel_size"]
         if abs(mpp / patch_mpp - 1) > _TOLERANCE:
             _contradiction(
                 f"Sample {name!r}: pixel sizes disagree: {mpp:.4g} um from the metadata (pixel_size_um_estimated), "

@@ -22,6 +22,7 @@ from pekasc._sections import (
     Section,
     examples,
     get_table,
+    in_tissue,
     overview,
     resolve_sections,
     section_readers,
@@ -177,14 +178,7 @@ def make_tiles(
 def _in_tissue(table: AnnData, section: Section) -> Section:
     if "in_tissue" not in table.obs:
         return section
-    column = table.obs["in_tissue"].iloc[section.rows]
-    values = pd.to_numeric(column.astype(str).replace({"True": "1", "False": "0"}), errors="coerce")
-    if values.isna().any():
-        raise ValueError(
-            f"Section {section.name!r}: `obs['in_tissue']` must be 0 or 1, or boolean, but has "
-            f"{examples(column[values.isna()].unique())}. Correct the column, or drop it to tile all spots."
-        )
-    keep = (values != 0).to_numpy(dtype=bool)
+    keep = in_tissue(table.obs["in_tissue"].iloc[section.rows], section.name)
     if not keep.any():
         raise ValueError(f"Section {section.name!r}: `obs['in_tissue']` is 0 for all {keep.size} spots.")
     if not keep.all():

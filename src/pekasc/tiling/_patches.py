@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pekasc._digests import sha256
+from pekasc._h5 import H5File, opened
 from pekasc.tiling import _resample
 from pekasc.tiling._geometry import TileSpec
 from pekasc.tiling._reader import check_index
 
 _BARCODES = ("barcode", "barcodes")  # newer and older files
+_ATTRIBUTES = ("pixel_size", "patch_size_src")
 
 
 class PatchFile:
@@ -34,7 +35,7 @@ class PatchFile:
     side
         Pixels along the side of a stored patch.
     attrs
-        Attributes of the file: ``pixel_size``, ``patch_size_src``, ...
+        Attributes of the file, where they are there: ``pixel_size`` in um, ``patch_size_src`` in pixels.
     id
         Digest of the content, 16 hex digits.
 
@@ -50,36 +51,31 @@ class PatchFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"The patches {str(self.path)!r} are not there.")
-        try:
-            self._open()
-        except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"The patches {str(self.path)!r} cannot be read; the file is damaged or was not downloaded to its end: "
-                f"{error}"
-            ) from error
+        self._open()
 
     def _open(self) -> None:
-        import h5py
-
-        with h5py.File(self.path, "r") as file:
-            names = next((name for name in _BARCODES if name in file), None)
-            if "img" not in file or names is None:
+        with opened(self.path) as file:
+            names = next((name for name in _BARCODES if file.is_there(name)), None)
+            if not file.is_there("img") or names is None:
                 raise ValueError(
-                    f"The patches {str(self.path)!r} hold {sorted(file)}; needed are 'img' and 'barcode' "
+                    f"The patches {str(self.path)!r} hold {file.names()}; needed are 'img' and 'barcode' "
                     "(and 'coords', where they come from)."
                 )
-            shape, dtype = file["img"].shape, file["img"].dtype
+            img = file.dataset("img")
+            shape, dtype = img.shape, img.dtype
             if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or dtype != np.uint8:
                 raise ValueError(
                     f"The patches {str(self.path)!r} must be uint8 of shape (n, side, side, 3), got {dtype} of {shape}."
                 )
-            self.barcodes = np.array([_text(b) for b in file[names][:].reshape(-1)], dtype=object)
-            corners = file["coords"][:].astype(np.float64).reshape(-1, 2) if "coords" in file else None
+            self.barcodes = file.strings(names)
+            corners = file.numbers("coords", 2).astype(np.float64) if file.is_there("coords") else None
+            if corners is not None and (corners.shape[1] != 2 or not np.isfinite(corners).all()):
+                raise file.wrong("coords", f"must be finite numbers of shape (n, 2), got shape {corners.shape}")
             # attributes are with the pixels, or, in some releases, with the coordinates
-            self.attrs: dict[str, Any] = dict(file["coords"].attrs) if "coords" in file else {}
-            self.attrs |= dict(file["img"].attrs)
+            stated = {name: _positive(file, name) for name in _ATTRIBUTES}
+            self.attrs = {name: value for name, value in stated.items() if value is not None}
             self.n, self.side = int(shape[0]), int(shape[1])
-            some = [file["img"][i] for i in sorted({0, self.n // 2, self.n - 1} if self.n else set())]
+            some = [img[i] for i in sorted({0, self.n // 2, self.n - 1} if self.n else set())]
             self.id = sha256(f"{shape} {'|'.join(self.barcodes)}", some)[:16]
         self.corners_px = corners
         for what, found in (("barcodes", self.barcodes), ("coordinates", corners)):
@@ -117,8 +113,16 @@ class PatchFile:
         return out[back]
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _positive(file: H5File, name: str) -> float | None:
+    """Return an attribute of the patches, a positive number, or None."""
+    for part in ("img", "coords"):
+        value = file.attribute(part, name)
+        if value is not None:
+            number = np.asarray(value).reshape(-1)
+            if number.size != 1 or number.dtype.kind not in "iuf" or not 0 < float(number[0]) < np.inf:
+                raise file.wrong(part, f"has an attribute {name!r} that is no positive number: {value!r}")
+            return float(number[0])
+    return None
 
 
 class PatchReader:

@@ -261,7 +261,7 @@ def check_config(config: PeftConfig, weights: Mapping[str, Tensor]) -> None:
     most = max(max(tensor.shape) for tensor in weights.values())
     for name in ("r", "init_r", "target_r"):
         rank = getattr(config, name, 1)
-        if not _whole(rank) or not 1 <= rank <= most:
+        if not _whole(rank) or not 0 <= rank <= most:  # 0 where PEFT derives it from another size
             raise ValueError(
                 f"its `{name}` must be a rank from 1 to {most}, as the weights have it, got {_short(rank)}"
             )

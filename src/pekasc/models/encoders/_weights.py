@@ -53,7 +53,13 @@ def _create(encoder: Encoder) -> nn.Module:
     # timm initialises weights at random before loading any: leave the caller's random state alone
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return _build(encoder, {"num_classes": 0, **encoder.model_kwargs})
+        try:
+            return _build(encoder, {"num_classes": 0, **encoder.model_kwargs})
+        except (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"timm cannot build {encoder.name!r} with model_kwargs={dict(encoder.model_kwargs)}: "
+                f"{type(error).__name__}: {str(error)[:300]}"
+            ) from error
 
 
 def _build(encoder: Encoder, kwargs: dict[str, Any]) -> nn.Module:

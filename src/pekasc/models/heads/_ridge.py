@@ -39,6 +39,11 @@ class RidgeHead:
 
     def predict(self, features: np.ndarray, genes: slice = slice(None)) -> np.ndarray:
         """Predict expression, (n, genes) float32, from features (n, d), for all genes or a slice of them."""
+        if features.shape[1] != len(self.projection.mean):
+            raise ValueError(
+                f"The expression head takes {len(self.projection.mean)} features, and there are {features.shape[1]}: "
+                "it is of another encoder, depth, context or number of scales."
+            )
         return (self.projection(features) @ self.coef[:, genes] + self.intercept[genes]).astype(np.float32)
 
 

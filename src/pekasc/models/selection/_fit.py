@@ -105,7 +105,9 @@ def _fit(
     data, o, folds = job.data, job.options, job.folds
     if o.method is not None and (known := job.resume.facts("choice")) is not None:
         choice = _choice_from_json(job, known, depths)
-        frozen_at = job.resume.array("frozen", lambda: job.embed([choice.depth])[choice.depth], data.tiles.n)
+        frozen_at = job.resume.array(
+            "frozen", lambda: job.embed([choice.depth])[choice.depth], *job.shape(choice.depth)
+        )
         return fit_student(job, choice, frozen_at, heads)
     features = job.embed_first(depths) if frozen is None else frozen
     if list(features) != depths:
@@ -126,7 +128,7 @@ def _fit(
     with o.profile.stage("head"):
         choice = choose_depth(features, data, folds, HeadSpec(), o.readout.n_components)
     _log_depth(choice.depth, depths, choice.table)
-    frozen_at = job.resume.array("frozen", lambda: features_at(features, choice.depth), data.tiles.n)
+    frozen_at = job.resume.array("frozen", lambda: features_at(features, choice.depth), *job.shape(choice.depth))
     job.resume.put_facts("choice", _choice_to_json(choice))
     return fit_student(job, choice, frozen_at, heads)
 

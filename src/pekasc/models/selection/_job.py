@@ -14,6 +14,7 @@ from pekasc._settings import get_logger
 from pekasc.models.encoders import Depth, EncoderNetwork
 from pekasc.models.features import (
     KINDS,
+    BatchEncoder,
     CachedActivations,
     CachePlan,
     EmbedJob,
@@ -51,6 +52,7 @@ class Job:
     resume: Resume
     cached: list[CachedActivations] = field(default_factory=list)  # by scale, once the first adapted block is known
     tokens: TokensBetweenBlocks | None = None  # collected in the first pass, to be cached
+    _widths: dict[Depth, int] = field(default_factory=dict)
 
     def embed_first(self, depths: Sequence[Depth]) -> dict[Depth, np.ndarray]:
         """Return frozen features, and keep tokens between blocks to be cached later, if they fit in memory.
@@ -95,13 +97,21 @@ class Job:
             return made
         return {depth: self._gathered(values, own) for depth, values in made.items()}
 
+    def shape(self, depth: Depth) -> tuple[int, int]:
+        """Return the number of training spots, and of their features at a depth."""
+        if depth not in self._widths:
+            o, side = self.options, self.spec.tile_px
+            run = BatchEncoder(self.model.to(o.device), [depth], 1, o.device, o.precision)
+            self._widths[depth] = run.features(np.zeros((1, side, side, 3), np.uint8)).shape[1]
+        return len(self.local), len(self.sources) * self._widths[depth]
+
     def features_after(
         self, training: str, epoch: int, depth: Depth, known: bool = False, n_kept: int = 1
     ) -> np.ndarray:
         """Return features after an epoch of a training; `known` ones are read from the checkpoints of the fit."""
         name = f"{training}/epoch-{epoch}"
         if known:
-            return self.resume.finished(name, len(self.local))
+            return self.resume.finished(name, *self.shape(depth))
         return self.resume.put(name, self.embed([depth], n_kept=n_kept)[depth])
 
     def _gathered(self, values: np.ndarray, own: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ logger = get_logger(__name__)
 _SETTINGS = "settings.json"
 _LOCK = "in-use.lock"
 _WHAT = "The checkpoint of the fit"
+_ROWS = 4096  # read at once to be checked
 
 
 class Resume:
@@ -100,12 +101,12 @@ class Resume:
             return None
         return self.path / name
 
-    def array(self, name: str, make: Callable[[], np.ndarray], n: int) -> np.ndarray:
-        """Return the array of an earlier run, memory-mapped, with `n` rows; if there is none, make it and keep it."""
+    def array(self, name: str, make: Callable[[], np.ndarray], n: int, width: int) -> np.ndarray:
+        """Return the features of an earlier run, (n, width), memory-mapped; without one, make and keep them."""
         if self.path is None:
             return make()
         there = processes.broadcast((self.path / f"{name}.npy").exists())
-        return self.finished(name, n) if there else self.put(name, make())
+        return self.finished(name, n, width) if there else self.put(name, make())
 
     def put(self, name: str, values: np.ndarray) -> np.ndarray:
         """Keep an array, replacing an earlier one; return it memory-mapped."""
@@ -114,29 +115,36 @@ class Resume:
         with processes.raise_together():
             if processes.rank() == 0:
                 write_sealed_array(self.path / f"{name}.npy", values, _WHAT)
-        return self.finished(name, len(values))
+        return self._read(name)
 
-    def finished(self, name: str, n: int) -> np.ndarray:
-        """Return the array of an earlier run: features, (n, d).
+    def finished(self, name: str, n: int, width: int) -> np.ndarray:
+        """Return the array of an earlier run: features, (n, width).
 
         Raises
         ------
         ValueError
             If it is missing or damaged: it cannot be made again, since the weights behind it are gone.
         """
+        found = self._read(name)
+        if found.shape != (n, width) or found.dtype != np.float32:
+            raise ValueError(
+                self.damaged(
+                    f"{name}.npy holds {found.dtype} of shape {found.shape}, not {width} features of {n} spots"
+                )
+            )
+        if not all(np.isfinite(found[start : start + _ROWS]).all() for start in range(0, n, _ROWS)):
+            raise ValueError(self.damaged(f"{name}.npy has features that are NaN or infinite"))
+        return found
+
+    def _read(self, name: str) -> np.ndarray:
         assert self.path is not None  # for the type checker: there was an earlier run
         file = self.path / f"{name}.npy"
         if not file.exists():
             raise ValueError(self.damaged(f"{name}.npy is missing"))
         try:
-            found = read_sealed_array(file)
+            return read_sealed_array(file)
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(self.damaged(f"{name}.npy cannot be read ({error})")) from error
-        if found.ndim != 2 or len(found) != n or found.dtype.kind != "f":
-            raise ValueError(
-                self.damaged(f"{name}.npy holds {found.dtype} of shape {found.shape}, not the features of {n} spots")
-            )
-        return found
 
     def damaged(self, what: str) -> str:
         """Return the text of an error about a part."""
