@@ -268,7 +268,7 @@ def test_wrong_arguments(scene: Scene) -> None:
         resolve_sections(sdata, images={"A": "A_he"}, image_mpp=0.5)
     with pytest.raises(KeyError, match=r"Image 'he' not found in `sdata.images`. Available images: \['A_he'\]"):
         resolve_sections(sdata, images={"A_spots": "he"}, image_mpp=0.5)
-    with pytest.raises(TypeError, match="`images` must be a dict"):
+    with pytest.raises(TypeError, match=r"`images` must be a dict.*`images=\{'A_spots': 'A_he'\}`"):
         resolve_sections(sdata, images="A_he", image_mpp=0.5)  # type: ignore[arg-type]
 
 

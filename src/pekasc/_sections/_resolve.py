@@ -202,7 +202,8 @@ def _check_arguments(
     array: str | None,
 ) -> None:
     if images is not None and not isinstance(images, Mapping):
-        raise TypeError(f"`images` must be a dict from region to image name, got {images!r}.")
+        line = f" For one image of all: `images={dict.fromkeys(regions, images)}`." if isinstance(images, str) else ""
+        raise TypeError(f"`images` must be a dict from region to image name, got {images!r}.{line}")
     for region in images or {}:
         if region not in regions:
             raise KeyError(f"`images` names the region {region!r}, the table has {list(regions)}.")
