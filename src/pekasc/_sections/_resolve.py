@@ -156,12 +156,11 @@ def resolve_sections(
     table = get_table(sdata, table_name)
     check_table(table)
     by_region = region_rows(table)
-    shapes = {}
-    for region in by_region:
-        name, column = shapes_of(sdata, table, region)
-        shapes[region] = sdata.shapes[name]
+    found = {region: shapes_of(sdata, table, region) for region in by_region}
+    for region, (name, column) in found.items():
         if name != region:
             logger.hint("section %s: labels; using the shapes %s, whose ids are in obs[%r].", region, name, column)
+    shapes = {region: sdata.shapes[name] for region, (name, _) in found.items()}
     _check_arguments(sdata, by_region, images, image_mpp, um_coordinate_system, array)
     sections = []
     for region, rows in by_region.items():
@@ -177,7 +176,7 @@ def resolve_sections(
             image_name = stored["image"]
         else:
             image_name = choose_image(sdata, region, images, shapes)
-        section = _place(sdata, table, region, rows, image_name, um_coordinate_system)
+        section = _place(sdata, table, region, found[region], rows, image_name, um_coordinate_system)
         sources = _pixel_sizes(sdata, table, section, image_mpp, um_coordinate_system, array)
         mpp, source = choose_pixel_size(
             sources,
@@ -224,10 +223,16 @@ def _check_arguments(
 
 
 def _place(
-    sdata: SpatialData, table: AnnData, region: str, rows: np.ndarray, image_name: str, um_coordinate_system: str | None
+    sdata: SpatialData,
+    table: AnnData,
+    region: str,
+    found: tuple[str, str],
+    rows: np.ndarray,
+    image_name: str,
+    um_coordinate_system: str | None,
 ) -> Section:
-    """Return a section in pixels, still without pixel size and micrometers."""
-    shapes_name, column = shapes_of(sdata, table, region)
+    """Return a section in pixels, still without pixel size and micrometers; `found` is what `shapes_of` returned."""
+    shapes_name, column = found
     shapes = sdata.shapes[shapes_name]
     stored = patch_record(table, region)
     _, _, instance_key = table_keys(table)
