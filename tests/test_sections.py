@@ -268,7 +268,7 @@ def test_wrong_arguments(scene: Scene) -> None:
         resolve_sections(sdata, images={"A": "A_he"}, image_mpp=0.5)
     with pytest.raises(KeyError, match=r"Image 'he' not found in `sdata.images`. Available images: \['A_he'\]"):
         resolve_sections(sdata, images={"A_spots": "he"}, image_mpp=0.5)
-    with pytest.raises(TypeError, match="`images` must be a dict"):
+    with pytest.raises(TypeError, match=r"`images` must be a dict.*`images=\{'A_spots': 'A_he'\}`"):
         resolve_sections(sdata, images="A_he", image_mpp=0.5)  # type: ignore[arg-type]
 
 
@@ -303,6 +303,28 @@ def test_images_that_are_not_rgb(scene: Scene, multi_scale: bool, convert: Calla
         assert np.abs(result.astype(int) - rgb).max() <= 1
     np.testing.assert_allclose(result[0], rgb[0], atol=1)
     assert result.mean() == pytest.approx(rgb[: len(convert(rgb)) if len(convert(rgb)) < 3 else 3].mean(), abs=1)
+
+
+@pytest.mark.parametrize("names", [None, ["r", "g", "b", "a"]])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_rgba_without_transparency_is_rgb(scene: Scene, names: list[str] | None, dtype: str) -> None:
+    sdata = scene()
+    rgb = sd.get_pyramid_levels(sdata["A_he"], n=0).data.compute()
+    rgba = np.concatenate([rgb, np.full_like(rgb[:1], 255)])
+    if dtype != "uint8":
+        rgba = (rgba / 255).astype(dtype)
+    systems = get_transformation(sdata["A_he"], get_all=True)
+    del sdata.images["A_he"]
+    sdata.images["A_he"] = Image2DModel.parse(
+        rgba, dims=("c", "y", "x"), c_coords=names, scale_factors=[2], transformations=systems
+    )
+    # an image of three channels beside it is no reason to leave it out
+    sdata.images["small"] = Image2DModel.parse(
+        rgb[:, ::2, ::2], dims=("c", "y", "x"), transformations={n: Scale([2, 2], axes=("x", "y")) for n in systems}
+    )
+    (section,) = resolve_sections(sdata, image_mpp=0.5)
+    assert section.image_name == "A_he"
+    np.testing.assert_array_equal(np.asarray(section.pyramid.levels[0]), rgb)
 
 
 def test_an_image_of_many_channels_is_no_h_and_e(scene: Scene) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import spatialdata as sd
+import tifffile
+import xarray as xr
 from spatialdata import SpatialData
 from spatialdata.transformations import Identity, Scale, set_transformation
 
@@ -27,6 +29,12 @@ def _annotate(sdata: SpatialData, region: str, instance_key: str) -> None:
 def _section(sdata: SpatialData) -> dict:
     (section,) = sdata["table"].uns["pekasc"]["tiles"]["sections"].values()
     return section
+
+
+def _tiled(read_xenium: Reader) -> xr.DataArray:
+    sdata = read_xenium()
+    pk.pp.tile(sdata)
+    return pk.get.tiles(sdata)
 
 
 def test_labels_find_their_boundaries_and_the_areas_say_um(
@@ -96,6 +104,22 @@ def test_shapes_in_pixels_are_not_taken_for_um(read_xenium: Reader) -> None:
 def test_without_an_he_image_the_error_says_so(read_xenium: Reader) -> None:
     with pytest.raises(ValueError, match=r"With the channels 'DAPI', it is no H&E.*xenium_aligned_image"):
         pk.pp.tile(read_xenium(aligned_images=False))
+
+
+def test_an_he_image_with_an_alpha_channel(read_xenium: Reader, xenium_folder: Path, tmp_path: Path) -> None:
+    import spatialdata_io
+
+    sdata = read_xenium(aligned_images=False)
+    he = tifffile.imread(xenium_folder / "slide_he_image.ome.tif")
+    rgba = np.dstack([he, np.full(he.shape[:2], 255, np.uint8)]).transpose(2, 0, 1)
+    tifffile.imwrite(tmp_path / "a_he_image.ome.tif", rgba, photometric="minisblack", metadata={"axes": "CYX"})
+    sdata.images["he_image"] = spatialdata_io.xenium_aligned_image(
+        tmp_path / "a_he_image.ome.tif", xenium_folder / "slide_he_imagealignment.csv"
+    )
+    assert list(sdata.images["he_image"].coords["c"].values) == ["r", "g", "b", "a"]
+    pk.pp.tile(sdata)
+    assert _section(sdata)["image"] == "he_image"
+    np.testing.assert_array_equal(pk.get.tiles(sdata)[7], _tiled(read_xenium)[7])
 
 
 def test_labels_without_shapes_of_their_ids_are_refused(read_xenium: Reader) -> None:

@@ -70,6 +70,10 @@ def image_pyramid(name: str, image: DataArray | DataTree, *, announce: bool = Tr
     first = levels[0]
     if set(first.dims) != {"c", "y", "x"}:
         raise ValueError(f"Image {name!r} has dimensions {tuple(first.dims)}; an H&E image has ('c', 'y', 'x').")
+    if _is_opaque_rgba(levels):
+        if announce:
+            logger.hint("image %s: RGBA without transparency is read as RGB.", name)
+        levels = [level.isel(c=slice(3)) for level in levels]
     if _between_0_and_1(levels[0]):
         if announce:
             logger.hint("image %s: values between 0 and 1 are read as 8 bit (0 to 255).", name)
@@ -127,10 +131,22 @@ def _to_uint8(pixels: str, dtype: np.dtype, first: DataArray) -> str:
 
 
 def _may_be_rgb(image: DataArray | DataTree) -> bool:
-    """Tell whether an image may be RGB: three channels without other names, of 8 bit or between 0 and 1."""
-    first = levels_of(image)[0]
-    rgb = first.sizes.get("c") == 3 and _unnamed_or_rgb(first)
-    return rgb and (first.dtype == np.uint8 or first.dtype.kind == "f")
+    """Tell whether an image may be RGB (or opaque RGBA): channels without other names, of 8 bit or between 0 and 1."""
+    levels = levels_of(image)
+    rgb = (levels[0].sizes.get("c") == 3 and _unnamed_or_rgb(levels[0])) or _is_opaque_rgba(levels)
+    return rgb and (levels[0].dtype == np.uint8 or levels[0].dtype.kind == "f")
+
+
+def _is_opaque_rgba(levels: list[DataArray]) -> bool:
+    """Tell whether a fourth channel, without a name or named alpha, is 255 (floats: 1) all over the coarsest level."""
+    first, coarsest = levels[0], levels[-1]
+    if first.sizes.get("c") != 4 or not _unnamed_or_rgb(first):
+        return False
+    full = {"f": 1.0, "u": 255}.get(first.dtype.kind)
+    if full is None or _channels(first)[3][:1].lower() not in {"3", "a"}:
+        return False
+    step = max(1, max(coarsest.shape) // OVERVIEW_PX)
+    return bool((np.asarray(coarsest.isel(c=3)[..., ::step, ::step]) == full).all())
 
 
 def _channels(level: DataArray) -> list[str]:

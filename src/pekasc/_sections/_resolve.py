@@ -157,12 +157,11 @@ def resolve_sections(
     table = get_table(sdata, table_name)
     check_table(table)
     by_region = region_rows(table)
-    shapes = {}
-    for region in by_region:
-        name, column = shapes_of(sdata, table, region)
-        shapes[region] = sdata.shapes[name]
+    found = {region: shapes_of(sdata, table, region) for region in by_region}
+    for region, (name, column) in found.items():
         if name != region:
             logger.hint("section %s: labels; using the shapes %s, whose ids are in obs[%r].", region, name, column)
+    shapes = {region: sdata.shapes[name] for region, (name, _) in found.items()}
     _check_arguments(sdata, by_region, images, image_mpp, um_coordinate_system, array)
     sections = []
     for region, rows in by_region.items():
@@ -178,7 +177,7 @@ def resolve_sections(
             image_name = stored["image"]
         else:
             image_name = choose_image(sdata, region, images, shapes)
-        section = _place(sdata, table, region, rows, image_name, um_coordinate_system)
+        section = _place(sdata, table, region, found[region], rows, image_name, um_coordinate_system)
         sources = _pixel_sizes(sdata, table, section, image_mpp, um_coordinate_system, array)
         mpp, source = choose_pixel_size(
             sources,
@@ -203,7 +202,8 @@ def _check_arguments(
     array: str | None,
 ) -> None:
     if images is not None and not isinstance(images, Mapping):
-        raise TypeError(f"`images` must be a dict from region to image name, got {images!r}.")
+        line = f" For one image of all: `images={dict.fromkeys(regions, images)}`." if isinstance(images, str) else ""
+        raise TypeError(f"`images` must be a dict from region to image name, got {images!r}.{line}")
     for region in images or {}:
         if region not in regions:
             raise KeyError(f"`images` names the region {region!r}, the table has {list(regions)}.")
@@ -224,10 +224,16 @@ def _check_arguments(
 
 
 def _place(
-    sdata: SpatialData, table: AnnData, region: str, rows: np.ndarray, image_name: str, um_coordinate_system: str | None
+    sdata: SpatialData,
+    table: AnnData,
+    region: str,
+    found: tuple[str, str],
+    rows: np.ndarray,
+    image_name: str,
+    um_coordinate_system: str | None,
 ) -> Section:
-    """Return a section in pixels, still without pixel size and micrometers."""
-    shapes_name, column = shapes_of(sdata, table, region)
+    """Return a section in pixels, still without pixel size and micrometers; `found` is what `shapes_of` returned."""
+    shapes_name, column = found
     shapes = sdata.shapes[shapes_name]
     stored = patch_record(table, region)
     _, _, instance_key = table_keys(table)

@@ -55,20 +55,21 @@ def _with_ids(sdata: SpatialData, table: AnnData, region: str) -> tuple[str, str
 
     Shapes that the labels are named after come first, polygons before circles, cells before nuclei, which some lack.
     """
-    obs = table.obs.iloc[region_rows(table)[region]]
+    rows = region_rows(table)[region]
     _, region_key, _ = table_keys(table)
     # two slides may number their cells alike
     systems = coordinate_systems(sdata.labels[region])
     there = {name: shapes for name, shapes in sdata.shapes.items() if systems & coordinate_systems(shapes)}
-    for column in obs.columns.drop(region_key):
-        if pd.api.types.is_float_dtype(obs[column]) or not obs[column].is_unique:
+    for column in table.obs.columns.drop(region_key):
+        values = table.obs[column].iloc[rows]
+        if pd.api.types.is_float_dtype(values) or not values.is_unique:
             continue
         # numbers are ids only of shapes whose index has the column's name: label 1 need not be shape 1
-        words = not pd.api.types.is_numeric_dtype(obs[column])
+        words = not pd.api.types.is_numeric_dtype(values)
         found = {
             name: (not region.startswith(f"{name}_"), "radius" in shapes, ("nucle" in name) != ("nucle" in region))
             for name, shapes in there.items()
-            if (words or shapes.index.name == column) and pd.Index(obs[column]).isin(shapes.index).all()
+            if (words or shapes.index.name == column) and pd.Index(values).isin(shapes.index).all()
         }
         best = [name for name, rank in found.items() if rank == min(found.values())]
         # what was derived from others, such as tiles, has their name before its own

@@ -15,6 +15,7 @@ from pekasc._keys import TILES, read_uns, tile_shapes_name
 from pekasc._sections._patches import patch_record
 from pekasc._sections._records import recorded_pixel_sizes
 from pekasc._sections._resolve import Section, _place, resolve_sections, scaled, with_patches
+from pekasc._sections._shapes import shapes_of
 from pekasc._sections._slides import images_of
 from pekasc._sections._table import check_spatialdata, check_table, get_table, region_rows
 from pekasc.tiling import PatchReader, TileGeometry, TileReader, TileSpec
@@ -82,7 +83,8 @@ def _recorded_section(
             f"{list(images_of(sdata))}. Run `{call}` again."
         )
     um_system = record["um_coordinate_system"] or None
-    section = _place(sdata, table, region, rows, known["image"], um_system)
+    found = shapes_of(sdata, table, region)
+    section = _place(sdata, table, region, found, rows, known["image"], um_system)
     mpp = known["mpp"]
     if known["source"] in ("recorded", "slide"):
         mpp = recorded_pixel_sizes(sdata, table, known["image"], warn=False).get(known["source"], mpp)
