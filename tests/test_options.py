@@ -161,7 +161,7 @@ WRONG_TYPES: dict[type[Any], dict[str, list[Any]]] = {
         "trainer": [[("devices", 2)], "ddp"],
         "accumulate": ["2", 1.5, None, True],
         "gradient_checkpointing": [1, None],
-        "stored_precision": ["float64", None],
+        "stored_precision": [16, None],
         "compile": ["inductor", None],
         "cached_activations": [16, True],
     },
@@ -198,6 +198,7 @@ OUT_OF_RANGE: dict[type[Any], dict[str, list[Any]]] = {
         "checkpoint_minutes": [-1, float("nan")],
         "accumulate": [0],
         "cached_activations": ["fp8"],
+        "stored_precision": ["float64"],
     },
 }
 

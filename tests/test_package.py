@@ -197,7 +197,7 @@ def _imports(path: Path) -> set[str]:
 
 def test_every_import_is_declared() -> None:
     other_name = {"huggingface_hub": "huggingface-hub", "skimage": "scikit-image"}
-    other_name |= {"sklearn": "scikit-learn"}
+    other_name |= {"sklearn": "scikit-learn", "PIL": "pillow"}
     # imported where they are asked for, with an error that says how to install them, or where their objects are given
     extras = {"scvi", "transformers", "wsidata"}
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
@@ -215,6 +215,7 @@ READERS = ["legacy", "sopa", "visium", "visium_hd", "xenium"]
 NOT_MIRRORED = {
     "test_package.py": "the package as a whole",
     "test_benchmarks.py": "a script beside the package",
+    "fuzz/test_tiff.py": "damaged files, from their bytes to the pixels: all of the room io that reads TIFF",
     **{f"readers/test_{name}.py": "objects of readers, to the tiles" for name in READERS},
     "readers/test_pages.py": "docs/data",
     "tl/test_fit_engine.py": "what `Compute` changes in a whole fit: rooms of models from `fit_adapter` down",

@@ -210,7 +210,7 @@ def test_names_that_are_taken(slide: SpatialData) -> None:
     with pytest.raises(ValueError, match=r"name 'grid' is taken by `sdata.tables\['grid'\]`, .*`table_added=`"):
         pk.pp.tile_grid(slide, "other", **SIZE, **ALL)
     del slide.attrs["pekasc"]
-    with pytest.raises(ValueError, match=r"pixel size of image 'other' is not known, .*Give `image_mpp=`"):
+    with pytest.raises(ValueError, match=r"pixel size of image 'other' is not known, .*Give `image_mpp="):
         pk.pp.tile_grid(slide, "other", **SIZE, **ALL, table_added="more")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 import tifffile
 import zarr
 from anndata import AnnData
@@ -122,6 +124,28 @@ def write_visium_hd(folder: Path, sizes: tuple[int, ...] = (8, 16), seed: int = 
         step = 96 // um
         kept = tissue & (row % step == 1) & (col % step == 1)
         write_counts(place / "filtered_feature_bc_matrix.h5", barcodes[kept].tolist(), seed=seed)
+    return folder
+
+
+def write_segmentations(folder: Path, outs: Path) -> Path:
+    """Write the part of Visium HD with segmented cells, beside what `write_visium_hd` wrote to `outs`."""
+    cells = folder / "segmented_outputs"
+    (cells / "spatial").mkdir(parents=True)
+    shutil.copy(outs / "feature_slice.h5", folder)
+    shutil.copytree(outs / "microscope_image", folder / "microscope_image")
+    shutil.copy(outs / "binned_outputs" / "square_008um" / "spatial" / "scalefactors_json.json", cells / "spatial")
+    corners = [(x, y) for y in range(200, 600, 50) for x in range(200, 600, 50)]
+    write_counts(cells / "filtered_feature_cell_matrix.h5", [f"cellid_{i + 1:09}-1" for i in range(len(corners))])
+    features = [
+        {
+            "type": "Feature",
+            "properties": {"cell_id": i + 1},
+            "geometry": shapely.geometry.mapping(shapely.box(x, y, x + 8, y + 8)),
+        }
+        for i, (x, y) in enumerate(corners)
+    ]
+    geojson = {"type": "FeatureCollection", "features": features}
+    (cells / "cell_segmentations.geojson").write_text(json.dumps(geojson))
     return folder
 
 
@@ -266,19 +290,39 @@ def read_visium_hd(visium_hd_folder: Path) -> Callable[..., SpatialData]:
     return read
 
 
+@pytest.fixture
+def segmentations_folder(visium_hd_folder: Path, tmp_path: Path) -> Path:
+    """Return the folder of a Visium HD slide with segmented cells and without bins."""
+    return write_segmentations(tmp_path / "segmented", visium_hd_folder)
+
+
 @pytest.fixture(scope="session")
 def xenium_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a Xenium slide."""
     return write_xenium(tmp_path_factory.mktemp("xenium") / "outs")
 
 
-@pytest.fixture
-def read_xenium(xenium_folder: Path) -> Callable[..., SpatialData]:
-    """Return a function that reads the Xenium slide."""
+@pytest.fixture(scope="session")
+def _xenium(xenium_folder: Path) -> Callable[..., SpatialData]:
     import spatialdata_io
 
+    return functools.cache(functools.partial(spatialdata_io.xenium, xenium_folder))
+
+
+@pytest.fixture
+def read_xenium(_xenium: Callable[..., SpatialData]) -> Callable[..., SpatialData]:
+    """Return a function that reads the Xenium slide, once for all tests: table and shapes are copies."""
+
     def read(**kwargs: Any) -> SpatialData:
-        return spatialdata_io.xenium(xenium_folder, **kwargs)
+        sdata = _xenium(**kwargs)
+        return SpatialData(
+            images=dict(sdata.images),
+            labels=dict(sdata.labels),
+            points=dict(sdata.points),
+            shapes={name: shapes.copy() for name, shapes in sdata.shapes.items()},
+            tables={name: table.copy() for name, table in sdata.tables.items()},
+            attrs=dict(sdata.attrs),
+        )
 
     return read
 

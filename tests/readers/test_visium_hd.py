@@ -63,6 +63,19 @@ def test_bins_as_labels_find_their_squares(read_visium_hd: Reader) -> None:
     assert pk.get.tiles(sdata, table_name="square_016um").sizes["tile"] == len(squares)
 
 
+def test_segmented_cells_have_no_grid(segmentations_folder: Path) -> None:
+    import spatialdata_io
+
+    sdata = spatialdata_io.visium_hd(segmentations_folder, dataset_id="", load_segmentations_only=True)
+    with pytest.raises(ValueError, match=r"Give `image_mpp=\{'_full_image': \.\.\.\}`") as error:
+        pk.pp.tile(sdata)
+    assert "array=" not in str(error.value)
+    with pytest.raises(KeyError, match="array_row and array_col not found.*`image_mpp=`"):
+        pk.pp.tile(sdata, array="visium_hd")
+    pk.pp.tile(sdata, image_mpp={"_full_image": 1.25}, **SIZE)
+    assert len(sdata.shapes["_cell_segmentations_tiles"]) == 64
+
+
 def test_fit_and_get_on_bins(read_visium_hd: Reader) -> None:
     sdata = read_visium_hd(bin_size=16)
     pk.pp.tile(sdata, array="visium_hd", **SIZE)

@@ -194,3 +194,17 @@ def test_a_coarse_grid_is_warned_of(grid: SpatialData, adapter: pk.Adapter) -> N
     pk.pp.tile_grid(grid, "P2S1_he", stride_um=80, **GRID, table_added="coarse")
     with pytest.warns(UserWarning, match="are 80 um apart, and the training spots, .* 100 um: .* at most 50 um"):
         pk.tl.predict_expression(grid, adapter, table_name="coarse", **CPU)
+
+
+def test_tiles_at_the_spots_are_predicted_as_the_spots_are(slide: SpatialData) -> None:
+    frozen = pk.tl.fit_adapter(slide, readout={"depth": 2}, **FROZEN)
+    pk.tl.predict_expression(slide, frozen, **CPU)
+    with pytest.raises(ValueError, match="'P2S1_spots_tiles' is taken .* under another name"):
+        pk.pp.tile_grid(slide, "P2S1_he", shapes="P2S1_spots", tissue=False, **GRID, table_added="at_spots")
+    slide.shapes["other"] = slide.shapes["P2S1_spots"]
+    pk.pp.tile_grid(slide, "P2S1_he", shapes="other", tissue=False, **GRID, table_added="at_spots")
+    pk.tl.predict_expression(slide, frozen, table_name="at_spots", **CPU)
+    spots = slide["table"][slide["table"].obs["region"] == "P2S1_spots"]
+    order = slide["at_spots"].obs.reset_index().set_index("tile_id").loc[spots.obs["spot_id"], "index"]
+    found = slide["at_spots"][order].layers["peka"]
+    np.testing.assert_allclose(found, spots[:, list(frozen.genes)].layers["peka"], atol=1e-4)

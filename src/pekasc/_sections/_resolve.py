@@ -476,7 +476,8 @@ def _from_array(sdata: SpatialData, table: AnnData, section: Section, array: str
     if array != "visium" or "radius" not in shapes:
         raise KeyError(
             f'`array="{array}"` takes the pixel size from the columns array_row and array_col; '
-            f"{' and '.join(missing)} not found in `table.obs`. Available columns: {list(table.obs)}."
+            f"{' and '.join(missing)} not found in `table.obs`. Available columns: {list(table.obs)}. Without them, "
+            "give `image_mpp=`."
         )
     diameter_px = 2 * float(shapes["radius"].median()) * _shape_scale(section)
     mpp = VISIUM_SPOT_UM / diameter_px

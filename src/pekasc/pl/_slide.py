@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -28,10 +29,13 @@ if TYPE_CHECKING:
 
 _TILE_COLOUR = "#11999e"  # no colour of H&E
 _DIMMED = 0.35
-_PANEL_INCHES = 3.4  # side of a square panel; of one of two, larger
-_TWO = 1.3
-_FIGURE_INCHES = 14.0
+_PANEL_INCHES = 3.4  # side of a square panel
+_FEW = 1.3  # times as large, if there are but two
+_LEAST_INCHES = 1.6  # width of a column, for titles
 _BESIDE_INCHES = 0.8  # for a colour bar or legend
+_FIGURE_INCHES = 14.0
+_BAR_INCHES = 2.4
+_ENTRY_INCHES = 0.2
 _GRID = "grid"  # record of `pp.tile_grid`
 
 
@@ -198,27 +202,24 @@ def _draw(
     figsize: tuple[float, float] | None,
 ) -> Figure:
     image, extent = picture(section, box)
-    width, height = box[2] - box[0], box[3] - box[1]
-    # panels of about the same area for slides of any aspect
     n_panels = 1 + max(1, len(maps))
-    side = _PANEL_INCHES * (_TWO if n_panels == 2 else 1)
-    wide = side * float(np.clip(np.sqrt(width / height), 0.5, 2))
-    high = wide * height / width
-    n_columns = int(np.clip(_FIGURE_INCHES // (wide + _BESIDE_INCHES), 1, n_panels))
+    wide, high = _panel_inches(box, _PANEL_INCHES * (_FEW if n_panels == 2 else 1))
+    column = max(wide, _LEAST_INCHES) + _BESIDE_INCHES
+    n_columns = int(np.clip(_FIGURE_INCHES // column, 1, n_panels))
     n_rows = -(-n_panels // n_columns)
     fig, axes = plt.subplots(
         n_rows,
         n_columns,
-        figsize=figsize or (n_columns * (wide + _BESIDE_INCHES), n_rows * (high + 0.5) + 0.15 * caption.count("\n")),
+        figsize=figsize or (n_columns * column, n_rows * (high + 0.5) + 0.15 * caption.count("\n")),
         squeeze=False,
-        layout="constrained",
+        layout="compressed",
     )
     for ax in axes.flat[n_panels:]:
         ax.remove()
     first, *others = axes.flat[:n_panels]
     first.imshow(image, extent=extent, interpolation="antialiased")
     frame(first, box)
-    scale_bar(first, round_length(width))
+    scale_bar(first, round_length(box[2] - box[0]))
     first.set_title("H&E")
     first.set_ylabel(section.image_name, parse_math=False)
     for ax in others:
@@ -230,26 +231,44 @@ def _draw(
         others[0].set_title(title)
         others[0].set_xlabel(rest, fontsize=SMALL)
     for ax, shown in zip(others, maps, strict=False):
-        _draw_map(fig, ax, cells, shown)
+        draw_cells(ax, cells, shown.values, norm=shown.norm, cmap=shown.cmap)
+        ax.set_title(shown.title, style="italic" if shown.italic else "normal", parse_math=False)
+        if shown.legend is None:
+            _colour_bar(fig, ax, shown, wide, high)
+        else:
+            _legend(ax, shown.legend, high)
     for ax in others:
         frame(ax, box)  # after the images, which set limits of their own
     return fig
 
 
-def _draw_map(fig: Figure, ax: Axes, cells: Cells, shown: Map) -> None:
-    draw_cells(ax, cells, shown.values, norm=shown.norm, cmap=shown.cmap)
-    ax.set_title(shown.title, style="italic" if shown.italic else "normal", parse_math=False)
-    if shown.legend is None:
-        beside = ax.inset_axes((1.03, 0.15, 0.035, 0.7))
-        bar = fig.colorbar(ScalarMappable(shown.norm, shown.cmap), cax=beside)
-        bar.set_label(shown.unit, fontsize=SMALL + 1, parse_math=False)
-        bar.ax.tick_params(labelsize=SMALL)
-        bar.outline.set_visible(False)
-        return
-    handles = [Patch(facecolor=colour, label=name) for name, colour in shown.legend]
+def _panel_inches(box: Box, side: float) -> tuple[float, float]:
+    """Return width and height of a panel with the area of a square of this side, but of no more than twice its side."""
+    aspect = (box[2] - box[0]) / (box[3] - box[1])
+    wide = side * min(np.sqrt(aspect), 2, 2 * aspect)
+    return wide, wide / aspect
+
+
+def _colour_bar(fig: Figure, ax: Axes, shown: Map, wide: float, high: float) -> None:
+    length = float(np.clip(_BAR_INCHES / high, 0.3, 1))
+    beside = ax.inset_axes((1 + 0.1 / wide, 0.5 - length / 2, 0.13 / wide, length))
+    bar = fig.colorbar(ScalarMappable(shown.norm, shown.cmap), cax=beside)
+    bar.set_label(shown.unit, fontsize=SMALL + 1, parse_math=False)
+    bar.ax.tick_params(labelsize=SMALL)
+    bar.outline.set_visible(False)
+
+
+def _legend(ax: Axes, entries: Sequence[tuple[str, Any]], high: float) -> None:
+    handles = [Patch(facecolor=colour, label=name) for name, colour in entries]
     legend = ax.legend(
-        handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + (len(handles) - 1) // 18,
-        fontsize=SMALL, frameon=False, handlelength=1, handleheight=1,
-    )  # fmt: skip
+        handles=handles,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+        ncols=ceil(len(handles) * _ENTRY_INCHES / max(high, 1)),
+        fontsize=SMALL,
+        frameon=False,
+        handlelength=1,
+        handleheight=1,
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -257,9 +257,12 @@ def _check_names(sdata: SpatialData, table_added: str, region: str, image_name: 
     for name in wanted:
         kind, existing = taken.get(name.lower(), ("", ""))
         if existing and existing not in ours:
+            instead = "Take another `table_added=`"
+            if shapes is not None and name != table_added:
+                instead = f"Give the shapes under another name, `sdata.shapes['other'] = sdata.shapes[{shapes!r}]`"
             raise ValueError(
                 f"The name {name!r} is taken by `sdata.{kind}[{existing!r}]`, which was not made by this call for this "
-                f"image. Take another `table_added=`, or delete it."
+                f"image. {instead}, or delete it."
             )
 
 

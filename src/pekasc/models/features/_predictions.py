@@ -15,7 +15,7 @@ from pekasc.models.features._store import explained, locked, open_group
 
 ATTRIBUTE = "pekasc_predictions"
 _SHARD_BYTES = 64 * 2**20  # a file, encoded in memory
-_ROWS, _GENES = 512, 64  # of a chunk: a gene's map and a tile's profile are both read without the rest
+_ROWS, _GENES = 1024, 64  # of a chunk: a gene's map and a tile's profile are both read without the rest
 
 
 class PredictionStore:
@@ -124,6 +124,7 @@ def stored_layer(path: Path, name: str, digest: str, shape: tuple[int, int]) -> 
             f"{array.shape[1]} genes, {shape[0]} and {shape[1]} expected, digest {str(found.get('digest'))[:12]}, "
             f"{digest[:12]} expected. Predict again."
         )
+    _keep_in_store()
     chunks = (int(found["rows_per_part"]), min(shape[1], 16 * _GENES))
     lazy = da.from_array(array, chunks=chunks, name=f"{name}-{digest[:16]}")
     return StoredLayer(lazy.dask, lazy.name, lazy.chunks, meta=lazy._meta)
@@ -156,6 +157,3 @@ def _keep_in_store() -> None:
     _REGISTRY.write_specs[StoredLayer] = IOSpec("array", "0.2.0")
     for group in (zarr.Group, H5Group):
         _REGISTRY.write[(group, StoredLayer, frozenset())] = _left_in_store
-
-
-_keep_in_store()
