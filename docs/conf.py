@@ -157,6 +157,23 @@ def _write_encoders() -> None:
 _write_encoders()
 
 
+def _write_cli() -> None:
+    # the reference of the command line is what the command itself says
+    from typer.main import get_command
+    from typer.testing import CliRunner
+
+    from pekasc.cli import app
+
+    parts = []
+    for command in ([], *([name] for name in getattr(get_command(app), "commands", {}))):
+        shown = CliRunner().invoke(app, [*command, "--help"], prog_name="pekasc", env={"COLUMNS": "100"})
+        parts.append(f"### `{' '.join(['pekasc', *command])}`\n\n```text\n{shown.stdout.strip()}\n```\n")
+    (HERE / "generated" / "cli.inc").write_text("\n".join(parts), encoding="utf-8")
+
+
+_write_cli()
+
+
 def _free_text_returns(
     app: Sphinx, what: str, name: str, obj: object, options: dict[str, bool] | None, lines: list[str]
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,6 @@ from typer.testing import CliRunner
 
 import pekasc as pk
 from pekasc.cli import app
-
-
-@pytest.fixture(autouse=True)
-def _verbosity() -> Iterator[None]:
-    before = pk.settings.verbosity
-    yield
-    pk.settings.verbosity = before
 
 
 @pytest.fixture(scope="session")

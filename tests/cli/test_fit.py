@@ -12,18 +12,8 @@ import spatialdata as sd
 import pekasc as pk
 from pekasc.cli import _fit
 
-HOW = [
-    "--tile-px",
-    "56",
-    "--mpp",
-    "2",
-    "--compute",
-    "device=cpu",
-    "--readout",
-    "depth=2",
-    "--readout",
-    "n_components=5",
-]
+HOW = ["--tile-px", "56", "--mpp", "2", "--compute", "device=cpu"]
+HOW += ["--readout", "depth=2", "--readout", "n_components=5"]
 
 
 def test_the_frozen_encoder_on_two_sections(run: Any, sections: Path, phantom: sd.SpatialData, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,8 @@ def test_config_that_is_not_there(call: Any, tmp_path: Path) -> None:
 
 
 def test_what_does_nothing_is_logged(call: Any, config: Path, caplog: pytest.LogCaptureFixture) -> None:
-    call("tile", "--config", config)
+    with caplog.at_level(logging.DEBUG, logger="pekasc"):
+        call("tile", "--config", config)
     assert [r.message for r in caplog.records] == [
         f"{config}: [recipe], [readout], [compute] do nothing in `pekasc tile`."
     ]

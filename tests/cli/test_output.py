@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,15 @@ import typer
 
 import pekasc as pk
 from pekasc.cli import _output
+
+
+@pytest.fixture
+def verbosity_kept() -> Iterator[None]:
+    """Keep the verbosity of the session, and the level that it sets."""
+    before, level = pk.settings.verbosity, logging.getLogger("pekasc").level
+    yield
+    pk.settings.verbosity = before
+    logging.getLogger("pekasc").setLevel(level)
 
 
 def test_results_are_all_there_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +67,7 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].startswith("Traceback") and lines[-1] == "pekasc: error: why"
 
 
+@pytest.mark.usefixtures("verbosity_kept")
 def test_warnings_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
     def warn() -> None:
         warnings.warn_explicit("ours\nis one line", UserWarning, str(Path(pk.__file__).parent / "tl" / "_x.py"), 1)
@@ -73,6 +85,7 @@ def test_warnings_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert warnings.showwarning is shown
 
 
+@pytest.mark.usefixtures("verbosity_kept")
 def test_verbosity() -> None:
     with _output.working(as_json=False, debug=False, verbosity="warning"):
         assert pk.settings.verbosity == "warning"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -146,3 +147,33 @@ def test_two_processes_on_one_list_of_which_one_is_killed(
     assert sd.read_zarr(out / "7.zarr")["grid"].n_obs == by[2][7].get(
         "n_tiles", sd.read_zarr(out / "0.zarr")["grid"].n_obs
     )
+
+
+def test_snakemake_rule_of_the_docs(adapter: Path, slides: Callable[..., list[Path]], tmp_path: Path) -> None:
+    pytest.importorskip("snakemake")
+    page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
+    (rule,) = re.findall(r"^## Snakemake\n.*?^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "Snakefile").write_text(rule)
+    first, half, last = slides("a.1.svs", "b.svs", "c.tif")
+    half.write_bytes(half.read_bytes()[:100_000])
+    (tmp_path / "slides.txt").write_text(f"{first}\n{half}\n{last}\n")
+    shutil.copytree(adapter, tmp_path / "adapter")
+    script = tmp_path / "bin" / "pekasc"  # which may not be installed where the tests run
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m pekasc "$@"\n')
+    script.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def snakemake() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "snakemake", "--cores", "1", "--keep-going"]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    done = snakemake()
+    assert done.returncode == 1 and f"pekasc: error: {half}: " in done.stderr
+    assert sorted(path.name for path in (tmp_path / "predicted").glob("*.zarr")) == ["a.1.zarr", "c.zarr"]
+    assert sd.read_zarr(tmp_path / "predicted" / "a.1.zarr")["grid"].n_obs > 3
+    # the broken slide is replaced: the rest is not done again
+    shutil.copyfile(first, half)
+    again = snakemake()
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("rule predict:") == 1

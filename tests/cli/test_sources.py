@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import spatialdata as sd
 from spatialdata.models import Image2DModel
-from spatialdata.transformations import Affine
+from spatialdata.transformations import Affine, Identity, get_transformation
 
 import pekasc as pk
 from pekasc._sections import slide_section
@@ -35,22 +35,24 @@ def test_joined_sections_keep_their_pixel_sizes_and_tiles(sections: Path, tmp_pa
 
 
 @pytest.mark.parametrize("scale_factors", [None, [2], [2, 2]])
-def test_thumbnail_lies_where_the_image_did(scale_factors: list[int] | None) -> None:
-    size = 4200, 3000  # width, height
+def test_thumbnail_lies_where_the_image_did(scale_factors: list[int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sources, "_THUMBNAIL_PX", 256)
+    size = 526, 375  # width, height: of no whole number of blocks
     x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
     pixels = np.stack([x * 255 // size[0], y * 255 // size[1], np.full_like(x, 77)]).astype(np.uint8)
     turned = Affine([[0, -0.5, 10], [0.5, 0, 20], [0, 0, 1]], ("x", "y"), ("x", "y"))
-    image = Image2DModel.parse(
-        pixels, dims=("c", "y", "x"), scale_factors=scale_factors, transformations={"um": turned}
-    )
+    systems = {"slide": Identity(), "um": turned}
+    image = Image2DModel.parse(pixels, dims=("c", "y", "x"), scale_factors=scale_factors, transformations=systems)
     small = _sources.thumbnail(image)
-    assert 1024 <= max(small.shape) <= 2048 and small.dtype == np.uint8
-    factor = size[0] / small.shape[2]
-    at = np.asarray(small)[:, 100, 200] / 255 * [size[0], size[1], 255]
-    np.testing.assert_allclose(at, [200.5 * factor, 100.5 * factor, 77], atol=25)
+    assert 128 <= max(small.shape) <= 256 and small.dtype == np.uint8
+    to_um = get_transformation(small, "um").to_affine_matrix(("x", "y"), ("x", "y"))
+    x, y, _ = to_um @ [100.5, 50.5, 1]
+    in_image = np.array([(y - 20) / 0.5, (x - 10) / -0.5])
+    red_and_green = np.asarray(small)[:2, 50, 100]
+    np.testing.assert_allclose(red_and_green, in_image * 255 / size, atol=2)
     recorded = {"pekasc": {"image_mpp": {"he": 0.5}, "image_size": {"he": list(size)}}}
     section = slide_section(sd.SpatialData(images={"he": small}, attrs=recorded), "he")
-    assert section.mpp == pytest.approx(0.5 * factor)
+    assert section.mpp == pytest.approx(0.5 * size[0] / small.shape[2], rel=0.01)
 
 
 def test_small_image_is_its_own_thumbnail(phantom: sd.SpatialData) -> None:

@@ -43,9 +43,9 @@ ComputeFields = Annotated[
 ]
 Sources = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="[SLIDE_OR_ZARR]...", help="Slides (TIFF, SVS and others) or zarr folders of SpatialData."),
+    typer.Argument(metavar="SLIDE_OR_ZARR", help="Slides (TIFF, SVS and others) or zarr folders of SpatialData."),
 ]
-Zarrs = Annotated[list[Path], typer.Argument(metavar="ZARR...", help="Zarr folders of SpatialData.")]
+Zarrs = Annotated[list[Path], typer.Argument(metavar="ZARR", help="Zarr folders of SpatialData.")]
 ListFile = Annotated[
     Path | None, typer.Option("--list", metavar="FILE", help="File with further paths, one a line; # starts a comment.")
 ]

@@ -21,6 +21,10 @@ def compare(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="CSV file for the scores of each fold and section.")
     ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", metavar="DIR", help="Folder for finished fits: an interrupted call goes on from it."),
+    ] = None,
     methods: Annotated[
         list[str] | None,
         typer.Option(
@@ -74,7 +78,7 @@ def compare(
         call = arguments.given(
             methods=methods or None, encoders=encoders or None, teacher=teacher, groups=groups, folds=folds,
             genes=names_or_files(genes), n_genes=n_genes, protocol=protocol, seeds=seeds or None, layer=layer,
-            gene_key=gene_key,
+            gene_key=gene_key, store=store,
         )  # fmt: skip
         sdata = open_tiled(
             sources, table_name, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, array=array,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def info(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Slides, zarr folders, adapters, stores of features.")
+        list[Path], typer.Argument(metavar="PATH", help="Slides, zarr folders, adapters, stores of features.")
     ],
     as_json: arguments.Json = False,
     debug: arguments.Debug = False,

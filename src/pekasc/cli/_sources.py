@@ -163,7 +163,7 @@ def image_of(sdata: SpatialData, image_name: str | None) -> str:
 def without_pixels(sdata: SpatialData, table_name: str) -> SpatialData:
     """Return shapes and a table of an object, with images of at most 2048 px in the place of its own.
 
-    An image lies where it did, and its pixel size is known from what was recorded of the whole one.
+    An image lies where it did; of a slide, its pixel size is known from what was recorded of the whole one.
     """
     from spatialdata import SpatialData
 

@@ -59,7 +59,7 @@ def tile(
             idle = [*(grid if table is not None else spots)]
             if idle:
                 what = "tiled around its spots" if table is not None else "tiled on a grid"
-                logger.hint("%s is %s: %s do nothing.", job.source, what, ", ".join(idle))
+                logger.hint("%s is %s, where there is no use for %s.", job.source, what, ", ".join(idle))
             if table is None:
                 table = "grid"
                 tile_grid(sdata, image_of(sdata, image_name), **both, **grid)
