@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pekasc import _assemble
-from pekasc._keys import IMAGE_MPP, IMAGE_SIZE, UNS, check_key, short_name
+from pekasc._keys import IMAGE_MPP, IMAGE_SIZE, UNS, check_key, element_name, slide_stem
 from pekasc._sections import check_mpp
 from pekasc._settings import get_logger
 from pekasc.io._picture import is_picture, picture_levels
@@ -39,7 +39,9 @@ def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp:
     path
         The file. What it holds decides how it is read, not its name (but for ``.ndpi``).
     name
-        Name of the image and of its coordinate system; by default the name of the file without extension.
+        Name of the image and of its coordinate system; by default the name of the file without the ending of its
+        format (``a.1`` of ``a.1.ome.tif``). What SpatialData does not store in a name is replaced by ``_``, and a
+        digest is added, so that different names stay different. Files of one name in two folders need names.
     image_mpp
         Pixel size of the finest level in um; by default from the metadata of the file: OME metadata, ``MPP`` in an
         Aperio description, ImageJ's metadata and resolution tags, which must agree within 2 %.
@@ -69,7 +71,7 @@ def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp:
     from spatialdata import SpatialData
 
     file = _file(path)
-    name = short_name(file.name.split(".")[0]) if name is None else check_key(name, argument="name")
+    name = _name(file.name) if name is None else check_key(name, argument="name")
     given = None if image_mpp is None else PixelSize(check_mpp(image_mpp, "`image_mpp`"))
     if is_picture(file):
         levels, found = picture_levels(file), given or PixelSize(None)
@@ -88,6 +90,17 @@ def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp:
     height, width = levels[0].shape[1:]
     logger.info("slide %s: %d x %d px, %d levels, %s um/px.", name, width, height, len(levels), found.mpp or "unknown")
     return sdata
+
+
+def _name(file_name: str) -> str:
+    """Return the name of a slide, after its file."""
+    stem = slide_stem(file_name)
+    name = element_name(stem)
+    if name != stem:
+        logger.hint(
+            "slide %s: named %r, since SpatialData cannot store %r. `name=` gives another.", file_name, name, stem
+        )
+    return name
 
 
 def _file(path: str | PathLike[str]) -> Path:
