@@ -97,9 +97,7 @@ def _name(file_name: str) -> str:
     stem = slide_stem(file_name)
     name = element_name(stem)
     if name != stem:
-        logger.hint(
-            "slide %s: named %r, since SpatialData cannot store %r. `name=` gives another.", file_name, name, stem
-        )
+        logger.hint("slide %s: its name is %r, since SpatialData cannot store %r as one.", file_name, name, stem)
     return name
 
 
