@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import anndata as ad
@@ -10,7 +11,17 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from pekasc._keys import check_key, feature_key, read_uns, score_key, short_name, tile_shapes_name, write_uns
+from pekasc._keys import (
+    check_key,
+    element_name,
+    feature_key,
+    read_uns,
+    score_key,
+    short_name,
+    slide_stem,
+    tile_shapes_name,
+    write_uns,
+)
 
 
 @pytest.mark.parametrize("key", ["peka", "X_uni2-h", "a.b", "9", "é", "\u60a3\u80051"])
@@ -44,6 +55,37 @@ def test_short_names_fit_a_slot(name: str, short: str) -> None:
     assert feature_key(name) == f"X_{short}"
     assert tile_shapes_name("A_spots") == "A_spots_tiles"
     assert score_key("peka", "rmse") == "peka_rmse"
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("a.1.svs", "a.1"),
+        ("a.2.OME.TIF", "a.2"),
+        ("TCGA-A1-A0SB-01Z-00-DX1.B34C267B.svs", "TCGA-A1-A0SB-01Z-00-DX1.B34C267B"),
+        ("no ending", "no_ending_"),
+        ("a.qptiff", "a"),
+        ("Größe.ndpi", "Größe"),
+        ("my slide.tif", "my_slide_"),
+        ("my  slide.tif", "my_slide_"),
+        ("my_slide.tif", "my_slide"),
+        ("__a.tif", "a_"),
+        (".a.tif", "a_"),
+        ("???.png", ""),
+        (".svs", ""),
+    ],
+)
+def test_the_name_of_a_slide(file: str, name: str) -> None:
+    found = element_name(slide_stem(file))
+    assert check_key(found) == found and not found.startswith(".")
+    replaced = not name or name.endswith("_")
+    assert re.fullmatch(rf"{re.escape(name)}[0-9a-f]{{8}}" if replaced else re.escape(name), found)
+
+
+def test_different_names_stay_different() -> None:
+    stems = ["a b", "a  b", "a_b", "a(b", "_a b", "__a_b", "\u00e9", "e\u0301", "a.b", ".a.b", "", "?", "??"]
+    names = {element_name(stem) for stem in stems}
+    assert len(names) == len(stems)
 
 
 VALUES = {

@@ -14,8 +14,8 @@
 # Most of an archive is H&E without expression. This notebook teaches an adapter on two patients with expression, and
 # then takes a bare slide file of a third: tiles on tissue, predicted expression, clusters, pictures.
 #
-# The tissue is synthetic, so that the notebook runs anywhere in minutes and the truth is known at the end. With your own
-# data, start from your sections ("Your own data" in the documentation) and your own slide files.
+# The tissue is synthetic, so that the notebook runs anywhere in minutes and the truth is known at the end. With data
+# of your own, start from your sections ("Your own data" in the documentation) and your slide files.
 
 # %%
 import tempfile
@@ -65,7 +65,7 @@ print(adapter)
 # %%
 slide = pk.io.read_slide(work / "archive-0042.tif", name="he")
 pk.pp.tile_grid(slide, "he", tile_px=adapter.spec.tile_px, mpp=adapter.spec.mpp, stride_um=50)
-pk.pl.slide(slide);
+pk.pl.slide(slide)
 
 # %% [markdown]
 # ## Predict
@@ -87,7 +87,7 @@ best.head()
 
 # %%
 genes = list(best["gene"][:2]) if "gene" in best else list(best.index[:2])
-pk.pl.slide(slide, genes);
+pk.pl.slide(slide, genes)
 
 # %% [markdown]
 # ## Go on in scanpy and squidpy
@@ -100,7 +100,7 @@ sc.pp.pca(adata, n_comps=20)
 sc.pp.neighbors(adata)
 sc.tl.leiden(adata, resolution=0.5, flavor="igraph", n_iterations=2)
 slide["grid"].obs["leiden"] = adata.obs["leiden"]
-pk.pl.slide(slide, "leiden");
+pk.pl.slide(slide, "leiden")
 
 # %%
 sq.gr.spatial_neighbors(adata, coord_type="generic", n_neighs=6)
@@ -126,7 +126,9 @@ r = np.array([np.corrcoef(a, b)[0, 1] if a.std() > 0 else np.nan for a, b in zip
 expected = best.set_index("gene")["pearson"] if "gene" in best else best["pearson"]
 expected = expected.reindex(adata.var_names).to_numpy()
 known = expected > np.nanmedian(expected)
-print(f"{on_tile.sum()} spots; mean Pearson {np.nanmean(r[known]):.2f} for the better half of the genes by the adapter's")
+print(
+    f"{on_tile.sum()} spots; mean Pearson {np.nanmean(r[known]):.2f} for the better half of the genes by the adapter's"
+)
 print(f"own held-out scores, {np.nanmean(r[~known]):.2f} for the other half.")
 
 # %% [markdown]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+
+from pekasc._digests import sha256
 
 UNS = "pekasc"
 TILES = "tiles"
@@ -25,6 +28,13 @@ SECTION = "section"
 PATIENT = "patient"
 BARCODE = "barcode"
 PATCHES = "patches"
+# endings that say what a file is, the longer ones first
+SLIDE_ENDINGS = (
+    ".ome.tiff", ".ome.tif", ".ome.btf", ".ome.tf2", ".ome.tf8", ".qptiff", ".svslide", ".dicom", ".tiff", ".tif",
+    ".btf", ".tf2", ".tf8", ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".czi", ".dcm", ".jpeg", ".jpg",
+    ".png",
+)  # fmt: skip
+_DIGEST = 8  # characters
 
 _JSON = "json:"
 
@@ -61,6 +71,32 @@ def short_name(name: str) -> str:
     """
     last = PurePosixPath(name.rsplit(":", 1)[-1].replace("\\", "/")).name
     return re.sub(r"[^A-Za-z0-9_.\-]+", "_", last).strip("._") or "encoder"
+
+
+def slide_stem(file_name: str) -> str:
+    """Return the name of a slide's file without the ending that says what it is: ``a.1`` of ``a.1.ome.tif``."""
+    ending = next((ending for ending in SLIDE_ENDINGS if file_name.lower().endswith(ending)), "")
+    return file_name[: len(file_name) - len(ending)]
+
+
+def element_name(text: str) -> str:
+    """Return a text as the name of an element; with a digest of it where characters were replaced.
+
+    So two texts have two names.
+
+    Examples
+    --------
+    >>> element_name("S1.2"), element_name("S1 (2)")
+    ('S1.2', 'S1_2_05194c67')
+    """
+    try:
+        if not check_key(text).startswith("."):  # which spatialdata leaves out when it reads
+            return text
+    except ValueError:
+        pass
+    kept = "".join(c if c.isalnum() or c in "_.-" else " " for c in unicodedata.normalize("NFC", text))
+    digest = sha256(text.encode(errors="surrogateescape"))[:_DIGEST]
+    return "_".join([*kept.split(), digest]).lstrip("._")
 
 
 def feature_key(name: str) -> str:

@@ -25,7 +25,7 @@ def read(path: Path) -> np.ndarray:
 @pytest.mark.parametrize(
     ("ending", "how"),
     [("png", {}), ("jpg", {}), ("jpeg", {"subsampling": 0, "quality": 100}), ("jpg", {"progressive": True}),
-     ("jpg", {"dpi": (72, 72)}), ("tif.png", {})],
+     ("jpg", {"dpi": (72, 72)}), ("JPG", {})],
 )  # fmt: skip
 def test_the_pixels_of_a_picture(tmp_path: Path, ending: str, how: dict[str, Any]) -> None:
     file = tmp_path / f"he.{ending}"

@@ -82,12 +82,24 @@ PER_CM = {"resolution": (1e4 / MPP, 1e4 / MPP), "resolutionunit": "CENTIMETER"}
 def test_the_pixel_size_is_what_the_file_says(
     tmp_path: Path, pixels: np.ndarray, tags: dict[str, Any], mpp: float | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sdata = pk.io.read_slide(write(tmp_path / "my slide.tif", pixels[:300, :300], 1, **tags))
-    assert list(sdata.images) == ["my_slide"]
+    sdata = pk.io.read_slide(write(tmp_path / "s.1.tif", pixels[:300, :300], 1, **tags))
+    assert list(sdata.images) == ["s.1"]
     if mpp is None:
         assert "does not say its pixel size" in caplog.text and not sdata.attrs
     else:
-        assert sdata.attrs["pekasc"]["image_mpp"]["my_slide"] == pytest.approx(mpp, rel=1e-4)
+        assert sdata.attrs["pekasc"]["image_mpp"]["s.1"] == pytest.approx(mpp, rel=1e-4)
+
+
+def test_two_files_have_two_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    white = np.full((64, 64, 3), 255, np.uint8)
+    files = ("a.1.tif", "a.2.tif", "a 1.tif", "a(1.tif", "ü.ome.tif")
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        names = [next(iter(pk.io.read_slide(write(tmp_path / file, white, 1, **PER_CM)).images)) for file in files]
+    assert len(set(names)) == 5 and {"a.1", "a.2", "ü"} < set(names)
+    assert "slide a 1.tif: its name is 'a_1_" in caplog.text and "since SpatialData cannot store 'a 1'" in caplog.text
+    sdata = pk.io.read_slide(tmp_path / "ü.ome.tif")
+    sdata.write(tmp_path / "s.zarr")
+    assert list(sd.read_zarr(tmp_path / "s.zarr").images) == ["ü"]
 
 
 def test_the_pixel_size_of_an_ome_tiff(tmp_path: Path, pixels: np.ndarray) -> None:
@@ -157,7 +169,7 @@ def test_the_largest_picture_is_the_slide(tmp_path: Path, pixels: np.ndarray, ca
             tiff.write(image, photometric="rgb", tile=(64, 64), metadata=meta)
     with caplog.at_level(logging.INFO, logger="pekasc"):
         sdata = pk.io.read_slide(file)
-    assert "reading the largest image, (512, 400, 3); left out:" in caplog.text
+    assert "has 2 scenes: 0 'Image0' 96 x 64 px at 7 um per pixel; 1 'Image1' 400 x 512 px at 0.5 um per pixel. Scene 1" in caplog.text
     assert np.array_equal(np.moveaxis(np.asarray(sdata["s"]), 0, -1), pixels[:512, :400])
     assert sdata.attrs["pekasc"]["image_mpp"] == {"s": 0.5}
 

@@ -22,6 +22,7 @@ from typing import Any
 import typer
 from filelock import FileLock, Timeout
 
+from pekasc._keys import slide_stem
 from pekasc._settings import get_logger
 from pekasc.cli._output import Output, finish
 
@@ -29,7 +30,6 @@ logger = get_logger(__name__)
 
 MADE = "made_by"  # key of the record in the attributes of a result
 _HIDDEN = ".pekasc"  # names, locks, unfinished results and reasons of failures, in the output folder
-_SUFFIXES = (".ome.tiff", ".ome.tif", ".tiff", ".tif", ".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".zarr")
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,8 @@ def read_list(sources: Sequence[Path] | None, list_file: Path | None) -> list[Pa
 
 def stem(path: Path) -> str:
     """Return the name of a file without the ending that says what it is: ``a.1`` of ``a.1.svs``."""
-    name = path.name
-    suffix = next((suffix for suffix in _SUFFIXES if name.lower().endswith(suffix)), "")
-    name = re.sub(r"[^A-Za-z0-9_.\-]+", "_", name[: len(name) - len(suffix)]).strip("._")
+    name = path.stem if path.suffix.lower() == ".zarr" else slide_stem(path.name)
+    name = re.sub(r"[^A-Za-z0-9_.\-]+", "_", name).strip("._")
     return name or "slide"
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pekasc import _assemble
-from pekasc._keys import IMAGE_MPP, IMAGE_SIZE, UNS, check_key, short_name
+from pekasc._keys import IMAGE_MPP, IMAGE_SIZE, UNS, check_key, element_name, slide_stem
 from pekasc._sections import check_mpp
 from pekasc._settings import get_logger
 from pekasc.io._picture import is_picture, picture_levels
 from pekasc.io._tiff import tiff_levels
 from pekasc.io._tiff_mpp import PixelSize, tiff_mpp
+from pekasc.io._tiff_scenes import choose_scene, find_scene
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -21,11 +22,17 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
-def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp: float | None = None) -> SpatialData:
+def read_slide(
+    path: str | PathLike[str],
+    *,
+    name: str | None = None,
+    image_mpp: float | None = None,
+    scene: int | str | None = None,
+) -> SpatialData:
     """Read an H&E image (TIFF and formats made of it, PNG, JPEG) lazily, with its pyramid.
 
     TIFF is read as OME-TIFF, SVS, NDPI and others that tifffile knows have it, with tiles or strips, with samples
-    together or in planes; of several images the largest is taken. Three channels of an OME-TIFF are red, green and blue
+    together or in planes. Three channels of an OME-TIFF are red, green and blue
     if they are named so or have no names. What was never scanned is white, and so is what is transparent by an alpha
     channel (TIFF's ExtraSamples says of which kind it is, or that a fourth channel is none). PNG and JPEG are one level
     without tiles, and say no pixel size; a palette of a PNG is resolved.
@@ -39,10 +46,16 @@ def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp:
     path
         The file. What it holds decides how it is read, not its name (but for ``.ndpi``).
     name
-        Name of the image and of its coordinate system; by default the name of the file without extension.
+        Name of the image and of its coordinate system; by default the name of the file without the ending of its
+        format (``a.1`` of ``a.1.ome.tif``). What SpatialData does not store in a name is replaced by ``_``, and a
+        digest is added, so that different names stay different. Files of one name in two folders need names.
     image_mpp
         Pixel size of the finest level in um; by default from the metadata of the file: OME metadata, ``MPP`` in an
         Aperio description, ImageJ's metadata and resolution tags, which must agree within 2 %.
+    scene
+        Which of several scenes (large images of a TIFF; labels, macros and thumbnails are none) is read: its index or
+        its name; by default the largest. The log says which there are, and which is read. A scene that was asked for is
+        in the default name of the image: ``a.1_0``.
 
     Returns
     -------
@@ -53,11 +66,13 @@ def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp:
     ------
     FileNotFoundError
         If there is no such file.
+    TypeError
+        If `scene` is neither an index nor a name.
     ValueError
-        If `path` is empty or a folder; if the file is of no format that is read here, truncated or damaged (also where
-        it says a size that its bytes do not justify); if it is not RGB of uint8 (greyscale, 16 bit, CMYK, fluorescence,
-        a TIFF with a palette); if it asks to be turned or mirrored before it is shown (TIFF's or Exif's orientation);
-        or, without `image_mpp`, if its metadata says two pixel sizes.
+        If `path` is empty or a folder; if there is no such scene; if the file is of no format that is read here,
+        truncated or damaged (also where it says a size that its bytes do not justify); if it is not RGB of uint8
+        (greyscale, 16 bit, CMYK, fluorescence, a TIFF with a palette); if it asks to be turned or mirrored before it is
+        shown (TIFF's or Exif's orientation); or, without `image_mpp`, if its metadata says two pixel sizes.
     OSError
         When pixels are computed that are damaged in the file, or if the file has changed since.
 
@@ -69,12 +84,15 @@ def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp:
     from spatialdata import SpatialData
 
     file = _file(path)
-    name = short_name(file.name.split(".")[0]) if name is None else check_key(name, argument="name")
+    name = _name(file.name, scene) if name is None else check_key(name, argument="name")
     given = None if image_mpp is None else PixelSize(check_mpp(image_mpp, "`image_mpp`"))
     if is_picture(file):
+        if scene is not None:
+            find_scene([""], scene, file.name)
         levels, found = picture_levels(file), given or PixelSize(None)
     else:
-        levels, found = tiff_levels(file), given or tiff_mpp(file)
+        image = choose_scene(file, scene)
+        levels, found = tiff_levels(file, image), given or tiff_mpp(file, image)
     sdata = SpatialData(images={name: _assemble.multiscale(levels, name)})
     if found.mpp is not None:
         sdata.attrs[UNS] = {IMAGE_MPP: {name: found.mpp}, IMAGE_SIZE: {name: list(levels[0].shape[:0:-1])}}
@@ -90,6 +108,15 @@ def read_slide(path: str | PathLike[str], *, name: str | None = None, image_mpp:
     height, width = levels[0].shape[1:]
     logger.info("slide %s: %d x %d px, %d levels, %s um/px.", name, width, height, len(levels), found.mpp or "unknown")
     return sdata
+
+
+def _name(file_name: str, scene: int | str | None) -> str:
+    """Return the name of a slide, after its file and the scene that was asked for."""
+    stem = slide_stem(file_name) if scene is None else f"{slide_stem(file_name)}_{scene}"
+    name = element_name(stem)
+    if name != stem:
+        logger.hint("slide %s: its name is %r, since SpatialData cannot store %r as one.", file_name, name, stem)
+    return name
 
 
 def _file(path: str | PathLike[str]) -> Path:

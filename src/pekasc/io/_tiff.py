@@ -1,7 +1,7 @@
 """Pyramidal TIFF files as dask arrays: tiles are decoded when they are computed, and not kept.
 
-What a file's directories say is in `_tiff_directories` and checked in `_tiff_check`; which picture is the slide, and
-what its channels mean, in `_tiff_layout`; the pixel size in `_tiff_mpp`.
+What a file's directories say is in `_tiff_directories` and checked in `_tiff_check`; which pictures may be the
+slide in `_tiff_scenes`; what its channels mean, in `_tiff_layout`; the pixel size in `_tiff_mpp`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pekasc._settings import get_logger
 from pekasc.io._limits import LARGE_CHUNK
 from pekasc.io._tiff_check import check_levels, is_copy
 from pekasc.io._tiff_directories import read_directories
-from pekasc.io._tiff_layout import Layout, layouts, main_series, open_tiff
+from pekasc.io._tiff_layout import Layout, layouts, open_tiff
+from pekasc.io._tiff_scenes import choose_scene
 from pekasc.io._tiff_streams import check_stream
 from pekasc.tiling import on_white, split_channels
 
@@ -41,9 +42,15 @@ class _TiffLevel:
     dtype = np.dtype(np.uint8)
 
     def __init__(
-        self, path: str, stamp: tuple[int, int], level: int, shape: tuple[int, int], tile_px: tuple[int, int]
+        self,
+        path: str,
+        stamp: tuple[int, int],
+        image: int,
+        level: int,
+        shape: tuple[int, int],
+        tile_px: tuple[int, int],
     ) -> None:
-        self.path, self.stamp, self.level = path, stamp, level
+        self.path, self.stamp, self.image, self.level = path, stamp, image, level
         self.shape = (3, *shape)
         self._tile_px = tile_px
 
@@ -73,7 +80,7 @@ class _TiffLevel:
         height, width = self._tile_px
         needed = min(height, self.shape[1] - y * height), min(width, self.shape[2] - x * width)
         number = y * -(-self.shape[2] // width) + x
-        file = _opened_file(self.path, self.stamp)
+        file = _opened_file(self.path, self.stamp, self.image)
         try:
             tile = file.tile(self.level, number, needed)
         except Exception as error:  # a decoder may raise anything, and does not name the file
@@ -99,14 +106,14 @@ class _TiledTiffLevel(_TiffLevel):
 class _File:
     """An open TIFF file for reading tiles, with one descriptor for all levels, closed with this object."""
 
-    def __init__(self, path: str, stamp: tuple[int, int]) -> None:
+    def __init__(self, path: str, stamp: tuple[int, int], image: int) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)
         stat = os.fstat(self._descriptor)
         if (stat.st_mtime_ns, stat.st_size) != stamp:
             raise OSError(f"the file {path!r} has changed since it was read: read it again")
         # only the pages are needed for decoding, so tifffile's own handle is closed
         with open_tiff(path) as file:
-            self._levels = [_Level(layout) for layout in layouts(file, path)]
+            self._levels = [_Level(layout) for layout in layouts(file, path, image)]
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
@@ -171,12 +178,19 @@ class _Level:
 
 
 @lru_cache(maxsize=_OPEN_FILES)
-def _opened_file(path: str, stamp: tuple[int, int]) -> _File:
-    return _File(path, stamp)
+def _opened_file(path: str, stamp: tuple[int, int], image: int) -> _File:
+    return _File(path, stamp, image)
 
 
-def tiff_levels(path: Path) -> list[da.Array]:
+def tiff_levels(path: Path, image: int | None = None) -> list[da.Array]:
     """Return the levels of an RGB TIFF, finest first, as dask arrays (3, y, x) of uint8.
+
+    Parameters
+    ----------
+    path
+        The file.
+    image
+        Number of the image in it; by default, the largest.
 
     Raises
     ------
@@ -187,13 +201,11 @@ def tiff_levels(path: Path) -> list[da.Array]:
     stat = path.stat()
     stamp = (stat.st_mtime_ns, stat.st_size)
     directories = read_directories(path)
+    image = choose_scene(path, None) if image is None else image
     with open_tiff(str(path)) as file:
-        found = layouts(file, str(path))
-        series, others = main_series(file, str(path))
+        found = layouts(file, str(path), image)
         levels = {i: layout for i, layout in enumerate(found) if is_copy(found[0].shape, layout.shape)}
         check_levels(path, directories, levels)
-    if others:
-        logger.hint("%s: reading the largest image, %s; left out: %s.", path, tuple(series.shape), ", ".join(others))
     if found[0].assumed:
         logger.hint("%s: three channels without names are taken as red, green and blue.", path)
     for i, layout in enumerate(found):
@@ -210,10 +222,10 @@ def tiff_levels(path: Path) -> list[da.Array]:
                 "pyramid.", path.name, tile_bytes(layout) / 1e9,
             )  # fmt: skip
         kind = _TiledTiffLevel if layout.tiled else _TiffLevel
-        level = kind(str(path), stamp, i, layout.shape, layout.tile_px)
+        level = kind(str(path), stamp, image, i, layout.shape, layout.tile_px)
         # several tiles of the file per dask chunk
         steps = tuple(n * max(1, _CHUNK_PX // n) for n in layout.tile_px)
-        name = f"pekasc-tiff-{tokenize(str(path), stamp, i)}"
+        name = f"pekasc-tiff-{tokenize(str(path), stamp, image, i)}"
         arrays.append(da.from_array(level, chunks=(3, *steps), name=name, meta=np.empty((0, 0, 0), np.uint8)))
     return arrays
 

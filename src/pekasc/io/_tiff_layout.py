@@ -73,8 +73,8 @@ def open_tiff(path: str) -> Iterator[Any]:
         yield file
 
 
-def main_series(file: Any, path: str) -> tuple[Any, list[str]]:
-    """Return the largest image of a TIFF with its pyramid, and the others (labels, overviews) in words.
+def main_series(file: Any, path: str, number: int | None = None) -> Any:
+    """Return the image of a TIFF of that number, by default the largest, with its pyramid.
 
     Raises
     ------
@@ -83,17 +83,16 @@ def main_series(file: Any, path: str) -> tuple[Any, list[str]]:
     """
     try:
         check_ome(file.ome_metadata if file.is_ome else None, len(file.pages))
-        found = list(file.series)
-        chosen = max(found, key=_size)
-        others = [f"{s.name or i} {tuple(s.shape)}" for i, s in enumerate(found) if s is not chosen]
+        chosen = max(file.series, key=_size) if number is None else file.series[number]
         reduced = chosen.keyframe.is_reduced or chosen.keyframe.is_subifd
     except Exception as error:
         raise ValueError(f"The image {path!r} cannot be read as TIFF: {error}") from error
     if reduced:
+        which = "largest image" if number is None else f"image {number}"
         raise ValueError(
-            f"The largest image of {path!r}, {tuple(chosen.shape)}, is a reduced copy of one that is damaged or gone."
+            f"The {which} of {path!r}, {tuple(chosen.shape)}, is a reduced copy of one that is damaged or gone."
         )
-    return chosen, others
+    return chosen
 
 
 def _size(series: Any) -> tuple[int, bool]:
@@ -102,20 +101,21 @@ def _size(series: Any) -> tuple[int, bool]:
     return sizes.get("Y", 0) * sizes.get("X", 0), any(sizes.get(axis) in (3, 4) for axis in "CS")
 
 
-def layouts(file: Any, path: str) -> list[Layout]:
-    """Return where the pixels of each level of the slide lie, finest first.
+def layouts(file: Any, path: str, number: int | None = None) -> list[Layout]:
+    """Return where the pixels of each level of the slide lie, finest first; `number` is that of the image.
 
     Raises
     ------
     ValueError
         If they are not red, green and blue of uint8, upright.
     """
-    series, _ = main_series(file, path)
+    series = main_series(file, path, number)
     try:
         levels = [(str(lv.axes), tuple(lv.shape), np.dtype(lv.dtype), _pages(lv), lv.keyframe) for lv in series.levels]
         sizes = dict(zip(*levels[0][:2], strict=True))
         images = ome_images(file.ome_metadata if file.is_ome else None)
-        ome = images.matching(file.series.index(series), sizes.get("X", 0), sizes.get("Y", 0))
+        name = str(series.name or "")
+        ome = images.matching(file.series.index(series), sizes.get("X", 0), sizes.get("Y", 0), name)
         channels = ome.channels if ome is not None else _labels(file)
     except Exception as error:
         raise ValueError(f"The image {path!r} cannot be read as TIFF: {error}") from error

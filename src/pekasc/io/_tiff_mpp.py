@@ -44,8 +44,8 @@ class PixelSize:
     unused: list[str] = field(default_factory=list)
 
 
-def tiff_mpp(path: Path) -> PixelSize:
-    """Return the pixel size of a TIFF's finest level from its metadata.
+def tiff_mpp(path: Path, number: int | None = None) -> PixelSize:
+    """Return the pixel size of the finest level of a TIFF's image of that number, by default the largest.
 
     Raises
     ------
@@ -53,16 +53,16 @@ def tiff_mpp(path: Path) -> PixelSize:
         If two sources in the file differ by more than 2 %.
     """
     with open_tiff(str(path)) as file:
-        series, _ = main_series(file, str(path))
+        series = main_series(file, str(path), number)
         page = series.levels[0].keyframe
         try:
             size = (int(page.imagewidth), int(page.imagelength))
-            number = file.series.index(series)
+            number, name = file.series.index(series), str(series.name or "")
             texts = [str(page.description or ""), str(file.pages.first.description or "")]
             tags = {code: page.tags.valueof(code) for code in (282, 283, 296)}
         except Exception as error:
             raise ValueError(f"The image {str(path)!r} cannot be read as TIFF: {error}") from error
-    found = [*_ome(texts[1], number, size), *_aperio(texts[0], size), *_resolution(tags, texts[0])]
+    found = [*_ome(texts[1], number, size, name), *_aperio(texts[0], size), *_resolution(tags, texts[0])]
     return _agree(found, path.name)
 
 
@@ -112,14 +112,14 @@ def _source(where: str, sizes: Sequence[float], note: str = "") -> _Source:
     return _Source(where, sizes[0])
 
 
-def _ome(text: str, number: int, size: tuple[int, int]) -> list[_Source]:
+def _ome(text: str, number: int, size: tuple[int, int], name: str) -> list[_Source]:
     if not text.lstrip().startswith("<") or "<OME" not in text[:4096]:
         return []
     where = "OME metadata"
     images = ome_images(text)
     if not images:
         return [_Source(where, problem="cannot be read: it is damaged, or describes no image")]
-    image = images.matching(number, *size)
+    image = images.matching(number, *size, name)
     if image is None:
         if not any(other.physical for other in images):
             return []

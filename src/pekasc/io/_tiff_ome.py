@@ -26,20 +26,31 @@ class Channel:
 
 @dataclass(frozen=True)
 class OmeImage:
-    """One image: size in pixels, size of a pixel as written (number and unit for x and y), and channels."""
+    """One image: size in pixels, size of a pixel as written (number and unit for x and y), channels, and what else.
+
+    Attributes
+    ----------
+    name
+        Its name, empty if it has none.
+    power
+        Nominal magnification of its objective as written, if it names one.
+    """
 
     width: int
     height: int
     physical: dict[str, tuple[str, str]] = field(default_factory=dict)
     channels: list[Channel] = field(default_factory=list)
+    name: str = ""
+    power: str | None = None
 
 
 class OmeImages(list[OmeImage]):
     """The images of a file."""
 
-    def matching(self, number: int, width: int, height: int) -> OmeImage | None:
-        """Return the image of this size: the one of that number, or the first (programs leave out images)."""
+    def matching(self, number: int, width: int, height: int, name: str = "") -> OmeImage | None:
+        """Return the image of this size: by its name, its number, or the first (programs leave out images)."""
         same = [image for image in self if (image.width, image.height) == (width, height)]
+        same = [image for image in same if name and image.name == name] or same
         if number < len(self) and self[number] in same:
             return self[number]
         return same[0] if same else None
@@ -94,16 +105,24 @@ def ome_images(metadata: str | None) -> OmeImages:
     """Return the images that OME metadata describes; none where it is missing or no XML."""
     found = OmeImages()
     root = _parsed(metadata)
-    for pixels in () if root is None else root.iter():
+    if root is None:
+        return found
+    elements = list(root.iter())
+    parents = {child: element for element in elements for child in element}
+    powers = {e.get("ID"): e.get("NominalMagnification") for e in elements if _tag(e) == "Objective"}
+    for pixels in elements:
         if _tag(pixels) != "Pixels":
             continue
+        image = parents.get(pixels, pixels)
+        objective = next((e.get("ID") for e in image if _tag(e) == "ObjectiveSettings"), None)
         physical = {
             axis: (value, pixels.get(f"PhysicalSize{axis}Unit", "µm"))
             for axis in "XY"
             if (value := pixels.get(f"PhysicalSize{axis}")) is not None
         }
         channels = [_channel(element) for element in pixels if _tag(element) == "Channel"]
-        found.append(OmeImage(_integer(pixels, "SizeX"), _integer(pixels, "SizeY"), physical, channels))
+        size = _integer(pixels, "SizeX"), _integer(pixels, "SizeY")
+        found.append(OmeImage(*size, physical, channels, image.get("Name") or "", powers.get(objective)))
     return found
 
 
