@@ -181,6 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--her2st", type=Path, required=True, help="folder with B4, C2, C3, C4")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--variants", nargs="+", help="sections whose variants are tried; by default all")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("pekasc").setLevel(logging.ERROR)
@@ -200,6 +201,8 @@ def main() -> None:
         result["fit_seconds"].append(seconds)
     other = objects["white 2"]
     for name, mpp in mpps.items():
+        if arguments.variants and name not in arguments.variants:
+            continue
         for kind, variant in variants(objects[name], name, mpp, other):
             part = section(variant, name, mpp)
             rows, seconds = timed(lambda part=part, name=name: trained_rows([part], TILE_UM, trained[name]))
