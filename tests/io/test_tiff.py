@@ -145,3 +145,10 @@ def test_a_slide_without_any_tile_is_none(tmp_path: Path) -> None:
     forget(file, *range(12))
     with pytest.raises(ValueError, match="holds no pixels: none of its 12 tiles was written"):
         pk.io.read_slide(file)
+
+
+def test_a_file_that_was_replaced_is_named(tmp_path: Path) -> None:
+    level = tiff_levels(write(tmp_path / "s.tif", tile=(32, 48)))[0]
+    write(tmp_path / "s.tif", PIXELS[:90], tile=(32, 48))
+    with pytest.raises(OSError, match=r"rows 0:100, columns 0:140: the file .*s\.tif' has changed .* read it again"):
+        level.compute()

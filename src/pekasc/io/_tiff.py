@@ -71,7 +71,7 @@ class _TiffLevel:
                 except OSError as error:
                     raise OSError(
                         f"The image {self.path!r} cannot be read at level {self.level}, rows {y0}:{y1}, columns "
-                        f"{x0}:{x1}; it is damaged there: {error}"
+                        f"{x0}:{x1}: {error}"
                     ) from error
                 out[:, a - y0 : b - y0, d - x0 : e - x0] = tile[:, a - top : b - top, d - left : e - left]
         return np.ascontiguousarray(out[c, ::y_step, ::x_step])

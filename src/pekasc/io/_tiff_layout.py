@@ -129,7 +129,7 @@ def _labels(file: Any) -> list[Channel]:
 
 
 def _pages(series: Any) -> list[Any]:
-    # damaged metadata make up billions of pages
+    # damaged metadata tell of billions of pages
     return [series[i] for i in range(min(len(series), _MOST_PAGES))]
 
 
