@@ -44,9 +44,9 @@ def test_options_are_named_after_the_arguments_of_the_calls() -> None:
     from pekasc.cli import _arguments, _compare, _evaluate, _fit, _predict, _tile
 
     calls = {
-        _tile.tile: (pk.pp.tile, pk.pp.tile_grid),
+        _tile.tile: (pk.io.read_slide, pk.pp.tile, pk.pp.tile_grid),
         _fit.fit: (pk.tl.fit_adapter, pk.pp.tile),
-        _predict.predict: (pk.tl.predict_expression, pk.pp.tile_grid),
+        _predict.predict: (pk.io.read_slide, pk.tl.predict_expression, pk.pp.tile_grid),
         _evaluate.evaluate: (pk.tl.evaluate,),
         _compare.compare: (pk.tl.cross_validate, pk.pp.tile),
     }

@@ -73,6 +73,6 @@ def test_table_and_image() -> None:
 
 def test_not_a_spatialdata(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no zarr folder"):
-        _sources.open_source(tmp_path)
+        _sources.open_source(tmp_path, name="s", image_mpp=None, scene=None)
     with pytest.raises(FileNotFoundError, match="is not there"):
         _sources.open_zarr(tmp_path / "nothing.zarr")

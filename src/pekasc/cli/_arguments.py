@@ -71,6 +71,10 @@ ImageMpp = Annotated[
     float | None,
     typer.Option("--image-mpp", metavar="UM", help="Pixel size of the image in um; by default as the file says."),
 ]
+Scene = Annotated[
+    str | None,
+    typer.Option("--scene", metavar="NAME", help="Index or name of a scene of a slide; by default the largest."),
+]
 UmSystem = Annotated[
     str | None,
     typer.Option("--um-coordinate-system", metavar="NAME", help="A coordinate system in um, for the pixel size."),

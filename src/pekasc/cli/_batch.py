@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 from collections import Counter
@@ -22,7 +21,6 @@ from typing import Any
 import typer
 from filelock import FileLock, Timeout
 
-from pekasc._keys import slide_stem
 from pekasc._settings import get_logger
 from pekasc.cli._output import Output, finish
 
@@ -30,6 +28,7 @@ logger = get_logger(__name__)
 
 MADE = "made_by"  # key of the record in the attributes of a result
 _HIDDEN = ".pekasc"  # names, locks, unfinished results and reasons of failures, in the output folder
+_LONGEST = 200  # bytes of a name, of which a file system takes 255
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,16 @@ def read_list(sources: Sequence[Path] | None, list_file: Path | None) -> list[Pa
 
 
 def stem(path: Path) -> str:
-    """Return the name of a file without the ending that says what it is: ``a.1`` of ``a.1.svs``."""
-    name = path.stem if path.suffix.lower() == ".zarr" else slide_stem(path.name)
-    name = re.sub(r"[^A-Za-z0-9_.\-]+", "_", name).strip("._")
-    return name or "slide"
+    """Return the name of a file or zarr folder, without the ending of its format, as SpatialData can store it."""
+    from pekasc._keys import element_name  # which needs anndata: seconds, where help is asked for
+
+    return element_name(_plain_stem(path))
+
+
+def _plain_stem(path: Path) -> str:
+    from pekasc._keys import slide_stem
+
+    return path.stem if path.suffix.lower() == ".zarr" else slide_stem(path.name)
 
 
 def plan(sources: Iterable[Path], out: Path) -> list[Job]:
@@ -95,15 +100,17 @@ def plan(sources: Iterable[Path], out: Path) -> list[Job]:
     return [Job(source, name, out / f"{name}.zarr") for source, name in found]
 
 
-def _candidates(source: Path, *, alone: bool) -> Iterable[str]:
-    path = source.resolve()
-    name = stem(source)
-    if alone:
-        yield name
+def _candidates(source: Path, *, alone: bool) -> Iterator[str]:
+    """Yield names for a result, the last of which no other source has."""
+    from pekasc._keys import element_name
+
+    path, name = source.resolve(), _plain_stem(source)
+    names = [name] if alone else []
     for folder in path.parents:
-        name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', folder.name).strip('._')}_{name}".lstrip("_")
-        yield name[-200:].lstrip("._")
-    yield f"{stem(source)}-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+        name = f"{folder.name}_{name}"
+        names.append(name.lstrip("_"))
+    yield from (element_name(name) for name in names if len(name.encode()) <= _LONGEST)
+    yield f"slide-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
 
 
 def run(

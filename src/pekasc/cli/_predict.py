@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +36,7 @@ def predict(
         typer.Option("--genes", metavar="NAME", help="A gene to predict, by default all. Can be repeated."),
     ] = None,
     image_mpp: arguments.ImageMpp = None,
+    scene: arguments.Scene = None,
     table_name: arguments.AnyTable = None,
     image_name: arguments.ImageName = None,
     stride_um: arguments.StrideUm = None,
@@ -70,20 +72,17 @@ def predict(
             raise typer.BadParameter(one_line(error), param_hint="--compute") from None
         digest = _digest(adapter)
         jobs = plan(paths, out)
-        # PyTorch takes seconds to import: not where everything is finished
-        loaded = _load(adapter, genes) if any(not job.target.exists() for job in jobs) else None
-        how_to_open: dict[str, Any] = {
-            "table_name": table_name,
-            "image_name": image_name,
-            "image_mpp": image_mpp,
-            "grid": grid,
-        }
+        load = cache(lambda: _load(adapter, genes))
+        if any(not job.target.exists() for job in jobs):
+            load()  # before the first slide; where everything is finished, the seconds that PyTorch takes are saved
 
         def work(job: Job, part: Path, made: Mapping[str, Any]) -> dict[str, Any]:
             from pekasc.tl import predict_expression
 
-            assert loaded is not None  # there is something to do
-            sdata, table = _tiled(job, loaded, **how_to_open)
+            loaded = load()
+            sdata, table = _tiled(
+                job, loaded, table_name=table_name, image_name=image_name, image_mpp=image_mpp, scene=scene, grid=grid
+            )
             store = out.absolute() / STORES / job.target.name
             predict_expression(
                 sdata, loaded, table_name=table, genes=genes, store=store, compute=how, progress=output.bars
@@ -99,8 +98,9 @@ def predict(
 
         settings = {"command": "predict", "adapter": digest, **grid}
         settings |= arguments.given(
-            genes=sorted(genes) if genes else None, image_mpp=image_mpp, table_name=table_name, image_name=image_name
-        )
+            genes=sorted(genes) if genes else None, image_mpp=image_mpp, scene=scene, table_name=table_name,
+            image_name=image_name,
+        )  # fmt: skip
         run(jobs, out, work, settings, output)
 
 
@@ -128,12 +128,12 @@ def _load(folder: Path, genes: Sequence[str] | None) -> Adapter:
 
 def _tiled(
     job: Job, adapter: Adapter, *, table_name: str | None, image_name: str | None, image_mpp: float | None,
-    grid: Mapping[str, Any],
+    scene: str | None, grid: Mapping[str, Any],
 ) -> tuple[SpatialData, str]:  # fmt: skip
     """Open a source, tile it for the adapter where it has no table, and return it with the name of its table."""
     from pekasc.pp import tile, tile_grid
 
-    sdata = open_source(job.source, name=job.name, image_mpp=image_mpp)
+    sdata = open_source(job.source, name=job.name, image_mpp=image_mpp, scene=scene)
     size: dict[str, Any] = {"tile_px": adapter.spec.tile_px, "mpp": adapter.spec.mpp, "image_mpp": image_mpp}
     table = table_of(sdata, table_name)
     if table is None:

@@ -24,7 +24,7 @@ def is_zarr(path: Path) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
 
 
-def open_source(path: Path, *, name: str | None = None, image_mpp: float | None = None) -> SpatialData:
+def open_source(path: Path, *, name: str, image_mpp: float | None, scene: str | None) -> SpatialData:
     """Open a slide or a SpatialData zarr folder, lazily.
 
     Parameters
@@ -35,6 +35,8 @@ def open_source(path: Path, *, name: str | None = None, image_mpp: float | None 
         Name of the image of a slide.
     image_mpp
         Pixel size of a slide in um.
+    scene
+        Index or name of a scene of a slide.
 
     Raises
     ------
@@ -47,7 +49,8 @@ def open_source(path: Path, *, name: str | None = None, image_mpp: float | None 
         return open_zarr(path)
     from pekasc.io import read_slide
 
-    return read_slide(path, name=name, image_mpp=image_mpp)
+    number = int(scene) if scene is not None and scene.isdecimal() else scene
+    return read_slide(path, name=name, image_mpp=image_mpp, scene=number)
 
 
 def open_zarr(path: Path) -> SpatialData:

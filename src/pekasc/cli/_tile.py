@@ -22,6 +22,7 @@ def tile(
     tile_px: arguments.TilePx = None,
     mpp: arguments.Mpp = None,
     image_mpp: arguments.ImageMpp = None,
+    scene: arguments.Scene = None,
     um_coordinate_system: arguments.UmSystem = None,
     array: arguments.Array = None,
     table_name: arguments.AnyTable = None,
@@ -54,7 +55,7 @@ def tile(
             from pekasc.pp import tile as tile_spots
             from pekasc.pp import tile_grid
 
-            sdata = open_source(job.source, name=job.name, image_mpp=image_mpp)
+            sdata = open_source(job.source, name=job.name, image_mpp=image_mpp, scene=scene)
             table = table_of(sdata, table_name)
             idle = [*(grid if table is not None else spots)]
             if idle:
@@ -71,5 +72,5 @@ def tile(
 
         jobs = plan(read_list(sources, list_file), out)
         settings = {"command": "tile", **both, **spots, **grid}
-        settings |= arguments.given(table_name=table_name, image_name=image_name)
+        settings |= arguments.given(table_name=table_name, image_name=image_name, scene=scene)
         run(jobs, out, work, settings, output)
