@@ -199,7 +199,7 @@ def test_every_import_is_declared() -> None:
     other_name = {"huggingface_hub": "huggingface-hub", "skimage": "scikit-image"}
     other_name |= {"sklearn": "scikit-learn", "PIL": "pillow"}
     # imported where they are asked for, with an error that says how to install them, or where their objects are given
-    extras = {"scvi", "transformers", "wsidata"}
+    extras = {"openslide", "scvi", "transformers", "wsidata"}
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {re.split(r"[\[<>=!~ ]", dependency)[0] for dependency in declared}
     used: set[str] = set()

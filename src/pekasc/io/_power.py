@@ -84,7 +84,7 @@ def check_power(power: Power, mpp: float, source: str, file_name: str) -> None:
     if power.whole and not 1 / (_FACTOR * _ROUNDING) <= mpp / usual <= _FACTOR * _ROUNDING:
         raise ValueError(
             f"The slide {file_name!r} says {mpp:.6g} um per pixel by its {source}, but an objective of "
-            f"{power.value:g}x by its {power.where}, with which scanners have about {usual:.3g} um. One of them is wrong, or the image "
-            "was saved at another size than it was scanned with. Give the right pixel size as `image_mpp=` (um per "
-            "pixel)."
+            f"{power.value:g}x by its {power.where}, with which scanners have about {usual:.3g} um. One of them is "
+            "wrong, or the image was saved at another size than it was scanned with. Give the right pixel size as "
+            "`image_mpp=` (um per pixel)."
         )

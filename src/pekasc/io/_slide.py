@@ -18,8 +18,10 @@ from pekasc._keys import (
 )
 from pekasc._sections import check_mpp
 from pekasc._settings import get_logger
+from pekasc.io._openslide import read_with_openslide
 from pekasc.io._picture import is_picture, picture_levels
 from pekasc.io._power import Power, check_power, tiff_power
+from pekasc.io._refusal import NotReadHere
 from pekasc.io._tiff import tiff_levels
 from pekasc.io._tiff_mpp import PixelSize, tiff_mpp
 from pekasc.io._tiff_scenes import choose_scene, find_scene
@@ -47,7 +49,9 @@ def read_slide(
     together or in planes. Three channels of an OME-TIFF are red, green and blue
     if they are named so or have no names. What was never scanned is white, and so is what is transparent by an alpha
     channel (TIFF's ExtraSamples says of which kind it is, or that a fourth channel is none). PNG and JPEG are one level
-    without tiles, and say no pixel size; a palette of a PNG is resolved.
+    without tiles, and say no pixel size; a palette of a PNG is resolved. Other formats of scanners (MRXS, VMS, DICOM,
+    ...), and kinds of TIFF that are not read here (BIF, JPEG 2000 of YCbCr), are read by OpenSlide, if the extra is
+    installed (``pip install "pekasc[slides]"``); the log says so.
 
     Pixels are decoded on access and never copied into the object. Add the spots of the section, in pixels of the slide,
     and its table to the returned object; :func:`pekasc.pp.tile` then reads tiles from the file. A slide opened with
@@ -107,13 +111,29 @@ def read_slide(
             find_scene([""], scene, file.name)
         levels, found = picture_levels(file), given or PixelSize(None)
     else:
-        image = choose_scene(file, scene)
-        levels, found, power = tiff_levels(file, image), given or tiff_mpp(file, image), tiff_power(file, image)
+        levels, found, power = _read(file, scene, given)
     if power is not None and found.mpp is not None and given is None:
         check_power(power, found.mpp, found.source, file.name)
     sdata = SpatialData(images={name: _assemble.multiscale(levels, name)})
     _record(sdata, name, file.name, levels, found, power)
     return sdata
+
+
+def _read(
+    file: Path, scene: int | str | None, given: PixelSize | None
+) -> tuple[list[da.Array], PixelSize, Power | None]:
+    """Return levels, pixel size and objective of a TIFF, or of what OpenSlide reads."""
+    image = None
+    try:
+        image = choose_scene(file, scene)
+        return tiff_levels(file, image), given or tiff_mpp(file, image), tiff_power(file, image)
+    except NotReadHere as refusal:
+        if image is not None and scene is not None:
+            raise  # OpenSlide has its own idea of which image of a TIFF is the slide
+        levels, found, power = read_with_openslide(file, refusal)
+    if scene is not None:
+        find_scene([""], scene, file.name)
+    return levels, given or found, power
 
 
 def _record(
@@ -130,7 +150,7 @@ def _record(
     if record:
         sdata.attrs[UNS] = record
     lens = "" if power is None else f", objective {power.value:g}x by its {power.where}"
-    size = "of unknown size" if found.mpp is None else f"of {found.mpp:.4g} um by {_say(found.source)}"
+    size = "of unknown pixel size" if found.mpp is None else f"of {found.mpp:.4g} um by {_say(found.source)}"
     logger.hint("slide %s: %d x %d px %s%s, %d levels.", name, width, height, size, lens, len(levels))
     if found.mpp is None:
         why = f"The slide {file_name} does not say its pixel size"

@@ -67,6 +67,16 @@ def tiff_mpp(path: Path, number: int | None = None) -> PixelSize:
     return _agree(found, path.name)
 
 
+def pixel_size(where: str, values: Sequence[Any]) -> PixelSize:
+    """Return the pixel size of a slide that one place says, as written for x and y in um; None is nothing."""
+    if None in values:
+        return PixelSize(None)
+    sizes = [size for value in values if (size := as_number(value)) is not None]
+    if len(sizes) < len(values):
+        return PixelSize(None, [f"its {where} says {values}, which is no size"])
+    return _agree([_source(where, sizes)], "")
+
+
 def _agree(found: Sequence[_Source], name: str) -> PixelSize:
     usable = [source for source in found if source.mpp is not None]
     unused = [str(source) for source in found if source.mpp is None and not source.also]
