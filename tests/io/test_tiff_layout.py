@@ -151,7 +151,7 @@ def test_overlapping_tiles_of_ventana_are_refused(tmp_path: Path) -> None:
     xmp = b"<EncodeInfo><iScan/></EncodeInfo>"
     tifffile.imwrite(
         tmp_path / "s.tif", PIXELS, photometric="rgb", tile=(32, 48), metadata=None,
-        extratags=[(700, 1, len(xmp), xmp, True)],
+        software="Ventana", extratags=[(700, 1, len(xmp), xmp, True)],
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"is a slide of Ventana \(BIF\), whose tiles overlap.*vips tiffsave"):
         pk.io.read_slide(tmp_path / "s.tif")
