@@ -199,7 +199,7 @@ def test_every_import_is_declared() -> None:
     other_name = {"huggingface_hub": "huggingface-hub", "skimage": "scikit-image"}
     other_name |= {"sklearn": "scikit-learn", "PIL": "pillow"}
     # imported where they are asked for, with an error that says how to install them, or where their objects are given
-    extras = {"scvi", "transformers", "wsidata"}
+    extras = {"openslide", "scvi", "transformers", "wsidata"}
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {re.split(r"[\[<>=!~ ]", dependency)[0] for dependency in declared}
     used: set[str] = set()
@@ -221,6 +221,7 @@ NOT_MIRRORED = {
     "fuzz/test_tiff.py": "damaged files, from their bytes to the pixels: all of the room io that reads TIFF",
     **{f"readers/test_{name}.py": "objects of readers, to the tiles" for name in READERS},
     "readers/test_pages.py": "docs/data",
+    "readers/test_slide.py": "a slide on disk, to clusters: io, pp, tl, get and scanpy",
     "tl/test_fit_engine.py": "what `Compute` changes in a whole fit: rooms of models from `fit_adapter` down",
 }
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import pekasc as pk
+from pekasc.io import _picture
 
 PIXELS = np.random.default_rng(0).integers(90, 220, (60, 80, 3), dtype=np.uint8)
 
@@ -138,3 +139,11 @@ def test_a_picture_that_was_replaced_is_not_read(tmp_path: Path) -> None:
     Image.fromarray(PIXELS[:50]).save(tmp_path / "he.png")
     with pytest.raises(OSError, match="has changed since it was read"):
         sdata["he"].data.compute()
+
+
+def test_pictures_that_are_too_large_for_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_picture, "_LARGEST_CHUNK", 3 * 80 * 25)
+    Image.fromarray(PIXELS).save(tmp_path / "he.png")
+    data = pk.io.read_slide(tmp_path / "he.png")["he"].data
+    assert data.chunks == ((3,), (25, 25, 10), (80,))
+    assert np.array_equal(np.moveaxis(data.compute(), 0, -1), PIXELS)

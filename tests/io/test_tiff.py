@@ -113,7 +113,8 @@ def ndpi(path: Path) -> np.ndarray:
     tags = [
         (256, 4, 1, 256), (257, 4, 1, 128), (258, 3, 3, 0), (259, 3, 1, 7), (262, 3, 1, 6), (271, 2, 10, 0),
         (273, 4, 1, 0), (277, 3, 1, 3), (278, 4, 1, 128), (279, 4, 1, len(jpeg)), (282, 5, 1, 0), (283, 5, 1, 0),
-        (284, 3, 1, 1), (296, 3, 1, 3), (65420, 4, 1, 1), (65426, 4, len(starts), 0),
+        (284, 3, 1, 1), (296, 3, 1, 3), (65420, 4, 1, 1),
+        (65421, 11, 1, int.from_bytes(struct.pack("<f", 20.0), "little")), (65426, 4, len(starts), 0),
     ]  # fmt: skip
     values = {
         258: struct.pack("<HHH", 8, 8, 8), 271: b"Hamamatsu\0", 282: struct.pack("<II", 20000, 1),
@@ -137,7 +138,7 @@ def test_parts_of_a_jpeg_stream_are_the_tiles_of_ndpi(tmp_path: Path) -> None:
     assert source is not None and source.chunk_px[1] < 256  # not the whole stream at once
     y, x = source.chunk_px
     assert np.array_equal(source.read_chunk(1, 1), expected[:, y : 2 * y, x : 2 * x])
-    assert sdata.attrs["pekasc"]["image_mpp"] == {"s": 0.5}
+    assert sdata.attrs["pekasc"]["image_mpp"] == {"s": 0.5} and sdata.attrs["pekasc"]["objective_power"] == {"s": 20}
 
 
 def test_a_slide_without_any_tile_is_none(tmp_path: Path) -> None:
@@ -145,3 +146,10 @@ def test_a_slide_without_any_tile_is_none(tmp_path: Path) -> None:
     forget(file, *range(12))
     with pytest.raises(ValueError, match="holds no pixels: none of its 12 tiles was written"):
         pk.io.read_slide(file)
+
+
+def test_a_file_that_was_replaced_is_named(tmp_path: Path) -> None:
+    level = tiff_levels(write(tmp_path / "s.tif", tile=(32, 48)))[0]
+    write(tmp_path / "s.tif", PIXELS[:90], tile=(32, 48))
+    with pytest.raises(OSError, match=r"rows 0:100, columns 0:140: the file .*s\.tif' has changed .* read it again"):
+        level.compute()

@@ -165,3 +165,13 @@ def test_a_fourth_channel_of_no_defined_kind(tmp_path: Path) -> None:
         tiff.pages[0].tags[338].overwrite(7)
     with pytest.raises(ValueError, match=r"ExtraSamples is \[7\]; 0, 1 and 2 are defined"):
         pk.io.read_slide(tmp_path / "s.tif")
+
+
+def test_overlapping_tiles_of_ventana_are_refused(tmp_path: Path) -> None:
+    xmp = b"<EncodeInfo><iScan/></EncodeInfo>"
+    tifffile.imwrite(
+        tmp_path / "s.tif", PIXELS, photometric="rgb", tile=(32, 48), metadata=None,
+        software="Ventana", extratags=[(700, 1, len(xmp), xmp, True)],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"is a slide of Ventana \(BIF\), whose tiles overlap.*vips tiffsave"):
+        pk.io.read_slide(tmp_path / "s.tif")

@@ -137,7 +137,10 @@ def make_adapter(
         "weights": {} if state is None else {"adapter": state},
         "gene_scores": pd.DataFrame({"pearson": 0.5}, index=pd.Index(genes, name="gene")),
         "history": pd.DataFrame({"epoch": [0]}), "selection": pd.DataFrame({"stage": ["frozen"]}),
-        "info": {"n_spots": 20, "groups": ["P1"], "target": "log1p_cp10k", "head": "ridge", "epochs": 1},
+        "info": {
+            "n_spots": 20, "groups": ["P1"], "target": "log1p", "head": "ridge", "depth": "own", "epochs": 1,
+            "versions": {},
+        },
     }  # fmt: skip
     return pk.Adapter(**{**fields, **changes})
 

@@ -19,7 +19,7 @@ import zarr
 from anndata import AnnData
 from PIL import Image
 from scipy import sparse
-from spatialdata import SpatialData
+from spatialdata import SpatialData, get_pyramid_levels
 
 pytest.importorskip("spatialdata_io", reason="needs spatialdata-io: pip install 'pekasc[io]'")
 
@@ -253,6 +253,30 @@ def write_hest(folder: Path, name: str = "INT1", seed: int = 0) -> Path:
     }  # fmt: skip
     (folder / "metadata" / f"{name}.json").write_text(json.dumps(metadata))
     return folder
+
+
+def write_slide(folder: Path) -> Path:
+    """Write a slide without spots as Aperio does, and an adapter that was fitted on another patient."""
+    import pekasc as pk
+
+    folder.mkdir()
+    sdata = pk.datasets.phantom(n_patients=2, size_um=700, mpp=1.0, n_genes=24)
+    pixels = np.moveaxis(np.asarray(get_pyramid_levels(sdata["P2S1_he"], n=0)), 0, -1)
+    with tifffile.TiffWriter(folder / "slide.svs") as tiff:
+        height, width = pixels.shape[:2]
+        about = f"Aperio Image Library v12\r\n{width}x{height} (256x256) JPEG/RGB Q=90|AppMag = 10|MPP = 1.0"
+        for level, tile in ((pixels, (256, 256)), (pixels[::8, ::8], None), (pixels[::2, ::2], (256, 256))):
+            tiff.write(level, photometric="rgb", tile=tile, compression="jpeg", metadata=None, description=about)
+    how: dict[str, Any] = {"method": None, "readout": {"depth": 2, "context_um": None}, "compute": {"device": "cpu"}}
+    pk.pp.tile(sdata, tile_px=56, mpp=2.0)
+    pk.tl.fit_adapter(sdata, train=["P1S1_spots"], progress=False, **how).save(folder / "adapter")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def slide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a slide without spots and an adapter."""
+    return write_slide(tmp_path_factory.mktemp("slide") / "data")
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ FOLDERS = {
     "xenium": "xenium_folder",
     "st": "st_folder",
     "anndata": "space_ranger",
+    "slides": "slide_folder",
 }
 
 
@@ -47,7 +48,7 @@ def stand(
     def change(page: str) -> None:
         source = request.getfixturevalue(FOLDERS[page])
         named = {"outs": source, "hest_data": hest_folder}
-        if page == "st":
+        if page in ("st", "slides"):
             named |= {path.name: path for path in source.iterdir()}
         for name, path in named.items():
             (tmp_path / name).symlink_to(path)
@@ -93,8 +94,10 @@ def _failures(call: str, names: dict[str, Any]) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    "data", ["Visium", "Visium HD", "Xenium", "HEST-1k", "Spatial Transcriptomics", "AnnData of scanpy or squidpy"]
-)
+    "data",
+    ["Visium", "Visium HD", "Xenium", "HEST-1k", "Spatial Transcriptomics", "AnnData of scanpy or squidpy",
+     "Slides without spots"],
+)  # fmt: skip
 def test_as_many_calls_fail_as_the_table_says(
     data: str, request: pytest.FixtureRequest, stand: Callable[[str], None], hest_folder: Path
 ) -> None:
@@ -104,6 +107,9 @@ def test_as_many_calls_fail_as_the_table_says(
     elif data == "Spatial Transcriptomics":
         stand("st")
         exec(_blocks("st")[0].rsplit("\n", 2)[0], names)  # all but the tiles
+    elif data == "Slides without spots":
+        names["sdata"] = pk.io.read_slide(request.getfixturevalue("slide_folder") / "slide.svs")
+        first = 'pk.pp.tile_grid(sdata, "slide")'
     elif data.startswith("AnnData"):
         names["adata"] = sq.read.visium(request.getfixturevalue("space_ranger"))
         first = "pk.pp.tile(adata)"

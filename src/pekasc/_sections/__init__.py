@@ -18,7 +18,7 @@ from pekasc._sections._patches import (
 from pekasc._sections._pixel_size import ARRAYS, PixelSizeUnknown, array_pixel_size, check_mpp
 from pekasc._sections._resolve import Section, resolve_sections
 from pekasc._sections._slide_section import shape_centres, slide_section
-from pekasc._sections._slides import images_of
+from pekasc._sections._slides import OnWhite, images_of
 from pekasc._sections._table import (
     annotate_alike,
     by_row,
@@ -38,6 +38,7 @@ from pekasc._sections._tissue import TissueMask, tissue_of_slide
 
 __all__ = [
     "ARRAYS",
+    "OnWhite",
     "PixelSizeUnknown",
     "Section",
     "TissueMask",

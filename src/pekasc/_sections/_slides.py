@@ -26,7 +26,7 @@ def images_of(sdata: SpatialData) -> Mapping[str, Any]:
     from spatialdata.transformations import get_transformation, set_transformation
     from wsidata.reader import to_datatree
 
-    slide = to_datatree(_OnWhite(reader) if _is_openslide(reader) else reader)
+    slide = to_datatree(OnWhite(reader) if _is_openslide(reader) else reader)
     if SLIDE in sdata.images:
         set_transformation(slide, get_transformation(sdata.images[SLIDE], get_all=True), set_all=True)
     return {**sdata.images, SLIDE: slide}
@@ -48,7 +48,7 @@ def _is_openslide(reader: Any) -> bool:
     return getattr(reader, "name", None) == "openslide" and hasattr(reader, "translate_level")
 
 
-class _OnWhite:
+class OnWhite:
     """A reader of wsidata with OpenSlide behind it, whose alpha channel wsidata drops; pickled as the reader is."""
 
     def __init__(self, reader: Any) -> None:

@@ -1,4 +1,4 @@
-"""PNG and JPEG files as dask arrays: one level in one chunk, decoded when it is computed."""
+"""PNG and JPEG files as dask arrays: one level in one chunk (rows of 1 GB), decoded when it is computed."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ logger = get_logger(__name__)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
+_LARGEST_CHUNK = 2**30  # codecs of zarr take less than 2 GB at once
 _PNG_PARTS = 10**6
 _ORIENTATION = 274
 _GREY = "It is greyscale, and H&E is read from its colours. If it is no H&E, pekasc has no use for it."
@@ -117,7 +118,8 @@ def picture_levels(path: Path) -> list[da.Array]:
     stamp = (stat.st_mtime_ns, stat.st_size)
     level = _Picture(str(path), stamp, (height, width))
     name = f"pekasc-picture-{tokenize(str(path), stamp)}"
-    return [da.from_array(level, chunks=(3, height, width), name=name, meta=np.empty((0, 0, 0), np.uint8))]
+    rows = max(1, _LARGEST_CHUNK // (3 * width))
+    return [da.from_array(level, chunks=(3, min(rows, height), width), name=name, meta=np.empty((0, 0, 0), np.uint8))]
 
 
 def _check_png(file: BinaryIO, size: int, what: str) -> bytes:

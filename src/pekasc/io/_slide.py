@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pekasc import _assemble
-from pekasc._keys import IMAGE_MPP, IMAGE_SIZE, UNS, check_key, element_name, slide_stem
+from pekasc._keys import (
+    IMAGE_MPP,
+    IMAGE_MPP_SOURCE,
+    IMAGE_SIZE,
+    OBJECTIVE_POWER,
+    UNS,
+    check_key,
+    element_name,
+    slide_stem,
+)
 from pekasc._sections import check_mpp
 from pekasc._settings import get_logger
+from pekasc.io._openslide import read_with_openslide
 from pekasc.io._picture import is_picture, picture_levels
+from pekasc.io._power import Power, check_power, tiff_power
+from pekasc.io._refusal import NotReadHere
 from pekasc.io._tiff import tiff_levels
 from pekasc.io._tiff_mpp import PixelSize, tiff_mpp
 from pekasc.io._tiff_scenes import choose_scene, find_scene
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
 
+    import dask.array as da
     from spatialdata import SpatialData
 
 logger = get_logger(__name__)
@@ -35,7 +49,9 @@ def read_slide(
     together or in planes. Three channels of an OME-TIFF are red, green and blue
     if they are named so or have no names. What was never scanned is white, and so is what is transparent by an alpha
     channel (TIFF's ExtraSamples says of which kind it is, or that a fourth channel is none). PNG and JPEG are one level
-    without tiles, and say no pixel size; a palette of a PNG is resolved.
+    without tiles, and say no pixel size; a palette of a PNG is resolved. Other formats of scanners (MRXS, VMS, DICOM,
+    ...), and kinds of TIFF that are not read here (BIF, JPEG 2000 of YCbCr), are read by OpenSlide, if the extra is
+    installed (``pip install "pekasc[slides]"``); the log says so.
 
     Pixels are decoded on access and never copied into the object. Add the spots of the section, in pixels of the slide,
     and its table to the returned object; :func:`pekasc.pp.tile` then reads tiles from the file. A slide opened with
@@ -51,7 +67,8 @@ def read_slide(
         digest is added, so that different names stay different. Files of one name in two folders need names.
     image_mpp
         Pixel size of the finest level in um; by default from the metadata of the file: OME metadata, ``MPP`` in an
-        Aperio description, ImageJ's metadata and resolution tags, which must agree within 2 %.
+        Aperio description, ImageJ's metadata and resolution tags, which must agree within 2 %, and fit to the power
+        of the objective.
     scene
         Which of several scenes (large images of a TIFF; labels, macros and thumbnails are none) is read: its index or
         its name; by default the largest. The log says which there are, and which is read. A scene that was asked for is
@@ -60,7 +77,8 @@ def read_slide(
     Returns
     -------
     SpatialData with ``images[name]``, uint8 (c, y, x), multi-scale if the file is, in the coordinate system `name`,
-    whose unit is a pixel of the finest level. ``attrs["pekasc"]["image_mpp"][name]`` is the pixel size in um, if known.
+    whose unit is a pixel of the finest level. ``attrs["pekasc"]`` holds, each by `name`, ``["image_mpp"]``, the pixel
+    size in um, ``["image_mpp_source"]``, where it is from, and ``["objective_power"]``, all as far as they are known.
 
     Raises
     ------
@@ -72,7 +90,8 @@ def read_slide(
         If `path` is empty or a folder; if there is no such scene; if the file is of no format that is read here,
         truncated or damaged (also where it says a size that its bytes do not justify); if it is not RGB of uint8
         (greyscale, 16 bit, CMYK, fluorescence, a TIFF with a palette); if it asks to be turned or mirrored before it is
-        shown (TIFF's or Exif's orientation); or, without `image_mpp`, if its metadata says two pixel sizes.
+        shown (TIFF's or Exif's orientation); or, without `image_mpp`, if its metadata says two pixel sizes, or one that
+        is not within a factor of 2 of what the objective's power makes likely: 10 um by the power, 0.25 um at 40x.
     OSError
         When pixels are computed that are damaged in the file, or if the file has changed since.
 
@@ -85,29 +104,67 @@ def read_slide(
 
     file = _file(path)
     name = _name(file.name, scene) if name is None else check_key(name, argument="name")
-    given = None if image_mpp is None else PixelSize(check_mpp(image_mpp, "`image_mpp`"))
+    given = None if image_mpp is None else PixelSize(check_mpp(image_mpp, "`image_mpp`"), source="`image_mpp`")
+    power = None
     if is_picture(file):
         if scene is not None:
             find_scene([""], scene, file.name)
         levels, found = picture_levels(file), given or PixelSize(None)
     else:
-        image = choose_scene(file, scene)
-        levels, found = tiff_levels(file, image), given or tiff_mpp(file, image)
+        levels, found, power = _read(file, scene, given)
+    if power is not None and found.mpp is not None and given is None:
+        check_power(power, found.mpp, found.source, file.name)
     sdata = SpatialData(images={name: _assemble.multiscale(levels, name)})
-    if found.mpp is not None:
-        sdata.attrs[UNS] = {IMAGE_MPP: {name: found.mpp}, IMAGE_SIZE: {name: list(levels[0].shape[:0:-1])}}
-        if found.unused:
-            logger.info("slide %s: not used for its pixel size: %s.", name, "; ".join(found.unused))
-    elif found.unused:
-        logger.warning(
-            "The pixel size of the slide %s is not known: %s. Give `image_mpp=` to `pekasc.pp.tile`.", file.name,
-            "; ".join(found.unused),
-        )  # fmt: skip
-    else:
-        logger.warning("The slide %s does not say its pixel size: give `image_mpp=` to `pekasc.pp.tile`.", file.name)
-    height, width = levels[0].shape[1:]
-    logger.info("slide %s: %d x %d px, %d levels, %s um/px.", name, width, height, len(levels), found.mpp or "unknown")
+    _record(sdata, name, file.name, levels, found, power)
     return sdata
+
+
+def _read(
+    file: Path, scene: int | str | None, given: PixelSize | None
+) -> tuple[list[da.Array], PixelSize, Power | None]:
+    """Return levels, pixel size and objective of a TIFF, or of what OpenSlide reads."""
+    image = None
+    try:
+        image = choose_scene(file, scene)
+        return tiff_levels(file, image), given or tiff_mpp(file, image), tiff_power(file, image)
+    except NotReadHere as refusal:
+        if image is not None and scene is not None:
+            raise  # OpenSlide has its own idea of which image of a TIFF is the slide
+        levels, found, power = read_with_openslide(file, refusal)
+    if scene is not None:
+        find_scene([""], scene, file.name)
+    return levels, given or found, power
+
+
+def _record(
+    sdata: SpatialData, name: str, file_name: str, levels: Sequence[da.Array], found: PixelSize, power: Power | None
+) -> None:
+    """Write what the file says of the image into the object, and log it."""
+    height, width = levels[0].shape[1:]
+    record: dict[str, dict[str, Any]] = {}
+    if found.mpp is not None:
+        record = {IMAGE_MPP: {name: found.mpp}, IMAGE_SIZE: {name: [width, height]}}
+        record[IMAGE_MPP_SOURCE] = {name: found.source.strip("`")}
+    if power is not None:
+        record[OBJECTIVE_POWER] = {name: power.value}
+    if record:
+        sdata.attrs[UNS] = record
+    lens = "" if power is None else f", objective {power.value:g}x by its {power.where}"
+    size = "of unknown pixel size" if found.mpp is None else f"of {found.mpp:.4g} um by {_say(found.source)}"
+    logger.hint("slide %s: %d x %d px %s%s, %d levels.", name, width, height, size, lens, len(levels))
+    if found.mpp is not None and found.unused:
+        logger.info("slide %s: not used for its pixel size: %s.", name, "; ".join(found.unused))
+    if found.mpp is None:
+        why = f"The slide {file_name} does not say its pixel size"
+        if found.unused:
+            why = f"The pixel size of the slide {file_name} is not known: {'; '.join(found.unused)}"
+        if power is not None:
+            why += f" (the power of its objective, {power.value:g}x, is none)"
+        logger.warning("%s. Give `image_mpp=` to `pekasc.pp.tile`.", why)
+
+
+def _say(source: str) -> str:
+    return source if source.startswith("`") else f"its {source}"
 
 
 def _name(file_name: str, scene: int | str | None) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-from dask.base import tokenize
 
 from pekasc._settings import get_logger
+from pekasc.io._levels import FileLevel, TiledLevel, as_dask
 from pekasc.io._limits import LARGE_CHUNK
 from pekasc.io._tiff_check import check_levels, is_copy
 from pekasc.io._tiff_directories import read_directories
@@ -26,20 +26,12 @@ from pekasc.tiling import on_white, split_channels
 
 logger = get_logger(__name__)
 
-_CHUNK_PX = 1024  # approximate side of a chunk, which is a multiple of the file's tiles
 _OPEN_FILES = 16  # maximum number of files kept open
 _WHITE = 255
 
 
-class _TiffLevel:
-    """One level of a TIFF, (3, y, x) uint8, with the interface that dask needs; can be pickled.
-
-    Its pixels are read tile by tile (strip by strip), whoever asks for them, so that every way of reading gives the
-    same ones.
-    """
-
-    ndim = 3
-    dtype = np.dtype(np.uint8)
+class _TiffLevel(FileLevel):
+    """One level of an image in a TIFF, by tiles or strips."""
 
     def __init__(
         self,
@@ -50,31 +42,8 @@ class _TiffLevel:
         shape: tuple[int, int],
         tile_px: tuple[int, int],
     ) -> None:
-        self.path, self.stamp, self.image, self.level = path, stamp, image, level
-        self.shape = (3, *shape)
-        self._tile_px = tile_px
-
-    def __getitem__(self, index: tuple[slice, slice, slice]) -> np.ndarray:
-        c, y, x = index
-        y0, y1, y_step = y.indices(self.shape[1])
-        x0, x1, x_step = x.indices(self.shape[2])
-        if y_step < 1 or x_step < 1:
-            raise IndexError("steps backwards are not supported; flip what was read.")
-        out = np.empty((3, max(y1 - y0, 0), max(x1 - x0, 0)), np.uint8)
-        height, width = self._tile_px
-        for row in range(y0 // height, -(-y1 // height)) if out.size else ():
-            for column in range(x0 // width, -(-x1 // width)):
-                top, left = row * height, column * width
-                a, b, d, e = max(top, y0), min(top + height, y1), max(left, x0), min(left + width, x1)
-                try:
-                    tile = self._tile(row, column)
-                except OSError as error:
-                    raise OSError(
-                        f"The image {self.path!r} cannot be read at level {self.level}, rows {y0}:{y1}, columns "
-                        f"{x0}:{x1}; it is damaged there: {error}"
-                    ) from error
-                out[:, a - y0 : b - y0, d - x0 : e - x0] = tile[:, a - top : b - top, d - left : e - left]
-        return np.ascontiguousarray(out[c, ::y_step, ::x_step])
+        super().__init__(path, stamp, level, shape, tile_px)
+        self.image = image
 
     def _tile(self, y: int, x: int) -> np.ndarray:
         height, width = self._tile_px
@@ -90,17 +59,8 @@ class _TiffLevel:
         return tile
 
 
-class _TiledTiffLevel(_TiffLevel):
-    """A level with tiles, which are decoded one by one without dask, so that threads decode in parallel."""
-
-    @property
-    def chunk_px(self) -> tuple[int, int]:
-        """Height and width of a tile."""
-        return self._tile_px
-
-    def read_chunk(self, y: int, x: int) -> np.ndarray:
-        """Decode one tile of the file, (3, height, width)."""
-        return self._tile(y, x)
+class _TiledTiffLevel(_TiffLevel, TiledLevel):
+    """One level of an image in a TIFF, by tiles."""
 
 
 class _File:
@@ -223,10 +183,7 @@ def tiff_levels(path: Path, image: int | None = None) -> list[da.Array]:
             )  # fmt: skip
         kind = _TiledTiffLevel if layout.tiled else _TiffLevel
         level = kind(str(path), stamp, image, i, layout.shape, layout.tile_px)
-        # several tiles of the file per dask chunk
-        steps = tuple(n * max(1, _CHUNK_PX // n) for n in layout.tile_px)
-        name = f"pekasc-tiff-{tokenize(str(path), stamp, image, i)}"
-        arrays.append(da.from_array(level, chunks=(3, *steps), name=name, meta=np.empty((0, 0, 0), np.uint8)))
+        arrays.append(as_dask(level, layout.tile_px, "tiff", image))
     return arrays
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+from pekasc.io._refusal import NotReadHere
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _INTEGERS = {3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
@@ -24,6 +27,7 @@ _NUMBERS = set(_NAMES) - {270, 282, 283, 347}
 _ONE_NUMBER = (254, 256, 257, 259, 262, 266, 274, 277, 278, 284, 296, 317, 322, 323)
 _PLACES = (273, 279, 324, 325)
 MCU_STARTS = 65426  # of NDPI, whose tiles are parts of one JPEG stream
+_WEB_PAGE = re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE)
 _MOST_TAGS = 4096
 _MOST_DIRECTORIES = 1000
 
@@ -107,9 +111,10 @@ def _header(file: BinaryIO, what: str, ndpi: bool) -> tuple[_Format, int]:
     order = {b"II": "<", b"MM": ">"}.get(start[:2])
     version = struct.unpack(f"{order}H", start[2:4])[0] if order and len(start) >= 8 else 0
     if version not in (42, 43):
-        raise ValueError(
-            f"{what} cannot be read as TIFF, PNG or JPEG: it begins with {start[:8]!r}. Open it with "
-            "`wsidata.open_wsi` if its readers know the format, or convert it, for instance with `vips tiffsave`."
+        page = " It is a web page, which a server may send instead of a file." if _WEB_PAGE.match(start) else ""
+        raise NotReadHere(
+            f"{what} cannot be read as TIFF, PNG or JPEG: it begins with {start[:8]!r}.{page}",
+            "If it is to be a slide, download it again or convert it, for instance with `vips tiffsave`.",
         )
     assert order is not None  # for the type checker
     form = _Format(order, version == 43, ndpi and version == 42 and order == "<")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pekasc.io._orientation import check_orientation
+from pekasc.io._refusal import NotReadHere
 from pekasc.io._tiff_ome import Channel, check_ome, ome_images
 from pekasc.tiling import Alpha
 
@@ -87,6 +88,11 @@ def main_series(file: Any, path: str, number: int | None = None) -> Any:
         reduced = chosen.keyframe.is_reduced or chosen.keyframe.is_subifd
     except Exception as error:
         raise ValueError(f"The image {path!r} cannot be read as TIFF: {error}") from error
+    if file.is_bif:
+        raise NotReadHere(
+            f"The image {path!r} is a slide of Ventana (BIF), whose tiles overlap by what only its own metadata say.",
+            "Convert it, for instance with `vips tiffsave`.",
+        )
     if reduced:
         which = "largest image" if number is None else f"image {number}"
         raise ValueError(
@@ -129,7 +135,7 @@ def _labels(file: Any) -> list[Channel]:
 
 
 def _pages(series: Any) -> list[Any]:
-    # damaged metadata make up billions of pages
+    # damaged metadata tell of billions of pages
     return [series[i] for i in range(min(len(series), _MOST_PAGES))]
 
 
@@ -165,6 +171,7 @@ def _layout(
     if page.imagedepth != 1:
         raise ValueError(f"{what} is a stack of {page.imagedepth} pictures, not one.")
     _check_upright(page, what)
+    _check_compression(page, what)
     extra = tuple(int(n) for n in page.extrasamples)
     if axes == "CYX":
         pages, samples = _colour_pages(pages, samples, page, channels, what), 3
@@ -193,6 +200,18 @@ def _check_upright(page: Any, what: str) -> None:
         check_orientation(orientation if isinstance(orientation, int) else 0, what)
     if page.fillorder != 1 and int(page.compression) not in (6, 7):
         raise ValueError(f"{what} stores the bits of its bytes backwards (FillOrder {page.fillorder}). Write it again.")
+
+
+def _check_compression(page: Any, what: str) -> None:
+    from tifffile import COMPRESSION, TIFF
+
+    why = None
+    if page.compression == COMPRESSION.APERIO_JP2000_YCBC:
+        why = "is compressed as JPEG 2000 of YCbCr, which does not say how it becomes RGB"
+    elif page.compression not in TIFF.DECOMPRESSORS:
+        why = f"has the compression {_name(page.compression)}, which tifffile does not read"
+    if why is not None:
+        raise NotReadHere(f"{what} {why}.", "Convert it, for instance with `vips tiffsave`.")
 
 
 def _is_rgb(page: Any) -> bool:

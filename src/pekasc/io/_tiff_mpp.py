@@ -38,10 +38,11 @@ class _Source:
 
 @dataclass(frozen=True)
 class PixelSize:
-    """The pixel size of the finest level in um, or None, and what the file says beside it."""
+    """The pixel size of the finest level in um, or None, what says it, and what the file says beside it."""
 
     mpp: float | None
     unused: list[str] = field(default_factory=list)
+    source: str = ""
 
 
 def tiff_mpp(path: Path, number: int | None = None) -> PixelSize:
@@ -66,6 +67,16 @@ def tiff_mpp(path: Path, number: int | None = None) -> PixelSize:
     return _agree(found, path.name)
 
 
+def pixel_size(where: str, values: Sequence[Any]) -> PixelSize:
+    """Return the pixel size of a slide that one place says, as written for x and y in um; None is nothing."""
+    if None in values:
+        return PixelSize(None)
+    sizes = [size for value in values if (size := as_number(value)) is not None]
+    if len(sizes) < len(values):
+        return PixelSize(None, [f"its {where} says {values}, which is no size"])
+    return _agree([_source(where, sizes)], "")
+
+
 def _agree(found: Sequence[_Source], name: str) -> PixelSize:
     usable = [source for source in found if source.mpp is not None]
     unused = [str(source) for source in found if source.mpp is None and not source.also]
@@ -80,7 +91,7 @@ def _agree(found: Sequence[_Source], name: str) -> PixelSize:
             unused.append(str(source))
         elif not any(_same(mpp, chosen) for mpp in source.also):
             raise _disagreement(name, usable[0], source)
-    return PixelSize(chosen, unused)
+    return PixelSize(chosen, unused, usable[0].where if usable else "")
 
 
 def _disagreement(name: str, one: _Source, other: _Source) -> ValueError:
@@ -94,7 +105,18 @@ def _same(a: float | None, b: float | None) -> bool:
     return a is not None and b is not None and abs(a - b) <= _TOLERANCE * min(a, b)
 
 
-def _number(text: Any) -> float | None:
+def described_size(text: str) -> tuple[int, int] | None:
+    """Return width and height of the image that an Aperio description tells of."""
+    given = _SIZE.search(text)
+    if given is None:
+        return None
+    # [x,y WxH] is the part of the scan that the file holds
+    width, height = int(given.group(3) or given.group(1)), int(given.group(4) or given.group(2))
+    return (width, height) if width and height else None
+
+
+def as_number(text: Any) -> float | None:
+    """Return a number that is written or given; None if it is none, or not positive and finite."""
     try:
         value = float(text)
     except (TypeError, ValueError, OverflowError):
@@ -126,11 +148,11 @@ def _ome(text: str, number: int, size: tuple[int, int], name: str) -> list[_Sour
         return [_Source(where, problem=f"describes no image of {size[0]} x {size[1]} pixels")]
     sizes = []
     for value, unit in image.physical.values():
-        factor, count = um_per_unit(unit), _number(value)
+        factor, count = um_per_unit(unit), as_number(value)
         if factor is None:
             why = "which is no length" if is_no_length(unit) else "a unit that is not known"
             return [_Source(where, problem=f"says {value} {unit!r} per pixel, {why}")]
-        if count is None or _number(count * factor) is None:
+        if count is None or as_number(count * factor) is None:
             return [_Source(where, problem=f"says {value!r} {unit} per pixel, which is no size")]
         sizes.append(count * factor)
     return [_source(where, sizes)] if sizes else []
@@ -142,16 +164,15 @@ def _aperio(text: str, size: tuple[int, int]) -> list[_Source]:
     if match is None:
         return []
     where = "description (MPP)"
-    mpp = _number(match.group(1))
+    mpp = as_number(match.group(1))
     if mpp is None:
         return [_Source(where, problem=f"says {match.group(1)!r} um per pixel, which is no size")]
     source = _source(where, [mpp])
-    given = _SIZE.search(text)
+    given = described_size(text)
     if source.mpp is None or given is None:
         return [source]
-    # [x,y WxH] is the part of the scan that the file holds
-    width, height = (int(n) for n in (given.group(3) or given.group(1), given.group(4) or given.group(2)))
-    if not width or not height or (_same(width, size[0]) and _same(height, size[1])):
+    width, height = given
+    if _same(width, size[0]) and _same(height, size[1]):
         return [source]
     scaled = [mpp * width / size[0], mpp * height / size[1]]
     problem = (
@@ -190,7 +211,7 @@ def _in_units(
                 return []  # not calibrated
             return [_Source(where, problem=f"gives pixels per {name!r}, a unit that is not known")]
     sizes = [factor / n for n, (_, factor) in zip(per_unit, units, strict=True) if n is not None and factor is not None]
-    if len(sizes) < 2 or any(_number(size) is None for size in sizes):
+    if len(sizes) < 2 or any(as_number(size) is None for size in sizes):
         return [_Source(where, problem="has a resolution that is no positive number")]
     note = f" ({per_unit[0]:.6g} dots per inch)" if dots else ""
     return [_source(where, sizes, note)]
@@ -208,4 +229,4 @@ def _rational(value: Any) -> float | None:
         if len(value) != 2 or not value[1]:
             return None
         value = value[0] / value[1]
-    return _number(value)
+    return as_number(value)

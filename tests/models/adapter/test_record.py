@@ -78,6 +78,7 @@ def test_values_of_a_field(saved: Path, field: str, values: list[Any], words: st
     ("changes", "message"),
     [
         ({"encoder": 3}, "`encoder` must be the description of an encoder"),
+        ({"info": {}}, "`info.n_spots` is missing"),
         ({"encoder__evil": 3}, r"`encoder` has unknown fields \['evil'\]"),
         ({"encoder__model_kwargs": {"pretrained_cfg": {}}}, "`model_kwargs` takes arguments of timm that shape"),
         ({"encoder__model_kwargs": {"depth": [[1]]}}, "`encoder.model_kwargs` must be plain values|'depth' must be"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pekasc.models.comparing._results import Piece, Results
+from pekasc.models.runtime import _files
 
 KEY = "0123456789abcdef" * 4
 ARRAYS = {"predicted": np.arange(6.0).reshape(2, 3), "few": np.array([1, 2])}
@@ -58,6 +61,18 @@ def test_what_fails_halfway_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()) and results.get("a", KEY) is None
     with pytest.raises(AssertionError):
         results.kept("a", KEY, never)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file", ["predicted", "about"])
+def test_a_full_disk_names_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    def full(descriptor: int) -> None:
+        if f".{file}." in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_files.os, "fsync", full)
+    with pytest.raises(OSError, match=rf"^\[Errno 28\] A result of .* to '{tmp_path}/a-{KEY[:16]}': No room\.$"):
+        Results(tmp_path).put("a", KEY, ARRAYS, {})
     assert not list(tmp_path.iterdir())
 
 

@@ -112,7 +112,7 @@ _ENCODER: dict[str, tuple[Check, str]] = {
     **dict.fromkeys(("key", "licence", "citation", "note", "hub", "hub_file"), (_optional(_name), "null or a text")),
 }
 # what the summary needs, and what it takes where it is there
-_NEEDED = ("n_spots", "groups", "target", "head")
+_NEEDED = ("n_spots", "groups", "target", "head", "depth", "epochs", "versions")
 _INFO: dict[str, tuple[Check, str]] = {
     "n_spots": (_count, "a number of spots"),
     "groups": (_list(lambda value: isinstance(value, str)), "names of groups"),

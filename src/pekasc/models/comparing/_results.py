@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -94,6 +95,8 @@ class Results:
             part.rename(path)
         except OSError as error:
             if not path.exists():  # else another run was first
-                raise explained(error, path, _WHAT) from error
+                # named after the result, not after the file that was not finished
+                plain = error if error.errno is None else OSError(error.errno, os.strerror(error.errno))
+                raise explained(plain, path, _WHAT) from error
         finally:
             shutil.rmtree(part, ignore_errors=True)
