@@ -53,12 +53,43 @@ def test_counts_that_were_replaced_have_totals_of_their_own(adata: AnnData) -> N
         np.testing.assert_array_equal(measured(more, "peka")[0], log1p_cp10k(more))
     other = adata[:, :6].copy()
     other.layers["spliced"] = np.floor(other.X / 2)
-    with pytest.warns(UserWarning, match="totals are over the 6 genes of the table, and 12 were there at prediction"):
-        np.testing.assert_array_equal(measured(other, "peka", "spliced")[0], log1p_cp10k(other, "spliced"))
+    more = other.copy()
+    more.layers["spliced"] = more.layers["spliced"] * 20
+    with pytest.warns(UserWarning, match="below those of the counts"):
+        np.testing.assert_array_equal(measured(more, "peka", "spliced")[0], log1p_cp10k(more, "spliced"))
     gone = adata[:, :6].copy()
     del gone.obs["peka_total"]
     with pytest.warns(UserWarning, match=r"`obs\['peka_total'\]` with the totals over 12 genes has gone, 6"):
         measured(gone, "peka")
+
+
+def test_counts_that_moved_to_a_layer_keep_their_totals(adata: AnnData) -> None:
+    whole = log1p_cp10k(adata)
+    few = adata[:, :6].copy()
+    few.layers["counts"] = few.X.copy()
+    few.X = np.log1p(few.X)  # as scanpy's users do
+    np.testing.assert_array_equal(measured(few, "peka")[0], whole[:, :6])
+
+
+def test_the_layer_of_the_counts_is_recorded(adata: AnnData) -> None:
+    adata.layers["spliced"] = np.floor(adata.X / 2)
+    recorded = totals_to_record(adata, "spliced")
+    assert recorded is not None
+    adata.obs["peka_total"] = recorded[0]
+    write_uns(adata, "peka", {"target": TARGETS["log1p"], **recorded[1]})
+    np.testing.assert_array_equal(measured(adata, "peka")[0], log1p_cp10k(adata, "spliced"))
+    del adata.layers["spliced"]
+    with pytest.warns(UserWarning, match=r"were in layers\['spliced'\], which is not in the table any more"):
+        measured(adata, "peka")
+
+
+def test_a_scale_that_was_lost_is_not_guessed(adata: AnnData) -> None:
+    adata.obs["peka_train"] = False
+    del adata.uns["pekasc"]
+    measured(adata, "peka")  # totals say that it was counts
+    del adata.obs["peka_total"]
+    with pytest.raises(ValueError, match=r"scale of layers\['peka'\] is not known: .*joining objects drops it"):
+        measured(adata, "peka")
 
 
 def test_tables_without_counts_have_no_totals(adata: AnnData) -> None:

@@ -180,7 +180,7 @@ def test_readme_has_the_two_commands() -> None:
     job, tests = (block.strip().split(" && ") for block in blocks)
     assert job[0] == tests[0] == "python3 -m venv .venv"
     assert job[-1] == ".venv/bin/python tutorials/quickstart.py"
-    assert tests[-1] == ".venv/bin/python -m pytest"
+    assert tests[-1] == ".venv/bin/python -m pytest -n 2 --dist loadfile"
     # `pip install --group` came with pip 25.1, and a fresh environment of Python 3.11 has an older one
     assert tests[1].endswith("pip install --upgrade pip")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from dask.base import tokenize
 
-from pekasc._keys import BARCODE, IMAGE_MPP, IMAGE_SIZE, write_uns
+from pekasc._keys import BARCODE, IMAGE_MPP, IMAGE_SIZE, IMAGE_SYSTEM, write_uns
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -184,6 +184,7 @@ def table(
     adata = AnnData(counts, obs=obs, var=var, obsm={"spatial": np.asarray(centres_px, dtype=np.float64)})
     write_uns(adata, IMAGE_MPP, image_mpp)
     write_uns(adata, IMAGE_SIZE, {name: _size(image) for name, image in images.items()})
+    write_uns(adata, IMAGE_SYSTEM, {name: _pixel_system(image) for name, image in images.items()})
     regions = [str(region) for region in obs[REGION].cat.categories]
     return TableModel.parse(adata, region=regions, region_key=REGION, instance_key=INSTANCE)
 
@@ -192,3 +193,10 @@ def _size(image: DataTree | DataArray) -> np.ndarray:
     """Return width and height of the finest level."""
     finest: Any = image["scale0"]["image"] if hasattr(image, "children") else image
     return np.array([finest.sizes["x"], finest.sizes["y"]])
+
+
+def _pixel_system(image: DataTree | DataArray) -> str:
+    """Return the coordinate system in which the image was made, one unit a pixel."""
+    from spatialdata.transformations import get_transformation
+
+    return str(next(iter(get_transformation(image, get_all=True))))

@@ -229,7 +229,8 @@ def no_overlap_message(names: np.ndarray, genes: Sequence[str], adata: AnnData) 
 
 def close_genes(gene: str, names: np.ndarray) -> str:
     """Return ' Did you mean ...?' for a misspelt gene, or ''."""
-    close = difflib.get_close_matches(gene, [str(n) for n in names], n=3)
+    folded = {str(name).casefold(): str(name) for name in names}  # Erbb2 and ERBB2 are of two species
+    close = [folded[name] for name in difflib.get_close_matches(gene.casefold(), list(folded), n=3)]
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
 

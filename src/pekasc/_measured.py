@@ -34,7 +34,12 @@ def prediction_record(table: AnnData, key: str) -> Mapping[str, Any]:
 
 def as_stored(table: AnnData, key: str) -> bool:
     """Tell whether predictions are on the scale of the values as stored (``target="as_is"``)."""
-    return prediction_record(table, key).get("target") == TARGETS["as_is"]
+    return prediction_record(table, key).get("target") == TARGETS["as_is"] or _scale_lost(table, key)
+
+
+def _scale_lost(table: AnnData, key: str) -> bool:
+    """Tell whether predictions lost their record, as joining objects drops ``uns``, and had no totals beside them."""
+    return not prediction_record(table, key) and f"{key}_train" in table.obs and total_key(key) not in table.obs
 
 
 def totals_to_record(table: AnnData, layer: str | None) -> tuple[np.ndarray, dict[str, Any]] | None:
@@ -67,13 +72,34 @@ def measured(
     """
     if as_stored(table, key):
         return _as_stored(table, key, counts_layer)
-    raw, name = find_counts(table, counts_layer, argument=argument, otherwise=otherwise)
-    total = _totals(table, key, raw, name)
+    if counts_layer is None:
+        counts_layer = _recorded_layer(table, key)
+    raw, _ = find_counts(table, counts_layer, argument=argument, otherwise=otherwise)
+    total = _totals(table, key, raw)
     return log1p_of_totals(raw, total), total > 0
+
+
+def _recorded_layer(table: AnnData, key: str) -> str | None:
+    """Return the layer of the counts at prediction, or None for the default places."""
+    layer = prediction_record(table, key).get("counts_layer", "")
+    if layer and layer not in table.layers:
+        warnings.warn(
+            f"The counts of layers[{key!r}] were in layers[{layer!r}], which is not in the table any more: they are "
+            "looked for in `X` and layers['counts'].",
+            UserWarning,
+            stacklevel=4,
+        )
+        return None
+    return layer or None
 
 
 def _as_stored(table: AnnData, key: str, counts_layer: str | None) -> tuple[Matrix, np.ndarray]:
     record = prediction_record(table, key)
+    if not record:
+        raise ValueError(
+            f"The scale of layers[{key!r}] is not known: its record in `uns` has gone, as joining objects drops it. "
+            "Name the measured values on that scale with `truth=`, or predict again."
+        )
     scale = f'layers[{key!r}] holds predictions on the scale of the values as stored (`target="as_is"`)'
     if counts_layer is not None:
         raise ValueError(f"{scale}, not of counts (`counts_layer=`): name the measured values with `truth=`.")
@@ -87,16 +113,14 @@ def _as_stored(table: AnnData, key: str, counts_layer: str | None) -> tuple[Matr
     return values, np.ones(table.n_obs, dtype=bool)
 
 
-def _totals(table: AnnData, key: str, raw: Matrix, name: str) -> np.ndarray:
+def _totals(table: AnnData, key: str, raw: Matrix) -> np.ndarray:
     """Return the totals over the genes there were at prediction, if they are recorded and fit these counts."""
     columns = gene_columns(table)
     now = count_totals(raw, columns)
     record = prediction_record(table, key)
     n_then = record.get("n_genes_in_total")
     column = total_key(key)
-    if n_then is not None and (n_then <= columns.size or name != record.get("counts_layer")):
-        if n_then > columns.size:
-            _warn(key, f"totals are over the {columns.size} genes of the table, and {n_then} were there at prediction")
+    if n_then == columns.size:  # whatever the counts are, they are all there
         return now
     if column not in table.obs:
         if n_then is not None:

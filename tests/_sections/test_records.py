@@ -11,7 +11,7 @@ import pytest
 import spatialdata as sd
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
-from spatialdata.transformations import BaseTransformation, Identity, Scale, Sequence, Translation
+from spatialdata.transformations import BaseTransformation, Identity, Scale, Sequence, Translation, set_transformation
 
 import pekasc as pk
 from pekasc._keys import read_uns
@@ -104,6 +104,32 @@ def test_another_image_under_its_name(
     assert mpp_of(sdata, image_mpp=1.5) == 1.5  # given: no word about what is not needed
 
 
+def test_a_crop_in_a_system_in_um_has_the_same_pixels() -> None:
+    sdata = pk.datasets.phantom(n_patients=1, size_um=900, mpp=2.0, n_genes=4)
+    for element in (sdata["P1S1_he"], sdata["P1S1_spots"]):
+        set_transformation(element, Scale([2.0, 2.0], axes=("x", "y")), "um")
+    for start, end in (([450, 0], [900, 450]), ([100, 200], [800, 700])):
+        crop = sd.bounding_box_query(
+            sdata, axes=("x", "y"), min_coordinate=start, max_coordinate=end, target_coordinate_system="um"
+        )
+        assert mpp_of(crop) == 2.0
+    # resampled into a system of another scale: the pixels are others
+    half = Sequence([Scale([0.5, 0.5], axes=("x", "y")), Translation([30, 30], axes=("x", "y"))])
+    for element in (sdata["P1S1_he"], sdata["P1S1_spots"]):
+        set_transformation(element, half, "half")
+    resampled = sdata.transform_to_coordinate_system("half")
+    with pytest.warns(UserWarning, match="it is not used"):
+        assert resolve_sections(resampled)[0].mpp == pytest.approx(4.0)  # by the lattice
+
+
+def test_the_lattice_contradicts(sdata: SpatialData) -> None:
+    with pytest.raises(ValueError, match="disagree: 0.5 um from `image_mpp`, 1 um from .*(recorded|uns)"):
+        resolve_sections(sdata, image_mpp=0.5)
+    sdata["table"].uns["pekasc"]["image_mpp"] = {"P1S1_he": 0.5}
+    with pytest.raises(ValueError, match="disagree: 0.5 um from `table.uns.*, 1 um from the Visium lattice"):
+        resolve_sections(sdata)
+
+
 def test_tiles_of_a_replaced_image_have_to_be_made_again(sdata: SpatialData) -> None:
     pk.pp.tile(sdata, tile_px=28, mpp=4.0)
     put(sdata, pixels_of(sdata)[:, ::2, ::2], P1S1=Scale([2, 2], axes=("x", "y")))
@@ -120,7 +146,10 @@ def test_a_slides_pixel_size_belongs_to_its_image(sdata: SpatialData, tmp_path: 
         resolutionunit="CENTIMETER",
     )  # fmt: skip
     slide = pk.io.read_slide(tmp_path / "he.tif", name="P1S1")
-    assert slide.attrs["pekasc"] == {"image_mpp": {"P1S1": 1.0}, "image_size": {"P1S1": [600, 600]}}
+    assert slide.attrs["pekasc"] == {
+        "image_mpp": {"P1S1": 1.0}, "image_size": {"P1S1": [600, 600]}, "image_system": {"P1S1": "P1S1"},
+        "image_mpp_source": {"P1S1": "resolution tags"},
+    }  # fmt: skip
     del sdata.tables["table"].uns["pekasc"]["image_mpp"]
     slide.shapes["P1S1_spots"], slide.tables["table"] = sdata["P1S1_spots"], sdata["table"]
     assert mpp_of(slide) == 1.0

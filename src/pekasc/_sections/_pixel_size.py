@@ -23,6 +23,7 @@ _FEWEST_LATTICE_SPOTS = 7  # a spot and its six neighbours
 VISIUM_SPOT_UM = 65.0  # Space Ranger's spot diameter in um; the printed spot is 55 um
 VISIUM_DIAMETERS_UM = (50.0, 72.0)  # either of them, with rounded radii
 _TOLERANCE = 0.02
+MPP_LIMITS = (0.05, 50.0)
 
 
 def check_mpp(value: Any, what: str) -> float:
@@ -32,6 +33,11 @@ def check_mpp(value: Any, what: str) -> float:
     number: Any = value
     if not 0 < number <= sys.float_info.max:  # a large integer is no float
         raise ValueError(f"{what} must be a positive number (um per pixel), got {str(value)[:40]}.")
+    if not MPP_LIMITS[0] <= number <= MPP_LIMITS[1]:
+        raise ValueError(
+            f"{what} must be between {MPP_LIMITS[0]:g} and {MPP_LIMITS[1]:g} um per pixel, got {float(number):g}: no "
+            "image of tissue has that."
+        )
     return float(value)
 
 

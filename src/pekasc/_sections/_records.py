@@ -10,7 +10,7 @@ import numpy as np
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from pekasc._keys import IMAGE_MPP, IMAGE_SIZE, UNS, read_uns
+from pekasc._keys import IMAGE_MPP, IMAGE_SIZE, IMAGE_SYSTEM, UNS, read_uns
 from pekasc._sections._images import affine, coordinate_systems, image_size, transform
 from pekasc._sections._pixel_size import check_mpp
 from pekasc._sections._slides import images_of, reader_mpp
@@ -20,6 +20,7 @@ logger = get_logger(__name__)
 
 _ROUNDING_PX = 1.0  # sizes of coarser levels are rounded
 _SCALE = 0.02
+_WHERE = {"recorded": "table.uns", "slide": "sdata.attrs"}
 
 
 def recorded_pixel_sizes(sdata: SpatialData, table: AnnData | None, image_name: str, *, warn: bool) -> dict[str, float]:
@@ -35,20 +36,16 @@ def recorded_pixel_sizes(sdata: SpatialData, table: AnnData | None, image_name: 
         If what is recorded is no positive number.
     """
     out = {}
-    attrs = sdata.attrs.get(UNS, {})
-    attrs = attrs if isinstance(attrs, Mapping) else {}
-    of_table = (None, None) if table is None else (read_uns(table, IMAGE_MPP), read_uns(table, IMAGE_SIZE))
-    records = {
-        "recorded": (*of_table, f'`table.uns["{UNS}"]["{IMAGE_MPP}"]'),
-        "slide": (attrs.get(IMAGE_MPP), attrs.get(IMAGE_SIZE), f'`sdata.attrs["{UNS}"]["{IMAGE_MPP}"]'),
-    }
-    for source, (sizes_um, sizes_px, where) in records.items():
-        if not isinstance(sizes_um, Mapping) or image_name not in sizes_um:
+    image = images_of(sdata).get(image_name)
+    for source, record in _records(sdata, table).items():
+        where = f'`{_WHERE[source]}["{UNS}"]["{IMAGE_MPP}"]'
+        if image_name not in record[IMAGE_MPP]:
             continue
-        mpp = check_mpp(sizes_um[image_name], f"{where}[{image_name!r}]`")
-        sizes_px = sizes_px if isinstance(sizes_px, Mapping) else {}
-        size = np.array(sizes_px.get(image_name, (0, 0)), dtype=np.float64)
-        factor = _pixel_factor(images_of(sdata).get(image_name), size) if image_name in sizes_px else 1.0
+        mpp = check_mpp(record[IMAGE_MPP][image_name], f"{where}[{image_name!r}]`")
+        size = np.array(record[IMAGE_SIZE].get(image_name, (0, 0)), dtype=np.float64)
+        factor: float | None = 1.0
+        if image is not None and image_name in record[IMAGE_SIZE]:  # the image of stored patches need not exist
+            factor = _pixel_factor(image, size, record[IMAGE_SYSTEM].get(image_name))
         if factor is not None:
             out[source] = mpp * factor
             if factor != 1:
@@ -70,27 +67,42 @@ def recorded_pixel_sizes(sdata: SpatialData, table: AnnData | None, image_name: 
     return out
 
 
-def _pixel_factor(image: Any, then: np.ndarray) -> float | None:
-    """Return how much larger the pixels of an image are than those of the one of `then`, or None if unknown."""
-    if image is None:  # stored patches, whose image need not exist
+def _records(sdata: SpatialData, table: AnnData | None) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Return what is recorded in the table and in the object, by source: pixel sizes, sizes and coordinate systems."""
+    attrs = sdata.attrs.get(UNS, {})
+    found: dict[str, dict[str, Mapping[str, Any]]] = {"recorded": {}, "slide": {}}
+    for key in (IMAGE_MPP, IMAGE_SIZE, IMAGE_SYSTEM):
+        values = {
+            "recorded": None if table is None else read_uns(table, key),
+            "slide": attrs.get(key) if isinstance(attrs, Mapping) else None,
+        }
+        for source, value in values.items():
+            found[source][key] = value if isinstance(value, Mapping) else {}
+    return found
+
+
+def _pixel_factor(image: Any, recorded: np.ndarray, system: str | None) -> float | None:
+    """Return how much larger the pixels of an image are than those it was recorded with, or None if unknown.
+
+    `system` is the coordinate system in which the recorded image had one unit a pixel, from the origin.
+    """
+    size = np.array(image_size(image), dtype=np.float64)
+    if (size == recorded).all():
         return 1.0
-    now = np.array(image_size(image), dtype=float)
-    if (now == then).all():
-        return 1.0
-    matrices = [affine(image, name) for name in sorted(coordinate_systems(image))]
-    for matrix in matrices:
-        per_px = np.linalg.norm(matrix[:2, :2], axis=0)
-        if (np.abs(now * per_px - then) <= _ROUNDING_PX * np.maximum(per_px, 1)).all() and _isotropic(per_px):
-            return float(np.sqrt(per_px.prod()))
-    # an image cut off at its origin with the same aspect could as well be the whole picture at another resolution
-    for matrix in matrices:
-        per_px = np.linalg.norm(matrix[:2, :2], axis=0)
-        corners = transform(matrix, np.array([[0, 0], [now[0], 0], [0, now[1]], now]))
-        inside = (corners > -_ROUNDING_PX).all() and (corners < then + _ROUNDING_PX).all()
-        whole = np.abs(corners.min(axis=0)).max() <= _ROUNDING_PX and _isotropic(now / then)
-        if (np.abs(per_px - 1) <= _SCALE).all() and inside and not whole:
-            return 1.0
-    return None
+    if system not in coordinate_systems(image):
+        return None
+    matrix = affine(image, str(system))
+    per_px = np.linalg.norm(matrix[:2, :2], axis=0)
+    corners = transform(matrix, np.array([[0, 0], [size[0], 0], [0, size[1]], size]))
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    rounding = _ROUNDING_PX * np.maximum(per_px.max(), 1)
+    if not _isotropic(per_px) or (low < -rounding).any() or (high > recorded + rounding).any():
+        return None
+    # an image of the same pixels, cut off at its origin with the same aspect, could as well be the whole picture at
+    # another resolution whose transformation was not set
+    if abs(per_px[0] - 1) <= _SCALE and (np.abs(low) <= rounding).all() and _isotropic(size / recorded):
+        return None
+    return float(np.sqrt(per_px.prod()))
 
 
 def _isotropic(pair: np.ndarray) -> bool:

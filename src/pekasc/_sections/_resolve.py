@@ -405,8 +405,8 @@ def _pixel_sizes(
     shapes = sdata.shapes[section.shapes_name]
     if in_micrometers(table, section.rows, section.shapes_name, shapes, section.shape_ids):
         sources["cell_areas"] = 1 / _shape_scale(section)
-    if not sources:
-        lattice = _from_lattice(sdata, table, section)
+    if array != "visium":
+        lattice = _from_lattice(sdata, table, section, alone=not sources)
         if lattice is not None:
             sources["lattice"] = lattice
     return sources
@@ -430,12 +430,12 @@ def _fitting_arrays(table: AnnData, section: Section) -> list[str]:
     return fitting_arrays(col, row, section.centres_px, section.name)
 
 
-def _from_lattice(sdata: SpatialData, table: AnnData, section: Section) -> float | None:
-    """Return the pixel size if the spots are those of a Visium slide, after a look at their stored diameter."""
+def _from_lattice(sdata: SpatialData, table: AnnData, section: Section, *, alone: bool) -> float | None:
+    """Return the pixel size if the spots are those of a Visium slide; `alone`, after a look at their diameter."""
     row, col = _numeric_index(table, section)
     mpp = lattice_pixel_size(col, row, section.centres_px)
-    if mpp is None:
-        return None
+    if mpp is None or not alone:
+        return mpp
     logger.hint(
         "section %s: the columns array_row and array_col are those of a Visium slide: %.4g um per pixel from the "
         "100 um between its spots.",

@@ -10,6 +10,7 @@ from pekasc._keys import (
     IMAGE_MPP,
     IMAGE_MPP_SOURCE,
     IMAGE_SIZE,
+    IMAGE_SYSTEM,
     OBJECTIVE_POWER,
     UNS,
     check_key,
@@ -143,7 +144,7 @@ def _record(
     height, width = levels[0].shape[1:]
     record: dict[str, dict[str, Any]] = {}
     if found.mpp is not None:
-        record = {IMAGE_MPP: {name: found.mpp}, IMAGE_SIZE: {name: [width, height]}}
+        record = {IMAGE_MPP: {name: found.mpp}, IMAGE_SIZE: {name: [width, height]}, IMAGE_SYSTEM: {name: name}}
         record[IMAGE_MPP_SOURCE] = {name: found.source.strip("`")}
     if power is not None:
         record[OBJECTIVE_POWER] = {name: power.value}

@@ -13,7 +13,7 @@ from pekasc.io._lengths import is_no_length, um_per_unit
 from pekasc.io._tiff_layout import main_series, open_tiff
 from pekasc.io._tiff_ome import ome_images
 
-_LIMITS = (0.05, 20.0)
+_LIMITS = (0.05, 50.0)
 _TOLERANCE = 0.02
 _INCH_UM = 25400.0
 _TAG_UNITS = {2: ("inch", _INCH_UM), 3: ("cm", 1e4), 4: ("mm", 1e3), 5: ("um", 1.0)}  # 4 and 5 are of libraries

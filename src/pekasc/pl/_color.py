@@ -78,7 +78,7 @@ def color_maps(
     if shadowed:
         logger.hint("%s: columns of `obs` are drawn, not the genes of that name, as scanpy does.", ", ".join(shadowed))
     predicted = _genes(table, genes, rows, layer, table_name) if genes else {}
-    trained = f"{layer}_train" in table.obs and bool(table.obs[f"{layer}_train"].iloc[rows].any())
+    trained = f"{layer}_train" in table.obs and bool(table.obs[f"{layer}_train"].iloc[rows].fillna(value=False).any())
     unit = _UNITS.get(prediction_record(table, layer).get("target"), layer)
 
     def numeric(name: str, values: np.ndarray, **about: Any) -> Map:

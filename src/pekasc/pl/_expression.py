@@ -120,7 +120,8 @@ def expression(
     table = get_table(sdata, table_name)
     predicted = _predicted(table, gene, layer)
     truth_values = _measured(table, gene, layer, truth, counts_layer)
-    trained = table.obs[f"{layer}_train"].to_numpy(dtype=bool) if f"{layer}_train" in table.obs else None
+    column = f"{layer}_train"
+    trained = table.obs[column].fillna(value=False).to_numpy(dtype=bool) if column in table.obs else None
     rows = []
     for found in chosen_sections(sdata, section, table_name, key):
         radii = radii_um(sdata, found)

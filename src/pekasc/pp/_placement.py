@@ -17,6 +17,7 @@ _STANDARD_ERRORS = 3.0
 # beside dense tissue makes a flip look somewhat better where nothing is wrong.
 _OFF = 2 / 3
 _WIDE = 0.3
+_NONE = 0.1
 
 # functions from (x, y) in an image of w x h to the point with flipped, rotated or transposed coordinates
 _VARIANTS: dict[str, Callable[[np.ndarray, np.ndarray, float, float], tuple[np.ndarray, np.ndarray]]] = {
@@ -90,7 +91,8 @@ def check_placement(
     scaled = factor is not None and _clearly_better(rescaled, variants[best] if reoriented else on_tissue)
     certain = False
     if factor is not None and scaled:
-        certain = _beyond_doubt(rescaled, on_tissue)
+        # tissue in one corner of a slide full of spots looks the same
+        certain = on_tissue.mean() < _NONE and _beyond_doubt(rescaled, on_tissue)
         problem = (
             f"the coordinates seem to be of another scale: x {x.min():.6g} to {x.max():.6g}, y {y.min():.6g} to "
             f"{y.max():.6g} on an image of {width} x {height} px; only {int(on_tissue.sum())} of {len(x)} centres "

@@ -12,7 +12,7 @@ from spatialdata import SpatialData
 
 from pekasc._expression import Matrix, dense
 from pekasc._keys import PEKA, TILES, check_key, score_key
-from pekasc._measured import measured
+from pekasc._measured import measured, prediction_record
 from pekasc._sections import check_table, get_table, positions_um, section_labels, writable_table
 from pekasc._settings import get_logger
 from pekasc.models.selection import MIN_SPOTS, morans_i, pearson
@@ -159,10 +159,10 @@ def _measured(
 def _layer(table: AnnData, layer: str) -> np.ndarray:
     if layer not in table.layers:
         present = [name for name in table.layers if name is not None]
-        raise KeyError(
-            f"Layer {layer!r} not found. Available layers: {present}. Predict first: "
-            "`pekasc.tl.predict_expression(sdata, adapter)`."
-        )
+        how = "Predict first: `pekasc.tl.predict_expression(sdata, adapter)`."
+        if "store" in prediction_record(table, layer):
+            how = "Its predictions are in a store: `pekasc.io.attach_predictions(sdata)` brings them back."
+        raise KeyError(f"Layer {layer!r} not found. Available layers: {present}. {how}")
     value = table.layers[layer]
     return np.asarray(value.toarray() if hasattr(value, "toarray") else value, dtype=np.float32)
 
@@ -171,7 +171,8 @@ def _without_training(table: AnnData, rows: np.ndarray, layer: str, include_trai
     column = f"{layer}_train"
     if include_train or column not in table.obs:
         return rows
-    trained = table.obs[column].to_numpy(dtype=bool)[rows]
+    # rows of other objects, joined, have none
+    trained = table.obs[column].fillna(value=False).to_numpy(dtype=bool)[rows]
     if trained.all():
         raise ValueError(
             "The adapter was trained on every spot that it predicted, so no held-out spots are left to score. "

@@ -25,7 +25,7 @@ from pekasc._keys import (
     total_key,
     write_uns,
 )
-from pekasc._measured import totals_to_record
+from pekasc._measured import prediction_record, totals_to_record
 from pekasc._options import RESULT_MEMORY, Compute, resolve, unused_in_embedding
 from pekasc._sections import Section, check_table, get_table, present_table, trained_rows, writable_table
 from pekasc.models import Adapter
@@ -134,6 +134,7 @@ def predict_expression(
     gene_of = gene_columns(table)
     names = gene_names(table, gene_key, gene_of)
     target_genes = [adapter.genes[i] for i in wanted]
+    _check_columns(table, key_added)
     # a table without genes, such as a grid's, gets those of the adapter
     without_genes = table.n_vars == 0
     new_table = without_genes or table_added is not None
@@ -177,7 +178,8 @@ def predict_expression(
         trained = np.zeros(table.n_obs, dtype=bool)
         trained[trained_rows(sections, spec.side_um * max(adapter.scales), adapter.trained_on)] = True
     record = {**_record(adapter), "n_predicted": len(wanted), "tile_px": spec.tile_px, "mpp": spec.mpp}
-    totals = totals_to_record(table, adapter.info.get("layer"))
+    log = record["target"] == TARGETS["log1p"]
+    totals = totals_to_record(table, adapter.info.get("layer")) if log else None
     if totals is not None:
         record |= totals[1]
     if store is not None:
@@ -189,7 +191,6 @@ def predict_expression(
     else:
         table_added = table_added or present_table(sdata, table_name)
         in_memory = not without_genes and store is None
-        log = record["target"] == TARGETS["log1p"]
         table = _new_table(table, values if in_memory else None, target_genes, log=log)
         record["table_added"] = table_added
     table.layers[key_added] = values
@@ -208,6 +209,16 @@ def predict_expression(
         if table_added in sdata.tables:
             del sdata.tables[table_added]
         sdata.tables[table_added] = table
+
+
+def _check_columns(table: AnnData, key: str) -> None:
+    """Check that columns of obs that will be written are not the user's own."""
+    theirs = [name for name in (f"{key}_train", total_key(key)) if name in table.obs]
+    if theirs and not prediction_record(table, key) and key not in table.layers:
+        raise ValueError(
+            f"`key_added={key!r}` would replace `obs[{theirs[0]!r}]`, which was not written by this call. Choose "
+            "another key, or rename the column."
+        )
 
 
 def _columns(names: np.ndarray, target_genes: list[str], gene_of: np.ndarray) -> np.ndarray:
@@ -262,8 +273,7 @@ def _check_table_added(sdata: SpatialData, table_added: str, key_added: str) -> 
 def _wanted(adapter: Adapter, genes: Sequence[str] | None) -> np.ndarray:
     if genes is None:
         return np.arange(len(adapter.genes))
-    if isinstance(genes, str):
-        genes = [genes]
+    genes = [genes] if isinstance(genes, str) else list(dict.fromkeys(genes))
     if not len(genes):
         raise ValueError("`genes=` is empty: leave it out to predict all genes of the adapter.")
     known = np.array(adapter.genes, dtype=object)
@@ -311,8 +321,12 @@ def _new_table(table: AnnData, values: np.ndarray | None, genes: list[str], *, l
     for name in ("spatial",):
         if name in table.obsm:
             new.obsm[name] = np.array(table.obsm[name])
-    # same spots, so the same tiles and pixel sizes
-    new.uns["pekasc"] = dict(table.uns.get("pekasc", {}))
+    # same spots, so the same tiles and pixel sizes; records of other predictions are of layers that are not here
+    new.uns["pekasc"] = {
+        key: record
+        for key, record in table.uns.get("pekasc", {}).items()
+        if not (isinstance(record, Mapping) and record.get("kind") in ("prediction", "features"))
+    }
     if log:
         new.uns["log1p"] = {"base": None}  # as scanpy.pp.log1p writes it
     region = attrs["region"]
