@@ -120,7 +120,8 @@ def test_a_slides_pixel_size_belongs_to_its_image(sdata: SpatialData, tmp_path: 
         resolutionunit="CENTIMETER",
     )  # fmt: skip
     slide = pk.io.read_slide(tmp_path / "he.tif", name="P1S1")
-    assert slide.attrs["pekasc"] == {"image_mpp": {"P1S1": 1.0}, "image_size": {"P1S1": [600, 600]}}
+    record = slide.attrs["pekasc"]
+    assert record["image_mpp"] == {"P1S1": 1.0} and record["image_size"] == {"P1S1": [600, 600]}
     del sdata.tables["table"].uns["pekasc"]["image_mpp"]
     slide.shapes["P1S1_spots"], slide.tables["table"] = sdata["P1S1_spots"], sdata["table"]
     assert mpp_of(slide) == 1.0
