@@ -120,7 +120,8 @@ def test_the_same_tissue_however_it_is_shown(phantom: SpatialData, trained: dict
     change, to_full = VIEWS[view]
     for section in ("P1S1", "P2S1"):
         pixels = change(pixels_of(phantom, section))
-        (found,) = resolve_sections(shown(phantom, section, pixels, np.array(to_full)), image_mpp=1.0)
+        mpp = float(np.sqrt(abs(np.linalg.det(np.array(to_full)[:2, :2]))))
+        (found,) = resolve_sections(shown(phantom, section, pixels, np.array(to_full)), image_mpp=mpp)
         rows = trained_rows([found], TILE_UM, trained)
         assert rows.size == (found.rows.size if section == "P1S1" else 0)
 

@@ -148,7 +148,7 @@ def test_without_the_extra_the_error_names_it(tmp_path: Path, missing: str, monk
     [
         (b"<!DOCTYPE html><html><body>404</body></html>", "It is a web page, which a server may send instead"),
         (b"no slide, but some text", "OpenSlide does not know its format either. If it is to be a slide, download it"),
-        (b"", "OpenSlide does not know its format either"),
+        (b"", "is empty: it has 0 bytes. Download it again"),
     ],
 )
 def test_what_nobody_reads(tmp_path: Path, content: bytes, match: str) -> None:

@@ -110,6 +110,8 @@ def _header(file: BinaryIO, what: str, ndpi: bool) -> tuple[_Format, int]:
     start = file.read(16)
     order = {b"II": "<", b"MM": ">"}.get(start[:2])
     version = struct.unpack(f"{order}H", start[2:4])[0] if order and len(start) >= 8 else 0
+    if not start:
+        raise ValueError(f"{what} is empty: it has 0 bytes. Download it again.")
     if version not in (42, 43):
         page = " It is a web page, which a server may send instead of a file." if _WEB_PAGE.match(start) else ""
         raise NotReadHere(

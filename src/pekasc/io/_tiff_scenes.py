@@ -59,10 +59,11 @@ def choose_scene(path: Path, scene: int | str | None) -> int:
             raise ValueError(f"The image {str(path)!r} cannot be read as TIFF: {error}") from error
     scenes = [s for s in found if s.number == number or not (s.number in copies or _BESIDE.search(s.name))]
     beside = [f"{s.name or s.number} ({s.width} x {s.height} px)" for s in found if s not in scenes]
-    words = [describe(i, s, _pixel_size(path, s)) for i, s in enumerate(scenes)] if len(scenes) > 1 else []
+    several = len(scenes) > 1
+    words = [describe(i, s, _pixel_size(path, s)) for i, s in enumerate(scenes)] if several or scene is not None else []
     chosen = number if scene is None else scenes[find_scene([s.name for s in scenes], scene, path.name, words)].number
     left_out = f" Left out: {', '.join(beside)}." if beside else ""
-    if words:
+    if several:
         index = next(i for i, s in enumerate(scenes) if s.number == chosen)
         why = ", the largest (`scene=` takes another)" if scene is None else ""
         logger.hint(
