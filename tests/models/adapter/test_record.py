@@ -122,6 +122,10 @@ def _first(tensors: dict[str, torch.Tensor], prefix: str) -> str:
         (lambda t: t.update({"head.intercept": t["head.intercept"] * NAN}), "head.intercept has values that are NaN"),
         (lambda t: t.update({"head.scale": t["head.scale"] * 0}), "head.scale must be positive"),
         (lambda t: t.update({"evil": torch.zeros(1)}), "evil is no part of an adapter"),
+        (
+            lambda t: t.update({"projector.x": torch.zeros(1, dtype=torch.bfloat16)}),
+            "projector.x must be floating-point",
+        ),
         (lambda t: t.update({_first(t, "trained_on"): torch.zeros(4)}), "trained_on.* must be"),
         (lambda t: t.update({"trained_on.x.descriptors": torch.zeros(2, 128, dtype=torch.uint8)}), "of its points"),
     ],

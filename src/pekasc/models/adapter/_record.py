@@ -220,6 +220,8 @@ def check_tensors(tensors: Mapping[str, Tensor], n_genes: int) -> None:
             _check_place(rest, tensor, tensors)
         elif kind not in ("head", "projector", "cluster_head"):
             raise ValueError(f"{name} is no part of an adapter")
+        elif tensor.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{name} must be floating-point numbers, got {tensor.dtype}")
 
 
 def _check_tensor(name: str, tensor: Tensor, shapes: list[tuple[int, ...]]) -> None:
