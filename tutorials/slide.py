@@ -65,7 +65,7 @@ print(adapter)
 # %%
 slide = pk.io.read_slide(work / "archive-0042.tif", name="he")
 pk.pp.tile_grid(slide, "he", tile_px=adapter.spec.tile_px, mpp=adapter.spec.mpp, stride_um=50)
-pk.pl.slide(slide)
+_ = pk.pl.slide(slide)
 
 # %% [markdown]
 # ## Predict
@@ -86,8 +86,8 @@ best.head()
 # those at the top of the list, not at those whose name you know.
 
 # %%
-genes = list(best["gene"][:2]) if "gene" in best else list(best.index[:2])
-pk.pl.slide(slide, genes)
+genes = [best.index[0], next(gene for gene in best.index if gene.startswith("STATE"))]
+_ = pk.pl.slide(slide, genes)
 
 # %% [markdown]
 # ## Go on in scanpy and squidpy
@@ -100,7 +100,7 @@ sc.pp.pca(adata, n_comps=20)
 sc.pp.neighbors(adata)
 sc.tl.leiden(adata, resolution=0.5, flavor="igraph", n_iterations=2)
 slide["grid"].obs["leiden"] = adata.obs["leiden"]
-pk.pl.slide(slide, "leiden")
+_ = pk.pl.slide(slide, "leiden")
 
 # %%
 sq.gr.spatial_neighbors(adata, coord_type="generic", n_neighs=6)
@@ -123,8 +123,7 @@ on_tile = distance < 50
 x = np.asarray(measured[on_tile, adata.var_names].X.todense())
 y = np.asarray(slide["grid"].layers["peka"])[near[on_tile]]
 r = np.array([np.corrcoef(a, b)[0, 1] if a.std() > 0 else np.nan for a, b in zip(x.T, y.T, strict=True)])
-expected = best.set_index("gene")["pearson"] if "gene" in best else best["pearson"]
-expected = expected.reindex(adata.var_names).to_numpy()
+expected = best["pearson"].reindex(adata.var_names).to_numpy()
 known = expected > np.nanmedian(expected)
 print(
     f"{on_tile.sum()} spots; mean Pearson {np.nanmean(r[known]):.2f} for the better half of the genes by the adapter's"
