@@ -208,3 +208,17 @@ def test_tiles_at_the_spots_are_predicted_as_the_spots_are(slide: SpatialData) -
     order = slide["at_spots"].obs.reset_index().set_index("tile_id").loc[spots.obs["spot_id"], "index"]
     found = slide["at_spots"][order].layers["peka"]
     np.testing.assert_allclose(found, spots[:, list(frozen.genes)].layers["peka"], atol=1e-4)
+
+
+def test_another_adapter_brings_its_own_genes(slide: SpatialData, grid: SpatialData, adapter: pk.Adapter) -> None:
+    pk.tl.predict_expression(grid, adapter, **CPU)
+    five = pk.tl.fit_adapter(slide, genes=list(adapter.genes[:5]), readout={"depth": 1}, **FROZEN)
+    pk.tl.predict_expression(grid, five, **CPU)
+    assert list(grid["grid"].var_names) == list(five.genes) and set(grid["grid"].layers) == {"peka"}
+    # beside predictions under another key, only genes that are there
+    pk.tl.predict_expression(grid, adapter, key_added="all", genes=list(adapter.genes[:5]), **CPU)
+    assert set(grid["grid"].layers) == {"peka", "all"} and grid["grid"].n_vars == 5
+    # the user's own columns stay
+    grid["grid"].obs["umi_total"] = 1.0
+    with pytest.raises(ValueError, match=r"`key_added='umi'` would replace `obs\['umi_total'\]`"):
+        pk.tl.predict_expression(grid, five, key_added="umi", **CPU)

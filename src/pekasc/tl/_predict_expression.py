@@ -33,7 +33,7 @@ from pekasc.models.heads import pitch_um
 from pekasc.tl._evaluate import METRICS
 from pekasc.tl._predict_rows import context_of, predict_rows, store_predictions
 from pekasc.tl._read import ensure_tiles, untiled_on_error
-from pekasc.tl._section_features import check_store, embed_job, on_device, section_features
+from pekasc.tl._section_features import SectionFeatures, check_store, embed_job, on_device, section_features
 
 _COARSE = 0.5  # of the training pitch: a finer grid has a tile near every place of the lattice
 _SAME_PITCH = 0.02
@@ -135,19 +135,18 @@ def predict_expression(
     names = gene_names(table, gene_key, gene_of)
     target_genes = [adapter.genes[i] for i in wanted]
     _check_columns(table, key_added)
-    # a table without genes, such as a grid's, gets those of the adapter
-    without_genes = table.n_vars == 0
+    without_genes = _without_genes(table, key_added)
     new_table = without_genes or table_added is not None
     columns = np.arange(len(wanted)) if new_table else _columns(names, target_genes, gene_of)
-    if without_genes and table_added is None:
-        _check_size(table.n_obs, len(wanted), None if store is not None else max_memory, "with `store=`")
-    elif table_added is None:
+    limit = None if store is not None else max_memory
+    if new_table:
+        if table_added is not None:
+            _check_table_added(sdata, table_added, key_added)
+        _check_size(table.n_obs, len(wanted), limit, "with `store=`")
+    else:
         check_free(table, key_added, "prediction", slot="layers")
         check_free(table, feature_key(key_added), "features", slot="obsm")
-        _check_layer(table, names, target_genes, columns, None if store is not None else max_memory)
-    else:
-        _check_table_added(sdata, table_added, key_added)
-        _check_size(table.n_obs, len(wanted), None if store is not None else max_memory, "with `store=`")
+        _check_layer(table, names, target_genes, columns, limit)
     with untiled_on_error(sdata, table_name=table_name, key=key):
         sections, spec = ensure_tiles(sdata, table_name=table_name, key=key, spec=adapter.spec)
         adapter.check_tiles(spec.tile_px, spec.mpp)
@@ -157,33 +156,22 @@ def predict_expression(
             client=how.client, max_memory=max_memory, progress=progress,
         )  # fmt: skip
         # compute everything before anything is written
+        shape = (table.n_obs, len(wanted) if new_table else table.n_vars)
         grid = read_uns(table, GRID) is not None
         if grid:
             _check_stride(adapter, sections)
-        shape = (table.n_obs, len(wanted) if new_table else table.n_vars)
-        if store is not None:
-            kept = store_predictions(
-                adapter, features, sections, check_store(store), shape=shape, wanted=wanted, columns=columns, grid=grid,
-                dtype=how.stored_precision, progress=progress,
-            )  # fmt: skip
-            values: Any = kept.layer()
-        else:
-            values = np.full(shape, np.nan, dtype=np.float32)
-            there = columns >= 0
-            for i, section in enumerate(sections):
-                every = np.arange(section.rows.size)
-                predicted = predict_rows(adapter, features, i, section, context_of(adapter, section, grid), every)
-                values[np.ix_(section.rows, columns[there])] = predicted[:, wanted[there]]
+        values, place = _predicted(
+            adapter, features, sections, store, shape=shape, wanted=wanted, columns=columns, grid=grid,
+            dtype=how.stored_precision, progress=progress,
+        )  # fmt: skip
         adapted = features.by_row(table.n_obs, max_memory)
         trained = np.zeros(table.n_obs, dtype=bool)
         trained[trained_rows(sections, spec.side_um * max(adapter.scales), adapter.trained_on)] = True
-    record = {**_record(adapter), "n_predicted": len(wanted), "tile_px": spec.tile_px, "mpp": spec.mpp}
+    record = {**_record(adapter), "n_predicted": len(wanted), "tile_px": spec.tile_px, "mpp": spec.mpp, **place}
     log = record["target"] == TARGETS["log1p"]
     totals = totals_to_record(table, adapter.info.get("layer")) if log else None
     if totals is not None:
         record |= totals[1]
-    if store is not None:
-        record |= {"store": str(kept.path), "array": kept.name, "array_digest": kept.digest}
     if not new_table:
         table = writable_table(sdata, table_name)
         if "layer" in adapter.info:
@@ -193,22 +181,54 @@ def predict_expression(
         in_memory = not without_genes and store is None
         table = _new_table(table, values if in_memory else None, target_genes, log=log)
         record["table_added"] = table_added
-    table.layers[key_added] = values
-    table.obsm[feature_key(key_added)] = adapted
-    table.obs[f"{key_added}_train"] = trained
-    if totals is not None:
-        table.obs[total_key(key_added)] = totals[0]
-    elif total_key(key_added) in table.obs:
-        del table.obs[total_key(key_added)]  # of earlier predictions
-    # scores of earlier predictions do not hold for these
-    stale = {score_key(key_added, metric) for metric in METRICS} & set(table.var)
-    table.var = table.var.drop(columns=list(stale))
-    write_uns(table, key_added, record, kind="prediction")
-    write_uns(table, feature_key(key_added), record, kind="features")
+    _write(table, key_added, values, adapted, trained, None if totals is None else totals[0], record)
     if new_table:
         if table_added in sdata.tables:
             del sdata.tables[table_added]
         sdata.tables[table_added] = table
+
+
+def _without_genes(table: AnnData, key: str) -> bool:
+    """Tell whether a table has no genes of its own: those of a grid that was predicted before are the adapter's."""
+    return table.n_vars == 0 or (read_uns(table, GRID) is not None and table.X is None and set(table.layers) <= {key})
+
+
+def _predicted(
+    adapter: Adapter, features: SectionFeatures, sections: Sequence[Section], store: str | Path | None, *,
+    shape: tuple[int, int], wanted: np.ndarray, columns: np.ndarray, grid: bool, dtype: str, progress: bool,
+) -> tuple[Any, dict[str, str]]:  # fmt: skip
+    """Return the layer, in memory or on a store, and for the record where it is stored."""
+    if store is not None:
+        kept = store_predictions(
+            adapter, features, sections, check_store(store), shape=shape, wanted=wanted, columns=columns, grid=grid,
+            dtype=dtype, progress=progress,
+        )  # fmt: skip
+        return kept.layer(), {"store": str(kept.path), "array": kept.name, "array_digest": kept.digest}
+    values = np.full(shape, np.nan, dtype=np.float32)
+    there = columns >= 0
+    for i, section in enumerate(sections):
+        every = np.arange(section.rows.size)
+        predicted = predict_rows(adapter, features, i, section, context_of(adapter, section, grid), every)
+        values[np.ix_(section.rows, columns[there])] = predicted[:, wanted[there]]
+    return values, {}
+
+
+def _write(
+    table: AnnData, key: str, values: Any, adapted: Any, trained: np.ndarray, totals: np.ndarray | None,
+    record: Mapping[str, Any],
+) -> None:  # fmt: skip
+    table.layers[key] = values
+    table.obsm[feature_key(key)] = adapted
+    table.obs[f"{key}_train"] = trained
+    if totals is not None:
+        table.obs[total_key(key)] = totals
+    elif total_key(key) in table.obs:
+        del table.obs[total_key(key)]  # of earlier predictions
+    # scores of earlier predictions do not hold for these
+    stale = {score_key(key, metric) for metric in METRICS} & set(table.var)
+    table.var = table.var.drop(columns=list(stale))
+    write_uns(table, key, record, kind="prediction")
+    write_uns(table, feature_key(key), record, kind="features")
 
 
 def _check_columns(table: AnnData, key: str) -> None:
