@@ -50,8 +50,8 @@ def test_thumbnail_lies_where_the_image_did(scale_factors: list[int] | None, mon
     in_image = np.array([(y - 20) / 0.5, (x - 10) / -0.5])
     red_and_green = np.asarray(small)[:2, 50, 100]
     np.testing.assert_allclose(red_and_green, in_image * 255 / size, atol=2)
-    recorded = {"pekasc": {"image_mpp": {"he": 0.5}, "image_size": {"he": list(size)}}}
-    section = slide_section(sd.SpatialData(images={"he": small}, attrs=recorded), "he")
+    recorded = {"image_mpp": {"he": 0.5}, "image_size": {"he": list(size)}, "image_system": {"he": "slide"}}
+    section = slide_section(sd.SpatialData(images={"he": small}, attrs={"pekasc": recorded}), "he")
     assert section.mpp == pytest.approx(0.5 * size[0] / small.shape[2], rel=0.01)
 
 

@@ -142,10 +142,11 @@ def test_truth_on_the_scale_of_the_predictions(predicted: SpatialData) -> None:
 def test_says_what_the_adapter_was_trained_on(predicted: SpatialData) -> None:
     obs = predicted["table"].obs
     obs["peka_train"] = (obs["section"] == "P1S1").to_numpy()
+    obs["peka_total"] = predicted["table"].X.sum(axis=1, dtype=np.float64).A1
     try:
         figure = pk.pl.expression(predicted, _gene(predicted))
     finally:
-        del obs["peka_train"]
+        del obs["peka_train"], obs["peka_total"]
     titles = [figure.axes[i].get_title() for i in (2, 5)]
     assert [title.endswith("(trained on)") for title in titles] == [True, False]
 

@@ -92,6 +92,7 @@ def test_groups(adata: AnnData) -> None:
 
 
 def test_training_spots_are_left_out(adata: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    adata.obs["peka_total"] = adata.X.sum(axis=1)
     adata.obs["peka_train"] = (adata.obs["section"] == "a").to_numpy()
     adata.obs.loc[adata.obs_names[50:60], "peka_train"] = True
     with caplog.at_level(logging.INFO, logger="pekasc"):
