@@ -142,7 +142,7 @@ def read_hest(
     from scipy.sparse import vstack
     from spatialdata import SpatialData
 
-    folder = Path(path)
+    folder = Path(path).expanduser()
     names = _check_names(folder, sample_id)
     unknown = sorted(set(patient or {}) - set(names))
     if unknown:

@@ -21,9 +21,9 @@ def check_orientation(orientation: int, what: str) -> None:
     Raises
     ------
     ValueError
-        If the orientation is not 1.
+        If the orientation is not 1, or 0 (undefined).
     """
-    if orientation != 1:
+    if orientation not in (0, 1):  # 0 is how some cameras write that they do not know
         how = _ORIENTATIONS.get(orientation, "which is not defined")
         raise ValueError(
             f"{what} says that it is to be shown otherwise than it is stored: orientation {orientation:d} ({how}). "

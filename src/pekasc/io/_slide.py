@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,7 +182,9 @@ def _file(path: str | PathLike[str]) -> Path:
     """Return the path of a file that is there."""
     if path == "":
         raise ValueError("`path` must be the path of an image file, got an empty string.")
-    file = Path(path)
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"`path` must be the path of an image file, got {type(path).__name__}.")
+    file = Path(path).expanduser()
     if file.is_dir():
         if file.suffix == ".zarr" or any((file / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs")):
             raise ValueError(f"`path` is a zarr folder, {str(file)!r}: read it with `spatialdata.read_zarr`.")

@@ -17,7 +17,7 @@ _LIMITS = (0.05, 50.0)
 _TOLERANCE = 0.02
 _INCH_UM = 25400.0
 _TAG_UNITS = {2: ("inch", _INCH_UM), 3: ("cm", 1e4), 4: ("mm", 1e3), 5: ("um", 1.0)}  # 4 and 5 are of libraries
-_NUMBER = r"([^\s|;,]+)"
+_NUMBER = r"([^\s|;]+)"
 _SIZE = re.compile(r"^\s*(\d{1,9})x(\d{1,9})\b(?:\s*\[[^\]\n]*?(\d{1,9})x(\d{1,9})\])?", re.MULTILINE)
 
 
@@ -31,9 +31,12 @@ class _Source:
     also: tuple[float, ...] = ()  # what it may mean, if another source confirms it
 
     def __str__(self) -> str:
-        return (
-            f"its {self.where} {self.problem}" if self.problem else f"{self.mpp:.6g} um per pixel by its {self.where}"
-        )
+        if not self.problem:
+            return f"{self.mpp:.6g} um per pixel by its {self.where}"
+        problem = self.problem
+        if self.where.endswith("tags"):  # which are several
+            problem = re.sub(r"^(say|give|ha)s\b", lambda verb: {"ha": "have"}.get(verb[1], verb[1]), problem)
+        return f"its {self.where} {problem}"
 
 
 @dataclass(frozen=True)
@@ -163,10 +166,10 @@ def _aperio(text: str, size: tuple[int, int]) -> list[_Source]:
     match = re.search(rf"\bMPP\s*=\s*{_NUMBER}", text)
     if match is None:
         return []
-    where = "description (MPP)"
-    mpp = as_number(match.group(1))
+    where, said = "description (MPP)", match.group(1).rstrip(",")
+    mpp = as_number(said)
     if mpp is None:
-        return [_Source(where, problem=f"says {match.group(1)!r} um per pixel, which is no size")]
+        return [_Source(where, problem=f"says {said!r} um per pixel, which is no size")]
     source = _source(where, [mpp])
     given = described_size(text)
     if source.mpp is None or given is None:

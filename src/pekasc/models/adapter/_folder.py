@@ -303,7 +303,8 @@ def _config(values: dict[str, Any]) -> PeftConfig:
 
 def _read_record(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        raise FileNotFoundError(f"No adapter at {path}: there is no such folder.")
+        what = "it is a file, and an adapter is a folder" if path.exists() else "there is no such folder"
+        raise FileNotFoundError(f"No adapter at {path}: {what}.")
     main = path / MAIN
     if not main.is_file():
         there = sorted(p.name for p in path.iterdir())[:5]
