@@ -199,11 +199,10 @@ def main() -> None:
         sections[name] = section(sdata, region, mpps.get(name, 1.0))
         trained[name], seconds = timed(lambda name=name: tissue_of([sections[name]]))
         result["fit_seconds"].append(seconds)
-    other = objects["white 2"]
     for name, mpp in mpps.items():
         if arguments.variants and name not in arguments.variants:
             continue
-        for kind, variant in variants(objects[name], name, mpp, other):
+        for kind, variant in variants(objects[name], name, mpp, objects["B4" if name[0] == "P" else "white 2"]):
             part = section(variant, name, mpp)
             rows, seconds = timed(lambda part=part, name=name: trained_rows([part], TILE_UM, trained[name]))
             result["variants"].append(
