@@ -13,6 +13,7 @@ from pekasc._expression import (
     TARGETS,
     Matrix,
     count_totals,
+    counts,
     find_counts,
     gene_columns,
     log1p_of_totals,
@@ -74,7 +75,7 @@ def measured(
         return _as_stored(table, key, counts_layer)
     if counts_layer is None:
         counts_layer = _recorded_layer(table, key)
-    raw, _ = find_counts(table, counts_layer, argument=argument, otherwise=otherwise)
+    raw = counts(table, counts_layer, argument=argument, otherwise=otherwise)
     total = _totals(table, key, raw)
     return log1p_of_totals(raw, total), total > 0
 

@@ -106,9 +106,12 @@ def _short(tissue: Any) -> str:
 def coarse_picture(section: Section) -> tuple[np.ndarray, np.ndarray]:
     """Return a coarse version of a whole slide, uint8 (y, x, 3), and its pixel in level-0 pixels, x and y."""
     assert section.pyramid is not None
-    size = np.array(section.size_px)
-    wanted = max(_DETECTION_UM / section.mpp, float(np.sqrt(size.prod() / _DETECTION_PX)))
-    return coarse(section.pyramid, np.zeros(2, dtype=int), size, wanted)
+    return coarse(section.pyramid, np.zeros(2, dtype=int), np.array(section.size_px), _coarse_px(section))
+
+
+def _coarse_px(section: Section) -> float:
+    """Return the pixel of a mask in level-0 pixels: 8 um, or more where that would be too many."""
+    return max(_DETECTION_UM / section.mpp, float(np.sqrt(np.prod(section.size_px, dtype=float) / _DETECTION_PX)))
 
 
 def detect_tissue(section: Section) -> TissueMask:
@@ -201,9 +204,8 @@ def _rasterized(section: Section, geometry: np.ndarray, radius: Any, to_px: np.n
     if radius is not None:
         geometry = shapely.buffer(geometry, np.asarray(radius, dtype=np.float64))
     geometry = shapely.transform(shapely.make_valid(geometry), lambda xy: transform(to_px, xy))
-    size = np.array(section.size_px, dtype=np.float64)
-    step = max(_DETECTION_UM / section.mpp, float(np.sqrt(size.prod() / _DETECTION_PX)))
-    width, height = np.maximum(1, np.ceil(size / step)).astype(int)
+    step = _coarse_px(section)
+    width, height = np.maximum(1, np.ceil(np.array(section.size_px) / step)).astype(int)
     union = shapely.union_all(geometry)
     shapely.prepare(union)
     x, y = ((np.arange(n) + 0.5) * step for n in (width, height))

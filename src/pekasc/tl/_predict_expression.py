@@ -31,9 +31,9 @@ from pekasc._sections import Section, check_table, get_table, present_table, tra
 from pekasc.models import Adapter
 from pekasc.models.heads import pitch_um
 from pekasc.tl._evaluate import METRICS
-from pekasc.tl._predict_rows import context_of, predict_rows, store_predictions
+from pekasc.tl._predict_rows import LayerSpec, layer_parts, store_predictions
 from pekasc.tl._read import ensure_tiles, untiled_on_error
-from pekasc.tl._section_features import SectionFeatures, check_store, embed_job, on_device, section_features
+from pekasc.tl._section_features import check_store, embed_job, on_device, section_features
 
 _COARSE = 0.5  # of the training pitch: a finer grid has a tile near every place of the lattice
 _SAME_PITCH = 0.02
@@ -156,14 +156,23 @@ def predict_expression(
             client=how.client, max_memory=max_memory, progress=progress,
         )  # fmt: skip
         # compute everything before anything is written
-        shape = (table.n_obs, len(wanted) if new_table else table.n_vars)
-        grid = read_uns(table, GRID) is not None
-        if grid:
+        layer = LayerSpec(
+            (table.n_obs, len(wanted) if new_table else table.n_vars),
+            wanted,
+            columns,
+            read_uns(table, GRID) is not None,
+        )
+        if layer.grid:
             _check_stride(adapter, sections)
-        values, place = _predicted(
-            adapter, features, sections, store, shape=shape, wanted=wanted, columns=columns, grid=grid,
-            dtype=how.stored_precision, progress=progress,
-        )  # fmt: skip
+        place: dict[str, str] = {}
+        if store is not None:
+            kept = store_predictions(
+                adapter, features, sections, layer, check_store(store), dtype=how.stored_precision, progress=progress
+            )
+            values: Any = kept.layer()
+            place = {"store": str(kept.path), "array": kept.name, "array_digest": kept.digest}
+        else:
+            ((_, values),) = layer_parts(adapter, features, sections, layer, [slice(0, table.n_obs)])
         adapted = features.by_row(table.n_obs, max_memory)
         trained = np.zeros(table.n_obs, dtype=bool)
         trained[trained_rows(sections, spec.side_um * max(adapter.scales), adapter.trained_on)] = True
@@ -191,26 +200,6 @@ def predict_expression(
 def _without_genes(table: AnnData, key: str) -> bool:
     """Tell whether a table has no genes of its own: those of a grid that was predicted before are the adapter's."""
     return table.n_vars == 0 or (read_uns(table, GRID) is not None and table.X is None and set(table.layers) <= {key})
-
-
-def _predicted(
-    adapter: Adapter, features: SectionFeatures, sections: Sequence[Section], store: str | Path | None, *,
-    shape: tuple[int, int], wanted: np.ndarray, columns: np.ndarray, grid: bool, dtype: str, progress: bool,
-) -> tuple[Any, dict[str, str]]:  # fmt: skip
-    """Return the layer, in memory or on a store, and for the record where it is stored."""
-    if store is not None:
-        kept = store_predictions(
-            adapter, features, sections, check_store(store), shape=shape, wanted=wanted, columns=columns, grid=grid,
-            dtype=dtype, progress=progress,
-        )  # fmt: skip
-        return kept.layer(), {"store": str(kept.path), "array": kept.name, "array_digest": kept.digest}
-    values = np.full(shape, np.nan, dtype=np.float32)
-    there = columns >= 0
-    for i, section in enumerate(sections):
-        every = np.arange(section.rows.size)
-        predicted = predict_rows(adapter, features, i, section, context_of(adapter, section, grid), every)
-        values[np.ix_(section.rows, columns[there])] = predicted[:, wanted[there]]
-    return values, {}
 
 
 def _write(

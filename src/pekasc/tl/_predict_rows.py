@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ _TILES = 512  # predicted at once
 
 
 def predict_rows(
-    adapter: Adapter, features: SectionFeatures, number: int, section: Section, weights: Any, index: np.ndarray
+    adapter: Adapter, features: SectionFeatures, number: int, weights: Any, index: np.ndarray
 ) -> np.ndarray:
     """Predict some tiles of a section, (k, genes of the adapter) float32.
 
@@ -50,25 +51,9 @@ def predict_rows(
     return out
 
 
-def context_of(adapter: Adapter, section: Section, grid: bool) -> Any:
-    """Return the context of every tile of a section; neighbours never cross sections."""
-    return adapter.context_weights(section.centres_um, np.zeros(section.rows.size), grid=grid)
-
-
-def store_predictions(
-    adapter: Adapter,
-    features: SectionFeatures,
-    sections: Sequence[Section],
-    path: Path,
-    *,
-    shape: tuple[int, int],
-    wanted: np.ndarray,
-    columns: np.ndarray,
-    grid: bool,
-    dtype: str,
-    progress: bool,
-) -> PredictionStore:
-    """Predict all rows into a store, in parts; those that are there already are left as they are.
+@dataclass(frozen=True, eq=False)
+class LayerSpec:
+    """What a layer of predictions holds.
 
     Parameters
     ----------
@@ -76,29 +61,54 @@ def store_predictions(
         Rows and columns of the layer.
     wanted, columns
         Genes of the adapter, and their columns in the layer (-1: none).
+    grid
+        Whether the rows are tiles of a grid, see :meth:`pekasc.Adapter.context_weights`.
     """
+
+    shape: tuple[int, int]
+    wanted: np.ndarray
+    columns: np.ndarray
+    grid: bool
+
+
+def layer_parts(
+    adapter: Adapter, features: SectionFeatures, sections: Sequence[Section], layer: LayerSpec, parts: Iterable[slice]
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield parts of the rows of a layer with their predictions, float32; NaN where nothing is predicted."""
+    there = layer.columns >= 0
+    contexts: dict[int, Any] = {}
+    for part in parts:
+        values = np.full((part.stop - part.start, layer.shape[1]), np.nan, dtype=np.float32)
+        for i, section in enumerate(sections):
+            index = np.flatnonzero((section.rows >= part.start) & (section.rows < part.stop))
+            if not index.size:
+                continue
+            if i not in contexts:  # of one section at a time; neighbours never cross sections
+                one = np.zeros(section.rows.size)
+                contexts = {i: adapter.context_weights(section.centres_um, one, grid=layer.grid)}
+            predicted = predict_rows(adapter, features, i, contexts[i], index)
+            values[np.ix_(section.rows[index] - part.start, layer.columns[there])] = predicted[:, layer.wanted[there]]
+        yield part, values
+
+
+def store_predictions(
+    adapter: Adapter, features: SectionFeatures, sections: Sequence[Section], layer: LayerSpec, path: Path, *,
+    dtype: str, progress: bool,
+) -> PredictionStore:  # fmt: skip
+    """Predict all rows of a layer into a store, in parts; those that are there already are left as they are."""
     facts = {
-        "genes": [adapter.genes[i] for i in wanted], "columns": columns.tolist(), "shape": list(shape), "grid": grid,
-        "context_um": adapter.context_um, "offsets": adapter.info.get("context_offsets_um", []), "dtype": dtype,
+        "genes": [adapter.genes[i] for i in layer.wanted], "columns": layer.columns.tolist(),
+        "shape": list(layer.shape), "grid": layer.grid, "context_um": adapter.context_um,
+        "offsets": adapter.info.get("context_offsets_um", []), "dtype": dtype,
     }  # fmt: skip
     rows = [section.rows for section in sections]
     digest = sha256(repr(facts), *features.digests, *array_parts(adapter.head), *rows)
     info = {"adapter": adapter.method, "encoder": adapter.encoder.short, "target": adapter.info["target"]}
-    store = PredictionStore(path, digest, shape, info, dtype)
-    there = columns >= 0
+    store = PredictionStore(path, digest, layer.shape, info, dtype)
     with locked(path, [store.name]):
         store.sweep()
         missing = store.missing()
-        contexts: dict[int, Any] = {}
-        for part in tqdm(missing, desc="predict", unit="part", disable=not progress or len(missing) < 2):
-            values = np.full((part.stop - part.start, shape[1]), np.nan, dtype=np.float32)
-            for i, section in enumerate(sections):
-                index = np.flatnonzero((section.rows >= part.start) & (section.rows < part.stop))
-                if not index.size:
-                    continue
-                if i not in contexts:
-                    contexts = {i: context_of(adapter, section, grid)}  # of one section at a time
-                predicted = predict_rows(adapter, features, i, section, contexts[i], index)
-                values[np.ix_(section.rows[index] - part.start, columns[there])] = predicted[:, wanted[there]]
+        bar = tqdm(missing, desc="predict", unit="part", disable=not progress or len(missing) < 2)
+        for part, values in layer_parts(adapter, features, sections, layer, bar):
             store.write(part, values)
     return store

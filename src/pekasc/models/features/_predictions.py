@@ -9,9 +9,8 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec
 
-from pekasc.models.features._store import explained, locked, open_group
+from pekasc.models.features._store import explained, open_array, sweep
 
 ATTRIBUTE = "pekasc_predictions"
 _SHARD_BYTES = 64 * 2**20  # a file, encoded in memory
@@ -49,25 +48,11 @@ class PredictionStore:
         width = -(-shape[1] // _GENES) * _GENES
         rows = max(1, _SHARD_BYTES // (_ROWS * width * np.dtype(dtype).itemsize)) * _ROWS
         rows = min(rows, -(-shape[0] // _ROWS) * _ROWS)
-        try:
-            with locked(path, ["create"]):
-                open_group(path)
-                if not (path / self.name / "zarr.json").exists():
-                    zarr.create_array(
-                        path, name=self.name, shape=shape, chunks=(_ROWS, _GENES), shards=(rows, width), dtype=dtype,
-                        fill_value=np.nan, compressors=[Crc32cCodec()],
-                        attributes={ATTRIBUTE: {"digest": digest, "rows_per_part": rows, **info}},
-                    )  # fmt: skip
-            self._array: Any = zarr.open_array(path, path=self.name, mode="r+")
-        except OSError as error:
-            raise explained(error, path) from error
-        found: Any = self._array.attrs.get(ATTRIBUTE, {})
-        if found.get("digest") != digest or self._array.shape != shape:
-            raise ValueError(
-                f"The store {str(path)!r} holds {self.name!r} of another digest or size: it was changed. Delete "
-                f"{str(path / self.name)!r}, or give another `store=`."
-            )
-        self.rows_per_part = int(found["rows_per_part"])
+        record = {"digest": digest, "rows_per_part": rows, **info}
+        self._array = open_array(
+            path, self.name, ATTRIBUTE, record, shape, dtype=dtype, chunks=(_ROWS, _GENES), shards=(rows, width)
+        )
+        self.rows_per_part = int(self._array.attrs[ATTRIBUTE]["rows_per_part"])
 
     def missing(self) -> list[slice]:
         """Return the parts of the rows that are not there yet: a file is written whole or not at all."""
@@ -97,8 +82,7 @@ class PredictionStore:
 
     def sweep(self) -> None:
         """Delete the partial files of an interrupted run. Call it only while holding the lock."""
-        for partial in (self.path / self.name).rglob("*.partial"):
-            partial.unlink(missing_ok=True)
+        sweep(self.path / self.name)
 
 
 def stored_layer(path: Path, name: str, digest: str, shape: tuple[int, int]) -> da.Array:

@@ -62,43 +62,14 @@ class FeatureStore:
     ) -> None:
         self.path, self.name, self._dtype = path, digest[:16], np.dtype(dtype)
         record = {"format": _FORMAT, "digest": digest, **info}
-        # two runs that start at the same time must create group and array only once
-        with locked(path, ["create"]):
-            open_group(path)
-            array = self._open_array(record, shape, chunk)
-        found: Any = array.attrs.get(_ATTRIBUTE)
-        if not isinstance(found, Mapping) or found.get("digest") != digest or array.shape != shape:
-            stored = found.get("digest") if isinstance(found, Mapping) else None
-            raise ValueError(
-                f"The store {str(path)!r} holds {self.name!r} of another digest or size (digest {stored}, shape "
-                f"{array.shape}; expected {digest}, {shape}): it was changed. Delete {str(path / self.name)!r}, or "
-                "give another `store=`."
-            )
+        array = open_array(path, self.name, _ATTRIBUTE, record, shape, dtype=self._dtype, chunks=(chunk, shape[1]))
         self._array = array
         self.chunk = int(array.chunks[0])
         self.n_chunks = -(-shape[0] // self.chunk)
 
-    def _open_array(self, record: Mapping[str, Any], shape: tuple[int, int], chunk: int) -> Any:
-        folder = self.path / self.name
-        try:
-            if not (folder / _ZARR).exists():
-                return zarr.create_array(
-                    self.path, name=self.name, shape=shape, chunks=(chunk, shape[1]), dtype=self._dtype,
-                    fill_value=np.nan, compressors=[Crc32cCodec()], attributes={_ATTRIBUTE: dict(record)},
-                )  # fmt: skip
-            return zarr.open_array(self.path, path=self.name, mode="r+")
-        except OSError as error:
-            raise explained(error, self.path) from error
-        except (ValueError, KeyError) as error:
-            raise ValueError(
-                f"The store {str(self.path)!r} is damaged: {str(folder)!r} cannot be opened ({error}). Delete it."
-            ) from error
-
     def sweep(self) -> None:
         """Delete the partial files of an interrupted run. Call it only while holding the lock."""
-        for partial in (self.path / self.name).rglob("*.partial"):
-            with suppress(PermissionError):
-                partial.unlink(missing_ok=True)
+        sweep(self.path / self.name)
 
     def missing(self) -> list[int]:
         """Return the indices of chunks that are missing or damaged; all others are read and verified."""
@@ -154,6 +125,62 @@ class FeatureStore:
         return out
 
 
+def open_array(
+    path: Path, name: str, attribute: str, record: Mapping[str, Any], shape: tuple[int, int], **layout: Any
+) -> Any:
+    """Return an array of a store, whose chunks have a checksum each; created if it does not exist.
+
+    Parameters
+    ----------
+    path, name
+        Folder of the zarr group, and name of the array.
+    attribute, record
+        Attribute that describes the array, and its value, with the ``"digest"`` of all that the values depend on.
+    shape, layout
+        Shape of the array; type and chunks of a new one, for :func:`zarr.create_array`.
+
+    Raises
+    ------
+    ValueError
+        If the folder is no such store, or has an array of another digest or size under this name.
+    OSError
+        If the folder cannot be written.
+    """
+    folder = path / name
+    # two runs that start at the same time must create group and array only once
+    with locked(path, ["create"]):
+        _open_group(path)
+        try:
+            if not (folder / _ZARR).exists():
+                array: Any = zarr.create_array(
+                    path, name=name, shape=shape, fill_value=np.nan, compressors=[Crc32cCodec()],
+                    attributes={attribute: dict(record)}, **layout,
+                )  # fmt: skip
+            else:
+                array = zarr.open_array(path, path=name, mode="r+")
+        except OSError as error:
+            raise explained(error, path) from error
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"The store {str(path)!r} is damaged: {str(folder)!r} cannot be opened ({error}). Delete it."
+            ) from error
+    found: Any = array.attrs.get(attribute)
+    stored = found.get("digest") if isinstance(found, Mapping) else None
+    if stored != record["digest"] or array.shape != shape:
+        raise ValueError(
+            f"The store {str(path)!r} holds {name!r} of another digest or size (digest {stored}, shape {array.shape}; "
+            f"expected {record['digest']}, {shape}): it was changed. Delete {str(folder)!r}, or give another `store=`."
+        )
+    return array
+
+
+def sweep(folder: Path) -> None:
+    """Delete the partial files of an interrupted run from the folder of an array."""
+    for partial in folder.rglob("*.partial"):
+        with suppress(PermissionError):
+            partial.unlink(missing_ok=True)
+
+
 @contextmanager
 def locked(path: Path, names: Iterable[str]) -> Iterator[None]:
     """Lock arrays of a store against other runs; wait, with a warning, while another run is writing one of them.
@@ -181,7 +208,7 @@ def locked(path: Path, names: Iterable[str]) -> Iterator[None]:
         yield
 
 
-def open_group(path: Path) -> None:
+def _open_group(path: Path) -> None:
     try:
         if path.exists() and not path.is_dir():
             raise ValueError(f"`store={str(path)!r}` is a file: give a folder.")

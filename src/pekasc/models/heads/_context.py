@@ -44,22 +44,32 @@ def neighbour_means(
         pairs = cKDTree(coords_um[at]).query_pairs(radius_um * (1 + 1e-3), output_type="ndarray")
         rows += [at[pairs[:, 0]], at[pairs[:, 1]]]
         columns += [at[pairs[:, 1]], at[pairs[:, 0]]]
-    i, j = np.concatenate(rows), np.concatenate(columns)
-    n = len(coords_um)
+    return _means(np.concatenate(rows), np.concatenate(columns), len(coords_um), include_self=include_self)
+
+
+def _means(i: np.ndarray, j: np.ndarray, n: int, *, include_self: bool = False) -> sparse.csr_matrix:
+    """Return the matrix that averages, for every row in `i`, over its columns in `j`; one without any, over itself."""
     alone = np.arange(n) if include_self else np.setdiff1d(np.arange(n), i)
     i, j = np.concatenate([i, alone]), np.concatenate([j, alone])
     degree = np.bincount(i, minlength=n)
     return sparse.csr_matrix((1 / degree[i], (i, j)), shape=(n, n))
 
 
+def _nearest_um(coords_um: np.ndarray, sections: np.ndarray) -> np.ndarray:
+    """Return the distance to the nearest neighbour in the same section, (n,); infinite for a spot alone in it."""
+    nearest = np.full(len(coords_um), np.inf)
+    for section in np.unique(sections):
+        at = np.flatnonzero(sections == section)
+        if at.size > 1:
+            nearest[at] = cKDTree(coords_um[at]).query(coords_um[at], k=2)[0][:, 1]
+    return nearest
+
+
 def pitch_um(coords_um: np.ndarray, sections: np.ndarray) -> float:
     """Return the median distance to the nearest neighbour in the same section; NaN where no spot has one."""
-    nearest = [
-        cKDTree(coords_um[at]).query(coords_um[at], k=2)[0][:, 1]
-        for at in (np.flatnonzero(sections == section) for section in np.unique(sections))
-        if at.size > 1
-    ]
-    return float(np.median(np.concatenate(nearest))) if nearest else float("nan")
+    nearest = _nearest_um(coords_um, sections)
+    known = nearest[np.isfinite(nearest)]
+    return float(np.median(known)) if known.size else float("nan")
 
 
 def lattice_offsets(coords_um: np.ndarray, sections: np.ndarray, radius_um: float) -> np.ndarray | None:
@@ -119,11 +129,8 @@ def offset_means(
             found = np.flatnonzero(np.isfinite(distance))
             pairs.append(at[found] * n + at[nearest[found]])
     i, j = np.divmod(np.unique(np.concatenate(pairs)), n) if pairs else np.empty((2, 0), np.int64)
-    i, j = i[i != j], j[i != j]
-    alone = np.setdiff1d(np.arange(n), i)
-    i, j = np.concatenate([i, alone]), np.concatenate([j, alone])
-    degree = np.bincount(i, minlength=n)
-    return sparse.csr_matrix((1 / degree[i], (i, j)), shape=(n, n))
+    others = i != j
+    return _means(i[others], j[others], n)
 
 
 def check_radius(coords_um: np.ndarray, sections: np.ndarray, radius_um: float | None) -> None:
@@ -136,11 +143,7 @@ def check_radius(coords_um: np.ndarray, sections: np.ndarray, radius_um: float |
     """
     if radius_um is None:
         return
-    nearest = np.full(len(coords_um), np.inf)
-    for section in np.unique(sections):
-        at = np.flatnonzero(sections == section)
-        if at.size > 1:
-            nearest[at] = cKDTree(coords_um[at]).query(coords_um[at], k=2)[0][:, 1]
+    nearest = _nearest_um(coords_um, sections)
     alone = int((nearest > radius_um * (1 + 1e-3)).sum())
     known = nearest[np.isfinite(nearest)]
     away = f"the nearest neighbour is {np.median(known):.4g} um away in the median" if known.size else "none has any"
