@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from dask.base import tokenize
 
-from pekasc._keys import BARCODE, IMAGE_MPP, IMAGE_SIZE, IMAGE_SYSTEM, write_uns
+from pekasc._keys import BARCODE, write_uns
+from pekasc._sections import pixel_size_records
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -182,21 +183,7 @@ def table(
         names = [f"{x}x{y}" for x, y in zip(obs["array_col"], obs["array_row"], strict=True)]
     obs.index = pd.Index([f"{section}_{name}" for section, name in zip(obs["section"], names, strict=True)])
     adata = AnnData(counts, obs=obs, var=var, obsm={"spatial": np.asarray(centres_px, dtype=np.float64)})
-    write_uns(adata, IMAGE_MPP, image_mpp)
-    write_uns(adata, IMAGE_SIZE, {name: _size(image) for name, image in images.items()})
-    write_uns(adata, IMAGE_SYSTEM, {name: _pixel_system(image) for name, image in images.items()})
+    for key, record in pixel_size_records(images, image_mpp).items():
+        write_uns(adata, key, record)
     regions = [str(region) for region in obs[REGION].cat.categories]
     return TableModel.parse(adata, region=regions, region_key=REGION, instance_key=INSTANCE)
-
-
-def _size(image: DataTree | DataArray) -> np.ndarray:
-    """Return width and height of the finest level."""
-    finest: Any = image["scale0"]["image"] if hasattr(image, "children") else image
-    return np.array([finest.sizes["x"], finest.sizes["y"]])
-
-
-def _pixel_system(image: DataTree | DataArray) -> str:
-    """Return the coordinate system in which the image was made, one unit a pixel."""
-    from spatialdata.transformations import get_transformation
-
-    return str(next(iter(get_transformation(image, get_all=True))))

@@ -53,8 +53,8 @@ def recorded_pixel_sizes(sdata: SpatialData, table: AnnData | None, image_name: 
                     "image %s: %.4g um per pixel, %.4g times the %.4g um recorded for %d x %d px.",
                     image_name, mpp * factor, factor, mpp, *size,
                 )  # fmt: skip
-        elif warn:
-            width, height = image_size(images_of(sdata)[image_name])
+        elif warn and image is not None:
+            width, height = image_size(image)
             warnings.warn(
                 f"The pixel size of image {image_name!r}, {mpp:.4g} um in {where}`, was recorded for {size[0]:.0f} x "
                 f"{size[1]:.0f} px, and the image has {width} x {height} px now: it is not used. Give `image_mpp=`.",
@@ -65,6 +65,29 @@ def recorded_pixel_sizes(sdata: SpatialData, table: AnnData | None, image_name: 
     if of_reader is not None:
         out["slide"] = check_mpp(of_reader, f"The pixel size of the slide {image_name!r}")
     return out
+
+
+def pixel_size_records(images: Mapping[str, Any], image_mpp: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Return what is recorded of pixel sizes, by key: um per pixel, and what images they belong to.
+
+    Parameters
+    ----------
+    images
+        The images by name, those that are there.
+    image_mpp
+        Micrometers per pixel of each image.
+    """
+    systems = {name: _pixel_system(image) for name, image in images.items()}
+    return {
+        IMAGE_MPP: dict(image_mpp),
+        IMAGE_SIZE: {name: list(image_size(image)) for name, image in images.items()},
+        IMAGE_SYSTEM: {name: system for name, system in systems.items() if system is not None},
+    }
+
+
+def _pixel_system(image: Any) -> str | None:
+    """Return a coordinate system in which an image has one unit a pixel, from the origin; None if there is none."""
+    return next((s for s in sorted(coordinate_systems(image)) if np.array_equal(affine(image, s), np.eye(3))), None)
 
 
 def _records(sdata: SpatialData, table: AnnData | None) -> dict[str, dict[str, Mapping[str, Any]]]:

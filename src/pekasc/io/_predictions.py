@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pekasc._keys import UNS
+from pekasc._paths import folder_path
 from pekasc._settings import get_logger
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def attach_predictions(data: SpatialData | AnnData, *, store: str | PathLike[str
     tables = {"": data} if isinstance(data, AnnData) else dict(data.tables)
     for name, table in tables.items():
         for key, record in _stored(table):
-            path = Path(record["store"]) if store is None else Path(store).expanduser().absolute()
+            path = Path(record["store"]) if store is None else folder_path("store", store).absolute()
             shape = (table.n_obs, table.n_vars)
             found.append((name, key, stored_layer(path, record["array"], record["array_digest"], shape)))
     if not found:

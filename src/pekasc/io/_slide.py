@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from pekasc import _assemble
 from pekasc._keys import (
-    IMAGE_MPP,
     IMAGE_MPP_SOURCE,
-    IMAGE_SIZE,
-    IMAGE_SYSTEM,
     OBJECTIVE_POWER,
     UNS,
     check_key,
     element_name,
     slide_stem,
 )
-from pekasc._sections import check_mpp
+from pekasc._sections import check_mpp, pixel_size_records
 from pekasc._settings import get_logger
 from pekasc.io._openslide import read_with_openslide
 from pekasc.io._picture import is_picture, picture_levels
@@ -145,7 +142,7 @@ def _record(
     height, width = levels[0].shape[1:]
     record: dict[str, dict[str, Any]] = {}
     if found.mpp is not None:
-        record = {IMAGE_MPP: {name: found.mpp}, IMAGE_SIZE: {name: [width, height]}, IMAGE_SYSTEM: {name: name}}
+        record = pixel_size_records({name: sdata.images[name]}, {name: found.mpp})
         record[IMAGE_MPP_SOURCE] = {name: found.source.strip("`")}
     if power is not None:
         record[OBJECTIVE_POWER] = {name: power.value}

@@ -18,8 +18,6 @@ from spatialdata.transformations import get_transformation
 
 from pekasc._keys import (
     GRID,
-    IMAGE_MPP,
-    IMAGE_SIZE,
     TILE_INSIDE,
     TILES,
     check_key,
@@ -31,6 +29,7 @@ from pekasc._sections import (
     Section,
     TissueMask,
     images_of,
+    pixel_size_records,
     resolve_sections,
     shape_centres,
     slide_section,
@@ -175,7 +174,8 @@ def tile_grid(
         "image %s: %d of %d tiles kept%s.", image_name, kept.size, quality.keep.size,
         f"; left out: {_counts(quality.left_out)}" if any(quality.left_out.values()) else "",
     )  # fmt: skip
-    table = _table(region, candidates, quality, kept, slide)
+    image = images_of(sdata)[image_name]
+    table = _table(region, candidates, quality, kept, slide, image)
     record = {
         "image": image_name, "shape": shape if shapes is None else "", "shapes": shapes or "",
         "stride_um": stride if shapes is None else 0.0,
@@ -183,7 +183,6 @@ def tile_grid(
         "thresholds": quality.thresholds, "n_candidates": quality.keep.size, "left_out": quality.left_out,
     }  # fmt: skip
     write_uns(table, GRID, record, kind="grid")
-    image = images_of(sdata)[image_name]
     frame = sdata.shapes[shapes] if shapes is not None else _cells(candidates, kept, slide, stride, shape, image)
     # tiles are made on an object of their own, so that an error leaves `sdata` as it was
     working = SpatialData(images={image_name: image}, shapes={region: frame}, tables={table_added: table})
@@ -338,7 +337,9 @@ def _cells(
     return ShapesModel.parse(frame, transformations=dict(get_transformation(image, get_all=True)))
 
 
-def _table(region: str, candidates: _Candidates, quality: _Quality, kept: np.ndarray, slide: Section) -> AnnData:
+def _table(
+    region: str, candidates: _Candidates, quality: _Quality, kept: np.ndarray, slide: Section, image: Any
+) -> AnnData:
     """Return a table of the tiles that are kept, without genes."""
     ids = np.arange(kept.size) if candidates.ids is None else candidates.ids[kept]
     obs = pd.DataFrame(
@@ -351,8 +352,8 @@ def _table(region: str, candidates: _Candidates, quality: _Quality, kept: np.nda
     if candidates.grid is not None:
         obs["grid_row"], obs["grid_col"] = candidates.grid[kept].T
     table = AnnData(obs=obs, obsm={"spatial": candidates.centres_px[kept]})
-    write_uns(table, IMAGE_MPP, {slide.image_name: slide.mpp})
-    write_uns(table, IMAGE_SIZE, {slide.image_name: np.array(slide.size_px)})
+    for key, record in pixel_size_records({slide.image_name: image}, {slide.image_name: slide.mpp}).items():
+        write_uns(table, key, record)
     return TableModel.parse(table, region=region, region_key="region", instance_key="tile_id")
 
 
