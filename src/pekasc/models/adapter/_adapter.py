@@ -17,14 +17,14 @@ from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from pekasc._options import Compute, resolve, unused_in_embedding
 from pekasc._paths import folder_path
 from pekasc.models.adapter import _folder as _store
+from pekasc.models.adapter._arrays import TOLERANCE, further_tiles, positions
+from pekasc.models.adapter._summary import summary
 from pekasc.models.encoders import Depth, Encoder, EncoderNetwork
 from pekasc.models.features import embed
 from pekasc.models.heads import Head, neighbour_means, offset_means, pitch_um, with_context
-from pekasc.models.runtime import profile_text, resolve_device
+from pekasc.models.runtime import resolve_device
 from pekasc.models.training import attached, last_block
 from pekasc.tiling import ArrayTiles, TileSource, TileSpec
-
-TOLERANCE = 0.02  # relative difference up to which pixel sizes count as equal, as elsewhere
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -251,34 +251,9 @@ class Adapter:
         how = resolve(compute, Compute, "compute", unused=unused_in_embedding(arrays=True))
         source = ArrayTiles(np.asarray(tiles))
         self.check_tiles(source.tile_px, mpp)
-        more = [ArrayTiles(array) for array in self._further(source, scales)]
-        return self.embed_source(source, more, compute=how)
-
-    def _further(self, source: ArrayTiles, scales: Mapping[float, np.ndarray] | None) -> list[np.ndarray]:
-        """Return the tiles of the other scales in the order of `self.scales`, checked against `source`."""
         wanted = [scale * self.spec.mpp for scale in self.scales[1:]]
-        if scales is not None and not isinstance(scales, Mapping):
-            raise TypeError(
-                f"`scales` must map pixel sizes in um to tiles, such as {{{2 * self.spec.mpp:g}: wide}}, got "
-                f"{type(scales).__name__}."
-            )
-        given = {float(mpp): np.asarray(array) for mpp, array in (scales or {}).items()}
-        found = [next((m for m in given if abs(m / mpp - 1) <= TOLERANCE), None) for mpp in wanted]
-        if not wanted and given:
-            raise ValueError(f"This adapter takes tiles at one scale, {self.spec.mpp:g} um/px: leave `scales=` out.")
-        if None in found or len(given) != len(wanted):
-            listed = ", ".join(f"{mpp:g}" for mpp in wanted)
-            raise ValueError(
-                f"This adapter also needs tiles of {listed} um/px around the same centres: give them as "
-                f"`scales={{um/px: tiles}}`; got tiles of {sorted(given)} um/px."
-            )
-        arrays = [given[m] for m in found if m is not None]
-        for mpp, array in zip(wanted, arrays, strict=True):
-            if array.shape != source.array.shape:
-                raise ValueError(
-                    f"`scales`: the tiles of {mpp:g} um/px have shape {array.shape}, the others {source.array.shape}."
-                )
-        return arrays
+        more = [ArrayTiles(array) for array in further_tiles(source.array, scales, wanted, self.spec.mpp)]
+        return self.embed_source(source, more, compute=how)
 
     def predict(
         self,
@@ -321,15 +296,7 @@ class Adapter:
         features = self.embed(tiles, mpp=mpp, scales=scales, compute=compute)
         if coords_um is None:
             return self.head.predict(features)
-        n = len(features)
-        places = np.asarray(coords_um, dtype=np.float64)
-        sections = np.zeros(n) if section is None else np.asarray(section)
-        if places.shape != (n, 2) or sections.shape != (n,):
-            raise ValueError(
-                f"`coords_um` must have shape ({n}, 2) and `section` ({n},) for {n} tiles, got {places.shape} and "
-                f"{sections.shape}."
-            )
-        return self.predict_features(features, places, sections)
+        return self.predict_features(features, *positions(len(features), coords_um, section))
 
     def predict_features(self, features: np.ndarray, coords_um: np.ndarray, sections: np.ndarray) -> np.ndarray:
         """Predict expression, (n, genes) float32, from features that :meth:`embed` returned.
@@ -427,44 +394,4 @@ class Adapter:
         return adapter if encoder is None else replace(adapter, encoder=encoder)
 
     def __repr__(self) -> str:
-        info, scores = self.info, self.gene_scores["pearson"].dropna().sort_values(ascending=False)
-        at = "its own output" if self.depth is None else f"block {' + '.join(str(d) for d in self.depth)}"
-        what = self.method if self.config is None else f"{self.method}, {info['epochs']} epochs"
-        context = "" if self.context_um is None else f", with the neighbours within {self.context_um:g} um"
-        lines = [
-            f"Adapter ({what}) on encoder {self.encoder.short!r}, features of {at}",
-            f"  tiles       {self.spec.tile_px} px at {self.spec.mpp:g} um/px ({self.spec.side_um:g} um)",
-            f"  trained on  {info['n_spots']} spots, groups: {_shorten(info['groups'])}",
-            *([] if info.get("teacher") is None else [f"  teacher     {info['teacher']}"]),
-            f"  predicts    {len(self.genes)} genes, {info['target']}",
-            f"  head        {info['head']}{context}",
-            *self._extras(),
-        ]
-        if len(scores):
-            best = ", ".join(f"{gene} {score:.2f}" for gene, score in scores.head(3).items())
-            lines.append(
-                f"  trust       held-out groups of the training data: Pearson median {scores.median():.2f}, "
-                f"{(scores > 0.2).mean():.0%} of genes above 0.2; best {best}"
-            )
-        else:
-            lines.append("  trust       unknown: no group was held out (see `groups=` of fit_adapter)")
-        if "profile" in info:  # missing in adapters saved by an earlier version
-            lines.append(f"  profile     {profile_text(info['profile'])}")
-        unknown = "not stated, see its source"
-        lines.append(f"  licence     encoder: {self.encoder.licence or unknown}")
-        if info.get("teacher") is not None:
-            lines.append(f"              teacher: {info.get('teacher_licence') or unknown}")
-        return "\n".join(lines)
-
-    def _extras(self) -> list[str]:
-        """Return lines of the summary for several scales and for test-time augmentation."""
-        out = []
-        if len(self.scales) > 1:
-            out.append(f"  scales      {', '.join(f'{scale * self.spec.mpp:g} um/px' for scale in self.scales)}")
-        if self.orientations > 1:
-            out.append(f"  features    averaged over {self.orientations} orientations (test-time augmentation)")
-        return out
-
-
-def _shorten(names: Sequence[str], n: int = 6) -> str:
-    return ", ".join(names) if len(names) <= n else f"{', '.join(names[:n])} and {len(names) - n} more"
+        return summary(self)

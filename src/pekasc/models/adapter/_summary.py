@@ -1,0 +1,57 @@
+"""What an adapter says of itself when it is printed: what it was trained on, and how far to trust it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pekasc.models.runtime import profile_text
+
+if TYPE_CHECKING:
+    from pekasc.models.adapter._adapter import Adapter
+
+
+def summary(adapter: Adapter) -> str:
+    """Return the text that printing an adapter shows."""
+    info, scores = adapter.info, adapter.gene_scores["pearson"].dropna().sort_values(ascending=False)
+    at = "its own output" if adapter.depth is None else f"block {' + '.join(str(d) for d in adapter.depth)}"
+    what = adapter.method if adapter.config is None else f"{adapter.method}, {info['epochs']} epochs"
+    context = "" if adapter.context_um is None else f", with the neighbours within {adapter.context_um:g} um"
+    lines = [
+        f"Adapter ({what}) on encoder {adapter.encoder.short!r}, features of {at}",
+        f"  tiles       {adapter.spec.tile_px} px at {adapter.spec.mpp:g} um/px ({adapter.spec.side_um:g} um)",
+        f"  trained on  {info['n_spots']} spots, groups: {_shorten(info['groups'])}",
+        *([] if info.get("teacher") is None else [f"  teacher     {info['teacher']}"]),
+        f"  predicts    {len(adapter.genes)} genes, {info['target']}",
+        f"  head        {info['head']}{context}",
+        *_extras(adapter),
+    ]
+    if len(scores):
+        best = ", ".join(f"{gene} {score:.2f}" for gene, score in scores.head(3).items())
+        lines.append(
+            f"  trust       held-out groups of the training data: Pearson median {scores.median():.2f}, "
+            f"{(scores > 0.2).mean():.0%} of genes above 0.2; best {best}"
+        )
+    else:
+        lines.append("  trust       unknown: no group was held out (see `groups=` of fit_adapter)")
+    if "profile" in info:  # missing in adapters saved by an earlier version
+        lines.append(f"  profile     {profile_text(info['profile'])}")
+    unknown = "not stated, see its source"
+    lines.append(f"  licence     encoder: {adapter.encoder.licence or unknown}")
+    if info.get("teacher") is not None:
+        lines.append(f"              teacher: {info.get('teacher_licence') or unknown}")
+    return "\n".join(lines)
+
+
+def _extras(adapter: Adapter) -> list[str]:
+    """Return lines of the summary for several scales and for test-time augmentation."""
+    out = []
+    if len(adapter.scales) > 1:
+        out.append(f"  scales      {', '.join(f'{scale * adapter.spec.mpp:g} um/px' for scale in adapter.scales)}")
+    if adapter.orientations > 1:
+        out.append(f"  features    averaged over {adapter.orientations} orientations (test-time augmentation)")
+    return out
+
+
+def _shorten(names: Sequence[str], n: int = 6) -> str:
+    return ", ".join(names) if len(names) <= n else f"{', '.join(names[:n])} and {len(names) - n} more"
