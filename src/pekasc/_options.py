@@ -84,7 +84,8 @@ class Recipe(_Options):
     """How an adapter is trained: its size, the losses and the optimiser.
 
     Pass it as ``recipe=``; the name of a preset or a mapping of the fields to change does as well. Presets:
-    ``"default"``, and ``"paper"``, the published training, whose sizes never adapt to the data.
+    ``"default"``; ``"quick"``, which trains nothing and reads the frozen encoder; and ``"paper"``, the published
+    training, whose sizes never adapt to the data.
 
     Parameters
     ----------
@@ -167,6 +168,7 @@ class Recipe(_Options):
 
     _presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
+        "quick": {"epochs": 0, "choose_epochs": False},
         "paper": {
             "rank": 256, "blocks": "all", "n_clusters": 100, "teacher_components": 256, "learning_rate": 1e-4,
             "weight_decay": 0.0, "step_epochs": 10, "epochs": 50, "choose_epochs": False, "n_views": 1,
@@ -208,30 +210,46 @@ class Readout(_Options):
     """Which features of a tile are used, and how gene expression is predicted from them.
 
     Pass it as ``readout=``; the name of a preset or a mapping of the fields to change does as well. Presets:
-    ``"default"``, and ``"paper"``, the published features: the encoder's own output, 256 principal components.
+    ``"default"``; ``"quick"``, the same with one field of view; ``"ridge"``, one ridge regression at the best depth, as
+    one would do without this package; and ``"paper"``, the published features: the encoder's own output, 256 principal
+    components, ridge.
 
     Parameters
     ----------
     head
-        Regression from standardised principal components of the features to genes: ``"ridge"`` with one penalty, or
-        ``"ridge-per-gene"`` with a penalty per gene.
-    n_components
-        Principal components of the features; None is ``min(256, n - 1, d)`` for n training spots and d features.
+        Regression from standardised principal components of the features to genes. ``"ridge"``: one penalty.
+        ``"ridge-per-gene"``: a penalty per gene. ``"low-rank"``: ridge onto the principal components of all expressed
+        genes, mapped back to every gene, in which spots weigh ``N / (N + c)`` for a total of N counts and c a tenth of
+        the median. ``"blend"``: the weighted mean of `members`.
+    head_rank
+        Number of principal components of the genes in a low-rank head; None tries 1, 2, 3, 5, 8, 12, 20 and 40, as they
+        fit.
+    members
+        Members of a blend, as network and head, such as ``("frozen:low-rank", "adapted:ridge")``; those of each network
+        share half of the weight. None is ``("frozen:low-rank", "adapted:ridge", "adapted:low-rank")``, of which only
+        the frozen one is left with ``method=None``.
     depth
-        Number of the block after which features are taken, or several, whose features are concatenated; -1 is the
-        last. ``"best"`` chooses it by the held-out error, ``"own"`` is the encoder's own output. Later blocks do not
-        run.
+        Block(s) after which features are taken. ``"all"``: every depth has a head of its own (twelve evenly spaced
+        depths for deeper encoders), of which `selection` takes the weighted mean or the best. ``"best"``: the depth with
+        the smallest held-out error. A number of blocks (-1 is the last), or several, whose features are concatenated.
+        ``"own"`` is the encoder's own output. An adapter is trained, and its features are read, at one depth, which
+        plain ridge chooses on the frozen features unless it is given.
+    selection
+        ``"average"``: depths, ranks and penalties are averaged, with weights from their held-out error. ``"best"``: the
+        setting with the smallest held-out error.
     n_depths
         With ``depth="best"`` and a frozen encoder: maximum number of blocks to concatenate; blocks are added as long as
-        the held-out error falls. None is 1 in a fit, 2 for ``"frozen-best"`` in a comparison. An adapter is trained at
-        one depth.
+        the held-out error falls. None is 1 in a fit, 2 for ``"frozen-best"`` in a comparison.
+    n_components
+        Principal components of the features; None is ``min(256, n - 1, d)`` for n training spots and d features.
     context_um
-        Spatial context: the head also gets the mean features of the neighbours within this radius in um. None uses no
-        context.
-    scales
-        Fields of view: multiples of the tile's pixel size, at the same `tile_px`, 1 (the tile itself) first.
-        ``(1, 2)`` adds tiles of twice the side around the same centres. Features are concatenated; an adapter is
-        trained at scale 1. Every scale costs a pass through the encoder.
+        Spatial context: the head also gets the mean features of the neighbours within this radius in um. ``"auto"``
+        chooses none, 150, 300 or 500 um by the held-out error; None uses no context.
+    fields_um
+        Fields of view: widths in um of wider tiles around the same centres, read at the same `tile_px` and by the
+        frozen encoder, whose features are concatenated with those of the tile. Every one costs a pass through the
+        encoder. ``"auto"`` is one of four times the tile's width, where the images hold enough tissue around the tiles
+        and inner folds keep enough training spots. None is the tile alone.
     orientations
         Test-time augmentation: average the features over 1, 2 (180 degrees), 4 (90 degrees) or 8 (with mirror images)
         orientations of a tile, for training spots as well. Every orientation costs a pass through the encoder.
@@ -245,42 +263,59 @@ class Readout(_Options):
     Readout(head='ridge-per-gene', context_um=300.0)
     """
 
-    head: str = "ridge"
-    n_components: int | None = None
-    depth: Literal["best", "own"] | int | tuple[int, ...] = "best"
+    head: str = "blend"
+    head_rank: int | None = None
+    members: tuple[str, ...] | None = None
+    depth: Literal["all", "best", "own"] | int | tuple[int, ...] = "all"
+    selection: Literal["average", "best"] = "average"
     n_depths: int | None = None
-    context_um: float | None = None
-    scales: tuple[float, ...] = (1.0,)
+    n_components: int | None = None
+    context_um: Literal["auto"] | float | None = "auto"
+    fields_um: Literal["auto"] | tuple[float, ...] | None = "auto"
     orientations: int = 1
 
     _presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
-        "paper": {"depth": "own", "n_components": 256},
-    }
+        "quick": {"fields_um": None},
+        "ridge": {
+            "head": "ridge", "depth": "best", "selection": "best", "n_depths": 1, "context_um": None, "fields_um": None,
+        },
+        "paper": {
+            "head": "ridge", "depth": "own", "selection": "best", "n_components": 256, "context_um": None,
+            "fields_um": None,
+        },
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         if not isinstance(self.head, str):
             raise TypeError(f'`head={self.head!r}` must be the name of a head, such as "ridge".')
-        if self.n_components is not None:
-            self._set("n_components", whole("n_components", self.n_components, least=1))
-        self._set("depth", _depth(self.depth))
-        if self.n_depths is not None:
-            self._set("n_depths", whole("n_depths", self.n_depths, least=1))
-            if self.depth != "best":
-                raise ValueError(
-                    f'`n_depths={self.n_depths}` limits how many blocks `depth="best"` may concatenate, but '
-                    f"`depth={self.depth!r}` names them: leave one of them out."
-                )
-        if self.context_um is not None:
-            self._set(
-                "context_um", _number("context_um", self.context_um, positive=True, otherwise="a radius in um, or None")
+        for name in ("n_components", "head_rank", "n_depths"):
+            if getattr(self, name) is not None:
+                self._set(name, whole(name, getattr(self, name), least=1))
+        if self.head_rank is not None and self.head not in ("low-rank", "blend"):
+            raise ValueError(
+                f'`head_rank={self.head_rank}` is of a low-rank head, and `head="{self.head}"` is none: leave one of '
+                "them out."
             )
-        self._set("scales", _scales(self.scales))
+        self._set("members", _members(self.members, self.head))
+        self._set("depth", _depth(self.depth))
+        self._set("selection", _one_of("selection", self.selection, ("average", "best")))
+        if self.n_depths is not None and self.depth != "best":
+            raise ValueError(
+                f'`n_depths={self.n_depths}` limits how many blocks `depth="best"` may concatenate, but '
+                f"`depth={self.depth!r}` needs no such limit: leave one of them out."
+            )
+        if self.context_um is not None and self.context_um != "auto":
+            self._set(
+                "context_um",
+                _number("context_um", self.context_um, positive=True, otherwise='a radius in um, "auto" or None'),
+            )
+        self._set("fields_um", _fields_um(self.fields_um))
         self._set("orientations", _one_of("orientations", self.orientations, ORIENTATIONS))
 
     @property
-    def depths(self) -> tuple[int, ...] | None | Literal["best"]:
-        """Depth as a tuple of block numbers; None for the encoder's own output, ``"best"`` if it is to be chosen."""
+    def depths(self) -> tuple[int, ...] | None | Literal["all", "best"]:
+        """Depth as a tuple of block numbers; None for the encoder's own output, else ``"all"`` or ``"best"``."""
         if self.depth == "own":
             return None
         if isinstance(self.depth, int):
@@ -471,12 +506,13 @@ def resolve(value: Any, cls: type[Options], label: str, *, unused: Mapping[str, 
 def resolve_recipe(recipe: Any, readout: Any, *, unused: Mapping[str, str] | None = None) -> tuple[Recipe, Any]:
     """Return the recipe, and the readout argument to resolve next.
 
-    That is `readout` as given; ``"paper"`` if none is given with the published recipe.
+    That is `readout` as given; that of the same name if none is given with the preset ``"paper"`` or ``"quick"``.
     """
     found, paper = resolve(recipe, Recipe, "recipe", unused=unused), Recipe.preset("paper")
-    if found == paper and readout is None:
-        logger.hint('recipe="paper" brings readout="paper" with it: %r.', Readout.preset("paper"))
-        return found, "paper"
+    for name in ("paper", "quick"):
+        if found == Recipe.preset(name) and readout is None:
+            logger.hint('recipe="%s" brings readout="%s" with it: %r.', name, name, Readout.preset(name))
+            return found, name
     if found == paper:
         logger.hint('recipe="paper" with the readout that was given.')
     elif readout is None:
@@ -558,27 +594,53 @@ def _one_of(name: str, value: Any, choices: Sequence[Any], otherwise: str = "") 
 
 def _depth(depth: Any) -> Any:
     if isinstance(depth, str):
-        return _one_of("depth", depth, ("best", "own"), otherwise=", a number of blocks or several")
+        return _one_of("depth", depth, ("all", "best", "own"), otherwise=", a number of blocks or several")
     blocks = [depth] if isinstance(depth, Integral) else list(depth) if isinstance(depth, Sequence) else []
     if not blocks or not all(isinstance(block, Integral) and not isinstance(block, bool) for block in blocks):
-        raise TypeError(f'`depth={depth!r}` must be "best", "own", a number of blocks or a tuple of several.')
+        raise TypeError(f'`depth={depth!r}` must be "all", "best", "own", a number of blocks or a tuple of several.')
     if len(set(blocks)) < len(blocks):
         raise ValueError(f"`depth={depth!r}` must hold each block once.")
     return int(depth) if isinstance(depth, Integral) else tuple(int(block) for block in blocks)
 
 
-def _scales(scales: Any) -> tuple[float, ...]:
+def _members(members: Any, head: str) -> tuple[str, ...] | None:
+    if members is None:
+        return None
+    if head != "blend":
+        raise ValueError(f'`members={members!r}` are those of a blend, and `head="{head}"` is none: leave one of them out.')
+    names = [members] if isinstance(members, str) else list(members) if isinstance(members, Sequence) else [None]
+    heads = ("ridge", "ridge-per-gene", "low-rank")
+    known = [f"{network}:{name}" for network in ("frozen", "adapted") for name in heads]
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"`members={members!r}` must be several of {known}.")
+        if name not in known:
+            raise ValueError(f"`members`: {name!r} is none of {known}.{_nearest(name, known)}")
+    if len(set(names)) < max(2, len(names)):
+        raise ValueError(
+            f"`members={members!r}` must be at least two, each once: a blend of one is that head, such as "
+            '`head="low-rank"`.'
+        )
+    return tuple(names)
+
+
+def _fields_um(fields_um: Any) -> Any:
+    if fields_um is None or (isinstance(fields_um, str) and fields_um == "auto"):
+        return fields_um
+    if isinstance(fields_um, Real) and not isinstance(fields_um, bool):
+        fields_um = (fields_um,)
     problem = (
-        f"`scales={scales!r}` must be multiples of the tile's pixel size, 1 (the tile itself) before the others, "
-        "each once: `scales=(1, 2)` also reads tiles of twice the field of view."
+        f'`fields_um={fields_um!r}` must be widths in um beyond that of the tile, each once, such as (448,), "auto" or '
+        "None."
     )
-    values: list[Any] = list(scales) if isinstance(scales, Sequence) and not isinstance(scales, str) else [None]
-    if not all(isinstance(value, Real) and not isinstance(value, bool) for value in values):
+    if not isinstance(fields_um, Sequence) or isinstance(fields_um, str) or not len(fields_um):
         raise TypeError(problem)
-    numbers = [float(value) for value in values]
-    if numbers[:1] != [1] or len(set(numbers)) < len(numbers) or not all(0 < number < math.inf for number in numbers):
+    if not all(isinstance(value, Real) and not isinstance(value, bool) for value in fields_um):
+        raise TypeError(problem)
+    widths = tuple(float(value) for value in fields_um)
+    if len(set(widths)) < len(widths) or not all(0 < value < math.inf for value in widths):
         raise ValueError(problem)
-    return tuple(numbers)
+    return widths
 
 
 def _check_client(client: Any) -> None:

@@ -76,20 +76,20 @@ class TokensBetweenBlocks:
     dtype
         Precision to keep them in.
     rows
-        Tokens by scale, number of blocks and orientation, (n, tokens * width) in reading order.
+        Tokens by number of blocks and orientation, (n, tokens * width) in reading order.
     """
 
     starts: Sequence[int]
     dtype: torch.dtype
-    rows: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict)
+    rows: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
 
-    def put(self, scale: int, at: slice, n: int, found: Sequence[np.ndarray]) -> None:
+    def put(self, at: slice, n: int, found: Sequence[np.ndarray]) -> None:
         """Keep the tokens of a batch as :func:`oriented_features` returns them; `n` is the total number of tiles."""
         names = [(view, start) for view in VIEWS[: len(found) // len(self.starts)] for start in self.starts]
         for (view, start), values in zip(names, found, strict=True):
-            if (scale, start, view) not in self.rows:
-                self.rows[scale, start, view] = np.empty((n, values.shape[1]), dtype=values.dtype)
-            self.rows[scale, start, view][at] = values
+            if (start, view) not in self.rows:
+                self.rows[start, view] = np.empty((n, values.shape[1]), dtype=values.dtype)
+            self.rows[start, view][at] = values
 
 
 class BatchEncoder:
@@ -219,7 +219,7 @@ def embed(
 ) -> dict[Depth, np.ndarray]:
     """Embed tiles; return one float32 array (n, d) per entry of `depths`, in the order of `index`.
 
-    With `further` tiles, the features of all scales are concatenated, (n, scales * d).
+    With `further` tiles, the features of all fields of view are concatenated, (n, fields * d).
 
     Parameters
     ----------
@@ -230,7 +230,7 @@ def embed(
     depths
         Block numbers whose features are concatenated; None is the encoder's own output.
     further
-        The same tiles at the other scales.
+        Tiles of wider fields of view.
     orientations
         Test-time augmentation: number of orientations of a tile to average the features over.
     batch_size
@@ -246,7 +246,7 @@ def embed(
     max_memory
         Bytes of memory for the features; more are kept in temporary files, deleted with the arrays.
     cached
-        Cached activations for every scale: only the blocks after them run.
+        Cached activations of the tiles: only the blocks after them run.
     tokens
         Tokens between blocks to collect as well; not for the encoder's own output.
 
@@ -265,6 +265,8 @@ def embed(
     run = BatchEncoder(encoder, depths, orientations, device, precision, cached[0].start if cached else 0, tokens)
     with tqdm(total=len(index) * len(sources), desc=description, unit="tile", disable=not progress) as bar:
         for scale, tiles_at in enumerate(sources):
+            if scale and tokens is not None:  # those of the tile alone are cached
+                tokens, run = None, BatchEncoder(encoder, depths, orientations, device, precision)
             order = tiles_at.reading_order[row[tiles_at.reading_order] >= 0]
             stream = batches(tiles_at, batch_size, index=order)
             if cached:
@@ -272,7 +274,7 @@ def embed(
             done = 0
             for positions, parts in run.over(stream):
                 if tokens is not None:
-                    tokens.put(scale, slice(done, done + len(positions)), len(order), parts[len(depths) :])
+                    tokens.put(slice(done, done + len(positions)), len(order), parts[len(depths) :])
                 done += len(positions)
                 for depth, values in zip(depths, parts[: len(depths)], strict=True):
                     width = values.shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pekasc.models.heads._average import setting_weights, spread
 from pekasc.models.heads._context import (
     check_radius,
     lattice_offsets,
@@ -10,25 +11,40 @@ from pekasc.models.heads._context import (
     pitch_um,
     with_context,
 )
+from pekasc.models.heads._fits import Inputs, Target, Tried
+from pekasc.models.heads._linear import Block, LinearHead, LinearMap, Source
+from pekasc.models.heads._low_rank import ranks_for
 from pekasc.models.heads._projection import Projection, n_components_for
-from pekasc.models.heads._registry import FoldData, Head, check_head, fit_rows
-from pekasc.models.heads._ridge import ALPHAS, RidgeHead, fit_folds, fit_ridge
+from pekasc.models.heads._reading import Member, Reading, share_weights
+from pekasc.models.heads._registry import HeadFits, check_head, linear_head
+from pekasc.models.heads._ridge import ALPHAS, fit_folds, fit_ridge
 
 __all__ = [
     "ALPHAS",
-    "FoldData",
-    "Head",
+    "Block",
+    "HeadFits",
+    "Inputs",
+    "LinearHead",
+    "LinearMap",
+    "Member",
     "Projection",
-    "RidgeHead",
+    "Reading",
+    "Source",
+    "Target",
+    "Tried",
     "check_head",
     "check_radius",
     "fit_folds",
     "fit_ridge",
-    "fit_rows",
-    "n_components_for",
     "lattice_offsets",
+    "linear_head",
+    "n_components_for",
     "neighbour_means",
     "offset_means",
     "pitch_um",
+    "ranks_for",
+    "setting_weights",
+    "share_weights",
+    "spread",
     "with_context",
 ]

@@ -22,7 +22,7 @@ class Moments:
         Constant subtracted from the features before summing, shape (d,): near their mean, for numerical precision of
         differences of sums. Results do not depend on it.
     n
-        Number of spots.
+        Number of spots, or the sum of their weights. Every other sum is weighted alike.
     x, xx
         Sum of x, shape (d,), and of its outer products, shape (d, d).
     y, yy
@@ -32,7 +32,7 @@ class Moments:
     """
 
     shift: np.ndarray
-    n: int
+    n: float
     x: np.ndarray
     xx: np.ndarray
     y: np.ndarray
@@ -68,6 +68,10 @@ class Moments:
         """Mean features, shape (d,)."""
         return self.shift + self.x / self.n
 
+    def columns(self, which: slice) -> Moments:
+        """Return the moments of x and some columns of y."""
+        return Moments(self.shift, self.n, self.x, self.xx, self.y[which], self.yy[which], self.xy[:, which])
+
     def covariance(self) -> np.ndarray:
         """Return the covariance of the features (n in the denominator), shape (d, d)."""
         x = self.x / self.n
@@ -91,8 +95,11 @@ def _rows_at_once(d: int, y: Matrix) -> int:
     return max(256, min(32_768, _BYTES // (8 * max(1, width))))
 
 
-def column_sum(y: Matrix, power: int = 1) -> np.ndarray:
-    """Return sums of y ** power, accumulated in double precision: over many spots, float32 sums drift."""
+def column_sum(y: Matrix, power: int = 1, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return (weighted) sums of y ** power, accumulated in double precision: over many spots, float32 sums drift."""
+    if weights is not None:
+        powers = y.power(power) if sparse.issparse(y) else y.astype(np.float64) ** power
+        return np.asarray(powers.T @ weights, dtype=np.float64)
     if sparse.issparse(y):
         return np.bincount(y.indices, y.data.astype(np.float64) ** power, minlength=y.shape[1])
     return (y.astype(np.float64) ** power).sum(axis=0)
@@ -104,6 +111,7 @@ def moments(
     shift: np.ndarray | None = None,
     rows: np.ndarray | None = None,
     projected: Callable[[np.ndarray], np.ndarray] | None = None,
+    weights: np.ndarray | None = None,
 ) -> Moments:
     """Return the moments of spots, from one pass in chunks, without copying features or expression as a whole.
 
@@ -119,20 +127,25 @@ def moments(
         Which spots; all by default.
     projected
         Function from features to x; the identity by default.
+    weights
+        Weight of every spot, (n,) float64; 1 by default.
     """
     n = features.shape[0] if rows is None else len(rows)
     step, out = _rows_at_once(features.shape[1], y), None
     for start in range(0, max(n, 1), step):
         part: Any = slice(start, start + step) if rows is None else rows[start : start + step]
         x = features[part] if projected is None else projected(features[part])
-        more = _moments(x, y[part], shift)
+        more = _moments(x, y[part], shift, None if weights is None else weights[part])
         out = more if out is None else out + more
     assert out is not None  # for the type checker: the loop runs at least once
     return out
 
 
-def _moments(x: np.ndarray, y: Matrix, shift: np.ndarray | None) -> Moments:
+def _moments(x: np.ndarray, y: Matrix, shift: np.ndarray | None, weights: np.ndarray | None) -> Moments:
     shift = np.zeros(x.shape[1]) if shift is None else shift
     x = x.astype(np.float64) - shift
-    xy = np.asarray((y.T @ x).T if sparse.issparse(y) else x.T @ y, dtype=np.float64)
-    return Moments(shift, len(x), x.sum(axis=0), x.T @ x, column_sum(y), column_sum(y, power=2), xy)
+    wx = x if weights is None else x * weights[:, None]
+    xy = np.asarray((y.T @ wx).T if sparse.issparse(y) else wx.T @ y, dtype=np.float64)
+    n = len(x) if weights is None else float(weights.sum())
+    sums = column_sum(y, 1, weights), column_sum(y, 2, weights)
+    return Moments(shift, n, wx.sum(axis=0), wx.T @ x, *sums, xy)

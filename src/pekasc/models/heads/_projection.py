@@ -61,25 +61,28 @@ def _safe_scale(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
     return np.where(deviation <= 1e-7 * np.maximum(1.0, np.abs(mean)), 1.0, deviation)
 
 
-def _not_finite(which: str, n: int) -> ValueError:
+def _not_finite(which: str, n: float) -> ValueError:
     return ValueError(
-        f"Features of {which} of {n} spots are NaN or infinite: check the encoder's weights and tiles, or take "
+        f"Features of {which} of {n:g} spots are NaN or infinite: check the encoder's weights and tiles, or take "
         '`Compute(precision="fp32")`.'
     )
 
 
-def projection_of_rows(features: np.ndarray, n_components: int) -> Projection:
+def projection_of_rows(features: np.ndarray, n_components: int, weights: np.ndarray | None = None) -> Projection:
     """Fit :class:`Projection` on (n, d) `features`, for fewer spots than features.
 
     It is computed from the eigenvectors of the spots' inner products, in a third of the time of an SVD. Components
     whose standard deviation is below 1e-5 of the largest are set to 0.
     """
     x = np.asarray(features, dtype=np.float64)
-    mean = x.mean(axis=0)
-    scale = _safe_scale(mean, x.std(axis=0))
+    mean = np.average(x, axis=0, weights=weights)
+    deviation = x.std(axis=0) if weights is None else np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weights))
+    scale = _safe_scale(mean, deviation)
     z = (x - mean) / scale
     if not np.isfinite(z).all():
         raise _not_finite(str(int((~np.isfinite(x)).any(axis=1).sum())), len(x))
+    if weights is not None:
+        z *= np.sqrt(weights)[:, None]
     values, vectors = np.linalg.eigh(z @ z.T)
     values, vectors = values[::-1][:n_components], vectors[:, ::-1][:, :n_components]  # eigh gives the smallest first
     varies = values > 1e-10 * values[0]

@@ -16,38 +16,6 @@ ALPHAS = np.logspace(-2, 3, 16)
 
 
 @dataclass(frozen=True)
-class RidgeHead:
-    """Linear map from features to expression.
-
-    Parameters
-    ----------
-    projection
-        Standardisation and PCA.
-    coef
-        Shape (k, genes).
-    intercept
-        Shape (genes,): the mean over training spots.
-    alpha
-        Penalty per training spot: the fit minimises mean squared error + alpha * ``||coef||**2``. One for all genes,
-        or one per gene, shape (genes,).
-    """
-
-    projection: Projection
-    coef: np.ndarray
-    intercept: np.ndarray
-    alpha: float | np.ndarray
-
-    def predict(self, features: np.ndarray, genes: slice = slice(None)) -> np.ndarray:
-        """Predict expression, (n, genes) float32, from features (n, d), for all genes or a slice of them."""
-        if features.shape[1] != len(self.projection.mean):
-            raise ValueError(
-                f"The expression head takes {len(self.projection.mean)} features, and there are {features.shape[1]}: "
-                "it is of another encoder, depth, context or number of scales."
-            )
-        return (self.projection(features) @ self.coef[:, genes] + self.intercept[genes]).astype(np.float32)
-
-
-@dataclass(frozen=True)
 class RidgeFit:
     """Sufficient statistics of the training spots for ridge with any penalty, since PCA scores are orthogonal.
 
@@ -72,9 +40,9 @@ class RidgeFit:
         """Return coefficients (k, genes) for the penalty `alpha` per training spot, one or one per gene."""
         return self.cross / np.add.outer(self.variances, alpha).reshape(len(self.variances), -1)
 
-    def head(self, alpha: float | np.ndarray) -> RidgeHead:
-        """Return the head for one penalty, or one per gene."""
-        return RidgeHead(self.projection, self.coef(alpha), self.intercept, alpha)
+    def columns(self, which: slice) -> RidgeFit:
+        """Return the fit of some columns of the expression."""
+        return RidgeFit(self.projection, self.variances, self.cross[:, which], self.intercept[which])
 
     def _residual(self, held_out: Moments) -> tuple[np.ndarray, np.ndarray]:
         """Return sums over held-out spots of r ** 2 (genes,) and z * r (k, genes) for ``r = y - intercept``."""
@@ -102,6 +70,12 @@ class RidgeFit:
             out[i] = squares - 2 * np.einsum("kg,kg->g", b, z_residual) + np.einsum("kg,kg->g", b, held_out.xx @ b)
         return out
 
+    def squared_error(self, held_out: Moments, alpha: np.ndarray) -> float:
+        """Return the sum of squared errors over genes on held-out spots, with a penalty per gene, (genes,)."""
+        squares, z_residual = self._residual(held_out)
+        b = self.coef(alpha)
+        return float((squares - 2 * (b * z_residual).sum(axis=0) + (b * (held_out.xx @ b)).sum(axis=0)).sum())
+
     def total_errors(self, held_out: Moments, alphas: Sequence[float] | np.ndarray) -> np.ndarray:
         """Return :meth:`errors` summed over genes, shape (alphas,), at a cost nearly independent of their number.
 
@@ -122,7 +96,11 @@ def _ridge(projection: Projection, scores: Moments) -> RidgeFit:
 
 
 def fit_ridge(
-    features: np.ndarray, y: Matrix, n_components: int | None = None, rows: np.ndarray | None = None
+    features: np.ndarray,
+    y: Matrix,
+    n_components: int | None = None,
+    rows: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
 ) -> RidgeFit:
     """Fit standardisation, PCA and the moments for ridge on training spots.
 
@@ -136,15 +114,23 @@ def fit_ridge(
         See :func:`n_components_for`.
     rows
         Which of the spots; all by default.
+    weights
+        Weight of every spot, (n,); 1 by default.
     """
     n, d = features.shape[0] if rows is None else len(rows), features.shape[1]
     k = n_components_for(n, d, n_components)
     if n > d:
-        sums = moments(features, y, features.mean(axis=0, dtype=np.float64), rows)
+        sums = moments(features, y, features.mean(axis=0, dtype=np.float64), rows, weights=weights)
         projection = projection_of_moments(sums, k)
         return _ridge(projection, projection.scores(sums))
-    projection = projection_of_rows(features if rows is None else features[rows], k)
-    return _ridge(projection, moments(features, y, rows=rows, projected=projection))
+    projection = _projection_of(features, rows, k, weights)
+    return _ridge(projection, moments(features, y, rows=rows, projected=projection, weights=weights))
+
+
+def _projection_of(features: np.ndarray, rows: np.ndarray | None, k: int, weights: np.ndarray | None) -> Projection:
+    if rows is None:
+        return projection_of_rows(features, k, weights)
+    return projection_of_rows(features[rows], k, None if weights is None else weights[rows])
 
 
 @dataclass(frozen=True)
@@ -169,7 +155,11 @@ class FoldFit:
 
 
 def fit_folds(
-    features: np.ndarray, y: Matrix, folds: Sequence[Split], n_components: int | None = None
+    features: np.ndarray,
+    y: Matrix,
+    folds: Sequence[Split],
+    n_components: int | None = None,
+    weights: np.ndarray | None = None,
 ) -> list[FoldFit]:
     """Fit ridge on every inner fold's training spots.
 
@@ -186,25 +176,27 @@ def fit_folds(
         Training and held-out spots of every fold.
     n_components
         See :func:`n_components_for`.
+    weights
+        Weight of every spot, (n,); 1 by default.
     """
     n, d = features.shape
     total = None
     if min(len(fold.train) for fold in folds) > d:
         shift = features.mean(axis=0, dtype=np.float64)
-        total = moments(features, y, shift)
+        total = moments(features, y, shift, weights=weights)
     fits = []
     for fold in folds:
         k = n_components_for(len(fold.train), d, n_components)
         if total is None:
-            projection = projection_of_rows(features[fold.train], k)
-            train = moments(features, y, rows=fold.train, projected=projection)
-            held_out = moments(features, y, rows=fold.held_out, projected=projection)
+            projection = _projection_of(features, fold.train, k, weights)
+            train = moments(features, y, rows=fold.train, projected=projection, weights=weights)
+            held_out = moments(features, y, rows=fold.held_out, projected=projection, weights=weights)
         else:
-            own = moments(features, y, shift, fold.held_out)
+            own = moments(features, y, shift, fold.held_out, weights=weights)
             rest = total - own
             margin = np.setdiff1d(np.arange(n), np.concatenate([fold.train, fold.held_out]), assume_unique=True)
             if margin.size:
-                rest = rest - moments(features, y, shift, margin)
+                rest = rest - moments(features, y, shift, margin, weights=weights)
             projection = projection_of_moments(rest, k)
             train, held_out = projection.scores(rest), projection.scores(own)
         fits.append(FoldFit(_ridge(projection, train), held_out))

@@ -7,18 +7,21 @@ from pekasc.models.selection._choice import choose
 from pekasc.models.selection._fit import depths_of, fit, margin_um
 from pekasc.models.selection._folds import InnerFold, inner_folds
 from pekasc.models.selection._inputs import Data, HeadSpec, Options
-from pekasc.models.selection._readout import read_features
+from pekasc.models.selection._readout import Features, Reader, choose_depth, n_neighbours
 from pekasc.models.selection._result import correlations_of
 from pekasc.models.selection._scores import BlockScores, gene_scores, interval, mean_score, pearson, tissue_blocks
 
 __all__ = [
     "BlockScores",
     "Data",
+    "Features",
     "HeadSpec",
     "InnerFold",
     "MIN_SPOTS",
     "Options",
+    "Reader",
     "choose",
+    "choose_depth",
     "correlations_of",
     "depths_of",
     "fit",
@@ -28,7 +31,7 @@ __all__ = [
     "margin_um",
     "mean_score",
     "morans_i",
+    "n_neighbours",
     "pearson",
-    "read_features",
     "tissue_blocks",
 ]

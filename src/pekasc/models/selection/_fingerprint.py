@@ -39,7 +39,7 @@ def _teacher_inputs(teacher: TeacherModel) -> list[str]:
     return found
 
 
-_READOUT_FIELDS = ("depth", "n_depths", "n_components", "scales", "orientations")
+_READOUT_FIELDS = ("depth", "orientations")
 # these change rounding: a resumed fit must give bit-identical results
 _COMPUTE_FIELDS = (
     "precision", "embed_batch_size", "accumulate", "gradient_checkpointing", "compile", "cached_activations",
@@ -62,6 +62,7 @@ def settings_of(
         "adapter_targets": encoder.adapter_targets,
         "method": json.loads(json.dumps(method, default=plain)),
         "heads": [asdict(head) for head in heads],
+        "fields_um": list(o.fields_um),
         "recipe": asdict(o.recipe),
         "readout": {name: getattr(o.readout, name) for name in _READOUT_FIELDS},
         "compute": {name: getattr(o.compute, name) for name in _COMPUTE_FIELDS},
@@ -71,6 +72,8 @@ def settings_of(
         "tile_px": data.tiles.tile_px,
         "tiles": processes.all_gather([tiles_digest(source, own) for source in (data.tiles, *data.further)]),
         "expression": _matrix_print(data.expression),
+        "every gene": None if data.every is None else _matrix_print(data.every),
+        "weights": None if data.weights is None else fingerprint(data.weights),
         "genes": fingerprint(np.array(list(data.genes), dtype=object)),
         "groups": fingerprint(data.groups.astype("U"), data.sections.astype("U"), data.coords_um),
         "teacher": None if teacher is None else [teacher.name, teacher.digest, *_teacher_inputs(teacher)],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,15 @@ import pandas as pd
 from pekasc._options import Readout
 from pekasc._settings import get_logger
 from pekasc.models.adapter import Adapter
-from pekasc.models.encoders import Depth, EncoderNetwork, candidate_depths, depth_name, features_at, warn_of_scale
-from pekasc.models.heads import ALPHAS, check_head, n_components_for
+from pekasc.models.encoders import Depth, EncoderNetwork, candidate_depths, depth_name, warn_of_scale
+from pekasc.models.heads import ALPHAS, check_head, n_components_for, ranks_for
 from pekasc.models.runtime import PRECISIONS
 from pekasc.models.selection._choice import Choice
 from pekasc.models.selection._fingerprint import settings_of
 from pekasc.models.selection._folds import InnerFold, inner_folds
 from pekasc.models.selection._inputs import Data, HeadSpec, Options
 from pekasc.models.selection._job import Job
-from pekasc.models.selection._readout import choose_depth, read_features
+from pekasc.models.selection._readout import Features, Reader, choose_depth
 from pekasc.models.selection._result import make_result
 from pekasc.models.selection._state import Resume
 from pekasc.models.selection._student import fit_student
@@ -42,9 +42,9 @@ def fit(
 ) -> list[Adapter]:
     """Fit an adapter on the training spots in `data`; return one per head.
 
-    Depth and penalty are chosen on frozen features; epochs and penalty on the features of adapters that were trained
-    without the held-out groups; all by the same held-out error. The final fit uses all training groups and the chosen
-    settings. The depth of an adapter is chosen without spatial context, so that all heads share the training.
+    Settings are chosen, or averaged, by the held-out error: those of frozen features, and those of the features of
+    adapters that were trained without the held-out groups. The final fit uses all training groups. An adapter's depth
+    is chosen by plain ridge without spatial context, so that all heads share the training.
 
     Parameters
     ----------
@@ -64,7 +64,8 @@ def fit(
         Features of the training tiles by depth, if they are computed already.
     """
     for head in heads:
-        check_head(head.head)
+        for name in head.names(adapted=True):
+            check_head(name.partition(":")[2])
     if options.method is not None:
         if teacher is None:
             raise ValueError("An adapter needs a teacher.")
@@ -78,8 +79,8 @@ def fit(
     if options.method is not None:
         # fail before hours of embedding if there are no layers to attach to
         target_layers(model, depths[-1], options.recipe.blocks, options.method)
-    folds = inner_folds(data.groups, data.coords_um, data.sections, margin_um(spec, options.readout.scales))
-    _check_sizes(folds, options)
+    folds = inner_folds(data.groups, data.coords_um, data.sections, margin_um(spec, options.fields_um))
+    _check_sizes(folds, options, heads, data)
     dtype = PRECISIONS[options.precision]
     if dtype is not None:
         model.halve(dtype)
@@ -103,34 +104,54 @@ def _fit(
     job: Job, depths: list[Depth], heads: Sequence[HeadSpec], frozen: Mapping[Depth, np.ndarray] | None
 ) -> list[Adapter]:
     data, o, folds = job.data, job.options, job.folds
-    if o.method is not None and (known := job.resume.facts("choice")) is not None:
+    known = job.resume.facts("choice") if o.method is not None else None
+    if frozen is not None and list(frozen) != depths:
+        raise ValueError(f"Features of the depths {depths} are needed, got those of {list(frozen)}.")
+    if frozen is None:
+        frozen = job.frozen(depths)
+    if known is None:
+        tiles = TilesAlone(frozen, 1 + len(o.fields_um))
+        with o.profile.stage("head"):
+            choice = choose_depth(tiles, data, folds, heads[0].readout.n_components)
+        _log_depth(choice.depth, depths, choice.table)
+        job.resume.put_facts("choice", _choice_to_json(choice))
+    else:
         choice = _choice_from_json(job, known, depths)
-        frozen_at = job.resume.array(
-            "frozen", lambda: job.embed([choice.depth])[choice.depth], *job.shape(choice.depth)
-        )
-        return fit_student(job, choice, frozen_at, heads)
-    features = job.embed_first(depths) if frozen is None else frozen
-    if list(features) != depths:
-        raise ValueError(f"Features of the depths {depths} are needed, got those of {list(features)}.")
-    if o.method is None:
-        made = []
-        for head in heads:
-            with o.profile.stage("head"):
-                reading = read_features(
-                    features, data, folds, head, o.readout.n_components, n_depths=o.readout.n_depths or 1,
-                    random_state=o.random_state,
-                )  # fmt: skip
-            _log_depth(reading.depth, depths, reading.table)
-            selection = reading.table.assign(stage="frozen", epochs=0)
-            made.append(make_result(job, head, reading.depth, None, reading, selection))
-        return made
-    # an adapter's depth is chosen without spatial context, so that all heads share the training
+    features = Features(frozen, choice.depth, n_fields=1 + len(o.fields_um))
+    reader = Reader(data, folds, features)
     with o.profile.stage("head"):
-        choice = choose_depth(features, data, folds, HeadSpec(), o.readout.n_components)
-    _log_depth(choice.depth, depths, choice.table)
-    frozen_at = job.resume.array("frozen", lambda: features_at(features, choice.depth), *job.shape(choice.depth))
-    job.resume.put_facts("choice", _choice_to_json(choice))
-    return fit_student(job, choice, frozen_at, heads)
+        radii = [reader.choose_context(head, choice.depth) for head in heads]
+    if o.method is not None:
+        return fit_student(job, choice, features, heads, radii)
+    selection = choice.table.assign(stage="frozen", epochs=0)
+    made = []
+    for head, radius in zip(heads, radii, strict=True):
+        with o.profile.stage("head"):
+            read_at = depths
+            if head.readout.depth == "best":
+                # with the context and fields that the head has, and several blocks side by side
+                n_depths = head.readout.n_depths or 1
+                read_at = [choose_depth(frozen, data, folds, head.readout.n_components, radius, n_depths).depth]
+            fitted = reader.fit(head, read_at, radius)
+        made.append(make_result(job, head, choice.depth, None, reader, fitted, selection))
+    return made
+
+
+class TilesAlone(Mapping[Depth, np.ndarray]):
+    """Features by depth of the tiles, without those of wider fields of view, which follow them."""
+
+    def __init__(self, features: Mapping[Depth, np.ndarray], n_fields: int) -> None:
+        self.features, self.n_fields = features, n_fields
+
+    def __getitem__(self, depth: Depth) -> np.ndarray:
+        values = self.features[depth]
+        return values[:, : values.shape[1] // self.n_fields]
+
+    def __iter__(self) -> Iterator[Depth]:
+        return iter(self.features)
+
+    def __len__(self) -> int:
+        return len(self.features)
 
 
 def _log_depth(depth: Depth, depths: list[Depth], table: pd.DataFrame) -> None:
@@ -165,20 +186,23 @@ def _choice_from_json(job: Job, facts: Any, depths: Sequence[Depth]) -> Choice:
     return choice
 
 
-def margin_um(spec: TileSpec, scales: Sequence[float]) -> float:
+def margin_um(spec: TileSpec, fields_um: Sequence[float] = ()) -> float:
     """Return the distance in um from which tiles share no pixel: the diagonal of the largest field of view."""
-    return float(spec.side_um * max(scales) * 2**0.5)
+    return float(max([spec.side_um, *fields_um]) * 2**0.5)
 
 
-def _check_sizes(folds: list[InnerFold], options: Options) -> None:
+def _check_sizes(folds: list[InnerFold], options: Options, heads: Sequence[HeadSpec], data: Data) -> None:
     """Check explicit sizes against the smallest inner fold, which has fewer spots than the final fit."""
     smallest = min(folds, key=lambda fold: len(fold.train))
     n = len(smallest.train)
     try:
         if options.method is not None:
             n_clusters_for(n, options.recipe.n_clusters)
-        if options.readout.n_components is not None:
-            n_components_for(n, n, options.readout.n_components)
+        for head in heads:
+            if head.readout.n_components is not None:
+                n_components_for(n, n, head.readout.n_components)
+            if head.readout.head_rank is not None:
+                ranks_for(n, (data.expression if data.every is None else data.every).shape[1], head.readout.head_rank)
     except ValueError as error:
         raise ValueError(
             f"{error} (These are the {n} spots that are left to train on while {smallest.name} is held out.)"
@@ -186,8 +210,8 @@ def _check_sizes(folds: list[InnerFold], options: Options) -> None:
 
 
 def depths_of(model: EncoderNetwork, readout: Readout) -> list[Depth]:
-    """Return the depths at which a readout needs features: all candidates for ``"best"``, else the given one."""
+    """Return the depths at which a readout needs features: all candidates for "all" and "best", else the given one."""
     depth = readout.depths
-    if depth == "best":
+    if depth in ("all", "best"):
         return candidate_depths(model.n_blocks)
     return [None] if depth is None else [tuple(model.check_depth(block) for block in depth)]

@@ -16,6 +16,9 @@ from pekasc.models.training import Engine, Method
 from pekasc.tiling import TileSource
 
 
+MEMBERS = ("frozen:low-rank", "adapted:ridge", "adapted:low-rank")  # of a blend, by default
+
+
 @dataclass(frozen=True)
 class Data:
     """The training spots, all arrays in the same order.
@@ -33,9 +36,14 @@ class Data:
     coords_um
         Positions within the section in um, (n, 2).
     further
-        The same tiles at the other scales.
+        Tiles of the wider fields of view, around the same centres.
     local
         Indices of the tiles of this process; all by default.
+    every
+        Expression of all expressed genes, spots x all genes, whose components a low-rank head predicts; by default
+        `expression`.
+    weights
+        Weight of every spot for a low-rank head, (n,); 1 by default.
     """
 
     tiles: TileSource
@@ -46,6 +54,8 @@ class Data:
     coords_um: np.ndarray
     further: Sequence[TileSource] = ()
     local: np.ndarray | None = None
+    every: Matrix | None = None
+    weights: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +67,9 @@ class Options:
     method
         PEFT method; None is the frozen encoder.
     recipe, readout, compute
-        The option objects. Of the readout, only the fields that all heads share are used: depth, components, scales and
-        orientations.
+        The option objects. Of the readout, only the fields that all heads share are used: depth and orientations.
+    fields_um
+        Widths of the fields of view beyond the tile in um, those of ``Data.further``.
     device
         Device of this process.
     random_state
@@ -76,6 +87,7 @@ class Options:
     readout: Readout
     compute: Compute
     device: torch.device
+    fields_um: tuple[float, ...] = ()
     random_state: int = 0
     progress: bool = False
     trainer: Mapping[str, Any] = field(default_factory=dict)
@@ -103,23 +115,22 @@ class Options:
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """A head to fit, and its inputs in addition to the features. Several heads can share one training.
+    """A reading to fit. Several can share one training.
 
     Parameters
     ----------
-    head
-        Name of the head.
-    context_um
-        Radius of the spatial context in um; None without context.
+    readout
+        The option object; its fields of view are those of the data.
     beside_frozen
-        Whether frozen and adapted features are concatenated.
+        Whether the frozen features are concatenated with adapted ones.
     """
 
-    head: str = "ridge"
-    context_um: float | None = None
+    readout: Readout = field(default_factory=lambda: Readout.preset("ridge"))
     beside_frozen: bool = False
 
-    @classmethod
-    def from_readout(cls, readout: Readout, beside_frozen: bool = False) -> HeadSpec:
-        """Return the head of a readout."""
-        return cls(readout.head, readout.context_um, beside_frozen)
+    def names(self, *, adapted: bool) -> list[str]:
+        """Return network and head of every member; without an adapter, only the frozen ones of a blend are left."""
+        if self.readout.head != "blend":
+            return [f"{'adapted' if adapted else 'frozen'}:{self.readout.head}"]
+        names = list(self.readout.members or MEMBERS)
+        return names if adapted else [name for name in names if name.startswith("frozen:")]

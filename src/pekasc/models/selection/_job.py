@@ -11,7 +11,7 @@ import torch
 from peft import PeftConfig
 
 from pekasc._settings import get_logger
-from pekasc.models.encoders import Depth, EncoderNetwork
+from pekasc.models.encoders import Depth, EncoderNetwork, depth_name
 from pekasc.models.features import (
     KINDS,
     BatchEncoder,
@@ -50,9 +50,27 @@ class Job:
     folds: list[InnerFold]
     local: np.ndarray  # boolean mask of the tiles of this process
     resume: Resume
-    cached: list[CachedActivations] = field(default_factory=list)  # by scale, once the first adapted block is known
+    cached: list[CachedActivations] = field(default_factory=list)  # of the tiles, once the first adapted block is known
     tokens: TokensBetweenBlocks | None = None  # collected in the first pass, to be cached
     _widths: dict[Depth, int] = field(default_factory=dict)
+
+    def frozen(self, depths: Sequence[Depth]) -> dict[Depth, np.ndarray]:
+        """Return frozen features of the tiles and of wider fields, (n, fields * d), from checkpoints where they are."""
+        made: dict[Depth, np.ndarray] = {}
+
+        def of(depth: Depth) -> np.ndarray:
+            if not made:
+                made.update(self.embed_first(depths))
+            return made[depth]
+
+        fields = 1 + len(self.data.further)
+        found = {}
+        for depth in depths:
+            n, width = self.shape(depth) if self.resume.path is not None else (0, 0)
+            found[depth] = self.resume.array(
+                f"frozen/{depth_name(depth)}", lambda depth=depth: of(depth), n, fields * width  # type: ignore[misc]
+            )
+        return found
 
     def embed_first(self, depths: Sequence[Depth]) -> dict[Depth, np.ndarray]:
         """Return frozen features, and keep tokens between blocks to be cached later, if they fit in memory.
@@ -68,21 +86,23 @@ class Job:
             dtype: torch.dtype = getattr(torch, KINDS[o.compute.cached_activations])
             self.model.to(o.device)
             each = int(np.prod(token_shape(self.model, o.precision))) * dtype.itemsize * int(self.local.sum())
-            most = each * len(self.sources) * max(len(starts) * o.readout.orientations, o.recipe.n_views)
+            most = each * max(len(starts) * o.readout.orientations, o.recipe.n_views)
             if starts and most <= o.max_memory:
                 self.tokens = TokensBetweenBlocks(starts, dtype)
-        return self.embed(depths, bar=True)
+        return self.embed(depths, bar=True, further=self.data.further)
 
-    def embed(self, depths: Sequence[Depth], bar: bool = False, n_kept: int = 1) -> dict[Depth, np.ndarray]:
+    def embed(
+        self, depths: Sequence[Depth], bar: bool = False, n_kept: int = 1, further: Sequence[TileSource] = ()
+    ) -> dict[Depth, np.ndarray]:
         """Return features of all training tiles; `n_kept` such results share the memory limit."""
         o, own = self.options, np.flatnonzero(self.local)
-        n = len(own) * len(self.sources) * o.readout.orientations
+        n = len(own) * (1 + len(further)) * o.readout.orientations
         with o.profile.stage("encoding", n), processes.raise_together():
             made = embed(
                 self.model,
                 self.data.tiles,
                 depths,
-                further=self.data.further,
+                further=further,
                 orientations=o.readout.orientations,
                 batch_size=o.compute.embed_batch_size,
                 device=o.device,
@@ -98,12 +118,12 @@ class Job:
         return {depth: self._gathered(values, own) for depth, values in made.items()}
 
     def shape(self, depth: Depth) -> tuple[int, int]:
-        """Return the number of training spots, and of their features at a depth."""
+        """Return the number of training spots, and of the features of their tiles at a depth."""
         if depth not in self._widths:
             o, side = self.options, self.spec.tile_px
             run = BatchEncoder(self.model.to(o.device), [depth], 1, o.device, o.precision)
             self._widths[depth] = run.features(np.zeros((1, side, side, 3), np.uint8)).shape[1]
-        return len(self.local), len(self.sources) * self._widths[depth]
+        return len(self.local), self._widths[depth]
 
     def features_after(
         self, training: str, epoch: int, depth: Depth, known: bool = False, n_kept: int = 1
@@ -119,11 +139,6 @@ class Job:
         whole[own] = values
         return processes.gather_rows(whole, self.options.device)
 
-    @property
-    def sources(self) -> list[TileSource]:
-        """Tiles at every scale."""
-        return [self.data.tiles, *self.data.further]
-
     def _why_not_cached(self, method: Method) -> str | None:
         """Return why activations of the frozen blocks cannot be cached, or None."""
         if not self.model.splits:
@@ -135,7 +150,7 @@ class Job:
         o, start = self.options, _first_block(self.model, depth, blocks)
         tokens, self.tokens = self.tokens, None
         if tokens is not None:  # free memory for the other orientations first
-            tokens.rows = {name: rows for name, rows in tokens.rows.items() if name[1] == start}
+            tokens.rows = {name: rows for name, rows in tokens.rows.items() if name[0] == start}
         if o.compute.cached_activations is None or blocks == "all":
             return
         if not start:
@@ -156,19 +171,16 @@ class Job:
             str(o.device),
             o.precision,
         )
-        for i, source in enumerate(self.sources):
-            # training uses the first scale only, the others need no augmentation
-            views = max(o.readout.orientations, o.recipe.n_views if i == 0 else 1)
-            plan = CachePlan(
-                start, views, o.compute.cached_activations, o.compute.embed_batch_size, o.device, o.precision,
-                o.max_memory // len(self.sources), o.progress,
-                # with `resume`, beside the checkpoints, so that a resumed fit finds it
-                self.resume.folder(ACTIVATIONS) if o.compute.cache is None else Path(o.compute.cache) / ACTIVATIONS,
-                job.digest(self.model), processes.n_on_machine(),
-            )  # fmt: skip
-            known = {} if tokens is None else {v: r for (s, n, v), r in tokens.rows.items() if (s, n) == (i, start)}
-            with o.profile.stage("encoding", len(own) * (views - len(known))), processes.raise_together():
-                self.cached.append(cache_activations(self.model, source, own, plan, known))
+        plan = CachePlan(
+            start, max(o.readout.orientations, o.recipe.n_views), o.compute.cached_activations,
+            o.compute.embed_batch_size, o.device, o.precision, o.max_memory, o.progress,
+            # with `resume`, beside the checkpoints, so that a resumed fit finds it
+            self.resume.folder(ACTIVATIONS) if o.compute.cache is None else Path(o.compute.cache) / ACTIVATIONS,
+            job.digest(self.model), processes.n_on_machine(),
+        )  # fmt: skip
+        known = {} if tokens is None else {v: r for (s, v), r in tokens.rows.items() if s == start}
+        with o.profile.stage("encoding", len(own) * (plan.n_views - len(known))), processes.raise_together():
+            self.cached.append(cache_activations(self.model, self.data.tiles, own, plan, known))
 
     @property
     def inputs(self) -> Inputs:

@@ -1,148 +1,317 @@
-"""From features to genes: choose depth and penalty on held-out groups, then fit the head on all training spots."""
+"""From features to genes: choose or average depths, ranks and penalties on held-out groups, then fit on all spots."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pekasc._expression import Matrix
+from pekasc._options import Readout
+from pekasc._settings import get_logger
 from pekasc.models.encoders import Depth, features_at
-from pekasc.models.heads import FoldData, Head, check_head, with_context
+from pekasc.models.heads import (
+    HeadFits,
+    Inputs,
+    LinearHead,
+    Member,
+    Reading,
+    Source,
+    Target,
+    Tried,
+    check_head,
+    linear_head,
+    neighbour_means,
+    setting_weights,
+    share_weights,
+    spread,
+    with_context,
+)
 from pekasc.models.runtime import processes
 from pekasc.models.selection._choice import Choice, choose
 from pekasc.models.selection._folds import InnerFold
 from pekasc.models.selection._inputs import Data, HeadSpec
 
+logger = get_logger(__name__)
+
+RADII_UM = (150.0, 300.0, 500.0)
+_NEIGHBOURS = (3, 300)  # median number within a radius that is tried: fewer say little, more cost much
+
 
 @dataclass(frozen=True)
-class Reading:
-    """A head fitted on the features of the chosen depth.
+class Features:
+    """Features of the training spots by source.
 
     Parameters
     ----------
-    depth
-        The block(s).
-    head, setting
-        The fitted head, and its setting (penalty or penalties).
-    inner
-        Features and expression of every inner fold, on which the setting was chosen.
-    table
-        Candidates: columns depth, alpha, error.
-    """
-
-    depth: Depth
-    head: Head
-    setting: Any
-    inner: Sequence[FoldData]
-    table: pd.DataFrame
-
-
-def head_inputs(
-    spec: HeadSpec,
-    data: Data,
-    features: np.ndarray,
-    frozen: np.ndarray | None = None,
-    fold: InnerFold | None = None,
-) -> np.ndarray:
-    """Return the inputs of a head for the training spots: features with their spatial context.
-
-    Parameters
-    ----------
-    spec
-        The head.
-    data
-        The training spots.
-    features
-        Features of the spots, (n, d).
     frozen
-        Frozen features of the spots, for a head that uses both.
-    fold
-        An inner fold, across which there is no spatial context; None for all training spots.
+        By depth, (n, fields * d): those of the tile first, then those of wider fields of view.
+    depth
+        Depth of the adapted features.
+    adapted
+        Features of the final adapter, (n, d); None without one.
+    inner
+        Features of every inner fold's adapter, which was not trained on the held-out spots.
+    n_fields
+        Number of fields of view, the tile included.
     """
-    if spec.beside_frozen and frozen is not None:
-        features = np.concatenate([frozen, features], axis=1)
-    return with_context(features, data.coords_um, data.sections, spec.context_um, fold)
+
+    frozen: Mapping[Depth, np.ndarray]
+    depth: Depth
+    adapted: np.ndarray | None = None
+    inner: Sequence[np.ndarray] = ()
+    n_fields: int = 1
+
+    def of(self, source: Source, fold: int | None) -> np.ndarray:
+        """Return the features of a source, (n, d), in an inner fold or in the final fit (None)."""
+        if source.network == "adapted":
+            found = self.adapted if fold is None else self.inner[fold]
+            assert found is not None  # for the type checker: only a reading with an adapter has this source
+            return found
+        whole = features_at(self.frozen, source.depth)
+        width = whole.shape[1] // self.n_fields
+        if source.depth is None or len(source.depth) == 1 or source.depth in self.frozen:
+            return whole[:, source.field * width : (source.field + 1) * width]
+        # blocks are concatenated, each with all of its fields
+        each = width // len(source.depth)
+        parts = [
+            whole[:, (i * self.n_fields + source.field) * each :][:, :each] for i in range(len(source.depth))
+        ]
+        return np.concatenate(parts, axis=1)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A reading, with what is needed to score it on the inner folds.
+
+    Parameters
+    ----------
+    reading
+        Fitted on all training spots.
+    folds
+        The same settings, fitted on every inner fold's training spots: what :meth:`Reading.use` would take.
+    table
+        Settings with their held-out error and weight.
+    """
+
+    reading: Reading
+    folds: Sequence[Reading]
+    table: pd.DataFrame
 
 
 def choose_depth(
     features: Mapping[Depth, np.ndarray],
     data: Data,
     folds: Sequence[InnerFold],
-    spec: HeadSpec,
     n_components: int | None,
+    context_um: float | None = None,
     n_depths: int = 1,
 ) -> Choice:
-    """Return the depth with the smallest held-out error for a head, the same in every process."""
+    """Return the depth with the smallest held-out error of plain ridge, the same in every process."""
     inputs = None
-    if spec.context_um is not None:
+    if context_um is not None:
 
         def inputs(x: np.ndarray, fold: InnerFold) -> np.ndarray:
-            return head_inputs(spec, data, x, fold=fold)
+            return with_context(x, data.coords_um, data.sections, context_um, fold)
 
     return processes.broadcast(choose(features, data.expression, folds, n_components, inputs, n_depths))
 
 
-def fit_head(
-    spec: HeadSpec,
-    inner: Sequence[FoldData],
-    inputs: np.ndarray,
-    expression: Matrix,
-    n_components: int | None,
-    random_state: int,
-) -> tuple[Head, Any]:
-    """Choose the setting of a head on the inner folds and fit it on all training spots; return both.
+@dataclass
+class Reader:
+    """Fit readings on the features of the training spots; targets of heads are prepared once for all of them.
 
     Parameters
     ----------
-    spec
-        The head.
-    inner
-        Inputs and expression of every inner fold, see :func:`head_inputs`.
-    inputs, expression
-        Inputs and target for all training spots.
-    n_components, random_state
-        See :class:`pekasc.Readout`.
-    """
-    method = check_head(spec.head)
-    setting = method.choose(inner, n_components, random_state)
-    return method.fit(inputs, expression, n_components, setting, random_state), setting
-
-
-def read_features(
-    features: Mapping[Depth, np.ndarray],
-    data: Data,
-    folds: Sequence[InnerFold],
-    spec: HeadSpec,
-    n_components: int | None,
-    *,
-    n_depths: int = 1,
-    random_state: int = 0,
-) -> Reading:
-    """Choose depth and penalty on held-out groups and fit the head, by the same rule for every method.
-
-    Parameters
-    ----------
-    features
-        Features of all training spots by depth, of which one is chosen, or several to concatenate.
     data
         The training spots.
     folds
         Inner folds.
-    spec
-        The head.
-    n_components
-        Principal components of the features.
-    n_depths
-        Maximum number of depths to concatenate.
-    random_state
-        Seed.
+    features
+        Their features.
     """
-    choice = choose_depth(features, data, folds, spec, n_components, n_depths)
-    x = features_at(features, choice.depth)
-    inner = [FoldData(head_inputs(spec, data, x, fold=fold), data.expression, fold) for fold in folds]
-    head, setting = fit_head(spec, inner, head_inputs(spec, data, x), data.expression, n_components, random_state)
-    return Reading(choice.depth, head, setting, inner, choice.table)
+
+    data: Data
+    folds: Sequence[InnerFold]
+    features: Features
+    _fits: dict[Any, HeadFits] = field(default_factory=dict)
+
+    def fits(self, head: str, readout: Readout) -> HeadFits:
+        """Return the head on the expression of these spots."""
+        key = (head, readout.n_components, readout.head_rank if head == "low-rank" else None)
+        if key not in self._fits:
+            d = self.data
+            target = Target(d.expression, self.folds, d.every, d.weights, readout.head_rank)
+            self._fits[key] = check_head(head)(target, readout.n_components)
+        return self._fits[key]
+
+    def fit(self, spec: HeadSpec, depths: Sequence[Depth], context_um: float | None, *, stand_in: bool = False) -> Fitted:
+        """Fit a reading.
+
+        Parameters
+        ----------
+        spec
+            The reading.
+        depths
+            Depths of the frozen features.
+        context_um
+            Radius of its spatial context; None without.
+        stand_in
+            Whether frozen features at the adapted depth take the place of adapted ones.
+        """
+        names = spec.names(adapted=stand_in or self.features.adapted is not None)
+        weights = share_weights(names)
+        members: list[Member] = []
+        folds: list[list[Member]] = [[] for _ in self.folds]
+        tables = []
+        for name, weight in zip(names, weights, strict=True):
+            candidates = self._candidates(name, spec, depths, stand_in)
+            for i, (sources, radius) in enumerate(self._situations(candidates, context_um)):
+                head, inner, table = self._member(name, spec.readout, sources, radius, final=i == 0)
+                members.append(Member(name, weight, head))
+                if i == 0:
+                    for own, part in zip(folds, inner, strict=True):
+                        own.append(Member(name, weight, part))
+                    tables.append(table)
+        # every name has a member for each situation, in the same order
+        return Fitted(Reading(tuple(members)), [Reading(tuple(own)) for own in folds], pd.concat(tables))
+
+    def _candidates(self, name: str, spec: HeadSpec, depths: Sequence[Depth], stand_in: bool) -> list[list[Source]]:
+        """Return the sources that a member reads side by side, at every depth that it may read."""
+        f = self.features
+        wide = range(1, f.n_fields)
+        if name.startswith("frozen:"):
+            return [[Source("frozen", i, depth) for i in range(f.n_fields)] for depth in depths]
+        network = "frozen" if stand_in else "adapted"
+        own = [Source(network, 0, f.depth)]
+        if spec.beside_frozen:
+            own = [Source("frozen", 0, f.depth), *own]
+        if spec.readout.head != "blend":
+            own += [Source("frozen", i, f.depth) for i in wide]
+        return [own]
+
+    def _situations(
+        self, candidates: list[list[Source]], context_um: float | None
+    ) -> list[tuple[list[list[Source]], float | None]]:
+        """Return sources and context with all there is, then with less: without fields, then without context, too."""
+        out: list[tuple[list[list[Source]], float | None]] = [(candidates, context_um)]
+        narrow = [[source for source in sources if source.field == 0] for sources in candidates]
+        if narrow != candidates:
+            out.append((narrow, context_um))
+        if context_um is not None:
+            out.append((narrow, None))
+        return out
+
+    def _inputs(self, sources: Sequence[Source], context_um: float | None) -> Inputs:
+        d, f = self.data, self.features
+
+        def made(fold: int | None) -> np.ndarray:
+            parts = [f.of(source, fold) for source in sources]
+            x = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+            return with_context(x, d.coords_um, d.sections, context_um, None if fold is None else self.folds[fold])
+
+        shared = context_um is None and all(source.network == "frozen" for source in sources)
+        return Inputs(lambda: made(None), None if shared else made)
+
+    def tried(self, name: str, readout: Readout, sources: Sequence[Source], context_um: float | None) -> Tried:
+        """Fit one member at one depth on the inner folds."""
+        return self.fits(name.partition(":")[2], readout).tried(self._inputs(sources, context_um))
+
+    def _errors(self, tried: Sequence[Tried]) -> np.ndarray:
+        """Return the held-out error by depth and setting, mean over folds weighted by held-out spots."""
+        weights = [len(fold.held_out) for fold in self.folds]
+        return np.array([np.average(one.errors, axis=0, weights=weights) for one in tried])
+
+    def _member(
+        self, name: str, readout: Readout, candidates: list[list[Source]], context_um: float | None, *, final: bool
+    ) -> tuple[LinearHead, list[LinearHead], pd.DataFrame]:
+        """Return a head fitted on all training spots, with `final` those of the inner folds, and the settings tried."""
+        fits = self.fits(name.partition(":")[2], readout)
+        tried = [self.tried(name, readout, sources, context_um) for sources in candidates]
+        errors = processes.broadcast(self._errors(tried))
+        n_groups = sum(len(np.unique(self.data.groups[fold.held_out])) for fold in self.folds)
+        n_groups = min(n_groups, len(np.unique(self.data.groups)))
+        temperature = spread(n_groups, sum(len(fold.held_out) for fold in self.folds))
+        weights = setting_weights(errors, readout.selection, temperature)
+        fitted = [
+            fits.final(self._inputs(sources, context_um)) if row.any() else None
+            for sources, row in zip(candidates, weights, strict=True)
+        ]
+        head = linear_head(fits, tried, fitted, weights, candidates, fold=None, context_um=context_um)
+        inner = []
+        for i in range(len(self.folds) if final else 0):
+            own = [one.folds[i] if row.any() else None for one, row in zip(tried, weights, strict=True)]
+            inner.append(linear_head(fits, tried, own, weights, candidates, fold=i, context_um=context_um))
+        network, _, kind = name.partition(":")
+        rows = [
+            {
+                "network": network, "head": kind, "depth": sources[-1].depth, "context_um": context_um or 0.0,
+                "rank": 0 if rank is None else rank, "alpha": alpha, "error": errors[i, j], "weight": weights[i, j],
+            }
+            for i, sources in enumerate(candidates)
+            for j, (rank, alpha) in enumerate(fits.settings)
+        ]  # fmt: skip
+        return head, inner, pd.DataFrame(rows)
+
+    def held_out(self, reading: Reading, fold: int) -> np.ndarray:
+        """Return the scores of the held-out spots of a fold, by the reading that was fitted without them."""
+        rows, d = self.folds[fold].held_out, self.data
+        features = {source: self.features.of(source, fold)[rows] for source in reading.sources}
+        scores = reading.scores(features)
+        if reading.context_um is None:
+            return scores
+        around = neighbour_means(d.coords_um[rows], d.sections[rows], reading.context_um)
+        return scores + np.asarray(around @ reading.scores(features, around=True), dtype=np.float32)
+
+    def choose_context(self, spec: HeadSpec, depth: Depth) -> float | None:
+        """Return the radius of the spatial context: as given, or for ``"auto"`` that with the smallest held-out error.
+
+        It is chosen for the frozen features at one depth, by the head that the readout has there.
+        """
+        given = spec.readout.context_um
+        if given != "auto":
+            return given
+        radii = self._radii()
+        if not radii:
+            logger.hint("Spatial context: none, since spots have too few or too many neighbours within %g to %g um.",
+                        RADII_UM[0], RADII_UM[-1])  # fmt: skip
+            return None
+        name = "frozen:low-rank" if spec.readout.head == "blend" else f"frozen:{spec.readout.head}"
+        errors = {}
+        for radius in (None, *radii):
+            tried = self.tried(name, spec.readout, [Source("frozen", 0, depth)], radius)
+            errors[radius] = float(self._errors([tried]).min())
+        chosen = processes.broadcast(min(errors, key=lambda radius: errors[radius]))
+        text = ", ".join(f"{'none' if r is None else f'{r:g}'} {error:.3f}" for r, error in errors.items())
+        logger.hint("Spatial context: %s um of held-out errors %s.", "none" if chosen is None else f"{chosen:g}", text)
+        return chosen
+
+    def _radii(self) -> list[float]:
+        d = self.data
+        found = []
+        for radius in RADII_UM:
+            counts = n_neighbours(d.coords_um, d.sections, radius)
+            if _NEIGHBOURS[0] <= float(np.median(counts)) <= _NEIGHBOURS[1]:
+                found.append(radius)
+        return found
+
+
+def n_neighbours(coords_um: np.ndarray, sections: np.ndarray, radius_um: float, sample: int = 2000) -> np.ndarray:
+    """Return the number of neighbours of (a sample of) the spots within a radius, in their section."""
+    from scipy.spatial import cKDTree
+
+    at = np.unique(np.linspace(0, len(coords_um) - 1, min(sample, len(coords_um))).astype(np.int64))
+    counts = np.zeros(len(at), dtype=np.int64)
+    for section in np.unique(sections[at]):
+        rows = np.flatnonzero(sections == section)
+        own = np.flatnonzero(sections[at] == section)
+        tree = cKDTree(coords_um[rows])
+        counts[own] = tree.query_ball_point(coords_um[at[own]], radius_um * (1 + 1e-3), return_length=True) - 1
+    return counts
+
+
+def resolved(spec: HeadSpec, context_um: float | None) -> HeadSpec:
+    """Return the spec with the context that was chosen."""
+    return replace(spec, readout=spec.readout.replace(context_um=context_um))

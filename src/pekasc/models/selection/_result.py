@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -14,44 +14,58 @@ from scipy import sparse
 from pekasc._expression import Matrix, dense
 from pekasc.models.adapter import Adapter
 from pekasc.models.encoders import Depth, depth_name
-from pekasc.models.heads import FoldData, Head, RidgeHead, fit_rows
+from pekasc.models.heads import Reading
 from pekasc.models.runtime import peak_memory
 from pekasc.models.selection._inputs import HeadSpec
 from pekasc.models.selection._job import Job
-from pekasc.models.selection._readout import Reading
+from pekasc.models.selection._readout import Fitted, Reader
 from pekasc.models.selection._scores import pearson
 from pekasc.models.training import method_name, n_clusters_for
 
 _GENES = 2048  # per chunk
 
 
-def _gene_scores(job: Job, head_name: str, inner: Sequence[FoldData], setting: Any) -> pd.DataFrame:
+def _gene_scores(job: Job, reader: Reader, fitted: Fitted) -> tuple[pd.DataFrame, dict[str, float]]:
     """Return the Pearson correlation of every gene within held-out sections, averaged over sections.
 
     Depth, epochs and penalty were chosen on the same groups, so the scores are slightly optimistic; no weights were
-    fitted on them.
+    fitted on them. The median over genes is returned for every member of the reading as well.
     """
-    data, o = job.data, job.options
-    correlations = []
-    for part, fold in zip(inner, job.folds, strict=True):
-        head = fit_rows(head_name, part, o.readout.n_components, setting, o.random_state)
+    data = job.data
+    names = [member.name for member in fitted.folds[0].members]
+    found: list[list[np.ndarray]] = [[] for _ in range(len(names) + 1)]
+    for i, (reading, fold) in enumerate(zip(fitted.folds, job.folds, strict=True)):
+        scores = reader.held_out(reading, i)
+        parts = [reading] if len(names) == 1 else [reading, *(Reading((member,)) for member in reading.members)]
         for section in np.unique(data.sections[fold.held_out]):
-            rows = fold.held_out[data.sections[fold.held_out] == section]
-            correlations.append(correlations_of(head, part.features[rows], data.expression[rows]))
+            at = np.flatnonzero(data.sections[fold.held_out] == section)
+            y = data.expression[fold.held_out[at]]
+            start = 0
+            for part, out in zip(parts, found, strict=False):
+                own = scores[at] if part is reading else scores[at, start : start + part.n_scores]
+                start += 0 if part is reading else part.n_scores
+                out.append(correlations_of(lambda genes, p=part, s=own: p.expression(s, genes), y))  # type: ignore[misc]
+    mean, count = _mean(found[0])
+    alone = {name: float(np.nanmedian(_mean(out)[0])) for name, out in zip(names, found[1:], strict=True) if out}
+    if len(names) == 1:
+        alone = {names[0]: float(np.nanmedian(mean)) if np.isfinite(mean).any() else float("nan")}
+    index = pd.Index(list(data.genes), name="gene")
+    return pd.DataFrame({"pearson": mean, "n_sections": count}, index=index), alone
+
+
+def _mean(correlations: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     stacked = np.array(correlations)
     known = np.isfinite(stacked)
     count = known.sum(axis=0)
-    mean = np.divide(
-        np.where(known, stacked, 0).sum(axis=0), count, out=np.full(stacked.shape[1], np.nan), where=count > 0
-    )
-    return pd.DataFrame({"pearson": mean, "n_sections": count}, index=pd.Index(list(data.genes), name="gene"))
+    total = np.where(known, stacked, 0).sum(axis=0)
+    return np.divide(total, count, out=np.full(stacked.shape[1], np.nan), where=count > 0), count
 
 
-def correlations_of(head: Head, x: np.ndarray, y: Matrix) -> np.ndarray:
+def correlations_of(predict: Callable[[slice], np.ndarray], y: Matrix) -> np.ndarray:
     """Return the Pearson correlation of every gene over spots, computed for chunks of genes to save memory."""
     y = y.tocsc() if sparse.issparse(y) else y
     parts = [slice(i, i + _GENES) for i in range(0, y.shape[1], _GENES)]
-    return np.concatenate([pearson(head.predict(x, part), dense(y[:, part])) for part in parts])
+    return np.concatenate([pearson(predict(part), dense(y[:, part])) for part in parts])
 
 
 _COLUMNS = ["fold", "held_out", "epoch", "loss", "kd", "sa", "matching", "val_error", "peak_memory"]
@@ -66,19 +80,22 @@ def make_result(
     spec: HeadSpec,
     depth: Depth,
     config: PeftConfig | None,
-    reading: Reading,
+    reader: Reader,
+    fitted: Fitted,
     selection: pd.DataFrame,
     epochs: int = 0,
     blocks: str | int | None = None,
 ) -> Adapter:
     """Score every gene on the held-out groups and return the adapter, still without weights and history."""
-    data, o, head = job.data, job.options, reading.head
+    data, o = job.data, job.options
     with o.profile.stage("head"):
-        scores = _gene_scores(job, spec.head, reading.inner, reading.setting)
+        scores, alone = _gene_scores(job, reader, fitted)
     o.profile.saw_memory(peak_memory(o.device))
-    columns = ["stage", "depth", "epochs", "alpha", "error"]
-    table = selection[columns].reset_index(drop=True)
+    table = pd.concat([selection, fitted.table.assign(stage="reading", epochs=epochs)])
+    table = table.reindex(columns=SELECTION).reset_index(drop=True)
     table["depth"] = [depth_name(d) for d in table["depth"]]
+    for name, missing in {"network": "frozen", "head": "ridge", "context_um": 0.0, "rank": 0, "weight": 0.0}.items():
+        table[name] = table[name].astype(object).where(table[name].notna(), missing).astype(type(missing))
     return Adapter(
         encoder=job.model.encoder,
         encoder_digest=job.model.digest,
@@ -86,17 +103,19 @@ def make_result(
         depth=depth,
         method=method_name(o.method),
         genes=tuple(str(gene) for gene in data.genes),
-        head=head,
-        context_um=spec.context_um,
-        scales=o.readout.scales,
+        reading=fitted.reading,
+        fields_um=o.fields_um,
         orientations=o.readout.orientations,
         config=config,
         weights={},
         gene_scores=scores,
         history=history_frame([]),
         selection=table,
-        info=_info(job, spec, depth, config, head, epochs, blocks),
+        info=_info(job, spec, depth, config, fitted, alone, epochs, blocks),
     )
+
+
+SELECTION = ["stage", "network", "head", "depth", "context_um", "epochs", "rank", "alpha", "error", "weight"]
 
 
 def _info(
@@ -104,12 +123,15 @@ def _info(
     spec: HeadSpec,
     depth: Depth,
     config: PeftConfig | None,
-    head: Head,
+    fitted: Fitted,
+    alone: dict[str, float],
     epochs: int,
     blocks: str | int | None,
 ) -> dict[str, Any]:
     """Return the summary of a fit, ``Adapter.info``."""
     data, o = job.data, job.options
+    used = fitted.reading.use()
+    weighed = fitted.table[fitted.table["weight"] > 0]
     return {
         "depth": depth_name(depth),
         "n_spots": int(data.tiles.n),
@@ -120,12 +142,12 @@ def _info(
         "teacher_licence": None if job.teacher is None else job.teacher.licence,
         "teacher_digest": None if job.teacher is None else job.teacher.digest,
         "epochs": epochs,
-        "head": spec.head,
-        "alpha": float(np.median(head.alpha)) if isinstance(head, RidgeHead) else None,
-        "context_um": spec.context_um,
-        "scales": list(o.readout.scales),
+        "head": spec.readout.head,
+        "members": {m.name: {"weight": m.weight, "pearson": alone.get(m.name, float("nan"))} for m in used.members},
+        "alpha": _typical(weighed["alpha"], weighed["weight"]),
+        "context_um": fitted.reading.context_um,
+        "fields_um": list(o.fields_um),
         "orientations": o.readout.orientations,
-        "n_components": int(head.projection.components.shape[0]),
         "n_clusters": None if config is None else n_clusters_for(int(data.tiles.n), o.recipe.n_clusters),
         "blocks": o.recipe.blocks if blocks is None else blocks,
         "rank": None if config is None else getattr(config, "r", None),
@@ -136,3 +158,11 @@ def _info(
         "profile": o.profile.record(),
         "versions": {name: version(name) for name in ("pekasc", "torch", "timm", "peft", "scikit-learn")},
     }
+
+
+def _typical(values: pd.Series, weights: pd.Series) -> float | None:
+    """Return the weighted geometric mean of penalties; None where every gene has its own."""
+    known = values.notna().to_numpy()
+    if not known.any():
+        return None
+    return float(np.exp(np.average(np.log(values[known]), weights=weights[known])))

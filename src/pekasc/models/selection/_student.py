@@ -14,12 +14,13 @@ from peft import PeftConfig
 from pekasc._settings import get_logger
 from pekasc.models.adapter import Adapter
 from pekasc.models.encoders import Depth
-from pekasc.models.heads import ALPHAS, FoldData
+from pekasc.models.heads import ALPHAS, Source, with_context
 from pekasc.models.runtime import processes
 from pekasc.models.selection._choice import Choice, held_out_errors
+from pekasc.models.selection._folds import InnerFold
 from pekasc.models.selection._inputs import HeadSpec
 from pekasc.models.selection._job import Job
-from pekasc.models.selection._readout import Reading, fit_head, head_inputs
+from pekasc.models.selection._readout import Features, Reader
 from pekasc.models.selection._result import history_frame, make_result
 from pekasc.models.teachers import check_finite
 from pekasc.models.training import (
@@ -44,17 +45,33 @@ class _InnerTraining:
     history: list[dict[str, Any]]
 
 
-def fit_student(job: Job, choice: Choice, frozen: np.ndarray, heads: Sequence[HeadSpec]) -> list[Adapter]:
-    """Train on every inner fold, choose the number of epochs, and train on all spots; return an adapter per head."""
+def fit_student(
+    job: Job, choice: Choice, features: Features, heads: Sequence[HeadSpec], radii: Sequence[float | None]
+) -> list[Adapter]:
+    """Train on every inner fold, choose the number of epochs, and train on all spots; return an adapter per head.
+
+    Parameters
+    ----------
+    job
+        The fit.
+    choice
+        Depth of the adapter.
+    features
+        The frozen features.
+    heads, radii
+        Readings to fit, and the radius of their spatial context.
+    """
     data, o, depth = job.data, job.options, choice.depth
     assert o.method is not None  # for the type checker: checked in fit()
     blocks = _blocks(job, depth)
     targets = target_layers(job.model, depth, blocks, o.method)
     config = make_config(o.method, o.recipe.rank, targets)
     job.freeze(depth, blocks, config)
+    frozen = features.of(Source("frozen", 0, depth), None)
+    inputs = [_Inputs(job, head, frozen, radius) for head, radius in zip(heads, radii, strict=True)]
     runs = list[_InnerTraining]()
     for i in range(len(job.folds)):
-        runs.append(_run_fold(job, i, config, depth, frozen, heads, runs))
+        runs.append(_run_fold(job, i, config, depth, frozen, inputs, runs))
     tables, epochs = _choose_epochs(job, runs, depth, len(heads))
     adapted = {0: frozen}
 
@@ -67,10 +84,13 @@ def fit_student(job: Job, choice: Choice, frozen: np.ndarray, heads: Sequence[He
     trained = _train(job, "final", config, depth, np.arange(data.tiles.n), max(epochs), set(epochs), keep_features)
     first = [row for run in runs for row in run.history]
     made = []
-    for head, table, epoch in zip(heads, tables, epochs, strict=True):
-        reading = _read_adapted(job, head, depth, runs, epoch, adapted[epoch], frozen, table)
+    for head, radius, table, epoch in zip(heads, radii, tables, epochs, strict=True):
+        read = replace(features, adapted=adapted[epoch], inner=[run.features[epoch] for run in runs])
+        reader = Reader(data, job.folds, read)
+        with o.profile.stage("head"):
+            fitted = reader.fit(head, list(features.frozen), radius)
         selection = pd.concat([choice.table.assign(stage="frozen", epochs=0), table])
-        adapter = make_result(job, head, depth, config, reading, selection, epoch, blocks)
+        adapter = make_result(job, head, depth, config, reader, fitted, selection, epoch, blocks)
         n_parameters = sum(tensor.numel() for tensor in trained.weights[epoch]["adapter"].values())
         final = [{"fold": -1, "held_out": "", **row} for row in trained.history if row["epoch"] <= epoch]
         made.append(
@@ -83,6 +103,23 @@ def fit_student(job: Job, choice: Choice, frozen: np.ndarray, heads: Sequence[He
             )
         )
     return made
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Inputs of plain ridge on adapted features, which chooses the number of epochs for a reading."""
+
+    job: Job
+    head: HeadSpec
+    frozen: np.ndarray
+    context_um: float | None
+
+    def error(self, features: np.ndarray, fold: InnerFold) -> np.ndarray:
+        """Return the held-out error per penalty, (alphas,)."""
+        data = self.job.data
+        x = np.concatenate([self.frozen, features], axis=1) if self.head.beside_frozen else features
+        x = with_context(x, data.coords_um, data.sections, self.context_um, fold)
+        return held_out_errors(x, data.expression, [fold], self.head.readout.n_components)[0]
 
 
 def _blocks(job: Job, depth: Depth) -> int | str:
@@ -98,7 +135,7 @@ def _blocks(job: Job, depth: Depth) -> int | str:
         elif known != "all" and not (isinstance(known, int) and 1 <= known <= n_blocks):
             raise ValueError(job.resume.damaged(f"blocks.json names {known!r} of {n_blocks} blocks"))
         return known
-    if blocks != "all" and o.readout.depth == "best" and int(blocks) > n_blocks:
+    if blocks != "all" and o.readout.depth in ("all", "best") and int(blocks) > n_blocks:
         # valid for the encoder, but more than the blocks up to the chosen depth
         logger.hint("Features are taken after block %d, so all of these blocks are adapted, not %s.", n_blocks, blocks)
         return "all"
@@ -134,28 +171,6 @@ def _choose_epochs(
                 "No number of epochs beat the frozen encoder on held-out groups: the adapter stays untrained."
             )
     return tables, epochs
-
-
-def _read_adapted(
-    job: Job,
-    head: HeadSpec,
-    depth: Depth,
-    runs: Sequence[_InnerTraining],
-    epoch: int,
-    adapted: np.ndarray,
-    frozen: np.ndarray,
-    table: pd.DataFrame,
-) -> Reading:
-    """Fit a head on adapted features; its setting is chosen on the features of the inner folds' adapters."""
-    data, o = job.data, job.options
-    with o.profile.stage("head"):
-        inner = [
-            FoldData(head_inputs(head, data, run.features[epoch], frozen, fold), data.expression, fold)
-            for run, fold in zip(runs, job.folds, strict=True)
-        ]
-        inputs = head_inputs(head, data, adapted, frozen)
-        fitted, setting = fit_head(head, inner, inputs, data.expression, o.readout.n_components, o.random_state)
-    return Reading(depth, fitted, setting, inner, table)
 
 
 def _train(
@@ -215,7 +230,7 @@ def _run_fold(
     config: PeftConfig,
     depth: Depth,
     frozen: np.ndarray,
-    heads: Sequence[HeadSpec],
+    heads: Sequence[_Inputs],
     before: Sequence[_InnerTraining],
 ) -> _InnerTraining:
     """Train on the training spots of one inner fold, and compute the held-out error after every epoch.
@@ -232,15 +247,7 @@ def _run_fold(
     def measure(epoch: int, features: np.ndarray) -> float:
         run.features[epoch] = features
         with o.profile.stage("head"):
-            run.errors[epoch] = [
-                held_out_errors(
-                    head_inputs(head, job.data, features, frozen, fold),
-                    job.data.expression,
-                    [fold],
-                    o.readout.n_components,
-                )[0]  # fmt: skip
-                for head in heads
-            ]
+            run.errors[epoch] = [head.error(features, fold) for head in heads]
         return float(run.errors[epoch][0].min())
 
     def on_epoch(epoch: int, known: bool = False) -> float:

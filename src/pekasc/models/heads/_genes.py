@@ -1,0 +1,103 @@
+"""Principal components of gene expression: the space that a low-rank head predicts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import linalg, sparse
+from scipy.sparse.linalg import LinearOperator, svds
+
+from pekasc._expression import Matrix
+
+RANKS = (1, 2, 3, 5, 8, 12, 20, 40)
+_EXACT = 4096  # spots or genes up to which the decomposition is exact
+
+
+@dataclass(frozen=True)
+class GeneSpace:
+    """Principal components of the centred expression of some spots.
+
+    Parameters
+    ----------
+    mean
+        Shape (genes,).
+    axes
+        Shape (genes, r), the first with the largest variance.
+    """
+
+    mean: np.ndarray
+    axes: np.ndarray
+
+    def scores(self, y: Matrix) -> np.ndarray:
+        """Return the components of spots, (n, r) float64."""
+        return np.asarray(y @ self.axes) - self.mean @ self.axes
+
+
+def gene_space(y: Matrix, rank: int, weights: np.ndarray | None = None) -> GeneSpace:
+    """Return the first principal components of expression, without copying it.
+
+    Parameters
+    ----------
+    y
+        Expression, (n, genes), dense or CSR.
+    rank
+        Number of components, below both the number of spots and of genes.
+    weights
+        Weight of every spot, (n,); 1 by default.
+    """
+    n, n_genes = y.shape
+    w = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
+    mean = np.asarray(y.T @ w, dtype=np.float64).ravel() / w.sum()
+    root = np.sqrt(w)
+    if min(n, n_genes) > _EXACT:
+        return GeneSpace(mean, _largest(y, mean, root, rank))
+    if n <= n_genes:
+        # the spots' inner products, centred
+        inner = y @ y.T
+        inner = np.asarray(inner.toarray() if sparse.issparse(inner) else inner, dtype=np.float64)
+        along = np.asarray(y @ mean, dtype=np.float64).ravel()
+        inner += mean @ mean - along[:, None] - along
+        vectors = _first(inner * np.outer(root, root), rank)
+        axes = np.asarray(y.T @ (root[:, None] * vectors), dtype=np.float64) - np.outer(mean, root @ vectors)
+        length = np.linalg.norm(axes, axis=0)
+        return GeneSpace(mean, axes / np.where(length > 0, length, 1.0))
+    weighted = y.multiply(w[:, None]).tocsr() if sparse.issparse(y) else y * w[:, None]
+    second = y.T @ weighted
+    second = np.asarray(second.toarray() if sparse.issparse(second) else second, dtype=np.float64)
+    return GeneSpace(mean, _first(second - w.sum() * np.outer(mean, mean), rank))
+
+
+def _first(symmetric: np.ndarray, rank: int) -> np.ndarray:
+    n = len(symmetric)
+    return linalg.eigh(symmetric, subset_by_index=[n - rank, n - 1])[1][:, ::-1]
+
+
+def _largest(y: Matrix, mean: np.ndarray, root: np.ndarray, rank: int) -> np.ndarray:
+    """Return the axes by ARPACK, whose products centre a sparse matrix without making it dense."""
+
+    def forward(v: np.ndarray) -> np.ndarray:
+        return root * (y @ v.ravel() - mean @ v.ravel())
+
+    def back(u: np.ndarray) -> np.ndarray:
+        u = root * u.ravel()
+        return y.T @ u - mean * u.sum()
+
+    operator: Any = LinearOperator(y.shape, matvec=forward, rmatvec=back, dtype=np.float64)
+    start = np.random.default_rng(0).normal(size=min(y.shape))
+    _, sizes, axes = svds(operator, k=rank, v0=start, tol=1e-4, return_singular_vectors="vh")
+    return axes[np.argsort(sizes)[::-1]].T
+
+
+def loadings(scores: np.ndarray, y: Matrix, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean of every gene, (genes,), and its regression on the components of the same spots, (r, genes).
+
+    Components have mean 0 over these spots and are uncorrelated.
+    """
+    w = np.ones(len(scores)) if weights is None else np.asarray(weights, dtype=np.float64)
+    mean = np.asarray(y.T @ w, dtype=np.float64).ravel() / w.sum()
+    weighted = scores * w[:, None]
+    size = np.einsum("nr,nr->r", weighted, scores)
+    cross = np.asarray(y.T @ weighted, dtype=np.float64).T - np.outer(weighted.sum(axis=0), mean)
+    return mean, cross / np.where(size > 0, size, 1.0)[:, None]
