@@ -20,6 +20,7 @@ SCALE = 1e4
 TARGETS = {"log1p": "log1p(counts per 10,000)", "as_is": "as stored"}
 GENE_EXPRESSION = "Gene Expression"  # as 10x Genomics names it in var["feature_types"]
 _TYPES = "feature_types"
+_WEIGHT_SCALE = 0.1  # of the median total
 MIN_FRACTION = 0.1  # of the spots of every group in which a gene must be detected by default
 # np.ndarray or scipy.sparse.csr_matrix; scipy has no type annotations
 Matrix: TypeAlias = Any
@@ -232,6 +233,14 @@ def close_genes(gene: str, names: np.ndarray) -> str:
     folded = {str(name).casefold(): str(name) for name in names}  # Erbb2 and ERBB2 are of two species
     close = [folded[name] for name in difflib.get_close_matches(gene.casefold(), list(folded), n=3)]
     return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def spot_weights(totals: np.ndarray) -> np.ndarray:
+    """Return N / (N + c) for the total count N of every spot, c a tenth of the median: what its counts know.
+
+    Spots with next to no counts are outliers of log expression, and weigh little.
+    """
+    return totals / (totals + _WEIGHT_SCALE * np.median(totals))
 
 
 def expressed_fraction(expression: Matrix) -> np.ndarray:

@@ -230,10 +230,10 @@ class Readout(_Options):
         the frozen one is left with ``method=None``.
     depth
         Block(s) after which features are taken. ``"all"``: every depth has a head of its own (twelve evenly spaced
-        depths for deeper encoders), of which `selection` takes the weighted mean or the best. ``"best"``: the depth with
-        the smallest held-out error. A number of blocks (-1 is the last), or several, whose features are concatenated.
-        ``"own"`` is the encoder's own output. An adapter is trained, and its features are read, at one depth, which
-        plain ridge chooses on the frozen features unless it is given.
+        depths for deeper encoders), of which `selection` takes the weighted mean or the best. ``"best"``: the depth
+        with the smallest held-out error. A number of blocks (-1 is the last), or several, whose features are
+        concatenated. ``"own"`` is the encoder's own output. An adapter is trained, and its features are read, at one
+        depth, which plain ridge chooses on the frozen features unless it is given.
     selection
         ``"average"``: depths, ranks and penalties are averaged, with weights from their held-out error. ``"best"``: the
         setting with the smallest held-out error.
@@ -607,7 +607,9 @@ def _members(members: Any, head: str) -> tuple[str, ...] | None:
     if members is None:
         return None
     if head != "blend":
-        raise ValueError(f'`members={members!r}` are those of a blend, and `head="{head}"` is none: leave one of them out.')
+        raise ValueError(
+            f'`members={members!r}` are those of a blend, and `head="{head}"` is none: leave one of them out.'
+        )
     names = [members] if isinstance(members, str) else list(members) if isinstance(members, Sequence) else [None]
     heads = ("ridge", "ridge-per-gene", "low-rank")
     known = [f"{network}:{name}" for network in ("frozen", "adapted") for name in heads]

@@ -23,21 +23,23 @@ __all__ = ["comparison", "expression", "tiles"]
 
 logger = get_logger(__name__)
 
-_SETTINGS = ("head", "teacher", "scales", "orientations")
+_SETTINGS = ("head", "teacher", "fields_um", "orientations")
 _MIN_GROUPS = 5  # a bootstrap interval over fewer is not meaningful
 _BLOCK = 64  # tiles per dask block: about 10 MB at 224 px
 
 
-def tiles(sdata: SpatialData, *, scale: float = 1.0, table_name: str = "table", key: str = TILES) -> xr.DataArray:
+def tiles(
+    sdata: SpatialData, *, field_um: float | None = None, table_name: str = "table", key: str = TILES
+) -> xr.DataArray:
     """Get the pixels of all tiles as a lazy array, in the order of the table's rows.
 
     Parameters
     ----------
     sdata
         Sections that :func:`pekasc.pp.tile` has tiled.
-    scale
-        Field of view, as ``scales`` of :class:`pekasc.Readout`: a multiple of the tiles' pixel size, so that 2 shows
-        tiles of twice the side around the same centres, at the same `tile_px`.
+    field_um
+        Width in um of a wider field of view around the same centres, at the same `tile_px`, as ``fields_um`` of
+        :class:`pekasc.Readout`. None is the tiles themselves.
     table_name
         Name of the table.
     key
@@ -67,8 +69,8 @@ def tiles(sdata: SpatialData, *, scale: float = 1.0, table_name: str = "table", 
     from dask import delayed
 
     sections, spec = tiled_sections(sdata, table_name=table_name, key=key)
-    spec = spec.scaled(scale)
-    stream = TileStream(section_readers(sections, spec, further=scale != 1))
+    spec = spec if field_um is None else spec.scaled(field_um / spec.side_um)
+    stream = TileStream(section_readers(sections, spec, further=field_um is not None))
     rows = np.concatenate([section.rows for section in sections])
     order = np.argsort(rows, kind="stable")
     shape = (spec.tile_px, spec.tile_px, 3)

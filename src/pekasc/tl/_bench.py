@@ -26,11 +26,11 @@ from pekasc.models.comparing import (
     Results,
 )
 from pekasc.models.heads import check_radius
-from pekasc.models.selection import Options
+from pekasc.models.selection import Options, kept_spots
 from pekasc.models.teachers import TEACHERS, StoredTeacher, TeacherModel, precomputed
 from pekasc.tiling import ArrayTiles, TileSource
 from pekasc.tl._options import ComparisonCall
-from pekasc.tl._read import Spots
+from pekasc.tl._read import Spots, field_scales, fields_of
 from pekasc.tl._select import training_mask
 from pekasc.tl._teachers import fitted_here, make_teacher, stored_key, stored_teacher
 
@@ -49,7 +49,8 @@ def make_comparisons(
     parts = _folds(spots, groups, folds)
     leaky = _warn_of_leaks(parts, _units(spots, by_default=groups is None and folds is None))
     for readout in call.readouts:
-        check_radius(spots.coords_um, spots.labels, readout.context_um)
+        if readout.context_um != "auto":
+            check_radius(spots.coords_um, spots.labels, readout.context_um)
     if call.protocol == HEST and (spots.spec.tile_px, spots.spec.mpp) != HEST_TILES:
         warnings.warn(
             f"HEST-Bench has tiles of {HEST_TILES[0]} px at {HEST_TILES[1]} um/px, these are {spots.spec.tile_px} px "
@@ -69,7 +70,8 @@ def make_comparisons(
     tiles: dict[tuple[float, ...], list[TileSource]] = {}
     out = []
     for shared in call.shared_readouts():
-        scales = shared[0].scales
+        fields_um = fields_of(spots, shared[0], lambda width: _kept(spots, parts, width))
+        scales = field_scales(spots.spec, fields_um)
         if scales not in tiles:
             tiles[scales] = spots.read_tiles(scales, call.compute.memory(FIT_MEMORY))
         # all pixels, since two images may differ in a few tiles only
@@ -83,6 +85,7 @@ def make_comparisons(
             groups=spots.groups,
             sections=spots.labels,
             coords_um=spots.coords_um,
+            totals=spots.totals,
             default_groups=groups is None,
             folds=parts,
             leaky=leaky,
@@ -95,11 +98,23 @@ def make_comparisons(
         )
         # the fit of a fold writes nothing to disk: finished fits are kept by the comparison
         compute = call.compute.replace(cache=None, resume=None, client=None, trainer=None)
-        options = Options(None, call.recipe, shared[0], compute, call.device)
+        options = Options(None, call.recipe, shared[0], compute, call.device, fields_um)
         out.append(Comparison(
             bench, call.methods, shared, call.seeds, call.protocol, sets, n_genes, options, Results(call.store), cache
         ))  # fmt: skip
     return out
+
+
+def _kept(spots: Spots, folds: Mapping[str, tuple[np.ndarray, np.ndarray]], width_um: float) -> list[tuple[int, int]]:
+    """Return :func:`kept_spots` of the training spots of all folds."""
+    return [
+        kept
+        for train, _ in folds.values()
+        for kept in kept_spots(
+            spots.groups[train] if len(np.unique(spots.groups[train])) > 1 else spots.labels[train],
+            spots.coords_um[train], spots.labels[train], spots.spec, width_um,
+        )
+    ]  # fmt: skip
 
 
 def _units(spots: Spots, *, by_default: bool) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from pekasc._options import RESULT_MEMORY, Compute, Readout, resolve, unused_in_
 from pekasc._sections import get_table, writable_table
 from pekasc.models import Adapter, Encoder
 from pekasc.models.encoders import Depth, EncoderNetwork, depth_name, resolve_encoder, warn_of_scale
-from pekasc.tl._read import ensure_tiles, untiled_on_error
+from pekasc.tl._read import ensure_tiles, field_scales, untiled_on_error
 from pekasc.tl._section_features import embed_job, on_device, section_features
 
 _IN_HEAD = "no genes are predicted here"
@@ -45,7 +45,7 @@ def embed_tiles(
         A name, a :class:`pekasc.models.Encoder`, or a fitted :class:`pekasc.Adapter`.
     readout
         A :class:`pekasc.Readout`, or a mapping of its fields: ``depth`` (a number of blocks, several, or ``"own"``; by
-        default the last block), ``scales`` and ``orientations``. An adapter has its own.
+        default the last block), ``fields_um`` (by default the tile alone) and ``orientations``. An adapter has its own.
     compute
         A :class:`pekasc.Compute`, or a mapping of its fields: ``device``, ``precision``, ``embed_batch_size``,
         ``max_memory`` and ``client``. Features of more than ``max_memory`` bytes need `store`, and ``obsm`` gets a dask
@@ -72,7 +72,7 @@ def embed_tiles(
     ``table.obsm[key_added]``
         Features, (n_obs, n_features) float32; NaN in rows without a tile.
     ``table.uns["pekasc"][key_added]``
-        Tile size, scales, orientations, encoder, digest of its weights, depth.
+        Tile size, fields of view, orientations, encoder, digest of its weights, depth.
 
     Raises
     ------
@@ -108,23 +108,25 @@ def embed_tiles(
         )
         if adapter is not None:
             adapter.check_tiles(spec.tile_px, spec.mpp)
-            read = Readout(scales=adapter.scales, orientations=adapter.orientations)
+            read = Readout(orientations=adapter.orientations)
             model, depth, digest = adapter.network(), adapter.depth, adapter.encoder_digest
         else:
             model = EncoderNetwork(row, spec.tile_px)
             warn_of_scale(row, spec.mpp)
             # the last block by default: there is no expression to choose a depth with
-            depths = (-1,) if read.depths == "best" else read.depths
+            depths = (-1,) if isinstance(read.depths, str) else read.depths
             depth = None if depths is None else tuple(model.check_depth(block) for block in depths)
             digest = model.digest
+        scales = (1.0,) if adapter is not None else field_scales(spec, read.fields_um)
         job = embed_job(adapter or row, digest, spec.tile_px, depth, read.orientations, how)
         max_memory = how.memory(RESULT_MEMORY)
         features = section_features(
-            sections, spec, read.scales, job, model, n_obs=get_table(sdata, table_name).n_obs, store=store,
+            sections, spec, scales, [job] * len(scales), model, n_obs=get_table(sdata, table_name).n_obs, store=store,
             client=how.client, max_memory=max_memory, progress=progress,
         )  # fmt: skip
     record: dict[str, Any] = {
-        "tile_px": spec.tile_px, "mpp": spec.mpp, "scales": list(read.scales), "orientations": read.orientations,
+        "tile_px": spec.tile_px, "mpp": spec.mpp, "fields_um": [scale * spec.side_um for scale in scales[1:]],
+        "orientations": read.orientations,
         "encoder": row.to_dict(), "encoder_digest": digest, "depth": depth_name(depth),
     }  # fmt: skip
     if adapter is not None:
@@ -140,10 +142,12 @@ def _options(adapter: Adapter | None, readout: Any, compute: Any) -> tuple[Reado
     if adapter is not None:
         unused = dict.fromkeys(Readout.__dataclass_fields__, "an adapter has its own readout")
     else:
-        unused = dict.fromkeys(("head", "n_components", "n_depths", "context_um"), _IN_HEAD)
-        if isinstance(readout, Mapping) and readout.get("depth") == "best":
+        unused = dict.fromkeys(
+            ("head", "head_rank", "members", "selection", "n_components", "n_depths", "context_um"), _IN_HEAD
+        )
+        if isinstance(readout, Mapping) and readout.get("depth") in ("all", "best"):
             raise ValueError(
-                '`readout`: `depth="best"` is chosen on expression, which this call does not read: give a number of '
-                'blocks, several, or "own".'
+                f'`readout`: `depth="{readout["depth"]}"` is chosen on expression, which this call does not read: give '
+                'a number of blocks, several, or "own".'
             )
     return resolve(readout, Readout, "readout", unused=unused), how

@@ -19,11 +19,11 @@ from pekasc.models import Adapter, Encoder, Teacher
 from pekasc.models.encoders import EncoderNetwork
 from pekasc.models.heads import check_radius, lattice_offsets, n_components_for, pitch_um
 from pekasc.models.runtime import processes
-from pekasc.models.selection import Data, HeadSpec, fit
+from pekasc.models.selection import Data, HeadSpec, fit, kept_spots
 from pekasc.models.teachers import TEACHERS, TeacherModel, precomputed
 from pekasc.models.training import method_name
 from pekasc.tl._options import FitCall, resolve_fit
-from pekasc.tl._read import Spots, reading
+from pekasc.tl._read import Spots, field_scales, fields_of, reading
 from pekasc.tl._select import wanted_genes
 from pekasc.tl._teachers import make_teacher, stored_key, stored_teacher
 
@@ -56,13 +56,13 @@ def fit_adapter(
     PEKA: the teacher embeds the expression of every training spot, and k-means on the embeddings gives structure
     labels. A cluster head is trained to predict the labels from the embeddings, and frozen. An adapter inside the
     encoder and a projector are then trained so that the frozen cluster head gives the tile's embedding the teacher's
-    class probabilities (knowledge distillation) and the spot's label (structure alignment). Last, standardisation, PCA
-    and ridge regression predict expression from the adapted features.
+    class probabilities (knowledge distillation) and the spot's label (structure alignment). Last, expression is
+    predicted as `readout` says: by default half by the frozen encoder, read at all depths, half by the adapted one.
 
-    Depth, epochs and penalty are those with the smallest squared error on held-out groups: leave-one-group-out with at
-    most three folds, or contiguous blocks of tissue with a margin if there is one group. Depth is chosen on the frozen
-    encoder's features, which costs one pass; the adapter is trained in the blocks up to that depth. Zero epochs (the
-    frozen encoder) is a candidate as well. The final fit uses all training spots and the chosen settings.
+    Everything is chosen, or averaged with weights, by the squared error on held-out groups: leave-one-group-out with at
+    most three folds, or contiguous blocks of tissue with a margin if there is one group. The adapter's depth is chosen
+    on the frozen encoder's features, which costs one pass, and it is trained in the blocks up to that depth. Zero
+    epochs (the frozen encoder) is a candidate as well. The final fit uses all training spots and the chosen settings.
 
     Parameters
     ----------
@@ -162,9 +162,13 @@ def fit_adapter(
     with reading(
         sdata, table_name=table_name, key=key, layer=layer, target=target, gene_key=gene_key, train=train, groups=groups
     ) as spots:
-        data, teacher_model, model = _inputs(call, spots, genes, target)
-        heads = [HeadSpec.from_readout(call.options.readout)]
-        adapter = fit(model, spots.spec, data, teacher_model, call.options, heads)[0]
+        fields_um = fields_of(
+            spots, call.options.readout,
+            lambda width: kept_spots(spots.groups, spots.coords_um, spots.labels, spots.spec, width),
+        )  # fmt: skip
+        options = replace(call.options, fields_um=fields_um)
+        data, teacher_model, model = _inputs(replace(call, options=options), spots, genes, target)
+        adapter = fit(model, spots.spec, data, teacher_model, options, [HeadSpec(options.readout)])[0]
     info = {**adapter.info, "target": TARGETS[target], "layer": layer or ""}
     if adapter.context_um is not None:
         offsets = lattice_offsets(spots.coords_um, spots.labels, adapter.context_um)
@@ -187,14 +191,16 @@ def _inputs(call: FitCall, spots: Spots, genes: Any, target: str) -> tuple[Data,
         )
     _log_choices(call, spots, predicted, genes is None)
     teacher = _teacher(call, spots, expressed)
-    check_radius(spots.coords_um, spots.labels, readout.context_um)
+    if readout.context_um != "auto":
+        check_radius(spots.coords_um, spots.labels, readout.context_um)
     model = EncoderNetwork(call.encoder, spots.spec.tile_px)
     local = None
     if processes.n_ranks() > 1:
         local = np.flatnonzero(processes.owners(spots.labels, spots.stream.reading_order) == processes.rank())
-    n_read = (spots.rows.size if local is None else local.size) * len(readout.scales)
+    scales = field_scales(spots.spec, options.fields_um)
+    n_read = (spots.rows.size if local is None else local.size) * len(scales)
     with options.profile.stage("reading", n_read):
-        tiles, *further = spots.read_tiles(readout.scales, options.compute.memory(FIT_MEMORY), local)
+        tiles, *further = spots.read_tiles(scales, options.compute.memory(FIT_MEMORY), local)
     data = Data(
         tiles=tiles,
         further=further,
@@ -204,6 +210,8 @@ def _inputs(call: FitCall, spots: Spots, genes: Any, target: str) -> tuple[Data,
         sections=spots.labels,
         coords_um=spots.coords_um,
         local=local,
+        every=spots.expression if expressed.size == spots.names.size else spots.expression[:, expressed],
+        totals=spots.totals if target == "log1p" else None,
     )
     return data, teacher, model
 

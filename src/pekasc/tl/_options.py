@@ -13,6 +13,7 @@ from peft import PeftConfig
 
 from pekasc._options import NOT_STORED, Compute, Readout, Recipe, resolve, resolve_recipe, unused_in_embedding, whole
 from pekasc._paths import check_no_file, folder_path
+from pekasc._settings import get_logger
 from pekasc.models import Encoder, Teacher
 from pekasc.models.comparing import (
     BEST_FROZEN,
@@ -25,10 +26,12 @@ from pekasc.models.comparing import (
 from pekasc.models.encoders import resolve_encoder
 from pekasc.models.heads import check_head
 from pekasc.models.runtime import autocast, processes, resolve_device
-from pekasc.models.selection import Options
+from pekasc.models.selection import HeadSpec, Options
 from pekasc.models.teachers import resolve_teacher
 from pekasc.models.training import check_method, check_trainer, known_methods, method_name
 from pekasc.tl._teachers import check_installed
+
+logger = get_logger(__name__)
 
 _FROZEN = "with `method=None` nothing is trained"
 _ONE_DEPTH = "an adapter is trained at one depth"
@@ -75,9 +78,12 @@ def resolve_fit(
     """
     described, method = resolve_teacher(teacher), check_method(method)
     training, readout = resolve_recipe(recipe, readout, unused=unused_in_recipe(method, described))
+    if method is not None and training.epochs == 0 and not training.choose_epochs:
+        logger.hint("`recipe` trains no epoch: the frozen encoder is read.")
+        method = None
     unused = {} if method is None else {"n_depths": _ONE_DEPTH}
     reading = resolve(readout, Readout, "readout", unused=unused)
-    check_head(reading.head)
+    check_reading(reading, frozen=method is None)
     unused = {"client": "a fit runs in this process, or in those of `trainer`", **NOT_STORED}
     if method is None:
         # several devices share the embedding
@@ -88,8 +94,24 @@ def resolve_fit(
     row = resolve_encoder(encoder)
     device, trainer = processes.launch(trainer, device)
     autocast(device, how.precision)
-    options = Options(method, training, reading, how, device, random_state, progress, trainer)
+    options = Options(method, training, reading, how, device, (), random_state, progress, trainer)
     return FitCall(row, described, options)
+
+
+def check_reading(readout: Readout, *, frozen: bool) -> None:
+    """Check the head of a readout.
+
+    Raises
+    ------
+    ValueError
+        If there is no such head, or nothing of a blend is left for the frozen encoder.
+    """
+    if readout.head != "blend":
+        check_head(readout.head)
+    if frozen and not HeadSpec(readout).names(adapted=False):
+        raise ValueError(
+            f"`members={readout.members!r}` are all adapted, and {_FROZEN}: name a frozen one, or a method."
+        )
 
 
 _HERE, _KEPT = "a comparison runs in this process", "a comparison keeps its finished fits in `store=`"
@@ -112,10 +134,11 @@ class ComparisonCall:
     store: Path | None
 
     def shared_readouts(self) -> list[list[Readout]]:
-        """Return the readouts grouped by training: those that differ only in head and context share one."""
-        shared: dict[Readout, list[Readout]] = {}
+        """Return the readouts grouped by training: those with the same depths, fields and orientations share one."""
+        shared: dict[Any, list[Readout]] = {}
         for readout in self.readouts:
-            shared.setdefault(readout.replace(head="ridge", context_um=None), []).append(readout)
+            alike = (readout.depth, readout.fields_um, readout.orientations)
+            shared.setdefault(alike, []).append(readout)
         return list(shared.values())
 
     def n_units(self, comparisons: Sequence[Comparison]) -> int:
@@ -194,24 +217,35 @@ def _readouts(readout: Any, methods: Mapping[str, Rival], protocol: str) -> list
     unused = {}
     if all(row.name != BEST_FROZEN for row in methods.values()):
         unused["n_depths"] = 'only "frozen-best" concatenates several depths'
-    if all(row.trains is None and row.name != "frozen" for row in methods.values()):
-        unused["depth"] = '"frozen-best" chooses the depth'
     if not any(row.reads_image for row in methods.values()):
-        unused |= dict.fromkeys(("depth", "n_depths", "scales", "orientations"), "no method reads the image")
+        unused |= dict.fromkeys(
+            ("depth", "selection", "n_depths", "fields_um", "orientations"), "no method reads the image"
+        )
     if protocol == HEST:
-        unused |= dict.fromkeys(("head", "n_components", "n_depths", "depth"), "HEST-Bench has a regression of its own")
-        unused |= dict.fromkeys(("scales", "orientations"), "HEST-Bench embeds every tile once, as it is")
+        unused |= dict.fromkeys(
+            ("head", "head_rank", "members", "selection", "n_components", "n_depths", "depth"),
+            "HEST-Bench has a regression of its own",
+        )
+        unused |= dict.fromkeys(("fields_um", "orientations"), "HEST-Bench embeds every tile once, as it is")
+        given = [{"context_um": None} if value is None else value for value in given]
     readouts = [resolve(value, Readout, "readout", unused=unused) for value in given]
     for value in readouts:
-        check_head(value.head)
+        check_reading(value, frozen=False)
     if protocol == HEST:
         idle = sorted({name for value in readouts for name in value.changed() if name in unused})
         if idle:
             raise ValueError(f'`protocol="hest"` has features and a regression of its own: leave {idle} out.')
-        readouts = [value.replace(depth="own") for value in readouts]
+        readouts = [
+            value.replace(head="ridge", selection="best", depth="own", fields_um=None, context_um=_no_auto(value))
+            for value in readouts
+        ]
     if not readouts or len(set(readouts)) < len(readouts):
         raise ValueError(f"`readout={readout!r}` must hold each readout once.")
     return readouts
+
+
+def _no_auto(readout: Readout) -> float | None:
+    return None if isinstance(readout.context_um, str) else readout.context_um
 
 
 def check_methods(methods: Any, protocol: str) -> dict[str, Rival]:

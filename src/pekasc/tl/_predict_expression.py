@@ -31,9 +31,9 @@ from pekasc._sections import Section, check_table, get_table, present_table, tra
 from pekasc.models import Adapter
 from pekasc.models.heads import pitch_um
 from pekasc.tl._evaluate import METRICS
-from pekasc.tl._predict_rows import LayerSpec, layer_parts, store_predictions
+from pekasc.tl._predict_rows import LayerSpec, Scores, layer_parts, store_predictions
 from pekasc.tl._read import ensure_tiles, untiled_on_error
-from pekasc.tl._section_features import check_store, embed_job, on_device, section_features
+from pekasc.tl._section_features import check_store, on_device, reading_jobs, section_features
 
 _COARSE = 0.5  # of the training pitch: a finer grid has a tile near every place of the lattice
 _SAME_PITCH = 0.02
@@ -150,11 +150,12 @@ def predict_expression(
     with untiled_on_error(sdata, table_name=table_name, key=key):
         sections, spec = ensure_tiles(sdata, table_name=table_name, key=key, spec=adapter.spec)
         adapter.check_tiles(spec.tile_px, spec.mpp)
-        job = embed_job(adapter, adapter.encoder_digest, spec.tile_px, adapter.depth, adapter.orientations, how)
+        reading = adapter.reading.use()
         features = section_features(
-            sections, spec, adapter.scales, job, adapter.network(), n_obs=table.n_obs, store=store,
-            client=how.client, max_memory=max_memory, progress=progress,
+            sections, spec, adapter.scales, reading_jobs(adapter, spec.tile_px, reading, how), adapter.network(),
+            n_obs=table.n_obs, store=store, client=how.client, max_memory=max_memory, progress=progress,
         )  # fmt: skip
+        scores = Scores(features, reading)
         # compute everything before anything is written
         layer = LayerSpec(
             (table.n_obs, len(wanted) if new_table else table.n_vars),
@@ -167,13 +168,13 @@ def predict_expression(
         place: dict[str, str] = {}
         if store is not None:
             kept = store_predictions(
-                adapter, features, sections, layer, check_store(store), dtype=how.stored_precision, progress=progress
+                adapter, scores, sections, layer, check_store(store), dtype=how.stored_precision, progress=progress
             )
             values: Any = kept.layer()
             place = {"store": str(kept.path), "array": kept.name, "array_digest": kept.digest}
         else:
-            ((_, values),) = layer_parts(adapter, features, sections, layer, [slice(0, table.n_obs)])
-        adapted = features.by_row(table.n_obs, max_memory)
+            ((_, values),) = layer_parts(adapter, scores, sections, layer, [slice(0, table.n_obs)])
+        adapted = features.by_row(table.n_obs, max_memory, scores.n_adapted)
         trained = np.zeros(table.n_obs, dtype=bool)
         trained[trained_rows(sections, spec.side_um * max(adapter.scales), adapter.trained_on)] = True
     record = {**_record(adapter), "n_predicted": len(wanted), "tile_px": spec.tile_px, "mpp": spec.mpp, **place}
@@ -353,7 +354,7 @@ def _record(adapter: Adapter) -> dict[str, Any]:
         "encoder_digest": adapter.encoder_digest,
         "method": adapter.method,
         "depth": adapter.info["depth"],
-        "scales": list(adapter.scales),
+        "fields_um": list(adapter.fields_um),
         "orientations": adapter.orientations,
         "context_um": adapter.context_um or 0.0,
         "head": adapter.info["head"],

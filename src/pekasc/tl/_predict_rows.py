@@ -15,6 +15,7 @@ from pekasc._sections import Section
 from pekasc._settings import get_logger
 from pekasc.models import Adapter
 from pekasc.models.features import PredictionStore, locked
+from pekasc.models.heads import Reading
 from pekasc.models.runtime import array_parts
 from pekasc.tl._section_features import SectionFeatures
 
@@ -23,12 +24,43 @@ logger = get_logger(__name__)
 _TILES = 512  # predicted at once
 
 
-def predict_rows(
-    adapter: Adapter, features: SectionFeatures, number: int, weights: Any, index: np.ndarray
-) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of all tiles for a reading, and what comes before them.
+
+    Parameters
+    ----------
+    features
+        What :class:`pekasc.models.features.ReadingEncoder` made of every field of view: the adapted features, and
+        scores as a tile and, with spatial context, as a neighbour.
+    reading
+        The reading.
+    """
+
+    features: SectionFeatures
+    reading: Reading
+
+    @property
+    def n_adapted(self) -> int:
+        """Number of adapted features, which come first."""
+        return self.features.widths[0] - self._n_of_field
+
+    @property
+    def _n_of_field(self) -> int:
+        return self.reading.n_scores * (1 if self.reading.context_um is None else 2)
+
+    def rows(self, number: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the scores of some tiles of a section, as tiles and as neighbours, summed over fields of view."""
+        values = self.features.rows(number, index)[:, self.n_adapted :]
+        values = values.reshape(len(index), -1, self._n_of_field).sum(axis=1)
+        k = self.reading.n_scores
+        return values[:, :k], values[:, k:]
+
+
+def predict_rows(scores: Scores, number: int, weights: Any, index: np.ndarray) -> np.ndarray:
     """Predict some tiles of a section, (k, genes of the adapter) float32.
 
-    Only the features of these tiles and of their context are read.
+    Only the scores of these tiles and of their context are read.
 
     Parameters
     ----------
@@ -37,17 +69,16 @@ def predict_rows(
     index
         Indices of the tiles.
     """
-    out = np.empty((len(index), len(adapter.genes)), dtype=np.float32)
+    out = np.empty((len(index), scores.reading.n_genes), dtype=np.float32)
     for start in range(0, len(index), _TILES):
         part = index[start : start + _TILES]
-        own = features.rows(number, part)
+        own, _ = scores.rows(number, part)
         if weights is not None:
             around = weights[part]
             near, columns = np.unique(around.indices, return_inverse=True)
             around = type(around)((around.data, columns, around.indptr), shape=(len(part), near.size))
-            context = around @ features.rows(number, near)
-            own = np.concatenate([own, context.astype(np.float32)], axis=1)
-        out[start : start + _TILES] = adapter.head.predict(own)
+            own = own + (around @ scores.rows(number, near)[1]).astype(np.float32)
+        out[start : start + _TILES] = scores.reading.expression(own)
     return out
 
 
@@ -72,7 +103,7 @@ class LayerSpec:
 
 
 def layer_parts(
-    adapter: Adapter, features: SectionFeatures, sections: Sequence[Section], layer: LayerSpec, parts: Iterable[slice]
+    adapter: Adapter, scores: Scores, sections: Sequence[Section], layer: LayerSpec, parts: Iterable[slice]
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield parts of the rows of a layer with their predictions, float32; NaN where nothing is predicted."""
     there = layer.columns >= 0
@@ -86,13 +117,13 @@ def layer_parts(
             if i not in contexts:  # of one section at a time; neighbours never cross sections
                 one = np.zeros(section.rows.size)
                 contexts = {i: adapter.context_weights(section.centres_um, one, grid=layer.grid)}
-            predicted = predict_rows(adapter, features, i, contexts[i], index)
+            predicted = predict_rows(scores, i, contexts[i], index)
             values[np.ix_(section.rows[index] - part.start, layer.columns[there])] = predicted[:, layer.wanted[there]]
         yield part, values
 
 
 def store_predictions(
-    adapter: Adapter, features: SectionFeatures, sections: Sequence[Section], layer: LayerSpec, path: Path, *,
+    adapter: Adapter, scores: Scores, sections: Sequence[Section], layer: LayerSpec, path: Path, *,
     dtype: str, progress: bool,
 ) -> PredictionStore:  # fmt: skip
     """Predict all rows of a layer into a store, in parts; those that are there already are left as they are."""
@@ -102,13 +133,13 @@ def store_predictions(
         "offsets": adapter.info.get("context_offsets_um", []), "dtype": dtype,
     }  # fmt: skip
     rows = [section.rows for section in sections]
-    digest = sha256(repr(facts), *features.digests, *array_parts(adapter.head), *rows)
+    digest = sha256(repr(facts), *scores.features.digests, *array_parts(scores.reading), *rows)
     info = {"adapter": adapter.method, "encoder": adapter.encoder.short, "target": adapter.info["target"]}
     store = PredictionStore(path, digest, layer.shape, info, dtype)
     with locked(path, [store.name]):
         store.sweep()
         missing = store.missing()
         bar = tqdm(missing, desc="predict", unit="part", disable=not progress or len(missing) < 2)
-        for part, values in layer_parts(adapter, features, sections, layer, bar):
+        for part, values in layer_parts(adapter, scores, sections, layer, bar):
             store.write(part, values)
     return store

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +15,7 @@ from spatialdata import SpatialData
 from pekasc import pp
 from pekasc._expression import Matrix, counts, gene_columns, gene_names, of_genes, report_no_genes, target_matrix
 from pekasc._keys import TILE_INSIDE, UNS
+from pekasc._options import Readout
 from pekasc._sections import (
     PixelSizeUnknown,
     Section,
@@ -32,7 +33,9 @@ from pekasc.tl._select import default_groups, obs_groups, training_mask
 
 logger = get_logger(__name__)
 
-_LEAST_INSIDE = 0.5  # mean fraction of a tile inside the image, at scales above 1
+_LEAST_INSIDE = 0.5  # mean fraction of a wider field of view inside the image
+_LEAST_KEPT = 0.5  # fraction of training spots that a wider field may leave to inner folds
+_AUTO = 4.0  # width of the automatic field of view, in tiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +85,11 @@ class Spots:
     def counts(self) -> Matrix:
         """Raw counts, spots x genes."""
         return of_genes(counts(self.table[self.rows], self.counts_layer), self.columns)
+
+    @property
+    def totals(self) -> np.ndarray:
+        """Total count of every spot over its genes, (n,) float64."""
+        return np.asarray(self.counts.sum(axis=1, dtype=np.float64)).ravel()
 
     @cached_property
     def stream(self) -> TileStream:
@@ -245,7 +253,7 @@ def untiled_on_error(sdata: SpatialData, *, table_name: str, key: str) -> Iterat
 
 
 def further_readers(
-    sections: Sequence[Section], spec: TileSpec, scales: Sequence[float], **kwargs: Any
+    sections: Sequence[Section], spec: TileSpec, scales: Sequence[float], *, quiet: bool = False, **kwargs: Any
 ) -> list[list[TileReader | PatchReader]]:
     """Return readers of larger fields of view, `scales[1:]`: the same tiles at the same `tile_px`, coarser pixels.
 
@@ -262,15 +270,70 @@ def further_readers(
         inside = np.concatenate([reader.inside for reader in readers])
         if np.mean(inside) < _LEAST_INSIDE:
             raise ValueError(
-                f"At scale {scale:g}, tiles of {scaled.side_um:g} um lie to {1 - np.mean(inside):.0%} outside of their "
-                "images: leave this scale out."
+                f"`fields_um`: tiles of {scaled.side_um:g} um lie to {1 - np.mean(inside):.0%} outside of their "
+                "images: leave this field of view out."
             )
         for section, reader in zip(sections, readers, strict=True):
             coarse = getattr(reader, "upsampling", 1.0)
+            if quiet:
+                continue
             logger.hint(
-                "section %s at scale %g: %d px at %g um/px (%g um), %.0f %% inside the image%s.",
-                section.name, scale, scaled.tile_px, scaled.mpp, scaled.side_um, 100 * float(np.mean(reader.inside)),
+                "section %s, field of view of %g um: %d px at %g um/px, %.0f %% inside the image%s.",
+                section.name, scaled.side_um, scaled.tile_px, scaled.mpp, 100 * float(np.mean(reader.inside)),
                 f", interpolated {coarse:.2f} times" if coarse > 1 else "",
             )  # fmt: skip
         found.append(readers)
     return found
+
+
+def field_scales(spec: TileSpec, fields_um: Any) -> tuple[float, ...]:
+    """Return the fields of view as multiples of the pixel size, 1 (the tile itself) first.
+
+    Raises
+    ------
+    ValueError
+        If a field is no wider than the tile.
+    """
+    widths = () if fields_um in (None, "auto") else tuple(fields_um)
+    for width in widths:
+        if width <= spec.side_um * 1.01:
+            raise ValueError(
+                f"`fields_um`: {width:g} um is not wider than the tile ({spec.side_um:g} um): give widths beyond it, "
+                f"such as ({_AUTO * spec.side_um:g},)."
+            )
+    return (1.0, *(width / spec.side_um for width in widths))
+
+
+def fields_of(spots: Spots, readout: Readout, folds_of: Callable[[float], list[tuple[int, int]]]) -> tuple[float, ...]:
+    """Return the widths of the fields of view beyond the tile; for ``"auto"``, one of four tiles if it can be read.
+
+    Parameters
+    ----------
+    spots
+        The training spots.
+    readout
+        The option object.
+    folds_of
+        Function from the width of the widest field of view in um to the numbers of training spots of every inner fold,
+        with its margin and with that of the tile.
+    """
+    if readout.fields_um != "auto":
+        return () if readout.fields_um is None else tuple(readout.fields_um)
+    width = _AUTO * spots.spec.side_um
+    try:
+        further_readers(spots.sections, spots.spec, (1.0, _AUTO), quiet=True)
+    except ValueError as error:
+        logger.hint("Field of view: the tile alone, since %g um cannot be read: %s", width, error)
+        return ()
+    try:
+        kept = folds_of(width)
+    except ValueError:
+        kept = [(0, 1)]
+    least = min(wide / max(narrow, 1) for wide, narrow in kept)
+    if least < _LEAST_KEPT:
+        logger.hint(
+            "Field of view: the tile alone. The margin of one of %g um would leave an inner fold %.0f %% of its spots.",
+            width, 100 * least,
+        )  # fmt: skip
+        return ()
+    return (width,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from pekasc.models.features import (
     n_features,
     sample_digest,
 )
+from pekasc.models.heads import Reading
 from pekasc.models.runtime import autocast, resolve_device
 from pekasc.tiling import MAX_MEMORY, TileReader, TileSpec
 from pekasc.tl._read import further_readers
@@ -69,11 +70,12 @@ class _Part:
 
 
 class SectionFeatures:
-    """Features of the tiles of several sections; those of several scales are concatenated."""
+    """Features of the tiles of several sections; those of several fields of view are concatenated."""
 
-    def __init__(self, sections: Sequence[Section], parts: Sequence[Sequence[_Part]], width: int) -> None:
+    def __init__(self, sections: Sequence[Section], parts: Sequence[Sequence[_Part]], widths: Sequence[int]) -> None:
         self._sections, self._parts = sections, parts
-        self.width = width * len(parts)
+        self.widths = list(widths)  # of every field
+        self.width = sum(widths)
         self._stored = all(part.store is not None for scale in parts for part in scale)
 
     def section(self, section: int) -> np.ndarray:
@@ -96,14 +98,18 @@ class SectionFeatures:
                 found.append(part.values[index])
         return np.concatenate(found, axis=1)
 
-    def by_row(self, n_obs: int, max_memory: int) -> Any:
-        """Return the features of all table rows, NaN without a tile; a dask array if larger than `max_memory` bytes."""
-        if not self._stored or 4 * n_obs * self.width <= max_memory:
-            out = np.full((n_obs, self.width), np.nan, dtype=np.float32)
+    def by_row(self, n_obs: int, max_memory: int, first: int | None = None) -> Any:
+        """Return the features of all table rows, NaN without a tile; a dask array if larger than `max_memory` bytes.
+
+        With `first`, only so many of them.
+        """
+        width = self.width if first is None else first
+        if not self._stored or 4 * n_obs * width <= max_memory:
+            out = np.full((n_obs, width), np.nan, dtype=np.float32)
             for i, section in enumerate(self._sections):
-                out[section.rows] = self.section(i)
+                out[section.rows] = self.section(i)[:, :width]
             return out
-        return self._lazy(n_obs)
+        return self._lazy(n_obs)[:, :width]
 
     def _lazy(self, n_obs: int) -> Any:
         import dask.array as da
@@ -155,7 +161,7 @@ def section_features(
     sections: Sequence[Section],
     spec: TileSpec,
     scales: Sequence[float],
-    job: EmbedJob,
+    jobs: Sequence[EmbedJob],
     model: EncoderNetwork,
     *,
     n_obs: int,
@@ -164,7 +170,9 @@ def section_features(
     max_memory: int,
     progress: bool,
 ) -> SectionFeatures:
-    """Embed the tiles of all sections at all scales, without those whose features are in the store already.
+    """Embed the tiles of all sections in all fields of view, without those whose features are in the store already.
+
+    `scales` are the fields of view, as multiples of the pixel size, each with its job.
 
     Raises
     ------
@@ -180,41 +188,46 @@ def section_features(
         list(section_readers(sections, spec, max_memory=bound)),
         *further_readers(sections, spec, scales, max_memory=bound),
     ]
-    width = n_features(job, model)
+    widths = [n_features(job, model) for job in jobs]
     n_tiles = sum(reader.n for reader in scale_readers[0])
-    size = 4 * n_obs * width * len(scales)
+    size = 4 * n_obs * sum(widths)
     if path is None and size > max_memory:
         raise ValueError(
             f"The features of {n_obs} rows take {size / 2**30:.1f} GiB, more than `Compute.max_memory` "
             f"({max_memory / 2**30:.1f} GiB). Give `store=` a folder, where they stay; `obsm` then reads them from "
             "there. Or raise the limit."
         )
-    digest = job.digest(model)
     parts = [
         [
             _part(section, spec.scaled(scale), reader, job, digest, width, path)
             for section, reader in zip(sections, readers, strict=True)
         ]
-        for scale, readers in zip(scales, scale_readers, strict=True)
+        for scale, readers, job, width, digest in zip(
+            scales, scale_readers, jobs, widths, [job.digest(model) for job in jobs], strict=True
+        )
     ]
     every = [part for scale_parts in parts for part in scale_parts]
     names = [part.store.name for part in every if part.store is not None]
     with nullcontext() if path is None else locked(path, names):
         todo = _missing(every)
-        pieces = [(number, every[number].chunks[chunk]) for number, chunk in todo]
-        n_all, n_todo = n_tiles * len(scales), sum(len(index) for _, index in pieces)
+        n_all = n_tiles * len(scales)
+        n_todo = sum(len(every[number].chunks[chunk]) for number, chunk in todo)
         if n_todo < n_all:
             logger.info("The store %s has the features of %d of %d tiles.", path, n_all - n_todo, n_all)
         bar = tqdm(total=n_all, initial=n_all - n_todo, desc="embed tiles", unit="tile", disable=not progress)
         readers = [part.reader for part in every]
         with bar:
-            for number, features in embed_pieces(job, model, readers, pieces, client):
-                part, chunk = todo[number]
-                every[part].put(chunk, features)
-                bar.update(len(features))
+            for i, job in enumerate(jobs):
+                field = range(i * len(sections), (i + 1) * len(sections))
+                own = [(number, chunk) for number, chunk in todo if number in field]
+                pieces = [(number, every[number].chunks[chunk]) for number, chunk in own]
+                for number, features in embed_pieces(job, model, readers, pieces, client) if pieces else ():
+                    part, chunk = own[number]
+                    every[part].put(chunk, features)
+                    bar.update(len(features))
         for reader in readers:
             reader.release()
-    return SectionFeatures(sections, parts, width)
+    return SectionFeatures(sections, parts, widths)
 
 
 def _missing(parts: Sequence[_Part]) -> list[tuple[int, int]]:
@@ -240,6 +253,12 @@ def embed_job(
         encoder, digest, tile_px, depth=depth, orientations=orientations, batch_size=compute.embed_batch_size,
         device=compute.device, precision=compute.precision,
     )  # fmt: skip
+
+
+def reading_jobs(adapter: Adapter, tile_px: int, reading: Reading, compute: Compute) -> list[EmbedJob]:
+    """Return how the tiles of every field of view become what a reading of an adapter needs of them."""
+    job = embed_job(adapter, adapter.encoder_digest, tile_px, adapter.depth, adapter.orientations, compute)
+    return [replace(job, reading=reading, field=i) for i in range(1 + len(adapter.fields_um))]
 
 
 def on_device(compute: Compute) -> Compute:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,11 +17,11 @@ from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from pekasc._options import Compute, resolve, unused_in_embedding
 from pekasc._paths import folder_path
 from pekasc.models.adapter import _folder as _store
-from pekasc.models.adapter._arrays import TOLERANCE, further_tiles, positions
+from pekasc.models.adapter._arrays import TOLERANCE, field_tiles, positions
 from pekasc.models.adapter._summary import summary
 from pekasc.models.encoders import Depth, Encoder, EncoderNetwork
-from pekasc.models.features import embed
-from pekasc.models.heads import Head, neighbour_means, offset_means, pitch_um, with_context
+from pekasc.models.features import ReadingEncoder, embed
+from pekasc.models.heads import Reading, neighbour_means, offset_means, pitch_um
 from pekasc.models.runtime import resolve_device
 from pekasc.models.training import attached, last_block
 from pekasc.tiling import ArrayTiles, TileSource, TileSpec
@@ -43,13 +43,13 @@ class Adapter:
     spec
         Tile side in pixels and pixel size in um.
     depth
-        Block(s) after which features are taken; None is the encoder's own output.
+        Block(s) after which adapted features are taken; None is the encoder's own output.
     method
         Name of the method; ``"frozen"`` without an adapter.
     genes
         Names of the predicted genes.
-    head
-        The expression head.
+    reading
+        How features become expression: one head, or several whose predictions are averaged.
     config
         PEFT configuration; None for the frozen encoder.
     weights
@@ -61,8 +61,9 @@ class Adapter:
         ``matching`` (feature matching; NaN if not part of the loss), ``peak_memory`` (bytes: allocated on a GPU, of the
         whole process on the CPU), ``val_error`` (squared error on held-out groups, relative to the mean predictor).
     selection
-        Candidates and their held-out error: ``stage``, ``depth``, ``epochs``, ``alpha``, ``error``. Rows of stage
-        ``"frozen"`` choose an adapter's depth, without spatial context; those of stage ``"adapter"`` include it.
+        Settings with their held-out error: ``stage``, ``network``, ``head``, ``depth``, ``context_um``, ``epochs``,
+        ``rank``, ``alpha``, ``error``, ``weight``. Rows of stage ``"frozen"`` choose an adapter's depth by plain ridge,
+        those of stage ``"adapter"`` the epochs; those of stage ``"reading"`` have the weight that the setting got.
     info
         Summary of the fit: target, groups, numbers of spots, seeds, chosen settings, versions, licences; ``profile``:
         seconds of reading, encoding, training and head, tiles per second, peak memory in bytes.
@@ -70,11 +71,8 @@ class Adapter:
         Which tissue the adapter was trained on: by a digest of each image's content, the centres of the training tiles,
         (n, 2) in level-0 pixels, and as ``"{digest}.points"`` and ``"{digest}.descriptors"`` the landmarks by which the
         tissue is known again in crops, other levels and other orientations.
-    context_um
-        Radius of the spatial context in um: the head also gets the mean features of the neighbours within it. None
-        without context.
-    scales
-        Fields of view, as multiples of the tile's pixel size; their features are concatenated.
+    fields_um
+        Widths in um of wider fields of view, whose features are read beside those of the tile.
     orientations
         Test-time augmentation: number of orientations of a tile that features are averaged over.
     """
@@ -85,7 +83,7 @@ class Adapter:
     depth: Depth
     method: str
     genes: tuple[str, ...]
-    head: Head
+    reading: Reading
     config: PeftConfig | None
     weights: Mapping[str, Mapping[str, torch.Tensor]]
     gene_scores: pd.DataFrame
@@ -93,9 +91,18 @@ class Adapter:
     selection: pd.DataFrame
     info: Mapping[str, Any]
     trained_on: Mapping[str, np.ndarray] = field(default_factory=dict)
-    context_um: float | None = None
-    scales: tuple[float, ...] = (1.0,)
+    fields_um: tuple[float, ...] = ()
     orientations: int = 1
+
+    @property
+    def context_um(self) -> float | None:
+        """Radius of the spatial context in um, whose mean features the heads also get; None without context."""
+        return self.reading.context_um
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Fields of view as multiples of the tile's pixel size, 1 (the tile itself) first."""
+        return (1.0, *(width / self.spec.side_um for width in self.fields_um))
 
     @cached_property
     def _model(self) -> EncoderNetwork:
@@ -179,7 +186,6 @@ class Adapter:
     def embed_source(
         self,
         source: TileSource,
-        further: Sequence[TileSource] = (),
         *,
         compute: Compute,
         device: torch.device | None = None,
@@ -190,8 +196,8 @@ class Adapter:
 
         Parameters
         ----------
-        source, further
-            The tiles, and those at the other scales.
+        source
+            The tiles.
         compute
             Where and how to run.
         device
@@ -206,7 +212,6 @@ class Adapter:
                 network,
                 source,
                 [self.depth],
-                further=further,
                 orientations=self.orientations,
                 batch_size=compute.embed_batch_size,
                 device=resolve_device(compute.device) if device is None else device,
@@ -215,14 +220,7 @@ class Adapter:
             )
         return features[self.depth]
 
-    def embed(
-        self,
-        tiles: np.ndarray,
-        *,
-        mpp: float,
-        scales: Mapping[float, np.ndarray] | None = None,
-        compute: Compute | Mapping[str, Any] | None = None,
-    ) -> np.ndarray:
+    def embed(self, tiles: np.ndarray, *, mpp: float, compute: Compute | Mapping[str, Any] | None = None) -> np.ndarray:
         """Embed an array of tiles with the adapted encoder.
 
         Parameters
@@ -231,10 +229,6 @@ class Adapter:
             RGB tiles, (n, y, x, 3) uint8.
         mpp
             Pixel size of the tiles in um.
-        scales
-            For an adapter with several fields of view (:attr:`scales`): a mapping from pixel size in um to tiles of the
-            same shape around the same centres, such as ``{2.0: wide}``, for every scale but the first;
-            ``pekasc.get.tiles(sdata, scale=2)`` gives them.
         compute
             A :class:`pekasc.Compute`, or a mapping of its fields: ``device``, ``precision`` and ``embed_batch_size``.
 
@@ -245,15 +239,13 @@ class Adapter:
         Raises
         ------
         ValueError
-            If the tiles have another size, field of view or dtype than those of the training, a scale is missing, or
-            the encoder's weights are not those that the adapter was trained on.
+            If the tiles have another size, field of view or dtype than those of the training, or the encoder's weights
+            are not those that the adapter was trained on.
         """
         how = resolve(compute, Compute, "compute", unused=unused_in_embedding(arrays=True))
         source = ArrayTiles(np.asarray(tiles))
         self.check_tiles(source.tile_px, mpp)
-        wanted = [scale * self.spec.mpp for scale in self.scales[1:]]
-        more = [ArrayTiles(array) for array in further_tiles(source.array, scales, wanted, self.spec.mpp)]
-        return self.embed_source(source, more, compute=how)
+        return self.embed_source(source, compute=how)
 
     def predict(
         self,
@@ -262,7 +254,7 @@ class Adapter:
         mpp: float,
         coords_um: np.ndarray | None = None,
         section: np.ndarray | None = None,
-        scales: Mapping[float, np.ndarray] | None = None,
+        fields: Mapping[float, np.ndarray] | None = None,
         compute: Compute | Mapping[str, Any] | None = None,
     ) -> np.ndarray:
         """Predict expression from an array of tiles.
@@ -274,9 +266,13 @@ class Adapter:
         mpp
             Pixel size of the tiles in um.
         coords_um, section
-            Positions in um, (n, 2), and section of every tile, (n,), by default a single one. Needed for a head with
-            spatial context (:attr:`context_um`), and otherwise ignored.
-        scales, compute
+            Positions in um, (n, 2), and section of every tile, (n,), by default a single one, for the spatial context
+            (:attr:`context_um`). Without positions, heads that were fitted without context predict.
+        fields
+            For an adapter with wider fields of view (:attr:`fields_um`): a mapping from their width in um to tiles of
+            the same shape around the same centres; ``pekasc.get.tiles(sdata, field_um=448)`` gives them. Without it,
+            heads that were fitted on the tiles alone predict.
+        compute
             As in :meth:`embed`.
 
         Returns
@@ -286,29 +282,55 @@ class Adapter:
         Raises
         ------
         ValueError
-            As for :meth:`embed`, and if the head needs positions and there are none.
+            As for :meth:`embed`, if tiles of a field of view have another shape or width, or if the only head needs
+            positions or fields and there are none.
         """
-        if self.context_um is not None and coords_um is None:
-            raise ValueError(
-                f"The head of this adapter uses the neighbours within {self.context_um:g} um as spatial context, which "
-                "needs positions: give `coords_um=` (n, 2) in um, and `section=` if the tiles are of several sections."
+        how = resolve(compute, Compute, "compute", unused=unused_in_embedding(arrays=True))
+        source = ArrayTiles(np.asarray(tiles))
+        self.check_tiles(source.tile_px, mpp)
+        wide = [ArrayTiles(array) for array in field_tiles(source.array, fields, self.fields_um)]
+        places = None if coords_um is None else positions(source.n, coords_um, section)
+        reading = self.reading_of(context=places is not None, fields=bool(wide) or not self.fields_um)
+        scores = np.zeros((source.n, reading.n_scores), dtype=np.float32)
+        around = np.zeros_like(scores)
+        for number, tiles_at in enumerate([source, *wide]):
+            run = ReadingEncoder(
+                self._model, reading, number, self.depth, self.orientations, resolve_device(how.device), how.precision
             )
-        features = self.embed(tiles, mpp=mpp, scales=scales, compute=compute)
-        if coords_um is None:
-            return self.head.predict(features)
-        return self.predict_features(features, *positions(len(features), coords_um, section))
+            step = how.embed_batch_size
+            parts = np.concatenate([run.features(tiles_at.array[i : i + step]) for i in range(0, source.n, step)])
+            k = reading.n_scores
+            if reading.context_um is not None:
+                around = around + parts[:, -k:]
+                parts = parts[:, :-k]
+            scores = scores + parts[:, -k:]
+        if places is not None and reading.context_um is not None:
+            scores = scores + (neighbour_means(*places, reading.context_um) @ around).astype(np.float32)
+        return reading.expression(scores)
 
-    def predict_features(self, features: np.ndarray, coords_um: np.ndarray, sections: np.ndarray) -> np.ndarray:
-        """Predict expression, (n, genes) float32, from features that :meth:`embed` returned.
+    def reading_of(self, *, context: bool, fields: bool) -> Reading:
+        """Return the part of :attr:`reading` that needs no more than there is: positions, and wider fields of view.
 
-        Parameters
-        ----------
-        features
-            Adapted features, (n, d).
-        coords_um, sections
-            Positions in um, (n, 2), and sections, (n,), of these tiles, for the spatial context.
+        Raises
+        ------
+        ValueError
+            If no head does without what is missing, as in adapters of earlier versions.
         """
-        return self.head.predict(with_context(features, coords_um, sections, self.context_um))
+        names = {member.name for member in self.reading.members}
+        found = self.reading.use(context=context, fields=fields) if self.reading.members else self.reading
+        if {member.name for member in found.members} != names:
+            if not context and self.context_um is not None:
+                raise ValueError(
+                    f"The head of this adapter uses the neighbours within {self.context_um:g} um as spatial context, "
+                    "which needs positions: give `coords_um=` (n, 2) in um, and `section=` if the tiles are of several "
+                    "sections."
+                )
+            listed = ", ".join(f"{width:g}" for width in self.fields_um)
+            raise ValueError(
+                f"This adapter also needs tiles of {listed} um around the same centres: give them as "
+                "`fields={um: tiles}`."
+            )
+        return found
 
     def context_weights(self, coords_um: np.ndarray, sections: np.ndarray, *, grid: bool = False) -> Any:
         """Return the sparse matrix that averages features over every tile's spatial context; None without context.
@@ -335,7 +357,7 @@ class Adapter:
 
         Its ``forward_features`` returns the adapted tokens after the final norm. The features of this adapter are the
         class token concatenated with the mean patch token; with several depths, only those of the deepest; with several
-        scales or orientations, those of one tile, so concatenate over scales and average over orientations. With
+        orientations, those of one, so average over them. The reading may use frozen features as well. With
         ``depth="own"``, features are the encoder's own output: calling the model returns it if ``pooling`` of the
         :class:`Encoder` is None, else pool the tokens as that says.
 

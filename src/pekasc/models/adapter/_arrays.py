@@ -1,4 +1,4 @@
-"""Check arrays that are given to an adapter without an object: tiles at further scales, and positions."""
+"""Check arrays that are given to an adapter without an object: tiles of wider fields of view, and positions."""
 
 from __future__ import annotations
 
@@ -9,33 +9,31 @@ import numpy as np
 TOLERANCE = 0.02  # relative difference up to which pixel sizes count as equal, as elsewhere
 
 
-def further_tiles(
-    tiles: np.ndarray, scales: Mapping[float, np.ndarray] | None, wanted: Sequence[float], mpp: float
+def field_tiles(
+    tiles: np.ndarray, fields: Mapping[float, np.ndarray] | None, wanted: Sequence[float]
 ) -> list[np.ndarray]:
-    """Return the tiles of the other scales in the order of `wanted`, in um per pixel, checked against `tiles`.
-
-    `mpp` is the pixel size of `tiles` in um.
-    """
-    if scales is not None and not isinstance(scales, Mapping):
+    """Return the tiles of wider fields of view in the order of `wanted`, widths in um; none if none are given."""
+    if fields is None:
+        return []
+    if not isinstance(fields, Mapping):
+        example = f"{wanted[0]:g}" if wanted else "448"
         raise TypeError(
-            f"`scales` must map pixel sizes in um to tiles, such as {{{2 * mpp:g}: wide}}, got {type(scales).__name__}."
+            f"`fields` must map widths in um to tiles, such as {{{example}: wide}}, got {type(fields).__name__}."
         )
-    given = {float(size): np.asarray(array) for size, array in (scales or {}).items()}
-    found = [next((m for m in given if abs(m / size - 1) <= TOLERANCE), None) for size in wanted]
+    given = {float(width): np.asarray(array) for width, array in fields.items()}
     if not wanted and given:
-        raise ValueError(f"This adapter takes tiles at one scale, {mpp:g} um/px: leave `scales=` out.")
+        raise ValueError("This adapter reads no wider field of view: leave `fields=` out.")
+    found = [next((w for w in given if abs(w / width - 1) <= TOLERANCE), None) for width in wanted]
     if None in found or len(given) != len(wanted):
-        listed = ", ".join(f"{size:g}" for size in wanted)
+        listed = ", ".join(f"{width:g}" for width in wanted)
         raise ValueError(
-            f"This adapter also needs tiles of {listed} um/px around the same centres: give them as "
-            f"`scales={{um/px: tiles}}`; got tiles of {sorted(given)} um/px."
+            f"`fields=` must hold tiles of {listed} um around the same centres, `fields={{um: tiles}}`; got tiles of "
+            f"{sorted(given)} um. Or leave it out: then heads that were fitted on the tiles alone predict."
         )
-    arrays = [given[m] for m in found if m is not None]
-    for size, array in zip(wanted, arrays, strict=True):
+    arrays = [given[w] for w in found if w is not None]
+    for width, array in zip(wanted, arrays, strict=True):
         if array.shape != tiles.shape:
-            raise ValueError(
-                f"`scales`: the tiles of {size:g} um/px have shape {array.shape}, the others {tiles.shape}."
-            )
+            raise ValueError(f"`fields`: the tiles of {width:g} um have shape {array.shape}, the others {tiles.shape}.")
     return arrays
 
 

@@ -21,9 +21,9 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
 from pekasc._digests import sha256
+from pekasc.models.adapter._reading import old_reading, reading_from, reading_parts
 from pekasc.models.adapter._record import check_config, check_record, check_tensors
 from pekasc.models.encoders import Encoder
-from pekasc.models.heads import Head, Projection, RidgeHead
 from pekasc.models.runtime import explained, write_whole
 from pekasc.models.training import check_method
 from pekasc.tiling import TileSpec
@@ -36,13 +36,14 @@ except ImportError:  # not on Windows
 if TYPE_CHECKING:
     from pekasc.models.adapter._adapter import Adapter
 
-FORMAT = 4
-READ = (2, 3, FORMAT)
+FORMAT = 5
+READ = (2, 3, 4, FORMAT)
 _ADDED = {"scales": [1.0], "orientations": 1}  # fields new in format 3, with the values of older adapters
 _FIELDS = (
-    "encoder", "encoder_digest", "tile_px", "mpp", "depth", "method", "genes", "head", "context_um", "scales",
-    "orientations", "info", "gene_scores", "history", "selection", "files", "sha256",
+    "encoder", "encoder_digest", "tile_px", "mpp", "depth", "method", "genes", "reading", "fields_um", "orientations",
+    "info", "gene_scores", "history", "selection", "files", "sha256",
 )  # fmt: skip
+_OLD_FIELDS = (*(name for name in _FIELDS if name not in ("reading", "fields_um")), "head", "context_um", "scales")
 MAIN = "pekasc.json"
 HEADS = "heads.safetensors"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -169,7 +170,8 @@ def _alone(path: Path) -> Iterator[None]:
 def _contents(adapter: Adapter) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return the files of an adapter, and its record."""
     trained_on = {f"trained_on.{image}": centres for image, centres in adapter.trained_on.items()}
-    arrays = {**_head_arrays(adapter.head), **trained_on}
+    reading, arrays = reading_parts(adapter.reading)
+    arrays |= trained_on
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     for kind, state in adapter.weights.items():
         if kind != "adapter":
@@ -189,9 +191,8 @@ def _contents(adapter: Adapter) -> tuple[dict[str, bytes], dict[str, Any]]:
         "depth": None if adapter.depth is None else list(adapter.depth),
         "method": adapter.method,
         "genes": list(adapter.genes),
-        "head": "ridge",
-        "context_um": adapter.context_um,
-        "scales": list(adapter.scales),
+        "reading": reading,
+        "fields_um": list(adapter.fields_um),
         "orientations": adapter.orientations,
         "info": dict(adapter.info),
         "gene_scores": _frame_to_json(adapter.gene_scores),
@@ -201,27 +202,6 @@ def _contents(adapter: Adapter) -> tuple[dict[str, bytes], dict[str, Any]]:
     }
     record = json.loads(json.dumps(record))  # as it will be read back
     return files, {**record, "sha256": _seal(record)}
-
-
-def _head_arrays(head: Head) -> dict[str, np.ndarray]:
-    if not isinstance(head, RidgeHead):
-        raise TypeError(f"A head that is no ridge regression cannot be saved, got {type(head).__name__}.")
-    return {
-        "head.mean": head.projection.mean,
-        "head.scale": head.projection.scale,
-        "head.components": head.projection.components,
-        "head.coef": head.coef,
-        "head.intercept": head.intercept,
-        "head.alpha": np.asarray(head.alpha, dtype=np.float64),
-    }
-
-
-def _head(array: Mapping[str, np.ndarray]) -> Head:
-    projection = Projection(array["head.mean"], array["head.scale"], array["head.components"])
-    alpha = array["head.alpha"]
-    return RidgeHead(
-        projection, array["head.coef"], array["head.intercept"], float(alpha) if alpha.ndim == 0 else alpha
-    )
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -235,10 +215,16 @@ def load(path: Path) -> dict[str, Any]:
     content = {name: _read_file(path, name, digest) for name, digest in record["files"].items()}
     try:
         tensors = from_bytes(content[HEADS])
-        check_tensors(tensors, len(record["genes"]))
+        check_tensors(tensors, record)
     except (SafetensorError, ValueError, KeyError) as error:
         raise ValueError(f"The adapter in {path} is damaged: {HEADS} cannot be read ({error}).") from error
     array = {name: tensor.numpy() for name, tensor in tensors.items()}
+    if record["format"] < 5:
+        reading = old_reading(array, record, adapted=PEFT_WEIGHTS in record["files"])
+        side = record["tile_px"] * record["mpp"]
+        fields_um = tuple(scale * side for scale in record["scales"][1:])
+    else:
+        reading, fields_um = reading_from(record["reading"], array), tuple(record["fields_um"])
     weights: dict[str, Mapping[str, torch.Tensor]] = {}
     for kind in ("projector", "cluster_head"):
         state = {name[len(kind) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{kind}.")}
@@ -261,9 +247,8 @@ def load(path: Path) -> dict[str, Any]:
         "depth": None if record["depth"] is None else tuple(record["depth"]),
         "method": record["method"],
         "genes": tuple(record["genes"]),
-        "head": _head(array),
-        "context_um": record["context_um"],
-        "scales": tuple(record["scales"]),
+        "reading": reading,
+        "fields_um": fields_um,
         "orientations": record["orientations"],
         "config": config,
         "weights": weights,
@@ -325,13 +310,14 @@ def _read_record(path: Path) -> dict[str, Any]:
             f"{'update pekasc' if newer else 'fit it again, or load it with the version that saved it'}."
         )
     old = record["format"] < 3
-    missing = [name for name in _FIELDS if name not in record and not (old and name in _ADDED)]
+    wanted = _FIELDS if record["format"] == FORMAT else _OLD_FIELDS
+    missing = [name for name in wanted if name not in record and not (old and name in _ADDED)]
     if missing:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} lacks {missing}.")
     named = set(record["files"]) if isinstance(record["files"], dict) else set()
     if named not in ({HEADS}, {HEADS, PEFT_CONFIG, PEFT_WEIGHTS}):
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} names other files than those of an adapter.")
-    if record["head"] != "ridge":
+    if record.get("head", "ridge") != "ridge":
         raise ValueError(
             f"The adapter in {path} has the head {record['head']!r}, which this pekasc does not read: fit it again, or "
             "load it with the version that saved it."

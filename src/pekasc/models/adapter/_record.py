@@ -15,6 +15,8 @@ import torch
 from peft import PeftConfig
 from torch import Tensor
 
+from pekasc.models.adapter._reading import expected_shapes
+
 Check = Callable[[Any], bool]
 _MOST = 1e15
 _DTYPES = {"float64": "number", "float32": "number", "int64": "whole", "int32": "whole", "bool": "flag"}
@@ -82,6 +84,26 @@ def _each_once(check: Check) -> Check:
     return lambda value: check(value) and len(set(value)) == len(value)
 
 
+_SOURCE: Check = lambda value: (  # noqa: E731
+    isinstance(value, list)
+    and len(value) == 3
+    and value[0] in ("frozen", "adapted")
+    and _count(value[1])
+    and value[1] < 17
+    and (value[2] is None or _each_once(_list(lambda v: _count(v) and 0 < v < 10_000, 1))(value[2]))
+)
+_MEMBER: dict[str, Check] = {
+    "name": _name,
+    "weight": lambda value: _positive(value) and value <= 1,
+    "context_um": _optional(_positive),
+    "blocks": _list(_list(_SOURCE, 1, 1000), 1, 1000),
+}
+
+
+def _holds_all(value: Any, checks: Mapping[str, Check]) -> bool:
+    return isinstance(value, dict) and value.keys() == checks.keys() and all(c(value[k]) for k, c in checks.items())
+
+
 # what each field may be, and how an error says so
 _FIELDS: dict[str, tuple[Check, str]] = {
     "encoder_digest": (_digest, "a SHA-256"),
@@ -95,6 +117,8 @@ _FIELDS: dict[str, tuple[Check, str]] = {
         lambda value: _each_once(_list(_positive, 1))(value) and value[0] == 1,
         "positive numbers, each once, the first 1",
     ),
+    "reading": (_list(lambda value: _holds_all(value, _MEMBER), 1, 64), "a list of members"),
+    "fields_um": (_each_once(_list(_positive, 0, 16)), "positive numbers, each once"),
     "orientations": (lambda value: _whole(value) and value in (1, 2, 4, 8), "1, 2, 4 or 8"),
     "info": (lambda value: isinstance(value, dict) and _plain(value), "plain values by name"),
     "files": (_mapping(_digest), "a SHA-256 for every file"),
@@ -192,14 +216,34 @@ def _check_frame(value: Any, field: str) -> None:
             raise ValueError(f"`{field}.columns.{name}` must be {len(index)} values of type {_short(dtypes[name])}")
 
 
-def check_tensors(tensors: Mapping[str, Tensor], n_genes: int) -> None:
-    """Check shapes and values of the head, and of what shows the training tissue.
+def check_tensors(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Check shapes and values of the reading, and of what shows the training tissue.
 
     Raises
     ------
     ValueError
         Naming the tensor that is wrong.
     """
+    if record["format"] < 5:
+        _check_old_head(tensors, len(record["genes"]))
+        kinds = ("head", "projector", "cluster_head")
+    else:
+        for name, shape in expected_shapes(record["reading"], len(record["genes"]), tensors).items():
+            if name not in tensors:
+                raise ValueError(f"{name} is missing")
+            _check_tensor(name, tensors[name], [shape])
+        kinds = ("reading", "projector", "cluster_head")
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "trained_on":
+            _check_place(rest, tensor, tensors)
+        elif kind not in kinds:
+            raise ValueError(f"{name} is no part of an adapter")
+        elif tensor.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{name} must be floating-point numbers, got {tensor.dtype}")
+
+
+def _check_old_head(tensors: Mapping[str, Tensor], n_genes: int) -> None:
     wanted = ("mean", "scale", "components", "coef", "intercept", "alpha")
     if missing := [f"head.{name}" for name in wanted if f"head.{name}" not in tensors]:
         raise ValueError(f"{missing[0]} is missing")
@@ -214,14 +258,6 @@ def check_tensors(tensors: Mapping[str, Tensor], n_genes: int) -> None:
     for name in ("scale", "alpha"):
         if not bool((head[name] > 0).all()):
             raise ValueError(f"head.{name} must be positive")
-    for name, tensor in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "trained_on":
-            _check_place(rest, tensor, tensors)
-        elif kind not in ("head", "projector", "cluster_head"):
-            raise ValueError(f"{name} is no part of an adapter")
-        elif tensor.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"{name} must be floating-point numbers, got {tensor.dtype}")
 
 
 def _check_tensor(name: str, tensor: Tensor, shapes: list[tuple[int, ...]]) -> None:

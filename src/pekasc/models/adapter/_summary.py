@@ -9,6 +9,7 @@ from pekasc.models.runtime import profile_text
 
 if TYPE_CHECKING:
     from pekasc.models.adapter._adapter import Adapter
+    from pekasc.models.heads import Member
 
 
 def summary(adapter: Adapter) -> str:
@@ -16,15 +17,13 @@ def summary(adapter: Adapter) -> str:
     info, scores = adapter.info, adapter.gene_scores["pearson"].dropna().sort_values(ascending=False)
     at = "its own output" if adapter.depth is None else f"block {' + '.join(str(d) for d in adapter.depth)}"
     what = adapter.method if adapter.config is None else f"{adapter.method}, {info['epochs']} epochs"
-    context = "" if adapter.context_um is None else f", with the neighbours within {adapter.context_um:g} um"
     lines = [
         f"Adapter ({what}) on encoder {adapter.encoder.short!r}, features of {at}",
         f"  tiles       {adapter.spec.tile_px} px at {adapter.spec.mpp:g} um/px ({adapter.spec.side_um:g} um)",
         f"  trained on  {info['n_spots']} spots, groups: {_shorten(info['groups'])}",
         *([] if info.get("teacher") is None else [f"  teacher     {info['teacher']}"]),
         f"  predicts    {len(adapter.genes)} genes, {info['target']}",
-        f"  head        {info['head']}{context}",
-        *_extras(adapter),
+        *_reading(adapter),
     ]
     if len(scores):
         best = ", ".join(f"{gene} {score:.2f}" for gene, score in scores.head(3).items())
@@ -43,14 +42,31 @@ def summary(adapter: Adapter) -> str:
     return "\n".join(lines)
 
 
-def _extras(adapter: Adapter) -> list[str]:
-    """Return lines of the summary for several scales and for test-time augmentation."""
-    out = []
-    if len(adapter.scales) > 1:
-        out.append(f"  scales      {', '.join(f'{scale * adapter.spec.mpp:g} um/px' for scale in adapter.scales)}")
+def _reading(adapter: Adapter) -> list[str]:
+    """Return the lines about heads, with what each says alone on held-out groups, context and fields of view."""
+    used, info = adapter.reading.use().members, adapter.info
+    context = "" if adapter.context_um is None else f", with the neighbours within {adapter.context_um:g} um"
+    out = [f"  head        {info['head']}{context}"]
+    if len(used) > 1:
+        for member in used:
+            score = info.get("members", {}).get(member.name, {}).get("pearson")
+            alone = "" if score is None or score != score else f", alone {score:.2f} (held-out Pearson, median)"
+            out.append(f"              {member.weight:.0%} {_described(member)}{alone}")
+    if adapter.fields_um:
+        widths = ", ".join(f"{width:g}" for width in adapter.fields_um)
+        out.append(f"  fields      {widths} um around the tile, frozen features")
     if adapter.orientations > 1:
         out.append(f"  features    averaged over {adapter.orientations} orientations (test-time augmentation)")
     return out
+
+
+def _described(member: Member) -> str:
+    network, _, head = member.name.partition(":")
+    depths = {source.depth for source in member.head.sources}
+    if len(depths) > 1:
+        return f"{network} encoder, {head}, mean over {len(depths)} depths"
+    depth = next(iter(depths))
+    return f"{network} encoder, {head}, {'own output' if depth is None else 'block ' + '+'.join(map(str, depth))}"
 
 
 def _shorten(names: Sequence[str], n: int = 6) -> str:

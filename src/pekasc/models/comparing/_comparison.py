@@ -41,13 +41,13 @@ class Bench:
     Parameters
     ----------
     tiles
-        The tiles at every scale.
+        The tiles, and those of wider fields of view.
     spec
         Size of the tiles.
     log, counts, genes
         Log-normalised expression and counts, spots x genes, and the names of the genes.
-    groups, sections, coords_um
-        Group, section and position of every spot.
+    groups, sections, coords_um, totals
+        Group, section, position and total count of every spot.
     default_groups
         Whether the groups were chosen by default.
     folds
@@ -72,6 +72,7 @@ class Bench:
     groups: np.ndarray
     sections: np.ndarray
     coords_um: np.ndarray
+    totals: np.ndarray
     default_groups: bool
     folds: Mapping[str, tuple[np.ndarray, np.ndarray]]
     leaky: frozenset[str]
@@ -191,7 +192,7 @@ class Comparison:
         if self.protocol == HEST or not any(row.chosen for row in self.methods.values()):
             return
         bench = self.bench
-        margin = margin_um(bench.spec, self.options.readout.scales)
+        margin = margin_um(bench.spec, self.options.fields_um)
         for train, _ in bench.folds.values():
             inner_folds(self._groups(train)[train], bench.coords_um[train], bench.sections[train], margin)
 
@@ -236,7 +237,7 @@ class Comparison:
             if row.reads_image:
                 _ = encoded.frozen  # embedded once for all methods: not part of a method's seconds
             start = time.perf_counter()
-            heads = [HeadSpec.from_readout(readout, self.methods[label].beside_frozen) for label, readout in todo]
+            heads = [HeadSpec(readout, self.methods[label].beside_frozen) for label, readout in todo]
             if row.reads_teacher:
                 assert self.bench.make_teacher is not None  # for the type checker: this method needs one
                 fold = replace(fold, teacher=self.bench.make_teacher(genes.expressed, seed))
@@ -258,11 +259,18 @@ class Comparison:
         trains = row.trains.to_dict() if isinstance(row.trains, PeftConfig) else row.trains
         out: dict[str, Any] = {
             "method": [row.name, trains],
-            "readout": [readout.head, readout.context_um, readout.n_components],
+            "readout": [
+                readout.head,
+                readout.head_rank,
+                readout.members,
+                readout.selection,
+                readout.context_um,
+                readout.n_components,
+            ],
             "precision": o.precision,
         }
         if row.chosen:
-            out["scales"] = readout.scales  # they set the margin between training and held-out spots of inner folds
+            out["fields_um"] = o.fields_um  # they set the margin between training and held-out spots of inner folds
         if row.reads_image:
             depths = [readout.depth, readout.n_depths or N_DEPTHS]
             out |= {"tiles": self.bench.tiles_fingerprint, "orientations": readout.orientations, "depths": depths}
@@ -339,7 +347,11 @@ class Comparison:
         predicted = np.unique(np.concatenate(list(chosen.values())))
         tiles, *further = bench.tiles
         genes = [bench.genes[i] for i in predicted]
-        data = Data(tiles, target[:, predicted], genes, groups, bench.sections, bench.coords_um, further)
+        nested = self.protocol != HEST
+        data = Data(
+            tiles, target[:, predicted], genes, groups, bench.sections, bench.coords_um, further,
+            every=target[:, expressed] if nested else None, totals=bench.totals if nested else None,
+        )  # fmt: skip
         fold = Fold(name, train, test, data, teacher=None)
         sets = {s: np.searchsorted(predicted, at) for s, at in chosen.items()}
         self._made[name] = FoldGenes(fold, sets, dense(data.expression[test]), expressed)

@@ -15,10 +15,23 @@ from pekasc._expression import dense
 from pekasc._options import Readout
 from pekasc.models.adapter import Adapter
 from pekasc.models.comparing._hest import hest_predict
-from pekasc.models.encoders import Depth, EncoderNetwork, FeaturesOfSome, candidate_depths, depth_name, features_at
-from pekasc.models.heads import RidgeHead, with_context
+from pekasc.models.encoders import Depth, EncoderNetwork, FeaturesOfSome, candidate_depths, depth_name
+from pekasc.models.heads import Reading, neighbour_means, with_context
 from pekasc.models.runtime import Profile
-from pekasc.models.selection import Data, HeadSpec, Options, depths_of, fit, inner_folds, margin_um, read_features
+from pekasc.models.selection import (
+    Data,
+    Features,
+    Fitted,
+    HeadSpec,
+    Options,
+    Reader,
+    TilesAlone,
+    choose_depth,
+    depths_of,
+    fit,
+    inner_folds,
+    margin_um,
+)
 from pekasc.models.teachers import TeacherModel, check_finite
 from pekasc.models.training import Method
 from pekasc.tiling import TileSpec, TileSubset
@@ -53,9 +66,8 @@ class Fold:
 
     def training(self) -> Data:
         """Return the training spots only."""
-        d, rows = self.data, self.train
-        tiles, *further = self.tiles(rows)
-        return Data(tiles, d.expression[rows], d.genes, d.groups[rows], d.sections[rows], d.coords_um[rows], further)
+        tiles, *further = self.tiles(self.train)
+        return self.data.take(self.train, tiles, further)
 
     def tiles(self, rows: np.ndarray) -> list[TileSubset]:
         """Return the tiles of the spots `rows` at every scale."""
@@ -150,7 +162,16 @@ def predict_neighbours(fold: Fold, encoded: Encoded, options: Options, heads: Se
 def predict_coordinates(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
     """Predict from the spot's coordinates within its section, without the image."""
     features: dict[Depth, np.ndarray] = {None: _polynomial(fold.data.coords_um, fold.data.sections)}
-    return [_from_features(fold, features, options, encoded.spec, head) for head in heads]
+    return _read(fold, features, options, encoded.spec, [_without_image(head) for head in heads], n_fields=1)
+
+
+def _without_image(head: HeadSpec) -> HeadSpec:
+    """Return the head for features that are no encoder's, at one depth and without spatial context."""
+    names = head.names(adapted=False) or head.names(adapted=True)
+    kind = names[0].partition(":")[2]
+    rank = head.readout.head_rank if kind == "low-rank" else None
+    plain = head.readout.replace(head=kind, head_rank=rank, members=None, context_um=None, depth="own", n_depths=None)
+    return replace(head, readout=plain)
 
 
 def _polynomial(coords_um: np.ndarray, sections: np.ndarray) -> np.ndarray:
@@ -169,54 +190,79 @@ def predict_teacher(fold: Fold, encoded: Encoded, options: Options, heads: Seque
     """Predict from the teacher's embedding of the test spots' own expression: an upper bound."""
     every: dict[Depth, np.ndarray] = {None: fold.teacher_embedding()}
     # without spatial context: the spot's own expression is known, and neighbours would only add noise
-    bounds = {
-        name: _from_features(fold, every, options, encoded.spec, HeadSpec(name))
-        for name in dict.fromkeys(head.head for head in heads)
-    }
-    return [bounds[head.head] for head in heads]
+    return _read(fold, every, options, encoded.spec, [_without_image(head) for head in heads], n_fields=1)
 
 
 def predict_frozen(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
     """Predict from the frozen encoder's last block, or at the depth that the readout names."""
     depth = frozen_depth(encoded.model, options.readout)
-    return [_from_features(fold, {depth: encoded.frozen[depth]}, options, encoded.spec, head) for head in heads]
+    return _read(fold, {depth: encoded.frozen[depth]}, options, encoded.spec, heads)
 
 
 def frozen_depth(model: EncoderNetwork, readout: Readout) -> Depth:
     """Return the depth of the method "frozen": the one that the readout names, else the last block."""
-    return (model.n_blocks,) if readout.depth == "best" else depths_of(model, readout)[-1]
+    return (model.n_blocks,) if readout.depth in ("all", "best") else depths_of(model, readout)[-1]
 
 
 def predict_frozen_best(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
-    """Predict from the frozen encoder at the depth, or depths, chosen on the training groups."""
+    """Predict from the frozen encoder at all depths, or at those that are best on the training groups.
+
+    Of a blend, frozen features at the depth that plain ridge chooses take the place of adapted ones.
+    """
     features = {depth: encoded.frozen[depth] for depth in candidate_depths(encoded.model.n_blocks)}
-    n_depths = options.readout.n_depths or N_DEPTHS
-    return [_from_features(fold, features, options, encoded.spec, head, n_depths) for head in heads]
+    return _read(fold, features, options, encoded.spec, heads, stand_in=True)
 
 
-def _from_features(
+def _read(
     fold: Fold,
     features: Mapping[Depth, np.ndarray],
     options: Options,
     spec: TileSpec,
-    head: HeadSpec,
-    n_depths: int = 1,
-) -> Prediction:
-    """Choose depth and penalty on the training groups, fit the head, and predict the test spots."""
-    d, training = fold.data, fold.training()
-    folds = inner_folds(training.groups, training.coords_um, training.sections, margin_um(spec, options.readout.scales))
-    reading = read_features(
-        FeaturesOfSome(features, fold.train), training, folds, head, options.readout.n_components, n_depths=n_depths,
-        random_state=options.random_state,
-    )  # fmt: skip
-    test = features_at(FeaturesOfSome(features, fold.test), reading.depth)
-    test = with_context(test, d.coords_um[fold.test], d.sections[fold.test], head.context_um)
-    fitted = reading.head
+    heads: Sequence[HeadSpec],
+    *,
+    n_fields: int | None = None,
+    stand_in: bool = False,
+) -> list[Prediction]:
+    """Choose or average settings on the training groups, fit every reading, and predict the test spots."""
+    n_fields = 1 + len(options.fields_um) if n_fields is None else n_fields
+    training = fold.training()
+    folds = inner_folds(training.groups, training.coords_um, training.sections, margin_um(spec, options.fields_um))
+    own = FeaturesOfSome(features, fold.train)
+    n_components = heads[0].readout.n_components
+    depth = choose_depth(TilesAlone(own, n_fields), training, folds, n_components).depth
+    reader = Reader(training, folds, Features(own, depth, n_fields=n_fields))
+    out = []
+    for head in heads:
+        radius = reader.choose_context(head, depth)
+        depths = list(features)
+        if head.readout.depth == "best" and len(depths) > 1:
+            n_depths = head.readout.n_depths or N_DEPTHS
+            depths = [choose_depth(own, training, folds, head.readout.n_components, radius, n_depths).depth]
+        fitted = reader.fit(head, depths, radius, stand_in=stand_in)
+        out.append(_predicted(fold, fitted, Features(FeaturesOfSome(features, fold.test), depth, n_fields=n_fields)))
+    return out
+
+
+def _predicted(fold: Fold, fitted: Fitted, test: Features) -> Prediction:
+    """Predict the test spots from their features."""
+    reading = fitted.reading.use()
+    predicted = _test_spots(fold, reading, test)
+    weighed = fitted.table[fitted.table["weight"] > 0]
+    depths = list(dict.fromkeys(depth_name(depth) for depth in weighed["depth"]))
+    one = len(weighed) == 1
     about = {
-        "depth": depth_name(reading.depth),
-        "alpha": float(np.median(fitted.alpha)) if isinstance(fitted, RidgeHead) else None,
+        "depth": depths[0] if len(depths) == 1 else f"{len(depths)} depths",
+        "alpha": float(weighed["alpha"].iloc[0]) if one and np.isfinite(weighed["alpha"].iloc[0]) else None,
+        "context_um": reading.context_um or 0.0,
     }
-    return Prediction(fitted.predict(test), about)
+    return Prediction(predicted, about)
+
+
+def _test_spots(fold: Fold, reading: Reading, features: Features) -> np.ndarray:
+    around, d = None, fold.data
+    if reading.context_um is not None:
+        around = neighbour_means(d.coords_um[fold.test], d.sections[fold.test], reading.context_um)
+    return reading.predict({source: features.of(source, None) for source in reading.sources}, around)
 
 
 def predict_frozen_hest(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
@@ -234,8 +280,11 @@ def _hest_read_out(fold: Fold, features: np.ndarray, head: HeadSpec) -> Predicti
     """Predict the test spots as HEST-Bench does, from the features (n, d) of all spots."""
     d = fold.data
 
+    radius = head.readout.context_um
+    assert not isinstance(radius, str)  # for the type checker: HEST-Bench chooses nothing
+
     def inputs(rows: np.ndarray) -> np.ndarray:
-        return with_context(features[rows], d.coords_um[rows], d.sections[rows], head.context_um)
+        return with_context(features[rows], d.coords_um[rows], d.sections[rows], radius)
 
     return Prediction(
         hest_predict(inputs(fold.train), dense(d.expression[fold.train]), inputs(fold.test)), {"depth": "own"}
@@ -277,27 +326,26 @@ def predict_adapted(
     start = time.perf_counter()
     adapters = _trained(fold, encoded, method, options, heads)
     seconds = time.perf_counter() - start
-    d = fold.data
-    coords, sections = d.coords_um[fold.test], d.sections[fold.test]
-    test, *further = fold.tiles(fold.test)
+    test, *_ = fold.tiles(fold.test)
+    frozen = FeaturesOfSome(encoded.frozen, fold.test)
     known: dict[tuple[Depth, int], np.ndarray] = {}
     out = []
-    for head, adapter in zip(heads, adapters, strict=True):
+    for adapter in adapters:
         epochs = adapter.info["epochs"]
         if (adapter.depth, epochs) not in known:
             known[adapter.depth, epochs] = adapter.embed_source(
-                test, further, compute=options.compute, device=options.device, model=encoded.model
+                test, compute=options.compute, device=options.device, model=encoded.model
             )
-        features = known[adapter.depth, epochs]
-        if head.beside_frozen:
-            frozen = features_at(FeaturesOfSome(encoded.frozen, fold.test), adapter.depth)
-            features = np.concatenate([frozen, features], axis=1)
+        features = Features(frozen, adapter.depth, known[adapter.depth, epochs], n_fields=1 + len(options.fields_um))
+        reading = adapter.reading.use()
+        predicted = _test_spots(fold, reading, features)
         about = {
             "depth": depth_name(adapter.depth),
             "epochs": epochs,
             "alpha": adapter.info["alpha"],
+            "context_um": reading.context_um or 0.0,
             "n_parameters": adapter.info["n_parameters"],
             "seconds": seconds,
         }
-        out.append(Prediction(adapter.predict_features(features, coords, sections), about))
+        out.append(Prediction(predicted, about))
     return out

@@ -86,9 +86,11 @@ def _warn_of_scores(fold: str, constant: list[str], small: set[str], undefined: 
 
 def _identity(f: Result) -> dict[str, Any]:
     r = f.readout
+    given = 0.0 if isinstance(r.context_um, str) else r.context_um
     return {
         "encoder": f.encoder, "method": f.method, "teacher": f.teacher, "head": r.head,
-        "context_um": r.context_um or 0.0, "scales": "+".join(f"{scale:g}" for scale in r.scales),
+        "context_um": f.prediction.about.get("context_um", given or 0.0),
+        "fields_um": "auto" if r.fields_um == "auto" else "+".join(f"{width:g}" for width in r.fields_um or ()),
         "orientations": r.orientations, "readout": repr(r), "seed": f.seed,
     }  # fmt: skip
 

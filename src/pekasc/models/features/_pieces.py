@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from enum import Enum
 from threading import Lock
 from typing import Any, Protocol
@@ -17,7 +18,9 @@ from peft import PeftConfig
 from pekasc._digests import sha256
 from pekasc.models.encoders import Depth, Encoder, EncoderNetwork
 from pekasc.models.features._embed import BatchEncoder, embed_chunks
-from pekasc.models.runtime import resolve_device, tensor_parts
+from pekasc.models.features._reading import ReadingEncoder
+from pekasc.models.heads import Reading
+from pekasc.models.runtime import array_parts, resolve_device, tensor_parts
 from pekasc.tiling import PatchReader, TileReader, TileStream
 
 # part of the digest: increase it whenever a change of the code changes tiles or features by more than rounding
@@ -46,6 +49,11 @@ class AdaptedEncoder(Protocol):
         """Tensors of the adapter by kind."""
         ...
 
+    @property
+    def depth(self) -> Depth:
+        """Depth of the adapted features."""
+        ...
+
     def network(self) -> EncoderNetwork:
         """Return the encoder with the adapter attached."""
         ...
@@ -65,6 +73,11 @@ class EmbedJob:
         Pixels along the side of a tile.
     depth, orientations, batch_size, device, precision
         As in :func:`pekasc.tl.embed_tiles`.
+    reading
+        With an adapter: what a reading needs of a tile is embedded, see :class:`ReadingEncoder`, and not its features
+        alone.
+    field
+        Number of the field of view of these tiles, for a reading.
     """
 
     encoder: Encoder | AdaptedEncoder
@@ -75,7 +88,9 @@ class EmbedJob:
     batch_size: int
     device: str
     precision: str
-    token: str = field(default_factory=lambda: uuid4().hex)  # identifies the job on a worker
+    reading: Reading | None = None
+    field: int = 0
+    token: str = dataclass_field(default_factory=lambda: uuid4().hex)  # identifies the job on a worker
 
     def model(self) -> EncoderNetwork:
         """Load the encoder, and attach the adapter if there is one.
@@ -97,7 +112,12 @@ class EmbedJob:
 
     def run(self, model: EncoderNetwork) -> BatchEncoder:
         """Move the encoder to its device."""
-        return BatchEncoder(model, [self.depth], self.orientations, resolve_device(self.device), self.precision)
+        device = resolve_device(self.device)
+        if self.reading is not None:
+            return ReadingEncoder(
+                model, self.reading, self.field, self.depth, self.orientations, device, self.precision
+            )
+        return BatchEncoder(model, [self.depth], self.orientations, device, self.precision)
 
     def digest(self, model: EncoderNetwork) -> str:
         """Return the SHA-256 of everything that the features depend on, apart from the tiles and the batch size."""
@@ -117,6 +137,8 @@ class EmbedJob:
         parts: list[str | np.ndarray] = [_canonical(facts)]
         if not isinstance(self.encoder, Encoder) and self.encoder.config is not None:
             parts += [_canonical(self.encoder.config.to_dict()), *tensor_parts(self.encoder.weights["adapter"])]
+        if self.reading is not None:
+            parts += [f"field {self.field}", *array_parts(self.reading)]
         return sha256(*parts)
 
 
@@ -143,7 +165,7 @@ def _canonical(value: Any) -> str:
 
 def n_features(job: EmbedJob, model: EncoderNetwork) -> int:
     """Return the number of features of a tile, from a forward pass of an empty tile on the CPU."""
-    run = BatchEncoder(model, [job.depth], 1, torch.device("cpu"), "fp32")
+    run = replace(job, orientations=1, device="cpu", precision="fp32").run(model)
     return run.features(np.zeros((1, job.tile_px, job.tile_px, 3), np.uint8)).shape[1]
 
 
@@ -197,7 +219,7 @@ class _WorkerState:
 
     run: BatchEncoder
     reader: Reader | None = None
-    checked: set[str] = field(default_factory=set)
+    checked: set[str] = dataclass_field(default_factory=set)
 
 
 _STATES: dict[str, _WorkerState] = {}

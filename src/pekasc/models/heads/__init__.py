@@ -12,7 +12,7 @@ from pekasc.models.heads._context import (
     with_context,
 )
 from pekasc.models.heads._fits import Inputs, Target, Tried
-from pekasc.models.heads._linear import Block, LinearHead, LinearMap, Source
+from pekasc.models.heads._linear import Block, LinearHead, LinearMap, Source, linear_block
 from pekasc.models.heads._low_rank import ranks_for
 from pekasc.models.heads._projection import Projection, n_components_for
 from pekasc.models.heads._reading import Member, Reading, share_weights
@@ -37,6 +37,7 @@ __all__ = [
     "fit_folds",
     "fit_ridge",
     "lattice_offsets",
+    "linear_block",
     "linear_head",
     "n_components_for",
     "neighbour_means",

@@ -85,9 +85,7 @@ def fold_fits(
     """Fit ridge on every inner fold; `targets` returns the target of a fold, or those of all (None) side by side."""
     if inputs.fold is None:
         return fit_folds(inputs.whole(), targets(None), folds, n_components, weights)
-    return [
-        fit_folds(inputs.fold(i), targets(i), [fold], n_components, weights)[0] for i, fold in enumerate(folds)
-    ]
+    return [fit_folds(inputs.fold(i), targets(i), [fold], n_components, weights)[0] for i, fold in enumerate(folds)]
 
 
 class RidgeFits:

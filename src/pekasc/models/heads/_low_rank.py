@@ -85,9 +85,7 @@ class LowRankFits:
             return self._targets if fold is None else self._targets[:, self._columns(fold)]
 
         fits, errors = [], []
-        for i, f in enumerate(
-            fold_fits(inputs, self.target.folds, targets, self.n_components, self.target.weights)
-        ):
+        for i, f in enumerate(fold_fits(inputs, self.target.folds, targets, self.n_components, self.target.weights)):
             at = self._columns(i) if inputs.fold is None else slice(0, 2 * self._r)
             fit, held_out = f.fit.columns(at), f.held_out.columns(at)
             fits.append(fit.columns(slice(0, self._r)))

@@ -1,9 +1,10 @@
-"""How an adapter reads features: the weighted mean of several heads, and what is left of it without context or fields."""
+"""How an adapter reads features: the weighted mean of several heads, and what is left of it without context."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -84,15 +85,15 @@ class Reading:
 
     def expression(self, scores: np.ndarray, genes: slice = slice(None)) -> np.ndarray:
         """Predict expression, (n, genes) float32, from scores, for all genes or a slice of them."""
-        out, start = np.zeros(0), 0
+        out: Any = 0
+        start = 0
         for member in self.members:
             stop = start + member.head.n_scores
-            part = np.float32(member.weight) * member.head.expression(scores[:, start:stop], genes)
-            out = part if not start else out + part
+            out = out + np.float32(member.weight) * member.head.expression(scores[:, start:stop], genes)
             start = stop
         return out
 
-    def predict(self, features: Mapping[Source, np.ndarray], around: object = None) -> np.ndarray:
+    def predict(self, features: Mapping[Source, np.ndarray], around: Any = None) -> np.ndarray:
         """Predict expression, (n, genes) float32, from features by source.
 
         Parameters
@@ -104,7 +105,7 @@ class Reading:
         """
         scores = self.scores(features)
         if around is not None:
-            scores += np.asarray(around @ self.scores(features, around=True), dtype=np.float32)  # type: ignore[operator]
+            scores += np.asarray(around @ self.scores(features, around=True), dtype=np.float32)
         return self.expression(scores)
 
 

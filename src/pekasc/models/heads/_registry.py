@@ -17,10 +17,15 @@ from pekasc.models.runtime import Registry
 class HeadFits(Protocol):
     """A kind of head on one target, for the inputs of any number of depths."""
 
-    settings: Sequence[tuple[int | None, float]]
-    """Rank (None: no limit) and penalty of every setting."""
-    shares_output: bool
-    """Whether fits on different inputs share the map from scores to genes."""
+    @property
+    def settings(self) -> Sequence[tuple[int | None, float]]:
+        """Rank (None: no limit) and penalty of every setting."""
+        ...
+
+    @property
+    def shares_output(self) -> bool:
+        """Whether fits on different inputs share the map from scores to genes."""
+        ...
 
     def tried(self, inputs: Inputs) -> Tried:
         """Fit on every inner fold."""

@@ -19,16 +19,24 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def array_parts(value: Any) -> Iterator[str | np.ndarray]:
-    """Yield the arrays of a dataclass of arrays and numbers, and of dataclasses in it, for a digest."""
-    for field in fields(value):
-        item = getattr(value, field.name)
-        yield field.name
-        if is_dataclass(item):
+    """Yield what is in a dataclass of arrays, numbers and names, in dataclasses and collections in it, for a digest."""
+    if is_dataclass(value):
+        for field in fields(value):
+            yield field.name
+            yield from array_parts(getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield repr(name)
             yield from array_parts(item)
-        else:
-            array = np.ascontiguousarray(item)
-            yield f"{array.dtype} {array.shape}"
-            yield array
+    elif isinstance(value, tuple | list):
+        yield f"{len(value)} items"
+        for item in value:
+            yield from array_parts(item)
+    elif isinstance(value, np.ndarray):
+        yield f"{value.dtype} {value.shape}"
+        yield np.ascontiguousarray(value)
+    else:
+        yield repr(value)
 
 
 def tensor_parts(tensors: Mapping[str, Tensor]) -> Iterator[str | np.ndarray]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pekasc.models.selection._autocorrelation import MIN_SPOTS, morans_i
 from pekasc.models.selection._choice import choose
-from pekasc.models.selection._fit import depths_of, fit, margin_um
+from pekasc.models.selection._fit import TilesAlone, depths_of, fit, kept_spots, margin_um
 from pekasc.models.selection._folds import InnerFold, inner_folds
 from pekasc.models.selection._inputs import Data, HeadSpec, Options
-from pekasc.models.selection._readout import Features, Reader, choose_depth, n_neighbours
+from pekasc.models.selection._readout import Features, Fitted, Reader, choose_depth, n_neighbours
 from pekasc.models.selection._result import correlations_of
 from pekasc.models.selection._scores import BlockScores, gene_scores, interval, mean_score, pearson, tissue_blocks
 
@@ -15,11 +15,13 @@ __all__ = [
     "BlockScores",
     "Data",
     "Features",
+    "Fitted",
     "HeadSpec",
     "InnerFold",
     "MIN_SPOTS",
     "Options",
     "Reader",
+    "TilesAlone",
     "choose",
     "choose_depth",
     "correlations_of",
@@ -28,6 +30,7 @@ __all__ = [
     "gene_scores",
     "inner_folds",
     "interval",
+    "kept_spots",
     "margin_um",
     "mean_score",
     "morans_i",

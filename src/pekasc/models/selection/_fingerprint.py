@@ -73,7 +73,7 @@ def settings_of(
         "tiles": processes.all_gather([tiles_digest(source, own) for source in (data.tiles, *data.further)]),
         "expression": _matrix_print(data.expression),
         "every gene": None if data.every is None else _matrix_print(data.every),
-        "weights": None if data.weights is None else fingerprint(data.weights),
+        "totals": None if data.totals is None else fingerprint(data.totals),
         "genes": fingerprint(np.array(list(data.genes), dtype=object)),
         "groups": fingerprint(data.groups.astype("U"), data.sections.astype("U"), data.coords_um),
         "teacher": None if teacher is None else [teacher.name, teacher.digest, *_teacher_inputs(teacher)],

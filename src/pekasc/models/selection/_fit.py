@@ -191,6 +191,18 @@ def margin_um(spec: TileSpec, fields_um: Sequence[float] = ()) -> float:
     return float(max([spec.side_um, *fields_um]) * 2**0.5)
 
 
+def kept_spots(
+    groups: np.ndarray, coords_um: np.ndarray, sections: np.ndarray, spec: TileSpec, width_um: float
+) -> list[tuple[int, int]]:
+    """Return the training spots of every inner fold with the margin of a field of view, and with that of the tile."""
+    pairs = zip(
+        inner_folds(groups, coords_um, sections, margin_um(spec, [width_um])),
+        inner_folds(groups, coords_um, sections, margin_um(spec)),
+        strict=True,
+    )
+    return [(len(wide.train), len(narrow.train)) for wide, narrow in pairs]
+
+
 def _check_sizes(folds: list[InnerFold], options: Options, heads: Sequence[HeadSpec], data: Data) -> None:
     """Check explicit sizes against the smallest inner fold, which has fewer spots than the final fit."""
     smallest = min(folds, key=lambda fold: len(fold.train))
@@ -214,4 +226,4 @@ def depths_of(model: EncoderNetwork, readout: Readout) -> list[Depth]:
     depth = readout.depths
     if depth in ("all", "best"):
         return candidate_depths(model.n_blocks)
-    return [None] if depth is None else [tuple(model.check_depth(block) for block in depth)]
+    return [None] if depth is None else [tuple(model.check_depth(int(block)) for block in depth)]

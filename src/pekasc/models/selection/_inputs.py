@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from pekasc._expression import Matrix
+from pekasc._expression import Matrix, spot_weights
 from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
 from pekasc.models.runtime import Profile
 from pekasc.models.training import Engine, Method
 from pekasc.tiling import TileSource
-
 
 MEMBERS = ("frozen:low-rank", "adapted:ridge", "adapted:low-rank")  # of a blend, by default
 
@@ -42,8 +42,8 @@ class Data:
     every
         Expression of all expressed genes, spots x all genes, whose components a low-rank head predicts; by default
         `expression`.
-    weights
-        Weight of every spot for a low-rank head, (n,); 1 by default.
+    totals
+        Total count of every spot, (n,), which sets its weight in a low-rank head; None weighs all alike.
     """
 
     tiles: TileSource
@@ -55,7 +55,26 @@ class Data:
     further: Sequence[TileSource] = ()
     local: np.ndarray | None = None
     every: Matrix | None = None
-    weights: np.ndarray | None = None
+    totals: np.ndarray | None = None
+
+    @cached_property
+    def weights(self) -> np.ndarray | None:
+        """Weight of every spot for a low-rank head, (n,)."""
+        return None if self.totals is None else spot_weights(self.totals)
+
+    def take(self, rows: np.ndarray, tiles: TileSource, further: Sequence[TileSource] = ()) -> Data:
+        """Return some of the spots, whose tiles are given."""
+        return Data(
+            tiles,
+            self.expression[rows],
+            self.genes,
+            self.groups[rows],
+            self.sections[rows],
+            self.coords_um[rows],
+            further,
+            every=None if self.every is None else self.every[rows],
+            totals=None if self.totals is None else self.totals[rows],
+        )
 
 
 @dataclass(frozen=True)

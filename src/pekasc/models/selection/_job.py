@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +68,7 @@ class Job:
         found = {}
         for depth in depths:
             n, width = self.shape(depth) if self.resume.path is not None else (0, 0)
-            found[depth] = self.resume.array(
-                f"frozen/{depth_name(depth)}", lambda depth=depth: of(depth), n, fields * width  # type: ignore[misc]
-            )
+            found[depth] = self.resume.array(f"frozen/{depth_name(depth)}", partial(of, depth), n, fields * width)
         return found
 
     def embed_first(self, depths: Sequence[Depth]) -> dict[Depth, np.ndarray]:

@@ -76,9 +76,7 @@ class Features:
             return whole[:, source.field * width : (source.field + 1) * width]
         # blocks are concatenated, each with all of its fields
         each = width // len(source.depth)
-        parts = [
-            whole[:, (i * self.n_fields + source.field) * each :][:, :each] for i in range(len(source.depth))
-        ]
+        parts = [whole[:, (i * self.n_fields + source.field) * each :][:, :each] for i in range(len(source.depth))]
         return np.concatenate(parts, axis=1)
 
 
@@ -147,7 +145,9 @@ class Reader:
             self._fits[key] = check_head(head)(target, readout.n_components)
         return self._fits[key]
 
-    def fit(self, spec: HeadSpec, depths: Sequence[Depth], context_um: float | None, *, stand_in: bool = False) -> Fitted:
+    def fit(
+        self, spec: HeadSpec, depths: Sequence[Depth], context_um: float | None, *, stand_in: bool = False
+    ) -> Fitted:
         """Fit a reading.
 
         Parameters
