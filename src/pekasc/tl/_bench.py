@@ -19,7 +19,7 @@ from pekasc._keys import PATIENT
 from pekasc._options import FIT_MEMORY
 from pekasc._sections import places
 from pekasc.models.comparing import (
-    HEST,
+    HEST_PROTOCOLS,
     MIN_TEST,
     Bench,
     Comparison,
@@ -51,7 +51,7 @@ def make_comparisons(
     for readout in call.readouts:
         if readout.context_um != "auto":
             check_radius(spots.coords_um, spots.labels, readout.context_um)
-    if call.protocol == HEST and (spots.spec.tile_px, spots.spec.mpp) != HEST_TILES:
+    if call.protocol in HEST_PROTOCOLS and (spots.spec.tile_px, spots.spec.mpp) != HEST_TILES:
         warnings.warn(
             f"HEST-Bench has tiles of {HEST_TILES[0]} px at {HEST_TILES[1]} um/px, these are {spots.spec.tile_px} px "
             f"at {spots.spec.mpp:g}: scores do not compare with its published ones.",

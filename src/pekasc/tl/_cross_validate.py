@@ -20,6 +20,7 @@ from pekasc.models import Encoder, Teacher
 from pekasc.models.comparing import (
     CHOSEN,
     HEST,
+    HEST_PROTOCOLS,
     check_gene_sets,
     score_fold,
 )
@@ -39,7 +40,7 @@ def cross_validate(
     folds: str | Mapping[str, tuple[Any, Any]] | None = None,
     genes: Any = ("svg", "hvg"),
     n_genes: int = 50,
-    protocol: Literal["nested", "hest"] = "nested",
+    protocol: Literal["nested", "hest", "hest-tuned"] = "nested",
     seeds: int | Sequence[int] = (0,),
     layer: str | None = None,
     gene_key: str | None = None,
@@ -75,12 +76,15 @@ def cross_validate(
             The mean measured expression of the six nearest spots: not a prediction, but what smoothing would give.
         ``"teacher"``
             The head on the teacher's embedding of the test spots' own expression, without context: an upper bound.
+        ``"lazy"``
+            What anyone would do: the last block's features and scikit-learn's RidgeCV over spots.
         ``"frozen"``
             The head on the features of the frozen encoder's last block (its own output with ``readout.depth="own"``).
         ``"frozen-best"``
-            The head on frozen features at the depth chosen on the training groups, up to ``readout.n_depths`` blocks
-            concatenated: the baseline for every difference. ``fit_adapter(method=None)`` takes one block, as
-            ``n_depths=1`` does here.
+            The readout on the frozen encoder: the baseline for every difference. Its depths are those of the readout:
+            all, averaged, or the best, up to ``readout.n_depths`` blocks concatenated (``fit_adapter(method=None)``
+            takes one, as ``n_depths=1`` does here). In a blend, frozen features at the depth that plain ridge chooses
+            take the place of adapted ones, so that the difference is what the adapter itself adds.
         ``"bone"``, ``"bat"``, ``"lora"``, ``"dora"``, ``"adalora"``, ``"hra"``, or a ``peft.PeftConfig``
             PEKA with that adapter.
         ``"frozen+peka"``
@@ -107,7 +111,8 @@ def cross_validate(
         Number of genes in each selected set.
     protocol
         ``"nested"``, or ``"hest"``: genes, target, features and regression of HEST-Bench, for comparison with its
-        published scores. Its genes are selected on test samples as well.
+        published scores. Its genes are selected on test samples as well. ``"hest-tuned"`` is the same with a penalty
+        tuned on the training groups, held out in turn, in place of its fixed one.
     seeds
         Seeds of training and of a teacher such as scVI; deterministic methods run once.
     layer, gene_key
@@ -117,8 +122,7 @@ def cross_validate(
         `readout` is given.
     readout
         Which features are used and how genes are predicted from them, as in :func:`pekasc.tl.fit_adapter`, or a list of
-        several: those that differ only in head and context share one training. The depth of an adapter is chosen
-        without context.
+        several: those with the same depths, fields of view and orientations share one training.
     compute
         As in :func:`pekasc.tl.fit_adapter`. ``cache`` is a folder for what several comparisons share and what can be
         computed again: frozen features, gene sets and a frozen teacher's embedding.
@@ -140,10 +144,10 @@ def cross_validate(
         Name of the fold, and the held-out section, or ``"pooled"`` for all held-out spots of the fold.
     ``whole_groups``
         False if a section, patient or group has spots in training and in test: such scores are inflated.
-    ``encoder``, ``method``, ``teacher``, ``head``, ``context_um``, ``scales``, ``orientations``, ``readout``, \
+    ``encoder``, ``method``, ``teacher``, ``head``, ``context_um``, ``fields_um``, ``orientations``, ``readout``, \
     ``seed``, ``genes``
-        The settings; ``context_um`` is 0 without context, scales are joined by ``+``, ``readout`` is the repr of the
-        :class:`pekasc.Readout`.
+        The settings; ``context_um`` is the radius that was chosen, 0 without context, ``fields_um`` are joined by
+        ``+``, ``readout`` is the repr of the :class:`pekasc.Readout`.
     ``n_genes``, ``n_undefined``, ``n_constant_train``
         Number of genes of the set; of those constant in the test spots, which have no correlation and are left out of
         the mean; and of those constant in the training spots, which cannot be learned and count as 0, as does every
@@ -217,7 +221,7 @@ def _gene_sets(genes: Any, protocol: str, names: np.ndarray) -> dict[str, list[s
     """Return the gene sets by name, checked; None stands for one to be selected in the fold."""
     if genes is None:
         raise ValueError(f"`genes=None`: name sets that are chosen in the fold ({list(CHOSEN)}), or genes.")
-    if protocol != HEST:
+    if protocol not in HEST_PROTOCOLS:
         return check_gene_sets(genes, [str(name) for name in names])
     if tuple([genes] if isinstance(genes, str) else genes) != ("svg", "hvg"):
         raise ValueError('`protocol="hest"` has genes of its own: leave `genes=` out.')

@@ -17,7 +17,7 @@ from pekasc._settings import get_logger
 from pekasc.models import Encoder, Teacher
 from pekasc.models.comparing import (
     BEST_FROZEN,
-    HEST,
+    HEST_PROTOCOLS,
     RIVALS,
     Comparison,
     Rival,
@@ -169,7 +169,7 @@ def resolve_comparison(
     if not numbers or len(set(numbers)) < len(numbers):
         raise ValueError(f"`seeds={numbers}` must hold each seed once.")
     unused = _unused_in_recipe(rows, described)
-    if protocol == HEST:  # which has a readout of its own: a recipe brings none
+    if protocol in HEST_PROTOCOLS:  # which has a readout of its own: a recipe brings none
         training = resolve(recipe, Recipe, "recipe", unused=unused)
     else:
         training, readout = resolve_recipe(recipe, readout, unused=unused)
@@ -182,7 +182,7 @@ def resolve_comparison(
         raise ValueError("`encoders=` is empty.")
     if len({row.short for row in found}) < len(found):
         raise ValueError("`encoders=` names one twice; give `key=` to tell them apart: `Encoder(..., key=...)`.")
-    if protocol == HEST:
+    if protocol in HEST_PROTOCOLS:
         # as HEST-Bench reads every encoder
         found = [replace(row, pooling="class") if row.pooling == "class+mean" else row for row in found]
     if any(row.reads_teacher for row in rows.values()):
@@ -221,7 +221,7 @@ def _readouts(readout: Any, methods: Mapping[str, Rival], protocol: str) -> list
         unused |= dict.fromkeys(
             ("depth", "selection", "n_depths", "fields_um", "orientations"), "no method reads the image"
         )
-    if protocol == HEST:
+    if protocol in HEST_PROTOCOLS:
         unused |= dict.fromkeys(
             ("head", "head_rank", "members", "selection", "n_components", "n_depths", "depth"),
             "HEST-Bench has a regression of its own",
@@ -231,10 +231,10 @@ def _readouts(readout: Any, methods: Mapping[str, Rival], protocol: str) -> list
     readouts = [resolve(value, Readout, "readout", unused=unused) for value in given]
     for value in readouts:
         check_reading(value, frozen=False)
-    if protocol == HEST:
+    if protocol in HEST_PROTOCOLS:
         idle = sorted({name for value in readouts for name in value.changed() if name in unused})
         if idle:
-            raise ValueError(f'`protocol="hest"` has features and a regression of its own: leave {idle} out.')
+            raise ValueError(f'`protocol="{protocol}"` has features and a regression of its own: leave {idle} out.')
         readouts = [
             value.replace(head="ridge", selection="best", depth="own", fields_um=None, context_um=_no_auto(value))
             for value in readouts
@@ -256,8 +256,8 @@ def check_methods(methods: Any, protocol: str) -> dict[str, Rival]:
     ValueError
         If one is unknown, named twice, or not part of the protocol.
     """
-    if protocol not in ("nested", HEST):
-        raise ValueError(f'`protocol={protocol!r}` is not known. Choose "nested" or "hest".')
+    if protocol not in ("nested", *HEST_PROTOCOLS):
+        raise ValueError(f'`protocol={protocol!r}` is not known. Choose "nested", "hest" or "hest-tuned".')
     given = methods if isinstance(methods, Mapping) else {_name(m): m for m in several(methods)}
     if not isinstance(methods, Mapping) and len(given) < len(several(methods)):
         raise ValueError(
@@ -274,8 +274,8 @@ def check_methods(methods: Any, protocol: str) -> dict[str, Rival]:
         if isinstance(method, str) and method not in known:
             raise RIVALS.unknown("methods", method, f"{list(known_methods())}, or a peft.PeftConfig", known_methods())
         row = rival(method)
-        if protocol == HEST and row.hest is None:
-            raise ValueError(f'`protocol="hest"` chooses nothing inside the fold, so it has no {method!r}.')
+        if protocol in HEST_PROTOCOLS and row.hest is None:
+            raise ValueError(f'`protocol="{protocol}"` chooses nothing inside the fold, so it has no {method!r}.')
         out[str(name)] = row
     if not out:
         raise ValueError("`methods=` is empty.")

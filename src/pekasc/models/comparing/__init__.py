@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pekasc.models.comparing._comparison import HEST, Bench, Comparison
+from pekasc.models.comparing._comparison import HEST, HEST_PROTOCOLS, Bench, Comparison
 from pekasc.models.comparing._gene_sets import CHOSEN, check_gene_sets, choose_gene_sets
 from pekasc.models.comparing._results import Results
 from pekasc.models.comparing._rivals import BEST_FROZEN, RIVALS, Rival, rival
@@ -14,6 +14,7 @@ __all__ = [
     "CHOSEN",
     "Comparison",
     "HEST",
+    "HEST_PROTOCOLS",
     "MIN_TEST",
     "RIVALS",
     "Results",

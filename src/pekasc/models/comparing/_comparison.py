@@ -21,7 +21,7 @@ from pekasc.models.comparing._fold import N_DEPTHS, Encoded, Fold, Prediction, f
 from pekasc.models.comparing._gene_sets import choose_gene_sets
 from pekasc.models.comparing._hest import hest_genes
 from pekasc.models.comparing._results import Results
-from pekasc.models.comparing._rivals import BEST_FROZEN, Rival
+from pekasc.models.comparing._rivals import BEST_FROZEN, LAZY, Rival
 from pekasc.models.encoders import Depth, EncoderNetwork, candidate_depths, warn_of_scale
 from pekasc.models.features import embed
 from pekasc.models.selection import Data, HeadSpec, Options, depths_of, inner_folds, margin_um
@@ -31,7 +31,8 @@ from pekasc.tiling import TileSource, TileSpec
 
 logger = get_logger(__name__)
 
-HEST = "hest"
+HEST, HEST_TUNED = "hest", "hest-tuned"
+HEST_PROTOCOLS = (HEST, HEST_TUNED)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Comparison:
     seeds
         Seeds, for methods that are not deterministic.
     protocol
-        ``"nested"`` or ``"hest"``.
+        ``"nested"``, ``"hest"`` or ``"hest-tuned"``.
     sets, n_genes
         See :func:`pekasc.models.comparing.choose_gene_sets`.
     options
@@ -189,7 +190,7 @@ class Comparison:
 
     def _check_folds(self) -> None:
         """Make the inner folds of every fold once, so that too few spots fail before hours of embedding."""
-        if self.protocol == HEST or not any(row.chosen for row in self.methods.values()):
+        if self.protocol in HEST_PROTOCOLS or not any(row.chosen for row in self.methods.values()):
             return
         bench = self.bench
         margin = margin_um(bench.spec, self.options.fields_um)
@@ -241,8 +242,9 @@ class Comparison:
             if row.reads_teacher:
                 assert self.bench.make_teacher is not None  # for the type checker: this method needs one
                 fold = replace(fold, teacher=self.bench.make_teacher(genes.expressed, seed))
-            predict = row.hest if self.protocol == HEST else row.predict
+            predict = row.hest if self.protocol in HEST_PROTOCOLS else row.predict
             assert predict is not None  # for the type checker: methods outside of the protocol were refused
+            fold = replace(fold, tuned=self.protocol == HEST_TUNED)
             made = predict(fold, encoded, replace(self.options, random_state=seed), heads)
             for unit, prediction in zip(todo, made, strict=True):
                 about = {"seconds": time.perf_counter() - start, **prediction.about}
@@ -293,13 +295,15 @@ class Comparison:
     def _depths(self, model: EncoderNetwork) -> list[Depth]:
         """Return the depths at which some method needs frozen features."""
         readout, rows = self.options.readout, self.methods.values()
-        if self.protocol == HEST:
+        if self.protocol in HEST_PROTOCOLS:
             return [None]
         depths: list[Depth] = []
         if any(row.name == BEST_FROZEN for row in rows):
             depths += candidate_depths(model.n_blocks)
         if any(row.trains is not None for row in rows):
             depths += depths_of(model, readout)
+        if any(row.name == LAZY for row in rows):
+            depths.append((model.n_blocks,))
         if any(row.name == "frozen" for row in rows):
             depths.append(frozen_depth(model, readout))
         return list(dict.fromkeys(depths))
@@ -339,7 +343,7 @@ class Comparison:
             raise ValueError(
                 f"Fold {name!r}: no gene is detected in at least 10 % of the spots of every training group."
             )
-        if self.protocol == HEST:
+        if self.protocol in HEST_PROTOCOLS:
             target, chosen = self._hest
         else:
             target = bench.log
@@ -347,7 +351,7 @@ class Comparison:
         predicted = np.unique(np.concatenate(list(chosen.values())))
         tiles, *further = bench.tiles
         genes = [bench.genes[i] for i in predicted]
-        nested = self.protocol != HEST
+        nested = self.protocol not in HEST_PROTOCOLS
         data = Data(
             tiles, target[:, predicted], genes, groups, bench.sections, bench.coords_um, further,
             every=target[:, expressed] if nested else None, totals=bench.totals if nested else None,

@@ -9,12 +9,15 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from sklearn.linear_model import RidgeCV
 from sklearn.neighbors import kneighbors_graph
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from pekasc._expression import dense
 from pekasc._options import Readout
 from pekasc.models.adapter import Adapter
-from pekasc.models.comparing._hest import hest_predict
+from pekasc.models.comparing._hest import hest_predict, tuned_strength
 from pekasc.models.encoders import Depth, EncoderNetwork, FeaturesOfSome, candidate_depths, depth_name
 from pekasc.models.heads import Reading, neighbour_means, with_context
 from pekasc.models.runtime import Profile
@@ -56,6 +59,8 @@ class Fold:
         "neighbours" and "teacher".
     teacher
         Teacher of all spots; None if no method needs one.
+    tuned
+        Whether the penalty of HEST-Bench's regression is tuned on held-out training groups.
     """
 
     name: str
@@ -63,6 +68,7 @@ class Fold:
     test: np.ndarray
     data: Data
     teacher: TeacherModel | None
+    tuned: bool = False
 
     def training(self) -> Data:
         """Return the training spots only."""
@@ -204,6 +210,17 @@ def frozen_depth(model: EncoderNetwork, readout: Readout) -> Depth:
     return (model.n_blocks,) if readout.depth in ("all", "best") else depths_of(model, readout)[-1]
 
 
+def predict_lazy(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
+    """Predict as one would in five lines: the last block's features, and RidgeCV over spots, of scikit-learn."""
+    last = encoded.frozen[(encoded.model.n_blocks,)]
+    own = last[:, : last.shape[1] // (1 + len(options.fields_um))]
+    model = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 5, 13)))
+    model.fit(own[fold.train], dense(fold.data.expression[fold.train]))
+    alpha = float(model[-1].alpha_)
+    predicted = model.predict(own[fold.test]).astype(np.float32)
+    return [Prediction(predicted, {"depth": str(encoded.model.n_blocks), "alpha": alpha}) for _ in heads]
+
+
 def predict_frozen_best(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:
     """Predict from the frozen encoder at all depths, or at those that are best on the training groups.
 
@@ -286,9 +303,11 @@ def _hest_read_out(fold: Fold, features: np.ndarray, head: HeadSpec) -> Predicti
     def inputs(rows: np.ndarray) -> np.ndarray:
         return with_context(features[rows], d.coords_um[rows], d.sections[rows], radius)
 
-    return Prediction(
-        hest_predict(inputs(fold.train), dense(d.expression[fold.train]), inputs(fold.test)), {"depth": "own"}
-    )
+    x, y, test = inputs(fold.train), dense(d.expression[fold.train]), inputs(fold.test)
+    if not fold.tuned:
+        return Prediction(hest_predict(x, y, test), {"depth": "own"})
+    strength = tuned_strength(x, y, d.groups[fold.train])
+    return Prediction(hest_predict(x, y, test, strength), {"depth": "own", "alpha": strength})
 
 
 def _trained(

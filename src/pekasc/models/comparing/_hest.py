@@ -23,6 +23,7 @@ from pekasc.models.runtime import torch_threads_kept
 
 N_GENES = 50
 _N_COMPONENTS = 256
+STRENGTHS = np.logspace(0, 6, 13)  # of the penalty, which is far too small between patients
 
 
 @torch_threads_kept()
@@ -66,7 +67,7 @@ def hest_genes(counts: Matrix, names: Sequence[str], samples: np.ndarray, n_gene
     return at[highly_variable(log, min(n_genes, len(at)))]
 
 
-def hest_predict(train: np.ndarray, y_train: np.ndarray, test: np.ndarray) -> np.ndarray:
+def hest_predict(train: np.ndarray, y_train: np.ndarray, test: np.ndarray, strength: float = 1.0) -> np.ndarray:
     """Predict expression, (n_test, genes), with the regression of HEST-Bench: StandardScaler, PCA(256), ridge.
 
     Parameters
@@ -75,12 +76,35 @@ def hest_predict(train: np.ndarray, y_train: np.ndarray, test: np.ndarray) -> np
         Features, (n, d).
     y_train
         log1p of the raw counts, (n_train, genes).
+    strength
+        Factor of the penalty; HEST-Bench has 1.
     """
     scaler = StandardScaler().fit(train)
     pca = PCA(min(_N_COMPONENTS, *train.shape), random_state=1).fit(scaler.transform(train))
     x = pca.transform(scaler.transform(train))
     ridge = Ridge(
-        alpha=100 / (x.shape[1] * y_train.shape[1]), fit_intercept=False, solver="lsqr", max_iter=1000, random_state=0
+        alpha=strength * 100 / (x.shape[1] * y_train.shape[1]),
+        fit_intercept=False,
+        solver="lsqr",
+        max_iter=1000,
+        random_state=0,
     )
     ridge.fit(x, y_train)
     return ridge.predict(pca.transform(scaler.transform(test)))
+
+
+def tuned_strength(train: np.ndarray, y_train: np.ndarray, groups: np.ndarray) -> float:
+    """Return the factor of HEST-Bench's penalty with the smallest error on training groups held out in turn.
+
+    With one group, which leaves nothing to hold out, it is 1.
+    """
+    names = np.unique(groups)
+    if len(names) < 2:
+        return 1.0
+    errors = np.zeros(len(STRENGTHS))
+    for name in names:
+        out = groups == name
+        for i, strength in enumerate(STRENGTHS):
+            predicted = hest_predict(train[~out], y_train[~out], train[out], strength)
+            errors[i] += np.square(predicted - y_train[out]).sum()
+    return float(STRENGTHS[errors.argmin()])

@@ -17,6 +17,7 @@ from pekasc.models.comparing._fold import (
     predict_frozen,
     predict_frozen_best,
     predict_frozen_hest,
+    predict_lazy,
     predict_mean,
     predict_neighbours,
     predict_teacher,
@@ -80,6 +81,7 @@ def adapter_rival(
     )  # fmt: skip
 
 
+LAZY = "lazy"  # reads the last block
 BEST_FROZEN = "frozen-best"  # the baseline of every difference
 
 RIVALS: Registry[Rival] = Registry("rival")
@@ -88,6 +90,7 @@ for _row in (
     Rival("coordinates", predict_coordinates, reads_image=False),
     Rival("neighbours", predict_neighbours, predict_neighbours, chosen=False, reads_image=False),
     Rival("teacher", predict_teacher, predict_teacher_hest, reads_image=False, reads_teacher=True),
+    Rival(LAZY, predict_lazy, chosen=False),
     Rival("frozen", predict_frozen, predict_frozen_hest),
     Rival(BEST_FROZEN, predict_frozen_best),
     adapter_rival("bone", name="frozen+peka", beside_frozen=True, in_hest=False),
