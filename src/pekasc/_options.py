@@ -245,6 +245,10 @@ class Readout(_Options):
     context_um
         Spatial context: the head also gets the mean features of the neighbours within this radius in um. ``"auto"``
         chooses none, 150, 300 or 500 um by the held-out error; None uses no context.
+    smooth_um
+        Smoothing: predictions are mixed with their mean over the neighbours within this radius in um, with the weight
+        that has the smallest held-out error, which may be 0. ``"auto"`` chooses the radius as well; None does not
+        smooth.
     fields_um
         Fields of view: widths in um of wider tiles around the same centres, read at the same `tile_px` and by the
         frozen encoder, whose features are concatenated with those of the tile. Every one costs a pass through the
@@ -271,6 +275,7 @@ class Readout(_Options):
     n_depths: int | None = None
     n_components: int | None = None
     context_um: Literal["auto"] | float | None = "auto"
+    smooth_um: Literal["auto"] | float | None = None
     fields_um: Literal["auto"] | tuple[float, ...] | None = "auto"
     orientations: int = 1
 
@@ -305,11 +310,10 @@ class Readout(_Options):
                 f'`n_depths={self.n_depths}` limits how many blocks `depth="best"` may concatenate, but '
                 f"`depth={self.depth!r}` needs no such limit: leave one of them out."
             )
-        if self.context_um is not None and self.context_um != "auto":
-            self._set(
-                "context_um",
-                _number("context_um", self.context_um, positive=True, otherwise='a radius in um, "auto" or None'),
-            )
+        for name in ("context_um", "smooth_um"):
+            radius = getattr(self, name)
+            if radius is not None and radius != "auto":
+                self._set(name, _number(name, radius, positive=True, otherwise='a radius in um, "auto" or None'))
         self._set("fields_um", _fields_um(self.fields_um))
         self._set("orientations", _one_of("orientations", self.orientations, ORIENTATIONS))
 

@@ -170,10 +170,11 @@ def fit_adapter(
         data, teacher_model, model = _inputs(replace(call, options=options), spots, genes, target)
         adapter = fit(model, spots.spec, data, teacher_model, options, [HeadSpec(options.readout)])[0]
     info = {**adapter.info, "target": TARGETS[target], "layer": layer or ""}
-    if adapter.context_um is not None:
-        offsets = lattice_offsets(spots.coords_um, spots.labels, adapter.context_um)
-        info["context_offsets_um"] = [] if offsets is None else np.round(offsets, 3).tolist()
-        info["pitch_um"] = pitch_um(spots.coords_um, spots.labels)
+    for name, radius in (("context", adapter.context_um), ("smooth", adapter.reading.smooth_um)):
+        if radius is not None:
+            offsets = lattice_offsets(spots.coords_um, spots.labels, radius)
+            info[f"{name}_offsets_um"] = [] if offsets is None else np.round(offsets, 3).tolist()
+            info["pitch_um"] = pitch_um(spots.coords_um, spots.labels)
     adapter = replace(adapter, info=info, trained_on=tissue_of(spots.sections))
     write_uns(writable_table(sdata, table_name), key_added, _record(adapter), kind="adapter")
     return adapter

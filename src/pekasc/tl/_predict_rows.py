@@ -57,27 +57,56 @@ class Scores:
         return values[:, :k], values[:, k:]
 
 
-def predict_rows(scores: Scores, number: int, weights: Any, index: np.ndarray) -> np.ndarray:
-    """Predict some tiles of a section, (k, genes of the adapter) float32.
-
-    Only the scores of these tiles and of their context are read.
+@dataclass(frozen=True)
+class Neighbours:
+    """Neighbours of every tile of a section, see :meth:`pekasc.Adapter.context_weights`; None without them.
 
     Parameters
     ----------
-    weights
-        The context of every tile of the section, see :meth:`pekasc.Adapter.context_weights`.
+    context
+        Whose features the heads also get.
+    smooth
+        Over which predictions are smoothed.
+    """
+
+    context: Any
+    smooth: Any
+
+
+def _near(weights: Any, part: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Return the rows of a matrix over tiles, and the tiles that they average, which are its columns then."""
+    around = weights[part]
+    near, columns = np.unique(around.indices, return_inverse=True)
+    return type(around)((around.data, columns, around.indptr), shape=(len(part), near.size)), near
+
+
+def _with_context(scores: Scores, number: int, context: Any, part: np.ndarray) -> np.ndarray:
+    own, _ = scores.rows(number, part)
+    if context is None:
+        return own
+    around, near = _near(context, part)
+    return own + (around @ scores.rows(number, near)[1]).astype(np.float32)
+
+
+def predict_rows(scores: Scores, number: int, neighbours: Neighbours, index: np.ndarray) -> np.ndarray:
+    """Predict some tiles of a section, (k, genes of the adapter) float32.
+
+    Only the scores of these tiles and of their neighbours are read.
+
+    Parameters
+    ----------
+    neighbours
+        Of every tile of the section.
     index
         Indices of the tiles.
     """
     out = np.empty((len(index), scores.reading.n_genes), dtype=np.float32)
     for start in range(0, len(index), _TILES):
         part = index[start : start + _TILES]
-        own, _ = scores.rows(number, part)
-        if weights is not None:
-            around = weights[part]
-            near, columns = np.unique(around.indices, return_inverse=True)
-            around = type(around)((around.data, columns, around.indptr), shape=(len(part), near.size))
-            own = own + (around @ scores.rows(number, near)[1]).astype(np.float32)
+        own = _with_context(scores, number, neighbours.context, part)
+        if neighbours.smooth is not None:
+            around, near = _near(neighbours.smooth, part)
+            own = scores.reading.smoothed(own, around @ _with_context(scores, number, neighbours.context, near))
         out[start : start + _TILES] = scores.reading.expression(own)
     return out
 
@@ -107,7 +136,7 @@ def layer_parts(
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield parts of the rows of a layer with their predictions, float32; NaN where nothing is predicted."""
     there = layer.columns >= 0
-    contexts: dict[int, Any] = {}
+    contexts: dict[int, Neighbours] = {}
     for part in parts:
         values = np.full((part.stop - part.start, layer.shape[1]), np.nan, dtype=np.float32)
         for i, section in enumerate(sections):
@@ -116,7 +145,12 @@ def layer_parts(
                 continue
             if i not in contexts:  # of one section at a time; neighbours never cross sections
                 one = np.zeros(section.rows.size)
-                contexts = {i: adapter.context_weights(section.centres_um, one, grid=layer.grid)}
+                contexts = {
+                    i: Neighbours(
+                        adapter.context_weights(section.centres_um, one, grid=layer.grid),
+                        adapter.context_weights(section.centres_um, one, grid=layer.grid, smooth=True),
+                    )
+                }
             predicted = predict_rows(scores, i, contexts[i], index)
             values[np.ix_(section.rows[index] - part.start, layer.columns[there])] = predicted[:, layer.wanted[there]]
         yield part, values
@@ -130,7 +164,8 @@ def store_predictions(
     facts = {
         "genes": [adapter.genes[i] for i in layer.wanted], "columns": layer.columns.tolist(),
         "shape": list(layer.shape), "grid": layer.grid, "context_um": adapter.context_um,
-        "offsets": adapter.info.get("context_offsets_um", []), "dtype": dtype,
+        "offsets": [adapter.info.get(name, []) for name in ("context_offsets_um", "smooth_offsets_um")],
+        "dtype": dtype,
     }  # fmt: skip
     rows = [section.rows for section in sections]
     digest = sha256(repr(facts), *scores.features.digests, *array_parts(scores.reading), *rows)

@@ -304,9 +304,7 @@ class Adapter:
                 around = around + parts[:, -k:]
                 parts = parts[:, :-k]
             scores = scores + parts[:, -k:]
-        if places is not None and reading.context_um is not None:
-            scores = scores + (neighbour_means(*places, reading.context_um) @ around).astype(np.float32)
-        return reading.expression(scores)
+        return reading.expression(scores if places is None else reading.joined(scores, around, *places))
 
     def reading_of(self, *, context: bool, fields: bool) -> Reading:
         """Return the part of :attr:`reading` that needs no more than there is: positions, and wider fields of view.
@@ -332,8 +330,10 @@ class Adapter:
             )
         return found
 
-    def context_weights(self, coords_um: np.ndarray, sections: np.ndarray, *, grid: bool = False) -> Any:
-        """Return the sparse matrix that averages features over every tile's spatial context; None without context.
+    def context_weights(
+        self, coords_um: np.ndarray, sections: np.ndarray, *, grid: bool = False, smooth: bool = False
+    ) -> Any:
+        """Return the sparse matrix that averages over every tile's spatial context; None without context.
 
         Parameters
         ----------
@@ -342,12 +342,16 @@ class Adapter:
         grid
             Tiles of a grid of any stride: the context of a tile is the mean over the tiles nearest to the places of the
             training lattice around it, so that a denser grid does not change it.
+        smooth
+            The neighbours over which predictions are smoothed, in place of the context.
         """
-        if self.context_um is None:
+        radius = self.reading.smooth_um if smooth else self.context_um
+        if radius is None:
             return None
-        offsets = np.array(self.info.get("context_offsets_um", ()), dtype=np.float64).reshape(-1, 2)
+        name = "smooth_offsets_um" if smooth else "context_offsets_um"
+        offsets = np.array(self.info.get(name, ()), dtype=np.float64).reshape(-1, 2)
         if not grid or not len(offsets):
-            return neighbour_means(coords_um, sections, self.context_um)
+            return neighbour_means(coords_um, sections, radius)
         # on a square grid, no place is farther from a tile than this
         tolerance = pitch_um(coords_um, sections) * np.sqrt(0.5) * (1 + 1e-3)
         return offset_means(coords_um, sections, offsets, tolerance)

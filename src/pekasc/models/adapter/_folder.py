@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +41,16 @@ FORMAT = 5
 READ = (2, 3, 4, FORMAT)
 _ADDED = {"scales": [1.0], "orientations": 1}  # fields new in format 3, with the values of older adapters
 _FIELDS = (
-    "encoder", "encoder_digest", "tile_px", "mpp", "depth", "method", "genes", "reading", "fields_um", "orientations",
+    "encoder", "encoder_digest", "tile_px", "mpp", "depth", "method", "genes", "reading", "smooth_um",
+    "smooth_weight", "fields_um", "orientations",
     "info", "gene_scores", "history", "selection", "files", "sha256",
 )  # fmt: skip
-_OLD_FIELDS = (*(name for name in _FIELDS if name not in ("reading", "fields_um")), "head", "context_um", "scales")
+_OLD_FIELDS = (
+    *(name for name in _FIELDS if name not in ("reading", "smooth_um", "smooth_weight", "fields_um")),
+    "head",
+    "context_um",
+    "scales",
+)
 MAIN = "pekasc.json"
 HEADS = "heads.safetensors"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -192,6 +199,8 @@ def _contents(adapter: Adapter) -> tuple[dict[str, bytes], dict[str, Any]]:
         "method": adapter.method,
         "genes": list(adapter.genes),
         "reading": reading,
+        "smooth_um": adapter.reading.smooth_um,
+        "smooth_weight": adapter.reading.smooth_weight,
         "fields_um": list(adapter.fields_um),
         "orientations": adapter.orientations,
         "info": dict(adapter.info),
@@ -225,6 +234,7 @@ def load(path: Path) -> dict[str, Any]:
         fields_um = tuple(scale * side for scale in record["scales"][1:])
     else:
         reading, fields_um = reading_from(record["reading"], array), tuple(record["fields_um"])
+        reading = replace(reading, smooth_um=record["smooth_um"], smooth_weight=record["smooth_weight"])
     weights: dict[str, Mapping[str, torch.Tensor]] = {}
     for kind in ("projector", "cluster_head"):
         state = {name[len(kind) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{kind}.")}

@@ -118,6 +118,8 @@ _FIELDS: dict[str, tuple[Check, str]] = {
         "positive numbers, each once, the first 1",
     ),
     "reading": (_list(lambda value: _holds_all(value, _MEMBER), 1, 64), "a list of members"),
+    "smooth_um": (_optional(_positive), "null or a positive number"),
+    "smooth_weight": (lambda value: _number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "fields_um": (_each_once(_list(_positive, 0, 16)), "positive numbers, each once"),
     "orientations": (lambda value: _whole(value) and value in (1, 2, 4, 8), "1, 2, 4 or 8"),
     "info": (lambda value: isinstance(value, dict) and _plain(value), "plain values by name"),

@@ -267,6 +267,7 @@ class Comparison:
                 readout.members,
                 readout.selection,
                 readout.context_um,
+                readout.smooth_um,
                 readout.n_components,
             ],
             "precision": o.precision,

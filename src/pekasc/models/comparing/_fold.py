@@ -19,7 +19,7 @@ from pekasc._options import Readout
 from pekasc.models.adapter import Adapter
 from pekasc.models.comparing._hest import hest_predict, tuned_strength
 from pekasc.models.encoders import Depth, EncoderNetwork, FeaturesOfSome, candidate_depths, depth_name
-from pekasc.models.heads import Reading, neighbour_means, with_context
+from pekasc.models.heads import Reading, with_context
 from pekasc.models.runtime import Profile
 from pekasc.models.selection import (
     Data,
@@ -276,10 +276,9 @@ def _predicted(fold: Fold, fitted: Fitted, test: Features) -> Prediction:
 
 
 def _test_spots(fold: Fold, reading: Reading, features: Features) -> np.ndarray:
-    around, d = None, fold.data
-    if reading.context_um is not None:
-        around = neighbour_means(d.coords_um[fold.test], d.sections[fold.test], reading.context_um)
-    return reading.predict({source: features.of(source, None) for source in reading.sources}, around)
+    found = {source: features.of(source, None) for source in reading.sources}
+    d = fold.data
+    return reading.expression(reading.placed_scores(found, d.coords_um[fold.test], d.sections[fold.test]))
 
 
 def predict_frozen_hest(fold: Fold, encoded: Encoded, options: Options, heads: Sequence[HeadSpec]) -> list[Prediction]:

@@ -113,8 +113,8 @@ class LinearHead:
             parts.append(total)
         return np.concatenate(parts, axis=1)
 
-    def expression(self, scores: np.ndarray, genes: slice = slice(None)) -> np.ndarray:
-        """Predict expression, (n, genes) float32, from scores, for all genes or a slice of them."""
+    def expression(self, scores: np.ndarray, genes: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """Predict expression, (n, genes) float32, from scores, for all genes or some of them."""
         out = np.tile(self.intercept[genes].astype(np.float64), (len(scores), 1))
         start = 0
         for block in self.blocks:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from pekasc.models.heads._context import neighbour_means
 from pekasc.models.heads._linear import LinearHead, Source
 
 
@@ -44,9 +44,14 @@ class Reading:
     ----------
     members
         The members; of those with one name, the one that reads most comes first.
+    smooth_um, smooth_weight
+        Radius in um within which predictions are averaged over neighbours, and the weight of that average; None and 0
+        without smoothing.
     """
 
     members: tuple[Member, ...]
+    smooth_um: float | None = None
+    smooth_weight: float = 0.0
 
     def use(self, *, context: bool = True, fields: bool = True) -> Reading:
         """Return one member of every name: the first that needs no more than there is. Weights sum to 1."""
@@ -56,7 +61,8 @@ class Reading:
             if fits and member.name not in found:
                 found[member.name] = member
         total = sum(member.weight for member in found.values())
-        return Reading(tuple(replace(member, weight=member.weight / total) for member in found.values()))
+        members = tuple(replace(member, weight=member.weight / total) for member in found.values())
+        return Reading(members, self.smooth_um, self.smooth_weight) if context else Reading(members)
 
     @property
     def context_um(self) -> float | None:
@@ -83,30 +89,48 @@ class Reading:
         """Return the scores of tiles, (n, n_scores) float32; see :meth:`LinearHead.scores`."""
         return np.concatenate([member.head.scores(features, around=around) for member in self.members], axis=1)
 
-    def expression(self, scores: np.ndarray, genes: slice = slice(None)) -> np.ndarray:
-        """Predict expression, (n, genes) float32, from scores, for all genes or a slice of them."""
-        out: Any = 0
+    def expression(self, scores: np.ndarray, genes: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """Predict expression, (n, genes) float32, from scores, for all genes or some of them."""
+        out: np.ndarray | None = None
         start = 0
         for member in self.members:
             stop = start + member.head.n_scores
-            out = out + np.float32(member.weight) * member.head.expression(scores[:, start:stop], genes)
+            part = np.float32(member.weight) * member.head.expression(scores[:, start:stop], genes)
+            out = part if out is None else out + part
             start = stop
+        assert out is not None  # for the type checker: there is a member
         return out
 
-    def predict(self, features: Mapping[Source, np.ndarray], around: Any = None) -> np.ndarray:
-        """Predict expression, (n, genes) float32, from features by source.
+    def placed_scores(
+        self, features: Mapping[Source, np.ndarray], coords_um: np.ndarray, sections: np.ndarray
+    ) -> np.ndarray:
+        """Return the scores of tiles with those of their neighbours, (n, n_scores) float32, for :meth:`expression`.
 
         Parameters
         ----------
         features
-            Shape (n, d) each.
-        around
-            Matrix that averages over the neighbours of every tile, (n, n); needed for spatial context.
+            By source, (n, d) each.
+        coords_um, sections
+            Positions in um, (n, 2), and sections, (n,).
         """
-        scores = self.scores(features)
-        if around is not None:
-            scores += np.asarray(around @ self.scores(features, around=True), dtype=np.float32)
-        return self.expression(scores)
+        around = self.scores(features, around=True) if self.context_um is not None else None
+        return self.joined(self.scores(features), around, coords_um, sections)
+
+    def joined(
+        self, own: np.ndarray, around: np.ndarray | None, coords_um: np.ndarray, sections: np.ndarray
+    ) -> np.ndarray:
+        """Return the scores of tiles with those that their neighbours give, smoothed if the reading says so."""
+        if self.context_um is not None:
+            assert around is not None  # for the type checker
+            own = own + (neighbour_means(coords_um, sections, self.context_um) @ around).astype(np.float32)
+        if self.smooth_um is not None:
+            own = self.smoothed(own, neighbour_means(coords_um, sections, self.smooth_um) @ own)
+        return own
+
+    def smoothed(self, scores: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        """Return scores moved towards the mean of their neighbours: predictions are linear in them."""
+        weight = np.float32(self.smooth_weight)
+        return (1 - weight) * scores + weight * mean.astype(np.float32)
 
 
 def share_weights(names: Sequence[str]) -> list[float]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pekasc._expression import dense
 from pekasc._options import Readout
 from pekasc._settings import get_logger
 from pekasc.models.encoders import Depth, features_at
@@ -37,6 +38,8 @@ from pekasc.models.selection._inputs import Data, HeadSpec
 logger = get_logger(__name__)
 
 RADII_UM = (150.0, 300.0, 500.0)
+_SMOOTH_WEIGHTS = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+_SMOOTH_GENES = 512
 _NEIGHBOURS = (3, 300)  # median number within a radius that is tried: fewer say little, more cost much
 
 
@@ -176,7 +179,8 @@ class Reader:
                         own.append(Member(name, weight, part))
                     tables.append(table)
         # every name has a member for each situation, in the same order
-        return Fitted(Reading(tuple(members)), [Reading(tuple(own)) for own in folds], pd.concat(tables))
+        fitted = Fitted(Reading(tuple(members)), [Reading(tuple(own)) for own in folds], pd.concat(tables))
+        return self.smoothed(fitted, spec.readout)
 
     def _candidates(self, name: str, spec: HeadSpec, depths: Sequence[Depth], stand_in: bool) -> list[list[Source]]:
         """Return the sources that a member reads side by side, at every depth that it may read."""
@@ -259,11 +263,43 @@ class Reader:
         """Return the scores of the held-out spots of a fold, by the reading that was fitted without them."""
         rows, d = self.folds[fold].held_out, self.data
         features = {source: self.features.of(source, fold)[rows] for source in reading.sources}
-        scores = reading.scores(features)
-        if reading.context_um is None:
-            return scores
-        around = neighbour_means(d.coords_um[rows], d.sections[rows], reading.context_um)
-        return scores + np.asarray(around @ reading.scores(features, around=True), dtype=np.float32)
+        return reading.placed_scores(features, d.coords_um[rows], d.sections[rows])
+
+    def smoothed(self, fitted: Fitted, readout: Readout) -> Fitted:
+        """Return the reading with the smoothing of its predictions whose held-out error is the smallest.
+
+        The radius is that of the readout, or one of several for ``"auto"``; the weight may be 0. Some genes stand for
+        all of them.
+        """
+        given = readout.smooth_um
+        radii = ([] if given is None else [given]) if given != "auto" else self._radii()
+        if not radii:
+            return fitted
+        errors = np.zeros((len(radii), len(_SMOOTH_WEIGHTS)))
+        n_genes = self.data.expression.shape[1]
+        genes = np.unique(np.linspace(0, n_genes - 1, min(n_genes, _SMOOTH_GENES)).astype(np.int64))
+        for i, (reading, fold) in enumerate(zip(fitted.folds, self.folds, strict=True)):
+            rows, d = fold.held_out, self.data
+            scores = self.held_out(reading, i)
+            weights = np.ones(len(rows)) if d.weights is None else d.weights[rows]
+            predicted = reading.expression(scores, genes)
+            rest = dense(d.expression[rows][:, genes]) - predicted
+            for j, radius in enumerate(radii):
+                mean = neighbour_means(d.coords_um[rows], d.sections[rows], radius) @ scores
+                step = reading.expression(mean.astype(np.float32), genes) - predicted
+                linear, square = weights @ (rest * step).sum(axis=1), weights @ (step * step).sum(axis=1)
+                errors[j] += _SMOOTH_WEIGHTS**2 * square - 2 * _SMOOTH_WEIGHTS * linear
+        best, k = divmod(int(processes.broadcast(int(errors.argmin()))), errors.shape[1])
+        if not k:
+            logger.info("Smoothing of predictions: none lowers the held-out error.")
+            return fitted
+        radius, weight = radii[best], float(_SMOOTH_WEIGHTS[k])
+        logger.hint("Smoothing: predictions are mixed with %.0f %% of their mean within %g um.", 100 * weight, radius)
+        return replace(
+            fitted,
+            reading=replace(fitted.reading, smooth_um=radius, smooth_weight=weight),
+            folds=[replace(reading, smooth_um=radius, smooth_weight=weight) for reading in fitted.folds],
+        )
 
     def choose_context(self, spec: HeadSpec, depth: Depth) -> float | None:
         """Return the radius of the spatial context: as given, or for ``"auto"`` that with the smallest held-out error.
