@@ -24,7 +24,7 @@ def record(adata: AnnData) -> None:
 
 @pytest.fixture
 def adata() -> AnnData:
-    """Return counts of 12 genes in 30 spots, one without any and one without the first three, with totals as a prediction records them."""
+    """Return counts of 12 genes in 30 spots, one without any, one without the first three, with recorded totals."""
     raw = np.random.default_rng(0).poisson(3, (30, 12)).astype(np.float32)
     raw[4] = 0
     raw[7, :3] = 0

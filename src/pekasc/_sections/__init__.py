@@ -32,6 +32,7 @@ from pekasc._sections._table import (
     present_table,
     region_rows,
     section_labels,
+    table_digest,
     writable_table,
 )
 from pekasc._sections._tiled import positions_um, section_readers, tile_record, tiled_sections
@@ -69,6 +70,7 @@ __all__ = [
     "section_readers",
     "shape_centres",
     "slide_section",
+    "table_digest",
     "tile_record",
     "tiled_sections",
     "tissue_mask",

@@ -28,7 +28,7 @@ from pekasc._keys import (
 )
 from pekasc._measured import prediction_record
 from pekasc._options import RESULT_MEMORY, Compute, resolve, unused_in_embedding
-from pekasc._sections import Section, check_table, get_table, present_table, trained_rows, writable_table
+from pekasc._sections import Section, check_table, get_table, present_table, table_digest, trained_rows, writable_table
 from pekasc._totals import totals_to_record
 from pekasc.models import Adapter
 from pekasc.models.heads import pitch_um
@@ -174,7 +174,7 @@ def predict_expression(
             kept = store_predictions(
                 adapter, features, sections, layer, check_store(store), dtype=how.stored_precision, progress=progress
             )
-            values: Any = kept.layer()
+            values: Any = kept.layer(key_added)
             place = {"store": str(kept.path), "array": kept.name, "array_digest": kept.digest}
         else:
             ((_, values),) = layer_parts(adapter, features, sections, layer, [slice(0, table.n_obs)])
@@ -195,6 +195,8 @@ def predict_expression(
         in_memory = not without_genes and store is None
         table = _new_table(table, values if in_memory else None, target_genes, log=log)
         record["table_added"] = table_added
+    if store is not None:
+        record["table_digest"] = table_digest(table)
     _write(table, key_added, values, adapted, trained, None if totals is None else totals[:2], record)
     if new_table:
         if table_added in sdata.tables:
@@ -251,7 +253,7 @@ def _check_stride(adapter: Adapter, sections: Sequence[Section]) -> None:
         return
     for section in sections:
         stride = pitch_um(section.centres_um, np.zeros(section.rows.size))
-        if stride > _COARSE * pitch and abs(stride / pitch - 1) > _SAME_PITCH:
+        if stride > _COARSE * (1 + _SAME_PITCH) * pitch and abs(stride / pitch - 1) > _SAME_PITCH:
             warnings.warn(
                 f"Tiles of {section.name!r} are {stride:.4g} um apart, and the training spots, whose neighbours within "
                 f"{adapter.context_um:g} um are the head's context, {pitch:.4g} um: places of neighbours are off by up "
