@@ -16,7 +16,7 @@ from pekasc._sections._patches import (
     write_patch_records,
 )
 from pekasc._sections._pixel_size import ARRAYS, PixelSizeUnknown, array_pixel_size, check_mpp
-from pekasc._sections._records import pixel_size_records
+from pekasc._sections._records import pixel_size_records, record_on_images
 from pekasc._sections._resolve import Section, resolve_sections
 from pekasc._sections._slide_section import shape_centres, slide_section
 from pekasc._sections._slides import OnWhite, images_of
@@ -61,6 +61,7 @@ __all__ = [
     "overview",
     "patch_side_px",
     "pixel_size_records",
+    "record_on_images",
     "places",
     "present_table",
     "positions_um",
