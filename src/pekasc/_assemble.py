@@ -11,7 +11,7 @@ import pandas as pd
 from dask.base import tokenize
 
 from pekasc._keys import BARCODE, write_uns
-from pekasc._sections import pixel_size_records
+from pekasc._sections import pixel_size_records, record_on_images
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -183,7 +183,9 @@ def table(
         names = [f"{x}x{y}" for x, y in zip(obs["array_col"], obs["array_row"], strict=True)]
     obs.index = pd.Index([f"{section}_{name}" for section, name in zip(obs["section"], names, strict=True)])
     adata = AnnData(counts, obs=obs, var=var, obsm={"spatial": np.asarray(centres_px, dtype=np.float64)})
-    for key, record in pixel_size_records(images, image_mpp).items():
+    records = pixel_size_records(images, image_mpp)
+    record_on_images(images, records)
+    for key, record in records.items():
         write_uns(adata, key, record)
     regions = [str(region) for region in obs[REGION].cat.categories]
     return TableModel.parse(adata, region=regions, region_key=REGION, instance_key=INSTANCE)

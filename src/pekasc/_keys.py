@@ -122,6 +122,11 @@ def total_key(key: str) -> str:
     return f"{key}_total"
 
 
+def total_check_key(key: str) -> str:
+    """Return the `obsm` key of some counts of every row, by which totals are known to be of the counts at hand."""
+    return f"{key}_total_check"
+
+
 def _encode(value: Any) -> Any:
     # AnnData writes scalars, strings, homogeneous arrays, DataFrames and dicts of those with string keys. Lists of
     # dicts, None in lists, tuples, paths and integer keys are changed or rejected, so they are stored as JSON.

@@ -14,7 +14,7 @@ from spatialdata.transformations import Affine, Identity, set_transformation
 
 import pekasc as pk
 from pekasc._sections import places, resolve_sections, tissue_of, trained_rows
-from pekasc._sections._identity import alignment, find_landmarks
+from pekasc._sections._identity import Landmarks, alignment, find_landmarks
 
 Scene = Callable[..., SpatialData]
 TILE_UM = 112.0
@@ -145,6 +145,27 @@ def test_landmarks_say_where(phantom: SpatialData) -> None:
     assert matrix is not None
     np.testing.assert_allclose(matrix[:2, :2], 2 * np.eye(2), atol=0.02)
     np.testing.assert_allclose(matrix[:2, 2], 0, atol=4)
+
+
+def landmarks(points: np.ndarray, descriptors: np.ndarray) -> Landmarks:
+    return Landmarks(np.column_stack([points, np.full(len(points), 2.0)]).astype(np.float32), descriptors)
+
+
+@pytest.mark.parametrize(("n", "share"), [(40, 0.25), (600, 0.2)])  # all twos of pairs are tried, and some
+def test_an_arrangement_is_found_among_wrong_pairs(n: int, share: float) -> None:
+    rng = np.random.default_rng(0)
+    descriptors = rng.integers(0, 256, (n, 128), dtype=np.uint8)
+    points = rng.uniform(0, 2000, (n, 2))
+    planted = np.array([[0.6, -0.8, 70], [0.8, 0.6, -30], [0, 0, 1]]) @ np.diag([2, 2, 1])
+    elsewhere = rng.uniform(0, 4000, (n, 2))
+    right = rng.permutation(n) < share * n
+    known = np.where(right[:, None], points @ planted[:2, :2].T + planted[:2, 2], elsewhere)
+    matrix = alignment(landmarks(points, descriptors), landmarks(known, descriptors))
+    assert matrix is not None
+    np.testing.assert_allclose(matrix, planted, atol=0.02)
+    # as many pairs without an arrangement, or all onto one place, are none
+    assert alignment(landmarks(points, descriptors), landmarks(elsewhere, descriptors)) is None
+    assert alignment(landmarks(points, descriptors), landmarks(np.full((n, 2), 5.0), descriptors)) is None
 
 
 def test_white_scans_of_one_size_are_different_tissue(scene: Scene) -> None:

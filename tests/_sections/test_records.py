@@ -16,6 +16,7 @@ from spatialdata.transformations import BaseTransformation, Identity, Scale, Seq
 import pekasc as pk
 from pekasc._keys import read_uns
 from pekasc._sections import resolve_sections
+from pekasc._sections._records import recorded_pixel_sizes
 
 
 @pytest.fixture
@@ -159,6 +160,58 @@ def test_a_slides_pixel_size_belongs_to_its_image(sdata: SpatialData, tmp_path: 
         half, dims=("c", "y", "x"), transformations={"P1S1": Scale([2, 2], axes=("x", "y"))}
     )
     assert mpp_of(slide) == 2.0
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_joining_objects_keeps_it(tmp_path: Path, named: bool) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 340, 3), dtype=np.uint8)
+    slides = {}
+    for name, per_cm in (("a", 2e4), ("b", 5e3)):
+        tifffile.imwrite(
+            tmp_path / f"{name}.tif", pixels, tile=(256, 256), resolution=(per_cm, per_cm), resolutionunit="CENTIMETER"
+        )
+        slides[name] = pk.io.read_slide(tmp_path / f"{name}.tif")
+    joined = sd.concatenate(slides if named else list(slides.values()))
+    assert not joined.attrs
+    a, b = ("a-a", "b-b") if named else ("a", "b")
+    assert recorded_pixel_sizes(joined, None, a, warn=True) == {"image": 0.5}
+    assert recorded_pixel_sizes(joined, None, b, warn=True) == {"image": 2.0}
+    crop = sd.bounding_box_query(
+        joined, axes=("x", "y"), min_coordinate=[40, 30], max_coordinate=[200, 90], target_coordinate_system=a
+    )
+    # the coordinate systems of objects joined under names have others
+    expected = {} if named else {"image": 0.5}
+    with pytest.warns(UserWarning, match="it is not used") if named else warnings.catch_warnings():
+        assert recorded_pixel_sizes(crop, None, a, warn=True) == expected
+    # what is recorded elsewhere comes first, and a user may correct it
+    joined.attrs["pekasc"] = {"image_mpp": {a: 0.25}}
+    assert recorded_pixel_sizes(joined, None, a, warn=True) == {"slide": 0.25}
+
+
+def test_joining_sections_keeps_it() -> None:
+    both = pk.datasets.phantom(n_patients=2, size_um=600, mpp=1.0, n_genes=4)
+    for column in ("array_row", "array_col"):  # the lattice would say it too
+        del both["table"].obs[column]
+    parts = [both.filter_by_coordinate_system(name) for name in ("P1S1", "P2S1")]
+    joined = sd.concatenate(parts, concatenate_tables=True)
+    assert "pekasc" not in joined["table"].uns
+    assert [section.mpp for section in resolve_sections(joined)] == [1.0, 1.0]
+    pk.pp.tile(joined, tile_px=28, mpp=4.0)
+
+
+def test_merging_what_is_recorded_keeps_all_of_it(tmp_path: Path) -> None:
+    both = pk.datasets.phantom(n_patients=2, size_um=600, mpp=1.0, n_genes=4)
+    both["table"].var["feature_types"] = ["Gene Expression"] * 3 + ["Antibody Capture"]
+    parts = [both.filter_by_coordinate_system(name) for name in ("P1S1", "P2S1")]
+    for part in parts:
+        part.write(tmp_path / f"{part.coordinate_systems[0]}.zarr")
+    parts = [sd.read_zarr(tmp_path / f"{name}.zarr") for name in ("P1S1", "P2S1")]  # images bear nothing any more
+    joined = sd.concatenate(parts, concatenate_tables=True, merge="same", uns_merge="unique", attrs_merge="unique")
+    assert read_uns(joined["table"], "image_mpp") == {"P1S1_he": 1.0, "P2S1_he": 1.0}
+    assert list(joined["table"].var["feature_types"]) == list(both["table"].var["feature_types"])
+    del joined["table"].obs["array_row"]
+    assert [section.mpp for section in resolve_sections(joined)] == [1.0, 1.0]
 
 
 def test_what_is_recorded_has_to_be_a_number(sdata: SpatialData) -> None:

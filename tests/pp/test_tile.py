@@ -529,10 +529,11 @@ def test_an_image_that_changed_since_is_noticed(scene: Callable[..., SpatialData
             pk.get.tiles(sdata)
 
 
-def test_a_users_own_tile_inside_is_not_replaced(scene: Scene) -> None:
+@pytest.mark.parametrize("values", [["yes", "no"] * 6, np.linspace(0, 1, 12, dtype=np.float32)])
+def test_a_users_own_tile_inside_is_not_replaced(scene: Scene, values: Any) -> None:
     sdata = scene()
     table = sdata["table"]
-    table.obs["tile_inside"] = ["yes", "no"] * (table.n_obs // 2)
+    table.obs["tile_inside"] = values
     before = table.obs.copy()
     with pytest.raises(ValueError, match=r"`obs\['tile_inside'\]` is there and was not made by this call") as error:
         pk.pp.tile(sdata, tile_px=8, mpp=1.0, image_mpp=0.5)
@@ -545,3 +546,17 @@ def test_a_users_own_tile_inside_is_not_replaced(scene: Scene) -> None:
     pk.pp.tile(sdata, tile_px=8, mpp=1.0, image_mpp=0.5)
     del table.uns["pekasc"]
     pk.pp.tile(sdata, tile_px=8, mpp=1.0, image_mpp=0.5)
+    del table.uns["pekasc"]
+    pk.pp.tile(sdata, tile_px=8, mpp=1.0, image_mpp=0.5, key_added="others")
+    # values in rows that have no tile are none of ours, whatever is recorded
+    del table.uns["pekasc"], sdata.shapes["A_spots_tiles"], sdata.shapes["A_spots_others"]
+    with pytest.raises(ValueError, match="was not made by this call"):
+        pk.pp.tile(sdata, tile_px=8, mpp=1.0, image_mpp=0.5)
+
+
+def test_text_in_place_of_our_tile_inside_is_not_replaced(scene: Scene) -> None:
+    sdata = scene()
+    pk.pp.tile(sdata, tile_px=8, mpp=1.0, image_mpp=0.5)
+    sdata["table"].obs["tile_inside"] = "yes"
+    with pytest.raises(ValueError, match="was not made by this call"):
+        pk.pp.tile(sdata, tile_px=8, mpp=1.0, image_mpp=0.5)

@@ -43,6 +43,16 @@ def _tiled(_plain: SpatialData) -> SpatialData:
 
 
 @pytest.fixture
+def unknown(untiled: SpatialData) -> SpatialData:
+    """Return the same, and nothing says the pixel size: no record, no attributes of images, no lattice."""
+    del untiled["table"].uns["pekasc"]["image_mpp"], untiled["table"].obs["array_row"]
+    for name, image in list(untiled.images.items()):
+        untiled.images[name] = image.copy()  # other tests have the same image
+        del untiled.images[name]["scale0"]["image"].attrs["pekasc"]
+    return untiled
+
+
+@pytest.fixture
 def untiled(_plain: SpatialData) -> SpatialData:
     """Return two patients with a section each, without tiles."""
     return copy_of(_plain)

@@ -448,21 +448,19 @@ def test_an_error_leaves_no_tiles_behind(untiled: SpatialData, options: dict[str
     assert _state(untiled) == before
 
 
-def test_an_untiled_object_of_unknown_pixel_size_is_left_as_it_was(untiled: SpatialData) -> None:
-    del untiled["table"].uns["pekasc"]["image_mpp"]
-    del untiled["table"].obs["array_row"]  # the lattice would say the pixel size
-    before = _state(untiled)
+def test_an_untiled_object_of_unknown_pixel_size_is_left_as_it_was(unknown: SpatialData) -> None:
+    before = _state(unknown)
     message = (
         r"The pixel size of image 'P1S1_he' .* is not known.*`image_mpp=.*"
         r"run `pekasc\.pp\.tile\(sdata, tile_px=224, mpp=0\.5, \.\.\.\)` with what is missing, then this call again"
     )
     with pytest.raises(ValueError, match=message):
-        pk.tl.fit_adapter(untiled, **FROZEN)
-    assert _state(untiled) == before
+        pk.tl.fit_adapter(unknown, **FROZEN)
+    assert _state(unknown) == before
     # the line names the table and the tiles where they have other names
-    untiled.tables["cells"] = untiled.tables.pop("table")
+    unknown.tables["cells"] = unknown.tables.pop("table")
     with pytest.raises(ValueError, match=r"mpp=0\.5, table_name='cells', key_added='near', \.\.\.\)"):
-        pk.tl.fit_adapter(untiled, table_name="cells", key="near", **FROZEN)
+        pk.tl.fit_adapter(unknown, table_name="cells", key="near", **FROZEN)
 
 
 PAPER = (pk.Recipe.preset("paper"), pk.Readout.preset("paper"))

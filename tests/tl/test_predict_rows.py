@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,34 @@ def test_predictions_stay_in_the_store_when_the_object_is_written(
         pk.io.attach_predictions(moved)
 
 
+def test_a_table_that_was_changed_never_gets_the_values_of_other_rows(
+    grid: SpatialData, adapter: pk.Adapter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pk.tl.predict_expression(grid, adapter, store=tmp_path / "store", **CPU)
+    table = grid["grid"]
+    values = np.asarray(table.layers["peka"])
+    order = np.random.default_rng(0).permutation(table.n_obs)
+    del grid.tables["grid"]
+    grid.tables["grid"] = table[order].copy()
+    grid.write(tmp_path / "slide.zarr")
+    again = sd.read_zarr(tmp_path / "slide.zarr")
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        pk.io.attach_predictions(again)  # what was reordered was written with the object
+    assert "layers['peka'] was written with the table, and stays" in caplog.text
+    np.testing.assert_array_equal(np.asarray(again["grid"].layers["peka"]), values[order])
+    for other in (again["grid"], table[:, ::-1].copy()):
+        del other.layers["peka"]
+        with pytest.raises(ValueError, match="has other rows or genes than when its predictions 'peka' were"):
+            pk.io.attach_predictions(other)
+        assert not other.layers
+    # other names of rows and regions are no other rows
+    table.obs_names = [f"tile {i}" for i in range(table.n_obs)]
+    table.obs["region"] = table.obs["region"].cat.rename_categories(["renamed"])
+    del table.layers["peka"]
+    pk.io.attach_predictions(table)
+    np.testing.assert_array_equal(np.asarray(table.layers["peka"]), values)
+
+
 def test_a_table_with_genes_has_a_layer_of_its_shape_in_the_store(
     slide: SpatialData, adapter: pk.Adapter, tmp_path: Path
 ) -> None:
@@ -194,6 +223,9 @@ def test_a_coarse_grid_is_warned_of(grid: SpatialData, adapter: pk.Adapter) -> N
     pk.pp.tile_grid(grid, "P2S1_he", stride_um=80, **GRID, table_added="coarse")
     with pytest.warns(UserWarning, match="are 80 um apart, and the training spots, .* 100 um: .* at most 50 um"):
         pk.tl.predict_expression(grid, adapter, table_name="coarse", **CPU)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".* um apart, and the training spots")
+        pk.tl.predict_expression(grid, adapter, table_name="grid", **CPU)  # 50 um, half of 100
 
 
 def test_tiles_at_the_spots_are_predicted_as_the_spots_are(slide: SpatialData) -> None:

@@ -114,16 +114,14 @@ def test_an_adapters_size_is_taken_where_nothing_is_there(
     assert spec.tile_px == 56 and "tiles 'tiles'" in caplog.text  # what is there is used, and said
 
 
-def test_an_object_that_cannot_be_tiled_shows_the_line_that_does(untiled: SpatialData) -> None:
-    del untiled["table"].uns["pekasc"]["image_mpp"]
-    untiled["table"].obs = untiled["table"].obs.drop(columns=["array_row", "array_col"], errors="ignore")
-    before = state(untiled)
+def test_an_object_that_cannot_be_tiled_shows_the_line_that_does(unknown: SpatialData) -> None:
+    before = state(unknown)
     line = r"`pekasc\.pp\.tile\(sdata, tile_px=224, mpp=0\.5, \.\.\.\)`"
-    with pytest.raises(ValueError, match=line), reading(untiled, **HOW):
+    with pytest.raises(ValueError, match=line), reading(unknown, **HOW):
         pass
     with pytest.raises(ValueError, match=r"tile_px=56, mpp=2, key_added='wide', \.\.\.\)"):
-        ensure_tiles(untiled, table_name="table", key="wide", spec=TileSpec(56, 2.0))
-    assert state(untiled) == before
+        ensure_tiles(unknown, table_name="table", key="wide", spec=TileSpec(56, 2.0))
+    assert state(unknown) == before
 
 
 def test_a_table_alone_has_no_tiles(tiled: SpatialData) -> None:

@@ -16,7 +16,7 @@ from pekasc._sections._patches import (
     write_patch_records,
 )
 from pekasc._sections._pixel_size import ARRAYS, PixelSizeUnknown, array_pixel_size, check_mpp
-from pekasc._sections._records import pixel_size_records
+from pekasc._sections._records import pixel_size_records, record_on_images
 from pekasc._sections._resolve import Section, resolve_sections
 from pekasc._sections._slide_section import shape_centres, slide_section
 from pekasc._sections._slides import OnWhite, images_of
@@ -32,6 +32,7 @@ from pekasc._sections._table import (
     present_table,
     region_rows,
     section_labels,
+    table_digest,
     writable_table,
 )
 from pekasc._sections._tiled import positions_um, section_readers, tile_record, tiled_sections
@@ -60,6 +61,7 @@ __all__ = [
     "overview",
     "patch_side_px",
     "pixel_size_records",
+    "record_on_images",
     "places",
     "present_table",
     "positions_um",
@@ -69,6 +71,7 @@ __all__ = [
     "section_readers",
     "shape_centres",
     "slide_section",
+    "table_digest",
     "tile_record",
     "tiled_sections",
     "tissue_mask",

@@ -5,7 +5,7 @@ adapter. A picture in which enough of them lie in the same arrangement shows tha
 pyramid level, size or orientation. Blank areas have no landmarks, so that they identify nothing.
 
 Source: Lowe, "Distinctive image features from scale-invariant keypoints", IJCV 2004; Fischler and Bolles, "Random
-sample consensus", CACM 1981; both as implemented in scikit-image.
+sample consensus", CACM 1981; keypoints as implemented in scikit-image.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _RATIO = 0.8  # of the distances to the best and the second best match
 _LEAST = 8  # landmarks in the same arrangement
 _POINTS, _DESCRIPTORS = ".points", ".descriptors"
 _SHARE = 0.15  # of the matching pairs
+_TRIALS = 1000  # similarities
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,25 +107,50 @@ def alignment(new: Landmarks, known: Landmarks) -> np.ndarray | None:
 
 def _arranged(new: np.ndarray, known: np.ndarray, flip: np.ndarray) -> np.ndarray | None:
     """Return the similarity under which enough of the pairs of points fall on each other, or None."""
-    from skimage.measure import ransac
-    from skimage.transform import SimilarityTransform
-
     if len(new) < _LEAST:
         return None
-    source = new[:, :2].astype(np.float64) @ flip[:2, :2]
-    target = known[:, :2].astype(np.float64)
-    near = 2 * float(np.median(known[:, 2]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of samples that determine no transformation
-        model, inliers = ransac(
-            (source, target), SimilarityTransform, min_samples=2, residual_threshold=near, max_trials=1000, rng=0
-        )
-    if model is None or inliers is None:
+    # a similarity is target = a * source + b of complex numbers
+    source = (new[:, :2].astype(np.float64) @ flip[:2, :2]) @ [1, 1j]
+    target = known[:, :2].astype(np.float64) @ [1, 1j]
+    inliers = _consensus(source, target, 2 * float(np.median(known[:, 2])))
+    if inliers is None:
         return None
     places = min(len(np.unique(np.round(points[inliers, :2]), axis=0)) for points in (new, known))
     if places < max(_LEAST, _SHARE * len(new)):
         return None
-    return np.asarray(model.params @ flip)
+    start, end = source[inliers], target[inliers]
+    centred = start - start.mean()
+    a = np.vdot(centred, end) / np.vdot(centred, centred)
+    b = end.mean() - a * start.mean()
+    return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag], [0, 0, 1]]) @ flip
+
+
+def _consensus(source: np.ndarray, target: np.ndarray, near: float) -> np.ndarray | None:
+    """Return which points fall on each other under the similarity of the two pairs with which most do, or None.
+
+    Of few points all twos of pairs are tried, of many as many drawn at random.
+    """
+    n = len(source)
+    if n * (n - 1) // 2 <= _TRIALS:
+        i, j = np.triu_indices(n, 1)
+    else:
+        i, j = np.random.default_rng(0).integers(n, size=(2, _TRIALS))
+    fits = (np.abs(source[i] - source[j]) > 0) & (np.abs(target[i] - target[j]) > near)
+    i, j = i[fits], j[fits]
+    best = None
+    score = (0, 0.0)
+    for part in range(0, len(i), 128):
+        first, second = i[part : part + 128], j[part : part + 128]
+        a = (target[first] - target[second]) / (source[first] - source[second])
+        distance = np.abs(a[:, None] * (source - source[first][:, None]) + target[first][:, None] - target)
+        on = distance < near
+        count, square = on.sum(axis=1), np.where(on, distance**2, 0).sum(axis=1)
+        at = int(np.lexsort((square, -count))[0])
+        if (int(count[at]), -float(square[at])) > score:
+            score, best = (int(count[at]), -float(square[at])), on[at]
+        if score[0] == n:
+            break
+    return best
 
 
 def _pairs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -132,22 +158,22 @@ def _pairs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if len(a) < _LEAST or len(b) < _LEAST:
         return np.empty((0, 2), dtype=np.int64)
     unit = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6) for x in (a.astype(np.float32), b)]
+    unit = [x.astype(np.float32) for x in unit]
     best_b = np.full(len(b), -1, dtype=np.int64)
     top_b = np.full(len(b), -np.inf, dtype=np.float32)
     found = []
-    for start in range(0, len(a), 1024):
-        cosine = unit[0][start : start + 1024] @ unit[1].T
-        two = np.argpartition(cosine, -2, axis=1)[:, -2:]
-        values = np.take_along_axis(cosine, two, axis=1)
-        best = np.take_along_axis(two, values.argmax(axis=1)[:, None], axis=1).ravel()
-        distance = np.sqrt(np.maximum(2 - 2 * np.sort(values, axis=1), 0))
-        clear = distance[:, 1] < _RATIO * distance[:, 0]
-        rows = np.arange(start, start + len(cosine))
-        found.append(np.column_stack([rows, best])[clear])
+    for start in range(0, len(a), 512):
+        cosine = unit[0][start : start + 512] @ unit[1].T
+        rows = np.arange(len(cosine))
         here = cosine.argmax(axis=0)
         value = cosine[here, np.arange(len(b))]
         better = value > top_b
-        best_b[better], top_b[better] = rows[here[better]], value[better]
+        best_b[better], top_b[better] = start + here[better], value[better]
+        best = cosine.argmax(axis=1)
+        top = cosine[rows, best]
+        cosine[rows, best] = -np.inf
+        distance, second = (np.sqrt(np.maximum(2 - 2 * x, 0)) for x in (top, cosine.max(axis=1)))
+        found.append(np.column_stack([start + rows, best])[distance < _RATIO * second])
     pairs = np.concatenate(found)
     return np.asarray(pairs[best_b[pairs[:, 1]] == pairs[:, 0]])
 

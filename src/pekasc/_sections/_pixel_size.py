@@ -103,6 +103,7 @@ def _say(source: str) -> str:
         "lattice": "the Visium lattice (obs columns array_row and array_col, 100 um apart)",
         "recorded": '`table.uns["pekasc"]["image_mpp"]`',
         "slide": "the slide's own file",
+        "image": "what its reader wrote into its attributes",
         "cell_areas": "the areas of Xenium's cells (obs columns cell_area and nucleus_area, in square um)",
     }[source]
 

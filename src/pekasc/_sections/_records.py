@@ -11,7 +11,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from pekasc._keys import IMAGE_MPP, IMAGE_SIZE, IMAGE_SYSTEM, UNS, read_uns
-from pekasc._sections._images import affine, coordinate_systems, image_size, transform
+from pekasc._sections._images import affine, coordinate_systems, image_size, levels_of, transform
 from pekasc._sections._pixel_size import check_mpp
 from pekasc._sections._slides import images_of, reader_mpp
 from pekasc._settings import get_logger
@@ -20,7 +20,7 @@ logger = get_logger(__name__)
 
 _ROUNDING_PX = 1.0  # sizes of coarser levels are rounded
 _SCALE = 0.02
-_WHERE = {"recorded": "table.uns", "slide": "sdata.attrs"}
+_WHERE = {"recorded": "table.uns", "slide": "sdata.attrs", "image": "sdata.images[{0!r}].attrs"}
 
 
 def recorded_pixel_sizes(sdata: SpatialData, table: AnnData | None, image_name: str, *, warn: bool) -> dict[str, float]:
@@ -37,11 +37,13 @@ def recorded_pixel_sizes(sdata: SpatialData, table: AnnData | None, image_name: 
     """
     out = {}
     image = images_of(sdata).get(image_name)
-    for source, record in _records(sdata, table).items():
-        where = f'`{_WHERE[source]}["{UNS}"]["{IMAGE_MPP}"]'
-        if image_name not in record[IMAGE_MPP]:
-            continue
-        mpp = check_mpp(record[IMAGE_MPP][image_name], f"{where}[{image_name!r}]`")
+    records = {source: record for source, record in _records(sdata, table).items() if image_name in record[IMAGE_MPP]}
+    if not records and image is not None:
+        records = _own_record(image_name, image)
+    for source, record in records.items():
+        where = f'`{_WHERE[source].format(image_name)}["{UNS}"]["{IMAGE_MPP}"]'
+        where += "`" if source == "image" else f"[{image_name!r}]`"
+        mpp = check_mpp(record[IMAGE_MPP][image_name], where)
         size = np.array(record[IMAGE_SIZE].get(image_name, (0, 0)), dtype=np.float64)
         factor: float | None = 1.0
         if image is not None and image_name in record[IMAGE_SIZE]:  # the image of stored patches need not exist
@@ -56,7 +58,7 @@ def recorded_pixel_sizes(sdata: SpatialData, table: AnnData | None, image_name: 
         elif warn and image is not None:
             width, height = image_size(image)
             warnings.warn(
-                f"The pixel size of image {image_name!r}, {mpp:.4g} um in {where}`, was recorded for {size[0]:.0f} x "
+                f"The pixel size of image {image_name!r}, {mpp:.4g} um in {where}, was recorded for {size[0]:.0f} x "
                 f"{size[1]:.0f} px, and the image has {width} x {height} px now: it is not used. Give `image_mpp=`.",
                 UserWarning,
                 stacklevel=5,
@@ -83,6 +85,26 @@ def pixel_size_records(images: Mapping[str, Any], image_mpp: Mapping[str, float]
         IMAGE_SIZE: {name: list(image_size(image)) for name, image in images.items()},
         IMAGE_SYSTEM: {name: system for name, system in systems.items() if system is not None},
     }
+
+
+def record_on_images(images: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write :func:`pixel_size_records` into the images' own attributes too, in place.
+
+    `spatialdata.concatenate` drops ``uns`` and ``attrs`` and keeps those. They do not reach the disk.
+    """
+    for name, image in images.items():
+        own = {key: values[name] for key, values in records.items() if name in values}
+        if IMAGE_MPP in own:
+            levels_of(image)[0].attrs[UNS] = own
+
+
+def _own_record(name: str, image: Any) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Return what an image bears of its pixel size, as :func:`_records` does."""
+    own = levels_of(image)[0].attrs.get(UNS)
+    if not isinstance(own, Mapping) or IMAGE_MPP not in own:
+        return {}
+    keys = (IMAGE_MPP, IMAGE_SIZE, IMAGE_SYSTEM)
+    return {"image": {key: {name: own[key]} if key in own else {} for key in keys}}
 
 
 def _pixel_system(image: Any) -> str | None:

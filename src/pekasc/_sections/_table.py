@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
+from pekasc._digests import fingerprint
 from pekasc._keys import SECTION, UNS
 from pekasc._sections._pixel_size import bin_um
 from pekasc._settings import get_logger
@@ -191,6 +192,14 @@ def region_rows(adata: AnnData) -> dict[str, np.ndarray]:
     found = {str(name): np.flatnonzero(codes == i) for i, name in enumerate(names)}
     order = [r for r in regions if r in found]
     return {r: found[r] for r in [*order, *(r for r in found if r not in order)]}
+
+
+def table_digest(adata: AnnData) -> str:
+    """Return a digest of the rows and genes of a table in their order, whatever their regions and rows are called."""
+    _, region_key, instance_key = table_keys(adata)
+    codes, _ = pd.factorize(adata.obs[region_key].astype(str))
+    ids = adata.obs[instance_key].astype(str)
+    return fingerprint(codes, ids.to_list(), adata.var_names.to_list())
 
 
 def check_table(adata: AnnData) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pekasc._keys import UNS
 from pekasc._paths import folder_path
+from pekasc._sections import table_digest
 from pekasc._settings import get_logger
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def attach_predictions(data: SpatialData | AnnData, *, store: str | PathLike[str
     """Bring predictions that :func:`pekasc.tl.predict_expression` left in a store back into their tables.
 
     Predictions with ``store=`` are not written with the object. After :func:`spatialdata.read_zarr`, this opens them
-    again, lazily: nothing is read before it is needed.
+    again, lazily: nothing is read before it is needed. A table that was subset or reordered before it was written
+    holds its predictions itself, and is left as it is.
 
     Parameters
     ----------
@@ -43,7 +45,7 @@ def attach_predictions(data: SpatialData | AnnData, *, store: str | PathLike[str
     KeyError
         If no table has predictions in a store.
     ValueError
-        If the store holds other predictions, or the table has other rows or genes than it had.
+        If the store holds other predictions, or the table has other rows or genes than it had, or in another order.
 
     Examples
     --------
@@ -53,31 +55,44 @@ def attach_predictions(data: SpatialData | AnnData, *, store: str | PathLike[str
     """
     from anndata import AnnData
 
-    from pekasc.models.features import stored_layer
+    from pekasc.models.features import StoredLayer, stored_layer
 
-    found = []
+    found, inside = [], []
     tables = {"": data} if isinstance(data, AnnData) else dict(data.tables)
     for name, table in tables.items():
         for key, record in _stored(table):
+            if not isinstance(table.layers.get(key, None), StoredLayer | None):
+                inside.append((name, key))
+                continue
             path = Path(record["store"]) if store is None else folder_path("store", store).absolute()
             shape = (table.n_obs, table.n_vars)
-            found.append((name, key, stored_layer(path, record["array"], record["array_digest"], shape)))
-    if not found:
+            layer = stored_layer(path, record["array"], record["array_digest"], shape, key)
+            if record["table_digest"] != table_digest(table):
+                raise ValueError(
+                    f"{_say(name)} has other rows or genes than when its predictions {key!r} were stored, or in "
+                    "another order. Predict again: what is in the store already is not computed twice."
+                )
+            found.append((name, key, layer))
+    if not found and not inside:
         raise KeyError(
             f"No table has predictions in a store: {list(tables)}. Those of "
             "`pekasc.tl.predict_expression(..., store=...)` have."
         )
     for name, key, layer in found:
         tables[name].layers[key] = layer
-        logger.hint(
-            "%s: layers[%r] is %d x %d on its store.", f"Table {name!r}" if name else "AnnData", key, *layer.shape
-        )
+        logger.hint("%s: layers[%r] is %d x %d on its store.", _say(name), key, *layer.shape)
+    for name, key in inside:
+        logger.hint("%s: layers[%r] was written with the table, and stays.", _say(name), key)
+
+
+def _say(name: str) -> str:
+    return f"Table {name!r}" if name else "AnnData"
 
 
 def _stored(table: AnnData) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the predictions of a table that are in a store: key and record."""
     records = table.uns.get(UNS, {})
     for key, record in records.items() if isinstance(records, Mapping) else ():
-        if isinstance(record, Mapping) and {"store", "array", "array_digest", "n_predicted"} <= set(record):
+        if isinstance(record, Mapping) and {"store", "array", "array_digest", "table_digest"} <= set(record):
             if record.get("kind") == "prediction":
                 yield str(key), record

@@ -15,7 +15,7 @@ from pekasc._keys import (
     element_name,
     slide_stem,
 )
-from pekasc._sections import check_mpp, pixel_size_records
+from pekasc._sections import check_mpp, pixel_size_records, record_on_images
 from pekasc._settings import get_logger
 from pekasc.io._openslide import read_with_openslide
 from pekasc.io._picture import is_picture, picture_levels
@@ -143,6 +143,7 @@ def _record(
     record: dict[str, dict[str, Any]] = {}
     if found.mpp is not None:
         record = pixel_size_records({name: sdata.images[name]}, {name: found.mpp})
+        record_on_images({name: sdata.images[name]}, record)
         record[IMAGE_MPP_SOURCE] = {name: found.source.strip("`")}
     if power is not None:
         record[OBJECTIVE_POWER] = {name: power.value}

@@ -209,7 +209,7 @@ def _check_names(sdata: SpatialData, table: AnnData, sections: list[Section], ke
     replaceable = {tile_shapes_name(region, key) for region in record["sections"]} if record else set()
     # names in a SpatialData are unique over all elements, ignoring case
     taken = {name.lower(): (kind, name) for kind, name, _ in sdata.gen_elements()}
-    if TILE_INSIDE in table.obs and not _is_tile_inside(table):
+    if TILE_INSIDE in table.obs and not _is_tile_inside(sdata, table, sections):
         raise ValueError(
             f"`obs[{TILE_INSIDE!r}]` is there and was not made by this call, so it is not replaced. With the table as "
             f"`adata`, rename it: `adata.obs = adata.obs.rename(columns={{{TILE_INSIDE!r}: 'my_{TILE_INSIDE}'}})`, or "
@@ -226,12 +226,22 @@ def _check_names(sdata: SpatialData, table: AnnData, sections: list[Section], ke
             )
 
 
-def _is_tile_inside(table: AnnData) -> bool:
-    """Tell whether ``obs["tile_inside"]`` is ours: by a record of tiles or, where that was lost, by its values."""
+def _is_tile_inside(sdata: SpatialData, table: AnnData, sections: list[Section]) -> bool:
+    """Tell whether ``obs["tile_inside"]`` is ours: fractions, with a record of tiles or, where it was lost, with tiles.
+
+    A row without a tile has none, and joining objects drops the record but keeps the tiles.
+    """
+    values = table.obs[TILE_INSIDE]
+    if values.dtype.kind != "f" or not values.dropna().between(0, 1).all():
+        return False
     if any(tile_record(table, key) is not None for key in table.uns.get(UNS, {})):
         return True
-    values = table.obs[TILE_INSIDE]
-    return values.dtype == np.float32 and bool(values.dropna().between(0, 1).all())
+    tiled = np.zeros(table.n_obs, dtype=bool)
+    for section in sections:
+        for name in [name for name in sdata.shapes if name.startswith(f"{section.name}_")]:
+            if _are_tiles(sdata, section, sdata.shapes[name]):
+                tiled[section.rows[np.isin(section.ids, sdata.shapes[name].index)]] = True
+    return bool(tiled.any() and not (values.notna().to_numpy() & ~tiled).any())
 
 
 def _are_tiles(sdata: SpatialData, section: Section, frame: GeoDataFrame) -> bool:

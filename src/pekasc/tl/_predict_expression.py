@@ -22,12 +22,14 @@ from pekasc._keys import (
     feature_key,
     read_uns,
     score_key,
+    total_check_key,
     total_key,
     write_uns,
 )
-from pekasc._measured import prediction_record, totals_to_record
+from pekasc._measured import prediction_record
 from pekasc._options import RESULT_MEMORY, Compute, resolve, unused_in_embedding
-from pekasc._sections import Section, check_table, get_table, present_table, trained_rows, writable_table
+from pekasc._sections import Section, check_table, get_table, present_table, table_digest, trained_rows, writable_table
+from pekasc._totals import totals_to_record
 from pekasc.models import Adapter
 from pekasc.models.heads import pitch_um
 from pekasc.tl._evaluate import METRICS
@@ -101,6 +103,9 @@ def predict_expression(
     ``obs["{key_added}_total"]``
         Total count of every row over the genes of the table, float64, if it has counts: the measured values that
         predictions are compared with stay the same when genes leave the table.
+    ``obsm["{key_added}_total_check"]``
+        Some counts of every row with numbers for their genes, float64, by which a total is known to be of the counts at
+        hand.
     ``uns["pekasc"][key_added]``
         Summary of the adapter, its scale (``target``), tile size, number of genes predicted and in the totals.
 
@@ -170,7 +175,7 @@ def predict_expression(
             kept = store_predictions(
                 adapter, scores, sections, layer, check_store(store), dtype=how.stored_precision, progress=progress
             )
-            values: Any = kept.layer()
+            values: Any = kept.layer(key_added)
             place = {"store": str(kept.path), "array": kept.name, "array_digest": kept.digest}
         else:
             ((_, values),) = layer_parts(adapter, scores, sections, layer, [slice(0, table.n_obs)])
@@ -181,7 +186,7 @@ def predict_expression(
     log = record["target"] == TARGETS["log1p"]
     totals = totals_to_record(table, adapter.info.get("layer")) if log else None
     if totals is not None:
-        record |= totals[1]
+        record |= totals[2]
     if not new_table:
         table = writable_table(sdata, table_name)
         if "layer" in adapter.info:
@@ -191,7 +196,9 @@ def predict_expression(
         in_memory = not without_genes and store is None
         table = _new_table(table, values if in_memory else None, target_genes, log=log)
         record["table_added"] = table_added
-    _write(table, key_added, values, adapted, trained, None if totals is None else totals[0], record)
+    if store is not None:
+        record["table_digest"] = table_digest(table)
+    _write(table, key_added, values, adapted, trained, None if totals is None else totals[:2], record)
     if new_table:
         if table_added in sdata.tables:
             del sdata.tables[table_added]
@@ -204,16 +211,18 @@ def _without_genes(table: AnnData, key: str) -> bool:
 
 
 def _write(
-    table: AnnData, key: str, values: Any, adapted: Any, trained: np.ndarray, totals: np.ndarray | None,
-    record: Mapping[str, Any],
+    table: AnnData, key: str, values: Any, adapted: Any, trained: np.ndarray,
+    totals: tuple[np.ndarray, np.ndarray] | None, record: Mapping[str, Any],
 ) -> None:  # fmt: skip
     table.layers[key] = values
     table.obsm[feature_key(key)] = adapted
     table.obs[f"{key}_train"] = trained
     if totals is not None:
-        table.obs[total_key(key)] = totals
-    elif total_key(key) in table.obs:
-        del table.obs[total_key(key)]  # of earlier predictions
+        table.obs[total_key(key)], table.obsm[total_check_key(key)] = totals
+    else:  # those of earlier predictions
+        for there, name in ((table.obs, total_key(key)), (table.obsm, total_check_key(key))):
+            if name in there:
+                del there[name]
     # scores of earlier predictions do not hold for these
     stale = {score_key(key, metric) for metric in METRICS} & set(table.var)
     table.var = table.var.drop(columns=list(stale))
@@ -222,12 +231,13 @@ def _write(
 
 
 def _check_columns(table: AnnData, key: str) -> None:
-    """Check that columns of obs that will be written are not the user's own."""
-    theirs = [name for name in (f"{key}_train", total_key(key)) if name in table.obs]
+    """Check that columns of obs and an array of obsm that will be written are not the user's own."""
+    theirs = [f"obs[{name!r}]" for name in (f"{key}_train", total_key(key)) if name in table.obs]
+    theirs += [f"obsm[{name!r}]" for name in (total_check_key(key),) if name in table.obsm]
     if theirs and not prediction_record(table, key) and key not in table.layers:
         raise ValueError(
-            f"`key_added={key!r}` would replace `obs[{theirs[0]!r}]`, which was not written by this call. Choose "
-            "another key, or rename the column."
+            f"`key_added={key!r}` would replace `{theirs[0]}`, which was not written by this call. Choose "
+            "another key, or rename it."
         )
 
 
@@ -244,7 +254,7 @@ def _check_stride(adapter: Adapter, sections: Sequence[Section]) -> None:
         return
     for section in sections:
         stride = pitch_um(section.centres_um, np.zeros(section.rows.size))
-        if stride > _COARSE * pitch and abs(stride / pitch - 1) > _SAME_PITCH:
+        if stride > _COARSE * (1 + _SAME_PITCH) * pitch and abs(stride / pitch - 1) > _SAME_PITCH:
             warnings.warn(
                 f"Tiles of {section.name!r} are {stride:.4g} um apart, and the training spots, whose neighbours within "
                 f"{adapter.context_um:g} um are the head's context, {pitch:.4g} um: places of neighbours are off by up "

@@ -14,7 +14,7 @@ from pekasc.models.features._cached_blocks import (
 )
 from pekasc.models.features._embed import BatchEncoder, TokensBetweenBlocks, embed, embed_chunks, features_of
 from pekasc.models.features._pieces import EmbedJob, Piece, Reader, embed_pieces, n_features, sample_digest
-from pekasc.models.features._predictions import PredictionStore, stored_layer
+from pekasc.models.features._predictions import PredictionStore, StoredLayer, stored_layer
 from pekasc.models.features._reading import ReadingEncoder
 from pekasc.models.features._store import FeatureStore, locked
 
@@ -30,6 +30,7 @@ __all__ = [
     "Reader",
     "PredictionStore",
     "ReadingEncoder",
+    "StoredLayer",
     "TileInputs",
     "TokensBetweenBlocks",
     "cache_activations",

@@ -48,11 +48,11 @@ class PredictionStore:
         width = -(-shape[1] // _GENES) * _GENES
         rows = max(1, _SHARD_BYTES // (_ROWS * width * np.dtype(dtype).itemsize)) * _ROWS
         rows = min(rows, -(-shape[0] // _ROWS) * _ROWS)
-        record = {"digest": digest, "rows_per_part": rows, **info}
         self._array = open_array(
-            path, self.name, ATTRIBUTE, record, shape, dtype=dtype, chunks=(_ROWS, _GENES), shards=(rows, width)
-        )
-        self.rows_per_part = int(self._array.attrs[ATTRIBUTE]["rows_per_part"])
+            path, self.name, ATTRIBUTE, {"digest": digest, **info}, shape, dtype=dtype, chunks=(_ROWS, _GENES),
+            shards=(rows, width),
+        )  # fmt: skip
+        self.rows_per_part = _rows_per_part(self._array, path, self.name)
 
     def missing(self) -> list[slice]:
         """Return the parts of the rows that are not there yet: a file is written whole or not at all."""
@@ -76,17 +76,17 @@ class PredictionStore:
         except OSError as error:
             raise explained(error, self.path, " Rows written before stay") from error
 
-    def layer(self) -> da.Array:
-        """Return the predictions as a dask array."""
-        return stored_layer(self.path, self.name, self.digest, self.shape)
+    def layer(self, key: str) -> da.Array:
+        """Return the predictions as a dask array, which is written with a table unless it is a layer named `key`."""
+        return stored_layer(self.path, self.name, self.digest, self.shape, key)
 
     def sweep(self) -> None:
         """Delete the partial files of an interrupted run. Call it only while holding the lock."""
         sweep(self.path / self.name)
 
 
-def stored_layer(path: Path, name: str, digest: str, shape: tuple[int, int]) -> da.Array:
-    """Return stored predictions as a dask array, read when it is computed.
+def stored_layer(path: Path, name: str, digest: str, shape: tuple[int, int], key: str) -> da.Array:
+    """Return stored predictions as a dask array, read when it is computed; `key` is the layer that it is for.
 
     Raises
     ------
@@ -100,26 +100,46 @@ def stored_layer(path: Path, name: str, digest: str, shape: tuple[int, int]) -> 
             f"The predictions {name!r} are not in the store {str(path)!r}: it was moved or deleted. Give its new place "
             "as `store=`, or predict again."
         )
-    array: Any = zarr.open_array(path, path=name, mode="r")
-    found: Any = array.attrs.get(ATTRIBUTE, {})
-    if found.get("digest") != digest or array.shape != shape:
+    try:
+        array: Any = zarr.open_array(path, path=name, mode="r")
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, name, str(error)) from error
+    found: Any = array.attrs.get(ATTRIBUTE)
+    stored = found.get("digest") if isinstance(found, Mapping) else None
+    if stored != digest or array.shape != shape:
         raise ValueError(
             f"The store {str(path)!r} holds other predictions than the table's: {array.shape[0]} rows and "
-            f"{array.shape[1]} genes, {shape[0]} and {shape[1]} expected, digest {str(found.get('digest'))[:12]}, "
+            f"{array.shape[1]} genes, {shape[0]} and {shape[1]} expected, digest {str(stored)[:12]}, "
             f"{digest[:12]} expected. Predict again."
         )
     _keep_in_store()
-    chunks = (int(found["rows_per_part"]), min(shape[1], 16 * _GENES))
+    chunks = (_rows_per_part(array, path, name), min(shape[1], 16 * _GENES))
     lazy = da.from_array(array, chunks=chunks, name=f"{name}-{digest[:16]}")
-    return StoredLayer(lazy.dask, lazy.name, lazy.chunks, meta=lazy._meta)
+    layer = StoredLayer(lazy.dask, lazy.name, lazy.chunks, meta=lazy._meta)
+    layer.key = key
+    return layer
+
+
+def _rows_per_part(array: Any, path: Path, name: str) -> int:
+    """Return the rows of a file of the array, which holds all genes of them."""
+    if array.shards is None or array.shards[1] < array.shape[1]:
+        raise _damaged(path, name, f"its files hold {array.shards}")
+    return int(array.shards[0])
+
+
+def _damaged(path: Path, name: str, why: str) -> ValueError:
+    return ValueError(f"The store {str(path)!r} is damaged: {name!r} cannot be opened ({why}). Delete {name!r} in it.")
 
 
 class StoredLayer(da.Array):
-    """A dask array of stored predictions, which stays in its store when the table is written.
+    """A dask array of stored predictions, which stays in its store when the table is written, as the layer `key`.
 
-    A layer of 18,000 genes for a slide takes gigabytes, which every ``sdata.write`` would copy and every ``read_zarr``
-    would load. Slices and results of operations are ordinary dask arrays, which are written.
+    Under another name, or as `X`, it is written: no record says where it is. A layer of 18,000 genes for a slide takes
+    gigabytes, which every ``sdata.write`` would copy and every ``read_zarr`` would load. Slices and results of
+    operations are ordinary dask arrays, which are written.
     """
+
+    key = ""
 
     def copy(self) -> StoredLayer:
         """Return the same array: it is read only."""
@@ -129,8 +149,12 @@ class StoredLayer(da.Array):
         return self
 
 
-def _left_in_store(group: Any, key: str, *args: Any, **kwargs: Any) -> None:
-    """Write nothing: the record in ``uns`` names the store."""
+def _left_in_store(group: Any, key: str, layer: StoredLayer, *args: Any, _writer: Any, **kwargs: Any) -> None:
+    """Write nothing where the record in ``uns`` names the store; what stands elsewhere is an array like any other."""
+    if f"{group.name}/{key}".endswith(f"layers/{layer.key}"):
+        return
+    plain = da.Array(layer.dask, layer.name, layer.chunks, meta=layer._meta)
+    _writer.write_elem(group, key, plain, dataset_kwargs=kwargs.get("dataset_kwargs", {}))
 
 
 def _keep_in_store() -> None:
