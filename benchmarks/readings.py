@@ -1,4 +1,4 @@
-"""What reads the features: every head, average, field of view and blend on five splits of her2st, without training and with.
+"""What reads the features: every head, average, field of view and blend on five splits of her2st.
 
 Ten columns: five splits (sections of one patient, and from patient to patient both ways), 50 spatially variable and 50
 highly variable genes, chosen on the training sections. Everything is chosen on training sections; the baseline is the
@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from _her2st import ALL_FOLDS, parsed, quick_parser
 
 import pekasc as pk
+from _her2st import ALL_FOLDS, parsed, quick_parser
 
 RIDGE = pk.Readout.preset("ridge")
 LOW_RANK = pk.Readout(head="low-rank", context_um=None, fields_um=None)

@@ -244,7 +244,8 @@ class Readout(_Options):
         Principal components of the features; None is ``min(256, n - 1, d)`` for n training spots and d features.
     context_um
         Spatial context: the head also gets the mean features of the neighbours within this radius in um. ``"auto"``
-        chooses none, 150, 300 or 500 um by the held-out error; None uses no context.
+        tries none, 150 (or the nearest neighbours, where spots are farther apart), 300 and 500 um, of which `selection`
+        takes the weighted mean or the best, as of depths; None uses no context.
     smooth_um
         Smoothing: predictions are mixed with their mean over the neighbours within this radius in um, with the weight
         that has the smallest held-out error, which may be 0. ``"auto"`` chooses the radius as well; None does not

@@ -170,11 +170,14 @@ def fit_adapter(
         data, teacher_model, model = _inputs(replace(call, options=options), spots, genes, target)
         adapter = fit(model, spots.spec, data, teacher_model, options, [HeadSpec(options.readout)])[0]
     info = {**adapter.info, "target": TARGETS[target], "layer": layer or ""}
-    for name, radius in (("context", adapter.context_um), ("smooth", adapter.reading.smooth_um)):
-        if radius is not None:
-            offsets = lattice_offsets(spots.coords_um, spots.labels, radius)
-            info[f"{name}_offsets_um"] = [] if offsets is None else np.round(offsets, 3).tolist()
-            info["pitch_um"] = pitch_um(spots.coords_um, spots.labels)
+    used = adapter.reading.use()
+    radii = {*used.radii_um, *([] if used.smooth_um is None else [used.smooth_um])}
+    if radii:
+        found = {radius: lattice_offsets(spots.coords_um, spots.labels, radius) for radius in radii}
+        info["neighbour_offsets_um"] = {
+            f"{radius:g}": [] if offsets is None else np.round(offsets, 3).tolist() for radius, offsets in found.items()
+        }
+        info["pitch_um"] = pitch_um(spots.coords_um, spots.labels)
     adapter = replace(adapter, info=info, trained_on=tissue_of(spots.sections))
     write_uns(writable_table(sdata, table_name), key_added, _record(adapter), kind="adapter")
     return adapter

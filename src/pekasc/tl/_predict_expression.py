@@ -366,7 +366,7 @@ def _record(adapter: Adapter) -> dict[str, Any]:
         "depth": adapter.info["depth"],
         "fields_um": list(adapter.fields_um),
         "orientations": adapter.orientations,
-        "context_um": adapter.context_um or 0.0,
+        "context_um": list(adapter.reading.use().radii_um),
         "head": adapter.info["head"],
         "target": adapter.info["target"],
         "groups": adapter.info["groups"],

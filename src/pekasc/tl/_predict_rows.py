@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,67 +47,58 @@ class Scores:
 
     @property
     def _n_of_field(self) -> int:
-        return self.reading.n_scores * (1 if self.reading.context_um is None else 2)
+        return self.reading.n_scores + self.reading.n_around
 
     def rows(self, number: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the scores of some tiles of a section, as tiles and as neighbours, summed over fields of view."""
         values = self.features.rows(number, index)[:, self.n_adapted :]
         values = values.reshape(len(index), -1, self._n_of_field).sum(axis=1)
-        k = self.reading.n_scores
-        return values[:, :k], values[:, k:]
+        return values[:, : self.reading.n_scores], values[:, self.reading.n_scores :]
 
+    def placed(self, number: int, neighbours: Mapping[float, Any], index: np.ndarray) -> np.ndarray:
+        """Return the scores of some tiles of a section with what their neighbours give; see :meth:`Reading.joined`.
 
-@dataclass(frozen=True)
-class Neighbours:
-    """Neighbours of every tile of a section, see :meth:`pekasc.Adapter.context_weights`; None without them.
+        Only the scores of these tiles and of their neighbours are read.
+        """
+        smooth = self.reading.smooth_um
+        if smooth is None:
+            return self._with_context(number, neighbours, index)
+        around = neighbours[smooth][index]
+        wide = np.union1d(index, around.indices)
+        scores = self._with_context(number, neighbours, wide)
+        return self.reading.smoothed(scores[np.searchsorted(wide, index)], _columns(around, wide) @ scores)
 
-    Parameters
-    ----------
-    context
-        Whose features the heads also get.
-    smooth
-        Over which predictions are smoothed.
-    """
-
-    context: Any
-    smooth: Any
-
-
-def _near(weights: Any, part: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Return the rows of a matrix over tiles, and the tiles that they average, which are its columns then."""
-    around = weights[part]
-    near, columns = np.unique(around.indices, return_inverse=True)
-    return type(around)((around.data, columns, around.indptr), shape=(len(part), near.size)), near
-
-
-def _with_context(scores: Scores, number: int, context: Any, part: np.ndarray) -> np.ndarray:
-    own, _ = scores.rows(number, part)
-    if context is None:
+    def _with_context(self, number: int, neighbours: Mapping[float, Any], index: np.ndarray) -> np.ndarray:
+        parts = {radius: neighbours[radius][index] for radius in self.reading.radii_um}
+        read = np.unique(np.concatenate([index, *(part.indices for part in parts.values())]))
+        own, given = self.rows(number, read)
+        own = own[np.searchsorted(read, index)]
+        for radius, part in parts.items():
+            columns, from_columns = self.reading.columns(radius)
+            own[:, columns] += (_columns(part, read) @ given[:, from_columns]).astype(np.float32)
         return own
-    around, near = _near(context, part)
-    return own + (around @ scores.rows(number, near)[1]).astype(np.float32)
 
 
-def predict_rows(scores: Scores, number: int, neighbours: Neighbours, index: np.ndarray) -> np.ndarray:
+def _columns(matrix: Any, kept: np.ndarray) -> Any:
+    """Return a sparse matrix with some of its columns, sorted, of which it uses no other."""
+    places = np.searchsorted(kept, matrix.indices)
+    return type(matrix)((matrix.data, places, matrix.indptr), shape=(matrix.shape[0], kept.size))
+
+
+def predict_rows(scores: Scores, number: int, neighbours: Mapping[float, Any], index: np.ndarray) -> np.ndarray:
     """Predict some tiles of a section, (k, genes of the adapter) float32.
-
-    Only the scores of these tiles and of their neighbours are read.
 
     Parameters
     ----------
     neighbours
-        Of every tile of the section.
+        Of every tile of the section, see :meth:`pekasc.Adapter.neighbours`.
     index
         Indices of the tiles.
     """
     out = np.empty((len(index), scores.reading.n_genes), dtype=np.float32)
     for start in range(0, len(index), _TILES):
         part = index[start : start + _TILES]
-        own = _with_context(scores, number, neighbours.context, part)
-        if neighbours.smooth is not None:
-            around, near = _near(neighbours.smooth, part)
-            own = scores.reading.smoothed(own, around @ _with_context(scores, number, neighbours.context, near))
-        out[start : start + _TILES] = scores.reading.expression(own)
+        out[start : start + _TILES] = scores.reading.expression(scores.placed(number, neighbours, part))
     return out
 
 
@@ -122,7 +113,7 @@ class LayerSpec:
     wanted, columns
         Genes of the adapter, and their columns in the layer (-1: none).
     grid
-        Whether the rows are tiles of a grid, see :meth:`pekasc.Adapter.context_weights`.
+        Whether the rows are tiles of a grid, see :meth:`pekasc.Adapter.neighbours`.
     """
 
     shape: tuple[int, int]
@@ -136,7 +127,7 @@ def layer_parts(
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield parts of the rows of a layer with their predictions, float32; NaN where nothing is predicted."""
     there = layer.columns >= 0
-    contexts: dict[int, Neighbours] = {}
+    contexts: dict[int, Mapping[float, Any]] = {}
     for part in parts:
         values = np.full((part.stop - part.start, layer.shape[1]), np.nan, dtype=np.float32)
         for i, section in enumerate(sections):
@@ -145,12 +136,7 @@ def layer_parts(
                 continue
             if i not in contexts:  # of one section at a time; neighbours never cross sections
                 one = np.zeros(section.rows.size)
-                contexts = {
-                    i: Neighbours(
-                        adapter.context_weights(section.centres_um, one, grid=layer.grid),
-                        adapter.context_weights(section.centres_um, one, grid=layer.grid, smooth=True),
-                    )
-                }
+                contexts = {i: adapter.neighbours(section.centres_um, one, grid=layer.grid)}
             predicted = predict_rows(scores, i, contexts[i], index)
             values[np.ix_(section.rows[index] - part.start, layer.columns[there])] = predicted[:, layer.wanted[there]]
         yield part, values
@@ -163,8 +149,8 @@ def store_predictions(
     """Predict all rows of a layer into a store, in parts; those that are there already are left as they are."""
     facts = {
         "genes": [adapter.genes[i] for i in layer.wanted], "columns": layer.columns.tolist(),
-        "shape": list(layer.shape), "grid": layer.grid, "context_um": adapter.context_um,
-        "offsets": [adapter.info.get(name, []) for name in ("context_offsets_um", "smooth_offsets_um")],
+        "shape": list(layer.shape), "grid": layer.grid, "radii_um": scores.reading.radii_um,
+        "offsets": [adapter.info.get(name) for name in ("neighbour_offsets_um", "context_offsets_um")],
         "dtype": dtype,
     }  # fmt: skip
     rows = [section.rows for section in sections]

@@ -21,7 +21,7 @@ from pekasc.models.adapter._arrays import TOLERANCE, field_tiles, positions
 from pekasc.models.adapter._summary import summary
 from pekasc.models.encoders import Depth, Encoder, EncoderNetwork
 from pekasc.models.features import ReadingEncoder, embed
-from pekasc.models.heads import Reading, neighbour_means, offset_means, pitch_um
+from pekasc.models.heads import Reading, offset_means, pitch_um
 from pekasc.models.runtime import resolve_device
 from pekasc.models.training import attached, last_block
 from pekasc.tiling import ArrayTiles, TileSource, TileSpec
@@ -96,8 +96,9 @@ class Adapter:
 
     @property
     def context_um(self) -> float | None:
-        """Radius of the spatial context in um, whose mean features the heads also get; None without context."""
-        return self.reading.context_um
+        """Largest radius of the spatial context in um, whose mean features the heads also get; None without context."""
+        radii = self.reading.use().radii_um
+        return radii[-1] if radii else None
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -292,19 +293,19 @@ class Adapter:
         places = None if coords_um is None else positions(source.n, coords_um, section)
         reading = self.reading_of(context=places is not None, fields=bool(wide) or not self.fields_um)
         scores = np.zeros((source.n, reading.n_scores), dtype=np.float32)
-        around = np.zeros_like(scores)
+        around = np.zeros((source.n, reading.n_around), dtype=np.float32)
         for number, tiles_at in enumerate([source, *wide]):
             run = ReadingEncoder(
                 self._model, reading, number, self.depth, self.orientations, resolve_device(how.device), how.precision
             )
             step = how.embed_batch_size
             parts = np.concatenate([run.features(tiles_at.array[i : i + step]) for i in range(0, source.n, step)])
-            k = reading.n_scores
-            if reading.context_um is not None:
-                around = around + parts[:, -k:]
-                parts = parts[:, :-k]
-            scores = scores + parts[:, -k:]
-        return reading.expression(scores if places is None else reading.joined(scores, around, *places))
+            first = parts.shape[1] - reading.n_scores - reading.n_around
+            scores = scores + parts[:, first : first + reading.n_scores]
+            around = around + parts[:, first + reading.n_scores :]
+        if places is not None:
+            scores = reading.joined(scores, around, reading.neighbours(*places))
+        return reading.expression(scores)
 
     def reading_of(self, *, context: bool, fields: bool) -> Reading:
         """Return the part of :attr:`reading` that needs no more than there is: positions, and wider fields of view.
@@ -330,31 +331,30 @@ class Adapter:
             )
         return found
 
-    def context_weights(
-        self, coords_um: np.ndarray, sections: np.ndarray, *, grid: bool = False, smooth: bool = False
-    ) -> Any:
-        """Return the sparse matrix that averages over every tile's spatial context; None without context.
+    def neighbours(self, coords_um: np.ndarray, sections: np.ndarray, *, grid: bool = False) -> dict[float, Any]:
+        """Return the sparse matrices that average over neighbours within every radius of the reading, (n, n) each.
 
         Parameters
         ----------
         coords_um, sections
             Positions in um, (n, 2), and sections, (n,).
         grid
-            Tiles of a grid of any stride: the context of a tile is the mean over the tiles nearest to the places of the
-            training lattice around it, so that a denser grid does not change it.
-        smooth
-            The neighbours over which predictions are smoothed, in place of the context.
+            Tiles of a grid of any stride: the neighbours of a tile are the tiles nearest to the places of the training
+            lattice around it, so that a denser grid does not change their mean.
         """
-        radius = self.reading.smooth_um if smooth else self.context_um
-        if radius is None:
-            return None
-        name = "smooth_offsets_um" if smooth else "context_offsets_um"
-        offsets = np.array(self.info.get(name, ()), dtype=np.float64).reshape(-1, 2)
-        if not grid or not len(offsets):
-            return neighbour_means(coords_um, sections, radius)
+        found = self.reading.use().neighbours(coords_um, sections)
+        if not grid:
+            return found
+        known = self.info.get("neighbour_offsets_um", {})
+        if "context_offsets_um" in self.info and self.context_um is not None:  # of an earlier version
+            known = {f"{self.context_um:g}": self.info["context_offsets_um"]}
         # on a square grid, no place is farther from a tile than this
         tolerance = pitch_um(coords_um, sections) * np.sqrt(0.5) * (1 + 1e-3)
-        return offset_means(coords_um, sections, offsets, tolerance)
+        for radius in found:
+            offsets = np.array(known.get(f"{radius:g}", ()), dtype=np.float64).reshape(-1, 2)
+            if len(offsets):
+                found[radius] = offset_means(coords_um, sections, offsets, tolerance)
+        return found
 
     def merge(self) -> torch.nn.Module:
         """Merge the adapter into the encoder's weights, and return a plain timm model without later blocks.

@@ -32,8 +32,8 @@ def reading_parts(reading: Reading) -> tuple[list[dict[str, Any]], dict[str, np.
             blocks.append(sources)
         record.append(
             {
-                "name": member.name, "weight": float(member.weight), "context_um": member.head.context_um,
-                "blocks": blocks,
+                "name": member.name, "weight": float(member.weight), "variant": member.variant,
+                "context_um": member.head.context_um, "blocks": blocks,
             }
         )  # fmt: skip
     # copies: several members may share an array, which a safetensors file cannot
@@ -53,7 +53,7 @@ def reading_from(record: list[dict[str, Any]], arrays: Mapping[str, np.ndarray])
                 maps[source] = LinearMap(arrays[_name(i, j, k, "centre")], arrays[_name(i, j, k, "own")], around)
             blocks.append(Block(maps, arrays[_name(i, j, "offset")], arrays[_name(i, j, "out")]))
         head = LinearHead(tuple(blocks), arrays[_name(i, "intercept")], part["context_um"])
-        members.append(Member(part["name"], part["weight"], head))
+        members.append(Member(part["name"], part["weight"], head, part["variant"]))
     return Reading(tuple(members))
 
 

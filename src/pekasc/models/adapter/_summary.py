@@ -45,13 +45,15 @@ def summary(adapter: Adapter) -> str:
 def _reading(adapter: Adapter) -> list[str]:
     """Return the lines about heads, with what each says alone on held-out groups, context and fields of view."""
     used, info = adapter.reading.use().members, adapter.info
-    context = "" if adapter.context_um is None else f", with the neighbours within {adapter.context_um:g} um"
+    radii = [f"{radius:g}" for radius in adapter.reading.use().radii_um]
+    context = f", with the neighbours within {' / '.join(radii)} um" if radii else ""
     out = [f"  head        {info['head']}{context}"]
-    if len(used) > 1:
-        for member in used:
-            score = info.get("members", {}).get(member.name, {}).get("pearson")
-            alone = "" if score is None or score != score else f", alone {score:.2f} (held-out Pearson, median)"
-            out.append(f"              {member.weight:.0%} {_described(member)}{alone}")
+    names = list(dict.fromkeys(member.name for member in used))
+    for name in names if len(names) > 1 else ():
+        own = [member for member in used if member.name == name]
+        score = info.get("members", {}).get(name, {}).get("pearson")
+        alone = "" if score is None or score != score else f", alone {score:.2f} (held-out Pearson, median)"
+        out.append(f"              {sum(m.weight for m in own):.0%} {_described(name, own)}{alone}")
     if adapter.fields_um:
         widths = ", ".join(f"{width:g}" for width in adapter.fields_um)
         out.append(f"  fields      {widths} um around the tile, frozen features")
@@ -60,9 +62,9 @@ def _reading(adapter: Adapter) -> list[str]:
     return out
 
 
-def _described(member: Member) -> str:
-    network, _, head = member.name.partition(":")
-    depths = {source.depth for source in member.head.sources}
+def _described(name: str, members: Sequence[Member]) -> str:
+    network, _, head = name.partition(":")
+    depths = {source.depth for member in members for source in member.head.sources}
     if len(depths) > 1:
         return f"{network} encoder, {head}, mean over {len(depths)} depths"
     depth = next(iter(depths))

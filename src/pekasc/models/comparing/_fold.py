@@ -32,6 +32,7 @@ from pekasc.models.selection import (
     choose_depth,
     depths_of,
     fit,
+    fixed_radius,
     inner_folds,
     margin_um,
 )
@@ -250,12 +251,12 @@ def _read(
     reader = Reader(training, folds, Features(own, depth, n_fields=n_fields))
     out = []
     for head in heads:
-        radius = reader.choose_context(head, depth)
         depths = list(features)
         if head.readout.depth == "best" and len(depths) > 1:
             n_depths = head.readout.n_depths or N_DEPTHS
+            radius = fixed_radius(head.readout)
             depths = [choose_depth(own, training, folds, head.readout.n_components, radius, n_depths).depth]
-        fitted = reader.fit(head, depths, radius, stand_in=stand_in)
+        fitted = reader.fit(head, depths, stand_in=stand_in)
         out.append(_predicted(fold, fitted, Features(FeaturesOfSome(features, fold.test), depth, n_fields=n_fields)))
     return out
 
@@ -270,9 +271,14 @@ def _predicted(fold: Fold, fitted: Fitted, test: Features) -> Prediction:
     about = {
         "depth": depths[0] if len(depths) == 1 else f"{len(depths)} depths",
         "alpha": float(weighed["alpha"].iloc[0]) if one and np.isfinite(weighed["alpha"].iloc[0]) else None,
-        "context_um": reading.context_um or 0.0,
+        "context_um": radii_text(reading),
     }
     return Prediction(predicted, about)
+
+
+def radii_text(reading: Reading) -> str:
+    """Return the radii of a reading for a table."""
+    return "+".join(f"{radius:g}" for radius in reading.radii_um)
 
 
 def _test_spots(fold: Fold, reading: Reading, features: Features) -> np.ndarray:
@@ -361,7 +367,7 @@ def predict_adapted(
             "depth": depth_name(adapter.depth),
             "epochs": epochs,
             "alpha": adapter.info["alpha"],
-            "context_um": reading.context_um or 0.0,
+            "context_um": radii_text(reading),
             "n_parameters": adapter.info["n_parameters"],
             "seconds": seconds,
         }

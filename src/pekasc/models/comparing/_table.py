@@ -86,10 +86,10 @@ def _warn_of_scores(fold: str, constant: list[str], small: set[str], undefined: 
 
 def _identity(f: Result) -> dict[str, Any]:
     r = f.readout
-    given = 0.0 if isinstance(r.context_um, str) else r.context_um
+    given = r.context_um if isinstance(r.context_um, str) else "" if r.context_um is None else f"{r.context_um:g}"
     return {
         "encoder": f.encoder, "method": f.method, "teacher": f.teacher, "head": r.head,
-        "context_um": f.prediction.about.get("context_um", given or 0.0),
+        "context_um": f.prediction.about.get("context_um", given),
         "fields_um": "auto" if r.fields_um == "auto" else "+".join(f"{width:g}" for width in r.fields_um or ()),
         "orientations": r.orientations, "readout": repr(r), "seed": f.seed,
     }  # fmt: skip

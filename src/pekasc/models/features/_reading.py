@@ -101,7 +101,7 @@ class ReadingEncoder(BatchEncoder):
         if not features:  # no member reads this field
             features = {Source("frozen", self.field, ()): np.zeros((len(parts[0]), 0), np.float32)}
         scores = [self.reading.scores(features)]
-        if self.reading.context_um is not None:
+        if self.reading.n_around:
             scores.append(self.reading.scores(features, around=True))
         return np.concatenate([*first, *scores], axis=1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -18,17 +19,20 @@ class Member:
     Parameters
     ----------
     name
-        Network and head, such as ``"frozen:low-rank"``. Several members may have one name: fitted with and without
-        spatial context, or wider fields of view; only the first that can be used is.
+        Network and head, such as ``"frozen:low-rank"``. Several radii of spatial context have a member each.
     weight
         Its weight in the mean.
     head
         The fitted head.
+    variant
+        Members of one name are fitted with all there is (0), and again with less: without wider fields of view, without
+        spatial context. Of each name, those of the first variant that can be used are.
     """
 
     name: str
     weight: float
     head: LinearHead
+    variant: int = 0
 
     @property
     def fields(self) -> set[int]:
@@ -43,7 +47,7 @@ class Reading:
     Parameters
     ----------
     members
-        The members; of those with one name, the one that reads most comes first.
+        The members.
     smooth_um, smooth_weight
         Radius in um within which predictions are averaged over neighbours, and the weight of that average; None and 0
         without smoothing.
@@ -54,21 +58,23 @@ class Reading:
     smooth_weight: float = 0.0
 
     def use(self, *, context: bool = True, fields: bool = True) -> Reading:
-        """Return one member of every name: the first that needs no more than there is. Weights sum to 1."""
-        found: dict[str, Member] = {}
-        for member in self.members:
-            fits = (context or member.head.context_um is None) and (fields or not member.fields)
-            if fits and member.name not in found:
-                found[member.name] = member
-        total = sum(member.weight for member in found.values())
-        members = tuple(replace(member, weight=member.weight / total) for member in found.values())
+        """Return the members of every name that need no more than there is. Weights sum to 1."""
+        found: list[Member] = []
+        for name in dict.fromkeys(member.name for member in self.members):
+            own = [member for member in self.members if member.name == name]
+            for variant in sorted({member.variant for member in own}):
+                part = [member for member in own if member.variant == variant]
+                if all((context or m.head.context_um is None) and (fields or not m.fields) for m in part):
+                    found += part
+                    break
+        total = sum(member.weight for member in found)
+        members = tuple(replace(member, weight=member.weight / total) for member in found)
         return Reading(members, self.smooth_um, self.smooth_weight) if context else Reading(members)
 
     @property
-    def context_um(self) -> float | None:
-        """Radius of the spatial context in um; None without."""
-        radii = [m.head.context_um for m in self.members if m.head.context_um is not None]
-        return max(radii) if radii else None
+    def radii_um(self) -> tuple[float, ...]:
+        """Radii of the spatial context in um, ascending; empty without."""
+        return tuple(sorted({m.head.context_um for m in self.members if m.head.context_um is not None}))
 
     @property
     def sources(self) -> list[Source]:
@@ -81,13 +87,34 @@ class Reading:
         return sum(member.head.n_scores for member in self.members)
 
     @property
+    def n_around(self) -> int:
+        """Number of scores that a tile gives to its neighbours: those of members with spatial context."""
+        return sum(member.head.n_scores for member in self.members if member.head.context_um is not None)
+
+    @property
     def n_genes(self) -> int:
         """Number of genes."""
         return len(self.members[0].head.intercept)
 
+    def columns(self, radius_um: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the columns of members with a radius, among all scores and among those given to neighbours."""
+        own, around, start, given = [], [], 0, 0
+        for member in self.members:
+            k = member.head.n_scores
+            if member.head.context_um == radius_um:
+                own.append(np.arange(start, start + k))
+                around.append(np.arange(given, given + k))
+            start += k
+            given += 0 if member.head.context_um is None else k
+        return np.concatenate(own), np.concatenate(around)
+
     def scores(self, features: Mapping[Source, np.ndarray], *, around: bool = False) -> np.ndarray:
-        """Return the scores of tiles, (n, n_scores) float32; see :meth:`LinearHead.scores`."""
-        return np.concatenate([member.head.scores(features, around=around) for member in self.members], axis=1)
+        """Return the scores of tiles, (n, n_scores) float32; see :meth:`LinearHead.scores`.
+
+        With `around`, those that they give to their neighbours, (n, n_around).
+        """
+        members = [m for m in self.members if m.head.context_um is not None] if around else self.members
+        return np.concatenate([member.head.scores(features, around=around) for member in members], axis=1)
 
     def expression(self, scores: np.ndarray, genes: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Predict expression, (n, genes) float32, from scores, for all genes or some of them."""
@@ -113,18 +140,30 @@ class Reading:
         coords_um, sections
             Positions in um, (n, 2), and sections, (n,).
         """
-        around = self.scores(features, around=True) if self.context_um is not None else None
-        return self.joined(self.scores(features), around, coords_um, sections)
+        around = self.scores(features, around=True) if self.radii_um else np.zeros((0, 0), dtype=np.float32)
+        return self.joined(self.scores(features), around, self.neighbours(coords_um, sections))
 
-    def joined(
-        self, own: np.ndarray, around: np.ndarray | None, coords_um: np.ndarray, sections: np.ndarray
-    ) -> np.ndarray:
-        """Return the scores of tiles with those that their neighbours give, smoothed if the reading says so."""
-        if self.context_um is not None:
-            assert around is not None  # for the type checker
-            own = own + (neighbour_means(coords_um, sections, self.context_um) @ around).astype(np.float32)
+    def neighbours(self, coords_um: np.ndarray, sections: np.ndarray) -> dict[float, Any]:
+        """Return the matrices that average over neighbours within every radius of the reading, (n, n) each."""
+        radii = {*self.radii_um, *([] if self.smooth_um is None else [self.smooth_um])}
+        return {radius: neighbour_means(coords_um, sections, radius) for radius in radii}
+
+    def joined(self, own: np.ndarray, around: np.ndarray, neighbours: Mapping[float, Any]) -> np.ndarray:
+        """Return the scores of tiles with what their neighbours give, smoothed if the reading says so.
+
+        Parameters
+        ----------
+        own, around
+            Of all tiles, see :meth:`scores`.
+        neighbours
+            See :meth:`neighbours`.
+        """
+        own = own.copy()
+        for radius in self.radii_um:
+            columns, given = self.columns(radius)
+            own[:, columns] += (neighbours[radius] @ around[:, given]).astype(np.float32)
         if self.smooth_um is not None:
-            own = self.smoothed(own, neighbour_means(coords_um, sections, self.smooth_um) @ own)
+            own = self.smoothed(own, neighbours[self.smooth_um] @ own)
         return own
 
     def smoothed(self, scores: np.ndarray, mean: np.ndarray) -> np.ndarray:

@@ -66,9 +66,9 @@ def check_head(head: str) -> Callable[[Target, int | None], HeadFits]:
 def linear_head(
     fits: HeadFits,
     tried: Sequence[Tried],
-    fitted: Sequence[RidgeFit | None],
     weights: np.ndarray,
     sources: Sequence[Sequence[Source]],
+    fitted: Sequence[RidgeFit],
     *,
     fold: int | None,
     context_um: float | None,
@@ -79,8 +79,8 @@ def linear_head(
     ----------
     fits
         The kind of head on its target.
-    tried, fitted, sources
-        Per depth: its fits on inner folds, the fit to use (None where it has no weight), and the features it reads.
+    tried, sources, fitted
+        Per depth: its fits on inner folds, the features it reads, and the fit to use.
     weights
         Of every depth and setting, (depths, settings).
     fold, context_um
@@ -89,7 +89,6 @@ def linear_head(
     blocks = [
         fits.block(fit, w, one, fold, names, context=context_um is not None)
         for one, fit, w, names in zip(tried, fitted, weights, sources, strict=True)
-        if fit is not None
     ]
     if fits.shares_output and len(blocks) > 1:
         blocks = [merged(blocks)]

@@ -7,7 +7,7 @@ from pekasc.models.selection._choice import choose
 from pekasc.models.selection._fit import TilesAlone, depths_of, fit, kept_spots, margin_um
 from pekasc.models.selection._folds import InnerFold, inner_folds
 from pekasc.models.selection._inputs import Data, HeadSpec, Options
-from pekasc.models.selection._readout import Features, Fitted, Reader, choose_depth, n_neighbours
+from pekasc.models.selection._readout import Features, Fitted, Reader, choose_depth, fixed_radius, n_neighbours
 from pekasc.models.selection._result import correlations_of
 from pekasc.models.selection._scores import BlockScores, gene_scores, interval, mean_score, pearson, tissue_blocks
 
@@ -27,6 +27,7 @@ __all__ = [
     "correlations_of",
     "depths_of",
     "fit",
+    "fixed_radius",
     "gene_scores",
     "inner_folds",
     "interval",

@@ -20,7 +20,7 @@ from pekasc.models.selection._fingerprint import settings_of
 from pekasc.models.selection._folds import InnerFold, inner_folds
 from pekasc.models.selection._inputs import Data, HeadSpec, Options
 from pekasc.models.selection._job import Job
-from pekasc.models.selection._readout import Features, Reader, choose_depth
+from pekasc.models.selection._readout import Features, Reader, choose_depth, fixed_radius
 from pekasc.models.selection._result import make_result
 from pekasc.models.selection._state import Resume
 from pekasc.models.selection._student import fit_student
@@ -119,20 +119,22 @@ def _fit(
         choice = _choice_from_json(job, known, depths)
     features = Features(frozen, choice.depth, n_fields=1 + len(o.fields_um))
     reader = Reader(data, folds, features)
-    with o.profile.stage("head"):
-        radii = [reader.choose_context(head, choice.depth) for head in heads]
     if o.method is not None:
-        return fit_student(job, choice, features, heads, radii)
+        return fit_student(job, choice, features, heads)
     selection = choice.table.assign(stage="frozen", epochs=0)
     made = []
-    for head, radius in zip(heads, radii, strict=True):
+    for head in heads:
         with o.profile.stage("head"):
             read_at = depths
             if head.readout.depth == "best":
                 # with the context and fields that the head has, and several blocks side by side
                 n_depths = head.readout.n_depths or 1
-                read_at = [choose_depth(frozen, data, folds, head.readout.n_components, radius, n_depths).depth]
-            fitted = reader.fit(head, read_at, radius)
+                read_at = [
+                    choose_depth(
+                        frozen, data, folds, head.readout.n_components, fixed_radius(head.readout), n_depths
+                    ).depth
+                ]
+            fitted = reader.fit(head, read_at)
         made.append(make_result(job, head, choice.depth, None, reader, fitted, selection))
     return made
 

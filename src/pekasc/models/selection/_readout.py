@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,6 @@ from pekasc.models.encoders import Depth, features_at
 from pekasc.models.heads import (
     HeadFits,
     Inputs,
-    LinearHead,
     Member,
     Reading,
     Source,
@@ -25,6 +26,7 @@ from pekasc.models.heads import (
     check_head,
     linear_head,
     neighbour_means,
+    pitch_um,
     setting_weights,
     share_weights,
     spread,
@@ -41,6 +43,7 @@ RADII_UM = (150.0, 300.0, 500.0)
 _SMOOTH_WEIGHTS = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
 _SMOOTH_GENES = 512
 _NEIGHBOURS = (3, 300)  # median number within a radius that is tried: fewer say little, more cost much
+_PITCH, _WIDEST = 1.05, 2.0  # radius of the nearest neighbours in pitches, and how much wider it may be than was meant
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,11 @@ def choose_depth(
     return processes.broadcast(choose(features, data.expression, folds, n_components, inputs, n_depths))
 
 
+def fixed_radius(readout: Readout) -> float | None:
+    """Return the radius of the spatial context with which plain ridge chooses: as given, none for ``"auto"``."""
+    return None if isinstance(readout.context_um, str) else readout.context_um
+
+
 @dataclass
 class Reader:
     """Fit readings on the features of the training spots; targets of heads are prepared once for all of them.
@@ -148,9 +156,7 @@ class Reader:
             self._fits[key] = check_head(head)(target, readout.n_components)
         return self._fits[key]
 
-    def fit(
-        self, spec: HeadSpec, depths: Sequence[Depth], context_um: float | None, *, stand_in: bool = False
-    ) -> Fitted:
+    def fit(self, spec: HeadSpec, depths: Sequence[Depth], *, stand_in: bool = False) -> Fitted:
         """Fit a reading.
 
         Parameters
@@ -159,26 +165,22 @@ class Reader:
             The reading.
         depths
             Depths of the frozen features.
-        context_um
-            Radius of its spatial context; None without.
         stand_in
             Whether frozen features at the adapted depth take the place of adapted ones.
         """
         names = spec.names(adapted=stand_in or self.features.adapted is not None)
-        weights = share_weights(names)
         members: list[Member] = []
         folds: list[list[Member]] = [[] for _ in self.folds]
         tables = []
-        for name, weight in zip(names, weights, strict=True):
+        for name, weight in zip(names, share_weights(names), strict=True):
             candidates = self._candidates(name, spec, depths, stand_in)
-            for i, (sources, radius) in enumerate(self._situations(candidates, context_um)):
-                head, inner, table = self._member(name, spec.readout, sources, radius, final=i == 0)
-                members.append(Member(name, weight, head))
-                if i == 0:
+            for variant, (sources, radii) in enumerate(self._variants(candidates, self.radii(spec.readout))):
+                made, inner, table = self._members(name, spec.readout, sources, radii, inner=variant == 0)
+                members += [replace(m, weight=weight * m.weight, variant=variant) for m in made]
+                if variant == 0:
                     for own, part in zip(folds, inner, strict=True):
-                        own.append(Member(name, weight, part))
+                        own += [replace(m, weight=weight * m.weight) for m in part]
                     tables.append(table)
-        # every name has a member for each situation, in the same order
         fitted = Fitted(Reading(tuple(members)), [Reading(tuple(own)) for own in folds], pd.concat(tables))
         return self.smoothed(fitted, spec.readout)
 
@@ -196,16 +198,16 @@ class Reader:
             own += [Source("frozen", i, f.depth) for i in wide]
         return [own]
 
-    def _situations(
-        self, candidates: list[list[Source]], context_um: float | None
-    ) -> list[tuple[list[list[Source]], float | None]]:
-        """Return sources and context with all there is, then with less: without fields, then without context, too."""
-        out: list[tuple[list[list[Source]], float | None]] = [(candidates, context_um)]
+    def _variants(
+        self, candidates: list[list[Source]], radii: Sequence[float | None]
+    ) -> list[tuple[list[list[Source]], Sequence[float | None]]]:
+        """Return sources and radii with all there is, then with less: without fields, then without context, too."""
+        out: list[tuple[list[list[Source]], Sequence[float | None]]] = [(candidates, radii)]
         narrow = [[source for source in sources if source.field == 0] for sources in candidates]
         if narrow != candidates:
-            out.append((narrow, context_um))
-        if context_um is not None:
-            out.append((narrow, None))
+            out.append((narrow, radii))
+        if any(radius is not None for radius in radii):
+            out.append((narrow, [None]))
         return out
 
     def _inputs(self, sources: Sequence[Source], context_um: float | None) -> Inputs:
@@ -219,45 +221,52 @@ class Reader:
         shared = context_um is None and all(source.network == "frozen" for source in sources)
         return Inputs(lambda: made(None), None if shared else made)
 
-    def tried(self, name: str, readout: Readout, sources: Sequence[Source], context_um: float | None) -> Tried:
-        """Fit one member at one depth on the inner folds."""
-        return self.fits(name.partition(":")[2], readout).tried(self._inputs(sources, context_um))
-
     def _errors(self, tried: Sequence[Tried]) -> np.ndarray:
-        """Return the held-out error by depth and setting, mean over folds weighted by held-out spots."""
+        """Return the held-out error by candidate and setting, mean over folds weighted by held-out spots."""
         weights = [len(fold.held_out) for fold in self.folds]
         return np.array([np.average(one.errors, axis=0, weights=weights) for one in tried])
 
-    def _member(
-        self, name: str, readout: Readout, candidates: list[list[Source]], context_um: float | None, *, final: bool
-    ) -> tuple[LinearHead, list[LinearHead], pd.DataFrame]:
-        """Return a head fitted on all training spots, with `final` those of the inner folds, and the settings tried."""
+    @cached_property
+    def spread(self) -> float:
+        """Relative difference of held-out errors that says little, from the numbers of held-out groups and spots."""
+        groups = np.unique(np.concatenate([self.data.groups[fold.held_out] for fold in self.folds]))
+        return spread(len(groups), sum(len(fold.held_out) for fold in self.folds))
+
+    def _members(
+        self, name: str, readout: Readout, sources: list[list[Source]], radii: Sequence[float | None], *, inner: bool
+    ) -> tuple[list[Member], list[list[Member]], pd.DataFrame]:
+        """Return heads fitted on all training spots, one per radius; with `inner` those of folds; the settings tried.
+
+        Radius, depth, rank and penalty are settings alike.
+        """
         fits = self.fits(name.partition(":")[2], readout)
-        tried = [self.tried(name, readout, sources, context_um) for sources in candidates]
+        candidates = [(radius, parts) for radius in radii for parts in sources]
+        tried = [fits.tried(self._inputs(parts, radius)) for radius, parts in candidates]
         errors = processes.broadcast(self._errors(tried))
-        n_groups = sum(len(np.unique(self.data.groups[fold.held_out])) for fold in self.folds)
-        n_groups = min(n_groups, len(np.unique(self.data.groups)))
-        temperature = spread(n_groups, sum(len(fold.held_out) for fold in self.folds))
-        weights = setting_weights(errors, readout.selection, temperature)
-        fitted = [
-            fits.final(self._inputs(sources, context_um)) if row.any() else None
-            for sources, row in zip(candidates, weights, strict=True)
-        ]
-        head = linear_head(fits, tried, fitted, weights, candidates, fold=None, context_um=context_um)
-        inner = []
-        for i in range(len(self.folds) if final else 0):
-            own = [one.folds[i] if row.any() else None for one, row in zip(tried, weights, strict=True)]
-            inner.append(linear_head(fits, tried, own, weights, candidates, fold=i, context_um=context_um))
+        weights = setting_weights(errors, readout.selection, self.spread)
+        made: list[Member] = []
+        folds: list[list[Member]] = [[] for _ in self.folds]
+        for radius in radii:
+            at = [i for i, (r, _) in enumerate(candidates) if r == radius and weights[i].any()]
+            if not at:
+                continue
+            share = float(weights[at].sum())
+            own = [tried[i] for i in at], weights[at] / share, [candidates[i][1] for i in at]
+            fitted = [fits.final(self._inputs(candidates[i][1], radius)) for i in at]
+            made.append(Member(name, share, linear_head(fits, *own, fitted, fold=None, context_um=radius)))
+            for fold in range(len(self.folds) if inner else 0):
+                fitted = [tried[i].folds[fold] for i in at]
+                folds[fold].append(Member(name, share, linear_head(fits, *own, fitted, fold=fold, context_um=radius)))
         network, _, kind = name.partition(":")
         rows = [
             {
-                "network": network, "head": kind, "depth": sources[-1].depth, "context_um": context_um or 0.0,
+                "network": network, "head": kind, "depth": parts[0].depth, "context_um": radius or 0.0,
                 "rank": 0 if rank is None else rank, "alpha": alpha, "error": errors[i, j], "weight": weights[i, j],
             }
-            for i, sources in enumerate(candidates)
+            for i, (radius, parts) in enumerate(candidates)
             for j, (rank, alpha) in enumerate(fits.settings)
         ]  # fmt: skip
-        return head, inner, pd.DataFrame(rows)
+        return made, folds, pd.DataFrame(rows)
 
     def held_out(self, reading: Reading, fold: int) -> np.ndarray:
         """Return the scores of the held-out spots of a fold, by the reading that was fitted without them."""
@@ -272,7 +281,7 @@ class Reader:
         all of them.
         """
         given = readout.smooth_um
-        radii = ([] if given is None else [given]) if given != "auto" else self._radii()
+        radii = ([] if given is None else [given]) if given != "auto" else self._radii
         if not radii:
             return fitted
         errors = np.zeros((len(radii), len(_SMOOTH_WEIGHTS)))
@@ -301,37 +310,25 @@ class Reader:
             folds=[replace(reading, smooth_um=radius, smooth_weight=weight) for reading in fitted.folds],
         )
 
-    def choose_context(self, spec: HeadSpec, depth: Depth) -> float | None:
-        """Return the radius of the spatial context: as given, or for ``"auto"`` that with the smallest held-out error.
+    def radii(self, readout: Readout) -> tuple[float | None, ...]:
+        """Return the radii of the spatial context to average or to choose from; None is no context."""
+        if readout.context_um != "auto":
+            return (readout.context_um,)
+        return (None, *self._radii)
 
-        It is chosen for the frozen features at one depth, by the head that the readout has there.
-        """
-        given = spec.readout.context_um
-        if given != "auto":
-            return given
-        radii = self._radii()
-        if not radii:
-            logger.hint("Spatial context: none, since spots have too few or too many neighbours within %g to %g um.",
-                        RADII_UM[0], RADII_UM[-1])  # fmt: skip
-            return None
-        name = "frozen:low-rank" if spec.readout.head == "blend" else f"frozen:{spec.readout.head}"
-        errors = {}
-        for radius in (None, *radii):
-            tried = self.tried(name, spec.readout, [Source("frozen", 0, depth)], radius)
-            errors[radius] = float(self._errors([tried]).min())
-        chosen = processes.broadcast(min(errors, key=lambda radius: errors[radius]))
-        text = ", ".join(f"{'none' if r is None else f'{r:g}'} {error:.3f}" for r, error in errors.items())
-        logger.hint("Spatial context: %s um of held-out errors %s.", "none" if chosen is None else f"{chosen:g}", text)
-        return chosen
-
+    @cached_property
     def _radii(self) -> list[float]:
+        """Radii within which spots have several neighbours and not too many; the nearest ones count as several."""
         d = self.data
         found = []
+        nearest = pitch_um(d.coords_um, d.sections)
         for radius in RADII_UM:
-            counts = n_neighbours(d.coords_um, d.sections, radius)
-            if _NEIGHBOURS[0] <= float(np.median(counts)) <= _NEIGHBOURS[1]:
-                found.append(radius)
-        return found
+            # spots farther apart than a radius: the nearest ones in its place
+            tried = math.ceil(nearest * _PITCH) if radius < nearest < _WIDEST * radius else radius
+            count = float(np.median(n_neighbours(d.coords_um, d.sections, tried)))
+            if _NEIGHBOURS[0] <= count <= _NEIGHBOURS[1]:
+                found.append(float(tried))
+        return sorted(set(found))
 
 
 def n_neighbours(coords_um: np.ndarray, sections: np.ndarray, radius_um: float, sample: int = 2000) -> np.ndarray:
@@ -346,8 +343,3 @@ def n_neighbours(coords_um: np.ndarray, sections: np.ndarray, radius_um: float, 
         tree = cKDTree(coords_um[rows])
         counts[own] = tree.query_ball_point(coords_um[at[own]], radius_um * (1 + 1e-3), return_length=True) - 1
     return counts
-
-
-def resolved(spec: HeadSpec, context_um: float | None) -> HeadSpec:
-    """Return the spec with the context that was chosen."""
-    return replace(spec, readout=spec.readout.replace(context_um=context_um))

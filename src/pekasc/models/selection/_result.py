@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -32,25 +33,37 @@ def _gene_scores(job: Job, reader: Reader, fitted: Fitted) -> tuple[pd.DataFrame
     fitted on them. The median over genes is returned for every member of the reading as well.
     """
     data = job.data
-    names = [member.name for member in fitted.folds[0].members]
-    found: list[list[np.ndarray]] = [[] for _ in range(len(names) + 1)]
+    names = list(dict.fromkeys(member.name for member in fitted.folds[0].members))
+    found: dict[str, list[np.ndarray]] = {name: [] for name in ("", *names)}
     for i, (reading, fold) in enumerate(zip(fitted.folds, job.folds, strict=True)):
         scores = reader.held_out(reading, i)
-        parts = [reading] if len(names) == 1 else [reading, *(Reading((member,)) for member in reading.members)]
+        parts = {"": (reading, np.arange(reading.n_scores))}
+        parts |= {name: _part(reading, name) for name in names if len(names) > 1}
         for section in np.unique(data.sections[fold.held_out]):
             at = np.flatnonzero(data.sections[fold.held_out] == section)
             y = data.expression[fold.held_out[at]]
-            start = 0
-            for part, out in zip(parts, found, strict=False):
-                own = scores[at] if part is reading else scores[at, start : start + part.n_scores]
-                start += 0 if part is reading else part.n_scores
-                out.append(correlations_of(lambda genes, p=part, s=own: p.expression(s, genes), y))  # type: ignore[misc]
-    mean, count = _mean(found[0])
-    alone = {name: float(np.nanmedian(_mean(out)[0])) for name, out in zip(names, found[1:], strict=True) if out}
-    if len(names) == 1:
-        alone = {names[0]: float(np.nanmedian(mean)) if np.isfinite(mean).any() else float("nan")}
+            for name, (part, columns) in parts.items():
+                predict = partial(part.expression, scores[np.ix_(at, columns)])
+                found[name].append(correlations_of(predict, y))
+    mean, count = _mean(found[""])
+    alone = {name: _median(_mean(found[name])[0] if len(names) > 1 else mean) for name in names}
     index = pd.Index(list(data.genes), name="gene")
     return pd.DataFrame({"pearson": mean, "n_sections": count}, index=index), alone
+
+
+def _part(reading: Reading, name: str) -> tuple[Reading, np.ndarray]:
+    """Return the members of one name as a reading of their own, and their columns among the scores."""
+    columns, start = [], 0
+    for member in reading.members:
+        if member.name == name:
+            columns.append(np.arange(start, start + member.head.n_scores))
+        start += member.head.n_scores
+    return Reading(tuple(m for m in reading.members if m.name == name)).use(), np.concatenate(columns)
+
+
+def _median(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if known.size else float("nan")
 
 
 def _mean(correlations: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -143,9 +156,12 @@ def _info(
         "teacher_digest": None if job.teacher is None else job.teacher.digest,
         "epochs": epochs,
         "head": spec.readout.head,
-        "members": {m.name: {"weight": m.weight, "pearson": alone.get(m.name, float("nan"))} for m in used.members},
+        "members": {
+            name: {"weight": sum(m.weight for m in used.members if m.name == name), "pearson": pearson}
+            for name, pearson in alone.items()
+        },
         "alpha": _typical(weighed["alpha"], weighed["weight"]),
-        "context_um": fitted.reading.context_um,
+        "context_um": list(used.radii_um),
         "fields_um": list(o.fields_um),
         "orientations": o.readout.orientations,
         "n_clusters": None if config is None else n_clusters_for(int(data.tiles.n), o.recipe.n_clusters),

@@ -20,7 +20,7 @@ from pekasc.models.selection._choice import Choice, held_out_errors
 from pekasc.models.selection._folds import InnerFold
 from pekasc.models.selection._inputs import HeadSpec
 from pekasc.models.selection._job import Job
-from pekasc.models.selection._readout import Features, Reader
+from pekasc.models.selection._readout import Features, Reader, fixed_radius
 from pekasc.models.selection._result import history_frame, make_result
 from pekasc.models.teachers import check_finite
 from pekasc.models.training import (
@@ -45,9 +45,7 @@ class _InnerTraining:
     history: list[dict[str, Any]]
 
 
-def fit_student(
-    job: Job, choice: Choice, features: Features, heads: Sequence[HeadSpec], radii: Sequence[float | None]
-) -> list[Adapter]:
+def fit_student(job: Job, choice: Choice, features: Features, heads: Sequence[HeadSpec]) -> list[Adapter]:
     """Train on every inner fold, choose the number of epochs, and train on all spots; return an adapter per head.
 
     Parameters
@@ -58,8 +56,8 @@ def fit_student(
         Depth of the adapter.
     features
         The frozen features.
-    heads, radii
-        Readings to fit, and the radius of their spatial context.
+    heads
+        Readings to fit.
     """
     data, o, depth = job.data, job.options, choice.depth
     assert o.method is not None  # for the type checker: checked in fit()
@@ -68,7 +66,7 @@ def fit_student(
     config = make_config(o.method, o.recipe.rank, targets)
     job.freeze(depth, blocks, config)
     frozen = features.of(Source("frozen", 0, depth), None)
-    inputs = [_Inputs(job, head, frozen, radius) for head, radius in zip(heads, radii, strict=True)]
+    inputs = [_Inputs(job, head, frozen, fixed_radius(head.readout)) for head in heads]
     runs = list[_InnerTraining]()
     for i in range(len(job.folds)):
         runs.append(_run_fold(job, i, config, depth, frozen, inputs, runs))
@@ -84,11 +82,11 @@ def fit_student(
     trained = _train(job, "final", config, depth, np.arange(data.tiles.n), max(epochs), set(epochs), keep_features)
     first = [row for run in runs for row in run.history]
     made = []
-    for head, radius, table, epoch in zip(heads, radii, tables, epochs, strict=True):
+    for head, table, epoch in zip(heads, tables, epochs, strict=True):
         read = replace(features, adapted=adapted[epoch], inner=[run.features[epoch] for run in runs])
         reader = Reader(data, job.folds, read)
         with o.profile.stage("head"):
-            fitted = reader.fit(head, list(features.frozen), radius)
+            fitted = reader.fit(head, list(features.frozen))
         selection = pd.concat([choice.table.assign(stage="frozen", epochs=0), table])
         adapter = make_result(job, head, depth, config, reader, fitted, selection, epoch, blocks)
         n_parameters = sum(tensor.numel() for tensor in trained.weights[epoch]["adapter"].values())
