@@ -94,7 +94,7 @@ _SOURCE: Check = lambda value: (  # noqa: E731
 )
 _MEMBER: dict[str, Check] = {
     "name": _name,
-    "weight": lambda value: _positive(value) and value <= 1,
+    "weight": lambda value: _positive(value) and value <= 1 + 1e-9,  # a sum of shares
     "variant": lambda value: _count(value) and value < 8,
     "context_um": _optional(_positive),
     "blocks": _list(_list(_SOURCE, 1, 1000), 1, 1000),

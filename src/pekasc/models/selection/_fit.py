@@ -128,12 +128,9 @@ def _fit(
             read_at = depths
             if head.readout.depth == "best":
                 # with the context and fields that the head has, and several blocks side by side
-                n_depths = head.readout.n_depths or 1
-                read_at = [
-                    choose_depth(
-                        frozen, data, folds, head.readout.n_components, fixed_radius(head.readout), n_depths
-                    ).depth
-                ]
+                r = head.readout
+                chosen = choose_depth(frozen, data, folds, r.n_components, fixed_radius(r), r.n_depths or 1)
+                read_at = [chosen.depth]
             fitted = reader.fit(head, read_at)
         made.append(make_result(job, head, choice.depth, None, reader, fitted, selection))
     return made
