@@ -24,7 +24,10 @@ CLASSES = [Recipe, Readout, Compute]
 NAMES = {Recipe: "recipe", Readout: "readout", Compute: "compute"}
 MANY = {
     Recipe: Recipe(rank=8, blocks=2, n_clusters=4, kd_weight=1, learning_rate=1e-5, patience=2, gradient_clip=3),
-    Readout: Readout(head="ridge-per-gene", n_components=9, depth=(2, 4), context_um=300, scales=(1, 0.5)),
+    Readout: Readout(
+        members=["frozen:ridge", "adapted:ridge-per-gene"], head_rank=3, n_components=9, depth=(2, 4), selection="best",
+        context_um=300, smooth_um=200, fields_um=[448, 224],
+    ),
     Compute: Compute(
         device="cuda:1", precision="bf16", max_memory=10, cache=Path("some") / "folder", resume="there",
         trainer={"devices": 2}, cached_activations=None, compile=True,
@@ -43,7 +46,9 @@ def test_defaults_are_public_and_documented() -> None:
     assert (pk.Recipe, pk.Readout, pk.Compute) == (Recipe, Readout, Compute)
     recipe, readout, compute = Recipe(), Readout(), Compute()
     assert (recipe.rank, recipe.blocks, recipe.epochs, recipe.choose_epochs, recipe.n_views) == (64, "auto", 6, True, 8)
-    assert (readout.head, readout.depth, readout.context_um, readout.scales) == ("ridge", "best", None, (1.0,))
+    assert (readout.head, readout.depth, readout.selection) == ("blend", "all", "average")
+    assert (readout.context_um, readout.smooth_um, readout.fields_um) == ("auto", None, "auto")
+    assert (readout.head_rank, readout.members, readout.n_depths, readout.n_components) == (None, None, None, None)
     assert (compute.device, compute.precision, compute.embed_batch_size, compute.cache) == ("auto", "fp32", 64, None)
     for cls in CLASSES:
         # Python 3.13 takes the indentation out of docstrings
@@ -68,15 +73,17 @@ def test_frozen_with_a_repr_that_can_be_typed_back(cls: type[Any]) -> None:
 
 
 def test_readouts_and_recipes_are_keys() -> None:
-    assert len({Readout(), Readout(scales=[1]), Readout(context_um=300), Readout(context_um=300.0)}) == 2
+    assert len({Readout(), Readout(fields_um="auto"), Readout(context_um=300), Readout(context_um=300.0)}) == 2
+    assert len({Readout(fields_um=448), Readout(fields_um=(448.0,)), Readout(fields_um=None), Readout()}) == 3
     assert len({Recipe(), Recipe(rank=64), Recipe(epochs=3)}) == 2
 
 
 def test_numbers_of_any_type_become_plain_ones() -> None:
     recipe = Recipe(rank=np.int64(8), kd_weight=np.float32(0.5), learning_rate=1, n_views=np.int32(4))
     assert repr(recipe) == "Recipe(rank=8, learning_rate=1.0, n_views=4)"
-    readout = Readout(depth=np.int64(2), context_um=np.float64(10), scales=[1, np.float32(2)], orientations=2.0)
-    assert repr(readout) == "Readout(depth=2, context_um=10.0, scales=(1.0, 2.0), orientations=2)"
+    readout = Readout(depth=np.int64(2), context_um=np.float64(10), fields_um=[300, np.float32(448)], orientations=2.0)
+    assert repr(readout) == "Readout(depth=2, context_um=10.0, fields_um=(300.0, 448.0), orientations=2)"
+    assert repr(Readout(fields_um=np.int64(448), head_rank=np.int8(3))) == "Readout(head_rank=3, fields_um=(448.0,))"
     assert repr(Readout(depth=[1, np.int8(3)])) == "Readout(depth=(1, 3))"
     assert repr(Compute(checkpoint_minutes=1, cache=Path("a"))) == "Compute(cache='a', checkpoint_minutes=1.0)"
 
@@ -88,7 +95,12 @@ def test_presets() -> None:
     assert (paper.rank, paper.blocks, paper.n_clusters, paper.teacher_components) == (256, "all", 100, 256)
     assert (paper.learning_rate, paper.weight_decay, paper.step_epochs, paper.epochs) == (1e-4, 0.0, 10, 50)
     assert not paper.choose_epochs and not paper.standardise_teacher and paper.n_views == 1
-    assert Readout.preset("paper") == Readout(depth="own", n_components=256)
+    quick = Recipe.preset("quick")
+    assert quick.epochs == 0 and not quick.choose_epochs
+    published = {"head": "ridge", "selection": "best", "context_um": None, "fields_um": None}
+    assert Readout.preset("paper") == Readout(**published, depth="own", n_components=256)
+    assert Readout.preset("ridge") == Readout(**published, depth="best", n_depths=1)
+    assert Readout.preset("quick") == Readout(fields_um=None)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +109,12 @@ def test_presets() -> None:
         (
             Recipe,
             "papers",
-            r"^Recipe has no preset 'papers'\. Did you mean 'paper'\? Presets: \['default', 'paper'\]\.$",
+            r"^Recipe has no preset 'papers'\. Did you mean 'paper'\? Presets: \['default', 'quick', 'paper'\]\.$",
+        ),
+        (
+            Readout,
+            "rigde",
+            r"^Readout has no preset 'rigde'\. Did you mean 'ridge'\? Presets: \['default', 'quick', 'ridge', '",
         ),
         (Compute, "paper", r"^Compute has no preset 'paper'\. Presets: \['default'\]\.$"),
     ],
@@ -142,11 +159,13 @@ WRONG_TYPES: dict[type[Any], dict[str, list[Any]]] = {
     },
     Readout: {
         "head": [None, 3],
-        "n_components": ["8", 2.5, True],
+        "members": [3, (1, 2), ("frozen:ridge", None)],
+        "selection": [None, 1],
+        **dict.fromkeys(("n_components", "head_rank"), ["8", 2.5, True]),
         "depth": [None, 2.5, True, (), (1, "2"), (1.5,)],
         "n_depths": ["2", 1.5, True],
-        "context_um": ["300", True, (300,)],
-        "scales": [2, "12", (1, "2"), (True, 2), None],
+        **dict.fromkeys(("context_um", "smooth_um"), ["300", True, (300,), "best"]),
+        "fields_um": ["448", (), True, (448, "2"), (True, 448), "all", {448: 1}],
         "orientations": ["2", None, True],
     },
     Compute: {
@@ -182,11 +201,13 @@ OUT_OF_RANGE: dict[type[Any], dict[str, list[Any]]] = {
         "n_views": [3, 0],
     },
     Readout: {
-        "n_components": [0],
+        **dict.fromkeys(("n_components", "head_rank"), [0, -1]),
+        "members": [("frozen:ridge",), ("frozen:ridge", "frozen:ridge"), "frozen:ridge"],
+        "selection": ["mean"],
         "depth": ["bset"],
         "n_depths": [0],
-        "context_um": [0, -1, float("inf")],
-        "scales": [(), (2, 1), (1, 0), (1, -2), (1, 2, 2), (1, float("inf"))],
+        **dict.fromkeys(("context_um", "smooth_um"), [0, -1, float("inf")]),
+        "fields_um": [(0,), (-448.0,), (448.0, 448.0), (float("inf"),), (float("nan"),)],
         "orientations": [3, 0],
     },
     Compute: {
@@ -241,8 +262,19 @@ def _escaped(value: Any) -> str:
 def test_a_value_that_may_have_been_meant_is_named() -> None:
     with pytest.raises(ValueError, match=r"`blocks='al'` must be one of \['auto', 'all'\]\. Did you mean 'all'\?"):
         Recipe(blocks="al")
-    with pytest.raises(ValueError, match=r"`depth='bset'` must be one of \['best', 'own'\], .* Did you mean 'best'\?"):
+    with pytest.raises(ValueError, match=r"`depth='bset'` must be one of \['all', 'best', 'own'\], .* mean 'best'\?"):
         Readout(depth="bset")
+    with pytest.raises(ValueError, match=r"`selection='avrage'` must be one of .* Did you mean 'average'\?"):
+        Readout(selection="avrage")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`members`: 'frozen:lowrank' is none of .* Did you mean 'frozen:low-rank'\?"):
+        Readout(members=("frozen:lowrank", "adapted:ridge"))
+
+
+def test_a_blend_of_one_is_told_its_head() -> None:
+    with pytest.raises(
+        ValueError, match=r"must be at least two, each once: a blend of one is that head, such as `head="
+    ):
+        Readout(members=("frozen:low-rank",))
 
 
 @pytest.mark.parametrize(
@@ -251,6 +283,13 @@ def test_a_value_that_may_have_been_meant_is_named() -> None:
         (lambda: Readout(n_depths=2, depth=6), r'`n_depths=2` .* `depth="best"` .*`depth=6` .*: leave one of them out'),
         (lambda: Readout(n_depths=2, depth="own"), "`depth='own'` .*: leave one of them out"),
         (lambda: Readout(depth=(1, 2)).replace(n_depths=2), "leave one of them out"),
+        (lambda: Readout(n_depths=2), r"`n_depths=2` .*`depth='all'` .*: leave one of them out"),
+        (lambda: Readout(head="ridge", head_rank=3), '`head_rank=3` is of a low-rank head, and `head="ridge"` is none'),
+        (
+            lambda: Readout(head="low-rank", members=("frozen:ridge", "adapted:ridge")),
+            '`members=.*` are those of a blend, and `head="low-rank"` is none: leave one of them out',
+        ),
+        (lambda: Readout(members=("frozen:ridge", "adapted:ridge")).replace(head="ridge"), "leave one of them out"),
         (
             lambda: Recipe(patience=2, choose_epochs=False),
             "`patience=2` .*`choose_epochs=False` .*: leave one of them out",
@@ -270,7 +309,8 @@ def test_fields_that_contradict_each_other(make: Callable[[], Any], message: str
 def test_fields_that_go_together() -> None:
     assert Readout(n_depths=2, depth="best").depths == "best"
     assert Readout(depth=6).depths == (6,) and Readout(depth=(1, 2)).depths == (1, 2)
-    assert Readout(depth="own").depths is None
+    assert Readout(depth="own").depths is None and Readout().depths == "all"
+    assert Readout(head="low-rank", head_rank=5).head_rank == Readout(head_rank=5).head_rank == 5
     assert Compute(trainer={"precision": "bf16-mixed"}).precision == "fp32"
     assert Compute().memory(7) == 7 and Compute(max_memory=5).memory(7) == 5
 
@@ -331,7 +371,7 @@ def test_the_published_recipe_brings_the_published_features(hints: Callable[[], 
     same: list[Any] = ["paper", paper, paper.changed()]
     for given in same:
         assert resolve_recipe(given, None) == (paper, "paper")
-    brings = 'recipe="paper" brings readout="paper" with it: Readout(n_components=256, depth=\'own\').'
+    brings = f'recipe="paper" brings readout="paper" with it: {Readout.preset("paper")!r}.'
     assert hints() == [brings] * 3
     # unless another is given, or it is another recipe
     own = Readout(context_um=300)
@@ -379,7 +419,13 @@ def test_calls_bring_the_published_features(hints: Callable[[], list[str]]) -> N
             ValueError,
             "'n_depths' does nothing in this call: an adapter is trained at one",
         ),
-        ({"readout": {"scales": (2, 1)}}, ValueError, r"`readout`: `scales=\(2, 1\)` must be multiples"),
+        ({"readout": {"fields_um": (-1,)}}, ValueError, r"`readout`: `fields_um=\(-1,\)` must be widths in um beyond"),
+        ({"readout": {"head": "rigde"}}, ValueError, "`head='rigde'` is not known. Close names: ridge"),
+        (
+            {"method": None, "readout": {"members": ("adapted:ridge", "adapted:low-rank")}},
+            ValueError,
+            r"`members=\('adapted:ridge', 'adapted:low-rank'\)` are all adapted, and with `method=None` nothing",
+        ),
         ({"compute": {"client": None}}, ValueError, "`compute`: 'client' does nothing in this call"),
         ({"compute": {"precision": "fp8"}}, ValueError, "`compute`: `precision='fp8'` must be one of"),
         ({"method": None, "compute": {"cache": "x"}}, ValueError, "'cache' does nothing in this call: .*method=None"),

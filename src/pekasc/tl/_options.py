@@ -223,7 +223,7 @@ def _readouts(readout: Any, methods: Mapping[str, Rival], protocol: str) -> list
         )
     if protocol in HEST_PROTOCOLS:
         unused |= dict.fromkeys(
-            ("head", "head_rank", "members", "selection", "n_components", "n_depths", "depth"),
+            ("head", "head_rank", "members", "selection", "n_components", "n_depths", "depth", "smooth_um"),
             "HEST-Bench has a regression of its own",
         )
         unused |= dict.fromkeys(("fields_um", "orientations"), "HEST-Bench embeds every tile once, as it is")

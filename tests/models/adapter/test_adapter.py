@@ -17,10 +17,10 @@ import torch
 from peft import PeftModel
 
 import pekasc as pk
-from pekasc.models.adapter import _folder as _store
 from pekasc.models.encoders import EncoderNetwork
-from pekasc.models.heads import with_context
+from pekasc.models.heads import Member, Reading, Source, with_context
 from pekasc.models.heads._ridge import fit_ridge
+from pekasc.models.runtime import array_parts
 
 CPU = {"device": "cpu"}
 
@@ -63,6 +63,10 @@ def test_a_new_process_predicts_the_same_bits(adapter: pk.Adapter, folder: Path,
     np.testing.assert_array_equal(np.load(folder.parent / "out.npy"), adapter.predict(tiles, mpp=2.0, compute=CPU))
 
 
+def array_print(member: Member) -> str:
+    return repr(list(array_parts(member)))
+
+
 def test_all_fields_survive_the_disk(adapter: pk.Adapter, folder: Path) -> None:
     loaded = pk.Adapter.load(folder)
     for name in ("encoder", "encoder_digest", "spec", "depth", "method", "genes"):
@@ -77,8 +81,8 @@ def test_all_fields_survive_the_disk(adapter: pk.Adapter, folder: Path) -> None:
         np.testing.assert_array_equal(loaded.trained_on[image], centres)
     places = [at for name, at in loaded.trained_on.items() if "." not in name]  # the others are landmarks
     assert sum(map(len, places)) == adapter.info["n_spots"]
-    for name in ("coef", "intercept", "alpha"):
-        np.testing.assert_array_equal(getattr(loaded.head, name), getattr(adapter.head, name))
+    assert [array_print(m) for m in loaded.reading.members] == [array_print(m) for m in adapter.reading.members]
+    assert (loaded.fields_um, loaded.orientations, loaded.context_um) == ((168.0,), 1, 200.0)
     assert loaded.weights.keys() == adapter.weights.keys()
     for kind, state in adapter.weights.items():
         assert all(torch.equal(loaded.weights[kind][name], tensor) for name, tensor in state.items())
@@ -86,7 +90,8 @@ def test_all_fields_survive_the_disk(adapter: pk.Adapter, folder: Path) -> None:
 
 
 def test_frozen_encoder_is_stored_too(adapter: pk.Adapter, tiles: np.ndarray, tmp_path: Path) -> None:
-    frozen = replace(adapter, config=None, weights={}, method="frozen")
+    members = tuple(m for m in adapter.reading.members if m.name.startswith("frozen:"))
+    frozen = replace(adapter, config=None, weights={}, method="frozen", reading=Reading(members))
     frozen.save(tmp_path / "frozen")
     loaded = pk.Adapter.load(tmp_path / "frozen")
     np.testing.assert_array_equal(loaded.predict(tiles, mpp=2.0), frozen.predict(tiles, mpp=2.0))
@@ -177,10 +182,10 @@ def test_a_foreign_folder(copy: Path, tmp_path: Path) -> None:
     main = copy / "pekasc.json"
     record = json.loads(main.read_text())
     main.write_text(json.dumps({**record, "format": 99}))
-    with pytest.raises(ValueError, match="has format 99, this .*pekasc reads 4: update pekasc"):
+    with pytest.raises(ValueError, match="has format 99, this .*pekasc reads 5: update pekasc"):
         pk.Adapter.load(copy)
     main.write_text(json.dumps({**record, "format": 1}))
-    with pytest.raises(ValueError, match="has format 1, this .*pekasc reads 4: fit it again"):
+    with pytest.raises(ValueError, match="has format 1, this .*pekasc reads 5: fit it again"):
         pk.Adapter.load(copy)
     main.write_text(json.dumps({"hello": 1}))
     with pytest.raises(ValueError, match="lacks the fields"):
@@ -196,16 +201,6 @@ def test_a_foreign_folder(copy: Path, tmp_path: Path) -> None:
         pk.Adapter.load(copy)
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         pk.Adapter.load(tmp_path / "nowhere")
-
-
-def test_an_adapter_from_before_there_were_scales(copy: Path, adapter: pk.Adapter, tiles: np.ndarray) -> None:
-    main = copy / "pekasc.json"
-    record = json.loads(main.read_text())
-    old = {k: v for k, v in record.items() if k not in ("scales", "orientations", "sha256")} | {"format": 2}
-    main.write_text(json.dumps({**old, "sha256": _store._seal(old)}))
-    loaded = pk.Adapter.load(copy)
-    assert loaded.scales == (1.0,) and loaded.orientations == 1
-    np.testing.assert_array_equal(loaded.predict(tiles, mpp=2.0), adapter.predict(tiles, mpp=2.0))
 
 
 def test_a_record_that_lacks_a_field_is_a_damaged_one(copy: Path) -> None:
@@ -227,6 +222,11 @@ def test_it_says_what_it_is_and_how_far_to_trust_it(adapter: pk.Adapter) -> None
         "groups: P1, P2",
         "trust",
         "licence",
+        "head        blend, with the neighbours within 200 um",
+        "50% frozen encoder, low-rank, block 2, alone",
+        "25% adapted encoder, ridge, block 2, alone",
+        "25% adapted encoder, low-rank, block 2, alone",
+        "fields      168 um around the tile, frozen features",
     ):
         assert part in text, part
     scores = adapter.gene_scores["pearson"]
@@ -252,27 +252,94 @@ def test_a_record_that_was_edited_is_a_damaged_one(copy: Path) -> None:
         pk.Adapter.load(copy)
 
 
-def test_a_head_with_context_needs_positions(adapter: pk.Adapter, tiles: np.ndarray, tmp_path: Path) -> None:
+def test_a_head_with_context_needs_positions(
+    adapter: pk.Adapter, tiles: np.ndarray, tmp_path: Path, plain_reading: Callable[..., Reading]
+) -> None:
     rng = np.random.default_rng(0)
     features = adapter.embed(tiles, mpp=2.0, compute=CPU)
     width, n_genes = 2 * features.shape[1], len(adapter.genes)
-    head = fit_ridge(rng.normal(size=(20, width)), rng.normal(size=(20, n_genes)), 5).head(1.0)
-    with_neighbours = replace(adapter, head=head, context_um=150.0)
+    fit = fit_ridge(rng.normal(size=(20, width)), rng.normal(size=(20, n_genes)), 5)
+    reading = plain_reading(fit, 1.0, [Source("adapted", 0, (2,))], 150.0, "adapted:ridge")
+    with_neighbours = replace(adapter, reading=reading, fields_um=())
     coords_um, section = rng.uniform(0, 400, (9, 2)), np.array(["a"] * 5 + ["b"] * 4)
     with_neighbours.save(tmp_path / "mine")
+
+    def by_hand(sections: np.ndarray) -> np.ndarray:
+        x = with_context(features, coords_um, sections, 150.0)
+        return fit.projection(x) @ fit.coef(1.0) + fit.intercept
+
     for made in (with_neighbours, pk.Adapter.load(tmp_path / "mine")):
         got = made.predict(tiles, mpp=2.0, coords_um=coords_um, section=section, compute=CPU)
-        by_hand = head.predict(with_context(features, coords_um, section, 150.0))
-        np.testing.assert_array_equal(got, by_hand)
+        np.testing.assert_allclose(got, by_hand(section), atol=1e-4)
         # without sections they are all of one, and there are more neighbours
         one = made.predict(tiles, mpp=2.0, coords_um=coords_um, compute=CPU)
-        np.testing.assert_array_equal(one, head.predict(with_context(features, coords_um, np.zeros(9), 150.0)))
+        np.testing.assert_allclose(one, by_hand(np.zeros(9)), atol=1e-4)
         assert np.abs(one - got).max() > 1e-3
     with pytest.raises(ValueError, match=r"uses the neighbours within 150 um.*give `coords_um=` \(n, 2\) in um"):
         with_neighbours.predict(tiles, mpp=2.0)
     for wrong in ({"coords_um": coords_um[:5]}, {"coords_um": coords_um, "section": section[:5]}):
         with pytest.raises(ValueError, match=r"`coords_um` must have shape \(9, 2\) and `section` \(9,\) for 9 tiles"):
             with_neighbours.predict(tiles, mpp=2.0, **wrong)
+
+
+def test_it_predicts_with_what_there_is(adapter: pk.Adapter, tiles: np.ndarray) -> None:
+    """Each member by hand, from frozen and adapted features of passes of their own."""
+    frozen = replace(adapter, config=None, weights={})
+    coords, wide = np.random.default_rng(0).uniform(0, 500, (9, 2)), tiles[::-1].copy()
+    at = {"places": {"coords_um": coords}, "fields": {"fields": {168: wide}}}
+    near, far, deep = (
+        made.embed(x, mpp=2.0, compute=CPU) for made, x in ((frozen, tiles), (frozen, wide), (adapter, tiles))
+    )
+    features = {Source("frozen", 0, (2,)): near, Source("frozen", 1, (2,)): far, Source("adapted", 0, (2,)): deep}
+    found = []
+    for places, fields in ((True, True), (True, False), (False, True), (False, False)):
+        given = {**(at["places"] if places else {}), **(at["fields"] if fields else {})}
+        got = adapter.predict(tiles, mpp=2.0, compute=CPU, **given)  # type: ignore[arg-type]
+        reading = adapter.reading_of(context=places, fields=fields)
+        assert [m.name for m in reading.members] == ["frozen:low-rank", "adapted:ridge", "adapted:low-rank"]
+        parts = {s: features[s] for s in reading.sources}
+        # without positions, heads that were fitted without context predict
+        assert reading.context_um == (200.0 if places else None)
+        scores = reading.placed_scores(parts, coords, np.zeros(9)) if places else reading.scores(parts)
+        np.testing.assert_allclose(got, reading.expression(scores), atol=1e-3)
+        found.append(got)
+    assert len(adapter.reading.members) == 3 + 2 * 2
+    # members with a wider field also have context: without positions, they do not count
+    np.testing.assert_array_equal(found[2], found[3])
+    for one, other in ((0, 1), (1, 3)):
+        assert np.abs(found[one] - found[other]).max() > 1e-3
+
+
+def test_a_head_that_needs_a_wider_field(
+    adapter: pk.Adapter, tiles: np.ndarray, plain_reading: Callable[..., Reading]
+) -> None:
+    rng = np.random.default_rng(0)
+    width = adapter.embed(tiles[:1], mpp=2.0, compute=CPU).shape[1]
+    fit = fit_ridge(rng.normal(size=(20, 2 * width)), rng.normal(size=(20, len(adapter.genes))), 5)
+    both = [Source("adapted", i, (2,)) for i in (0, 1)]
+    wide = replace(adapter, reading=plain_reading(fit, 1.0, both, name="adapted:ridge"))
+    with pytest.raises(ValueError, match=r"also needs tiles of 168 um around the same centres: give them as `fields="):
+        wide.predict(tiles, mpp=2.0)
+    assert np.isfinite(wide.predict(tiles, mpp=2.0, fields={168: tiles}, compute=CPU)).all()
+    with pytest.raises(ValueError, match=r"`fields=` must hold tiles of 168 um .* got tiles of \[300.0\] um"):
+        wide.predict(tiles, mpp=2.0, fields={300: tiles})
+
+
+def test_predictions_are_smoothed_where_there_are_positions(
+    adapter: pk.Adapter, tiles: np.ndarray, tmp_path: Path
+) -> None:
+    smooth = replace(adapter, reading=replace(adapter.reading, smooth_um=150.0, smooth_weight=0.5))
+    coords = np.column_stack([np.arange(9) * 100.0, np.zeros(9)])
+    plain = adapter.predict(tiles, mpp=2.0, coords_um=coords, compute=CPU)
+    near = [[j for j in range(9) if abs(i - j) == 1] for i in range(9)]
+    mean = np.stack([plain[j].mean(axis=0) for j in near])
+    smooth.save(tmp_path / "mine")
+    for made in (smooth, pk.Adapter.load(tmp_path / "mine")):
+        got = made.predict(tiles, mpp=2.0, coords_um=coords, compute=CPU)
+        np.testing.assert_allclose(got, (plain + mean) / 2, atol=1e-3)
+        alone = made.predict(tiles, mpp=2.0, compute=CPU)
+        np.testing.assert_array_equal(alone, adapter.predict(tiles, mpp=2.0, compute=CPU))
+    assert np.abs(plain - mean).max() > 1e-2
 
 
 def test_fields_that_do_nothing_with_arrays_are_refused(adapter: pk.Adapter, tiles: np.ndarray) -> None:

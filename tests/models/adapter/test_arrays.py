@@ -7,32 +7,33 @@ import re
 import numpy as np
 import pytest
 
-from pekasc.models.adapter._arrays import further_tiles, positions
+from pekasc.models.adapter._arrays import field_tiles, positions
 
 TILES = np.zeros((3, 8, 8, 3), np.uint8)
 
 
-def test_further_tiles_come_in_the_order_of_the_scales() -> None:
-    given = {4.0: TILES + 4, 2.01: TILES + 2}  # within 2 % of 2
-    twice, fourfold = further_tiles(TILES, given, [2.0, 4.0], 1.0)
-    assert (twice == 2).all() and (fourfold == 4).all()
-    assert further_tiles(TILES, None, [], 1.0) == []
+def test_tiles_of_fields_come_in_the_order_of_the_widths() -> None:
+    given = {448.0: TILES + 4, 225: TILES + 2}  # within 2 % of 224
+    narrow, wide = field_tiles(TILES, given, [224.0, 448.0])
+    assert (narrow == 2).all() and (wide == 4).all()
+    assert field_tiles(TILES, None, []) == field_tiles(TILES, None, [448.0]) == field_tiles(TILES, {}, []) == []
 
 
 @pytest.mark.parametrize(
-    ("scales", "wanted", "error", "message"),
+    ("fields", "wanted", "error", "message"),
     [
-        ([TILES], [2.0], TypeError, "must map pixel sizes in um to tiles, such as {2: wide}, got list"),
-        ({2.0: TILES}, [], ValueError, "takes tiles at one scale, 1 um/px: leave `scales=` out"),
-        (None, [2.0], ValueError, "also needs tiles of 2 um/px"),
-        ({2.1: TILES}, [2.0], ValueError, "got tiles of [2.1] um/px"),
-        ({2.0: TILES, 4.0: TILES}, [2.0], ValueError, "got tiles of [2.0, 4.0] um/px"),
-        ({2.0: TILES[:2]}, [2.0], ValueError, "tiles of 2 um/px have shape (2, 8, 8, 3), the others (3, 8, 8, 3)"),
+        ([TILES], [224.0], TypeError, "must map widths in um to tiles, such as {224: wide}, got list"),
+        ({448.0: TILES}, [], ValueError, "This adapter reads no wider field of view: leave `fields=` out"),
+        ({}, [224.0], ValueError, "`fields=` must hold tiles of 224 um around the same centres"),
+        ({235.0: TILES}, [224.0], ValueError, "got tiles of [235.0] um. Or leave it out"),
+        ({224.0: TILES, 448.0: TILES}, [224.0], ValueError, "got tiles of [224.0, 448.0] um"),
+        ({224.0: TILES}, [224.0, 448.0], ValueError, "must hold tiles of 224, 448 um"),
+        ({224.0: TILES[:2]}, [224.0], ValueError, "tiles of 224 um have shape (2, 8, 8, 3), the others (3, 8, 8, 3)"),
     ],
 )
-def test_further_tiles_that_do_not_fit(scales: object, wanted: list[float], error: type, message: str) -> None:
+def test_tiles_of_fields_that_do_not_fit(fields: object, wanted: list[float], error: type, message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
-        further_tiles(TILES, scales, wanted, 1.0)  # type: ignore[arg-type]
+        field_tiles(TILES, fields, wanted)  # type: ignore[arg-type]
 
 
 def test_positions_belong_to_the_tiles() -> None:

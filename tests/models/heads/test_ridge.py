@@ -24,6 +24,10 @@ def data() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return x[:60].astype(np.float32), y[:60], x[60:].astype(np.float32), y[60:]
 
 
+def _predicted(fit: RidgeFit, alpha: float | np.ndarray, x: np.ndarray) -> np.ndarray:
+    return fit.projection(x) @ fit.coef(alpha) + fit.intercept
+
+
 def _scores(fit: RidgeFit, x: np.ndarray, y: np.ndarray) -> Moments:
     return moments(fit.projection(x), y)
 
@@ -32,18 +36,16 @@ def _scores(fit: RidgeFit, x: np.ndarray, y: np.ndarray) -> Moments:
 @pytest.mark.parametrize("k", [4, 12])
 def test_head_is_sklearns_ridge(data: tuple[np.ndarray, ...], alpha: float, k: int) -> None:
     x, y, x_new, _ = data
-    head = fit_ridge(x, y, k).head(alpha)
+    fit = fit_ridge(x, y, k)
     # sklearn's penalty is on the sum of squares, ours on their mean
     reference = make_pipeline(StandardScaler(), PCA(k, svd_solver="full"), Ridge(alpha=alpha * len(x)))
     reference.fit(x.astype(np.float64), y)
-    ours = head.projection(x_new) @ head.coef + head.intercept
-    np.testing.assert_allclose(ours, reference.predict(x_new.astype(np.float64)), rtol=0, atol=1e-8)
+    np.testing.assert_allclose(
+        _predicted(fit, alpha, x_new), reference.predict(x_new.astype(np.float64)), rtol=0, atol=1e-8
+    )
     # the same as one linear map of the standardised features: free of the signs of components
     theirs = reference[1].components_.T @ reference[2].coef_.T
-    np.testing.assert_allclose(head.projection.components.T @ head.coef, theirs, rtol=0, atol=1e-8)
-    predicted = head.predict(x_new)
-    assert predicted.dtype == np.float32
-    np.testing.assert_allclose(predicted, ours, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(fit.projection.components.T @ fit.coef(alpha), theirs, rtol=0, atol=1e-8)
 
 
 def test_errors_in_closed_form_are_the_direct_ones(data: tuple[np.ndarray, ...]) -> None:
@@ -89,8 +91,8 @@ def test_constant_features_change_nothing(data: tuple[np.ndarray, ...]) -> None:
     def widened(a: np.ndarray) -> np.ndarray:
         return np.column_stack([a, np.full(len(a), 5.3, dtype=np.float32)])
 
-    plain = fit_ridge(x, y, 5).head(1.0).predict(x_new)
-    np.testing.assert_allclose(fit_ridge(widened(x), y, 5).head(1.0).predict(widened(x_new)), plain, atol=1e-5)
+    plain = _predicted(fit_ridge(x, y, 5), 1.0, x_new)
+    np.testing.assert_allclose(_predicted(fit_ridge(widened(x), y, 5), 1.0, widened(x_new)), plain, atol=1e-5)
 
 
 def test_number_of_components_adapts_and_explicit_ones_must_fit() -> None:
@@ -119,7 +121,7 @@ def test_folds_are_fits_on_their_training_spots(d: int, margin: int) -> None:
         reference = make_pipeline(StandardScaler(), PCA(6, svd_solver="full"), Ridge(alpha=0.3 * len(fold.train)))
         reference.fit(x[fold.train].astype(np.float64), y[fold.train])
         expected = reference.predict(x[fold.held_out].astype(np.float64))
-        np.testing.assert_allclose(got.fit.head(0.3).predict(x[fold.held_out]), expected, atol=1e-4)
+        np.testing.assert_allclose(_predicted(got.fit, 0.3, x[fold.held_out]), expected, atol=1e-4)
         errors = np.square(expected - y[fold.held_out]).sum(axis=0)
         np.testing.assert_allclose(got.fit.errors(got.held_out, [0.3])[0], errors, rtol=1e-6)
         mean = np.square(y[fold.train].mean(axis=0) - y[fold.held_out]).sum()
@@ -142,10 +144,10 @@ def test_a_penalty_per_gene_is_the_best_of_each_on_held_out_spots(data: tuple[np
             guess = model.fit(x[fold.train].astype(float), y[fold.train]).predict(x[fold.held_out].astype(float))
             errors[i] += np.square(guess - y[fold.held_out]).sum(axis=0)
     np.testing.assert_array_equal(alphas, ALPHAS[errors.argmin(axis=0)])
-    head = fit_ridge(x, y, 5).head(alphas)
+    fit = fit_ridge(x, y, 5)
     for gene in (0, -1):
-        one = fit_ridge(x, y, 5).head(float(alphas[gene])).predict(x)[:, gene]
-        np.testing.assert_allclose(head.predict(x)[:, gene], one, rtol=1e-6)
+        one = _predicted(fit, float(alphas[gene]), x)[:, gene]
+        np.testing.assert_allclose(_predicted(fit, alphas, x)[:, gene], one, rtol=1e-6)
 
 
 @pytest.mark.parametrize("n", [12, 40])
@@ -162,3 +164,31 @@ def test_spots_that_repeat_have_no_score_in_directions_that_are_not_there() -> N
     assert np.isfinite(projection.components).all()
     np.testing.assert_allclose(projection.components[4:], 0)
     np.testing.assert_allclose(projection.components[:4] @ projection.components[:4].T, np.eye(4), atol=1e-10)
+
+
+@pytest.mark.parametrize("n", [30, 200])  # fewer spots than features (from rows), and more (from moments)
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix])
+def test_weights_count_a_spot_several_times(n: int, kind: type) -> None:
+    rng = np.random.default_rng(6)
+    x = (rng.normal(size=(n, 40)) @ rng.normal(size=(40, 40))).astype(np.float32)
+    y = np.maximum(0, rng.normal(size=(n, 5)) + x[:, :1] / 5)
+    times = rng.integers(1, 4, n)
+    weighted = fit_ridge(x, kind(y), 8, weights=times.astype(float))
+    repeated = fit_ridge(np.repeat(x, times, axis=0), np.repeat(y, times, axis=0), 8)
+    np.testing.assert_allclose(_predicted(weighted, 0.5, x), _predicted(repeated, 0.5, x), atol=1e-6)
+    assert np.abs(_predicted(weighted, 0.5, x) - _predicted(fit_ridge(x, y, 8), 0.5, x)).max() > 1e-2
+
+
+@pytest.mark.parametrize("d", [12, 70])
+def test_weights_of_folds_are_those_of_their_spots(d: int) -> None:
+    rng = np.random.default_rng(7)
+    x, weights = rng.normal(size=(60, d)).astype(np.float32), rng.uniform(0.1, 2, 60)
+    y = rng.normal(size=(60, 3)) + x[:, :3]
+    # spots 30 to 39 are of the margin
+    fold = InnerFold(np.arange(40, 60), np.arange(30), "a")
+    (got,) = fit_folds(x, y, [fold], 5, weights)
+    by_hand = fit_ridge(x[fold.train], y[fold.train], 5, weights=weights[fold.train])
+    predicted = _predicted(by_hand, 0.4, x[fold.held_out])
+    np.testing.assert_allclose(_predicted(got.fit, 0.4, x[fold.held_out]), predicted, atol=1e-5)
+    errors = weights[fold.held_out] @ np.square(predicted - y[fold.held_out])
+    np.testing.assert_allclose(got.fit.errors(got.held_out, [0.4])[0], errors, rtol=1e-5)

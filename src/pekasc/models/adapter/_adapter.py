@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
 from pekasc._options import Compute, resolve, unused_in_embedding
 from pekasc._paths import folder_path
@@ -23,7 +23,7 @@ from pekasc.models.encoders import Depth, Encoder, EncoderNetwork
 from pekasc.models.features import ReadingEncoder, embed
 from pekasc.models.heads import Reading, offset_means, pitch_um
 from pekasc.models.runtime import resolve_device
-from pekasc.models.training import attached, last_block
+from pekasc.models.training import attached, last_block, tuned_model
 from pekasc.tiling import ArrayTiles, TileSource, TileSpec
 
 
@@ -123,7 +123,7 @@ class Adapter:
             return None
         try:
             with torch.random.fork_rng(devices=[]):
-                peft_model = get_peft_model(model.model, self.config)
+                peft_model = tuned_model(model, self.config)
         except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
             raise self._misfit(error) from error
         self._fill(peft_model)

@@ -173,11 +173,13 @@ def predict_coordinates(fold: Fold, encoded: Encoded, options: Options, heads: S
 
 
 def _without_image(head: HeadSpec) -> HeadSpec:
-    """Return the head for features that are no encoder's, at one depth and without spatial context."""
+    """Return the head for features that are no encoder's, at one depth, without spatial context and smoothing."""
     names = head.names(adapted=False) or head.names(adapted=True)
     kind = names[0].partition(":")[2]
     rank = head.readout.head_rank if kind == "low-rank" else None
-    plain = head.readout.replace(head=kind, head_rank=rank, members=None, context_um=None, depth="own", n_depths=None)
+    plain = head.readout.replace(
+        head=kind, head_rank=rank, members=None, context_um=None, smooth_um=None, depth="own", n_depths=None
+    )
     return replace(head, readout=plain)
 
 

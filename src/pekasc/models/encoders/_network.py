@@ -37,6 +37,8 @@ class EncoderNetwork(nn.Module):
         Number of transformer blocks (of stages, for a convolutional model): depths run from 1 to this.
     digest
         SHA-256 of the weights as loaded, before positions are resized for `tile_px`.
+    originals
+        Parameters of the encoder itself that the attached adapter trains (``bias="all"``), with their own values.
     """
 
     mean: Tensor
@@ -57,6 +59,7 @@ class EncoderNetwork(nn.Module):
         self.is_vit = hasattr(self.model, "blocks") and hasattr(self.model, "num_prefix_tokens")
         stages: Any = self.model.blocks if self.is_vit else self.model.feature_info
         self.n_blocks = len(stages)
+        self.originals: list[tuple[nn.Parameter, Tensor]] = []
         self.checkpointing = False  # recompute the blocks in the backward pass instead of keeping their activations
         self._set_tile_size(tile_px)
         self.requires_grad_(False)

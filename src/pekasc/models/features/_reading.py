@@ -24,11 +24,18 @@ def _tuned(model: EncoderNetwork) -> list[tuple[str, Any]]:
 def without_adapter(model: EncoderNetwork) -> Iterator[None]:
     """Run the encoder without the adapter that is attached to it, within the block."""
     layers = _tuned(model)
+    trained = [(parameter, parameter.data) for parameter, _ in model.originals]
+    with torch.inference_mode(False):  # what is moved to another device here must serve outside of it as well
+        before = [value.to(parameter.device) for parameter, value in model.originals]
     for _, layer in layers:
         layer.enable_adapters(False)
+    for (parameter, _), value in zip(trained, before, strict=True):
+        parameter.data = value
     try:
         yield
     finally:
+        for parameter, value in trained:
+            parameter.data = value
         for _, layer in layers:
             layer.enable_adapters(True)
             layer.requires_grad_(False)
@@ -36,7 +43,7 @@ def without_adapter(model: EncoderNetwork) -> Iterator[None]:
 
 def first_adapted(model: EncoderNetwork) -> int:
     """Return the number of blocks before the first adapted one; 0 where blocks cannot be told apart."""
-    if not model.splits:
+    if not model.splits or model.originals:  # ``bias="all"`` trains biases of every block
         return 0
     numbers = []
     for name, _ in _tuned(model):
@@ -89,24 +96,24 @@ class ReadingEncoder(BatchEncoder):
     def over(self, stream: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         """Iterate over batches: indices of the tiles, and what the reading needs of them, (k, width) float32."""
         for positions, parts in super().over(stream):
-            yield positions, [self._read(parts)]
+            yield positions, [self._read(parts, len(positions))]
 
     def features(self, tiles: np.ndarray) -> np.ndarray:
         """Return what the reading needs of some tiles, (k, width) float32."""
-        return self._read([part.cpu().numpy() for part in self._features(tiles)])
+        return self._read([part.cpu().numpy() for part in self._features(tiles)], len(tiles))
 
-    def _read(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+    def _read(self, parts: Sequence[np.ndarray], n: int) -> np.ndarray:
         first = [parts[0]] if self.field == 0 else []
         features = dict(zip([*self.adapted, *self.frozen], parts[len(first) :], strict=True))
         if not features:  # no member reads this field
-            features = {Source("frozen", self.field, ()): np.zeros((len(parts[0]), 0), np.float32)}
+            features = {Source("frozen", self.field, ()): np.zeros((n, 0), np.float32)}
         scores = [self.reading.scores(features)]
         if self.reading.n_around:
             scores.append(self.reading.scores(features, around=True))
         return np.concatenate([*first, *scores], axis=1)
 
     def _forward(self, tiles: np.ndarray) -> list[torch.Tensor]:
-        x = torch.from_numpy(tiles)
+        x = torch.from_numpy(np.ascontiguousarray(tiles))  # a reversed array has no tensor
         if self.device.type == "cuda":
             x = x.pin_memory().to(self.device, non_blocking=True)
         total: list[torch.Tensor] = []

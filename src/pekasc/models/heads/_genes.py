@@ -43,7 +43,7 @@ def gene_space(y: Matrix, rank: int, weights: np.ndarray | None = None) -> GeneS
     y
         Expression, (n, genes), dense or CSR.
     rank
-        Number of components, below both the number of spots and of genes.
+        Number of components, below the number of spots and at most that of genes.
     weights
         Weight of every spot, (n,); 1 by default.
     """
@@ -51,7 +51,7 @@ def gene_space(y: Matrix, rank: int, weights: np.ndarray | None = None) -> GeneS
     w = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
     mean = np.asarray(y.T @ w, dtype=np.float64).ravel() / w.sum()
     root = np.sqrt(w)
-    if min(n, n_genes) > _EXACT:
+    if min(n, n_genes) > max(_EXACT, rank):  # ARPACK finds all components but the last
         return GeneSpace(mean, _largest(y, mean, root, rank))
     if n <= n_genes:
         # the spots' inner products, centred

@@ -162,9 +162,10 @@ def linear_block(
             near = slice((n + i) * width, (n + i + 1) * width)
             around = matrix[near]
             offset += (centre - mean[near]) @ around
-            around = around.astype(np.float32)
-        maps[source] = LinearMap(centre.astype(np.float32), matrix[own].astype(np.float32), around)
-    return Block(maps, offset, out)
+            around = around.astype(np.float32, order="C")
+        maps[source] = LinearMap(centre.astype(np.float32), matrix[own].astype(np.float32, order="C"), around)
+    # precision and order in memory are those on disk: an adapter that is loaded again gives the same bits
+    return Block(maps, offset.astype(np.float32), out.astype(np.float32, order="C"))
 
 
 def merged(blocks: Sequence[Block]) -> Block:

@@ -92,4 +92,4 @@ def linear_head(
     ]
     if fits.shares_output and len(blocks) > 1:
         blocks = [merged(blocks)]
-    return LinearHead(tuple(blocks), fits.intercept(fold), context_um)
+    return LinearHead(tuple(blocks), fits.intercept(fold).astype(np.float32), context_um)

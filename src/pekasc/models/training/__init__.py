@@ -15,6 +15,7 @@ from pekasc.models.training._methods import (
     make_config,
     method_name,
     target_layers,
+    tuned_model,
 )
 from pekasc.models.training._network import cluster_head, projector
 from pekasc.models.training._targets import n_clusters_for, prepare_targets, structure_labels, train_cluster_head
@@ -44,4 +45,5 @@ __all__ = [
     "target_layers",
     "train_cluster_head",
     "train_student",
+    "tuned_model",
 ]

@@ -190,7 +190,15 @@ def attach(encoder: EncoderNetwork, config: PeftConfig, random_state: int) -> Pe
                 )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(random_state)
-        return get_peft_model(encoder.model, config)
+        return tuned_model(encoder, config)
+
+
+def tuned_model(encoder: EncoderNetwork, config: PeftConfig) -> PeftModel:
+    """Return PEFT's model on the encoder's, which keeps the values of its own parameters that are trained, too."""
+    own = dict(encoder.model.named_parameters())
+    peft_model = get_peft_model(encoder.model, config)
+    encoder.originals = [(p, p.detach().clone()) for p in own.values() if p.requires_grad]
+    return peft_model
 
 
 @contextmanager
@@ -200,16 +208,15 @@ def attached(encoder: EncoderNetwork, config: PeftConfig, random_state: int) -> 
     Some configurations train the encoder's own biases (``bias="all"``): those are restored as well, so that nothing
     leaks from one fold to the next.
     """
-    own = dict(encoder.model.named_parameters())
     peft_model = attach(encoder, config, random_state)
-    trained = [(parameter, parameter.detach().clone()) for parameter in own.values() if parameter.requires_grad]
-    for parameter, _ in trained:
+    for parameter, _ in encoder.originals:
         parameter.data = parameter.data.float()  # half precision would lose small steps of the optimiser
     try:
         yield peft_model
     finally:
         encoder.model = peft_model.unload()
         with torch.no_grad():
-            for parameter, before in trained:
+            for parameter, before in encoder.originals:
                 parameter.data = before.to(parameter.device)
+        encoder.originals = []
         encoder.requires_grad_(False)
