@@ -299,7 +299,7 @@ def test_it_predicts_with_what_there_is(adapter: pk.Adapter, tiles: np.ndarray) 
         assert [m.name for m in reading.members] == ["frozen:low-rank", "adapted:ridge", "adapted:low-rank"]
         parts = {s: features[s] for s in reading.sources}
         # without positions, heads that were fitted without context predict
-        assert reading.context_um == (200.0 if places else None)
+        assert reading.radii_um == ((200.0,) if places else ())
         scores = reading.placed_scores(parts, coords, np.zeros(9)) if places else reading.scores(parts)
         np.testing.assert_allclose(got, reading.expression(scores), atol=1e-3)
         found.append(got)

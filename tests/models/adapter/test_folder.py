@@ -6,14 +6,19 @@ import errno
 import json
 import os
 import runpy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import pekasc as pk
 from pekasc.models.adapter import _folder as _store
+from pekasc.models.heads import with_context
 from pekasc.models.runtime import _files
 
 KILL_SAVE = Path(__file__).parents[3] / "benchmarks" / "kill_save.py"
@@ -59,12 +64,131 @@ def test_what_killed_saves_of_earlier_versions_left_beside_it_goes(adapter: pk.A
     assert sorted(p.name for p in tmp_path.iterdir()) == [".mine-backup12", "mine"]
 
 
-def test_an_adapter_of_format_3_is_read(adapter: pk.Adapter, tmp_path: Path) -> None:
-    adapter.save(tmp_path / "mine")
-    main = tmp_path / "mine" / "pekasc.json"
-    old = {k: v for k, v in json.loads(main.read_text()).items() if k != "sha256"} | {"format": 3}
-    main.write_text(json.dumps({**old, "sha256": _store._seal(old)}))
-    assert pk.Adapter.load(tmp_path / "mine").genes == adapter.genes
+def old_folder(
+    adapter: pk.Adapter, path: Path, number: int, n_scales: int, context_um: float | None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Write a folder as earlier versions did, with one ridge on every scale; return what it predicts from inputs."""
+    rng = np.random.default_rng(0)
+    width, k, n_genes = 512 * n_scales * (2 if context_um else 1), 6, len(adapter.genes)
+    head = {
+        "mean": rng.normal(size=width), "scale": rng.uniform(1, 2, width), "components": rng.normal(size=(k, width)),
+        "coef": rng.normal(size=(k, n_genes)), "intercept": rng.normal(size=n_genes), "alpha": np.array([0.5]),
+    }  # fmt: skip
+    head = {name: array.astype(np.float32) for name, array in head.items()}
+    adapter.save(path)
+    tensors = {name: t for name, t in load_file(path / "heads.safetensors").items() if not name.startswith("reading.")}
+    tensors |= {f"head.{name}": torch.from_numpy(array) for name, array in head.items()}
+    save_file(tensors, path / "heads.safetensors")
+    record = json.loads((path / "pekasc.json").read_text())
+    new = ("reading", "fields_um", "smooth_um", "smooth_weight", "sha256")
+    record = {k: v for k, v in record.items() if k not in new}
+    record |= {"format": number, "head": "ridge", "context_um": context_um}
+    if number == 2:
+        del record["orientations"]
+    else:
+        record["scales"] = [1.0, 2.0, 3.5][:n_scales]
+    record["files"]["heads.safetensors"] = _store.sha256((path / "heads.safetensors").read_bytes())
+    (path / "pekasc.json").write_text(json.dumps({**record, "sha256": _store._seal(record)}))
+
+    def predicted(x: np.ndarray) -> np.ndarray:
+        scores = (x.astype(np.float64) - head["mean"]) / head["scale"] @ head["components"].T
+        return np.asarray(scores @ head["coef"] + head["intercept"])
+
+    return predicted
+
+
+@pytest.mark.parametrize(
+    ("number", "n_scales", "context_um"),
+    [(2, 1, None), (2, 1, 150.0), (3, 1, 150.0), (3, 3, None), (4, 2, 150.0), (4, 3, 150.0)],
+)
+def test_adapters_of_earlier_formats_predict_what_they_did(
+    adapter: pk.Adapter, tiles: np.ndarray, tmp_path: Path, number: int, n_scales: int, context_um: float | None
+) -> None:
+    by_hand = old_folder(adapter, tmp_path / "old", number, n_scales, context_um)
+    loaded = pk.Adapter.load(tmp_path / "old")
+    assert loaded.scales == (1.0, 2.0, 3.5)[:n_scales] and loaded.fields_um == (224.0, 392.0)[: n_scales - 1]
+    assert loaded.context_um == context_um and loaded.orientations == 1 and repr(loaded)
+    # every scale went through the adapter, and neighbours were averaged over all scales
+    cpu: dict[str, Any] = {"mpp": 2.0, "compute": {"device": "cpu"}}
+    wide = {width: np.roll(tiles, i + 1, axis=0) for i, width in enumerate(loaded.fields_um)}
+    x = np.concatenate([loaded.embed(array, **cpu) for array in (tiles, *wide.values())], axis=1)
+    coords = np.random.default_rng(1).uniform(0, 400, (len(tiles), 2))
+    given: dict[str, Any] = {"fields": wide} if wide else {}
+    if context_um is not None:
+        given["coords_um"] = coords
+    expected = by_hand(with_context(x, coords, np.zeros(len(tiles)), context_um))
+    np.testing.assert_allclose(loaded.predict(tiles, **cpu, **given), expected, atol=2e-2, rtol=1e-4)
+    # and they never do without what they need
+    for name, message in (("fields", "also needs tiles of 224"), ("coords_um", "as spatial context, which needs posi")):
+        if name in given:
+            with pytest.raises(ValueError, match=message):
+                loaded.predict(tiles, **cpu, **{k: v for k, v in given.items() if k != name})
+    # saved again, they are of this format and predict the same bits
+    loaded.save(tmp_path / "new")
+    again = pk.Adapter.load(tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "pekasc.json").read_text())["format"] == 5
+    np.testing.assert_array_equal(again.predict(tiles, **cpu, **given), loaded.predict(tiles, **cpu, **given))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head": "mlp"}, "has the head 'mlp', which this pekasc does not read: fit it again"),
+        ({"context_um": -1}, r"`context_um` must be null or a positive number, got -1"),
+        ({"scales": [2.0]}, r"`scales` must be positive numbers, each once, the first 1, got \[2.0\]"),
+        ({"scales": [1, 1]}, "`scales` must be positive numbers, each once"),
+    ],
+)
+def test_damaged_records_of_earlier_formats(
+    adapter: pk.Adapter, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    old_folder(adapter, tmp_path / "old", 4, 1, None)
+    main = tmp_path / "old" / "pekasc.json"
+    record = json.loads(main.read_text()) | change
+    main.write_text(json.dumps({**record, "sha256": _store._seal(record)}))
+    with pytest.raises(ValueError, match=message):
+        pk.Adapter.load(tmp_path / "old")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("head.coef", None, "head.coef is missing"),
+        ("head.mean", lambda t: t[1:].clone(), "head.scale must be floating-point numbers of shape"),
+        ("head.scale", lambda t: t * 0, "head.scale must be positive"),
+        ("head.components", lambda t: t[:, :8].clone(), r"head.components must be floating-point numbers of shape"),
+        ("head.intercept", lambda t: t * float("nan"), "head.intercept has values that are NaN"),
+    ],
+)
+def test_damaged_heads_of_earlier_formats(
+    adapter: pk.Adapter, tmp_path: Path, name: str, change: Any, message: str
+) -> None:
+    path = tmp_path / "old"
+    old_folder(adapter, path, 4, 1, None)
+    tensors = load_file(path / "heads.safetensors")
+    found = tensors.pop(name)
+    save_file(tensors | ({} if change is None else {name: change(found)}), path / "heads.safetensors")
+    record = json.loads((path / "pekasc.json").read_text())
+    record["files"]["heads.safetensors"] = _store.sha256((path / "heads.safetensors").read_bytes())
+    (path / "pekasc.json").write_text(json.dumps({**record, "sha256": _store._seal(record)}))
+    with pytest.raises(ValueError, match=rf"is damaged: heads.safetensors cannot be read \(.*{message}"):
+        pk.Adapter.load(path)
+
+
+@pytest.mark.parametrize("n_scales", [1, 2])
+def test_an_old_head_of_another_width_than_the_scales(adapter: pk.Adapter, tmp_path: Path, n_scales: int) -> None:
+    """Heads of an odd number of features cannot be those of tiles and their neighbours."""
+    path = tmp_path / "old"
+    old_folder(adapter, path, 4, n_scales, 150.0)
+    tensors = load_file(path / "heads.safetensors")
+    for name, axis in (("mean", 0), ("scale", 0), ("components", 1)):
+        tensors[f"head.{name}"] = tensors[f"head.{name}"].narrow(axis, 0, 1023).contiguous()
+    save_file(tensors, path / "heads.safetensors")
+    record = json.loads((path / "pekasc.json").read_text())
+    record["files"]["heads.safetensors"] = _store.sha256((path / "heads.safetensors").read_bytes())
+    (path / "pekasc.json").write_text(json.dumps({**record, "sha256": _store._seal(record)}))
+    with pytest.raises(ValueError, match=r"is damaged: heads.safetensors .*head.mean has 1023 features"):
+        pk.Adapter.load(path)
 
 
 def test_a_configuration_that_names_code_to_import_is_refused(adapter: pk.Adapter, tmp_path: Path) -> None:

@@ -48,8 +48,10 @@ def reseal(folder: Path, **changes: Any) -> None:
         ("depth", [[], [0], [1, 1], [[1]], 2, "all", [1.5]], "null or numbers of blocks"),
         ("method", ["", 3, None], "a name"),
         ("genes", [[], ["a", "a"], [1], "abc", [["a"]], [""], None], "names, each once"),
-        ("context_um", [0, -5, NAN, "300", [1]], "null or a positive number"),
-        ("scales", [[], [2.0], [1, 1], [1, NAN], "1", [[1]]], "positive numbers, each once, the first 1"),
+        ("reading", [[], None, {}, [3], [[]], [{}]], "a list of members"),
+        ("smooth_um", [0, -5, NAN, "300", [1]], "null or a positive number"),
+        ("smooth_weight", [-0.1, 1.5, NAN, None, "1", True], "a number from 0 to 1"),
+        ("fields_um", [[0], [-168.0], [168.0, 168.0], [NAN], "168", [[168]], None, 168], "positive numbers, each once"),
         ("orientations", [0, 3, 1.0, "2", None, [1]], "1, 2, 4 or 8"),
         ("info", [[], None, "x"], "plain values by name"),
         ("info__n_spots", [-1, "7", None, NAN], "a number of spots"),
@@ -72,6 +74,65 @@ def test_values_of_a_field(saved: Path, field: str, values: list[Any], words: st
         reseal(saved, **{field: value})
         with pytest.raises(ValueError, match=rf"is damaged: pekasc\.json: `{named}` must be {words}"):
             pk.Adapter.load(saved)
+
+
+def _with(record: Any, **changes: Any) -> Any:
+    """Return the members of a record with changes of the first; "source" is that of its first block."""
+    first = json.loads(json.dumps(record))
+    source = changes.pop("source", None)
+    first[0] |= changes
+    if source is not None:
+        first[0]["blocks"][0][0] = source
+    return first
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"name": value} for value in ("", 3, None)),
+        *({"weight": value} for value in (0, -0.5, 1.5, NAN, "1", None, True)),
+        *({"variant": value} for value in (-1, 8, 0.5, None, "0", True)),
+        *({"context_um": value} for value in (0, -1, "200", [200], NAN)),
+        *({"blocks": value} for value in ([], [[]], None, 3, {}, [[3]])),
+        {"more": 1},
+        *(
+            {"source": value}
+            for value in (
+                [], ["frozen", 0], ["other", 0, [1]], ["frozen", -1, [1]], ["frozen", 99, [1]], ["frozen", "0", [1]],
+                ["frozen", 0, []], ["frozen", 0, [0]], ["frozen", 0, [1, 1]], ["frozen", 0, "1"], [["frozen"], 0, [1]],
+                ["frozen", 0, [[1]]], ["frozen", 0, [1], 3], ["frozen", HUGE, [1]],
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_members_of_a_reading(saved: Path, changes: dict[str, Any]) -> None:
+    record = json.loads((saved / "pekasc.json").read_text())["reading"]
+    reseal(saved, reading=_with(record, **changes))
+    with pytest.raises(ValueError, match=r"is damaged: pekasc\.json: `reading` must be a list of members"):
+        pk.Adapter.load(saved)
+    missing = [{k: v for k, v in member.items() if k != "weight"} for member in record]
+    reseal(saved, reading=missing)
+    with pytest.raises(ValueError, match="`reading` must be a list of members"):
+        pk.Adapter.load(saved)
+
+
+def test_a_member_whose_arrays_are_not_there(saved: Path) -> None:
+    record = json.loads((saved / "pekasc.json").read_text())["reading"]
+    reseal(saved, reading=[*record, record[0]])
+    with pytest.raises(ValueError, match=rf"heads.safetensors .*reading.{len(record)}.0.offset is missing, or no vec"):
+        pk.Adapter.load(saved)
+    # context where there was none, whose maps are missing
+    alone = next(i for i, member in enumerate(record) if member["context_um"] is None)
+    record[alone]["context_um"] = 100.0
+    reseal(saved, reading=record)
+    with pytest.raises(ValueError, match=rf"heads.safetensors .*reading.{alone}.0.0.around is missing"):
+        pk.Adapter.load(saved)
+
+
+def test_a_field_of_view_that_is_not_there(saved: Path) -> None:
+    reseal(saved, fields_um=[])
+    with pytest.raises(ValueError, match=r"is damaged: pekasc\.json: `reading` reads field of view 1, and there are 0"):
+        pk.Adapter.load(saved)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +166,9 @@ def test_genes_of_another_number_or_name_than_the_weights(saved: Path) -> None:
     columns = {name: values[1:] for name, values in record["gene_scores"]["columns"].items()}
     genes = record["genes"][1:]
     reseal(saved, genes=genes, gene_scores__index=genes, gene_scores__columns=columns)
-    with pytest.raises(ValueError, match=rf"heads.safetensors .*head.coef must be .* of shape \(\d+, {len(genes)}\)"):
+    with pytest.raises(
+        ValueError, match=rf"heads.safetensors .*reading.0.intercept must be .* of shape \({len(genes)},\)"
+    ):
         pk.Adapter.load(saved)
 
 
@@ -116,11 +179,26 @@ def _first(tensors: dict[str, torch.Tensor], prefix: str) -> str:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("head.coef"), "head.coef is missing"),
-        (lambda t: t.update({"head.mean": t["head.mean"][1:].clone()}), "head.scale must be floating-point numbers"),
-        (lambda t: t.update({"head.coef": t["head.coef"].to(torch.bfloat16)}), "head.coef must be floating-point"),
-        (lambda t: t.update({"head.intercept": t["head.intercept"] * NAN}), "head.intercept has values that are NaN"),
-        (lambda t: t.update({"head.scale": t["head.scale"] * 0}), "head.scale must be positive"),
+        (lambda t: t.pop("reading.0.0.out"), "reading.0.0.out is missing"),
+        (lambda t: t.pop("reading.1.intercept"), "reading.1.intercept is missing"),
+        (lambda t: t.pop("reading.0.0.offset"), "reading.0.0.offset is missing, or no vector"),
+        (
+            lambda t: t.update({"reading.0.0.0.centre": t["reading.0.0.0.centre"][1:].clone()}),
+            r"reading.0.0.0.own must be floating-point numbers of shape \(511, ",
+        ),
+        (
+            lambda t: t.update({"reading.0.0.0.around": t["reading.0.0.0.around"][:, 1:].clone()}),
+            "reading.0.0.0.around must be floating-point numbers of shape",
+        ),
+        (
+            lambda t: t.update({"reading.0.0.out": t["reading.0.0.out"].to(torch.bfloat16)}),
+            "reading.0.0.out must be floating-point",
+        ),
+        (
+            lambda t: t.update({"reading.0.intercept": t["reading.0.intercept"] * NAN}),
+            "reading.0.intercept has values that are NaN",
+        ),
+        (lambda t: t.update({"head.coef": torch.zeros(1)}), "head.coef is no part of an adapter"),
         (lambda t: t.update({"evil": torch.zeros(1)}), "evil is no part of an adapter"),
         (
             lambda t: t.update({"projector.x": torch.zeros(1, dtype=torch.bfloat16)}),

@@ -73,7 +73,7 @@ def head_of(fits: HeadFits, x: np.ndarray, weights: np.ndarray, fold: int | None
     inputs = Inputs(lambda: x)
     tried = fits.tried(inputs)
     fit = fits.final(inputs) if fold is None else tried.folds[fold]
-    return linear_head(fits, [tried], [fit], weights, [[SOURCE]], fold=fold, context_um=None)
+    return linear_head(fits, [tried], weights, [[SOURCE]], [fit], fold=fold, context_um=None)
 
 
 def fitted(name: str, x: np.ndarray, y: Any, fold: int | None = None) -> LinearHead:
@@ -183,7 +183,7 @@ def test_a_fold_is_fitted_on_its_training_spots_alone(name: str, d: int) -> None
         fit = others.tried(Inputs(lambda: other_x)).folds[i]  # noqa: B023
         # settings are weighed, and penalties of genes chosen, on all folds: they stay what they were
         one, other = (
-            linear_head(of, [tried], [f], weights, [[SOURCE]], fold=i, context_um=None)
+            linear_head(of, [tried], weights, [[SOURCE]], [f], fold=i, context_um=None)
             for of, f in ((fits, tried.folds[i]), (others, fit))
         )
         np.testing.assert_allclose(predict(other, x), predict(one, x), atol=1e-3)
@@ -263,7 +263,7 @@ def test_with_spatial_context_it_reads_the_neighbours_of_its_section(
     weights, inputs = chosen(fits, x), Inputs(lambda: x)
     plain = head_of(fits, x, weights)
     head = linear_head(
-        fits, [fits.tried(inputs)], [fits.final(inputs)], weights, [[SOURCE]], fold=None, context_um=150.0
+        fits, [fits.tried(inputs)], weights, [[SOURCE]], [fits.final(inputs)], fold=None, context_um=150.0
     )
     put_together(encoder, reading=Reading((Member(f"frozen:{name}", 1.0, head),))).save(tmp_path / "mine")
     adapter = pk.Adapter.load(tmp_path / "mine")

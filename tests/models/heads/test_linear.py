@@ -107,8 +107,10 @@ def test_features_of_another_width_are_refused() -> None:
 def blend() -> Reading:
     """Return a blend whose frozen half has heads for a wider field and context, for context, and for neither."""
     heads = [made([TILE, WIDE], RADIUS, 1), made([TILE], RADIUS, 2), made([TILE], None, 3)]
-    frozen = [Member("frozen:low-rank", 0.5, head) for head, *_ in heads]
-    adapted = [Member("adapted:ridge", 0.5, made([DEEP], c, s)[0]) for c, s in ((RADIUS, 4), (None, 5))]
+    frozen = [Member("frozen:low-rank", 0.5, head, i) for i, (head, *_) in enumerate(heads)]
+    adapted = [
+        Member("adapted:ridge", 0.5, made([DEEP], c, s)[0], i) for i, (c, s) in enumerate(((RADIUS, 4), (None, 5)))
+    ]
     return Reading((*frozen, *adapted))
 
 
@@ -121,14 +123,14 @@ def blend() -> Reading:
         ({"context": False, "fields": False}, [2, 4]),
     ],
 )
-def test_the_first_member_of_a_name_that_fits_what_there_is(
+def test_the_first_variant_of_a_name_that_fits_what_there_is(
     blend: Reading, situation: dict[str, bool], taken: list[int]
 ) -> None:
     used = blend.use(**situation)
     assert [m.head for m in used.members] == [blend.members[i].head for i in taken]
     assert [m.name for m in used.members] == ["frozen:low-rank", "adapted:ridge"]
     assert sum(m.weight for m in used.members) == pytest.approx(1)
-    assert used.context_um == (None if situation.get("context") is False else RADIUS)
+    assert used.radii_um == (() if situation.get("context") is False else (RADIUS,))
     assert (WIDE in used.sources) == (not situation)
 
 
@@ -160,8 +162,23 @@ def test_a_reading_is_the_weighted_mean_of_its_members(blend: Reading) -> None:
 def test_members_with_and_without_context_go_together() -> None:
     near, alone = made([TILE], RADIUS), made([DEEP], None, 2)
     reading = Reading((Member("a:ridge", 0.5, near[0]), Member("b:ridge", 0.5, alone[0])))
-    assert reading.context_um == RADIUS
+    assert reading.radii_um == (RADIUS,) and (reading.n_scores, reading.n_around) == (2 * K, K)
     np.testing.assert_allclose(predicted(reading), 0.5 * near[1] + 0.5 * alone[1], atol=1e-4)
+
+
+def test_members_of_several_radii_are_one_variant() -> None:
+    """As an average over radii has it: each reads its own neighbours, and without positions none of them counts."""
+    parts = [made([TILE], 80.0), made([DEEP], None, 2), made([TILE, WIDE], RADIUS, 3)]
+    members = [Member("frozen:ridge", w, part[0]) for w, part in zip((0.2, 0.3, 0.5), parts, strict=True)]
+    alone = made([TILE], None, 4)
+    reading = Reading((*members, Member("frozen:ridge", 1.0, alone[0], variant=1)))
+    assert reading.use().radii_um == (80.0, RADIUS) and reading.use().n_around == 2 * K
+    expected = sum(w * part[1] for w, part in zip((0.2, 0.3, 0.5), parts, strict=True))
+    np.testing.assert_allclose(predicted(reading.use()), expected, atol=1e-4)
+    # a variant is used whole or not at all
+    for situation in ({"context": False}, {"fields": False, "context": False}):
+        np.testing.assert_allclose(predicted(reading.use(**situation)), alone[1], atol=1e-4)
+    assert [m.head for m in reading.use(fields=False).members] == [alone[0]]
 
 
 @pytest.mark.parametrize("context_um", [None, RADIUS])

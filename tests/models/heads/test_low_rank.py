@@ -76,7 +76,7 @@ def inputs_of(d: int, *, shared: bool) -> tuple[Inputs, list[np.ndarray]]:
 
 
 def head_of(fits: Any, tried: Tried, fit: Any, weights: np.ndarray, fold: int | None) -> Any:
-    return linear_head(fits, [tried], [fit], weights[None], [[SOURCE]], fold=fold, context_um=None)
+    return linear_head(fits, [tried], weights[None], [[SOURCE]], [fit], fold=fold, context_um=None)
 
 
 @KINDS

@@ -53,8 +53,8 @@ def test_held_out_error_is_relative_to_the_training_mean() -> None:
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(40, 5)), rng.normal(size=(40, 6))
     fold = InnerFold(np.arange(25), np.arange(25, 40), "b")
-    head = fit_ridge(x[:25], y[:25]).head(0.5)
-    direct = np.square(head.projection(x[25:]) @ head.coef + head.intercept - y[25:]).sum()
+    fit = fit_ridge(x[:25], y[:25])
+    direct = np.square(fit.projection(x[25:]) @ fit.coef(0.5) + fit.intercept - y[25:]).sum()
     mean = np.square(y[:25].mean(axis=0) - y[25:]).sum()
     np.testing.assert_allclose(held_out_errors(x, y, [fold], None, [0.5])[0], [direct / mean], rtol=1e-9)
 

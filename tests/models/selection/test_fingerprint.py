@@ -28,6 +28,7 @@ EXPRESSION = RNG.poisson(2, (N, 3)).astype(np.float32)
 LABELS = np.repeat(["a", "b"], N // 2)
 DATA = Data(ArrayTiles(TILES), EXPRESSION, ["x", "y", "z"], LABELS, LABELS, np.arange(2.0 * N).reshape(N, 2))
 OPTIONS = Options("bone", Recipe(), Readout(), Compute(device="cpu"), torch.device("cpu"))
+RIDGE = Readout.preset("ridge")
 TEACHER = PcaTeacher(EXPRESSION, 2)
 
 
@@ -60,19 +61,28 @@ OTHERS: dict[str, dict[str, Any]] = {
     "configuration": with_options(method=LoraConfig(r=4)),
     "recipe": with_options(recipe=Recipe(epochs=7)),
     "depth": with_options(readout=Readout(depth=2)),
-    "scales": with_options(readout=Readout(scales=(1, 2))),
+    "fields": with_options(fields_um=(448.0,)),
     "precision": with_options(compute=Compute(precision="bf16")),
     "accumulate": with_options(compute=Compute(accumulate=2)),
     "batch size of embedding": with_options(compute=Compute(embed_batch_size=3)),
     "cached activations": with_options(compute=Compute(cached_activations=None)),
     "trainer's precision": with_options(trainer={"precision": "bf16-mixed"}),
     "seed": with_options(random_state=1),
-    "head": {"heads": [HeadSpec("ridge-per-gene")]},
-    "context": {"heads": [HeadSpec(context_um=100.0)]},
+    "head": {"heads": [HeadSpec(RIDGE.replace(head="ridge-per-gene"))]},
+    "rank of a head": {"heads": [HeadSpec(RIDGE.replace(head="low-rank", head_rank=3))]},
+    "members": {"heads": [HeadSpec(RIDGE.replace(head="blend", members=("frozen:ridge", "adapted:ridge")))]},
+    "selection": {"heads": [HeadSpec(RIDGE.replace(selection="average"))]},
+    "context": {"heads": [HeadSpec(RIDGE.replace(context_um=100.0))]},
+    "smoothing": {"heads": [HeadSpec(RIDGE.replace(smooth_um=100.0))]},
+    "components": {"heads": [HeadSpec(RIDGE.replace(n_components=3))]},
     "several heads": {"heads": [HeadSpec(), HeadSpec(beside_frozen=True)]},
     "tiles": with_data(tiles=ArrayTiles(changed(TILES))),
     "further tiles": with_data(further=[ArrayTiles(TILES)]),
     "expression": with_data(expression=changed(EXPRESSION)),
+    "genes whose components are predicted": with_data(every=EXPRESSION),
+    "other such genes": with_data(every=changed(EXPRESSION)),
+    "totals": with_data(totals=np.arange(1.0, N + 1)),
+    "other totals": with_data(totals=np.arange(2.0, N + 2)),
     "genes": with_data(genes=["x", "y", "w"]),
     "groups": with_data(groups=LABELS[::-1]),
     "places": with_data(coords_um=DATA.coords_um + 1),

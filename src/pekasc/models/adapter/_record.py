@@ -177,6 +177,9 @@ def check_record(record: Mapping[str, Any]) -> None:
         raise ValueError(f"`encoder` has unknown fields {unknown}")
     _check_fields(record["encoder"], _ENCODER, "encoder.", needed=("name",))
     _check_fields(record["info"], _INFO, "info.", needed=_NEEDED)
+    sources = [source for member in record.get("reading", ()) for block in member["blocks"] for source in block]
+    if (widest := max((field for _, field, _ in sources), default=0)) > len(record.get("fields_um", ())):
+        raise ValueError(f"`reading` reads field of view {widest}, and there are {len(record['fields_um'])}")
     for name in ("gene_scores", "history", "selection"):
         _check_frame(record[name], name)
     scores = record["gene_scores"]
@@ -229,6 +232,9 @@ def check_tensors(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> N
     """
     if record["format"] < 5:
         _check_old_head(tensors, len(record["genes"]))
+        n, parts = tensors["head.mean"].numel(), len(record["scales"]) * (1 if record["context_um"] is None else 2)
+        if not n or n % parts:
+            raise ValueError(f"head.mean has {n} features, which is none or no multiple of {parts}")
         kinds = ("head", "projector", "cluster_head")
     else:
         for name, shape in expected_shapes(record["reading"], len(record["genes"]), tensors).items():

@@ -14,7 +14,7 @@ import pandas as pd
 from pekasc._expression import dense
 from pekasc._options import Readout
 from pekasc._settings import get_logger
-from pekasc.models.encoders import Depth, features_at
+from pekasc.models.encoders import Depth
 from pekasc.models.heads import (
     HeadFits,
     Inputs,
@@ -76,14 +76,13 @@ class Features:
             found = self.adapted if fold is None else self.inner[fold]
             assert found is not None  # for the type checker: only a reading with an adapter has this source
             return found
-        whole = features_at(self.frozen, source.depth)
+        if source.depth is not None and len(source.depth) > 1 and source.depth not in self.frozen:
+            # blocks are kept one by one, each with all of its fields; those of a CNN differ in width
+            parts = [self.of(source._replace(depth=(block,)), fold) for block in source.depth]
+            return np.concatenate(parts, axis=1)
+        whole = self.frozen[source.depth]
         width = whole.shape[1] // self.n_fields
-        if source.depth is None or len(source.depth) == 1 or source.depth in self.frozen:
-            return whole[:, source.field * width : (source.field + 1) * width]
-        # blocks are concatenated, each with all of its fields
-        each = width // len(source.depth)
-        parts = [whole[:, (i * self.n_fields + source.field) * each :][:, :each] for i in range(len(source.depth))]
-        return np.concatenate(parts, axis=1)
+        return whole[:, source.field * width : (source.field + 1) * width]
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,8 @@ def fit_student(job: Job, choice: Choice, features: Features, heads: Sequence[He
         read = replace(features, adapted=adapted[epoch], inner=[run.features[epoch] for run in runs])
         reader = Reader(data, job.folds, read)
         with o.profile.stage("head"):
-            fitted = reader.fit(head, list(features.frozen))
+            # frozen members of a blend: at all depths, or at the one that was chosen
+            fitted = reader.fit(head, [depth] if head.readout.depth == "best" else list(features.frozen))
         selection = pd.concat([choice.table.assign(stage="frozen", epochs=0), table])
         adapter = make_result(job, head, depth, config, reader, fitted, selection, epoch, blocks)
         n_parameters = sum(tensor.numel() for tensor in trained.weights[epoch]["adapter"].values())
