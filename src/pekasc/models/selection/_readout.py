@@ -167,7 +167,8 @@ class Reader:
         stand_in
             Whether frozen features at the adapted depth take the place of adapted ones.
         """
-        names = spec.names(adapted=stand_in or self.features.adapted is not None)
+        blend = spec.readout.head == "blend"
+        names = spec.names(adapted=(stand_in and blend) or self.features.adapted is not None)
         members: list[Member] = []
         folds: list[list[Member]] = [[] for _ in self.folds]
         tables = []
