@@ -160,7 +160,7 @@ def _record(
             why = f"The pixel size of the slide {file_name} is not known: {'; '.join(found.unused)}"
         if power is not None:
             why += f" (the power of its objective, {power.value:g}x, is none)"
-        logger.warning("%s. Give `image_mpp=` to `pekasc.pp.tile`.", why)
+        logger.warning("%s. Give `image_mpp=` to `pekasc.pp.tile` or `pekasc.pp.tile_grid`.", why)
 
 
 def _say(source: str) -> str:
