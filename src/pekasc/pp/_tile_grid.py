@@ -157,7 +157,10 @@ def tile_grid(
     """
     check_key(table_added, argument="table_added")
     spec = TileSpec(tile_px, mpp)
-    _check_arguments(shape, shapes, stride_um, min_tissue, min_sharpness, max_pen)
+    check_grid(
+        shape=shape, shapes=shapes, stride_um=stride_um, min_tissue=min_tissue, min_sharpness=min_sharpness,
+        max_pen=max_pen,
+    )  # fmt: skip
     before = _before(sdata, table_added, image_name)
     slide = slide_section(
         sdata, image_name, image_mpp=image_mpp, um_coordinate_system=um_coordinate_system,
@@ -227,9 +230,11 @@ def _counts(left_out: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {reason}" for reason, n in left_out.items() if n)
 
 
-def _check_arguments(
-    shape: str, shapes: Any, stride_um: Any, min_tissue: Any, min_sharpness: Any, max_pen: Any
-) -> None:
+def check_grid(
+    *, shape: str = "square", shapes: Any = None, stride_um: Any = None, min_tissue: Any = None,
+    min_sharpness: Any = None, max_pen: Any = None,
+) -> None:  # fmt: skip
+    """Check arguments of :func:`tile_grid` that depend on no slide."""
     if shape not in GRID_SHAPES:
         raise ValueError(f"`shape={shape!r}` is not known: choose one of {list(GRID_SHAPES)}.")
     if shapes is not None and not isinstance(shapes, str):
