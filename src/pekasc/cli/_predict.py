@@ -77,7 +77,9 @@ def predict(
         load = cache(lambda: _load(adapter, genes))
         if any(not job.target.exists() for job in jobs):
             load()  # before the first slide; where everything is finished, the seconds that PyTorch takes are saved
-        source = {"table_name": table_name, "image_name": image_name, "image_mpp": image_mpp, "scene": scene}
+        source: dict[str, Any] = {
+            "table_name": table_name, "image_name": image_name, "image_mpp": image_mpp, "scene": scene,
+        }  # fmt: skip
 
         def work(job: Job, part: Path, made: Mapping[str, Any]) -> dict[str, Any]:
             sdata, table = _tiled(job, load(), grid=grid, **source)
