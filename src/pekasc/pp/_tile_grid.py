@@ -27,7 +27,6 @@ from pekasc._keys import (
 )
 from pekasc._sections import (
     Section,
-    TissueMask,
     images_of,
     pixel_size_records,
     resolve_sections,
@@ -37,26 +36,17 @@ from pekasc._sections import (
 )
 from pekasc._settings import get_logger
 from pekasc.pp._tile import make_tiles
+from pekasc.pp._tile_quality import Quality, measure
 from pekasc.tiling import (
     GRID_SHAPES,
-    TileGeometry,
-    TileReader,
     TileSpec,
-    TileStream,
-    batches,
     cell_corners,
     check_positive,
     grid_positions,
-    pen_fraction,
-    sharpness,
-    sharpness_threshold,
 )
 
 logger = get_logger(__name__)
 
-_QUALITY_MPP = 1.0  # um per pixel at which focus and pen marks are judged
-_QUALITY_BATCH = 64
-_LEAST_PX = 8
 _MOST = 50_000_000  # tiles of a slide
 
 
@@ -171,7 +161,7 @@ def tile_grid(
     mask = tissue_of_slide(sdata, slide, tissue)
     stride = spec.side_um if stride_um is None else float(stride_um)
     candidates = _grid(slide, stride, shape) if shapes is None else _given(sdata, slide, shapes)
-    quality = _measure(slide, spec, candidates.centres_px, mask, min_tissue, min_sharpness, max_pen)
+    quality = measure(slide, spec, candidates.centres_px, mask, min_tissue, min_sharpness, max_pen)
     kept = np.flatnonzero(quality.keep)
     if not kept.size:
         raise ValueError(
@@ -212,18 +202,6 @@ class _Candidates:
     centres_um: np.ndarray
     ids: np.ndarray | None = None
     grid: np.ndarray | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Quality:
-    """What was measured of every candidate, which are kept, and how many are not, by reason."""
-
-    tissue: np.ndarray
-    sharpness: np.ndarray
-    pen: np.ndarray
-    keep: np.ndarray
-    left_out: dict[str, int]
-    thresholds: dict[str, float]
 
 
 def _counts(left_out: Mapping[str, int]) -> str:
@@ -317,56 +295,6 @@ def _given(sdata: SpatialData, slide: Section, shapes: str) -> _Candidates:
     return _Candidates(centres_px, centres_px @ np.linalg.inv(slide.um_to_px).T, ids=ids)
 
 
-def _measure(
-    slide: Section, spec: TileSpec, centres_px: np.ndarray, mask: TissueMask | None,
-    min_tissue: float | None, min_sharpness: float | str | None, max_pen: float | None,
-) -> _Quality:  # fmt: skip
-    """Measure tissue, focus and pen marks of every candidate that is left, and say which are kept."""
-    n = len(centres_px)
-    tissue, sharp, pen = (np.full(n, np.nan, np.float32) for _ in range(3))
-    keep = TileGeometry(centres_px, slide.um_to_px, spec).inside(*slide.size_px) > 0
-    left_out = {
-        "off the image": int((~keep).sum()),
-        "with too little tissue": 0,
-        "out of focus": 0,
-        "with pen marks": 0,
-    }
-    thresholds: dict[str, float] = {}
-    if mask is not None:
-        tissue = mask.fraction(centres_px, slide.um_to_px * spec.side_um / 2)
-        if min_tissue is not None:
-            thresholds["min_tissue"] = float(min_tissue)
-            bare = keep & (tissue < min_tissue)
-            left_out["with too little tissue"], keep = int(bare.sum()), keep & ~bare
-    if min_sharpness is None and max_pen is None:
-        return _Quality(tissue, sharp, pen, keep, left_out, thresholds)
-    at = np.flatnonzero(keep)
-    sharp[at], pen[at] = _focus_and_pen(slide, spec, centres_px[at])
-    if min_sharpness is not None:
-        least = sharpness_threshold(sharp[at]) if isinstance(min_sharpness, str) else float(min_sharpness)
-        thresholds["min_sharpness"] = least
-        blurred = keep & (sharp < least)  # a tile without structure has no sharpness
-        left_out["out of focus"], keep = int(blurred.sum()), keep & ~blurred
-    if max_pen is not None:
-        thresholds["max_pen"] = float(max_pen)
-        marked = keep & (pen > max_pen)
-        left_out["with pen marks"], keep = int(marked.sum()), keep & ~marked
-    return _Quality(tissue, sharp, pen, keep, left_out, thresholds)
-
-
-def _focus_and_pen(slide: Section, spec: TileSpec, centres_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return sharpness and pen fraction of tiles, read at about 1 um per pixel."""
-    if slide.pyramid is None or not len(centres_px):
-        return np.empty(0, np.float32), np.empty(0, np.float32)
-    mpp = max(_QUALITY_MPP, slide.mpp)
-    seen = TileSpec(max(_LEAST_PX, round(spec.side_um / mpp)), spec.side_um / max(_LEAST_PX, round(spec.side_um / mpp)))
-    stream = TileStream([TileReader(slide.pyramid, TileGeometry(centres_px, slide.um_to_px, seen))])
-    sharp, pen = (np.empty(len(centres_px), np.float32) for _ in range(2))
-    for index, tiles in batches(stream, _QUALITY_BATCH):
-        sharp[index], pen[index] = sharpness(tiles), pen_fraction(tiles)
-    return sharp, pen
-
-
 def _cells(
     candidates: _Candidates, kept: np.ndarray, slide: Section, stride: float, shape: str, image: Any
 ) -> GeoDataFrame:
@@ -377,7 +305,7 @@ def _cells(
 
 
 def _table(
-    region: str, candidates: _Candidates, quality: _Quality, kept: np.ndarray, slide: Section, image: Any
+    region: str, candidates: _Candidates, quality: Quality, kept: np.ndarray, slide: Section, image: Any
 ) -> AnnData:
     """Return a table of the tiles that are kept, without genes."""
     ids = np.arange(kept.size) if candidates.ids is None else candidates.ids[kept]
