@@ -35,7 +35,10 @@ def _matrix(adata: AnnData, layer: str | None, columns: np.ndarray | None = None
         present = [name for name in adata.layers if name is not None]
         raise KeyError(f"Layer {layer!r} not found. Available layers: {present}.")
     if matrix is None:
-        raise ValueError("The table has no `X`. Name a layer: `layer=`.")
+        raise ValueError(
+            "The table has no `X`: if nothing was measured, as on a slide's grid, there is nothing to compare with or "
+            "to train on. Otherwise name a layer: `layer=`."
+        )
     if columns is not None:
         matrix = matrix[:, columns]
     # one type of sparse matrix downstream; a backed, lazy or array-API matrix is read here

@@ -38,3 +38,8 @@ def check_no_file(name: str, path: Path) -> None:
     """Raise ValueError if there is a file where a call needs a folder."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"`{name}={str(path)!r}` is a file: give a folder.")
+
+
+def is_zarr(path: Path) -> bool:
+    """Tell whether a path is a zarr folder, of either format and of whatever."""
+    return path.is_dir() and any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray", ".zattrs"))

@@ -15,7 +15,15 @@ from spatialdata import SpatialData
 from pekasc._expression import close_genes, dense_layer, gene_positions
 from pekasc._keys import PEKA, SECTION, TILES, UNS
 from pekasc._measured import as_stored
-from pekasc._sections import annotate_alike, get_table, positions_um, section_labels, section_readers, tiled_sections
+from pekasc._sections import (
+    annotate_alike,
+    get_table,
+    positions_um,
+    section_labels,
+    section_readers,
+    tiled_sections,
+    tiled_table,
+)
 from pekasc._settings import get_logger
 from pekasc.tiling import TileStream
 
@@ -68,6 +76,7 @@ def tiles(
     import dask.array as da
     from dask import delayed
 
+    table_name = tiled_table(sdata, table_name)
     sections, spec = tiled_sections(sdata, table_name=table_name, key=key)
     spec = spec if field_um is None else spec.scaled(field_um / spec.side_um)
     stream = TileStream(section_readers(sections, spec, further=field_um is not None))
@@ -140,6 +149,7 @@ def expression(
     >>> list(adata.obs["section"].cat.categories)
     ['P1S1']
     """
+    table_name = tiled_table(data, table_name)
     table = get_table(data, table_name)
     columns = np.arange(table.n_vars) if genes is None else _gene_columns(table, genes)
     values = dense_layer(table, layer, None if genes is None else columns)
@@ -181,7 +191,7 @@ def expression(
 
 
 def _gene_columns(table: AnnData, genes: Sequence[str]) -> np.ndarray:
-    wanted = [genes] if isinstance(genes, str) else list(genes)
+    wanted = [genes] if isinstance(genes, str) else list(dict.fromkeys(genes))
     names = table.var_names.to_numpy(dtype=object)
     columns = gene_positions(names, wanted)
     missing = [gene for gene, at in zip(wanted, columns, strict=True) if at < 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -59,6 +60,8 @@ def test_list_file(tmp_path: Path) -> None:
     path = tmp_path / "slides.txt"
     path.write_text(f"# two\n{tmp_path / 'a.svs'}\n\n  {tmp_path / 'b.svs'}\n{tmp_path / 'a.svs'}\n")
     assert _batch.read_list([tmp_path / "b.svs"], path) == [tmp_path / "b.svs", tmp_path / "a.svs"]
+    path.write_text(f"{tmp_path / 'a.svs'}\r\n", encoding="utf-8-sig")  # as Windows writes it
+    assert _batch.read_list(None, path) == [tmp_path / "a.svs"]
     with pytest.raises(typer.BadParameter, match="cannot be read"):
         _batch.read_list(None, tmp_path / "nothing.txt")
     with pytest.raises(typer.BadParameter, match="Nothing is given"):
@@ -110,6 +113,49 @@ def test_failures_are_named_at_the_end_and_the_rest_is_done(tmp_path: Path, caps
         "finished", "done", "finished",
     ]  # fmt: skip
     assert not list((out / ".pekasc").glob("*.failed.json"))
+
+
+def test_no_room_even_for_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources, out = [tmp_path / f"{name}.svs" for name in "abc"], tmp_path / "out"
+
+    def full(path: Path, value: Any) -> None:
+        if path.name != "names.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, value)
+
+    def work(job: _batch.Job, part: Path, made: Mapping[str, Any]) -> dict[str, Any]:
+        if job.name == "b":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        _write(part, made)
+        return {}
+
+    write = _batch._write_json
+    monkeypatch.setattr(_batch, "_write_json", full)
+    assert _run(sources, out, work) == 1
+    captured = capsys.readouterr()
+    assert [json.loads(line)["status"] for line in captured.out.splitlines()] == ["done", "failed", "done"]
+    assert f"There is no room for {out / 'b.zarr'}: make room and run the same command again." in captured.err
+
+
+def test_a_lock_that_cannot_be_made_fails_one_slide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def work(job: _batch.Job, part: Path, made: Mapping[str, Any]) -> dict[str, Any]:
+        _write(part, made)
+        return {}
+
+    out = tmp_path / "out"
+    (out / ".pekasc" / "a.lock").mkdir(parents=True)
+    assert _run([tmp_path / "a.svs", tmp_path / "b.svs"], out, work) == 1
+    assert [json.loads(line)["status"] for line in capsys.readouterr().out.splitlines()] == ["failed", "done"]
+
+
+@pytest.mark.parametrize("text", ['{"a', "[]", '{"a": 3}'])
+def test_damaged_names(tmp_path: Path, text: str) -> None:
+    (tmp_path / ".pekasc").mkdir()
+    (tmp_path / ".pekasc" / "names.json").write_text(text)
+    with pytest.raises(ValueError, match=r"names\.json, which says .* is damaged: delete it"):
+        _batch.plan([tmp_path / "a.svs"], tmp_path)
 
 
 def test_nothing_done(tmp_path: Path) -> None:

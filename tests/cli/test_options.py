@@ -156,6 +156,7 @@ def test_command_line_wins(call: Any, config: Path) -> None:
         ("[tile]\ntile_pixel = 3", "[tile] has no field 'tile_pixel'. Did you mean 'tile_px'? Known: tile_px, mpp."),
         ("[fit]\nrecipe = ['epochs=3']", "'recipe' has a table of its own: [recipe]"),
         ("[fit]\njson = true", "[fit] has no field 'json'"),
+        ("[fit]\nencoder = ['a', 'b']", "'encoder' takes one value, got ['a', 'b']"),
         ("fit = 3", "'fit' must be a table, [fit], got 3"),
         ("[fit", "cannot be read"),
     ],
@@ -164,6 +165,18 @@ def test_wrong_config(call: Any, tmp_path: Path, text: str, message: str) -> Non
     (tmp_path / "wrong.toml").write_text(text)
     code, error = call("fit", "--config", tmp_path / "wrong.toml")
     assert code == 2 and message in error
+
+
+def test_one_value_of_what_may_be_several(call: Any, tmp_path: Path) -> None:
+    (tmp_path / "one.toml").write_text("[fit]\ntrain = 'P1S1_spots'")
+    assert call("fit", "--config", tmp_path / "one.toml")[1] == ["P1S1_spots"]
+
+
+@pytest.mark.parametrize("nothing", ["none", "false", "False"])
+def test_nothing_as_python_and_toml_say_it(nothing: str) -> None:
+    grid = {"stride_um": None, "shape": None, "shapes": None, "min_sharpness": None}
+    found = arguments.grid_arguments(tissue=nothing, min_tissue=nothing, max_pen="0.2", **grid)
+    assert found == {"tissue": False, "min_tissue": None, "max_pen": 0.2}
 
 
 def test_config_that_is_not_there(call: Any, tmp_path: Path) -> None:

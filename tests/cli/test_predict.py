@@ -93,6 +93,10 @@ def test_options_of_the_grid(run: Any, adapter: Path, slides: Callable[..., list
         (["--adapter", "nothing"], "nothing holds no adapter of pekasc"),
         (["--genes", "nix"], "The adapter does not predict"),
         (["--min-tissue", "much"], "'much' is no number"),
+        (["--min-tissue", "2"], "must be a fraction between 0 and 1"),
+        (["--stride-um", "-5"], "`stride_um` must be a positive number"),
+        (["--shape", "triangle"], "choose one of ['square', 'hexagon']"),
+        (["--image-mpp", "500"], "`image_mpp` must be between 0.05 and 50"),
         (["--list", "nothing.txt"], "nothing.txt cannot be read"),
         (["--tile-px", "56"], "No such option"),  # that is the adapter's
     ],
@@ -104,6 +108,12 @@ def test_wrong_arguments_start_nothing(
     assert done.code == 2
     assert message in " ".join(done.stderr.split())
     assert not list(tmp_path.rglob("*.zarr"))
+
+
+def test_an_output_folder_that_is_none(run: Any, adapter: Path, slide: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    done = run("predict", slide, "--adapter", adapter, "--out", tmp_path / "out")
+    assert done.code == 2 and "out is no folder" in " ".join(done.stderr.split())
 
 
 def test_no_source(run: Any, adapter: Path, tmp_path: Path) -> None:

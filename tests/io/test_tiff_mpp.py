@@ -37,9 +37,26 @@ def aperio(mpp: Any, size: str = "96x64") -> dict[str, Any]:
     return {"description": APERIO.format(mpp=mpp, size=size).encode()}
 
 
+def philips(x: Any, y: Any = None) -> dict[str, Any]:
+    """Return the description of a Philips TIFF: a label, the slide, and the levels of it, in mm between rows first."""
+    spacing = '<Attribute Name="DICOM_PIXEL_SPACING">&quot;{}&quot; &quot;{}&quot;</Attribute>'
+    of_type = '<DataObject><Attribute Name="PIM_DP_IMAGE_TYPE">{}</Attribute>'
+    text = (
+        '<?xml version="1.0" encoding="UTF-8" ?><DataObject ObjectType="DPUfsImport">'
+        '<Attribute Name="PIM_DP_SCANNED_IMAGES"><Array>'
+        f"{of_type.format('LABELIMAGE')}{spacing.format(0.01, 0.01)}</DataObject>"
+        f"{of_type.format('WSI')}{spacing.format(x if y is None else y, x)}<Attribute Name='PIIM'><Array><DataObject>"
+        f"{spacing.format(0.008, 0.008)}</DataObject></Array></Attribute></DataObject></Array></Attribute></DataObject>"
+    )
+    return {"description": text.encode()}
+
+
 @pytest.mark.parametrize(
     ("how", "mpp"),
     [
+        (philips(0.00025), 0.25),
+        (philips(0.00025) | per_cm(0.2505), 0.25),
+        (philips(0.00025, "many") | per_cm(0.5), 0.5),
         (aperio(0.25), 0.25),
         (aperio(0.25) | per_cm(0.2505), 0.25),
         (aperio(0.25) | {"resolution": (72, 72), "resolutionunit": "INCH"}, 0.25),
@@ -74,6 +91,10 @@ def test_sources_that_agree(tmp_path: Path, how: dict[str, Any], mpp: float) -> 
         ),
         (aperio(0.25, "384x256") | per_cm(0.5), r"0\.5 um per pixel by its resolution tags, but .* 0\.25 .* 384 x 256"),
         (ome(0.25) | per_cm(0.26), r"0\.25 um per pixel by its OME metadata, but 0\.26 um per pixel by its resolution"),
+        (
+            philips(0.00025) | per_cm(0.5),
+            r"0\.25 um per pixel by its description \(DICOM_P.*, but 0\.5 um per pixel by",
+        ),
     ],
 )
 def test_sources_that_disagree_are_both_named(tmp_path: Path, how: dict[str, Any], match: str) -> None:
@@ -94,6 +115,10 @@ def test_sources_that_disagree_are_both_named(tmp_path: Path, how: dict[str, Any
         ({"resolution": (2, 2), "resolutionunit": "NONE"}, "2 pixels per unit, without a unit"),
         ({"resolution": ((0, 1), (0, 1)), "resolutionunit": "INCH"}, "no positive number"),
         (aperio(0.25, "384x256"), "0.25 um per pixel for an image of 384 x 256 pixels, while this one has 96 x 64"),
+        (philips(0.00025, 0.0005), "0.25 x 0.5 um per pixel, which is not square"),
+        (philips("x", "-1"), "x x -1 mm per pixel, which is no size"),
+        (philips(0.00025, "1&quot; &quot;2"), "0.00025 x 2 x 1 mm per pixel, which is no size"),
+        ({"description": philips(1)["description"][:-3]}, r"description \(DICOM_PIXEL_SPACING\) cannot be read"),
         (aperio("-1"), "says '-1' um per pixel, which is no size"),
         (aperio("1e999"), "which is no size"),
         (ome(0.25, "furlong"), "0.25 'furlong' per pixel, a unit that is not known"),

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pytest
 import shapely
@@ -13,11 +14,12 @@ import spatialdata as sd
 from geopandas import GeoDataFrame
 from scipy.ndimage import gaussian_filter
 from spatialdata import SpatialData
-from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel
+from spatialdata.models import Image2DModel, Labels2DModel, PointsModel, ShapesModel
 from spatialdata.transformations import Affine, Identity, Scale
 
 import pekasc as pk
 from pekasc._keys import read_uns
+from pekasc._sections import slide_section, tissue_of_slide
 from pekasc.tiling import TileSpec
 
 SIZE: dict[str, Any] = {"tile_px": 14, "mpp": 4.0}  # 56 um
@@ -152,8 +154,98 @@ def test_one_tile_for_each_shape(slide: SpatialData) -> None:
     assert list(table.obs["tile_id"]) == ["a", "b", "d"] and "grid_row" not in table.obs
     np.testing.assert_allclose(table.obsm["spatial"], at[[0, 1, 3]])
     assert list(slide["cells_tiles"].index) == ["a", "b", "d"]
+    with pytest.raises(ValueError, match="`shape='hexagon'` is of a grid"):
+        pk.pp.tile_grid(slide, "he", shapes="cells", shape="hexagon")
     with pytest.raises(ValueError, match="`stride_um` is of a grid"):
         pk.pp.tile_grid(slide, "he", shapes="cells", stride_um=50)
+
+
+def test_shapes_off_the_image_get_no_tile(slide: SpatialData) -> None:
+    at = np.array([[-200.0, 100], [300, 300], [-10, 300], [1300, 900]])  # the third partly on it
+    frame = GeoDataFrame(geometry=shapely.buffer(shapely.points(at), 5))
+    slide["cells"] = ShapesModel.parse(frame, transformations={"he": Identity()})
+    pk.pp.tile_grid(slide, "he", **SIZE, **ALL, shapes="cells", tissue=False)
+    assert list(slide["grid"].obs["tile_id"]) == [1, 2]
+    assert read_uns(slide["grid"], "grid")["left_out"]["off the image"] == 2
+    off = slide_of(np.full((3, 40, 40), 90, np.uint8))
+    off["cells"] = slide["cells"].iloc[[0]]
+    with pytest.raises(ValueError, match="No tile is left on image 'he' of 1: 1 off the image"):
+        pk.pp.tile_grid(off, "he", **SIZE, **ALL, shapes="cells", tissue=False)
+
+
+def test_shapes_that_are_something_else(slide: SpatialData) -> None:
+    slide["cells"] = Labels2DModel.parse(np.ones((8, 12), np.int32), dims=("y", "x"))
+    slide["spots"] = PointsModel.parse(np.ones((3, 2)))
+    with pytest.raises(KeyError, match=r"These are labels: .*to_polygons\(sdata.labels\['cells'\]\)"):
+        pk.pp.tile_grid(slide, "he", **SIZE, shapes="cells")
+    with pytest.raises(KeyError, match=r"These are points: .*to_circles\(sdata.points\['spots'\], 5\)"):
+        pk.pp.tile_grid(slide, "he", **SIZE, shapes="spots")
+
+
+def test_another_run_replaces_what_the_earlier_wrote_and_nothing_else(slide: SpatialData) -> None:
+    frame = GeoDataFrame(geometry=[shapely.box(200, 200, 300, 300)])
+    slide["cells"] = ShapesModel.parse(frame, transformations={"he": Identity()})
+    slide["other"] = slide["cells"]
+    slide["other_tiles"] = slide["cells"]  # of another call
+    pk.pp.tile_grid(slide, "he", **SIZE, **ALL)
+    pk.pp.tile_grid(slide, "he", **SIZE, **ALL, shapes="cells")
+    assert set(slide.shapes) == {"cells", "other", "other_tiles", "cells_tiles"}
+    with pytest.raises(ValueError, match="The name 'other_tiles' is taken"):
+        pk.pp.tile_grid(slide, "he", **SIZE, **ALL, shapes="other")
+    pk.pp.tile_grid(slide, "he", **SIZE, **ALL)
+    assert set(slide.shapes) == {"cells", "other", "other_tiles", "he_grid", "he_grid_tiles"}
+
+
+def test_a_wrong_pixel_size_is_corrected_by_another_run(slide: SpatialData) -> None:
+    del slide.attrs["pekasc"]
+    pk.pp.tile_grid(slide, "he", **SIZE, **ALL, image_mpp=1.0)
+    pk.pp.tile_grid(slide, "he", **SIZE, **ALL, image_mpp=2.0)
+    assert read_uns(slide["grid"], "image_mpp") == {"he": 2.0}
+    # tables that contradict each other
+    pk.pp.tile_grid(slide, "he", **SIZE, **ALL, table_added="fine")  # as the other table says
+    slide["fine"].uns["pekasc"]["image_mpp"] = {"he": 0.5}
+    with pytest.raises(
+        ValueError, match="Tables record different pixel sizes of image 'he': 2 um in 'grid', 0.5 um in"
+    ):
+        pk.pp.tile_grid(slide, "he", **SIZE, **ALL, table_added="more")
+    with pytest.raises(ValueError, match="Pixel sizes of image 'he' disagree: 1 um from `image_mpp`, 0.5 um") as raised:
+        pk.pp.tile_grid(slide, "he", **SIZE, **ALL, image_mpp=1.0)  # of the other table alone
+    assert "strict" not in str(raised.value)
+
+
+def test_large_labels_are_read_coarsely(slide: SpatialData) -> None:
+    read = []
+
+    def block(block_id: tuple[int, int]) -> np.ndarray:
+        read.append(block_id)
+        return np.full((2000, 3000), int(block_id[1] < 2), np.int32)
+
+    # 12,000 x 8000 labels of a tenth of a pixel each: the left half is tissue
+    labels = da.map_blocks(block, chunks=((2000,) * 4, (3000,) * 4), dtype=np.int32, meta=np.empty((0, 0), np.int32))
+    scale = Scale([0.1, 0.1], axes=("x", "y"))
+    slide["labels"] = Labels2DModel.parse(labels, dims=("y", "x"), transformations={"he": scale})
+    section = slide_section(slide, "he")
+    read.clear()
+    mask = tissue_of_slide(slide, section, "labels")
+    assert mask is not None and mask.mask.shape == (200, 300)  # 8 um
+    assert len(read) == 16
+    np.testing.assert_array_equal(mask.fraction(np.array([[300.0, 400], [900, 400]]), np.eye(2)), [1, 0])
+    fine = Labels2DModel.parse(
+        np.repeat([[0, 1]], 400, axis=0).repeat(600, axis=1), dims=("y", "x"), scale_factors=[2, 2],
+        transformations={"he": Identity()},
+    )  # fmt: skip
+    slide["levels"] = fine
+    of_levels = tissue_of_slide(slide, section, "levels")
+    assert of_levels is not None and of_levels.mask.shape == (100, 300)
+    np.testing.assert_array_equal(of_levels.fraction(np.array([[300.0, 200], [900, 200]]), np.eye(2)), [0, 1])
+
+
+def test_labels_without_their_scale(slide: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    slide["small"] = Labels2DModel.parse(
+        np.ones((80, 120), np.int32), dims=("y", "x"), transformations={"he": Identity()}
+    )
+    pk.pp.tile_grid(slide, "he", **SIZE, **ALL, tissue="small")
+    assert "The labels 'small' lie over 1 % of the image he, and nothing else is taken for tissue" in caplog.text
 
 
 def test_tissue_in_the_corners(pixels: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
@@ -170,6 +262,15 @@ def test_no_tissue(slide: SpatialData) -> None:
     blank = slide_of(np.full((3, 400, 400), 244, np.uint8))
     with pytest.raises(ValueError, match=r"No tissue was found on image 'he'\. Give `tissue=`"):
         pk.pp.tile_grid(blank, "he", **SIZE)
+    # grain of a camera is no tissue
+    grain = 240 + np.random.default_rng(0).integers(0, 8, (3, 800, 800)).astype(np.uint8)
+    with pytest.raises(ValueError, match=r"No tissue was found on image 'he'"):
+        pk.pp.tile_grid(slide_of(grain), "he", **SIZE)
+    faint = grain.copy()
+    faint[1, 200:600, 200:600] -= 15  # a pink that is hardly seen
+    found = slide_of(faint)
+    pk.pp.tile_grid(found, "he", **SIZE, **ALL)
+    assert found["grid"].n_obs == pytest.approx((400 / 28) ** 2, rel=0.1)
     with pytest.raises(ValueError, match=r"No tissue is in `tissue=\.\.\.` on image 'he'"):
         pk.pp.tile_grid(slide, "he", **SIZE, tissue=np.zeros((80, 120), bool))
     assert not slide.tables and not slide.shapes
@@ -191,6 +292,10 @@ def test_no_tissue(slide: SpatialData) -> None:
         ({"image_mpp": 5.0}, ValueError, "Pixel sizes of image 'he' disagree: 5 um from `image_mpp`, 2 um"),
         ({"min_tissue": 1.0, "tile_px": 300}, ValueError, r"No tile is left on image 'he' of \d+: \d+ with too little"),
         ({"um_coordinate_system": "um"}, KeyError, "is not in the coordinate system 'um'"),
+        ({"min_sharpness": -1}, ValueError, '`min_sharpness=-1` must be 0 or more, "auto", or None'),
+        ({"stride_um": 1e-3}, ValueError, r"`stride_um=0.001` makes 3.8e\+12 tiles .* more than 50,000,000"),
+        ({"tissue": np.full((80, 120), 0.5)}, ValueError, "float64. Of a probability, it is `mask > 0.5`"),
+        ({"tissue": np.ones((0, 0), bool)}, ValueError, r"must be a 2-D array .* got shape \(0, 0\)"),
     ],
 )  # fmt: skip
 def test_refused_and_nothing_changes(

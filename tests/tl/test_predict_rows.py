@@ -13,6 +13,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import spatialdata as sd
+from anndata import AnnData
 from spatialdata import SpatialData
 
 import pekasc as pk
@@ -240,6 +241,37 @@ def test_tiles_at_the_spots_are_predicted_as_the_spots_are(slide: SpatialData) -
     order = slide["at_spots"].obs.reset_index().set_index("tile_id").loc[spots.obs["spot_id"], "index"]
     found = slide["at_spots"][order].layers["peka"]
     np.testing.assert_allclose(found, spots[:, list(frozen.genes)].layers["peka"], atol=1e-4)
+
+
+def test_the_only_table_with_tiles_is_taken(
+    grid: SpatialData, adapter: pk.Adapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid.tables["notes"] = AnnData(np.ones((3, 2)))
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        pk.tl.predict_expression(grid, adapter, **CPU)
+    assert "Using the only table with tiles, 'grid'." in caplog.text
+    assert grid["grid"].layers["peka"].shape == pk.get.expression(grid).shape
+    assert len(pk.get.tiles(grid)) == grid["grid"].n_obs
+    pk.pp.tile_grid(grid, "P2S1_he", stride_um=100, **GRID, table_added="coarse")
+    with pytest.raises(KeyError, match=r"'table' not found .*Available tables: \['notes', 'grid', 'coarse'\]"):
+        pk.tl.predict_expression(grid, adapter, **CPU)
+
+
+def test_errors_of_a_grid_name_the_call_that_makes_it(grid: SpatialData, adapter: pk.Adapter) -> None:
+    del grid.shapes["P2S1_he_grid_tiles"]
+    call = r"Run `pk.pp.tile_grid\(sdata, 'P2S1_he', tile_px=56, mpp=2, stride_um=50\)` again"
+    with pytest.raises(KeyError, match=call):
+        pk.tl.predict_expression(grid, adapter, **CPU)
+    grid.shapes["cells"] = grid.shapes["P2S1_he_grid"]
+    pk.pp.tile_grid(grid, "P2S1_he", shapes="cells", tile_px=28, mpp=2.0, table_added="cells_table")
+    with pytest.raises(ValueError, match="Tile with `tile_px=56, mpp=2` .* and of a grid `pekasc.pp.tile_grid`"):
+        pk.tl.predict_expression(grid, adapter, table_name="cells_table", **CPU)
+    del grid.shapes["cells_tiles"]
+    call = (
+        r"Run `pk.pp.tile_grid\(sdata, 'P2S1_he', tile_px=28, mpp=2, shapes='cells', table_added='cells_table'\)` again"
+    )
+    with pytest.raises(KeyError, match=call):
+        pk.get.tiles(grid, table_name="cells_table")
 
 
 def test_another_adapter_brings_its_own_genes(slide: SpatialData, grid: SpatialData, adapter: pk.Adapter) -> None:

@@ -35,7 +35,7 @@ from pekasc._sections._table import (
     table_digest,
     writable_table,
 )
-from pekasc._sections._tiled import positions_um, section_readers, tile_record, tiled_sections
+from pekasc._sections._tiled import positions_um, section_readers, tile_record, tiled_sections, tiled_table
 from pekasc._sections._tissue import TissueMask, tissue_of_slide
 
 __all__ = [
@@ -74,6 +74,7 @@ __all__ = [
     "table_digest",
     "tile_record",
     "tiled_sections",
+    "tiled_table",
     "tissue_mask",
     "tissue_of_slide",
     "tissue_of",

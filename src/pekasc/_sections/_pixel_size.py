@@ -22,7 +22,7 @@ _LATTICE_TOLERANCE = 0.02  # of the pitch, and of the ratio of the two axes
 _FEWEST_LATTICE_SPOTS = 7  # a spot and its six neighbours
 VISIUM_SPOT_UM = 65.0  # Space Ranger's spot diameter in um; the printed spot is 55 um
 VISIUM_DIAMETERS_UM = (50.0, 72.0)  # either of them, with rounded radii
-_TOLERANCE = 0.02
+TOLERANCE = 0.02  # of two sources that agree
 MPP_LIMITS = (0.05, 50.0)
 
 
@@ -80,16 +80,20 @@ def choose_pixel_size(
         raise _unknown(of_region, image_name, size_px, arrays, circles)
     (source, value), *others = sources.items()
     for other, other_value in others:
-        if abs(value / other_value - 1) <= _TOLERANCE:
+        if abs(value / other_value - 1) <= TOLERANCE:
             continue
         message = (
             f"Pixel sizes of image {image_name!r}{of_region} disagree: {value:.4g} um from {_say(source)}, "
             f"{other_value:.4g} um from {_say(other)}."
         )
         if strict:
+            how = "Correct the wrong one; `strict=False` goes on with the first."
+            if region is None:
+                how = (
+                    "Correct the wrong one; what a slide's file says, `image_mpp=` of `pekasc.io.read_slide` replaces."
+                )
             raise ValueError(
-                f"{message} Correct the wrong one; `strict=False` goes on with the first. "
-                "(A pixel size belongs to the full resolution, level 0, of that very image.)"
+                f"{message} {how} (A pixel size belongs to the full resolution, level 0, of that very image.)"
             )
         warnings.warn(f"{message} The first is taken.", UserWarning, stacklevel=4)
     return value, source

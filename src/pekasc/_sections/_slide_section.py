@@ -8,7 +8,7 @@ import numpy as np
 from spatialdata import SpatialData
 
 from pekasc._sections._images import affine, coordinate_systems, image_pyramid, image_size, transform
-from pekasc._sections._pixel_size import check_mpp, choose_pixel_size
+from pekasc._sections._pixel_size import TOLERANCE, check_mpp, choose_pixel_size
 from pekasc._sections._records import recorded_pixel_sizes
 from pekasc._sections._resolve import Section, centroids, scaled, shared_system
 from pekasc._sections._slides import images_of
@@ -21,15 +21,16 @@ def slide_section(
     *,
     image_mpp: float | Mapping[str, float] | None = None,
     um_coordinate_system: str | None = None,
+    but: str | None = None,
 ) -> Section:
-    """Return an image as a section without observations.
+    """Return an image as a section without observations. The table `but` is not asked for the pixel size.
 
     Raises
     ------
     KeyError
         If the image or coordinate system is not there.
     ValueError
-        If the image is not RGB, or its pixel size is unknown or contradictory.
+        If the image is not RGB, or its pixel size is unknown or contradictory, also between tables.
     """
     check_spatialdata(sdata)
     images = images_of(sdata)
@@ -67,12 +68,30 @@ def slide_section(
     if um_coordinate_system is not None:
         sources["um_coordinate_system"] = float(np.sqrt(abs(np.linalg.det(affine(image, system)[:2, :2]))))
     explicit = bool(sources)
-    for table in sdata.tables.values() or [None]:
-        sources |= recorded_pixel_sizes(sdata, table, image_name, warn=not explicit)
+    sources |= _recorded(sdata, image_name, but, warn=not explicit)
     mpp, source = choose_pixel_size(
         sources, region=None, image_name=image_name, size_px=section.size_px, arrays=(), circles=False, strict=True
     )
     return scaled(sdata, section, mpp, source, um_coordinate_system)
+
+
+def _recorded(sdata: SpatialData, image_name: str, but: str | None, *, warn: bool) -> dict[str, float]:
+    """Return the pixel sizes that are recorded for an image in the object, and in its tables if these agree."""
+    tables = {name: table for name, table in sdata.tables.items() if name != but}
+    sources = {} if tables else recorded_pixel_sizes(sdata, None, image_name, warn=warn)
+    by_table: dict[str, float] = {}
+    for name, table in tables.items():
+        found = recorded_pixel_sizes(sdata, table, image_name, warn=warn)
+        if "recorded" in found:
+            by_table[name] = found["recorded"]
+        sources = found | sources
+    if by_table and max(by_table.values()) > (1 + TOLERANCE) * min(by_table.values()):
+        listed = ", ".join(f"{mpp:.4g} um in {name!r}" for name, mpp in by_table.items())
+        raise ValueError(
+            f"Tables record different pixel sizes of image {image_name!r}: {listed}. Correct the wrong one, "
+            f'`sdata[table_name].uns["pekasc"]["image_mpp"][{image_name!r}]`.'
+        )
+    return sources
 
 
 def shape_centres(sdata: SpatialData, name: str, image_name: str) -> tuple[np.ndarray, np.ndarray]:

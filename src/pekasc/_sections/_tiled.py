@@ -11,14 +11,17 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from pekasc._keys import TILES, read_uns, tile_shapes_name
+from pekasc._keys import GRID, TILES, read_uns, tile_shapes_name
 from pekasc._sections._patches import patch_record
 from pekasc._sections._records import recorded_pixel_sizes
 from pekasc._sections._resolve import Section, _place, resolve_sections, scaled, with_patches
 from pekasc._sections._shapes import shapes_of
 from pekasc._sections._slides import images_of
 from pekasc._sections._table import check_spatialdata, check_table, get_table, region_rows
+from pekasc._settings import get_logger
 from pekasc.tiling import PatchReader, TileGeometry, TileReader, TileSpec
+
+logger = get_logger(__name__)
 
 _SAME_VIEW = 0.02  # relative tolerance, since patches were cut to whole pixels
 
@@ -27,6 +30,30 @@ def tile_record(table: AnnData, key: str = TILES) -> dict[str, Any] | None:
     """Return the record of `pp.tile` under `key`, or None."""
     record = read_uns(table, key)
     return record if isinstance(record, dict) and {"tile_px", "mpp", "sections"} <= set(record) else None
+
+
+def tile_call(table: AnnData, table_name: str = "table", key: str = TILES) -> str:
+    """Return the call that made the tiles of a table, or would make them, for an error."""
+    grid = read_uns(table, GRID)
+    if not isinstance(grid, dict):
+        name = f", table_name={table_name!r}" if table_name != "table" else ""
+        return f"pk.pp.tile(sdata{name}" + (f", key_added={key!r}" if key != TILES else "") + ")"
+    record = tile_record(table, key) or {}
+    size = "".join(f", {name}={record[name]:g}" for name in ("tile_px", "mpp") if name in record)
+    where = f", shapes={grid['shapes']!r}" if grid.get("shapes") else f", stride_um={grid.get('stride_um', 0):g}"
+    named = f", table_added={table_name!r}" if table_name != "grid" else ""
+    return f"pk.pp.tile_grid(sdata, {grid.get('image')!r}{size}{where}{named})"
+
+
+def tiled_table(sdata: Any, table_name: str) -> str:
+    """Return the name of the table with tiles: the only such, if the default name is asked for and there is none."""
+    if not isinstance(sdata, SpatialData) or table_name in sdata.tables or table_name != "table":
+        return table_name
+    tiled = [str(name) for name, table in sdata.tables.items() if tile_record(table) is not None]
+    if len(tiled) != 1 or len(sdata.tables) == 1:
+        return table_name
+    logger.hint("Using the only table with tiles, %r.", tiled[0])
+    return tiled[0]
 
 
 def tiled_sections(
@@ -45,8 +72,9 @@ def tiled_sections(
     """
     check_spatialdata(sdata)
     table = get_table(sdata, table_name)
-    call = "pk.pp.tile(sdata" + (f", table_name={table_name!r}" if table_name != "table" else "")
-    call += (f", key_added={key!r}" if key != TILES else "") + ")"
+    if table_name not in sdata.tables:
+        table_name = str(next(iter(sdata.tables)))  # the only one
+    call = tile_call(table, table_name, key)
     record = tile_record(table, key)
     if record is None:
         raise KeyError(f"No tiles {key!r} in the table {table_name!r}. Run `{call}` first.")
@@ -195,7 +223,7 @@ def positions_um(data: SpatialData | AnnData, *, table_name: str = "table", key:
     record = tile_record(table, key)
     if record is not None:
         check_table(table)
-        call = "pk.pp.tile(sdata)"
+        call = tile_call(table, table_name, key)
         sections = [
             _recorded_section(data, table, region, rows, record, call)
             for region, rows in region_rows(table).items()

@@ -28,6 +28,7 @@ _ASPECT = 0.02
 _WHOLE = 0.98
 _SMALL = 0.01  # of the area of the largest piece
 _ALL_PIECES = 2**31 - 1
+_CONTRAST = 3.0  # grey levels: grain and lamp of a blank slide differ by less, the faintest tissue by more
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,24 +84,24 @@ def tissue_of_slide(sdata: SpatialData, section: Section, tissue: Any) -> Tissue
         found = detect_tissue(section)
     elif isinstance(tissue, str):
         found = _element_mask(sdata, section, tissue)
-    elif isinstance(tissue, np.ndarray):
-        found = _array_mask(section, tissue)
+    elif hasattr(tissue, "__array__") and hasattr(tissue, "ndim"):
+        found = _array_mask(section, np.asarray(tissue))
     else:
         raise TypeError(
             '`tissue` must be "detect", False, the name of shapes or labels, or a mask (a 2-D array), got '
             f"{type(tissue).__name__}."
         )
     if not found.mask.any():
-        what = "was found" if isinstance(tissue, str) and tissue == "detect" else f"is in `tissue={_short(tissue)}`"
-        raise ValueError(
-            f"No tissue {what} on image {section.image_name!r}. Give `tissue=` as shapes, labels or a mask, or False "
-            "to take all of the image."
-        )
+        name = repr(tissue) if isinstance(tissue, str) else "..."
+        raise _no_tissue(section, "was found" if name == "'detect'" else f"is in `tissue={name}`")
     return found
 
 
-def _short(tissue: Any) -> str:
-    return repr(tissue) if isinstance(tissue, str) else "..."
+def _no_tissue(section: Section, where: str) -> ValueError:
+    return ValueError(
+        f"No tissue {where} on image {section.image_name!r}. Give `tissue=` as shapes, labels or a mask, or False to "
+        "take all of the image."
+    )
 
 
 def coarse_picture(section: Section) -> tuple[np.ndarray, np.ndarray]:
@@ -127,13 +128,19 @@ def detect_tissue(section: Section) -> TissueMask:
     """
     picture, step = coarse_picture(section)
     grey = picture.astype(np.float32).mean(axis=-1)
+    contrasts = []
     for corners in (True, False):
         mask, n_small = _squidpy_mask(picture, corners)
         if mask.mean() > _WHOLE and not tissue_mask(picture).any():
             mask[:] = False  # a blank slide has no darker part
-        if mask.all() or not mask.any() or grey[mask].mean() < grey[~mask].mean():
+        if mask.all() or not mask.any():
+            break
+        contrasts.append(float(grey[~mask].mean() - grey[mask].mean()))
+        if contrasts[-1] > _CONTRAST:
             break
     else:
+        if max(contrasts) > -_CONTRAST:
+            raise _no_tissue(section, "was found")
         raise ValueError(
             f"Tissue detection takes the bright parts of image {section.image_name!r} for tissue (mean grey level "
             f"{grey[mask].mean():.0f} inside, {grey[~mask].mean():.0f} outside). Give `tissue=` as shapes, labels or a "
@@ -194,9 +201,28 @@ def _element_mask(sdata: SpatialData, section: Section, name: str) -> TissueMask
         )
     to_px = np.linalg.inv(affine(image, shared[0])) @ affine(element, shared[0])
     if kind == "labels":
-        values = np.asarray(levels_of(element)[0].transpose("y", "x").data) > 0
-        return TissueMask(values, np.linalg.inv(to_px))
+        return _labels_mask(section, levels_of(element), to_px, name)
     return _rasterized(section, element.geometry.to_numpy(), element.get("radius"), to_px)
+
+
+def _labels_mask(section: Section, levels: list[Any], to_px: np.ndarray, name: str) -> TissueMask:
+    """Return labels as a mask with pixels of about 8 um, so that it does not grow with the slide."""
+    width, height = levels[0].sizes["x"], levels[0].sizes["y"]
+    every = _coarse_px(section) / np.linalg.norm(to_px[:2, :2], axis=0).max()
+    level = next((level for level in reversed(levels) if width / level.sizes["x"] <= max(every, 1)), levels[0])
+    step = max(1, int(every * level.sizes["x"] / width))
+    values = np.asarray(level.transpose("y", "x").data[step // 2 :: step, step // 2 :: step]) > 0
+    to_mask = np.diag([level.sizes["x"] / width / step, level.sizes["y"] / height / step, 1.0])
+    corners = transform(to_px, np.array([[0, 0], [width, 0], [0, height], [width, height]], dtype=np.float64))
+    size = np.clip(corners.max(axis=0), 0, section.size_px) - np.clip(corners.min(axis=0), 0, section.size_px)
+    share = float(np.prod(size / section.size_px))
+    if share < _WHOLE:
+        logger.warning(
+            "The labels %r lie over %.2g %% of the image %s, and nothing else is taken for tissue. If they are of all "
+            "of it, set their scale with `spatialdata.transformations.set_transformation`.",
+            name, 100 * share, section.image_name,
+        )  # fmt: skip
+    return TissueMask(values, to_mask @ np.linalg.inv(to_px))
 
 
 def _rasterized(section: Section, geometry: np.ndarray, radius: Any, to_px: np.ndarray) -> TissueMask:
@@ -214,9 +240,11 @@ def _rasterized(section: Section, geometry: np.ndarray, radius: Any, to_px: np.n
 
 
 def _array_mask(section: Section, mask: np.ndarray) -> TissueMask:
-    if mask.ndim != 2 or mask.dtype.kind not in "bui":
+    if mask.ndim != 2 or mask.dtype.kind not in "bui" or not mask.size:
+        binary = " Of a probability, it is `mask > 0.5`." if mask.ndim == 2 and mask.dtype.kind == "f" else ""
         raise ValueError(
             f"`tissue=` as a mask must be a 2-D array of bool or integers, got shape {mask.shape}, {mask.dtype}."
+            f"{binary}"
         )
     width, height = section.size_px
     scale = np.array([mask.shape[1] / width, mask.shape[0] / height])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pekasc.cli._options import read_config
+from pekasc.cli._output import one_line
 
-_TILES, _GRID = "Tiles", "Grid"
+_NOTHING = ("none", "false")  # as Python and TOML say it
 
 Config = Annotated[
     Path | None,
@@ -105,6 +107,59 @@ MaxPen = Annotated[
     str | None, typer.Option("--max-pen", metavar="FRACTION", help="Largest fraction of a tile in ink, or none.")
 ]
 
+Encoder = Annotated[str | None, typer.Option("--encoder", metavar="NAME", help="Encoder; by default tiny.")]
+Encoders = Annotated[
+    list[str] | None, typer.Option("--encoders", metavar="NAME", help="An encoder; by default tiny. Can be repeated.")
+]
+Teacher = Annotated[str | None, typer.Option("--teacher", metavar="NAME", help="Teacher; by default pca.")]
+Method = Annotated[
+    str | None, typer.Option("--method", metavar="NAME", help="Method; by default bone. none: the frozen encoder.")
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option("--methods", metavar="NAME", help="A method; by default mean, frozen, frozen-best and bone. Repeat."),
+]
+Train = Annotated[
+    list[str] | None,
+    typer.Option("--train", metavar="NAME", help="Section to train on; by default all. Can be repeated."),
+]
+HeldOut = Annotated[
+    str | None, typer.Option("--groups", metavar="COLUMN", help="Column of obs with groups to hold out in turn.")
+]
+Folds = Annotated[str | None, typer.Option("--folds", metavar="COLUMN", help="Column of obs with folds.")]
+Genes = Annotated[
+    list[str] | None,
+    typer.Option("--genes", metavar="NAME", help="A gene, or a file of genes, one a line. Can be repeated."),
+]
+GeneSets = Annotated[
+    list[str] | None,
+    typer.Option("--genes", metavar="NAME", help="Gene set, gene, or file of genes; by default svg and hvg. Repeat."),
+]
+GenesToPredict = Annotated[
+    list[str] | None,
+    typer.Option("--genes", metavar="NAME", help="A gene to predict, by default all. Can be repeated."),
+]
+NGenes = Annotated[int | None, typer.Option("--n-genes", metavar="N", help="Genes in each set.")]
+Protocol = Annotated[str | None, typer.Option("--protocol", metavar="NAME", help="nested or hest.")]
+Seeds = Annotated[list[int] | None, typer.Option("--seeds", metavar="SEED", help="Seed. Can be repeated.")]
+Seed = Annotated[int | None, typer.Option("--random-state", metavar="SEED", help="Seed.")]
+Layer = Annotated[str | None, typer.Option("--layer", metavar="NAME", help="Layer with counts.")]
+Target = Annotated[str | None, typer.Option("--target", metavar="NAME", help="log1p (the default) or as_is.")]
+GeneKey = Annotated[str | None, typer.Option("--gene-key", metavar="COLUMN", help="Column of var.")]
+Adapter = Annotated[Path, typer.Option("--adapter", metavar="DIR", help="Folder of the adapter.")]
+AdapterOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the adapter.")]
+ScoresOut = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="CSV file for the scores of each fold and section.")
+]
+Store = Annotated[
+    Path | None,
+    typer.Option("--store", metavar="DIR", help="Folder for finished fits: an interrupted call goes on from it."),
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Keep the state of the fit beside the output, and go on from it if it is there."),
+]
+
 
 def given(**arguments: Any) -> dict[str, Any]:
     """Return the arguments that were given, so that a call has its own defaults for the others."""
@@ -129,7 +184,7 @@ def grid_arguments(
         If a threshold is no number.
     """
     out = given(stride_um=stride_um, shape=shape, shapes=shapes, tissue=tissue)
-    if tissue is not None and tissue.lower() == "none":
+    if tissue is not None and tissue.lower() in _NOTHING:
         out["tissue"] = False
     thresholds = {"min_tissue": min_tissue, "min_sharpness": min_sharpness, "max_pen": max_pen}
     for name, text in given(**thresholds).items():
@@ -137,8 +192,29 @@ def grid_arguments(
     return out
 
 
+def check_before_the_first_slide(grid: Mapping[str, Any], image_mpp: float | None) -> None:
+    """Check what no slide can change, so that a wrong argument does not fail once for each slide.
+
+    Raises
+    ------
+    typer.BadParameter
+        If an argument is wrong.
+    """
+    if not grid and image_mpp is None:
+        return
+    from pekasc._sections import check_mpp
+    from pekasc.pp._tile_grid import check_grid
+
+    try:
+        check_grid(**{name: value for name, value in grid.items() if name != "tissue"})
+        if image_mpp is not None:
+            check_mpp(image_mpp, "`image_mpp`")
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(one_line(error)) from None
+
+
 def _threshold(name: str, text: str) -> float | str | None:
-    if text.lower() == "none":
+    if text.lower() in _NOTHING:
         return None
     if name == "min_sharpness" and text == "auto":
         return text

@@ -6,6 +6,7 @@ slide is claimed with a lock of the kernel, which is free again when its process
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ logger = get_logger(__name__)
 
 MADE = "made_by"  # key of the record in the attributes of a result
 _HIDDEN = ".pekasc"  # names, locks, unfinished results and reasons of failures, in the output folder
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _LONGEST = 200  # bytes of a name, of which a file system takes 255
 
 
@@ -51,7 +53,7 @@ def read_list(sources: Sequence[Path] | None, list_file: Path | None) -> list[Pa
     paths = list(sources or ())
     if list_file is not None:
         try:
-            lines = [line.strip() for line in list_file.read_text(encoding="utf-8").splitlines()]
+            lines = [line.strip() for line in list_file.read_text(encoding="utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise typer.BadParameter(f"{list_file} cannot be read: {error}", param_hint="--list") from None
         paths += [Path(line) for line in lines if line and not line.startswith("#")]
@@ -81,11 +83,14 @@ def plan(sources: Iterable[Path], out: Path) -> list[Job]:
     """
     sources = list(sources)
     hidden = out / _HIDDEN
-    hidden.mkdir(parents=True, exist_ok=True)
+    try:
+        hidden.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise typer.BadParameter(f"{out} is no folder.", param_hint="--out") from None
     record = hidden / "names.json"
     shared = Counter(stem(source).casefold() for source in sources)
     with FileLock(hidden / "names.lock"):
-        names: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
+        names = _read_names(record)
         taken = {name.casefold() for name in names.values()}
         before = dict(names)
         for source in sources:
@@ -98,6 +103,19 @@ def plan(sources: Iterable[Path], out: Path) -> list[Job]:
             _write_json(record, names)
     found = [(source, names[str(source.resolve())]) for source in sources]
     return [Job(source, name, out / f"{name}.zarr") for source, name in found]
+
+
+def _read_names(record: Path) -> dict[str, str]:
+    try:
+        found = json.loads(record.read_text()) if record.is_file() else {}
+    except ValueError as error:
+        found = error
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ValueError(
+            f"{record}, which says what the result of each slide is called, is damaged: delete it. The same list gets "
+            "the same names again."
+        )
+    return found
 
 
 def _candidates(source: Path, *, alone: bool) -> Iterator[str]:
@@ -198,6 +216,8 @@ def _attempt(
         lock.acquire(timeout=0)
     except Timeout:
         return None
+    except OSError as error:
+        return {"status": "failed", "reason": _reason(error, job, output)}
     try:
         if job.target.exists():
             reason = _differs(job, made)
@@ -211,13 +231,21 @@ def _attempt(
             details = work(job, part, made)
             part.replace(job.target)
         except Exception as error:  # noqa: BLE001 (whatever stops a slide must not stop the others; all are named)
-            reason = output.reason(error)
-            _delete(part)
-            _write_json(failed, {"source": made["source"], "reason": reason})
+            reason = _reason(error, job, output)
+            with suppress(OSError):  # where there is no room for the result, there may be none for its reason
+                _delete(part)
+                _write_json(failed, {"source": made["source"], "reason": reason})
             return {"status": "failed", "reason": reason}
         return {"status": "done", **details, "seconds": round(time.perf_counter() - clock, 2)}
     finally:
         lock.release()
+
+
+def _reason(error: Exception, job: Job, output: Output) -> str:
+    reason = output.reason(error)
+    if isinstance(error, OSError) and error.errno in _NO_ROOM and "make room" not in reason:
+        return f"{reason}. There is no room for {job.target}: make room and run the same command again."
+    return reason
 
 
 def _differs(job: Job, made: Mapping[str, Any]) -> str | None:
@@ -247,8 +275,13 @@ def _delete(path: Path) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(value, indent=1))
-    part.replace(path)
+    try:
+        part.write_text(json.dumps(value, indent=1))
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from error
 
 
 @contextmanager

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from pekasc.cli import _arguments as arguments
-from pekasc.cli._options import option_object
+from pekasc.cli._options import option_objects
 from pekasc.cli._output import working
 from pekasc.cli._sources import joined
 
@@ -20,29 +20,17 @@ if TYPE_CHECKING:
 def fit(
     context: typer.Context,
     sources: arguments.Zarrs,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the adapter.")],
-    encoder: Annotated[str | None, typer.Option("--encoder", metavar="NAME", help="Encoder; by default tiny.")] = None,
-    teacher: Annotated[str | None, typer.Option("--teacher", metavar="NAME", help="Teacher; by default pca.")] = None,
-    method: Annotated[
-        str | None, typer.Option("--method", metavar="NAME", help="Method; by default bone. none: the frozen encoder.")
-    ] = None,
-    train: Annotated[
-        list[str] | None,
-        typer.Option("--train", metavar="NAME", help="Section to train on; by default all. Can be repeated."),
-    ] = None,
-    groups: Annotated[
-        str | None, typer.Option("--groups", metavar="COLUMN", help="Column of obs with groups to hold out in turn.")
-    ] = None,
-    genes: Annotated[
-        list[str] | None,
-        typer.Option("--genes", metavar="NAME", help="A gene, or a file of genes, one a line. Can be repeated."),
-    ] = None,
-    layer: Annotated[str | None, typer.Option("--layer", metavar="NAME", help="Layer with counts.")] = None,
-    target: Annotated[
-        str | None, typer.Option("--target", metavar="NAME", help="log1p (the default) or as_is.")
-    ] = None,
-    gene_key: Annotated[str | None, typer.Option("--gene-key", metavar="COLUMN", help="Column of var.")] = None,
-    random_state: Annotated[int | None, typer.Option("--random-state", metavar="SEED", help="Seed.")] = None,
+    out: arguments.AdapterOut,
+    encoder: arguments.Encoder = None,
+    teacher: arguments.Teacher = None,
+    method: arguments.Method = None,
+    train: arguments.Train = None,
+    groups: arguments.HeldOut = None,
+    genes: arguments.Genes = None,
+    layer: arguments.Layer = None,
+    target: arguments.Target = None,
+    gene_key: arguments.GeneKey = None,
+    random_state: arguments.Seed = None,
     tile_px: arguments.TilePx = None,
     mpp: arguments.Mpp = None,
     image_mpp: arguments.ImageMpp = None,
@@ -52,10 +40,7 @@ def fit(
     recipe: arguments.RecipeFields = None,
     readout: arguments.ReadoutFields = None,
     compute: arguments.ComputeFields = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Keep the state of the fit beside the output, and go on from it if it is there."),
-    ] = False,
+    resume: arguments.Resume = False,
     config: arguments.Config = None,
     as_json: arguments.Json = False,
     debug: arguments.Debug = False,
@@ -66,11 +51,7 @@ def fit(
     Sections without tiles are tiled first, and all of them where an option about tiles is given.
     """
     with working(as_json=as_json, debug=debug, verbosity=verbosity) as output:
-        options = {
-            "recipe": option_object(context, "recipe", recipe),
-            "readout": option_object(context, "readout", readout),
-            "compute": option_object(context, "compute", compute),
-        }
+        options = option_objects(context, recipe=recipe, readout=readout, compute=compute)
         _check_out(out)
         state = out.with_name(f"{out.name}.resume")
         if resume:

@@ -64,6 +64,12 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     defaults |= tables.get(str(context.info_name), {})
     for name in OBJECTS.keys() & defaults.keys():  # in [fit], say; the tables of their own are for them
         raise typer.BadParameter(f"{path}: {name!r} has a table of its own: [{name}].")
+    several = {p.name for p in context.command.params if getattr(p, "multiple", False)}
+    for name, value in defaults.items():
+        if isinstance(value, list) and own[name] not in several:
+            raise typer.BadParameter(f"{path}: {name!r} takes one value, got {value!r}.")
+        if not isinstance(value, list) and own[name] in several:
+            defaults[name] = [value]
     context.default_map = {own[name]: value for name, value in defaults.items()}
     context.meta[_CONFIG] = {name: tables[name] for name in OBJECTS if name in tables}
     return path
@@ -123,6 +129,11 @@ def option_object(context: typer.Context, label: str, given: Sequence[str] | Non
     if chosen is not None or from_file:
         return found
     return changes or None
+
+
+def option_objects(context: typer.Context, **given: Sequence[str] | None) -> dict[str, Any]:
+    """Return what a call takes, by argument: see :func:`option_object`."""
+    return {label: option_object(context, label, texts) for label, texts in given.items()}
 
 
 def _parse(given: Sequence[str], cls: type[Any]) -> tuple[str | None, dict[str, Any]]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -27,14 +27,11 @@ _GRID = "grid"
 
 def predict(
     context: typer.Context,
-    adapter: Annotated[Path, typer.Option("--adapter", metavar="DIR", help="Folder of the adapter.")],
+    adapter: arguments.Adapter,
     out: arguments.OutFolder,
     sources: arguments.Sources = None,
     list_file: arguments.ListFile = None,
-    genes: Annotated[
-        list[str] | None,
-        typer.Option("--genes", metavar="NAME", help="A gene to predict, by default all. Can be repeated."),
-    ] = None,
+    genes: arguments.GenesToPredict = None,
     image_mpp: arguments.ImageMpp = None,
     scene: arguments.Scene = None,
     table_name: arguments.AnyTable = None,
@@ -65,43 +62,50 @@ def predict(
             stride_um=stride_um, shape=shape, shapes=shapes, tissue=tissue, min_tissue=min_tissue,
             min_sharpness=min_sharpness, max_pen=max_pen,
         )  # fmt: skip
+        arguments.check_before_the_first_slide(grid, image_mpp)
         paths = read_list(sources, list_file)
         try:
             resolve(how, Compute, "compute", unused=unused_in_embedding(stored=True))
         except (TypeError, ValueError) as error:
             raise typer.BadParameter(one_line(error), param_hint="--compute") from None
-        digest = _digest(adapter)
-        jobs = plan(paths, out)
-        load = cache(lambda: _load(adapter, genes))
-        if any(not job.target.exists() for job in jobs):
-            load()  # before the first slide; where everything is finished, the seconds that PyTorch takes are saved
-
-        def work(job: Job, part: Path, made: Mapping[str, Any]) -> dict[str, Any]:
-            from pekasc.tl import predict_expression
-
-            loaded = load()
-            sdata, table = _tiled(
-                job, loaded, table_name=table_name, image_name=image_name, image_mpp=image_mpp, scene=scene, grid=grid
-            )
-            store = out.absolute() / STORES / job.target.name
-            predict_expression(
-                sdata, loaded, table_name=table, genes=genes, store=store, compute=how, progress=output.bars
-            )
-            result = without_pixels(sdata, table)
-            result.attrs["pekasc"] = {**result.attrs.get("pekasc", {}), MADE: dict(made)}
-            result.write(part)
-            tiles = result[table].obs["tile_inside"].notna()
-            return {
-                "store": str(out / STORES / job.target.name), "table": table, "n_tiles": int(tiles.sum()),
-                "n_genes": len(genes or loaded.genes),
-            }  # fmt: skip
-
-        settings = {"command": "predict", "adapter": digest, **grid}
+        settings = {"command": "predict", "adapter": _digest(adapter), **grid}
         settings |= arguments.given(
             genes=sorted(genes) if genes else None, image_mpp=image_mpp, scene=scene, table_name=table_name,
             image_name=image_name,
         )  # fmt: skip
+        jobs = plan(paths, out)
+        load = cache(lambda: _load(adapter, genes))
+        if any(not job.target.exists() for job in jobs):
+            load()  # before the first slide; where everything is finished, the seconds that PyTorch takes are saved
+        source: dict[str, Any] = {
+            "table_name": table_name, "image_name": image_name, "image_mpp": image_mpp, "scene": scene,
+        }  # fmt: skip
+
+        def work(job: Job, part: Path, made: Mapping[str, Any]) -> dict[str, Any]:
+            sdata, table = _tiled(job, load(), grid=grid, **source)
+            return _predict(
+                sdata, table, load(), out / STORES / job.target.name, part, made, genes=genes, compute=how,
+                progress=output.bars,
+            )  # fmt: skip
+
         run(jobs, out, work, settings, output)
+
+
+def _predict(
+    sdata: SpatialData, table: str, adapter: Adapter, store: Path, part: Path, made: Mapping[str, Any], *,
+    genes: list[str] | None, **how: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Predict into a store, write the result to a folder, and return what there is to say of it."""
+    from pekasc.tl import predict_expression
+
+    predict_expression(sdata, adapter, table_name=table, genes=genes, store=store.absolute(), **how)
+    result = without_pixels(sdata, table)
+    result.attrs["pekasc"] = {**result.attrs.get("pekasc", {}), MADE: dict(made)}
+    result.write(part)
+    tiles = result[table].obs["tile_inside"].notna()
+    return {
+        "store": str(store), "table": table, "n_tiles": int(tiles.sum()), "n_genes": len(genes or adapter.genes),
+    }  # fmt: skip
 
 
 def _digest(folder: Path) -> str:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pekasc._paths import is_zarr
 from pekasc._settings import get_logger
 
 if TYPE_CHECKING:
@@ -17,11 +18,6 @@ logger = get_logger(__name__)
 
 STORES = "predictions"  # folder of the stores in an output folder
 _THUMBNAIL_PX = 2048
-
-
-def is_zarr(path: Path) -> bool:
-    """Return whether a path is a zarr folder, of whatever."""
-    return path.is_dir() and any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
 
 
 def open_source(path: Path, *, name: str, image_mpp: float | None, scene: str | None) -> SpatialData:

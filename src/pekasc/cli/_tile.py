@@ -48,6 +48,7 @@ def tile(
             stride_um=stride_um, shape=shape, shapes=shapes, tissue=tissue, min_tissue=min_tissue,
             min_sharpness=min_sharpness, max_pen=max_pen,
         )  # fmt: skip
+        arguments.check_before_the_first_slide(grid, image_mpp)
         both = arguments.given(tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, um_coordinate_system=um_coordinate_system)
         spots = arguments.given(array=array)
 

@@ -15,6 +15,7 @@ from pekasc._keys import (
     element_name,
     slide_stem,
 )
+from pekasc._paths import is_zarr
 from pekasc._sections import check_mpp, pixel_size_records, record_on_images
 from pekasc._settings import get_logger
 from pekasc.io._openslide import read_with_openslide
@@ -160,7 +161,7 @@ def _record(
             why = f"The pixel size of the slide {file_name} is not known: {'; '.join(found.unused)}"
         if power is not None:
             why += f" (the power of its objective, {power.value:g}x, is none)"
-        logger.warning("%s. Give `image_mpp=` to `pekasc.pp.tile`.", why)
+        logger.warning("%s. Give `image_mpp=` to `pekasc.pp.tile` or `pekasc.pp.tile_grid`.", why)
 
 
 def _say(source: str) -> str:
@@ -184,7 +185,7 @@ def _file(path: str | PathLike[str]) -> Path:
         raise TypeError(f"`path` must be the path of an image file, got {type(path).__name__}.")
     file = Path(path).expanduser()
     if file.is_dir():
-        if file.suffix == ".zarr" or any((file / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs")):
+        if file.suffix == ".zarr" or is_zarr(file):
             raise ValueError(f"`path` is a zarr folder, {str(file)!r}: read it with `spatialdata.read_zarr`.")
         raise ValueError(f"`path` must be an image file, but {str(file)!r} is a folder.")
     if not file.is_file():

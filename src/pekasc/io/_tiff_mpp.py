@@ -1,4 +1,4 @@
-"""The pixel size that a TIFF says: OME metadata, description, ImageJ's metadata and resolution tags must agree."""
+"""The pixel size that a TIFF says: OME metadata, descriptions, ImageJ's metadata and resolution tags must agree."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from pekasc.io._lengths import is_no_length, um_per_unit
 from pekasc.io._tiff_layout import main_series, open_tiff
 from pekasc.io._tiff_ome import ome_images
+from pekasc.io._tiff_philips import philips_spacing
 
 _LIMITS = (0.05, 50.0)
 _TOLERANCE = 0.02
@@ -66,7 +67,12 @@ def tiff_mpp(path: Path, number: int | None = None) -> PixelSize:
             tags = {code: page.tags.valueof(code) for code in (282, 283, 296)}
         except Exception as error:
             raise ValueError(f"The image {str(path)!r} cannot be read as TIFF: {error}") from error
-    found = [*_ome(texts[1], number, size, name), *_aperio(texts[0], size), *_resolution(tags, texts[0])]
+    found = [
+        *_ome(texts[1], number, size, name),
+        *_aperio(texts[0], size),
+        *_philips(texts[1]),
+        *_resolution(tags, texts[0]),
+    ]
     return _agree(found, path.name)
 
 
@@ -184,6 +190,18 @@ def _aperio(text: str, size: tuple[int, int]) -> list[_Source]:
     )
     # part of that image at its pixel size, or all of it at another
     return [_Source(where, problem=problem, also=(mpp, scaled[0]) if _same(*scaled) else (mpp,))]
+
+
+def _philips(text: str) -> list[_Source]:
+    written = philips_spacing(text)
+    if written is None:
+        return []
+    where = "description (DICOM_PIXEL_SPACING)"
+    sizes = [size for value in written if (size := as_number(value)) is not None]
+    if len(written) != 2 or len(sizes) != 2:
+        said = f"says {' x '.join(written)} mm per pixel, which is no size" if written else "cannot be read"
+        return [_Source(where, problem=said)]
+    return [_source(where, [1e3 * size for size in sizes])]
 
 
 def _resolution(tags: dict[int, Any], text: str) -> list[_Source]:

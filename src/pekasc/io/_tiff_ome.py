@@ -64,7 +64,7 @@ def check_ome(metadata: str | None, n_pages: int) -> None:
     ValueError
         If it does, or describes dimensions of which no slide has any.
     """
-    root = _parsed(metadata)
+    root = parsed_xml(metadata)
     if root is None:
         return
     work = 0
@@ -92,7 +92,8 @@ def _small(number: str) -> int:
         return 1
 
 
-def _parsed(metadata: str | None) -> ElementTree.Element | None:
+def parsed_xml(metadata: str | None) -> ElementTree.Element | None:
+    """Return the root of XML, None where there is none or it is damaged; entities that explode are refused by expat."""
     if not metadata:
         return None
     try:
@@ -104,7 +105,7 @@ def _parsed(metadata: str | None) -> ElementTree.Element | None:
 def ome_images(metadata: str | None) -> OmeImages:
     """Return the images that OME metadata describes; none where it is missing or no XML."""
     found = OmeImages()
-    root = _parsed(metadata)
+    root = parsed_xml(metadata)
     if root is None:
         return found
     elements = list(root.iter())

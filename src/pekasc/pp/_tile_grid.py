@@ -27,7 +27,6 @@ from pekasc._keys import (
 )
 from pekasc._sections import (
     Section,
-    TissueMask,
     images_of,
     pixel_size_records,
     resolve_sections,
@@ -37,26 +36,18 @@ from pekasc._sections import (
 )
 from pekasc._settings import get_logger
 from pekasc.pp._tile import make_tiles
+from pekasc.pp._tile_quality import Quality, measure
 from pekasc.tiling import (
     GRID_SHAPES,
-    TileGeometry,
-    TileReader,
     TileSpec,
-    TileStream,
-    batches,
     cell_corners,
     check_positive,
     grid_positions,
-    pen_fraction,
-    sharpness,
-    sharpness_threshold,
 )
 
 logger = get_logger(__name__)
 
-_QUALITY_MPP = 1.0  # um per pixel at which focus and pen marks are judged
-_QUALITY_BATCH = 64
-_LEAST_PX = 8
+_MOST = 50_000_000  # tiles of a slide
 
 
 def tile_grid(
@@ -156,14 +147,21 @@ def tile_grid(
     """
     check_key(table_added, argument="table_added")
     spec = TileSpec(tile_px, mpp)
-    _check_arguments(shape, shapes, stride_um, min_tissue, min_sharpness, max_pen)
-    slide = slide_section(sdata, image_name, image_mpp=image_mpp, um_coordinate_system=um_coordinate_system)
+    check_grid(
+        shape=shape, shapes=shapes, stride_um=stride_um, min_tissue=min_tissue, min_sharpness=min_sharpness,
+        max_pen=max_pen,
+    )  # fmt: skip
+    before = _before(sdata, table_added, image_name)
+    slide = slide_section(
+        sdata, image_name, image_mpp=image_mpp, um_coordinate_system=um_coordinate_system,
+        but=table_added if before else None,
+    )  # fmt: skip
     region = f"{image_name}_{table_added}" if shapes is None else shapes
-    _check_names(sdata, table_added, region, image_name, shapes)
+    _check_names(sdata, table_added, region, before, shapes)
     mask = tissue_of_slide(sdata, slide, tissue)
     stride = spec.side_um if stride_um is None else float(stride_um)
     candidates = _grid(slide, stride, shape) if shapes is None else _given(sdata, slide, shapes)
-    quality = _measure(slide, spec, candidates.centres_px, mask, min_tissue, min_sharpness, max_pen)
+    quality = measure(slide, spec, candidates.centres_px, mask, min_tissue, min_sharpness, max_pen)
     kept = np.flatnonzero(quality.keep)
     if not kept.size:
         raise ValueError(
@@ -193,7 +191,7 @@ def tile_grid(
     made = make_tiles(working, sections, spec, table.n_obs, TILES, um_coordinate_system)
     table.obs[TILE_INSIDE] = made.inside
     write_uns(table, TILES, made.record, kind="tiles")
-    _write(sdata, table_added, table, {**({region: frame} if shapes is None else {}), **made.squares})
+    _write(sdata, table_added, table, {**({region: frame} if shapes is None else {}), **made.squares}, before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,25 +204,15 @@ class _Candidates:
     grid: np.ndarray | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class _Quality:
-    """What was measured of every candidate, which are kept, and how many are not, by reason."""
-
-    tissue: np.ndarray
-    sharpness: np.ndarray
-    pen: np.ndarray
-    keep: np.ndarray
-    left_out: dict[str, int]
-    thresholds: dict[str, float]
-
-
 def _counts(left_out: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {reason}" for reason, n in left_out.items() if n)
 
 
-def _check_arguments(
-    shape: str, shapes: Any, stride_um: Any, min_tissue: Any, min_sharpness: Any, max_pen: Any
-) -> None:
+def check_grid(
+    *, shape: str = "square", shapes: Any = None, stride_um: Any = None, min_tissue: Any = None,
+    min_sharpness: Any = None, max_pen: Any = None,
+) -> None:  # fmt: skip
+    """Check arguments of :func:`tile_grid` that depend on no slide."""
     if shape not in GRID_SHAPES:
         raise ValueError(f"`shape={shape!r}` is not known: choose one of {list(GRID_SHAPES)}.")
     if shapes is not None and not isinstance(shapes, str):
@@ -233,29 +221,47 @@ def _check_arguments(
         if shapes is not None:
             raise ValueError("`stride_um` is of a grid, and `shapes=` makes a tile for each shape: give one of them.")
         check_positive(stride_um, "stride_um", integer=False)
+    if shapes is not None and shape != "square":
+        raise ValueError(
+            f"`shape={shape!r}` is of a grid, and `shapes=` makes a tile for each shape: give one of them."
+        )
     for name, value in (("min_tissue", min_tissue), ("max_pen", max_pen), ("min_sharpness", min_sharpness)):
         if value is None or (name == "min_sharpness" and value == "auto"):
             continue
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"`{name}` must be a number or None, got {value!r}.")
-        if not 0 <= float(value) <= (np.inf if name == "min_sharpness" else 1):
+        if name == "min_sharpness":
+            if not 0 <= float(value) < np.inf:
+                raise ValueError(f'`min_sharpness={value!r}` must be 0 or more, "auto", or None to keep all.')
+        elif not 0 <= float(value) <= 1:
             raise ValueError(f"`{name}={value!r}` must be a fraction between 0 and 1, or None to keep all.")
 
 
-def _check_names(sdata: SpatialData, table_added: str, region: str, image_name: str, shapes: str | None) -> None:
+def _before(sdata: SpatialData, table_added: str, image_name: str) -> set[str]:
+    """Return the names that an earlier run of this call for the same image gave; empty if there was none."""
+    record = read_uns(sdata.tables[table_added], GRID) if table_added in sdata.tables else None
+    if not isinstance(record, Mapping) or record.get("image") != image_name:
+        return set()
+    cells = f"{image_name}_{table_added}"
+    if record.get("shapes"):
+        return {table_added, tile_shapes_name(str(record["shapes"]), TILES)}
+    return {table_added, cells, tile_shapes_name(cells, TILES)}
+
+
+def _check_names(sdata: SpatialData, table_added: str, region: str, before: set[str], shapes: str | None) -> None:
     """Check that no name is taken, but for those of an earlier run of this call for the same image."""
     if shapes is not None and shapes not in sdata.shapes:
-        raise KeyError(f"`shapes={shapes!r}` not found. Available shapes: {list(sdata.shapes)}.")
-    ours: set[str] = set()
-    if table_added in sdata.tables:
-        record = read_uns(sdata.tables[table_added], GRID)
-        if isinstance(record, Mapping) and record.get("image") == image_name:
-            ours = {table_added, f"{image_name}_{table_added}", tile_shapes_name(region, TILES)}
+        make = ""
+        if shapes in sdata.labels:
+            make = f" These are labels: `sdata.shapes['cells'] = spatialdata.to_polygons(sdata.labels[{shapes!r}])`."
+        elif shapes in sdata.points:
+            make = f" These are points: `sdata.shapes['cells'] = spatialdata.to_circles(sdata.points[{shapes!r}], 5)`."
+        raise KeyError(f"`shapes={shapes!r}` not found. Available shapes: {list(sdata.shapes)}.{make}")
     wanted = [table_added, tile_shapes_name(region, TILES), *([region] if shapes is None else [])]
     taken = {name.lower(): (kind, name) for kind, name, _ in sdata.gen_elements()}
     for name in wanted:
         kind, existing = taken.get(name.lower(), ("", ""))
-        if existing and existing not in ours:
+        if existing and existing not in before:
             instead = "Take another `table_added=`"
             if shapes is not None and name != table_added:
                 instead = f"Give the shapes under another name, `sdata.shapes['other'] = sdata.shapes[{shapes!r}]`"
@@ -268,6 +274,12 @@ def _check_names(sdata: SpatialData, table_added: str, region: str, image_name: 
 def _grid(slide: Section, stride: float, shape: str) -> _Candidates:
     width, height = slide.size_px
     px_to_um = np.linalg.inv(slide.um_to_px)
+    n = width * height * slide.mpp**2 / stride**2
+    if n > _MOST:
+        raise ValueError(
+            f"`stride_um={stride:g}` makes {n:.2g} tiles of the image {slide.image_name!r} ({width} x {height} px of "
+            f"{slide.mpp:.4g} um), more than {_MOST:,}: take a larger one."
+        )
     corners = np.array([[0, 0], [width, 0], [0, height], [width, height]]) @ px_to_um.T
     at, grid = grid_positions(corners.min(axis=0), corners.max(axis=0), stride, shape)
     px = at @ slide.um_to_px.T
@@ -283,51 +295,6 @@ def _given(sdata: SpatialData, slide: Section, shapes: str) -> _Candidates:
     return _Candidates(centres_px, centres_px @ np.linalg.inv(slide.um_to_px).T, ids=ids)
 
 
-def _measure(
-    slide: Section, spec: TileSpec, centres_px: np.ndarray, mask: TissueMask | None,
-    min_tissue: float | None, min_sharpness: float | str | None, max_pen: float | None,
-) -> _Quality:  # fmt: skip
-    """Measure tissue, focus and pen marks of every candidate that is left, and say which are kept."""
-    n = len(centres_px)
-    tissue, sharp, pen = (np.full(n, np.nan, np.float32) for _ in range(3))
-    keep = np.ones(n, dtype=bool)
-    left_out = {"with too little tissue": 0, "out of focus": 0, "with pen marks": 0}
-    thresholds: dict[str, float] = {}
-    if mask is not None:
-        tissue = mask.fraction(centres_px, slide.um_to_px * spec.side_um / 2)
-        if min_tissue is not None:
-            keep = tissue >= min_tissue
-            thresholds["min_tissue"] = float(min_tissue)
-            left_out["with too little tissue"] = int((~keep).sum())
-    if min_sharpness is None and max_pen is None:
-        return _Quality(tissue, sharp, pen, keep, left_out, thresholds)
-    at = np.flatnonzero(keep)
-    sharp[at], pen[at] = _focus_and_pen(slide, spec, centres_px[at])
-    if min_sharpness is not None:
-        least = sharpness_threshold(sharp[at]) if isinstance(min_sharpness, str) else float(min_sharpness)
-        thresholds["min_sharpness"] = least
-        blurred = keep & (sharp < least)  # a tile without structure has no sharpness
-        left_out["out of focus"], keep = int(blurred.sum()), keep & ~blurred
-    if max_pen is not None:
-        thresholds["max_pen"] = float(max_pen)
-        marked = keep & (pen > max_pen)
-        left_out["with pen marks"], keep = int(marked.sum()), keep & ~marked
-    return _Quality(tissue, sharp, pen, keep, left_out, thresholds)
-
-
-def _focus_and_pen(slide: Section, spec: TileSpec, centres_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return sharpness and pen fraction of tiles, read at about 1 um per pixel."""
-    if slide.pyramid is None or not len(centres_px):
-        return np.empty(0, np.float32), np.empty(0, np.float32)
-    mpp = max(_QUALITY_MPP, slide.mpp)
-    seen = TileSpec(max(_LEAST_PX, round(spec.side_um / mpp)), spec.side_um / max(_LEAST_PX, round(spec.side_um / mpp)))
-    stream = TileStream([TileReader(slide.pyramid, TileGeometry(centres_px, slide.um_to_px, seen))])
-    sharp, pen = (np.empty(len(centres_px), np.float32) for _ in range(2))
-    for index, tiles in batches(stream, _QUALITY_BATCH):
-        sharp[index], pen[index] = sharpness(tiles), pen_fraction(tiles)
-    return sharp, pen
-
-
 def _cells(
     candidates: _Candidates, kept: np.ndarray, slide: Section, stride: float, shape: str, image: Any
 ) -> GeoDataFrame:
@@ -338,7 +305,7 @@ def _cells(
 
 
 def _table(
-    region: str, candidates: _Candidates, quality: _Quality, kept: np.ndarray, slide: Section, image: Any
+    region: str, candidates: _Candidates, quality: Quality, kept: np.ndarray, slide: Section, image: Any
 ) -> AnnData:
     """Return a table of the tiles that are kept, without genes."""
     ids = np.arange(kept.size) if candidates.ids is None else candidates.ids[kept]
@@ -357,7 +324,11 @@ def _table(
     return TableModel.parse(table, region=region, region_key="region", instance_key="tile_id")
 
 
-def _write(sdata: SpatialData, table_added: str, table: AnnData, shapes: Mapping[str, GeoDataFrame]) -> None:
+def _write(
+    sdata: SpatialData, table_added: str, table: AnnData, shapes: Mapping[str, GeoDataFrame], before: set[str]
+) -> None:
+    for name in (before - set(shapes)) & set(sdata.shapes):  # of an earlier run with other arguments
+        del sdata.shapes[name]
     for name, frame in shapes.items():
         if name in sdata.shapes:
             del sdata.shapes[name]

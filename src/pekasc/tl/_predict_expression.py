@@ -28,7 +28,16 @@ from pekasc._keys import (
 )
 from pekasc._measured import prediction_record
 from pekasc._options import RESULT_MEMORY, Compute, resolve, unused_in_embedding
-from pekasc._sections import Section, check_table, get_table, present_table, table_digest, trained_rows, writable_table
+from pekasc._sections import (
+    Section,
+    check_table,
+    get_table,
+    present_table,
+    table_digest,
+    tiled_table,
+    trained_rows,
+    writable_table,
+)
 from pekasc._totals import totals_to_record
 from pekasc.models import Adapter
 from pekasc.models.heads import pitch_um
@@ -82,7 +91,7 @@ def predict_expression(
         ``max_memory`` and ``client``. The layer may take ``max_memory`` bytes, and so may the features unless `store`
         is given.
     table_name
-        Name of the table.
+        Name of the table; where there is none of the default name, the only table, or the only one with tiles.
     key
         Name of the tiles.
     progress
@@ -133,6 +142,7 @@ def predict_expression(
     how = resolve(compute, Compute, "compute", unused=unused_in_embedding(stored=store is not None))
     how = on_device(how)
     max_memory = how.memory(RESULT_MEMORY)
+    table_name = tiled_table(sdata, table_name)
     table = get_table(sdata, table_name)
     check_table(table)
     wanted = _wanted(adapter, genes)

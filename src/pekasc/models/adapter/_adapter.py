@@ -169,7 +169,8 @@ class Adapter:
             raise ValueError(
                 f"This adapter was trained on tiles of {self.spec.tile_px} px at {self.spec.mpp:g} um/px "
                 f"({self.spec.side_um:g} um); these have {tile_px} px at {mpp:g} um/px ({tile_px * mpp:g} um). "
-                f"Run `pekasc.pp.tile(sdata, tile_px={self.spec.tile_px}, mpp={self.spec.mpp:g})`."
+                f"Tile with `tile_px={self.spec.tile_px}, mpp={self.spec.mpp:g}` (`pekasc.pp.tile`, and of a grid "
+                "`pekasc.pp.tile_grid`)."
             )
 
     @contextmanager

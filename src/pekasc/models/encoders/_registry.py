@@ -18,6 +18,7 @@ import timm
 
 from pekasc._keys import short_name
 from pekasc._settings import get_logger
+from pekasc.models.encoders._size import check_size
 from pekasc.models.runtime import Registry
 
 logger = get_logger(__name__)
@@ -128,6 +129,7 @@ class Encoder:
                     f"`model_kwargs`: {name!r} must be a number, a name, True, False, None or several of these, got "
                     f"{value!r}."
                 )
+        check_size(self.model_kwargs)
 
     @property
     def short(self) -> str:
