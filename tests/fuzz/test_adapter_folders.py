@@ -42,9 +42,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sdata = pk.datasets.phantom(n_patients=2, size_um=700, mpp=2.0, n_genes=12, n_spots=24)
     pk.pp.tile(sdata, tile_px=28, mpp=4.0)
     recipe = pk.Recipe(epochs=1, rank=4, blocks=1, n_views=1, cluster_head_epochs=1, choose_epochs=False)
-    fitted = pk.tl.fit_adapter(
-        sdata, recipe=recipe, readout={"depth": 2, "n_components": 4}, compute={"device": "cpu"}, progress=False
-    )
+    readout = {"depth": 2, "n_components": 4, "context_um": 300, "fields_um": (168,)}
+    fitted = pk.tl.fit_adapter(sdata, recipe=recipe, readout=readout, compute={"device": "cpu"}, progress=False)
     folder = tmp_path_factory.mktemp("fuzz") / "mine"
     fitted.save(folder)
     return folder
@@ -93,7 +92,13 @@ def change_tensors(data: st.DataObject, file: Path) -> None:
     elif action == "drop":
         del tensors[name]
     elif action == "rename":
-        tensors[data.draw(st.sampled_from(["x", "head.x", "trained_on.x", "trained_on.x.points"]))] = tensors.pop(name)
+        tensors[
+            data.draw(
+                st.sampled_from(
+                    ["x", "head.x", "reading.0.x", "reading.0.0.0.around", "trained_on.x", "trained_on.x.points"]
+                )
+            )
+        ] = tensors.pop(name)
     else:
         tensors[name] = tensor.reshape(-1).clone() if tensor.ndim < 2 else tensor.transpose(0, 1).contiguous()
     save_file(tensors, file)
@@ -134,8 +139,12 @@ def tried(folder: Path, whole: pk.Adapter) -> str:
         assert str(folder) in str(error) and len(str(error)) < 2000, error
         return "refused"
     assert repr(found)
-    found.head.predict(np.zeros((2, len(found.head.projection.mean)), dtype=np.float32))
-    if found.encoder != whole.encoder or found.spec != whole.spec or found.scales != whole.scales:
+    widths = {
+        s: len(m.centre) for member in found.reading.members for b in member.head.blocks for s, m in b.maps.items()
+    }
+    zeros = {source: np.zeros((2, width), dtype=np.float32) for source, width in widths.items()}
+    assert found.reading.expression(found.reading.scores(zeros)).shape == (2, len(found.genes))
+    if found.encoder != whole.encoder or found.spec != whole.spec or found.fields_um != whole.fields_um:
         return "loaded"
     try:
         px = found.spec.tile_px
@@ -143,6 +152,7 @@ def tried(folder: Path, whole: pk.Adapter) -> str:
             np.zeros((1, px, px, 3), np.uint8),
             mpp=found.spec.mpp,
             coords_um=np.zeros((1, 2)),
+            fields={width: np.zeros((1, px, px, 3), np.uint8) for width in found.fields_um},
             compute={"device": "cpu"},
         )
     except (ValueError, OSError) as error:

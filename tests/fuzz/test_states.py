@@ -61,13 +61,16 @@ def _quiet() -> Iterator[None]:
 
 def run_fit(model: EncoderNetwork, folder: Path | None) -> Adapter:
     compute = Compute(device="cpu", resume=folder, checkpoint_minutes=0)
-    options = Options("bone", RECIPE, Readout(depth=2, n_components=2), compute, CPU)
-    return fit(model, TileSpec(TILE_PX, 4.0), DATA, TEACHER, options, [HeadSpec()])[0]
+    # a blend: what it reads is all that a state holds
+    readout = Readout(depth=2, n_components=2, context_um=None, fields_um=None)
+    options = Options("bone", RECIPE, readout, compute, CPU)
+    return fit(model, TileSpec(TILE_PX, 4.0), DATA, TEACHER, options, [HeadSpec(readout)])[0]
 
 
 def bits(adapter: Adapter) -> bytes:
     weights = [t.numpy().tobytes() for kind in adapter.weights.values() for _, t in sorted(kind.items())]
-    return b"".join([*weights, adapter.head.predict(np.ones((1, adapter.head.projection.mean.size))).tobytes()])
+    ones = {source: np.ones((1, 512), dtype=np.float32) for source in adapter.reading.sources}
+    return b"".join([*weights, adapter.reading.expression(adapter.reading.scores(ones)).tobytes()])
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,7 @@ def how(n: int) -> Any:
 
 def files_of(folder: Path) -> list[Path]:
     """Return the files that such a fit reads again."""
-    read = ["settings.json", "choice.json", "frozen.npy", "final/last.ckpt", "final/last.json"]
+    read = ["settings.json", "choice.json", "frozen/2.npy", "final/last.ckpt", "final/last.json"]
     read += [f"fold-{i}/{name}" for i in (0, 1) for name in ("done.json", "epoch-1.npy")]
     return [folder / name for name in read]
 

@@ -96,11 +96,11 @@ def test_features_of_an_early_block_beside_the_last(
     np.testing.assert_allclose(kept.history["loss"], plain.history["loss"], atol=1e-3)
 
 
-@pytest.mark.parametrize("depth", ["best", (2, 3)])
+@pytest.mark.parametrize("depth", ["all", (2, 3)])
 def test_the_first_pass_leaves_activations_behind(
     sections: SpatialData, fit: Fit, numbers: Numbers, monkeypatch: pytest.MonkeyPatch, depth: Any
 ) -> None:
-    how: dict[str, Any] = {"readout": {"depth": depth, "scales": (1, 2), "orientations": 2}}
+    how: dict[str, Any] = {"readout": {"depth": depth, "fields_um": (168,), "orientations": 2}}
     with monkeypatch.context() as patched:
         patched.setattr(Job, "embed_first", lambda self, depths: self.embed(depths))
         twice = fit(sections, **how, recipe={"epochs": 1})
@@ -144,7 +144,7 @@ def test_batches_of_embedding_have_the_size_that_was_asked_for(
         return normalise(self, x)
 
     monkeypatch.setattr(EncoderNetwork, "normalise", counted)
-    frozen: dict[str, Any] = {"method": None, "groups": "patient", "progress": False}
+    frozen: dict[str, Any] = {"method": None, "groups": "patient", "progress": False, "readout": "ridge"}
     for n, expected in ((20, [20, 20, 8]), (64, [48])):
         pk.tl.fit_adapter(sections, **frozen, compute={"device": "cpu", "embed_batch_size": n})
         assert sizes == expected

@@ -64,6 +64,11 @@ class _Button(L.Callback):
             raise KeyboardInterrupt
 
 
+# members of both networks, averaged, with context and a wider field: all that a reading may need of a state
+BLEND: dict[str, Any] = {
+    "head": "blend", "members": ("frozen:low-rank", "adapted:ridge", "adapted:low-rank"), "selection": "average",
+    "context_um": "auto", "fields_um": (168.0,), "n_components": 8,
+}  # fmt: skip
 # dies in the first fold, as a machine does: there is no time to say goodbye
 KILLED = """
 import os, signal, sys
@@ -73,7 +78,7 @@ class Dies(L.Callback):
         if trainer.global_step == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 quick_fit(
-    sdata, recipe={"choose_epochs": False},
+    sdata, recipe={"choose_epochs": False}, readout=READOUT,
     compute={"resume": sys.argv[1], "checkpoint_minutes": 0, "trainer": {"callbacks": Dies()}},
 )
 """
@@ -84,16 +89,17 @@ def test_killed_and_resumed_ends_with_the_same_bits(
 ) -> None:
     # every epoch is trained, so that there is a final training to be killed
     recipe, state = {"choose_epochs": False}, tmp_path / "state"
-    plain = fit(sections, recipe=recipe)
-    (tmp_path / "killed.py").write_text(fit_script + KILLED)
+    plain = fit(sections, recipe=recipe, readout=BLEND)
+    (tmp_path / "killed.py").write_text(fit_script + KILLED.replace("READOUT", repr(BLEND)))
     killed = subprocess.run([sys.executable, "-W", "ignore", str(tmp_path / "killed.py"), str(state)], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert (state / "fold-0" / "last.ckpt").exists() and not (state / "fold-0" / "done.json").exists()
     how: dict[str, Any] = {"resume": state, "checkpoint_minutes": 0}
     with pytest.raises(KeyboardInterrupt):
-        fit(sections, recipe=recipe, compute={**how, "trainer": {"callbacks": _Button()}})
+        fit(sections, recipe=recipe, readout=BLEND, compute={**how, "trainer": {"callbacks": _Button()}})
     assert (state / "fold-1" / "done.json").exists() and (state / "final" / "last.ckpt").exists()
-    again = fit(sections, recipe=recipe, compute=how)
+    again = fit(sections, recipe=recipe, readout=BLEND, compute=how)
+    assert len(again.reading.use().members) >= 3 and again.fields_um == (168.0,)
     assert numbers(again) == numbers(plain)
     assert max(t.abs().max().item() for t in again.weights["adapter"].values()) > 0
 
@@ -118,8 +124,10 @@ def test_resume_finds_what_is_finished(
     [
         ({"random_state": 1}, "random_state: 0 there, 1 now"),
         ({"recipe": {"learning_rate": 1e-3}}, "recipe.learning_rate: 0.003 there, 0.001 now"),
-        ({"readout": {"n_components": 3}}, "readout.n_components: None there, 3 now"),
+        ({"readout": {"n_components": 3}}, "heads: .*n_components"),
         ({"readout": {"head": "ridge-per-gene"}}, "heads: .*ridge"),
+        ({"readout": {"selection": "average"}}, "heads: "),
+        ({"readout": {"fields_um": (168,)}}, r"fields_um: \\[\\] there, \\[168.0\\] now"),
         ({"compute": {"accumulate": 2}}, "compute.accumulate: 1 there, 2 now"),
         ({"compute": {"precision": "bf16"}}, "compute.precision: fp32 there, bf16 now"),
         ({"recipe": {"gradient_clip": 0.5}}, "recipe.gradient_clip: 1.0 there, 0.5 now"),
@@ -196,7 +204,7 @@ def test_one_run_at_a_time_in_a_folder(sections: SpatialData, fit: Fit, finished
         ("settings.json", r"is damaged: settings.json is no JSON of ours .*Delete the folder"),
         ("fold-0/last.ckpt", r"checkpoint of a training in `Compute.resume` is damaged: .*last.ckpt.*Delete that file"),
         ("fold-1/epoch-1.npy", r"is damaged: fold-1/epoch-1.npy cannot be read .*Delete the folder"),
-        ("frozen.npy", r"is damaged: frozen.npy cannot be read .*Delete the folder"),
+        ("frozen/2.npy", r"is damaged: frozen/2.npy cannot be read .*Delete the folder"),
         ("choice.json", r"is damaged: choice.json cannot be read \(choice.json is no JSON .*Delete the folder"),
         ("fold-1/done.json", r"is damaged: fold-1/done.json cannot be read .*Delete the folder"),
     ],
@@ -211,7 +219,8 @@ def test_damaged_states_are_named(
 
 
 @pytest.mark.parametrize(
-    "file", ["fold-0/last.ckpt", "fold-1/epoch-1.npy", "frozen.npy", "choice.json", "fold-1/done.json", "settings.json"]
+    "file",
+    ["fold-0/last.ckpt", "fold-1/epoch-1.npy", "frozen/2.npy", "choice.json", "fold-1/done.json", "settings.json"],
 )
 def test_a_flipped_bit_is_found(sections: SpatialData, fit: Fit, unfinished: Path, file: str) -> None:
     content = bytearray((unfinished / file).read_bytes())
@@ -251,8 +260,8 @@ def test_a_state_of_another_shape_is_named(
 
 
 def test_features_of_other_spots_are_refused(sections: SpatialData, fit: Fit, finished: Path) -> None:
-    write_sealed_array(finished / "frozen.npy", np.zeros((3, 4), dtype=np.float32), "The state")
-    with pytest.raises(ValueError, match=r"frozen.npy holds float32 of shape \(3, 4\), not 512 features of 48 spots"):
+    write_sealed_array(finished / "frozen/2.npy", np.zeros((3, 4), dtype=np.float32), "The state")
+    with pytest.raises(ValueError, match=r"frozen/2.npy holds float32 of shape \(3, 4\), not 512 features of 48 spots"):
         fit(sections, compute={"resume": finished})
 
 

@@ -71,12 +71,27 @@ def test_more_blocks_than_the_depth_that_was_chosen(
 
     monkeypatch.setattr("pekasc.models.selection._fit.choose_depth", first)
     caplog.set_level("INFO")
-    adapter = fit(sections, readout={"depth": "best"}, recipe={"blocks": 2, "epochs": 1})
+    adapter = fit(sections, readout={"depth": "all"}, recipe={"blocks": 2, "epochs": 1})
     assert adapter.depth == (1,)
     assert "Features are taken after block 1, so all of these blocks are adapted, not 2" in caplog.text
     # a depth of the user's own choice is another matter
     with pytest.raises(ValueError, match="`blocks=2` does not fit"):
         fit(sections, readout={"depth": 1}, recipe={"blocks": 2})
+
+
+@pytest.mark.parametrize(("depth", "depths"), [("best", 1), ("all", 6)])
+def test_frozen_members_of_a_blend_read_the_depths_of_the_readout(
+    sections: SpatialData, fit: Fit, depth: str, depths: int
+) -> None:
+    readout = {"head": "blend", "members": ("frozen:low-rank", "adapted:ridge"), "depth": depth}
+    adapter = fit(sections, readout=readout, recipe={"epochs": 1})
+    read = adapter.selection[adapter.selection["stage"] == "reading"]
+    assert read.groupby("network")["depth"].nunique().to_dict() == {"adapted": 1, "frozen": depths}
+    # the adapter's depth is the one that plain ridge chose on frozen features
+    first = adapter.selection[adapter.selection["stage"] == "frozen"]
+    assert first["depth"].nunique() == 6
+    assert first.loc[first["error"].idxmin(), "depth"] == adapter.info["depth"]
+    assert set(read.loc[read["network"] == "adapted", "depth"]) == {adapter.info["depth"]}
 
 
 def test_half_precision_learns_about_the_same(sections: SpatialData, fit: Fit) -> None:

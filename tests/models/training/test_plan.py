@@ -27,8 +27,8 @@ def test_published_numbers() -> None:
         "cluster_head_patience": None,
     }  # fmt: skip
     assert asdict(Readout.preset("paper")) == {
-        "head": "ridge", "n_components": 256, "depth": "own", "n_depths": None, "context_um": None, "scales": (1.0,),
-        "orientations": 1,
+        "head": "ridge", "head_rank": None, "members": None, "depth": "own", "selection": "best", "n_depths": None,
+        "n_components": 256, "context_um": None, "smooth_um": None, "fields_um": None, "orientations": 1,
     }  # fmt: skip
 
 
