@@ -76,6 +76,9 @@ def changed(data: st.DataObject, value: Any) -> None:
         part.pop(last)
 
 
+NAMES = ["x", "head.x", "reading.0.x", "reading.0.0.0.around", "trained_on.x", "trained_on.x.points"]
+
+
 def change_tensors(data: st.DataObject, file: Path) -> None:
     tensors = load_file(file)
     name = data.draw(st.sampled_from(sorted(tensors)))
@@ -92,13 +95,7 @@ def change_tensors(data: st.DataObject, file: Path) -> None:
     elif action == "drop":
         del tensors[name]
     elif action == "rename":
-        tensors[
-            data.draw(
-                st.sampled_from(
-                    ["x", "head.x", "reading.0.x", "reading.0.0.0.around", "trained_on.x", "trained_on.x.points"]
-                )
-            )
-        ] = tensors.pop(name)
+        tensors[data.draw(st.sampled_from(NAMES))] = tensors.pop(name)
     else:
         tensors[name] = tensor.reshape(-1).clone() if tensor.ndim < 2 else tensor.transpose(0, 1).contiguous()
     save_file(tensors, file)

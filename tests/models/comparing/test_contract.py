@@ -13,6 +13,8 @@ import torch
 from anndata import AnnData
 from peft import LoraConfig
 from scipy.sparse import csr_matrix
+from sklearn.linear_model import RidgeCV
+from sklearn.preprocessing import StandardScaler
 
 from pekasc import Compute, Readout, Recipe
 from pekasc._expression import log1p_cp10k
@@ -22,6 +24,7 @@ from pekasc.models.comparing._results import Results
 from pekasc.models.comparing._rivals import RIVALS, Rival, adapter_rival, rival
 from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.encoders._registry import resolve_encoder
+from pekasc.models.features import embed
 from pekasc.models.heads._registry import HEADS
 from pekasc.models.selection import _student
 from pekasc.models.selection._inputs import Options
@@ -33,7 +36,10 @@ from pekasc.tl._options import check_methods, resolve_comparison
 TILE_PX, SIDE, N_GENES = 28, (4, 4), 8
 SECTIONS = ("A", "B", "C")  # two to train on, one to test
 N = SIDE[0] * SIDE[1]
-READOUTS = [*(Readout(head=head, depth=2) for head in HEADS), Readout(depth=2, context_um=150.0)]
+PLAIN = Readout(head="ridge", depth=2, context_um=None, fields_um=None)
+READOUTS = [
+    *(PLAIN.replace(head=head) for head in HEADS), PLAIN.replace(context_um=150.0), PLAIN.replace(head="blend"),
+]  # fmt: skip
 RECIPE = Recipe(
     rank=8, blocks=1, n_clusters=2, teacher_components=3, epochs=1, choose_epochs=False, n_views=1, batch_size=8,
     learning_rate=1e-2, cluster_head_epochs=1,
@@ -65,7 +71,7 @@ class Spots:
         return Bench(
             tiles=[ArrayTiles(self.tiles)], spec=TileSpec(TILE_PX, 2.0), log=log, counts=csr_matrix(self.counts),
             genes=[f"G{i}" for i in range(N_GENES)], groups=sections, sections=sections,
-            coords_um=np.tile(np.column_stack([x.ravel(), y.ravel()]), (len(SECTIONS), 1)), default_groups=False,
+            coords_um=np.tile(np.column_stack([x.ravel(), y.ravel()]), (len(SECTIONS), 1)), totals=self.counts.sum(axis=1), default_groups=False,
             folds={"C": (train, np.flatnonzero(sections == "C"))}, leaky=frozenset(), teacher="pca",
             make_teacher=make_teacher if teacher else None, draws=False, teacher_fingerprint="", tiles_fingerprint="",
             fingerprint="",
@@ -104,10 +110,10 @@ def run(model: EncoderNetwork) -> Run:
 
     def made(
         bench: Bench, methods: Mapping[str, Rival], readouts: Sequence[Readout] = READOUTS, *, protocol: str = "nested",
-        seeds: Sequence[int] = (3,),
+        seeds: Sequence[int] = (3,), recipe: Recipe = RECIPE,
     ) -> list[Result]:  # fmt: skip
-        options = Options(None, RECIPE, readouts[0], Compute(device="cpu"), torch.device("cpu"))
-        sets = {HEST: None} if protocol == HEST else {"given": list(bench.genes)}
+        options = Options(None, recipe, readouts[0], Compute(device="cpu"), torch.device("cpu"))
+        sets = {HEST: None} if protocol.startswith(HEST) else {"given": list(bench.genes)}
         comparison = Comparison(
             bench, dict(methods), readouts, tuple(seeds), protocol, sets, N_GENES, options, Results(None), Results(None)
         )
@@ -121,7 +127,7 @@ def rows(names: Sequence[str] = tuple(METHODS)) -> dict[str, Rival]:
     return {name: rival(METHODS[name]) for name in names}
 
 
-HEST_READOUTS = [Readout(depth="own"), Readout(depth="own", context_um=150.0)]
+HEST_READOUTS = [PLAIN.replace(depth="own"), PLAIN.replace(depth="own", context_um=150.0)]
 Predicted = dict[str, list[np.ndarray]]
 
 
@@ -202,13 +208,56 @@ def test_marks_repeat_themselves(run: Run, nested: Predicted) -> None:
 
 def test_heads_differ_where_a_rival_reads_them(nested: Predicted) -> None:
     for name, predicted in nested.items():
-        ridge, per_gene, context = predicted[0], predicted[1], predicted[-1]
-        if name in ("mean", "neighbours"):
-            assert (ridge == per_gene).all() and (ridge == context).all()
-        else:
-            assert not np.array_equal(ridge, per_gene), name
-            # what a spot expresses is known: its neighbours would only blur the upper bound
-            assert np.array_equal(ridge, context) == (name == "teacher"), name
+        ridge, per_gene, low_rank, context, blend = predicted
+        if name in ("mean", "neighbours", "lazy"):
+            assert all((ridge == other).all() for other in (per_gene, low_rank, context, blend)), name
+            continue
+        assert not np.array_equal(ridge, per_gene) and not np.array_equal(ridge, low_rank), name
+        # what a spot expresses is known: its neighbours would only blur the upper bound
+        assert np.array_equal(ridge, context) == (name in ("teacher", "coordinates")), name
+        # of a blend, what has no adapter at all reads its first head; the others average several
+        assert np.array_equal(low_rank, blend) == (name in ("teacher", "coordinates", "frozen")), name
+
+
+def test_frozen_features_take_the_place_of_an_adapter_in_a_blend(run: Run) -> None:
+    """The gain of the adapter stands beside the gain of the reading: an adapter that did nothing has the same score."""
+    untrained = replace(RECIPE, epochs=0)
+    (frozen,) = run(spots().bench(), rows(["frozen-best"]), [Readout(depth="all", context_um=None, fields_um=None)])
+    (bone,) = run(
+        spots().bench(), rows(["bone"]), [Readout(depth="all", context_um=None, fields_um=None)], recipe=untrained
+    )
+    np.testing.assert_allclose(bone.prediction.predicted, frozen.prediction.predicted, atol=1e-4)
+
+
+def test_lazy_is_what_one_would_write(run: Run, model: EncoderNetwork) -> None:
+    given = spots()
+    (found,) = run(given.bench(), rows(["lazy"]), READOUTS[:1])
+    x = embed(model, ArrayTiles(given.tiles), [(model.n_blocks,)], batch_size=64, device=torch.device("cpu"))
+    features, y = x[model.n_blocks,], log1p_cp10k(AnnData(given.counts))
+    y = np.asarray(y.todense() if hasattr(y, "todense") else y)
+    scaler = StandardScaler().fit(features[:-N])
+    ridge = RidgeCV(alphas=np.logspace(-1, 5, 13)).fit(scaler.transform(features[:-N]), y[:-N])
+    np.testing.assert_allclose(found.prediction.predicted, ridge.predict(scaler.transform(features[-N:])), atol=1e-3)
+    assert found.prediction.about["depth"] == str(model.n_blocks)
+    assert found.prediction.about["alpha"] == pytest.approx(ridge.alpha_)
+
+
+def test_the_tuned_protocol_is_the_other_with_another_penalty(run: Run, hest: Predicted) -> None:
+    found = run(spots().bench(), rows(["frozen", "mean"]), HEST_READOUTS, protocol="hest-tuned")
+    tuned = _of_each(found)
+    for one, other in zip(tuned["mean"], hest["mean"], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not any(np.array_equal(a, b) for a, b in zip(tuned["frozen"], hest["frozen"], strict=True))
+    strengths = [r.prediction.about["alpha"] for r in found if r.method == "frozen"]
+    assert all(strength > 1 for strength in strengths)  # between sections, HEST-Bench's is far too small
+    # counts of the test section never choose it
+    others = _of_each(run(spots(test_counts=7).bench(), rows(["frozen"]), HEST_READOUTS, protocol="hest-tuned"))
+    for one, other in zip(tuned["frozen"], others["frozen"], strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match='`protocol="hest-tuned"` chooses nothing inside the fold, so it has no'):
+        check_methods(["frozen-best"], "hest-tuned")
+    with pytest.raises(ValueError, match='is not known. Choose "nested", "hest" or "hest-tuned"'):
+        check_methods(["frozen"], "hest-tune")
 
 
 def test_rows_say_what_a_rival_reads(run: Run, nested: Predicted) -> None:
@@ -274,7 +323,9 @@ def test_hest_has_the_rows_that_say_so(name: str) -> None:
 
 
 def test_what_hest_leaves_out() -> None:
-    assert {name for name, row in RIVALS.items() if row.hest is None} == {"coordinates", "frozen-best", "frozen+peka"}
+    assert {name for name, row in RIVALS.items() if row.hest is None} == {
+        "coordinates", "lazy", "frozen-best", "frozen+peka",
+    }  # fmt: skip
 
 
 def test_a_rival_that_is_registered_is_known(run: Run, nested: Predicted, monkeypatch: pytest.MonkeyPatch) -> None:

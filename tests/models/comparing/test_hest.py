@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pekasc.models.comparing._hest import hest_genes, hest_predict
+from pekasc.models.comparing._hest import STRENGTHS, hest_genes, hest_predict, tuned_strength
 from pekasc.models.selection._scores import pearson
 
 FIXTURE = Path(__file__).parent / "data" / "hest_fixture.json"
@@ -30,6 +30,20 @@ def test_equals_the_independent_pipeline() -> None:
         predicted = pearson(hest_predict(features[~test], y[~test], features[test]), y[test])
         np.testing.assert_allclose(predicted, score(features, y, test), atol=1e-6)
         np.testing.assert_allclose(predicted, scores, atol=OTHER_MACHINES)
+
+
+def test_a_tuned_penalty_is_the_best_on_training_groups_held_out() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(["a", "b", "c"], 30)
+    x = rng.normal(size=(90, 40))
+    y = x[:, :3] + 2 * rng.normal(size=(90, 3))
+    errors = []
+    for strength in STRENGTHS:
+        parts = [hest_predict(x[groups != g], y[groups != g], x[groups == g], strength) - y[groups == g] for g in "abc"]
+        errors.append(sum(np.square(part).sum() for part in parts))
+    assert tuned_strength(x, y, groups) == STRENGTHS[int(np.argmin(errors))] > 1
+    assert tuned_strength(x, y, np.repeat("a", 90)) == 1.0  # nothing can be held out
+    np.testing.assert_array_equal(hest_predict(x, y, x[:5]), hest_predict(x, y, x[:5], 1.0))
 
 
 def independent_score() -> Any:
