@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -286,15 +287,15 @@ def test_it_predicts_with_what_there_is(adapter: pk.Adapter, tiles: np.ndarray) 
     """Each member by hand, from frozen and adapted features of passes of their own."""
     frozen = replace(adapter, config=None, weights={})
     coords, wide = np.random.default_rng(0).uniform(0, 500, (9, 2)), tiles[::-1].copy()
-    at = {"places": {"coords_um": coords}, "fields": {"fields": {168: wide}}}
     near, far, deep = (
         made.embed(x, mpp=2.0, compute=CPU) for made, x in ((frozen, tiles), (frozen, wide), (adapter, tiles))
     )
     features = {Source("frozen", 0, (2,)): near, Source("frozen", 1, (2,)): far, Source("adapted", 0, (2,)): deep}
     found = []
     for places, fields in ((True, True), (True, False), (False, True), (False, False)):
-        given = {**(at["places"] if places else {}), **(at["fields"] if fields else {})}
-        got = adapter.predict(tiles, mpp=2.0, compute=CPU, **given)  # type: ignore[arg-type]
+        given: dict[str, Any] = {"coords_um": coords} if places else {}
+        given |= {"fields": {168: wide}} if fields else {}
+        got = adapter.predict(tiles, mpp=2.0, compute=CPU, **given)
         reading = adapter.reading_of(context=places, fields=fields)
         assert [m.name for m in reading.members] == ["frozen:low-rank", "adapted:ridge", "adapted:low-rank"]
         parts = {s: features[s] for s in reading.sources}

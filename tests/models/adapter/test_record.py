@@ -86,30 +86,28 @@ def _with(record: Any, **changes: Any) -> Any:
     return first
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        *({"name": value} for value in ("", 3, None)),
-        *({"weight": value} for value in (0, -0.5, 1.5, NAN, "1", None, True)),
-        *({"variant": value} for value in (-1, 8, 0.5, None, "0", True)),
-        *({"context_um": value} for value in (0, -1, "200", [200], NAN)),
-        *({"blocks": value} for value in ([], [[]], None, 3, {}, [[3]])),
-        {"more": 1},
-        *(
-            {"source": value}
-            for value in (
-                [], ["frozen", 0], ["other", 0, [1]], ["frozen", -1, [1]], ["frozen", 99, [1]], ["frozen", "0", [1]],
-                ["frozen", 0, []], ["frozen", 0, [0]], ["frozen", 0, [1, 1]], ["frozen", 0, "1"], [["frozen"], 0, [1]],
-                ["frozen", 0, [[1]]], ["frozen", 0, [1], 3], ["frozen", HUGE, [1]],
-            )
-        ),
+WRONG_MEMBERS: dict[str, list[Any]] = {
+    "name": ["", 3, None],
+    "weight": [0, -0.5, 1.5, NAN, "1", None, True],
+    "variant": [-1, 8, 0.5, None, "0", True],
+    "context_um": [0, -1, "200", [200], NAN],
+    "blocks": [[], [[]], None, 3, {}, [[3]]],
+    "more": [1],
+    "source": [
+        [], ["frozen", 0], ["other", 0, [1]], ["frozen", -1, [1]], ["frozen", 99, [1]], ["frozen", "0", [1]],
+        ["frozen", 0, []], ["frozen", 0, [0]], ["frozen", 0, [1, 1]], ["frozen", 0, "1"], [["frozen"], 0, [1]],
+        ["frozen", 0, [[1]]], ["frozen", 0, [1], 3], ["frozen", HUGE, [1]],
     ],
-)  # fmt: skip
-def test_members_of_a_reading(saved: Path, changes: dict[str, Any]) -> None:
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_MEMBERS)
+def test_members_of_a_reading(saved: Path, name: str) -> None:
     record = json.loads((saved / "pekasc.json").read_text())["reading"]
-    reseal(saved, reading=_with(record, **changes))
-    with pytest.raises(ValueError, match=r"is damaged: pekasc\.json: `reading` must be a list of members"):
-        pk.Adapter.load(saved)
+    for value in WRONG_MEMBERS[name]:
+        reseal(saved, reading=_with(record, **{name: value}))
+        with pytest.raises(ValueError, match=r"is damaged: pekasc\.json: `reading` must be a list of members"):
+            pk.Adapter.load(saved)
     missing = [{k: v for k, v in member.items() if k != "weight"} for member in record]
     reseal(saved, reading=missing)
     with pytest.raises(ValueError, match="`reading` must be a list of members"):

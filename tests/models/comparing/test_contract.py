@@ -71,7 +71,8 @@ class Spots:
         return Bench(
             tiles=[ArrayTiles(self.tiles)], spec=TileSpec(TILE_PX, 2.0), log=log, counts=csr_matrix(self.counts),
             genes=[f"G{i}" for i in range(N_GENES)], groups=sections, sections=sections,
-            coords_um=np.tile(np.column_stack([x.ravel(), y.ravel()]), (len(SECTIONS), 1)), totals=self.counts.sum(axis=1), default_groups=False,
+            coords_um=np.tile(np.column_stack([x.ravel(), y.ravel()]), (len(SECTIONS), 1)),
+            totals=self.counts.sum(axis=1), default_groups=False,
             folds={"C": (train, np.flatnonzero(sections == "C"))}, leaky=frozenset(), teacher="pca",
             make_teacher=make_teacher if teacher else None, draws=False, teacher_fingerprint="", tiles_fingerprint="",
             fingerprint="",

@@ -126,9 +126,12 @@ def test_frozen_blocks_run_once(method: str, blocks: Any, shared: int, monkeypat
     model = EncoderNetwork(VIT, TILE_PX)
     ran: list[nn.Module] = []
     run_block = EncoderNetwork._run
-    monkeypatch.setattr(
-        EncoderNetwork, "_run", lambda self, block, x: (ran.append(block), run_block(self, block, x))[1]
-    )
+
+    def counted(self: EncoderNetwork, block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        ran.append(block)
+        return run_block(self, block, x)
+
+    monkeypatch.setattr(EncoderNetwork, "_run", counted)
     with trained(model, METHODS[method], (4,), blocks):
         reading = reading_of({Source("adapted", 0, (4,)): 384, Source("frozen", 0, (4,)): 384})
         ReadingEncoder(model, reading, 0, (4,), 1, CPU, "fp32").features(TILES)

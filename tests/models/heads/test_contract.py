@@ -25,6 +25,7 @@ from pekasc.models.heads import (
     setting_weights,
     with_context,
 )
+from pekasc.models.heads._fits import RidgeFits
 from pekasc.models.heads._registry import HEADS
 from pekasc.models.selection._folds import InnerFold
 
@@ -288,7 +289,7 @@ def test_with_spatial_context_it_reads_the_neighbours_of_its_section(
 
 
 def test_a_head_that_is_registered_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Halved(HEADS["ridge"]):  # type: ignore[misc]
+    class Halved(RidgeFits):
         """A head of another kind, which is half as sure as ridge."""
 
         def _coef(self, *args: Any) -> np.ndarray:
