@@ -160,7 +160,8 @@ def change_structure(data: st.DataObject, file: Path) -> None:
             size = tuple(2**20 for _ in shape) or (2**40,)
             h5.create_dataset(name, size, "f8", chunks=tuple(min(64, n) for n in size))
         if name in h5 and kind not in ("link", "external link", "itself"):
-            h5[name].attrs.update(attributes)
+            # what h5py cannot read as text, it cannot write as text either
+            h5[name].attrs.update({key: value for key, value in attributes.items() if "\udcff" not in str(value)})
 
 
 def change_metadata(data: st.DataObject, file: Path) -> None:

@@ -11,6 +11,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from pekasc._digests import fingerprint
+from pekasc._expression import check_structures
 from pekasc._keys import SECTION, UNS
 from pekasc._sections._pixel_size import bin_um
 from pekasc._settings import get_logger
@@ -136,6 +137,7 @@ def writable_table(data: SpatialData | AnnData, table_name: str = "table") -> An
         return table
     if isinstance(data, AnnData):
         raise ValueError("`adata` is a view of another AnnData. Write `adata = adata.copy()` first.")
+    check_structures(table)
     table = table.copy()
     table_name = present_table(data, table_name)
     del data.tables[table_name]

@@ -163,8 +163,8 @@ class Student(L.LightningModule):
         if "allocator" in extra:
             base, found = self.peft_model.base_model, extra["allocator"]
             shapes = {name: p.shape for name, p in base.model.named_parameters() if "lora_" in name}
-            there = [{key: value.shape for key, value in found[name].items()} for name in _ALLOCATOR]
-            if there not in ([shapes] * 3, [{}] * 3):  # none in the last steps, in which ranks stay
+            stored = [{key: value.shape for key, value in found[name].items()} for name in _ALLOCATOR]
+            if stored not in ([shapes] * 3, [{}] * 3):  # none in the last steps, in which ranks stay
                 raise ValueError("the importance of ranks that it holds is not that of this adapter's layers")
             for name in _ALLOCATOR:
                 setattr(base.rankallocator, name, found[name])
