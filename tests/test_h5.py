@@ -66,7 +66,7 @@ def _wide_chunks(h5: h5py.File) -> None:
 
 def _wide_float(h5: h5py.File) -> None:
     kind = h5py.h5t.IEEE_F64LE.copy()
-    kind.set_ebias(2**12)  # beyond what any float of numpy has
+    kind.set_ebias(2**20)  # beyond what any float of numpy has
     h5py.h5d.create(h5.id, b"x", kind, h5py.h5s.create_simple((2,)))
 
 
