@@ -156,6 +156,7 @@ class Student(L.LightningModule):
             )
         extra = checkpoint["pekasc"]
         own = _of_process(extra, self.sums.shape)
+        _check_optimiser(checkpoint, self.configure_optimizers())
         torch.set_rng_state(own["rng"].cpu())
         if "rng_cuda" in own:
             torch.cuda.set_rng_state(own["rng_cuda"].cpu())
@@ -183,6 +184,38 @@ class Student(L.LightningModule):
 
 
 _ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+
+def _check_optimiser(checkpoint: Mapping[str, Any], made: Mapping[str, Any]) -> None:
+    """Check the moments of a checkpoint's optimiser, its options and its schedule against those of a new one.
+
+    torch takes over whatever there is, and fails in the middle of a step.
+
+    Raises
+    ------
+    ValueError
+        If they are not of these parameters.
+    LookupError, TypeError
+        If the checkpoint has another structure.
+    """
+    (stored,) = checkpoint["optimizer_states"]
+    (group,), (options,) = made["optimizer"].param_groups, stored["param_groups"]
+    shapes = [p.shape for p in group["params"]]
+    for i, moments in stored["state"].items():
+        if {name: value.shape for name, value in moments.items()} != {
+            "step": torch.Size(), "exp_avg": shapes[i], "exp_avg_sq": shapes[i],
+        }:  # fmt: skip
+            raise ValueError("the moments of its optimiser are not of this adapter's parameters")
+    same = options["params"] == list(range(len(shapes))) and options.keys() == group.keys()
+    # the learning rate changes from epoch to epoch
+    fixed = [name for name in group if name not in ("params", "lr")]
+    if not same or any(options[name] != group[name] for name in fixed) or not isinstance(options["lr"], float):
+        raise ValueError("the options of its optimiser are not those of this training")
+    schedules = [made["lr_scheduler"].state_dict()] if "lr_scheduler" in made else []
+    kinds = [[{name: type(value) for name, value in s.items()} for s in each]
+             for each in (schedules, checkpoint["lr_schedulers"])]  # fmt: skip
+    if kinds[0] != kinds[1]:
+        raise ValueError("its schedule of learning rates is not that of this training")
 
 
 def _of_process(extra: Mapping[str, Any], sums: torch.Size) -> dict[str, Any]:
