@@ -64,9 +64,16 @@ def _wide_chunks(h5: h5py.File) -> None:
     h5.create_dataset("x", (4,), "f8", chunks=(2**28,), maxshape=(None,))
 
 
+def _wide_float(h5: h5py.File) -> None:
+    kind = h5py.h5t.IEEE_F64LE.copy()
+    kind.set_ebias(2**20)  # beyond what any float of numpy has
+    h5py.h5d.create(h5.id, b"x", kind, h5py.h5s.create_simple((2,)))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (_wide_float, r"is neither numbers nor strings \(Insufficient precision"),
         (_external, "is stored in other files"),
         (_virtual, "is stored in other files"),
         (_link(h5py.ExternalLink("secret.h5", "x")), "is a link to somewhere else"),

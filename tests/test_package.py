@@ -218,6 +218,7 @@ NOT_MIRRORED = {
     "fuzz/test_adapter_folders.py": "damaged folders of adapters, from the record to a prediction",
     "fuzz/test_states.py": "damaged states of fits, as `fit` goes on from them",
     "fuzz/test_hest.py": "damaged samples of HEST-1k, from the files to the table",
+    "fuzz/test_tables.py": "odd and damaged tables, through every call that reads one",
     "fuzz/test_tiff.py": "damaged files, from their bytes to the pixels: all of the room io that reads TIFF",
     **{f"readers/test_{name}.py": "objects of readers, to the tiles" for name in READERS},
     "readers/test_pages.py": "docs/data",

@@ -27,18 +27,18 @@ Matrix: TypeAlias = Any
 
 
 def _matrix(adata: AnnData, layer: str | None, columns: np.ndarray | None = None) -> Matrix:
-    if layer is None:
-        matrix = adata.X
-    elif layer in adata.layers:
-        matrix = adata.layers[layer]
-    else:
+    if layer is not None and layer not in adata.layers:
         present = [name for name in adata.layers if name is not None]
         raise KeyError(f"Layer {layer!r} not found. Available layers: {present}.")
+    if adata.is_view:
+        check_structures(adata, [layer])
+    matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
         raise ValueError(
             "The table has no `X`: if nothing was measured, as on a slide's grid, there is nothing to compare with or "
             "to train on. Otherwise name a layer: `layer=`."
         )
+    check_structure(matrix, "`X`" if layer is None else f"layers[{layer!r}]")
     if columns is not None:
         matrix = matrix[:, columns]
     # one type of sparse matrix downstream; a backed, lazy or array-API matrix is read here
@@ -58,6 +58,50 @@ def _matrix(adata: AnnData, layer: str | None, columns: np.ndarray | None = None
         out = out.copy()
         out.eliminate_zeros()
     return out
+
+
+def check_structure(matrix: Any, where: str) -> None:
+    """Check that the index arrays of a sparse matrix fit its shape and its values.
+
+    scipy trusts them, and reads or writes beyond its memory if they do not.
+
+    Raises
+    ------
+    ValueError
+        If they do not.
+    """
+    if not sparse.issparse(matrix) or matrix.format not in ("csr", "csc"):
+        return
+    indptr, indices = matrix.indptr, matrix.indices
+    n_major, n_minor = matrix.shape if matrix.format == "csr" else matrix.shape[::-1]
+    sound = (
+        indptr.dtype.kind == indices.dtype.kind == "i"
+        and indptr.shape == (n_major + 1,)
+        and indptr[0] == 0
+        and bool((indptr[1:] >= indptr[:-1]).all())
+        and indptr[-1] <= min(indices.size, matrix.data.size)
+        and (indices.size == 0 or bool(indices.min() >= 0 and indices.max() < n_minor))
+    )
+    if not sound:
+        raise ValueError(
+            f"{where} is a damaged sparse matrix: its `indptr` and `indices` do not fit its shape {matrix.shape} and "
+            f"its {matrix.data.size} values. Read or make it again (`matrix.check_format()` says more)."
+        )
+
+
+def check_structures(adata: AnnData, layers: Sequence[str | None] | None = None) -> None:
+    """Check the sparse matrices of a view's parent, of which the view takes rows: ``X`` (None) and layers, or all.
+
+    Raises
+    ------
+    ValueError
+        If the index arrays of one do not fit.
+    """
+    parent = adata._adata_ref if adata.is_view else adata
+    for layer in [None, *(name for name in parent.layers if name is not None)] if layers is None else layers:
+        check_structure(
+            parent.X if layer is None else parent.layers[layer], "`X`" if layer is None else f"layers[{layer!r}]"
+        )
 
 
 def dense(matrix: Matrix) -> np.ndarray:

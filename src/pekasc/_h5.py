@@ -93,7 +93,7 @@ class H5File:
             raise self.wrong(name, "is stored in other files: copy the data into the file")
         try:
             dtype = found.dtype
-        except TypeError as error:
+        except (TypeError, ValueError) as error:  # floats of more bits than numpy has are the latter
             raise self.wrong(name, f"is neither numbers nor strings ({error})") from error
         if dtype.kind not in _NUMBERS and h5py.check_string_dtype(dtype) is None:
             raise self.wrong(name, f"is neither numbers nor strings, but {dtype}")

@@ -166,7 +166,7 @@ def write_uns(adata: AnnData, key: str, value: Mapping[str, Any], *, kind: str |
     """
     record = dict(value) if kind is None else {**value, "kind": kind}
     # a new dict, so that an AnnData that shares the old one (a shallow copy) keeps its state
-    adata.uns[UNS] = {**adata.uns.get(UNS, {}), check_key(key): _encode(record)}
+    adata.uns[UNS] = {**records(adata), check_key(key): _encode(record)}
 
 
 def check_free(adata: AnnData, key: str, kind: str, *, slot: str | None = None) -> None:
@@ -189,8 +189,9 @@ def check_free(adata: AnnData, key: str, kind: str, *, slot: str | None = None) 
         If something else is there.
     """
     record = read_uns(adata, key)
-    if record is not None and record.get("kind") != kind:
-        what = record.get("kind") or "something else"
+    found = record.get("kind") if isinstance(record, Mapping) else None
+    if record is not None and found != kind:
+        what = found if isinstance(found, str) and found else "something else"
         raise ValueError(
             f'`key_added`: `uns["pekasc"][{key!r}]` holds {what}, which a {kind} must not replace. Take another key.'
         )
@@ -201,7 +202,35 @@ def check_free(adata: AnnData, key: str, kind: str, *, slot: str | None = None) 
         )
 
 
-def read_uns(adata: AnnData, key: str) -> dict[str, Any] | None:
-    """Return what :func:`write_uns` stored under `key`, or None."""
-    value = adata.uns.get(UNS, {}).get(key)
-    return None if value is None else _decode(value)
+def records(adata: AnnData) -> Mapping[str, Any]:
+    """Return ``uns["pekasc"]``, as it is stored; empty if there is none.
+
+    Raises
+    ------
+    ValueError
+        If it is no dict.
+    """
+    found = adata.uns.get(UNS, {})
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f"`table.uns[{UNS!r}]` must be a dict, in which pekasc keeps its records, but is {type(found).__name__}. "
+            f"Delete it: `del table.uns[{UNS!r}]`."
+        )
+    return found
+
+
+def read_uns(adata: AnnData, key: str) -> Any:
+    """Return what :func:`write_uns` stored under `key`, a dict if nobody has changed it since, or None.
+
+    Raises
+    ------
+    ValueError
+        If ``uns["pekasc"]`` is no dict, or JSON in it is damaged.
+    """
+    value = records(adata).get(key)
+    try:
+        return None if value is None else _decode(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"`table.uns[{UNS!r}][{key!r}]` is damaged: {error}. Delete it: `del table.uns[{UNS!r}][{key!r}]`."
+        ) from error

@@ -13,7 +13,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from pekasc._expression import close_genes, dense_layer, gene_positions
-from pekasc._keys import PEKA, SECTION, TILES, UNS
+from pekasc._keys import PEKA, SECTION, TILES, UNS, records
 from pekasc._measured import as_stored
 from pekasc._sections import (
     annotate_alike,
@@ -179,11 +179,12 @@ def expression(
         obs[name] = obs[name].cat.remove_unused_categories()
     result = AnnData(X=values, obs=obs, var=table.var.iloc[columns[known]].copy())
     for name, value in table.obsm.items():
-        result.obsm[name] = value[rows].copy() if not isinstance(value, pd.DataFrame) else value.loc[rows].copy()
+        frame = isinstance(value, pd.DataFrame)
+        result.obsm[name] = value.loc[rows].set_axis(result.obs_names) if frame else value[rows].copy()
     result.obsm["spatial"] = spatial[rows]
     annotate_alike(result, table)
     if UNS in table.uns:
-        result.uns[UNS] = dict(table.uns[UNS])
+        result.uns[UNS] = dict(records(table))
     finite = values[np.isfinite(values)]
     if not np.array_equal(finite, np.round(finite)) and not (layer is not None and as_stored(table, layer)):
         result.uns["log1p"] = {"base": None}  # as scanpy.pp.log1p writes it

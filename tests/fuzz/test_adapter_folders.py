@@ -27,7 +27,8 @@ VALUES: st.SearchStrategy[Any] = st.sampled_from([
     [], [1], [None], ["a", "a"], [[1]], [1.5, "a"], {}, {"a": 1}, {"": []}, {"__class__": "os.system"},
 ])  # fmt: skip
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
-N = pytest.mark.parametrize("n", [50, pytest.param(2000, marks=pytest.mark.slow)])
+SLOW = [pytest.mark.slow, pytest.mark.timeout(7200)]
+N = pytest.mark.parametrize("n", [50, pytest.param(2000, marks=SLOW)])
 
 
 def how(n: int) -> Any:

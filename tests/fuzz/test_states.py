@@ -44,7 +44,8 @@ VALUES: st.SearchStrategy[Any] = st.sampled_from([
     None, True, 0, 1, -1, 10**6, 10**400, 0.5, float("nan"), float("inf"), "", "a", "all", [], [1], [None], [[1]],
     {}, {"a": 1}, [{"epoch": 1}],
 ])  # fmt: skip
-N = pytest.mark.parametrize("n", [50, pytest.param(2000, marks=pytest.mark.slow)])
+SLOW = [pytest.mark.slow, pytest.mark.timeout(7200)]
+N = pytest.mark.parametrize("n", [50, pytest.param(2000, marks=SLOW)])
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,7 @@ def test_damaged(model: EncoderNetwork, state: tuple[Path, bytes], n: int) -> No
             refused.append(found is None)
 
     run()
+    print({"refused": sum(refused), "the same result": len(refused) - sum(refused)})  # noqa: T201 (shown with -s, for the slow job)
     # files that can be made again may be deleted
     assert sum(refused) > n // 3
 
@@ -198,4 +200,5 @@ def test_changed_and_sealed_again(model: EncoderNetwork, state: tuple[Path, byte
             refused.append(tried(model, folder) is None)
 
     run()
+    print({"refused": sum(refused), "a result": len(refused) - sum(refused)})  # noqa: T201 (shown with -s, for the slow job)
     assert sum(refused) > n // 4

@@ -188,6 +188,7 @@ def test_damaged_files(content: bytes) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 @settings(max_examples=2000, **QUIET)
 @given(content=damaged())
 def test_many_damaged_files(content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ _ROUNDED_PX = 2.0  # corners are rounded down to whole pixels, after half of the
 
 def patch_record(table: AnnData, region: str) -> dict[str, Any] | None:
     """Return the record of a section's stored patches, or None."""
-    return (read_uns(table, PATCHES) or {}).get(region)
+    records = read_uns(table, PATCHES)
+    return records.get(region) if isinstance(records, Mapping) else None
 
 
 def write_patch_records(table: AnnData, records: dict[str, dict[str, Any]]) -> None:

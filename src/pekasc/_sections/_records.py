@@ -44,7 +44,7 @@ def recorded_pixel_sizes(sdata: SpatialData, table: AnnData | None, image_name: 
         where = f'`{_WHERE[source].format(image_name)}["{UNS}"]["{IMAGE_MPP}"]'
         where += "`" if source == "image" else f"[{image_name!r}]`"
         mpp = check_mpp(record[IMAGE_MPP][image_name], where)
-        size = np.array(record[IMAGE_SIZE].get(image_name, (0, 0)), dtype=np.float64)
+        size = _size(record[IMAGE_SIZE].get(image_name, (0, 0)), where)
         factor: float | None = 1.0
         if image is not None and image_name in record[IMAGE_SIZE]:  # the image of stored patches need not exist
             factor = _pixel_factor(image, size, record[IMAGE_SYSTEM].get(image_name))
@@ -67,6 +67,17 @@ def recorded_pixel_sizes(sdata: SpatialData, table: AnnData | None, image_name: 
     if of_reader is not None:
         out["slide"] = check_mpp(of_reader, f"The pixel size of the slide {image_name!r}")
     return out
+
+
+def _size(value: Any, where: str) -> np.ndarray:
+    """Return a recorded width and height, float64."""
+    array = np.asarray(value) if isinstance(value, np.ndarray | list | tuple) else np.empty(0)
+    if array.shape != (2,) or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+        raise ValueError(
+            f"{where} is recorded for an image of size {str(value)[:40]}, which is no width and "
+            "height: delete both records, and give `image_mpp=`."
+        )
+    return array.astype(np.float64)
 
 
 def pixel_size_records(images: Mapping[str, Any], image_mpp: Mapping[str, float]) -> dict[str, dict[str, Any]]:

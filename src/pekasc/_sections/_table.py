@@ -11,6 +11,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from pekasc._digests import fingerprint
+from pekasc._expression import check_structures
 from pekasc._keys import SECTION, UNS
 from pekasc._sections._pixel_size import bin_um
 from pekasc._settings import get_logger
@@ -136,6 +137,7 @@ def writable_table(data: SpatialData | AnnData, table_name: str = "table") -> An
         return table
     if isinstance(data, AnnData):
         raise ValueError("`adata` is a view of another AnnData. Write `adata = adata.copy()` first.")
+    check_structures(table)
     table = table.copy()
     table_name = present_table(data, table_name)
     del data.tables[table_name]
@@ -156,23 +158,40 @@ def _duplicates(values: pd.Index) -> list[Any]:
 
 def table_keys(adata: AnnData) -> tuple[list[str], str, str]:
     """Return the regions, the region key and the instance key of a table."""
-    attrs = adata.uns.get(_ATTRS)
-    if not attrs:
+    how = (
+        "Parse it with "
+        '`spatialdata.models.TableModel.parse(adata, region=..., region_key="region", instance_key="spot_id")`.'
+    )
+    if not annotates(adata):
+        raise ValueError(f"The table does not say which element its rows belong to. {how}")
+    attrs = adata.uns[_ATTRS]
+    region, region_key, instance_key = (
+        attrs.get(name) if isinstance(attrs, Mapping) else None for name in ("region", "region_key", "instance_key")
+    )
+    # one region is a string, several are a list, or an array after reading from disk
+    regions = [region] if isinstance(region, str) else region
+    if not isinstance(regions, list | tuple | np.ndarray) or not all(isinstance(name, str) for name in regions):
+        regions = None
+    if not (regions is not None and isinstance(region_key, str) and isinstance(instance_key, str)):
         raise ValueError(
-            "The table does not say which element its rows belong to. Parse it with "
-            '`spatialdata.models.TableModel.parse(adata, region=..., region_key="region", instance_key="spot_id")`.'
+            f"`table.uns[{_ATTRS!r}]` is damaged: it needs `region` (a name, or names), `region_key` and "
+            f"`instance_key` (columns of `obs`), but is {str(attrs)[:200]}. {how}"
         )
-    region, region_key, instance_key = attrs["region"], attrs["region_key"], attrs["instance_key"]
     for key in (region_key, instance_key):
         if key not in adata.obs:
             raise KeyError(f"Column {key!r} not found in `table.obs`. Available columns: {list(adata.obs)}.")
-    # one region is a string, several are a list, or an array after reading from disk
-    return [region] if isinstance(region, str) else [str(r) for r in region], region_key, instance_key
+    return [str(name) for name in regions], region_key, instance_key
+
+
+def annotates(adata: AnnData) -> bool:
+    """Tell whether a table says which elements its rows annotate."""
+    attrs = adata.uns.get(_ATTRS)
+    return attrs is not None and not (isinstance(attrs, Mapping) and not attrs)
 
 
 def annotate_alike(new: AnnData, table: AnnData) -> None:
     """Let `new`, which holds rows of a table, annotate the elements that they annotate there."""
-    if table.uns.get(_ATTRS):
+    if annotates(table):
         _, region_key, instance_key = table_keys(table)
         regions = [str(name) for name in new.obs[region_key].unique()]
         region = regions if len(regions) > 1 else regions[0]
@@ -218,12 +237,17 @@ def check_table(adata: AnnData) -> None:
                 f"The table has duplicate {what} names: {examples(_duplicates(names))}. "
                 f"Make them unique with `adata.{what}_names_make_unique()`."
             )
-    if not adata.uns.get(_ATTRS):
+    if not annotates(adata):
         return
     _, _, instance_key = table_keys(adata)
     ids = adata.obs[instance_key]
     for region, rows in region_rows(adata).items():
-        repeated = _duplicates(pd.Index(ids.iloc[rows]))
+        try:
+            repeated = _duplicates(pd.Index(ids.iloc[rows]))
+        except TypeError as error:
+            raise ValueError(
+                f"`obs[{instance_key!r}]` must hold ids, numbers or names, but has {examples(ids.iloc[rows])}."
+            ) from error
         if repeated:
             raise ValueError(
                 f"Region {region!r} has duplicate instance ids in `obs[{instance_key!r}]`: {examples(repeated)}. "
@@ -236,7 +260,7 @@ def section_labels(adata: AnnData) -> np.ndarray:
 
     That is the region where the table annotates elements, else ``obs["section"]``, else one section for all.
     """
-    if adata.uns.get(_ATTRS):
+    if annotates(adata):
         _, region_key, _ = table_keys(adata)
         return adata.obs[region_key].astype(str).to_numpy(dtype=object)
     if SECTION in adata.obs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,38 @@ _SAME_VIEW = 0.02  # relative tolerance, since patches were cut to whole pixels
 
 
 def tile_record(table: AnnData, key: str = TILES) -> dict[str, Any] | None:
-    """Return the record of `pp.tile` under `key`, or None."""
+    """Return the record of `pp.tile` under `key`, or None, also if it is damaged."""
     record = read_uns(table, key)
-    return record if isinstance(record, dict) and {"tile_px", "mpp", "sections"} <= set(record) else None
+    return record if _is_tile_record(record) else None
+
+
+def _is_tile_record(record: Any) -> bool:
+    """Tell whether a record has what :func:`pekasc.pp.tile` writes, in types and shapes."""
+    if not isinstance(record, Mapping) or not isinstance(record.get("sections"), Mapping):
+        return False
+    sizes: list[Any] = [record.get("tile_px"), record.get("mpp")]
+    systems = [record.get("um_coordinate_system")]
+    matrices: list[tuple[Any, tuple[int, ...]]] = []
+    for known in record["sections"].values():
+        if not isinstance(known, Mapping):
+            return False
+        sizes.append(known.get("mpp"))
+        systems += [known.get(name) for name in ("image", "coordinate_system", "source")]
+        matrices += [(known.get(name), shape) for name, shape in _MATRICES.items()]
+    return (
+        all(isinstance(n, int | float) and not isinstance(n, bool) and 0 < n < 1e9 for n in sizes)
+        and sizes[0] == int(sizes[0])
+        and all(isinstance(name, str) for name in systems)
+        and all(_numbers(value, shape) for value, shape in matrices)
+    )
+
+
+_MATRICES = {"um_to_px": (2, 2), "shapes_to_px": (3, 3), "size_px": (2,)}
+
+
+def _numbers(value: Any, shape: tuple[int, ...]) -> bool:
+    array = np.asarray(value) if isinstance(value, np.ndarray | list) and np.shape(value) == shape else None
+    return array is not None and array.dtype.kind in "iuf" and bool(np.isfinite(array).all())
 
 
 def tile_call(table: AnnData, table_name: str = "table", key: str = TILES) -> str:
@@ -77,7 +106,9 @@ def tiled_sections(
     call = tile_call(table, table_name, key)
     record = tile_record(table, key)
     if record is None:
-        raise KeyError(f"No tiles {key!r} in the table {table_name!r}. Run `{call}` first.")
+        there = read_uns(table, key) is not None
+        wrong = f" (`table.uns['pekasc'][{key!r}]` is damaged, or something else: delete it)" if there else ""
+        raise KeyError(f"No tiles {key!r} in the table {table_name!r}{wrong}. Run `{call}` first.")
     check_table(table)
     by_region = region_rows(table)
     sections = []

@@ -65,8 +65,8 @@ def split(
     [0, 1, 2]
     """
     check_key(key_added)
-    check_table(get_table(data, table_name))
-    table = writable_table(data, table_name)
+    table = get_table(data, table_name)
+    check_table(table)
     if groups not in table.obs:
         raise KeyError(f"Groups {groups!r} not found in `obs`. Available columns: {list(table.obs)}.")
     if key_added == groups:
@@ -76,13 +76,17 @@ def split(
     if column.isna().any():
         missing = table.obs_names[column.isna()]
         raise ValueError(f"{len(missing)} rows have no group in `obs[{groups!r}]`: {examples(missing)}.")
-    codes, names = pd.factorize(
-        column.astype(column.cat.categories.dtype) if column.dtype == "category" else column, sort=True
-    )
+    try:
+        codes, names = pd.factorize(
+            column.astype(column.cat.categories.dtype) if column.dtype == "category" else column, sort=True
+        )
+    except TypeError as error:
+        raise ValueError(f"`obs[{groups!r}]` must hold names or numbers of groups: {error}.") from error
     if len(names) < 2:
         raise ValueError(f"`obs[{groups!r}]` has a single group, {examples(names)}: nothing to hold out.")
     if n_folds is not None:
         codes = _balanced(codes, len(names), n_folds, groups)
+    table = writable_table(data, table_name)
     table.obs[key_added] = codes.astype(np.int64)
     write_uns(table, key_added, {"groups": groups, "n_folds": int(codes.max()) + 1}, kind="split")
 

@@ -17,7 +17,7 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
 
-from pekasc._keys import TILE_INSIDE, TILES, UNS, check_key, read_uns, tile_shapes_name, write_uns
+from pekasc._keys import TILE_INSIDE, TILES, check_key, read_uns, records, tile_shapes_name, write_uns
 from pekasc._sections import (
     Section,
     examples,
@@ -205,7 +205,10 @@ def _with_patch(section: Section) -> Section:
 def _check_names(sdata: SpatialData, table: AnnData, sections: list[Section], key: str) -> None:
     record = tile_record(table, key)
     if record is None and read_uns(table, key) is not None:
-        raise ValueError(f'`key_added={key!r}`: `table.uns["pekasc"][{key!r}]` holds something else. Take another key.')
+        raise ValueError(
+            f'`key_added={key!r}`: `table.uns["pekasc"][{key!r}]` holds something else, or a damaged record of tiles. '
+            "Take another key, or delete it."
+        )
     replaceable = {tile_shapes_name(region, key) for region in record["sections"]} if record else set()
     # names in a SpatialData are unique over all elements, ignoring case
     taken = {name.lower(): (kind, name) for kind, name, _ in sdata.gen_elements()}
@@ -234,7 +237,7 @@ def _is_tile_inside(sdata: SpatialData, table: AnnData, sections: list[Section])
     values = table.obs[TILE_INSIDE]
     if values.dtype.kind != "f" or not values.dropna().between(0, 1).all():
         return False
-    if any(tile_record(table, key) is not None for key in table.uns.get(UNS, {})):
+    if any(tile_record(table, key) is not None for key in records(table)):
         return True
     tiled = np.zeros(table.n_obs, dtype=bool)
     for section in sections:

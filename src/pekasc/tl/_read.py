@@ -22,6 +22,7 @@ from pekasc._sections import (
     check_spatialdata,
     check_table,
     get_table,
+    present_table,
     section_labels,
     section_readers,
     tile_record,
@@ -237,17 +238,19 @@ def untiled_on_error(sdata: SpatialData, *, table_name: str, key: str) -> Iterat
     try:
         yield
     except BaseException:
-        table = get_table(sdata, table_name)
-        if not had_tiles and tile_record(table, key) is not None:
+        now = get_table(sdata, table_name)
+        if not had_tiles and tile_record(now, key) is not None:
             for name in set(sdata.shapes) - shapes:
                 del sdata.shapes[name]
-            if inside is None:
+            if now is not table:  # of a view, a copy was tiled
+                sdata.tables[present_table(sdata, table_name)] = table
+            elif inside is None:
                 del table.obs[TILE_INSIDE]
             else:
                 table.obs[TILE_INSIDE] = inside
-            if record is None:
+            if now is table and record is None:
                 del table.uns[UNS]
-            else:
+            elif now is table:
                 table.uns[UNS] = record
         raise
 

@@ -62,9 +62,14 @@ def check_installed(teacher: str) -> None:
         row.require()
 
 
+def _record(adata: AnnData, key: str) -> dict[str, Any]:
+    record = read_uns(adata, key)
+    return record if isinstance(record, dict) else {}
+
+
 def fitted_here(adata: AnnData, key: str) -> dict[str, Any] | None:
     """Return the record of an embedding in ``obsm[key]`` that was fitted on spots of this table; None if it was not."""
-    record = read_uns(adata, key) or {}
+    record = _record(adata, key)
     return record if "n_spots" in record and record.get("fitted", True) else None
 
 
@@ -76,7 +81,7 @@ def stored_teacher(adata: AnnData, key: str, name: str, rows: np.ndarray) -> Sto
     ValueError
         If it is no matrix, was replaced since `embed_expression` wrote it, or has NaN or infinite values in `rows`.
     """
-    record = read_uns(adata, key) or {}
+    record = _record(adata, key)
     if fitted_here(adata, key) is not None:
         logger.warning(
             "The teacher obsm[%r] was fitted on %s spots of this table: if you will test on some of them, their "

@@ -24,6 +24,7 @@ from spatialdata import SpatialData
 import pekasc as pk
 from pekasc.models.runtime import replace_sealed, write_sealed_array, write_sealed_json
 from pekasc.models.selection._student import train_student
+from pekasc.models.training._callbacks import HISTORY
 
 Fit = Callable[..., pk.Adapter]
 Numbers = Callable[[pk.Adapter], dict[str, bytes]]
@@ -235,14 +236,16 @@ def test_a_flipped_bit_is_found(sections: SpatialData, fit: Fit, unfinished: Pat
     [
         ("choice.json", [], "choice.json has another shape"),
         ("choice.json", {"depth": [1], "alpha": "a", "table": []}, "choice.json has another shape"),
+        ("choice.json", {"depth": [1], "alpha": 10**400, "table": []}, "choice.json has another shape"),
         ("choice.json", {"depth": [1], "alpha": 1.0, "table": [[[1], 1.0]]}, "choice.json has another shape"),
         (
             "choice.json",
             {"depth": [99], "alpha": 1.0, "table": [[[99], 1.0, 1.0]]},
             "depths or penalties that this fit",
         ),
-        ("fold-1/done.json", 3, "fold-1/done.json has another shape"),
-        ("fold-1/done.json", [{"epoch": 7}], "fold-1/done.json has another shape"),
+        ("fold-1/done.json", 3, "fold-1/done.json: the history has another shape"),
+        ("fold-1/done.json", [{"epoch": 7}], "fold-1/done.json: the history has another shape"),
+        ("fold-1/done.json", [{**dict.fromkeys(HISTORY, 1), "kd": 10**400}], "the history does not hold numbers"),
         ("fold-1/done.json", [], "fold-1/done.json is no history of 1 to 2 epochs"),
         ("blocks.json", 99, "blocks.json names 99 of 2 blocks"),
     ],

@@ -190,23 +190,46 @@ def test_a_checkpoint_cannot_run_code(encoder: EncoderNetwork, tmp_path: Path) -
     "change",
     [
         {"pekasc": {"processes": []}},
+        {"pekasc": {"processes": torch.zeros(1)}},
+        {"pekasc": {"processes": [torch.zeros(2, 2)]}},  # torch takes a name in [] for an index, with a warning
+        {"pekasc": {"processes": [{"rng": torch.get_rng_state(), "sums": torch.zeros(())}]}},
+        {"pekasc": {"processes": [{"rng": torch.zeros(3), "sums": torch.zeros(5)}]}},
         {"callbacks": {"History": 3}},
         {"loops": None},
         {"loops": {}},
         {"optimizer_states": [{"state": {}, "param_groups": []}]},
+        {"optimizer_states": {"state": {0: torch.zeros(0)}}},
+        {"optimizer_states": {"state": {0: {"step": torch.zeros(()), "exp_avg": torch.zeros(3)}}}},
+        {"lr_schedulers": [{"last_epoch": None}]},
         {"state_dict": {}},
         None,
     ],
 )
+@pytest.mark.filterwarnings("error:Using a non-tuple sequence")
 def test_a_checkpoint_of_another_shape_is_named(encoder: EncoderNetwork, tmp_path: Path, change: Any) -> None:
     how: dict[str, Any] = {"engine": replace(ENGINE, checkpoint_minutes=0), "folder": tmp_path}
     train(encoder, TileInputs(TILES), **how)
     state = torch.load(tmp_path / LAST, weights_only=True)
+    if isinstance(change, dict) and isinstance(change.get("optimizer_states"), dict):
+        change = {"optimizer_states": [{**state["optimizer_states"][0], **change["optimizer_states"]}]}
     _resealed(tmp_path, [1, 2] if change is None else {**state, **change})
     with pytest.raises(ValueError, match=r"is damaged: .*last.ckpt' .*Delete that file"):
         train(encoder, TileInputs(TILES), **how)
     # and the encoder is clean for the next training
     assert train(encoder, TileInputs(TILES)).history[0]["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    "ipt", [{"a": torch.zeros(2)}, {"a": 1}, torch.zeros(2), None], ids=["other", "number", "tensor", "none"]
+)
+def test_importance_of_other_ranks_is_named(encoder: EncoderNetwork, tmp_path: Path, ipt: Any) -> None:
+    how: dict[str, Any] = {"method": "adalora", "engine": replace(ENGINE, checkpoint_minutes=0), "folder": tmp_path}
+    train(encoder, TileInputs(TILES), **how)
+    state = torch.load(tmp_path / LAST, weights_only=True)
+    state["pekasc"]["allocator"]["ipt"] = ipt
+    _resealed(tmp_path, state)
+    with pytest.raises(ValueError, match=r"is damaged: .*last.ckpt' .*Delete that file"):
+        train(encoder, TileInputs(TILES), **how)
 
 
 def test_a_full_disk_is_said(encoder: EncoderNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,7 @@ def _choice_from_json(job: Job, facts: Any, depths: Sequence[Depth]) -> Choice:
             depth(facts["depth"]), float(facts["alpha"]), pd.DataFrame(rows, columns=["depth", "alpha", "error"])
         )
         fits = choice.depth in depths and {d for d, _, _ in rows} <= set(depths) and choice.alpha in {*ALPHAS}
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(job.resume.damaged(f"choice.json has another shape ({error!r})")) from error
     if not fits or not rows:
         raise ValueError(job.resume.damaged("choice.json has depths or penalties that this fit does not try"))

@@ -24,8 +24,8 @@ from pekasc.models.selection._readout import Features, Reader, fixed_radius
 from pekasc.models.selection._result import history_frame, make_result
 from pekasc.models.teachers import check_finite
 from pekasc.models.training import (
-    HISTORY,
     Trained,
+    check_history,
     choose_blocks,
     last_block,
     make_config,
@@ -215,11 +215,10 @@ def _train(
 def _check_history(job: Job, file: str, rows: Any, most: int) -> None:
     """Check the epochs that an earlier run wrote down."""
     try:
-        epochs = [row["epoch"] for row in rows]
-        numbers = all(isinstance(row[name], int | float) for row in rows for name in HISTORY)
-    except (LookupError, TypeError) as error:
-        raise ValueError(job.resume.damaged(f"{file} has another shape ({error!r})")) from error
-    if not numbers or not epochs or epochs != list(range(1, len(epochs) + 1)) or len(epochs) > most:
+        check_history(rows)
+    except ValueError as error:
+        raise ValueError(job.resume.damaged(f"{file}: {error}")) from error
+    if not 1 <= len(rows) <= most:
         raise ValueError(job.resume.damaged(f"{file} is no history of 1 to {most} epochs"))
 
 

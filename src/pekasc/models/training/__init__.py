@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pekasc.models.training._blocks import MOST, choose_blocks
-from pekasc.models.training._callbacks import HISTORY
+from pekasc.models.training._callbacks import check_history
 from pekasc.models.training._lightning import Engine, check_starts, check_trainer
 from pekasc.models.training._losses import losses
 from pekasc.models.training._methods import (
@@ -23,7 +23,7 @@ from pekasc.models.training._trainer import Trained, train_student
 
 __all__ = [
     "Engine",
-    "HISTORY",
+    "check_history",
     "MOST",
     "Method",
     "Trained",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import time
 from collections.abc import Callable, Collection
 from copy import deepcopy
@@ -21,6 +22,25 @@ from pekasc.models.training._plan import Student
 
 # what a row of the history has
 HISTORY = ("epoch", "loss", "kd", "sa", "matching", "peak_memory", "val_error")
+
+
+def check_history(rows: Any) -> None:
+    """Check rows of a history that were read from a file: numbers of the epochs 1, 2, ...
+
+    Raises
+    ------
+    ValueError
+        If they are something else.
+    """
+    try:
+        numbers = [row[name] for row in rows for name in HISTORY]
+        # a larger integer is no float
+        sound = all(isinstance(value, int | float) and not abs(value) > sys.float_info.max for value in numbers)
+        sound = sound and [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"the history has another shape ({error!r})") from error
+    if not sound:
+        raise ValueError("the history does not hold numbers of the epochs 1, 2, ...")
 
 
 class Allocation(L.Callback):
@@ -71,6 +91,7 @@ class History(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the rows."""
+        check_history(state_dict["rows"])
         self.rows = list(state_dict["rows"])
         for row in self.rows:
             self.known(int(row["epoch"]))

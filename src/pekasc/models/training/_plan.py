@@ -155,16 +155,21 @@ class Student(L.LightningModule):
                 "Delete the folder of `Compute.resume`."
             )
         extra = checkpoint["pekasc"]
-        own = extra["processes"][processes.rank()]
+        own = _of_process(extra, self.sums.shape)
+        _check_optimiser(checkpoint, self.configure_optimizers())
         torch.set_rng_state(own["rng"].cpu())
         if "rng_cuda" in own:
             torch.cuda.set_rng_state(own["rng_cuda"].cpu())
         self.sums = own["sums"].to(self.device)
         if "allocator" in extra:
-            allocator = self.peft_model.base_model.rankallocator
+            base, found = self.peft_model.base_model, extra["allocator"]
+            shapes = {name: p.shape for name, p in base.model.named_parameters() if "lora_" in name}
+            stored = [{key: value.shape for key, value in found[name].items()} for name in _ALLOCATOR]
+            if stored not in ([shapes] * 3, [{}] * 3):  # none in the last steps, in which ranks stay
+                raise ValueError("the importance of ranks that it holds is not that of this adapter's layers")
             for name in _ALLOCATOR:
-                setattr(allocator, name, extra["allocator"][name])
-            self.peft_model.active_peft_config.rank_pattern = extra["allocator"]["rank_pattern"]
+                setattr(base.rankallocator, name, found[name])
+            self.peft_model.active_peft_config.rank_pattern = found["rank_pattern"]
 
     def configure_optimizers(self) -> Any:
         """Return AdamW over adapter and projector, with the recipe's learning rate schedule."""
@@ -179,6 +184,58 @@ class Student(L.LightningModule):
 
 
 _ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+
+def _check_optimiser(checkpoint: Mapping[str, Any], made: Mapping[str, Any]) -> None:
+    """Check the moments of a checkpoint's optimiser, its options and its schedule against those of a new one.
+
+    torch takes over whatever there is, and fails in the middle of a step.
+
+    Raises
+    ------
+    ValueError
+        If they are not of these parameters.
+    LookupError, TypeError
+        If the checkpoint has another structure.
+    """
+    (stored,) = checkpoint["optimizer_states"]
+    (group,), (options,) = made["optimizer"].param_groups, stored["param_groups"]
+    shapes = [p.shape for p in group["params"]]
+    for i, moments in stored["state"].items():
+        if {name: value.shape for name, value in moments.items()} != {
+            "step": torch.Size(), "exp_avg": shapes[i], "exp_avg_sq": shapes[i],
+        }:  # fmt: skip
+            raise ValueError("the moments of its optimiser are not of this adapter's parameters")
+    same = options["params"] == list(range(len(shapes))) and options.keys() == group.keys()
+    # the learning rate changes from epoch to epoch
+    fixed = [name for name in group if name not in ("params", "lr")]
+    if not same or any(options[name] != group[name] for name in fixed) or not isinstance(options["lr"], float):
+        raise ValueError("the options of its optimiser are not those of this training")
+    schedules = [made["lr_scheduler"].state_dict()] if "lr_scheduler" in made else []
+    kinds = [[{name: type(value) for name, value in s.items()} for s in each]
+             for each in (schedules, checkpoint["lr_schedulers"])]  # fmt: skip
+    if kinds[0] != kinds[1]:
+        raise ValueError("its schedule of learning rates is not that of this training")
+
+
+def _of_process(extra: Mapping[str, Any], sums: torch.Size) -> dict[str, Any]:
+    """Return what a checkpoint holds of this process: random states, and sums of shape `sums`.
+
+    Raises
+    ------
+    ValueError
+        If it holds something else, which torch would take apart as if it were an index.
+    """
+    states = extra.get("processes")
+    if not isinstance(states, list) or len(states) <= processes.rank():
+        raise ValueError(f"it holds no random state of process {processes.rank()}")
+    own = states[processes.rank()]
+    tensors = own.values() if isinstance(own, dict) else ()
+    if not {"rng", "sums"} <= set(own if tensors else ()) or not all(isinstance(value, Tensor) for value in tensors):
+        raise ValueError("its random states and sums of losses are no tensors")
+    if any(own[name].dtype != torch.uint8 for name in own if name != "sums") or own["sums"].shape != sums:
+        raise ValueError("its random states and sums of losses are of another type or size")
+    return dict(own)
 
 
 class NotFinite(FloatingPointError):
