@@ -113,7 +113,7 @@ def main() -> None:
     lines = KeptRows(arguments.out / "reading.jsonl")
     if arguments.only is None:
         spots = Spots(arguments.her2st, arguments.vits)
-        far = pk.get.tiles(spots.sdata, scale=2).to_numpy()
+        far = pk.get.tiles(spots.sdata, field_um=224).to_numpy()
         for split in ALL_FOLDS:
             if split not in {line["split"] for line in lines.rows}:
                 lines.add(run(spots, far, split))

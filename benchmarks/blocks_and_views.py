@@ -43,7 +43,12 @@ def main() -> None:
                     continue
                 start = time.perf_counter()
                 adapter = pk.tl.fit_adapter(
-                    split.training, encoder=vits(arguments.vits), genes=split.genes, progress=False, **options
+                    split.training,
+                    encoder=vits(arguments.vits),
+                    genes=split.genes,
+                    progress=False,
+                    readout="ridge",
+                    **options,
                 )
                 seconds = time.perf_counter() - start
                 row = {"split": name, "config": label, "seconds": seconds, "depth": adapter.info["depth"]}

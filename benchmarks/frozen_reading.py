@@ -23,6 +23,7 @@ import torch
 import pekasc as pk
 from _her2st import ALL_FOLDS, chosen_genes
 from _machine import machine
+from _ridge import predict
 from pekasc._expression import log1p_cp10k
 from pekasc.models.encoders import Depth, EncoderNetwork, candidate_depths, features_at
 from pekasc.models.features import embed
@@ -51,7 +52,9 @@ def main() -> None:
     encoder = EncoderNetwork(pk.models.Encoder("vit_small_patch14_dinov2", weights=arguments.vits), 112)
     pk.pp.tile(sdata, tile_px=112, mpp=1.0)
     depths = candidate_depths(encoder.n_blocks)
-    near, far = (plain_and_views(encoder, pk.get.tiles(sdata, scale=scale).to_numpy(), depths) for scale in (1, 2))
+    near, far = (
+        plain_and_views(encoder, pk.get.tiles(sdata, field_um=width).to_numpy(), depths) for width in (None, 224)
+    )
     both = [{d: np.concatenate([n[d], f[d]], axis=1) for d in n} for n, f in zip(near, far, strict=True)]
     ways = {"tile": near[0], "views": near[1], "scales": both[0], "views and scales": both[1]}
     table = sdata["table"]
@@ -74,8 +77,8 @@ def main() -> None:
 
                 training = {d: x[train] for d, x in features.items()}
                 chosen = choose(training, y, folds, None, None if context is None else read)
-                head = fit_ridge(read(features_at(training, chosen.depth)), y).head(chosen.alpha)
-                predicted = head.predict(read(features_at(features, chosen.depth)[test], at=test))
+                fit = fit_ridge(read(features_at(training, chosen.depth)), y)
+                predicted = predict(fit, chosen.alpha, read(features_at(features, chosen.depth)[test], at=test))
                 r = gene_scores(predicted, log[np.ix_(test, union)])
                 for name, at in sets.items():
                     score = mean_score(r[at])

@@ -33,6 +33,7 @@ from spatialdata import SpatialData
 
 import pekasc as pk
 from _machine import machine
+from _ridge import predict
 from pekasc.models.encoders import Depth, candidate_depths
 from pekasc.models.heads import fit_ridge
 from pekasc.models.selection import choose, inner_folds
@@ -42,10 +43,11 @@ TILE_PX, MPP = 112, 1.0
 N_BLOCKS = 12
 N_GENES, SEEN_IN, N_NEIGHBOURS = 50, 0.1, 6
 SETS = {"svg": "50 SVG", "hvg": "50 HVG"}
+RIDGE = pk.Readout.preset("ridge").replace(n_depths=None)
 METHODS: dict[str, dict[str, Any]] = {
-    "frozen last": {"method": None, "readout": {"depth": -1}},
-    "frozen chosen": {"method": None},
-    "adapter": {"method": "bone"},
+    "frozen last": {"method": None, "readout": RIDGE.replace(depth=-1)},
+    "frozen chosen": {"method": None, "readout": RIDGE},
+    "adapter": {"method": "bone", "readout": RIDGE},
 }
 COMPUTE = {"device": "cpu", "precision": "fp32"}
 CONTROL_TEST, HEAD_REPEATS, WHOLE_REPEATS = "C4", 100, 5
@@ -248,8 +250,8 @@ def head_on(split: Split, features: dict[Depth, np.ndarray], rows: np.ndarray, g
     folds = inner_folds(sections, split.positions_um(rows), sections, margin_um=TILE_PX * MPP)
     chosen = choose({depth: x[rows] for depth, x in features.items()}, y, folds, None)
     x = features[chosen.depth]
-    head = fit_ridge(x[rows], y).head(chosen.alpha)
-    return head.predict(x[split.rows(split.test)]), chosen
+    fit = fit_ridge(x[rows], y)
+    return predict(fit, chosen.alpha, x[split.rows(split.test)]), chosen
 
 
 def run_control(path: Path, encoder: pk.models.Encoder, store: Store) -> None:

@@ -147,8 +147,9 @@ def run(folder: Path) -> None:
     pk.tl.embed_tiles(sdata, encoder, compute=compute, progress=False)
     step("embed_tiles")
     train = [f"{name}_spots" for name in names[:4]]
+    ridge = pk.Readout.preset("ridge").replace(n_depths=None, depth=2)
     adapter = pk.tl.fit_adapter(
-        sdata, encoder=encoder, method=None, train=train, genes=[f"G{i}" for i in range(50)], readout={"depth": 2},
+        sdata, encoder=encoder, method=None, train=train, genes=[f"G{i}" for i in range(50)], readout=ridge,
         compute={"device": "cpu"}, progress=False,
     )  # fmt: skip
     step("fit_adapter (4 samples, frozen encoder)")

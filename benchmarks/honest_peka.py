@@ -8,7 +8,8 @@ highly variable), teacher, depth, epochs and penalty come from the training sect
 the folder ``--out``; a run that was interrupted goes on from them, and ``--only tables`` prints what is there.
 
 Parts: ``rank`` (all methods at rank 64), ``budget`` (at most as many parameters as Block-Affine at rank 64), ``heads``
-(ridge, ridge per gene), ``reading`` (tiles at two scales, and test-time augmentation over eight orientations),
+(ridge, ridge per gene), ``reading`` (a field of view of twice the width, and test-time augmentation over eight
+orientations),
 ``matching`` (feature matching in the loss, five splits), ``audit`` (folds of random spots beside sections and
 patients), ``shuffled`` (expression permuted within sections).
 """
@@ -45,6 +46,7 @@ BUDGET: dict[str, Any] = {
     "dora r=47": LoraConfig(r=47, lora_alpha=94, use_dora=True),
     "adalora r=48, alpha x 64": AdaLoraConfig(init_r=72, target_r=48, lora_alpha=96 * 64, total_step=1),
 }
+RIDGE = pk.Readout.preset("ridge").replace(n_depths=None)
 COMPUTE = pk.Compute(device="cpu", precision="bf16")  # twice as fast as float32 on CPUs that have it
 PARTS = ["readouts", "heads", "rank", "budget", "reading", "matching", "audit", "shuffled", "tables"]
 N_SHUFFLED = 20
@@ -64,7 +66,7 @@ def with_context(*readouts: pk.Readout) -> list[pk.Readout]:
 
 def run(
     sdata: Any, encoder: Any, out: Path, seeds: list[int], methods: Any, *, folds: Any = FOLDS,
-    recipe: pk.Recipe | None = None, readouts: tuple[pk.Readout, ...] = (pk.Readout(),),
+    recipe: pk.Recipe | None = None, readouts: tuple[pk.Readout, ...] = (RIDGE,),
 ) -> pd.DataFrame:  # fmt: skip
     return pk.tl.cross_validate(
         sdata, encoders=encoder, methods=methods, folds=folds, seeds=seeds, recipe=recipe,
@@ -78,7 +80,7 @@ def run_audit(her2st: Path, encoder: Any, out: Path) -> pd.DataFrame:
     for groups, sections in (("section", ("C2", "C3", "C4")), ("patient", ("B4", "C2", "C3", "C4"))):
         audit = pk.tl.leakage_audit(
             load(her2st, sections), methods=["coordinates", "frozen", "frozen-best", "bone"], encoders=encoder,
-            groups=groups, readout=with_context(pk.Readout()), compute=COMPUTE.replace(cache=out / "cache"),
+            groups=groups, readout=with_context(RIDGE), compute=COMPUTE.replace(cache=out / "cache"),
             store=out / "store",
         )  # fmt: skip
         parts.append(audit.reset_index().assign(held_out=groups))
@@ -110,13 +112,14 @@ def run_shuffled(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
 
 def run_heads(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
     """Put every head on the frozen encoder."""
-    readouts = (pk.Readout(), pk.Readout(head="ridge-per-gene"))
+    readouts = (RIDGE, RIDGE.replace(head="ridge-per-gene"))
     return run(sdata, encoder, out, [0], ["frozen", "frozen-best"], folds=ALL_FOLDS, readouts=readouts)
 
 
 def run_reading(sdata: Any, encoder: Any, out: Path) -> pd.DataFrame:
-    """Compare readouts of frozen encoder and adapter: one scale, two, and two with test-time augmentation over 8."""
-    readouts = (pk.Readout(), pk.Readout(scales=(1, 2)), pk.Readout(scales=(1, 2), orientations=8))
+    """Compare readouts of encoder and adapter: the tile, a wider field, both with test-time augmentation over 8."""
+    wide = RIDGE.replace(fields_um=(224,))
+    readouts = (RIDGE, wide, wide.replace(orientations=8))
     return run(sdata, encoder, out, [0], ["frozen-best", "bone"], readouts=readouts)
 
 
@@ -148,13 +151,13 @@ def matching_table(frame: pd.DataFrame) -> str:
 
 
 def reading_table(frame: pd.DataFrame) -> str:
-    pooled = frame[frame["section"] == "pooled"].assign(scales=frame["scales"].astype(str))
-    by = ["scales", "orientations", "method"]
+    pooled = frame[frame["section"] == "pooled"].assign(fields_um=frame["fields_um"].fillna("").astype(str))
+    by = ["fields_um", "orientations", "method"]
     table = pooled.pivot_table(index=by, columns=["fold", "genes", "context_um"], values="pearson")
-    plain = table.loc[("1", 1, "frozen-best")]
+    plain = table.loc[("", 1, "frozen-best")]
     alike = table.xs("frozen-best", level="method").reindex(table.index.droplevel("method")).to_numpy()
     changes = {
-        "to frozen-best, one scale": table.div(plain, axis=1).sub(1).mean(axis=1),
+        "to frozen-best, tile alone": table.div(plain, axis=1).sub(1).mean(axis=1),
         "to frozen-best, read alike": (table / alike - 1).mean(axis=1),
     }
     table.columns = [f"{fold} {genes}{' +ctx' if context else ''}" for fold, genes, context in table.columns]

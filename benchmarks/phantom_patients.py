@@ -23,7 +23,8 @@ from _machine import machine
 
 N_TRAIN = [2, 4, 8, 16]
 N_TEST = 4
-READOUTS = [pk.Readout(), pk.Readout(context_um=300)]
+RIDGE = pk.Readout.preset("ridge").replace(n_depths=None)
+READOUTS = [RIDGE, RIDGE.replace(context_um=300)]
 METHODS = ["frozen", "frozen-best", "bone", "teacher"]
 
 

@@ -42,8 +42,9 @@ def child(a: argparse.Namespace) -> None:
     recipe = pk.Recipe.preset("paper").replace(
         blocks=4, rank=64, n_clusters=17, teacher_components=128, epochs=6, n_views=4, learning_rate=3e-4
     )
+    readout = pk.Readout.preset("ridge").replace(n_depths=None, depth=6, n_components=128)
     adapter = pk.tl.fit_adapter(
-        sdata, encoder=vits(a.vits), recipe=recipe, readout={"depth": 6, "n_components": 128},
+        sdata, encoder=vits(a.vits), recipe=recipe, readout=readout,
         compute={"device": "cpu", **json.loads(a.child)}, progress=False,
     )  # fmt: skip
     if os.environ.get("LOCAL_RANK", "0") == "0":

@@ -22,6 +22,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 from threadpoolctl import threadpool_limits
 
+from _ridge import predict
 from pekasc.models.heads import ALPHAS, fit_folds, fit_ridge
 from pekasc.models.selection import InnerFold
 
@@ -37,7 +38,7 @@ def data(n: int, d: int, genes: int, seed: int) -> tuple[np.ndarray, np.ndarray,
 def ours(x: np.ndarray, y: np.ndarray, groups: np.ndarray, folds: list[InnerFold]) -> tuple[float, np.ndarray]:
     errors = np.array([fit.relative_errors(ALPHAS) for fit in fit_folds(x, y, folds)])
     alpha = float(ALPHAS[errors.mean(axis=0).argmin()])
-    return alpha, fit_ridge(x, y).head(alpha).predict(x)
+    return alpha, predict(fit_ridge(x, y), alpha, x)
 
 
 def sklearn(x: np.ndarray, y: np.ndarray, groups: np.ndarray, folds: list[InnerFold]) -> tuple[float, np.ndarray]:

@@ -33,6 +33,7 @@ COMPARED = [
     "epochs", "alpha",
 ]  # fmt: skip
 N_HEX = 16
+RIDGE = pk.Readout.preset("ridge").replace(n_depths=None)
 
 
 def digest(*arrays: Any) -> str:
@@ -47,10 +48,11 @@ def digest(*arrays: Any) -> str:
 def adapter_digests(adapter: pk.Adapter) -> dict[str, Any]:
     """Return digests of an adapter's weights and head, and what was chosen."""
     weights = [tensor.numpy() for _, part in sorted(adapter.weights.items()) for _, tensor in sorted(part.items())]
-    head: Any = adapter.head
+    members = adapter.reading.members
+    parts = [(linear.own, block.out) for m in members for block in m.head.blocks for linear in block.maps.values()]
     return {
         "weights": digest(*weights),
-        "head": digest(head.coef, head.intercept, head.projection.components),
+        "head": digest(*(m.head.intercept for m in members), *(array for part in parts for array in part)),
         **{name: adapter.info[name] for name in ("depth", "epochs", "alpha")},
         "n_genes": len(adapter.genes),
         "held_out": float(adapter.gene_scores["pearson"].mean()),
@@ -65,10 +67,10 @@ def tiled_phantom(n_patients: int, size_um: float = 1200, **how: Any) -> Spatial
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Compare four methods with two readouts."""
+    """Compare four methods with three readouts."""
     frame = pk.tl.cross_validate(
         tiled_phantom(3), methods=["mean", "frozen", "frozen-best", "bone"], recipe={"epochs": 2, "n_views": 1},
-        readout=[pk.Readout(), pk.Readout(context_um=300)], compute={"device": "cpu"}, progress=False,
+        readout=[RIDGE, RIDGE.replace(context_um=300), pk.Readout()], compute={"device": "cpu"}, progress=False,
     )  # fmt: skip
     text = frame[COMPARED].to_csv(float_format="%.17g")
     mean = {method: float(of["pearson"].mean()) for method, of in frame.groupby("method", sort=False)}

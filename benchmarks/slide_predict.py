@@ -49,7 +49,7 @@ def adapter_of(n_genes: int) -> pk.Adapter:
     encoder = pk.models.Encoder(TIMM, weights="random", model_kwargs={"img_size": TILE["tile_px"]})
     return pk.tl.fit_adapter(
         small, encoder=encoder, method=None, genes=list(small["table"].var_names), progress=False,
-        readout={"depth": 2, "context_um": 250}, random_state=0,
+        readout=pk.Readout.preset("ridge").replace(n_depths=None, depth=2, context_um=250), random_state=0,
     )  # fmt: skip
 
 

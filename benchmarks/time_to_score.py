@@ -25,20 +25,24 @@ import pekasc as pk
 from _her2st import FOLDS, KeptRows, Split, load_split, parsed, quick_parser, vits
 from _machine import machine
 from _plain_loop import PlainLoop, as_tensors
+from _ridge import predict
 from pekasc._expression import dense, expressed_genes, log1p_cp10k
 from pekasc.models.heads import ALPHAS, fit_ridge
 from pekasc.models.teachers import PcaTeacher
 
 SEEDS = (0, 1, 2)
 MOST_EPOCHS, GIVE_UP = 20, 4  # the loop ends when no epoch was better for so many
+RIDGE = pk.Readout.preset("ridge").replace(n_depths=None)
 QUICKER = {"blocks": 2, "n_views": 1, "epochs": 1}
 CONFIGS: dict[str, dict[str, Any]] = {
     "default": {},
-    "quick": {"recipe": {"blocks": 2, "n_views": 2, "epochs": 2}},
-    "quicker": {"recipe": QUICKER},
-    "quicker, context": {"recipe": QUICKER, "readout": {"context_um": 300}},
-    "quickest": {"recipe": {"blocks": 1, "n_views": 1, "epochs": 1}},
-    "frozen": {"method": None},
+    "quick": {"recipe": "quick"},
+    "ridge": {"readout": RIDGE},
+    "ridge, two epochs": {"recipe": {"blocks": 2, "n_views": 2, "epochs": 2}, "readout": RIDGE},
+    "ridge, one epoch": {"recipe": QUICKER, "readout": RIDGE},
+    "ridge, one epoch, context": {"recipe": QUICKER, "readout": RIDGE.replace(context_um=300)},
+    "ridge, one block": {"recipe": {"blocks": 1, "n_views": 1, "epochs": 1}, "readout": RIDGE},
+    "ridge, frozen": {"method": None, "readout": RIDGE},
 }
 
 
@@ -85,7 +89,7 @@ def plain(split: Split, arguments: Any, seed: int) -> list[dict[str, float]]:
         fit = fit_ridge(loop.features(loop.tiles), y)
         head = time.perf_counter() - start
         features = loop.features(test)
-        scores = [score(split, fit.head(alpha).predict(features)) for alpha in ALPHAS]
+        scores = [score(split, predict(fit, alpha, features)) for alpha in ALPHAS]
         rows.append({"epoch": epoch, "seconds": spent, "head_seconds": head, "score": max(scores)})
         if epoch - 1 - int(np.argmax([row["score"] for row in rows])) >= GIVE_UP:
             break

@@ -28,6 +28,7 @@ from torch.nn import functional
 import pekasc as pk
 from _her2st import ALL_FOLDS, KeptRows, chosen_genes, parsed, quick_parser
 from _machine import machine
+from _ridge import predict
 from pekasc._expression import log1p_cp10k
 from pekasc._options import Recipe
 from pekasc.models.encoders import Depth, EncoderNetwork, candidate_depths, features_at, orient
@@ -164,7 +165,7 @@ def scores(
         x, y = spots.with_context(x_test, rows_test, context), spots.log[np.ix_(rows_test, union)]
         best: dict[str, float] = {}
         for alpha in ALPHAS[ALPHAS > 1]:
-            r = np.nan_to_num(pearson(fit.head(alpha).predict(x), y))
+            r = np.nan_to_num(pearson(predict(fit, alpha, x), y))
             found = {name: float(r[at].mean()) for name, at in sets.items()}
             if not best or sum(found.values()) > sum(best.values()):
                 best = found

@@ -162,7 +162,7 @@ def frame() -> pd.DataFrame:
             "fold": fold, "section": section, "seed": 0, "whole_groups": True, "head": "ridge", "teacher": "",
             "pearson": 0.0 if method == "mean" else generator.uniform(0.1, 0.5),
         }
-        for context, readout in ((0.0, "Readout()"), (200.0, "Readout(context_um=200.0)"))
+        for context, readout in (("", "Readout(context_um=None)"), ("200", "Readout(context_um=200.0)"))
         for genes in ("svg", "hvg")
         for method in ("mean", "frozen", "frozen-best")
         for fold in ("P1", "P2")
@@ -174,14 +174,14 @@ def frame() -> pd.DataFrame:
 @pytest.fixture
 def plain(frame: pd.DataFrame) -> pd.DataFrame:
     """Return its rows without context, of one gene set."""
-    return frame[(frame["context_um"] == 0) & (frame["genes"] == "svg")].reset_index(drop=True)
+    return frame[(frame["context_um"] == "") & (frame["genes"] == "svg")].reset_index(drop=True)
 
 
 def test_comparison_sums_up(plain: pd.DataFrame) -> None:
     table = pk.get.comparison(plain)
     assert table.index.names == ["encoder", "context_um", "genes", "method"]
     sections = plain[plain["section"] != "pooled"]
-    row = table.loc[("tiny", 0.0, "svg", "frozen")]
+    row = table.loc[("tiny", "", "svg", "frozen")]
     own = sections[sections["method"] == "frozen"].set_index("fold")["pearson"]
     best = sections[sections["method"] == "frozen-best"].set_index("fold")["pearson"]
     assert row["pearson"] == pytest.approx(own.mean())
@@ -190,7 +190,7 @@ def test_comparison_sums_up(plain: pd.DataFrame) -> None:
     assert row["n_better"] == int((own > best).sum()) and row["n_folds"] == 2
     assert np.isnan(row["difference_low"])  # two folds have no interval
     many = pd.concat([plain.assign(fold=plain["fold"] + str(i)) for i in range(3)])
-    low = pk.get.comparison(many).loc[("tiny", 0.0, "svg", "frozen")]
+    low = pk.get.comparison(many).loc[("tiny", "", "svg", "frozen")]
     assert low["difference_low"] <= low["difference"] <= low["difference_high"]
     with pytest.raises(ValueError, match="`rival='bone'` is not among"):
         pk.get.comparison(plain, rival="bone")
@@ -202,28 +202,40 @@ def test_comparison_of_several_readouts(frame: pd.DataFrame, plain: pd.DataFrame
     # those that differ in their context alone are told apart by it
     both = pk.get.comparison(frame)
     assert both.index.names == ["encoder", "context_um", "genes", "method"] and len(both) == 2 * 2 * 3
-    pd.testing.assert_frame_equal(both.loc[[("tiny", 0.0, "svg", m) for m in sorted(set(plain["method"]))]],
+    pd.testing.assert_frame_equal(both.loc[[("tiny", "", "svg", m) for m in sorted(set(plain["method"]))]],
                                   pk.get.comparison(plain).sort_index())  # fmt: skip
     # others by all that they are, whatever else differs: here a head, whose rows score 1 more throughout
-    names = {"Readout()": "Readout(head='a')", "Readout(context_um=200.0)": "Readout(head='a', context_um=200.0)"}
+    plain_one = "Readout(context_um=None)"
+    names = {
+        plain_one: "Readout(head='a', context_um=None)",
+        "Readout(context_um=200.0)": "Readout(head='a', context_um=200.0)",
+    }
     other = frame.assign(head="a", readout=frame["readout"].map(names), pearson=frame["pearson"] + 1)
     table = pk.get.comparison(pd.concat([frame, other]))
     assert table.index.names == ["encoder", "context_um", "readout", "genes", "method"] and len(table) == 2 * len(both)
     for (encoder, context, genes, method), row in both.iterrows():
-        was = {0.0: "Readout()", 200.0: "Readout(context_um=200.0)"}[context]
+        was = {"": plain_one, "200": "Readout(context_um=200.0)"}[context]
         for readout, more in ((was, 0), (names[was], 1)):
             found = table.loc[(encoder, context, readout, genes, method)]
             assert found["pearson"] == pytest.approx(row["pearson"] + more)
             assert found["difference"] == pytest.approx(row["difference"], nan_ok=True)
     # one of them has no rival
     rival = (other["method"] == "frozen-best").to_numpy()
-    alone = pk.get.comparison(pd.concat([frame, other[~rival]])).xs(names["Readout()"], level="readout")
+    alone = pk.get.comparison(pd.concat([frame, other[~rival]])).xs(names[plain_one], level="readout")
     assert alone["difference"].isna().all() and alone["pearson"].notna().all()
+
+
+def test_a_context_that_is_chosen_is_one_setting_whatever_was_chosen(plain: pd.DataFrame) -> None:
+    radii = np.where(plain["fold"] == "P1", "150+300", np.where(plain["method"] == "frozen-best", "300", ""))
+    table = pk.get.comparison(plain.assign(context_um=radii, readout="Readout()"))
+    expected = pk.get.comparison(plain).droplevel("context_um")
+    assert set(table.index.get_level_values("context_um")) == {"auto"} and (table["n_folds"] == 2).all()
+    pd.testing.assert_frame_equal(table.droplevel("context_um"), expected)
 
 
 def test_intervals_are_over_whole_groups_and_frames_of_one_setting(plain: pd.DataFrame) -> None:
     five = pd.concat([plain[plain["fold"] == "P1"].assign(fold=f"patient {i}") for i in range(5)])
-    row = ("tiny", 0.0, "svg", "frozen")
+    row = ("tiny", "", "svg", "frozen")
     assert np.isfinite(pk.get.comparison(five, rival="mean").loc[row, "difference_low"])
     assert np.isnan(pk.get.comparison(five.assign(whole_groups=False), rival="mean").loc[row, "difference_low"])
     with pytest.raises(ValueError, match=r"twice \(settings: .*'teacher': \['', 'pca'\]"):

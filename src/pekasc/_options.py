@@ -634,12 +634,12 @@ def _members(members: Any, head: str) -> tuple[str, ...] | None:
 def _fields_um(fields_um: Any) -> Any:
     if fields_um is None or (isinstance(fields_um, str) and fields_um == "auto"):
         return fields_um
-    if isinstance(fields_um, Real) and not isinstance(fields_um, bool):
-        fields_um = (fields_um,)
     problem = (
         f'`fields_um={fields_um!r}` must be widths in um beyond that of the tile, each once, such as (448,), "auto" or '
         "None."
     )
+    if isinstance(fields_um, Real) and not isinstance(fields_um, bool):
+        fields_um = (fields_um,)
     if not isinstance(fields_um, Sequence) or isinstance(fields_um, str) or not len(fields_um):
         raise TypeError(problem)
     if not all(isinstance(value, Real) and not isinstance(value, bool) for value in fields_um):

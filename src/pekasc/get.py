@@ -229,11 +229,12 @@ def comparison(frame: pd.DataFrame, *, rival: str = "frozen-best", n_bootstrap: 
 
     Returns
     -------
-    Indexed by encoder, ``context_um``, genes and method, with the level ``readout`` after ``context_um`` if the
-    readouts differ in more than that. Columns: ``n_folds``; ``pearson``, the mean over folds; ``difference`` to the
-    rival; ``n_better``, the number of folds in which it is above 0; ``difference_low`` and ``difference_high``, a 95 %
-    bootstrap interval over folds, NaN with fewer than five folds, or if a fold has spots of one group in training and
-    in test; then ``pearson`` and ``difference`` of each fold as ``"{fold} pearson"`` and ``"{fold} difference"``.
+    Indexed by encoder, ``context_um`` (of the readout: a radius as text, empty without context, or ``"auto"``), genes
+    and method, with the level ``readout`` after ``context_um`` if the readouts differ in more than that. Columns:
+    ``n_folds``; ``pearson``, the mean over folds; ``difference`` to the rival; ``n_better``, the number of folds in
+    which it is above 0; ``difference_low`` and ``difference_high``, a 95 % bootstrap interval over folds, NaN with
+    fewer than five folds, or if a fold has spots of one group in training and in test; then ``pearson`` and
+    ``difference`` of each fold as ``"{fold} pearson"`` and ``"{fold} difference"``.
 
     Raises
     ------
@@ -246,7 +247,7 @@ def comparison(frame: pd.DataFrame, *, rival: str = "frozen-best", n_bootstrap: 
     >>> sdata = pk.datasets.phantom(n_patients=2, size_um=700)
     >>> pk.pp.tile(sdata, tile_px=56, mpp=2.0)
     >>> frame = pk.tl.cross_validate(sdata, methods=["mean", "frozen"], genes="svg", n_genes=20, progress=False)
-    >>> float(pk.get.comparison(frame, rival="mean").loc[("tiny", 0.0, "svg", "mean"), "pearson"])
+    >>> float(pk.get.comparison(frame, rival="mean").loc[("tiny", "auto", "svg", "mean"), "pearson"])
     0.0
     """
     by = ["encoder", "context_um", "genes", "method"]
@@ -258,6 +259,8 @@ def comparison(frame: pd.DataFrame, *, rival: str = "frozen-best", n_bootstrap: 
         )
     if rival not in set(frame["method"]):
         raise ValueError(f"`rival={rival!r}` is not among the methods compared: {sorted(set(frame['method']))}.")
+    # by the setting, since "auto" may use other radii in every fold
+    frame = frame.assign(context_um=[_context(readout) for readout in frame["readout"]])
     if len({_without_context(readout) for readout in frame["readout"].unique()}) > 1:
         by.insert(2, "readout")
     twice = frame.duplicated([*by, "fold", "section", "seed"])
@@ -296,6 +299,12 @@ def comparison(frame: pd.DataFrame, *, rival: str = "frozen-best", n_bootstrap: 
     for fold in scores:
         out[f"{fold} pearson"], out[f"{fold} difference"] = scores[fold], difference[fold]
     return out
+
+
+def _context(readout: str) -> str:
+    """Return the spatial context of a readout, as a frame has it: a radius in um, empty for none, or ``"auto"``."""
+    found = re.search(r"context_um=([^,)]+)", readout)
+    return "auto" if found is None else "" if found[1] == "None" else f"{float(found[1]):g}"
 
 
 def _without_context(readout: str) -> str:

@@ -39,8 +39,9 @@ def adapter(phantom: SpatialData, tmp_path_factory: pytest.TempPathFactory) -> P
     sdata = phantom.subset(list(phantom.images) + list(phantom.shapes) + ["table"])
     sdata.tables["table"] = phantom["table"].copy()
     pk.pp.tile(sdata, tile_px=56, mpp=2.0)
+    readout = pk.Readout.preset("ridge").replace(n_depths=None, depth=2, n_components=5)
     made = pk.tl.fit_adapter(
-        sdata, method=None, train=["P1S1_spots", "P2S1_spots"], readout={"depth": 2, "n_components": 5},
+        sdata, method=None, train=["P1S1_spots", "P2S1_spots"], readout=readout,
         compute={"device": "cpu"}, progress=False,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("adapters") / "frozen"

@@ -11,7 +11,18 @@ import pytest
 
 def test_two_methods(run: Any, sections: Path, tmp_path: Path) -> None:
     how = ["--methods", "mean", "--methods", "frozen-best", "--genes", "svg", "--n-genes", "5"]
-    how += ["--tile-px", "56", "--mpp", "2", "--readout", "n_components=5", "--compute", "device=cpu"]
+    how += [
+        "--tile-px",
+        "56",
+        "--mpp",
+        "2",
+        "--readout",
+        "ridge",
+        "--readout",
+        "n_components=5",
+        "--compute",
+        "device=cpu",
+    ]
     how += ["--out", str(tmp_path / "frame.csv")]
     sources = [sections / f"{name}.zarr" for name in ("P1S1", "P2S1", "P3S1")]
     done = run("compare", *sources, *how, "--json")

@@ -13,7 +13,8 @@ import pekasc as pk
 from pekasc.cli import _fit
 
 HOW = ["--tile-px", "56", "--mpp", "2", "--compute", "device=cpu"]
-HOW += ["--readout", "depth=2", "--readout", "n_components=5"]
+for _field in ("ridge", "n_depths=none", "depth=2", "n_components=5"):
+    HOW += ["--readout", _field]
 
 
 def test_the_frozen_encoder_on_two_sections(run: Any, sections: Path, phantom: sd.SpatialData, tmp_path: Path) -> None:
@@ -29,8 +30,9 @@ def test_the_frozen_encoder_on_two_sections(run: Any, sections: Path, phantom: s
     expected = phantom.subset([*phantom.images, *phantom.shapes, "table"])
     expected.tables["table"] = phantom["table"].copy()
     pk.pp.tile(expected, tile_px=56, mpp=2.0)
+    readout = pk.Readout.preset("ridge").replace(n_depths=None, depth=2, n_components=5)
     same = pk.tl.fit_adapter(
-        expected, method=None, train=["P1S1_spots", "P2S1_spots"], readout={"depth": 2, "n_components": 5},
+        expected, method=None, train=["P1S1_spots", "P2S1_spots"], readout=readout,
         compute={"device": "cpu"}, progress=False,
     )  # fmt: skip
     assert made.genes == same.genes

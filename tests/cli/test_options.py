@@ -65,7 +65,18 @@ def call() -> Any:
         ("readout", "depth=best", {"depth": "best"}),
         ("readout", "depth=2,4", {"depth": (2, 4)}),
         ("readout", "depth=2", {"depth": 2}),
-        ("readout", "scales=1,2", {"scales": (1.0, 2.0)}),
+        ("readout", "depth=all", {"depth": "all"}),
+        ("readout", "fields_um=224,448", {"fields_um": (224.0, 448.0)}),
+        ("readout", "fields_um=448", {"fields_um": (448.0,)}),
+        ("readout", "fields_um=auto", {"fields_um": "auto"}),
+        ("readout", "fields_um=none", {"fields_um": None}),
+        ("readout", "context_um=auto", {"context_um": "auto"}),
+        ("readout", "head_rank=8", {"head_rank": 8}),
+        ("readout", "smooth_um=150", {"smooth_um": 150.0}),
+        ("readout", "selection=best", {"selection": "best"}),
+        ("readout", "members=frozen:ridge, adapted:low-rank", {"members": ("frozen:ridge", "adapted:low-rank")}),
+        ("readout", "ridge", "ridge"),
+        ("recipe", "quick", "quick"),
         ("compute", "device=cpu", {"device": "cpu"}),
         ("compute", "max_memory=1000", {"max_memory": 1000}),
         ("compute", "cached_activations=none", {"cached_activations": None}),
@@ -83,6 +94,10 @@ def test_values_have_the_types_of_the_fields(call: Any, name: str, text: str, ex
 
 def test_a_preset_and_fields(call: Any) -> None:
     assert call("fit", "--recipe", "epochs=3", "--recipe", "paper")[3] == pk.Recipe.preset("paper").replace(epochs=3)
+    # fields that only go together with the preset
+    ridge = pk.Readout.preset("ridge").replace(n_depths=2)
+    assert call("fit", "--readout", "ridge", "--readout", "n_depths=2")[4] == ridge
+    assert call("fit", "--readout", "n_depths=2")[0] == 2
 
 
 @pytest.mark.parametrize(
@@ -92,6 +107,8 @@ def test_a_preset_and_fields(call: Any) -> None:
         (["--recipe", "epochs=many"], "`epochs='many'` must be a whole number"),
         (["--recipe", "papr"], "`recipe='papr'` is no preset. Did you mean 'paper'?"),
         (["--readout", "context_um=-1"], "context_um"),
+        (["--readout", "fields_um=wide"], "`fields_um='wide'` must be widths in um"),
+        (["--readout", "members=frozen:rigde,adapted:ridge"], "Did you mean 'frozen:ridge'?"),
         (["--compute", "client=tcp://here"], "`client` must be a distributed.Client"),
     ],
 )

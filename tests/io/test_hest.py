@@ -21,6 +21,7 @@ import tifffile
 from spatialdata import SpatialData
 
 import pekasc as pk
+from pekasc._settings import HINT
 from pekasc.io import _tiff
 
 Make = Callable[..., Any]
@@ -134,21 +135,25 @@ def test_patches_are_enough(hest: Make) -> None:
     assert len(by_barcode(unknown)) == len(folder.patches["INT1"])
 
 
-def test_every_tool_works_on_patches(hest: Make, tmp_path: Path) -> None:
+def test_every_tool_works_on_patches(hest: Make, caplog: pytest.LogCaptureFixture) -> None:
     folder = hest(2, image=False)
     sdata = pk.io.read_hest(folder.path, ["INT1", "INT2"])
     pk.pp.tile(sdata, tile_px=56, mpp=2.0)
     pk.tl.embed_tiles(sdata, "tiny", progress=False, compute={"device": "cpu"})
     assert np.isfinite(sdata["table"].obsm["X_tiny"]).all()
-    adapter = pk.tl.fit_adapter(
-        sdata,
-        train=["INT1_spots"],
-        method=None,
-        progress=False,
-        genes=["gene000", "gene001"],
-        readout={"depth": 2},
-        compute={"device": "cpu"},
-    )
+    with caplog.at_level(HINT, logger="pekasc"):
+        adapter = pk.tl.fit_adapter(
+            sdata,
+            train=["INT1_spots"],
+            method=None,
+            progress=False,
+            genes=["gene000", "gene001"],
+            compute={"device": "cpu"},
+        )
+    # which have nothing around them
+    assert adapter.fields_um == ()
+    assert "Field of view: the tile alone, since 448 um cannot be read: " in caplog.text
+    assert "has stored patches and no image: nothing beyond" in caplog.text
     pk.tl.predict_expression(sdata, adapter, progress=False, compute={"device": "cpu"})
     trained = sdata["table"].obs["peka_train"].to_numpy(dtype=bool)
     np.testing.assert_array_equal(trained, sdata["table"].obs["section"] == "INT1")
@@ -165,7 +170,7 @@ def test_wider_tiles_than_the_stored_patches_come_from_the_image(hest: Make) -> 
     how: dict[str, Any] = {"compute": {"device": "cpu"}, "progress": False}
     both = pk.io.read_hest(hest().path, "INT1")
     pk.pp.tile(both, tile_px=SIDE_PX, mpp=MPP, patches=True)
-    pk.tl.embed_tiles(both, "tiny", readout={"depth": 1, "scales": (1, 2)}, **how)
+    pk.tl.embed_tiles(both, "tiny", readout={"depth": 1, "fields_um": 2 * SIDE_PX * MPP}, **how)
     pk.pp.tile(both, tile_px=SIDE_PX, mpp=2 * MPP, patches=False, key_added="wide")
     pk.tl.embed_tiles(both, "tiny", key="wide", key_added="wide_features", readout={"depth": 1}, **how)
     features, wide = both["table"].obsm["X_tiny"], both["table"].obsm["wide_features"]
@@ -174,7 +179,7 @@ def test_wider_tiles_than_the_stored_patches_come_from_the_image(hest: Make) -> 
     patches = pk.io.read_hest(hest(image=False).path, "INT1")
     pk.pp.tile(patches, tile_px=SIDE_PX, mpp=MPP)
     with pytest.raises(ValueError, match="has stored patches and no image: nothing beyond"):
-        pk.tl.embed_tiles(patches, "tiny", readout={"scales": (1, 2)}, **how)
+        pk.tl.embed_tiles(patches, "tiny", readout={"fields_um": 2 * SIDE_PX * MPP}, **how)
 
 
 def test_patches_are_averaged_down(hest: Make) -> None:

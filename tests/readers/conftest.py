@@ -267,7 +267,8 @@ def write_slide(folder: Path) -> Path:
         about = f"Aperio Image Library v12\r\n{width}x{height} (256x256) JPEG/RGB Q=90|AppMag = 10|MPP = 1.0"
         for level, tile in ((pixels, (256, 256)), (pixels[::8, ::8], None), (pixels[::2, ::2], (256, 256))):
             tiff.write(level, photometric="rgb", tile=tile, compression="jpeg", metadata=None, description=about)
-    how: dict[str, Any] = {"method": None, "readout": {"depth": 2, "context_um": None}, "compute": {"device": "cpu"}}
+    readout = pk.Readout.preset("ridge").replace(n_depths=None, depth=2)
+    how: dict[str, Any] = {"method": None, "readout": readout, "compute": {"device": "cpu"}}
     pk.pp.tile(sdata, tile_px=56, mpp=2.0)
     pk.tl.fit_adapter(sdata, train=["P1S1_spots"], progress=False, **how).save(folder / "adapter")
     return folder

@@ -79,7 +79,7 @@ def test_segmented_cells_have_no_grid(segmentations_folder: Path) -> None:
 def test_fit_and_get_on_bins(read_visium_hd: Reader) -> None:
     sdata = read_visium_hd(bin_size=16)
     pk.pp.tile(sdata, array="visium_hd", **SIZE)
-    pk.tl.fit_adapter(sdata, method=None, readout={"depth": 2}, progress=False)
+    pk.tl.fit_adapter(sdata, method=None, readout="ridge", progress=False)
     assert pk.get.expression(sdata, layer=None).obsm["spatial"].max() < 1000
 
 

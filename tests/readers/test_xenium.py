@@ -75,7 +75,7 @@ def test_every_kind_of_shapes(read_xenium: Reader, region: str, key: str) -> Non
 def test_fit_predict_get_and_draw_on_labels(read_xenium: Reader) -> None:
     sdata = read_xenium()
     pk.pp.tile(sdata, **SIZE)
-    adapter = pk.tl.fit_adapter(sdata, method=None, readout={"depth": 2}, progress=False)
+    adapter = pk.tl.fit_adapter(sdata, method=None, readout="ridge", progress=False)
     pk.tl.predict_expression(sdata, adapter, progress=False)
     adata = pk.get.expression(sdata)
     known = np.array([[c.x, c.y] for c in sdata.shapes["cell_boundaries"].loc[adata.obs["cell_id"]].centroid])

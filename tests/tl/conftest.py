@@ -7,16 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from spatialdata import SpatialData
 
 import pekasc as pk
+from pekasc.models.adapter._reading import reading_parts
+from pekasc.models.features import BatchEncoder, ReadingEncoder
 
+# one ridge regression: what is tested here is not how good a reading gets
+RIDGE = pk.Readout.preset("ridge").replace(n_depths=None)
 # the published schedule always trains, so that no test looks at an adapter that is left at zero
 TRAINED: dict[str, Any] = {
     "recipe": pk.Recipe.preset("paper").replace(
         rank=16, n_clusters=4, teacher_components=10, epochs=2, learning_rate=3e-3, cluster_head_epochs=5
     ),
-    "readout": pk.Readout(depth=2, n_components=10), "compute": {"device": "cpu"}, "progress": False,
+    "readout": RIDGE.replace(depth=2, n_components=10), "compute": {"device": "cpu"}, "progress": False,
 }  # fmt: skip
 TRAIN = ["P1S1_spots"]
 
@@ -73,7 +78,16 @@ def adapter(_tiled: SpatialData) -> pk.Adapter:
 @pytest.fixture(scope="session")
 def frozen(_tiled: SpatialData) -> pk.Adapter:
     """Return the frozen encoder with a head for the first patient."""
-    return pk.tl.fit_adapter(copy_of(_tiled), train=TRAIN, method=None, compute={"device": "cpu"}, progress=False)
+    return pk.tl.fit_adapter(
+        copy_of(_tiled), train=TRAIN, method=None, readout=RIDGE, compute={"device": "cpu"}, progress=False
+    )
+
+
+@pytest.fixture(scope="session")
+def blend(_tiled: SpatialData) -> pk.Adapter:
+    """Return an adapter beside the frozen encoder at all depths, with spatial context and a wider field of view."""
+    readout = pk.Readout(context_um=150, fields_um=(224,), n_components=10)
+    return pk.tl.fit_adapter(copy_of(_tiled), **{**TRAINED, "readout": readout})
 
 
 @pytest.fixture(scope="session")
@@ -91,10 +105,7 @@ def predicted(_predicted: SpatialData) -> SpatialData:
 
 def bits(adapter: pk.Adapter) -> dict[str, bytes]:
     """Return all numbers of an adapter as bytes."""
-    head = adapter.head
-    arrays = {"coef": head.coef, "intercept": head.intercept, "mean": head.projection.mean,
-              "scale": head.projection.scale, "components": head.projection.components,
-              "scores": adapter.gene_scores.to_numpy(),
+    arrays = {**reading_parts(adapter.reading)[1], "scores": adapter.gene_scores.to_numpy(),
               "history": adapter.history.drop(columns=["held_out", "peak_memory"]).to_numpy(),
               "errors": adapter.selection["error"].to_numpy(), **adapter.trained_on}  # fmt: skip
     arrays |= {f"{kind}.{name}": t.numpy() for kind, state in adapter.weights.items() for name, t in state.items()}
@@ -111,3 +122,21 @@ def all_bits() -> Callable[[pk.Adapter], dict[str, bytes]]:
 def trained_options() -> dict[str, Any]:
     """Return options of a small fit that always trains."""
     return dict(TRAINED)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the tiles that go through an encoder (but for the empty one that tells the width)."""
+    seen: list[int] = []
+
+    def counting(forward: Callable[..., list[torch.Tensor]]) -> Callable[..., list[torch.Tensor]]:
+        def spy(self: BatchEncoder, tiles: np.ndarray) -> list[torch.Tensor]:
+            if tiles.any():
+                seen.append(len(tiles))
+            return forward(self, tiles)
+
+        return spy
+
+    for cls in (BatchEncoder, ReadingEncoder):  # each has its own
+        monkeypatch.setattr(cls, "_forward", counting(cls.__dict__["_forward"]))
+    return seen

@@ -41,7 +41,11 @@ HOLD_OUT_SECOND = {"P2": ([FIRST], [SECOND])}
 # one epoch on tiles as they are: enough for what is not about how good an adapter gets
 SMALL = pk.Recipe(epochs=1, rank=8, blocks=1, n_views=1, cluster_head_epochs=2)
 CPU = pk.Compute(device="cpu")
-WIDE = pk.Readout(scales=(1, 0.5), orientations=2)
+# one ridge regression at the best depth: most of what is tested here is not how well features are read
+RIDGE = pk.Readout.preset("ridge").replace(n_depths=None)
+# just wider than the tile: one section of 0.7 mm has room for no other margin
+FIELD = (116.0,)
+WIDE = RIDGE.replace(fields_um=FIELD, orientations=2)
 
 
 def compare(
@@ -52,7 +56,7 @@ def compare(
     **how: Any,
 ) -> pd.DataFrame:
     """Return a comparison of a few genes on the CPU."""
-    how = {"genes": "svg", "n_genes": 8, "progress": False, **how}
+    how = {"genes": "svg", "n_genes": 8, "progress": False, "readout": RIDGE, **how}
     return pk.tl.cross_validate(sdata, methods=methods, compute={"device": "cpu", **(compute or {})}, **how)
 
 
@@ -110,7 +114,7 @@ def frame(_tiled: SpatialData) -> pd.DataFrame:
     """Return a comparison of what trains nothing, without and with context."""
     # numba's OpenMP layer, under scanpy and squidpy, sets the number of threads of the whole process
     assert torch.get_num_threads() == 1
-    readout = [pk.Readout(), pk.Readout(context_um=200.0)]
+    readout = [RIDGE, RIDGE.replace(context_um=200.0)]
     made = compare(_tiled, ["mean", "frozen", "frozen-best"], genes=["svg", "hvg"], readout=readout)
     assert torch.get_num_threads() == 1
     return made
@@ -119,7 +123,7 @@ def frame(_tiled: SpatialData) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def plain(frame: pd.DataFrame) -> pd.DataFrame:
     """Return its rows without context, of one gene set."""
-    return frame[(frame["context_um"] == 0) & (frame["genes"] == "svg")].reset_index(drop=True)
+    return frame[(frame["context_um"] == "") & (frame["genes"] == "svg")].reset_index(drop=True)
 
 
 def test_one_row_per_fold_section_method_readout_and_set(frame: pd.DataFrame) -> None:
@@ -128,9 +132,9 @@ def test_one_row_per_fold_section_method_readout_and_set(frame: pd.DataFrame) ->
     assert set(frame["fold"]) == {"P1", "P2"}
     assert set(frame.loc[frame["fold"] == "P1", "section"]) == {"pooled", FIRST}
     assert (frame.loc[frame["genes"] == "svg", "n_genes"] == 8).all()
-    assert set(frame["context_um"]) == {0.0, 200.0}
-    assert set(frame["readout"]) == {"Readout()", "Readout(context_um=200.0)"}
-    assert (frame["head"] == "ridge").all() and (frame["scales"] == "1").all() and (frame["orientations"] == 1).all()
+    assert set(frame["context_um"]) == {"", "200"}
+    assert set(frame["readout"]) == {repr(RIDGE), repr(RIDGE.replace(context_um=200.0))}
+    assert (frame["head"] == "ridge").all() and (frame["fields_um"] == "").all() and (frame["orientations"] == 1).all()
     assert (frame.loc[frame["method"] == "mean", "pearson"] == 0).all()
     best = frame["method"] == "frozen-best"
     assert frame.loc[best, "difference"].isna().all() and frame.loc[~best, "difference"].notna().all()
@@ -140,7 +144,7 @@ def test_one_row_per_fold_section_method_readout_and_set(frame: pd.DataFrame) ->
 
 GENES_OF_A_FIT = 6
 RECIPE_OF_A_FIT = pk.Recipe(epochs=1, rank=8, blocks=2, n_views=2, learning_rate=1e-3, cluster_head_epochs=2)
-READOUTS_OF_A_FIT = {"plain": pk.Readout(n_depths=1), "scales": WIDE.replace(n_depths=1)}
+READOUTS_OF_A_FIT = {"plain": RIDGE.replace(n_depths=1), "fields": WIDE.replace(n_depths=1)}
 
 
 @pytest.fixture(scope="module")
@@ -208,21 +212,21 @@ def test_an_encoder_is_built_once_and_every_training_runs_once(
     """Four methods on three folds, read without and with context."""
     half = in_section(tiled, SECOND) & (np.arange(tiled["table"].n_obs) % 2 == 0)
     folds = {"P1": ([SECOND], [FIRST]), "P2": ([FIRST], [SECOND]), "half": ([FIRST], half)}
-    readout = [pk.Readout(), pk.Readout(context_um=200.0)]
+    readout = [RIDGE, RIDGE.replace(context_um=200.0)]
     methods = ["mean", "frozen-best", "bone", "frozen+peka"]
     both = compare(tiled, methods, folds=folds, recipe=SMALL, readout=readout)
     assert networks == ["tiny"]
     assert sorted(set(counted)) == ["adapted", "frozen-best", "mean"]
     assert counted.count("adapted") == 3  # one a fold: PEKA's features are read alone and beside the frozen ones
     assert list(both["method"].unique()) == methods
-    one = compare(tiled, ["bone"], folds=HOLD_OUT_SECOND, recipe=SMALL, readout={"context_um": 200.0})
-    alone = both[(both["context_um"] == 200.0) & (both["method"] == "bone") & (both["fold"] == "P2")]
+    one = compare(tiled, ["bone"], folds=HOLD_OUT_SECOND, recipe=SMALL, readout=RIDGE.replace(context_um=200.0))
+    alone = both[(both["context_um"] == "200") & (both["method"] == "bone") & (both["fold"] == "P2")]
     columns = ["fold", "section", "readout", "pearson", "rmse", "depth", "epochs", "alpha", "n_parameters"]
     pd.testing.assert_frame_equal(alone[columns].reset_index(drop=True), one[columns], check_dtype=False)
 
 
 def test_the_published_recipe_and_features(tiled: SpatialData, networks: list[str], counted: list[str]) -> None:
-    """With readouts that differ in their scales: each has its own training, and its own rival."""
+    """With readouts that differ in their fields of view: each has its own training, and its own rival."""
     recipe = pk.Recipe.preset("paper").replace(
         n_clusters=4, teacher_components=10, epochs=1, rank=16, cluster_head_epochs=2
     )
@@ -232,17 +236,17 @@ def test_the_published_recipe_and_features(tiled: SpatialData, networks: list[st
         ["frozen-best", "bone"],
         folds=HOLD_OUT_SECOND,
         recipe=recipe,
-        readout=[own, own.replace(scales=(1, 0.5))],
+        readout=[own, own.replace(fields_um=FIELD)],
     )
     assert networks == ["tiny"] and counted.count("adapted") == 2
     bone = found[found["method"] == "bone"]
     assert (bone["depth"] == "own").all() and (bone["epochs"] == 1).all()
-    assert list(bone["scales"].unique()) == ["1", "1+0.5"]
+    assert list(bone["fields_um"].unique()) == ["", "116"]
     table = pk.get.comparison(found)
     assert table.index.names == ["encoder", "context_um", "readout", "genes", "method"]
     scores = found[found["section"] == SECOND].set_index(["readout", "method"])["pearson"]
     for readout in found["readout"].unique():
-        row = table.loc[("tiny", 0.0, readout, "svg", "bone")]
+        row = table.loc[("tiny", "", readout, "svg", "bone")]
         assert row["pearson"] == pytest.approx(scores[readout, "bone"])
         assert row["difference"] == pytest.approx(scores[readout, "bone"] - scores[readout, "frozen-best"])
     assert scores.nunique() == 4
@@ -312,7 +316,7 @@ def test_features_of_all_depths_are_not_in_memory_at_once(
 
 
 def test_every_readout_has_its_own_place_in_a_store(tiled: SpatialData, tmp_path: Path, counted: list[str]) -> None:
-    readouts = [pk.Readout(), pk.Readout(scales=(1, 0.5)), pk.Readout(orientations=2)]
+    readouts = [RIDGE, RIDGE.replace(fields_um=FIELD), RIDGE.replace(orientations=2)]
     frames = []
     for i, readout in enumerate(readouts):
         counted.clear()
@@ -323,8 +327,8 @@ def test_every_readout_has_its_own_place_in_a_store(tiled: SpatialData, tmp_path
     joined = pd.concat(frames)
     order = ["readout", "fold", "section", "method"]
     assert same(*(x.sort_values(order).reset_index(drop=True) for x in (joined, together)))
-    assert (frames[2]["orientations"] == 2).all() and (frames[2]["scales"] == "1").all()
-    assert (frames[1]["scales"] == "1+0.5").all()
+    assert (frames[2]["orientations"] == 2).all() and (frames[2]["fields_um"] == "").all()
+    assert (frames[1]["fields_um"] == "116").all()
     table = pk.get.comparison(joined, rival="mean")
     pd.testing.assert_frame_equal(table, pk.get.comparison(together, rival="mean").loc[table.index])
     rows = table.xs("frozen", level="method")
@@ -337,13 +341,13 @@ def test_too_few_spots_beside_the_widest_tiles_are_found_before_embedding(
 ) -> None:
     monkeypatch.setattr(_comparison, "embed", None)
     with pytest.raises(ValueError, match="Too few training spots .* [Ww]ithin 316.8 um"):
-        compare(tiled, ["frozen"], readout={"scales": (1, 2)})
+        compare(tiled, ["frozen"], readout=RIDGE.replace(fields_um=(224,)))
 
 
 def test_differences_per_gene_add_up_to_that_of_the_mean(tiled: SpatialData, frame: pd.DataFrame) -> None:
     genes = compare(tiled, ["mean", "frozen", "frozen-best"], genes=["svg", "hvg"], per_gene=True)
     keys = ["fold", "section", "method", "genes"]
-    expected = frame[frame["context_um"] == 0].set_index(keys)["difference"].dropna().sort_index()
+    expected = frame[frame["context_um"] == ""].set_index(keys)["difference"].dropna().sort_index()
     found = genes.groupby(keys)["difference"].mean().dropna().sort_index()
     assert len(expected) == 2 * 2 * 2 * 2
     pd.testing.assert_series_equal(found, expected)
@@ -370,7 +374,7 @@ def four_tiles(_tiled: SpatialData) -> tuple[np.ndarray, np.ndarray]:
     """Return a few tiles and their frozen features."""
     tiles = pk.get.tiles(_tiled)[:4].to_numpy()
     frozen = pk.tl.fit_adapter(
-        _tiled, method=None, train=[FIRST], progress=False, readout={"depth": 2}, compute={"device": "cpu"}
+        _tiled, method=None, train=[FIRST], progress=False, readout=RIDGE.replace(depth=2), compute={"device": "cpu"}
     )
     return tiles, frozen.embed(tiles, mpp=2.0, compute=CPU)
 
@@ -454,6 +458,9 @@ def test_shuffled_labels_score_nothing(tiled: SpatialData, tmp_path: Path) -> No
     assert (frame.mean().abs() < 3 * frame.std() / len(frame) ** 0.5 + 0.02).all()
 
 
+HEST_READOUT = pk.Readout(head="ridge", selection="best", depth="own", context_um=None, fields_um=None)
+
+
 def test_hest_protocol(tiled: SpatialData) -> None:
     recipe = SMALL.replace(n_clusters=3)
     with pytest.warns(UserWarning, match="HEST-Bench has tiles of 224 px"):
@@ -461,11 +468,11 @@ def test_hest_protocol(tiled: SpatialData) -> None:
             tiled, methods=["mean", "frozen", "teacher", "bone"], protocol="hest", n_genes=8, progress=False,
             recipe=recipe, compute=CPU,
         )  # fmt: skip
-    assert set(frame["genes"]) == {"hest"} and set(frame["readout"]) == {"Readout(depth='own')"}
+    assert set(frame["genes"]) == {"hest"} and set(frame["readout"]) == {repr(HEST_READOUT)}
     assert by_method(frame)["teacher"] > by_method(frame)["frozen"]
     pooled = frame[(frame["section"] == "pooled") & (frame["method"] == "frozen")]
     table = pk.get.comparison(frame, rival="frozen")
-    assert table.loc[("tiny", 0.0, "hest", "frozen"), "pearson"] == pytest.approx(pooled["pearson"].mean())
+    assert table.loc[("tiny", "", "hest", "frozen"), "pearson"] == pytest.approx(pooled["pearson"].mean())
 
 
 @pytest.mark.parametrize(
@@ -476,8 +483,14 @@ def test_hest_protocol(tiled: SpatialData) -> None:
             {"readout": {"head": "ridge-per-gene"}},
             "`readout`: 'head' does nothing in this call: HEST-Bench has a regression of its own. Leave it out",
         ),
-        ({"readout": {"n_depths": 1}}, "'n_depths' does nothing in this call: HEST-Bench has a regression of its own"),
-        ({"readout": {"scales": (1, 2)}}, "'scales' does nothing in this call: HEST-Bench embeds every tile once"),
+        (
+            {"readout": {"depth": "best", "n_depths": 1}},
+            "'(n_depths|depth)' does nothing in this call: HEST-Bench has a regression of its own",
+        ),
+        (
+            {"readout": {"fields_um": (224,)}},
+            "'fields_um' does nothing in this call: HEST-Bench embeds every tile once",
+        ),
         (
             {"readout": pk.Readout(orientations=2)},
             r"has features and a regression of its own: leave .'orientations'",
@@ -493,7 +506,7 @@ def test_what_hest_decides_by_itself(tiled: SpatialData, how: dict[str, Any], me
 def test_hest_takes_the_published_recipe() -> None:
     """Which brings no readout there: HEST-Bench has its own."""
     call = resolve_comparison(["bone"], "tiny", "pca", "hest", [0], "paper", None, CPU)
-    assert call.recipe == pk.Recipe.preset("paper") and call.readouts == [pk.Readout(depth="own")]
+    assert call.recipe == pk.Recipe.preset("paper") and call.readouts == [HEST_READOUT]
 
 
 def test_folds_by_column_and_by_section(tiled: SpatialData) -> None:
@@ -527,7 +540,7 @@ BEST = {"methods": ["frozen-best"]}
         ({"genes": None}, ValueError, "`genes=None`: name sets"),
         ({"seeds": [0.5]}, TypeError, "`seeds=0.5` must be a whole number"),
         (
-            {**BEST, "readout": {"n_depths": 0}},
+            {**BEST, "readout": {"depth": "best", "n_depths": 0}},
             ValueError,
             "`readout`: `n_depths=0` must be a whole number, at least 1",
         ),
@@ -546,12 +559,12 @@ BEST = {"methods": ["frozen-best"]}
         ({"groups": "few"}, ValueError, "Fold 'few' has [0-9]+ training and 4 test spots .* at least 10"),
         ({"readout": {"context_um": -1}}, ValueError, "`context_um=-1` must be positive and finite .a radius in um"),
         (
-            {**BEST, "readout": {"scales": (2, 1)}},
+            {**BEST, "readout": {"fields_um": (56,)}},
             ValueError,
-            r"`scales=\(2, 1\)` must be multiples .* 1 \(the tile itself\) be",
+            r"`fields_um`: 56 um is not wider than the tile \(112 um\): give widths beyond it",
         ),
-        ({**BEST, "readout": {"scales": (1, -2)}}, ValueError, r"`scales=\(1, -2\)` must be multiples"),
-        ({**BEST, "readout": {"scales": (1, 2, 2)}}, ValueError, "each once"),
+        ({**BEST, "readout": {"fields_um": (448, -2)}}, ValueError, r"`fields_um=\(448, -2\)` must be widths"),
+        ({**BEST, "readout": {"fields_um": (448, 448)}}, ValueError, "each once"),
         ({**BEST, "readout": {"orientations": 3}}, ValueError, r"`orientations=3` must be one of \[1, 2, 4, 8\]"),
         ({"readout": {"head": "rigde"}}, ValueError, "'rigde'` is not known. Close names: ridge"),
         (
@@ -560,7 +573,7 @@ BEST = {"methods": ["frozen-best"]}
             "'orientations' does nothing in this call: no method reads",
         ),
         (
-            {"methods": ["frozen"], "readout": {"n_depths": 2}},
+            {"methods": ["frozen"], "readout": {"depth": "best", "n_depths": 2}},
             ValueError,
             "'n_depths' does nothing in this call: only \"frozen-best\" concatenates several depths",
         ),
@@ -603,7 +616,7 @@ def test_bad_input(tiled: SpatialData, how: dict[str, Any], error: type[Exceptio
 def test_a_teacher_that_no_method_asks_is_not_read(tiled: SpatialData, frame: pd.DataFrame) -> None:
     tiled["table"].obsm["X_mine"] = np.full((tiled["table"].n_obs, 3), np.nan)
     found = compare(tiled, ["mean", "frozen", "frozen-best"], genes=["svg", "hvg"], teacher="mine")
-    assert same(found, frame[frame["context_um"] == 0].reset_index(drop=True))
+    assert same(found, frame[frame["context_um"] == ""].reset_index(drop=True))
 
 
 def test_a_teacher_with_nan_is_refused(tiled: SpatialData) -> None:
@@ -830,7 +843,7 @@ def test_one_patients_sections_are_held_out_inside_a_fold() -> None:
     pk.pp.tile(sdata, tile_px=56, mpp=2.0)
     train = ["P1S1_spots", "P1S2_spots"]
     genes = list(sdata["table"].var_names[:6])
-    readout = pk.Readout(n_depths=1)
+    readout = RIDGE.replace(n_depths=1)
     folds = {"P2": (train, ["P2S1_spots", "P2S2_spots"])}
     frame = compare(sdata, ["frozen-best"], folds=folds, genes=genes, readout=readout)
     adapter = pk.tl.fit_adapter(
@@ -847,9 +860,11 @@ def test_one_patients_sections_are_held_out_inside_a_fold() -> None:
 
 def test_an_explicit_depth_is_read_by_the_frozen_encoder(tiled: SpatialData) -> None:
     how: dict[str, Any] = {"genes": "svg", "n_genes": 4, "progress": False, "compute": {"device": "cpu"}}
-    frame = pk.tl.cross_validate(tiled, methods=["frozen", "frozen-best"], readout={"depth": 2}, **how)
+    frame = pk.tl.cross_validate(tiled, methods=["frozen", "frozen-best"], readout=RIDGE.replace(depth=2), **how)
     assert set(frame.loc[frame["method"] == "frozen", "depth"]) == {"2"}
-    with pytest.raises(ValueError, match=r"'depth' does nothing in this call: \"frozen-best\" chooses the depth"):
+    with pytest.raises(
+        ValueError, match=r"'depth' does nothing in this call: \"frozen-best\" reads all depths, or the best"
+    ):
         pk.tl.cross_validate(tiled, methods=["mean", "frozen-best"], readout={"depth": 2}, **how)
     with pytest.raises(ValueError, match="'epochs' does nothing in this call: no method of this comparison is trained"):
         pk.tl.cross_validate(tiled, methods=["frozen"], recipe={"epochs": 2}, **how)

@@ -121,10 +121,21 @@ def test_options_that_serve_several_calls_are_logged(tiled: sd.SpatialData, capl
     assert read_uns(tiled["table"], "X_tiny")["depth"] == "1"  # type: ignore[index]
 
 
+@pytest.mark.parametrize("depth", ["all", "best"])
+def test_a_depth_that_expression_chooses_is_refused(tiled: sd.SpatialData, depth: str) -> None:
+    with pytest.raises(ValueError, match=f'`depth="{depth}"` is chosen on expression, which this call does not read'):
+        pk.tl.embed_tiles(tiled, "tiny", readout={"depth": depth}, **QUICK)
+    assert "X_tiny" not in tiled["table"].obsm
+    # the default of an object is the last block
+    pk.tl.embed_tiles(tiled, "tiny", readout=pk.Readout(), **QUICK)
+    record = read_uns(tiled["table"], "X_tiny")
+    assert record is not None and record["depth"] == "6" and record["fields_um"] == []
+
+
 def test_an_adapters_features(tiled: sd.SpatialData, predicted: sd.SpatialData, adapter: pk.Adapter) -> None:
     pk.tl.embed_tiles(tiled, adapter, **QUICK)
     np.testing.assert_array_equal(tiled["table"].obsm["X_peka"], predicted["table"].obsm["X_peka"])
     assert read_uns(tiled["table"], "X_peka")["encoder_digest"] == adapter.encoder_digest  # type: ignore[index]
-    for readout in ({"depth": 1}, {"orientations": 2}, {"scales": (1, 2)}, {"head": "ridge"}):
+    for readout in ({"depth": 1}, {"orientations": 2}, {"fields_um": (224,)}, {"head": "ridge"}):
         with pytest.raises(ValueError, match=f"{next(iter(readout))!r} does .* an adapter has its own readout"):
             pk.tl.embed_tiles(tiled, adapter, readout=readout, **QUICK)

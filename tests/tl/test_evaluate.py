@@ -206,8 +206,9 @@ def test_genes_that_leave_do_not_change_scores(predicted: SpatialData, caplog: p
 def test_predictions_as_stored_are_compared_with_what_was_stored(tiled: SpatialData) -> None:
     table = tiled["table"]
     table.layers["log"] = np.log1p(table.X.toarray())
+    readout = pk.Readout.preset("ridge").replace(n_depths=None, depth=2)
     adapter = pk.tl.fit_adapter(
-        tiled, method=None, layer="log", target="as_is", train=["P1S1_spots"], readout={"depth": 2}, progress=False
+        tiled, method=None, layer="log", target="as_is", train=["P1S1_spots"], readout=readout, progress=False
     )
     pk.tl.predict_expression(tiled, adapter, progress=False)
     right = pk.tl.evaluate(tiled, truth="log")

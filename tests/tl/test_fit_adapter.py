@@ -41,10 +41,11 @@ from pekasc.tiling import TileSpec
 Bits = Callable[[pk.Adapter], dict[str, bytes]]
 TRAIN = ["P1S1_spots"]
 CPU = pk.Compute(device="cpu")
-FROZEN: dict[str, Any] = {"method": None, "compute": CPU, "progress": False}
+RIDGE = pk.Readout.preset("ridge").replace(n_depths=None)
+FROZEN: dict[str, Any] = {"method": None, "readout": RIDGE, "compute": CPU, "progress": False}
 # one epoch in two blocks, in the orientation that a tile has
 RECIPE = pk.Recipe(epochs=1, rank=8, n_views=1, cluster_head_epochs=3)
-SMALL: dict[str, Any] = {"recipe": RECIPE, "readout": pk.Readout(depth=2), "compute": CPU, "progress": False}
+SMALL: dict[str, Any] = {"recipe": RECIPE, "readout": RIDGE.replace(depth=2), "compute": CPU, "progress": False}
 PREDICT: dict[str, Any] = {"compute": CPU, "progress": False}
 
 
@@ -71,12 +72,12 @@ def test_nothing_outside_train_is_looked_at(
     counts[first, 0] += 1
     table.X = csr_matrix(counts)
     changed = all_bits(pk.tl.fit_adapter(tiled, train=TRAIN, **trained_options))
-    assert changed["coef"] != got["coef"]
+    assert any(changed[name] != got[name] for name in got if name.startswith("reading."))
     assert any(changed[name] != got[name] for name in got if name.startswith("adapter."))
 
 
 def test_the_rule_that_chooses_looks_at_nothing_outside_train(tiled: SpatialData, all_bits: Bits) -> None:
-    options = {**SMALL, "recipe": RECIPE.replace(learning_rate=3e-3), "readout": None}
+    options = {**SMALL, "recipe": RECIPE.replace(learning_rate=3e-3), "readout": RIDGE}
     first = pk.tl.fit_adapter(tiled, train=TRAIN, **options)
     table = tiled["table"]
     values = table.X.toarray()
@@ -124,14 +125,20 @@ def test_frozen_encoder(tiled: SpatialData, frozen: pk.Adapter) -> None:
     assert frozen.method == "frozen" and frozen.config is None and not frozen.weights
     assert frozen.history.empty
     table = frozen.selection
-    assert set(table["stage"]) == {"frozen"} and set(table["depth"]) == {"1", "2", "3", "4", "5", "6"}
+    assert set(table["stage"]) == {"frozen", "reading"} and set(table["depth"]) == {"1", "2", "3", "4", "5", "6"}
     assert table.loc[table["error"].idxmin(), "depth"] == frozen.info["depth"]
+    read = table[table["stage"] == "reading"]
+    assert sorted(read["weight"]) == [0.0] * (len(read) - 1) + [1.0]  # the best, and nothing else
     # its head is the head on plain features at that depth
     pk.tl.embed_tiles(tiled, "tiny", readout={"depth": frozen.depth}, **PREDICT)
     x = tiled["table"].obsm["X_tiny"]
     pk.tl.predict_expression(tiled, frozen, **PREDICT)
     np.testing.assert_array_equal(tiled["table"].obsm["X_peka"], x)
-    np.testing.assert_array_equal(tiled["table"].layers["peka"], frozen.head.predict(x))
+    (source,) = frozen.reading.sources
+    assert (source.network, source.field, source.depth) == ("frozen", 0, frozen.depth)
+    np.testing.assert_allclose(
+        _predicted(tiled, frozen), frozen.reading.expression(frozen.reading.scores({source: x})), atol=1e-5
+    )
 
 
 def test_feature_matching_is_part_of_the_loss(tiled: SpatialData) -> None:
@@ -159,7 +166,7 @@ def test_what_is_kept(tiled: SpatialData) -> None:
     np.testing.assert_allclose(trained["loss"], (trained["kd"] + trained["sa"]) / 2, rtol=1e-5)
     best = adapter.selection.loc[adapter.selection["stage"] == "adapter"]
     best = best.loc[best["error"].idxmin()]
-    assert (best["epochs"], best["alpha"]) == (adapter.info["epochs"], adapter.info["alpha"])
+    assert (best["epochs"], best["alpha"]) == (adapter.info["epochs"], pytest.approx(adapter.info["alpha"]))
     assert list(adapter.gene_scores.index) == list(adapter.genes)
     assert adapter.gene_scores["pearson"].dropna().between(-1, 1).all()
     assert adapter.info["groups"] == ["P1", "P2"] and adapter.info["n_spots"] == tiled["table"].n_obs
@@ -178,10 +185,17 @@ def test_gene_scores_are_the_correlations_on_held_out_groups(tiled: SpatialData)
     per_patient = []
     for held_out in ("P1", "P2"):
         a, b = patient != held_out, patient == held_out
-        guess = fit_ridge(x[a], y[a]).head(adapter.head.alpha).predict(x[b])
+        guess = ridge(x[a], y[a], adapter.info["alpha"], x[b])
         per_patient.append([np.corrcoef(guess[:, j], y[b][:, j])[0, 1] for j in range(y.shape[1])])
     np.testing.assert_allclose(adapter.gene_scores["pearson"], np.mean(per_patient, axis=0), atol=1e-5)
     assert (adapter.gene_scores["n_sections"] == 2).all()
+
+
+def ridge(x: np.ndarray, y: np.ndarray, alpha: float, new: np.ndarray) -> np.ndarray:
+    """Return predictions of ridge on standardised principal components."""
+    fit = fit_ridge(x, y)
+    p = fit.projection
+    return (new - p.mean) / p.scale @ p.components.T @ fit.coef(alpha) + fit.intercept
 
 
 @pytest.mark.parametrize(
@@ -196,14 +210,16 @@ def test_gene_scores_are_the_correlations_on_held_out_groups(tiled: SpatialData)
 def test_blocks_depth_and_method(
     tiled: SpatialData, blocks: Any, depth: int | tuple[int, ...], method: Any, layers: set[int]
 ) -> None:
-    how = {**SMALL, "recipe": RECIPE.replace(blocks=blocks), "readout": {"depth": depth}}
+    how = {**SMALL, "recipe": RECIPE.replace(blocks=blocks), "readout": RIDGE.replace(depth=depth)}
     adapter = pk.tl.fit_adapter(tiled, train=TRAIN, method=method, **how)
     names = adapter.weights["adapter"]
     assert {int(name.split("blocks.")[1].split(".")[0]) for name in names} == layers
     assert all("attn.qkv" in name for name in names)
     assert adapter.depth == (depth if isinstance(depth, tuple) else (6,) if depth == -1 else (depth,))
     width = 512 * len(adapter.depth)
-    assert adapter.head.projection.mean.shape == (width,)
+    (source,) = adapter.reading.sources
+    assert (source.network, source.depth) == ("adapted", adapter.depth)
+    assert adapter.embed(pk.get.tiles(tiled)[:2].to_numpy(), mpp=2.0, compute=CPU).shape == (2, width)
 
 
 def test_train_says_the_same_in_all_its_forms(tiled: SpatialData, frozen: pk.Adapter, all_bits: Bits) -> None:
@@ -295,7 +311,7 @@ def test_genes_seen_too_rarely_are_left_out(tiled: SpatialData) -> None:
 
 
 def test_antibody_counts_are_no_genes(tiled: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
-    frozen = {**FROZEN, "readout": pk.Readout(depth=2)}
+    frozen = {**FROZEN, "readout": RIDGE.replace(depth=2)}
     without = pk.tl.fit_adapter(tiled, train=TRAIN, **frozen)
     table = tiled["table"]
     antibodies = np.random.default_rng(0).poisson(3000, (table.n_obs, 3))
@@ -328,7 +344,7 @@ def test_target_as_is(tiled: SpatialData) -> None:
     assert "as stored" in repr(adapter)
     rows = np.flatnonzero(table.obs["region"] == "P1S1_spots")
     expected = table.layers["log"][rows].toarray().mean(axis=0)[table.var_names.get_indexer(adapter.genes)]
-    np.testing.assert_allclose(adapter.head.intercept, expected, rtol=1e-5)
+    np.testing.assert_allclose(adapter.reading.members[0].head.intercept, expected, rtol=1e-5)
 
 
 def _state(sdata: SpatialData) -> dict[str, Any]:
@@ -359,17 +375,30 @@ RESNET = pk.models.Encoder("resnet18", weights="random")
         ({"encoder": "tinny"}, ValueError, "Close names: tiny"),
         ({"method": "bon"}, ValueError, "`method='bon'` is not known"),
         ({"readout": {"depth": 7}}, ValueError, "has 6 blocks: give 1 to 6"),
-        ({"readout": {"depth": []}}, TypeError, r'`depth=\[\]` must be "best", "own", a number of blocks or a tuple'),
-        ({"readout": {"depth": "last"}}, ValueError, r"`depth='last'` must be one of \['best', 'own'\], a number of"),
-        ({"readout": {"scales": 2}}, TypeError, r"`scales=2` must be multiples .*`scales=\(1, 2\)`"),
-        ({"readout": {"scales": None}}, TypeError, r"`scales=None` must be multiples"),
+        ({"readout": {"depth": []}}, TypeError, r'`depth=\[\]` must be "all", "best", "own", a number of blocks'),
+        (
+            {"readout": {"depth": "last"}},
+            ValueError,
+            r"`depth='last'` must be one of \['all', 'best', 'own'\], a number of",
+        ),
+        ({"readout": {"fields_um": "wide"}}, TypeError, r"`fields_um='wide'` must be widths .* such as \(448,\)"),
+        ({"readout": {"fields_um": (112,)}}, ValueError, r"112 um is not wider than the tile \(112 um\): .*\(448,\)"),
+        ({"readout": {"fields_um": (2000,)}}, ValueError, r"tiles of 2000 um lie to \d\d% outside of their images"),
+        # one section of 0.7 mm, held out in blocks
+        ({"readout": {"fields_um": 448}}, ValueError, r"Too few training spots .* within 633.6 um .*the largest tile"),
+        ({"readout": {"head_rank": 500}}, ValueError, r"`head_rank=500` does not fit \d+ training spots with 24 expr"),
+        ({"readout": {"members": ["frozen:ridge"]}}, ValueError, "must be at least two, each once: a blend of one is"),
         ({"readout": {"orientations": True}}, TypeError, r"`orientations=True` must be one of"),
         ({"readout": {"orientations": "all"}}, TypeError, r"`orientations='all'` must be one of \[1, 2, 4, 8\]"),
         ({"readout": {"head": "rigde"}}, ValueError, r"`head='rigde'` is not known\. Close names: ridge"),
         ({"readout": {"n_components": 2.5}}, TypeError, "`n_components=2.5` must be a whole number"),
         ({"readout": {"context_um": -5}}, ValueError, "`context_um=-5` must be positive"),
         ({"readout": {"context_um": 1e-3}}, ValueError, r"`context_um=0\.001`"),
-        ({"readout": {"n_depths": 2}}, ValueError, "'n_depths' does nothing in this call: an adapter is trained at"),
+        (
+            {"readout": {"depth": "best", "n_depths": 2}},
+            ValueError,
+            "'n_depths' does nothing in this call: an adapter is trained at",
+        ),
         ({"recipe": {"blocks": 9}}, ValueError, "`blocks=9` does not fit"),
         ({"recipe": {"blocks": "some"}}, ValueError, r"`blocks='some'` must be one of \['auto', 'all'\]"),
         ({"recipe": {"epochs": 1.5}}, TypeError, "`epochs=1.5` must be a whole number"),
@@ -471,7 +500,10 @@ PAPER = (pk.Recipe.preset("paper"), pk.Readout.preset("paper"))
     [
         ({"recipe": "paper"}, PAPER),
         ({"recipe": pk.Recipe.preset("paper")}, PAPER),
-        ({"recipe": "paper", "readout": {"depth": 2}}, (PAPER[0], pk.Readout(depth=2))),
+        (
+            {"recipe": "paper", "readout": {"depth": 2, "fields_um": None}},
+            (PAPER[0], pk.Readout(depth=2, fields_um=None)),
+        ),
         ({"recipe": PAPER[0].replace(rank=8)}, (PAPER[0].replace(rank=8), pk.Readout())),
         ({}, (pk.Recipe(), pk.Readout())),
     ],
@@ -505,6 +537,24 @@ def test_the_published_sizes_never_adapt(tiled: SpatialData) -> None:
         pk.tl.fit_adapter(tiled, recipe=recipe.replace(n_clusters=4), readout="paper", **how)
 
 
+def test_a_quick_recipe_trains_nothing(
+    tiled: SpatialData, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pekasc.models.selection._student.train_student", None)
+    caplog.set_level(logging.INFO)
+    adapter = pk.tl.fit_adapter(tiled, recipe="quick", compute=CPU, progress=False)
+    assert adapter.method == "frozen" and adapter.config is None and adapter.history.empty
+    assert adapter.fields_um == () and adapter.info["teacher"] is None
+    members = adapter.reading.use().members  # one for every radius of the spatial context
+    assert {member.name for member in members} == {"frozen:low-rank"}
+    assert len({source.depth for source in adapter.reading.use().sources}) > 1
+    assert f'recipe="quick" brings readout="quick" with it: {pk.Readout.preset("quick")!r}' in caplog.text
+    assert "trains no epoch: the frozen encoder is read" in caplog.text
+    # as the frozen encoder with the same readout
+    same = pk.tl.fit_adapter(tiled, method=None, readout="quick", compute=CPU, progress=False)
+    pd.testing.assert_frame_equal(same.gene_scores, adapter.gene_scores)
+
+
 def test_fields_that_do_nothing_for_the_frozen_encoder(
     tiled: SpatialData, frozen: pk.Adapter, all_bits: Bits, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -519,17 +569,17 @@ def test_fields_that_do_nothing_for_the_frozen_encoder(
     assert all_bits(adapter) == all_bits(frozen)
     assert "epochs" in caplog.text and "accumulate" in caplog.text and adapter.info["teacher"] is None
     # and one depth is trained, whatever an instance allows
-    pk.tl.fit_adapter(tiled, train=TRAIN, **{**SMALL, "readout": pk.Readout(n_depths=2)})
+    pk.tl.fit_adapter(tiled, train=TRAIN, **{**SMALL, "readout": RIDGE.replace(n_depths=2)})
     assert "readout: n_depths do" in caplog.text
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_every_head_survives_the_disk(tiled: SpatialData, tmp_path: Path, name: str) -> None:
-    adapter = pk.tl.fit_adapter(tiled, readout={"head": name, "depth": 2}, **FROZEN)
+    adapter = pk.tl.fit_adapter(tiled, **{**FROZEN, "readout": RIDGE.replace(head=name, depth=2)})
     assert adapter.info["head"] == name
     adapter.save(tmp_path / "adapter")
     loaded = pk.Adapter.load(tmp_path / "adapter")
-    assert type(loaded.head) is type(adapter.head) and loaded.info["head"] == name
+    assert [member.name for member in loaded.reading.members] == [f"frozen:{name}"] and loaded.info["head"] == name
     tiles = pk.get.tiles(tiled)[:9].to_numpy()
     expected = adapter.predict(tiles, mpp=2.0, compute=CPU)
     np.testing.assert_array_equal(loaded.predict(tiles, mpp=2.0, compute=CPU), expected)
@@ -542,8 +592,8 @@ def test_spatial_context_is_the_head_on_neighbours_features(
     tiled: SpatialData, tmp_path: Path, method: str | None
 ) -> None:
     how = {**SMALL, "recipe": None if method is None else RECIPE.replace(choose_epochs=False, learning_rate=3e-3)}
-    adapter = pk.tl.fit_adapter(tiled, method=method, **{**how, "readout": {"depth": 2, "context_um": 150}})
-    assert adapter.context_um == 150 and adapter.info["context_um"] == 150
+    adapter = pk.tl.fit_adapter(tiled, method=method, **{**how, "readout": RIDGE.replace(depth=2, context_um=150)})
+    assert adapter.context_um == 150 and adapter.info["context_um"] == [150]
     pk.tl.predict_expression(tiled, adapter, **PREDICT)
     table = tiled["table"]
     x, labels = table.obsm["X_peka"], table.obs["region"].astype(str).to_numpy()
@@ -553,24 +603,29 @@ def test_spatial_context_is_the_head_on_neighbours_features(
     both = with_context(x, coords_um, labels, 150.0)
     assert both.shape == (table.n_obs, 2 * x.shape[1])
     y = log1p_cp10k(table).toarray()[:, table.var_names.get_indexer(adapter.genes)]
-    by_hand = fit_ridge(both, y).head(adapter.head.alpha)  # type: ignore[attr-defined]
-    np.testing.assert_allclose(_predicted(tiled, adapter), by_hand.predict(both), atol=1e-4)
+    np.testing.assert_allclose(_predicted(tiled, adapter), ridge(both, y, adapter.info["alpha"], both), atol=1e-4)
     # and from arrays, also after a save
     adapter.save(tmp_path / "adapter")
     tiles = pk.get.tiles(tiled).to_numpy()
     for one in (adapter, pk.Adapter.load(tmp_path / "adapter")):
         made = one.predict(tiles, mpp=2.0, coords_um=coords_um, section=labels, compute=CPU)
         np.testing.assert_allclose(made, _predicted(tiled, adapter), atol=1e-4)
+        # without positions, the head that was fitted without context predicts
+        alone = one.predict(tiles, mpp=2.0, compute=CPU)
+        plain = {**how, "readout": RIDGE.replace(depth=2)}
+        without = pk.tl.fit_adapter(tiled, method=method, **plain)
+        np.testing.assert_allclose(alone, without.predict(tiles, mpp=2.0, compute=CPU), atol=1e-4)
 
 
 def test_a_frozen_encoder_at_two_depths(tiled: SpatialData, tmp_path: Path) -> None:
-    adapter = pk.tl.fit_adapter(tiled, readout={"n_depths": 2}, **FROZEN)
-    assert adapter.depth is not None and len(adapter.depth) in (1, 2)
-    tried = adapter.selection["depth"].astype(str)
-    assert tried.str.contains("+", regex=False).any()  # pairs were tried
-    best = adapter.selection.loc[adapter.selection["error"].idxmin(), "depth"]
-    assert best == adapter.info["depth"]
-    assert adapter.head.projection.mean.shape == (512 * len(adapter.depth),)
+    chosen = pk.tl.fit_adapter(tiled, **{**FROZEN, "readout": RIDGE.replace(n_depths=2)})
+    (source,) = chosen.reading.sources
+    assert source.depth is not None and len(source.depth) in (1, 2)
+    adapter = pk.tl.fit_adapter(tiled, **{**FROZEN, "readout": RIDGE.replace(depth=(2, 4))})
+    (source,) = adapter.reading.sources
+    assert source.depth == adapter.depth == (2, 4)
+    (linear,) = adapter.reading.members[0].head.blocks[0].maps.values()
+    assert linear.centre.shape == (512 * 2,)
     adapter.save(tmp_path / "adapter")
     loaded = pk.Adapter.load(tmp_path / "adapter")
     assert loaded.depth == adapter.depth
@@ -582,7 +637,6 @@ def test_a_frozen_encoder_at_two_depths(tiled: SpatialData, tmp_path: Path) -> N
 
 def test_an_encoder_without_blocks_works_frozen(tiled: SpatialData) -> None:
     adapter = pk.tl.fit_adapter(tiled, encoder=RESNET, train=TRAIN, **FROZEN)
-    assert np.isfinite(adapter.head.coef).all()
     pk.tl.predict_expression(tiled, adapter, **PREDICT)
     assert np.isfinite(tiled["table"].layers["peka"]).any()
 
@@ -649,7 +703,7 @@ def test_a_configurations_own_layers_and_rank_are_recorded(tiled: SpatialData) -
     recipe = PAPER[0].replace(
         blocks=1, n_clusters=2, teacher_components=5, epochs=1, learning_rate=1e-2, cluster_head_epochs=3
     )
-    how = {**SMALL, "readout": {"depth": 2, "n_components": 5}}
+    how = {**SMALL, "readout": RIDGE.replace(depth=2, n_components=5)}
     adapter = pk.tl.fit_adapter(tiled, train=TRAIN, method=method, **{**how, "recipe": recipe})
     assert adapter.info["rank"] == 2
     assert {name.split("model.")[-1].split(".lora")[0] for name in adapter.weights["adapter"] if "lora_" in name} == {
@@ -657,7 +711,7 @@ def test_a_configurations_own_layers_and_rank_are_recorded(tiled: SpatialData) -
     }  # fmt: skip
     # trained biases are part of what is kept
     tiles = pk.get.tiles(tiled).to_numpy()[:5]
-    frozen = pk.tl.fit_adapter(tiled, train=TRAIN, **FROZEN, readout={"depth": 2})
+    frozen = pk.tl.fit_adapter(tiled, train=TRAIN, **{**FROZEN, "readout": RIDGE.replace(depth=2)})
     before = frozen.embed(tiles, mpp=2.0)
     after = adapter.embed(tiles, mpp=2.0)
     assert np.abs(after - before).max() > 1e-3
@@ -677,35 +731,42 @@ def test_tiles_of_another_scale_than_the_encoders_are_said(
     assert "Encoder 'tiny' was trained at 0.5 um/px; these tiles have 2." in caplog.text
 
 
-def test_tiles_at_two_scales_and_in_several_orientations(tiled: SpatialData, tmp_path: Path) -> None:
-    readout = {"depth": 2, "scales": (1, 2), "orientations": 2}
+def test_fields_of_view_and_several_orientations(tiled: SpatialData, tmp_path: Path) -> None:
+    readout = RIDGE.replace(depth=2, fields_um=(224,), orientations=2)
     adapter = pk.tl.fit_adapter(tiled, **{**SMALL, "readout": readout})
-    assert adapter.scales == (1.0, 2.0) and adapter.orientations == 2
-    assert "scales      2 um/px, 4 um/px" in str(adapter) and "averaged over 2 orientations" in str(adapter)
+    assert adapter.fields_um == (224.0,) and adapter.orientations == 2
+    assert "fields      224 um around the tile" in str(adapter) and "averaged over 2 orientations" in str(adapter)
     pk.tl.predict_expression(tiled, adapter, **PREDICT)
-    assert tiled["table"].obsm["X_peka"].shape[1] == adapter.head.projection.mean.shape[0] == 2 * 512
+    # obsm has the adapted features alone; the wider field is read by the frozen encoder
+    assert tiled["table"].obsm["X_peka"].shape[1] == 512
+    assert {source[:2] for source in adapter.reading.use().sources} == {("adapted", 0), ("frozen", 1)}
 
     # the same from arrays, and after a save
-    near, wide = (pk.get.tiles(tiled, scale=scale).to_numpy()[:9] for scale in (1, 2))
+    near, wide = (pk.get.tiles(tiled, field_um=width).to_numpy()[:9] for width in (None, 224))
     adapter.save(tmp_path / "adapter")
     for one in (adapter, pk.Adapter.load(tmp_path / "adapter")):
-        predicted = one.predict(near, mpp=2.0, scales={4.0: wide}, compute=CPU)
+        predicted = one.predict(near, mpp=2.0, fields={224: wide}, compute=CPU)
         np.testing.assert_allclose(predicted, _predicted(tiled, one)[:9], atol=1e-4)
+        # the wide tiles count, and without them the head that was fitted on the tiles alone predicts
+        assert np.abs(one.predict(near, mpp=2.0, fields={224: near}, compute=CPU) - predicted).max() > 1e-3
+        alone = one.predict(near, mpp=2.0, compute=CPU)
+        assert np.isfinite(alone).all() and np.abs(alone - predicted).max() > 1e-3
     pk.tl.embed_tiles(tiled, adapter, key_added="X_again", **PREDICT)
     np.testing.assert_allclose(tiled["table"].obsm["X_again"], tiled["table"].obsm["X_peka"], atol=1e-5)
-    assert read_uns(tiled["table"], "X_again")["scales"] == [1.0, 2.0]
+    record = read_uns(tiled["table"], "peka")
+    assert record is not None and record["fields_um"] == [224.0] and "scales" not in record
 
-    for scales, error, message in (
-        (None, ValueError, r"also needs tiles of 4 um/px .* got tiles of \[\]"),
-        ({3.0: wide}, ValueError, r"also needs tiles of 4 um/px .* got tiles of \[3.0\]"),
-        ({4.0: wide, 8.0: wide}, ValueError, r"got tiles of \[4.0, 8.0\]"),
-        ({4.0: wide[:3]}, ValueError, r"the tiles of 4 um/px have shape \(3, 56, 56, 3\), the others \(9, "),
-        (wide, TypeError, r"must map pixel sizes in um to tiles, such as \{4: wide\}, got ndarray"),
+    for fields, error, message in (
+        ({300: wide}, ValueError, r"must hold tiles of 224 um .* got tiles of \[300.0\] um"),
+        ({224: wide, 448: wide}, ValueError, r"got tiles of \[224.0, 448.0\]"),
+        ({}, ValueError, r"got tiles of \[\] um"),
+        ({224: wide[:3]}, ValueError, r"the tiles of 224 um have shape \(3, 56, 56, 3\), the others \(9, "),
+        (wide, TypeError, r"must map widths in um to tiles, such as \{224: wide\}, got ndarray"),
     ):
         with pytest.raises(error, match=message):
-            adapter.predict(near, mpp=2.0, scales=scales)
-    with pytest.raises(ValueError, match="'scales' does nothing in this call: an adapter has its own readout"):
-        pk.tl.embed_tiles(tiled, adapter, readout={"scales": (1, 2)})
+            adapter.predict(near, mpp=2.0, fields=fields)
+    with pytest.raises(ValueError, match="'fields_um' does nothing in this call: an adapter has its own readout"):
+        pk.tl.embed_tiles(tiled, adapter, readout={"fields_um": (224,)})
 
 
 def _predicted(sdata: SpatialData, adapter: pk.Adapter) -> np.ndarray:
@@ -713,30 +774,30 @@ def _predicted(sdata: SpatialData, adapter: pk.Adapter) -> np.ndarray:
     return np.asarray(sdata["table"].layers["peka"][:, columns])
 
 
-def test_a_frozen_encoder_at_two_scales(tiled: SpatialData) -> None:
-    depth, wide = {"depth": 2}, {"depth": 2, "scales": (1, 2)}
-    plain = pk.tl.fit_adapter(tiled, readout=depth, **FROZEN)
-    with pytest.raises(ValueError, match="takes tiles at one scale, 2 um/px: leave `scales=` out"):
-        plain.predict(pk.get.tiles(tiled)[:2].to_numpy(), mpp=2.0, scales={4.0: np.zeros((2, 56, 56, 3), np.uint8)})
+def test_features_of_a_wider_field_are_those_of_wider_tiles(tiled: SpatialData) -> None:
+    plain = pk.tl.fit_adapter(tiled, **{**FROZEN, "readout": RIDGE.replace(depth=2)})
+    with pytest.raises(ValueError, match="reads no wider field of view: leave `fields=` out"):
+        plain.predict(pk.get.tiles(tiled)[:2].to_numpy(), mpp=2.0, fields={224: np.zeros((2, 56, 56, 3), np.uint8)})
     pk.pp.tile(tiled, tile_px=56, mpp=4.0, key_added="wide")
-    np.testing.assert_array_equal(pk.get.tiles(tiled, key="wide"), pk.get.tiles(tiled, scale=2))
+    np.testing.assert_array_equal(pk.get.tiles(tiled, key="wide"), pk.get.tiles(tiled, field_um=224))
+    depth = {"depth": 2}
     pk.tl.embed_tiles(tiled, "tiny", key_added="near", readout=depth, **PREDICT)
     pk.tl.embed_tiles(tiled, "tiny", key="wide", key_added="wide_features", readout=depth, **PREDICT)
-    pk.tl.embed_tiles(tiled, "tiny", key_added="both", readout=wide, **PREDICT)
+    pk.tl.embed_tiles(tiled, "tiny", key_added="both", readout={**depth, "fields_um": 224}, **PREDICT)
     table = tiled["table"]
     side_by_side = np.concatenate([table.obsm["near"], table.obsm["wide_features"]], axis=1)
     np.testing.assert_allclose(table.obsm["both"], side_by_side, atol=1e-5)
-    with pytest.raises(ValueError, match=r"Too few training spots .* within 316.8 um .*the largest tile"):
-        # one section of 0.7 mm: held out in blocks
-        pk.tl.fit_adapter(tiled, train=TRAIN, readout=wide, **FROZEN)
-    with pytest.raises(ValueError, match="At scale 50, tiles of 5600 um lie to 9.% outside of their images"):
-        pk.tl.embed_tiles(tiled, "tiny", readout={"depth": 2, "scales": (1, 50)}, **PREDICT)
+    assert read_uns(table, "near")["fields_um"] == [] and read_uns(table, "both")["fields_um"] == [224.0]  # type: ignore[index]
+    with pytest.raises(ValueError, match="tiles of 5600 um lie to 9.% outside of their images: leave this field"):
+        pk.tl.embed_tiles(tiled, "tiny", readout={**depth, "fields_um": (5600,)}, **PREDICT)
+    with pytest.raises(ValueError, match="100 um is not wider than the tile"):
+        pk.tl.embed_tiles(tiled, "tiny", readout={**depth, "fields_um": 100}, **PREDICT)
 
 
 def test_inner_folds_keep_the_widest_tiles_apart() -> None:
     spec = TileSpec(112, 1.0)
-    assert margin_um(spec, (1.0,)) == pytest.approx(112 * 2**0.5)
-    assert margin_um(spec, (1.0, 2.0)) == pytest.approx(224 * 2**0.5)
+    assert margin_um(spec) == pytest.approx(112 * 2**0.5)
+    assert margin_um(spec, (224.0,)) == pytest.approx(224 * 2**0.5)
 
 
 def test_tissue_that_a_wide_tile_saw_is_training_tissue(tiled: SpatialData) -> None:
@@ -746,13 +807,12 @@ def test_tissue_that_a_wide_tile_saw_is_training_tissue(tiled: SpatialData) -> N
     left[: len(x)] = x < np.median(x)
     left |= (table.obs["region"] == "P2S1_spots").to_numpy()
     known = []
-    for scales in ((1,), (1, 4)):
-        adapter = pk.tl.fit_adapter(
-            tiled, train=left, groups="patient", readout={"depth": 1, "scales": scales}, **FROZEN
-        )
+    for fields_um in (None, (448.0,)):
+        readout = RIDGE.replace(depth=1, fields_um=fields_um)
+        adapter = pk.tl.fit_adapter(tiled, train=left, groups="patient", **{**FROZEN, "readout": readout})
         pk.tl.predict_expression(tiled, adapter, **PREDICT)
         known.append(table.obs["peka_train"].to_numpy(dtype=bool).copy())
-        assert read_uns(table, "X_peka")["scales"] == [float(scale) for scale in scales]
+        assert read_uns(table, "X_peka")["fields_um"] == list(fields_um or ())
     np.testing.assert_array_equal(known[0], left)
     assert known[1][left].all() and known[1].sum() > left.sum() + 5
 
@@ -763,7 +823,8 @@ def test_spots_stay_with_their_tiles_in_any_order(tiled: SpatialData) -> None:
         images=dict(tiled.images), shapes=dict(tiled.shapes), tables={"table": tiled["table"][order].copy()}
     )
     plain, again = (
-        pk.tl.fit_adapter(sdata, groups="patient", readout={"depth": 4}, **FROZEN) for sdata in (tiled, mixed)
+        pk.tl.fit_adapter(sdata, groups="patient", **{**FROZEN, "readout": RIDGE.replace(depth=4)})
+        for sdata in (tiled, mixed)
     )
     np.testing.assert_allclose(again.gene_scores["pearson"], plain.gene_scores["pearson"], atol=1e-5)
 

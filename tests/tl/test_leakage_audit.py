@@ -12,6 +12,7 @@ from spatialdata import SpatialData
 
 import pekasc as pk
 
+RIDGE = pk.Readout.preset("ridge").replace(n_depths=None)
 QUICK: dict[str, Any] = {"genes": "svg", "n_genes": 8, "compute": {"device": "cpu"}, "progress": False}
 
 
@@ -26,9 +27,9 @@ def test_finds_the_leak_of_neighbouring_spots(tiled: SpatialData) -> None:
         waves = np.sin(4 * xy[at] @ rng.normal(size=(2, table.n_vars)) + rng.uniform(0, 6, table.n_vars))
         rates[at] = np.exp(1.5 * waves + 2)
     table.X = csr_matrix(rng.poisson(rates).astype(np.float32))
-    audit = pk.tl.leakage_audit(tiled, methods=["coordinates"], **QUICK)
+    audit = pk.tl.leakage_audit(tiled, methods=["coordinates"], readout=RIDGE, **QUICK)
     assert audit.index.names == ["encoder", "context_um", "genes", "method"]
-    row = audit.loc[("tiny", 0.0, "svg", "coordinates")]
+    row = audit.loc[("tiny", "", "svg", "coordinates")]
     assert row["random_spots"] > row["grouped"] + 0.3
     assert row["inflation"] == pytest.approx(row["random_spots"] - row["grouped"])
     assert np.isnan(row["inflation_relative"]) if row["grouped"] <= 0 else row["inflation_relative"] > 0
@@ -58,7 +59,7 @@ def test_makes_five_random_folds_at_most(tiled: SpatialData, monkeypatch: pytest
 
 
 def test_every_readout_has_its_row(tiled: SpatialData) -> None:
-    readout = [pk.Readout(), pk.Readout(head="ridge-per-gene")]
+    readout = [RIDGE, RIDGE.replace(head="ridge-per-gene")]
     audit = pk.tl.leakage_audit(tiled, methods=["mean", "coordinates"], readout=readout, **QUICK)
     assert audit.index.names == ["encoder", "context_um", "readout", "genes", "method"]
     assert list(audit.index.get_level_values("readout").unique()) == [repr(value) for value in readout]

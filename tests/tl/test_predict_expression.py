@@ -90,7 +90,7 @@ def assert_same(a: Any, b: Any, where: str) -> None:
 
 
 def test_all_slots_survive_the_disk(predicted: SpatialData, adapter: pk.Adapter, tmp_path: Path) -> None:
-    pk.tl.fit_adapter(predicted, train=["P1S1"], method=None, **QUICK)
+    pk.tl.fit_adapter(predicted, train=["P1S1"], method=None, readout="ridge", **QUICK)
     pk.tl.embed_tiles(predicted, "tiny", **QUICK, readout={"depth": (1, 2)})
     pk.tl.embed_expression(predicted, n_components=5)
     pk.tl.evaluate(predicted)

@@ -17,10 +17,12 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 import pekasc as pk
+from pekasc._expression import log1p_cp10k
 from pekasc._keys import read_uns
 from pekasc.models.features import _predictions
 from pekasc.tl import _predict_rows, _section_features
 
+RIDGE = pk.Readout.preset("ridge").replace(n_depths=None)
 FROZEN: dict[str, Any] = {"method": None, "train": ["P1S1_spots"], "compute": {"device": "cpu"}, "progress": False}
 GRID: dict[str, Any] = {"tile_px": 56, "mpp": 2.0, "min_sharpness": None, "max_pen": None}
 CPU: dict[str, Any] = {"compute": {"device": "cpu"}, "progress": False}
@@ -38,7 +40,7 @@ def slide() -> SpatialData:
 @pytest.fixture(scope="module")
 def adapter(slide: SpatialData) -> pk.Adapter:
     """Return a frozen encoder whose head looks 210 um around."""
-    return pk.tl.fit_adapter(slide, readout={"depth": 2, "context_um": 210}, **FROZEN)
+    return pk.tl.fit_adapter(slide, readout=RIDGE.replace(depth=2, context_um=210), **FROZEN)
 
 
 @pytest.fixture
@@ -207,17 +209,116 @@ def test_a_table_with_genes_has_a_layer_of_its_shape_in_the_store(
 
 
 def test_the_context_of_a_grid_is_that_of_the_lattice(slide: SpatialData, adapter: pk.Adapter) -> None:
-    assert adapter.info["pitch_um"] == pytest.approx(100) and len(adapter.info["context_offsets_um"]) == 18
+    assert adapter.info["pitch_um"] == pytest.approx(100) and len(adapter.info["neighbour_offsets_um"]["210"]) == 18
     spots = np.flatnonzero(slide["table"].obs["region"] == "P2S1_spots")
     coords = np.asarray(slide["table"].obsm["spatial"])[spots]
     section = np.zeros(len(coords))
-    as_trained = adapter.context_weights(coords, section)
+    as_trained = adapter.neighbours(coords, section)[210]
     # a grid that holds the lattice: the mean is over the same places, whatever lies between
     between = coords + [25.0, 12.0]
     both = np.concatenate([coords, between])
-    rows = adapter.context_weights(both, np.zeros(len(both)), grid=True)[: len(coords)]
+    rows = adapter.neighbours(both, np.zeros(len(both)), grid=True)[210][: len(coords)]
     np.testing.assert_allclose(rows[:, : len(coords)].toarray(), as_trained.toarray(), atol=1e-12)
     assert rows[:, len(coords) :].nnz == 0
+
+
+def _arrays(sdata: SpatialData) -> dict[str, Any]:
+    """Return positions and sections of all rows; the phantom has 1 um per unit, its table the order of its shapes."""
+    labels = sdata["table"].obs["region"].astype(str).to_numpy()
+    points = [point for region in ("P1S1_spots", "P2S1_spots") for point in sdata[region].geometry]
+    return {"coords_um": np.array([(point.x, point.y) for point in points]), "section": labels}
+
+
+def _layer(sdata: SpatialData, adapter: pk.Adapter) -> np.ndarray:
+    layer = np.asarray(sdata["table"].layers["peka"])
+    return layer[:, sdata["table"].var_names.get_indexer(list(adapter.genes))]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_blend_is_the_same_from_arrays_in_memory_and_in_parts(
+    tiled: SpatialData, blend: pk.Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = blend.reading.use().members
+    assert [member.name for member in members] == ["frozen:low-rank", "adapted:ridge", "adapted:low-rank"]
+    assert [member.weight for member in members] == pytest.approx([0.5, 0.25, 0.25])
+    assert blend.context_um == 150 and blend.fields_um == (224.0,) and members[0].fields == {1}
+    pk.tl.predict_expression(tiled, blend, **CPU)
+    whole = _layer(tiled, blend)
+    tiles, wide = (pk.get.tiles(tiled, field_um=width).to_numpy() for width in (None, 224))
+    made = blend.predict(tiles, mpp=2.0, fields={224: wide}, compute={"device": "cpu"}, **_arrays(tiled))
+    np.testing.assert_allclose(whole, made, atol=1e-4)
+    adapted = blend.embed(tiles, mpp=2.0, compute={"device": "cpu"})
+    np.testing.assert_allclose(tiled["table"].obsm["X_peka"], adapted, atol=1e-5)
+    blend.save(tmp_path / "adapter")
+    loaded = pk.Adapter.load(tmp_path / "adapter")
+    for size, chunk in ((1, 7), (7, 64), (256, 256)):
+        monkeypatch.setattr(_predict_rows, "_TILES", size)
+        monkeypatch.setattr(_section_features, "_CHUNK", chunk)
+        pk.tl.predict_expression(tiled, loaded, store=tmp_path / f"store {size}", **CPU)
+        np.testing.assert_allclose(_layer(tiled, blend), whole, atol=1e-4)
+        np.testing.assert_allclose(np.asarray(tiled["table"].obsm["X_peka"]), adapted, atol=1e-5)
+
+
+def test_without_positions_or_wide_tiles_heads_that_need_none_predict(
+    tiled: SpatialData, blend: pk.Adapter, trained_options: dict[str, Any]
+) -> None:
+    """They are those of a fit without; the training is the same."""
+    narrow = pk.Readout(context_um=150, fields_um=None, n_components=10)
+    plain = pk.tl.fit_adapter(tiled, **{**trained_options, "readout": narrow})
+    tiles, wide = (pk.get.tiles(tiled, field_um=width).to_numpy() for width in (None, 224))
+    how: dict[str, Any] = {"mpp": 2.0, "compute": {"device": "cpu"}}
+    where = _arrays(tiled)
+    full = blend.predict(tiles, fields={224: wide}, **where, **how)
+    alone, no_fields = blend.predict(tiles, **how), blend.predict(tiles, **where, **how)
+    np.testing.assert_allclose(no_fields, plain.predict(tiles, **where, **how), atol=1e-4)
+    np.testing.assert_allclose(alone, plain.predict(tiles, **how), atol=1e-4)
+    np.testing.assert_allclose(blend.predict(tiles, fields={224: wide}, **how), alone, atol=1e-5)
+    for one, other in ((full, no_fields), (full, alone), (no_fields, alone)):
+        assert np.abs(one - other).max() > 1e-2
+    # any of them is better than nothing on the tissue that all were fitted on
+    table = tiled["table"]
+    measured = log1p_cp10k(table).toarray()[:, table.var_names.get_indexer(list(blend.genes))]
+    error = np.square(measured - measured.mean(axis=0)).mean()
+    assert all(np.square(one - measured).mean() < error for one in (full, no_fields, alone))
+
+
+def test_a_section_without_wide_tiles_is_predicted_without(
+    tiled: SpatialData, blend: pk.Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*args: Any, **how: Any) -> None:
+        raise ValueError("nothing beyond the patches")
+
+    monkeypatch.setattr("pekasc.tl._predict_expression.further_readers", none)
+    with pytest.warns(UserWarning, match="wider field of view cannot be read here, .* predict: nothing beyond the pat"):
+        pk.tl.predict_expression(tiled, blend, **CPU)
+    tiles = pk.get.tiles(tiled).to_numpy()
+    made = blend.predict(tiles, mpp=2.0, compute={"device": "cpu"}, **_arrays(tiled))
+    np.testing.assert_allclose(_layer(tiled, blend), made, atol=1e-4)
+    assert read_uns(tiled["table"], "peka")["fields_um"] == []  # type: ignore[index]
+
+
+def test_a_store_takes_nothing_of_another_reading(tiled: SpatialData, tmp_path: Path, counted: list[int]) -> None:
+    """Of one encoder at one depth: scores are those of a reading, and no features."""
+    table = tiled["table"]
+    n = table.n_obs
+    low_rank = RIDGE.replace(head="low-rank", depth=2, head_rank=3)
+    for readout in (RIDGE.replace(depth=2), low_rank, low_rank.replace(context_um=150)):
+        adapter = pk.tl.fit_adapter(tiled, **{**FROZEN, "readout": readout})
+        pk.tl.predict_expression(tiled, adapter, **CPU)
+        whole = _layer(tiled, adapter)
+        counted.clear()
+        pk.tl.predict_expression(tiled, adapter, store=tmp_path / "store", **CPU)
+        assert sum(counted) == n
+        np.testing.assert_allclose(_layer(tiled, adapter), whole, atol=1e-5)
+        # and all of its own, also once it was saved and loaded
+        adapter.save(tmp_path / "adapter")
+        loaded = pk.Adapter.load(tmp_path / "adapter")
+        counted.clear()
+        pk.tl.predict_expression(tiled, loaded, store=tmp_path / "store", **CPU)
+        assert sum(counted) == 0
+        np.testing.assert_allclose(_layer(tiled, adapter), whole, atol=1e-5)
+    pk.tl.embed_tiles(tiled, adapter, store=tmp_path / "store", **CPU)
+    assert sum(counted) == n and table.obsm["X_peka"].shape == (n, 512)
 
 
 def test_a_coarse_grid_is_warned_of(grid: SpatialData, adapter: pk.Adapter) -> None:
@@ -230,7 +331,7 @@ def test_a_coarse_grid_is_warned_of(grid: SpatialData, adapter: pk.Adapter) -> N
 
 
 def test_tiles_at_the_spots_are_predicted_as_the_spots_are(slide: SpatialData) -> None:
-    frozen = pk.tl.fit_adapter(slide, readout={"depth": 2}, **FROZEN)
+    frozen = pk.tl.fit_adapter(slide, readout=RIDGE.replace(depth=2), **FROZEN)
     pk.tl.predict_expression(slide, frozen, **CPU)
     with pytest.raises(ValueError, match="'P2S1_spots_tiles' is taken .* under another name"):
         pk.pp.tile_grid(slide, "P2S1_he", shapes="P2S1_spots", tissue=False, **GRID, table_added="at_spots")
@@ -276,7 +377,7 @@ def test_errors_of_a_grid_name_the_call_that_makes_it(grid: SpatialData, adapter
 
 def test_another_adapter_brings_its_own_genes(slide: SpatialData, grid: SpatialData, adapter: pk.Adapter) -> None:
     pk.tl.predict_expression(grid, adapter, **CPU)
-    five = pk.tl.fit_adapter(slide, genes=list(adapter.genes[:5]), readout={"depth": 1}, **FROZEN)
+    five = pk.tl.fit_adapter(slide, genes=list(adapter.genes[:5]), readout=RIDGE.replace(depth=1), **FROZEN)
     pk.tl.predict_expression(grid, five, **CPU)
     assert list(grid["grid"].var_names) == list(five.genes) and set(grid["grid"].layers) == {"peka"}
     # beside predictions under another key, only genes that are there

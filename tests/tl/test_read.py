@@ -12,8 +12,9 @@ from spatialdata import SpatialData
 import pekasc as pk
 from pekasc._expression import log1p_cp10k
 from pekasc._keys import read_uns
+from pekasc._settings import HINT
 from pekasc.tiling import TileSpec
-from pekasc.tl._read import ensure_tiles, reading, untiled_on_error
+from pekasc.tl._read import ensure_tiles, field_scales, fields_of, reading, untiled_on_error
 
 HOW: dict[str, Any] = {"table_name": "table", "key": "tiles", "layer": None, "gene_key": None, "groups": None}
 
@@ -122,6 +123,60 @@ def test_an_object_that_cannot_be_tiled_shows_the_line_that_does(unknown: Spatia
     with pytest.raises(ValueError, match=r"tile_px=56, mpp=2, key_added='wide', \.\.\.\)"):
         ensure_tiles(unknown, table_name="table", key="wide", spec=TileSpec(56, 2.0))
     assert state(unknown) == before
+
+
+def _fields(sdata: SpatialData, **how: Any) -> tuple[float, ...]:
+    """Return the fields of view that a fit of the frozen encoder takes by itself."""
+    options: dict[str, Any] = {"method": None, "compute": {"device": "cpu"}, "progress": False, **how}
+    readout = pk.Readout(head="ridge", depth=1, context_um=None)
+    return pk.tl.fit_adapter(sdata, readout=readout, **options).fields_um
+
+
+def test_a_wider_field_is_read_where_there_is_tissue_to_spare(
+    tiled: SpatialData, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(HINT, logger="pekasc"):
+        assert _fields(tiled) == (448.0,)  # patients are held out: no margin takes spots away
+    for name in ("P1S1", "P2S1"):
+        assert f"section {name}_spots, field of view of 448 um: 56 px at 8 um/px, " in caplog.text
+    assert "the tile alone" not in caplog.text
+
+
+def test_a_margin_that_leaves_too_few_spots_drops_the_field(
+    tiled: SpatialData, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(HINT, logger="pekasc"):
+        assert _fields(tiled, train=["P1S1"]) == ()  # blocks of one section of 0.7 mm
+    line = "Field of view: the tile alone. The margin of one of 448 um would leave an inner fold 0 % of its spots."
+    assert line in caplog.text and "field of view of" not in caplog.text
+
+
+@pytest.mark.parametrize(("kept", "fields"), [([(5, 10), (9, 10)], (448.0,)), ([(10, 10), (4, 10)], ())])
+def test_the_scarcest_inner_fold_decides(
+    tiled: SpatialData, caplog: pytest.LogCaptureFixture, kept: list[tuple[int, int]], fields: tuple[float, ...]
+) -> None:
+    with caplog.at_level(HINT, logger="pekasc"), reading(tiled, **HOW) as spots:
+        assert fields_of(spots, pk.Readout(), lambda width: kept) == fields
+        assert fields_of(spots, pk.Readout(fields_um=(300, 200)), lambda width: kept) == (300.0, 200.0)
+        assert fields_of(spots, pk.Readout(fields_um=None), lambda width: kept) == ()
+    assert ("leave an inner fold 40 % of its spots" in caplog.text) == (not fields)
+
+
+def test_an_image_that_is_too_small_drops_the_field(tiled: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    pk.pp.tile(tiled, tile_px=56, mpp=8.0)
+    with caplog.at_level(HINT, logger="pekasc"):
+        assert _fields(tiled) == ()
+    assert "Field of view: the tile alone, since 1792 um cannot be read: " in caplog.text
+    assert "tiles of 1792 um lie to 8" in caplog.text
+
+
+def test_fields_that_are_given_and_do_not_fit_are_errors(tiled: SpatialData) -> None:
+    spec = TileSpec(56, 2.0)
+    assert field_scales(spec, (224.0, 448.0)) == (1.0, 2.0, 4.0) and field_scales(spec, None) == (1.0,)
+    with pytest.raises(ValueError, match=r"112.5 um is not wider than the tile \(112 um\): .* such as \(448,\)"):
+        field_scales(spec, (112.5,))
+    with reading(tiled, **HOW) as spots, pytest.raises(ValueError, match="tiles of 4480 um lie to 9.% outside"):
+        spots.read_tiles((1.0, 40.0), 2**30)
 
 
 def test_a_table_alone_has_no_tiles(tiled: SpatialData) -> None:

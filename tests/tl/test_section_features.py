@@ -28,7 +28,7 @@ from pekasc.models.features import BatchEncoder, EmbedJob
 from pekasc.tl import _section_features
 
 CPU: dict[str, Any] = {"device": "cpu", "embed_batch_size": 8}
-SCALES: dict[str, Any] = {"scales": (1, 2)}
+FIELDS: dict[str, Any] = {"fields_um": (224,)}
 
 
 def embed(sdata: SpatialData, encoder: Any = "tiny", *, store: Any = None, key_added: str | None = None,
@@ -52,22 +52,7 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_section_features, "_CHUNK", 16)
 
 
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Count the tiles that go through an encoder (but for the empty one that tells the width)."""
-    seen: list[int] = []
-    forward = BatchEncoder._forward
-
-    def counting(self: BatchEncoder, tiles: np.ndarray) -> list[torch.Tensor]:
-        if tiles.any():
-            seen.append(len(tiles))
-        return forward(self, tiles)
-
-    monkeypatch.setattr(BatchEncoder, "_forward", counting)
-    return seen
-
-
-@pytest.mark.parametrize("readout", [None, {"scales": (1, 2), "orientations": 2}], ids=["plain", "scales"])
+@pytest.mark.parametrize("readout", [None, {"fields_um": (224,), "orientations": 2}], ids=["plain", "fields"])
 def test_the_store_gives_the_bits_of_a_run_without(
     tiled: SpatialData, tmp_path: Path, counted: list[int], readout: dict[str, Any] | None
 ) -> None:
@@ -173,7 +158,7 @@ def test_nothing_of_other_tiles_weights_or_settings_is_taken(
     assert added(readout={"depth": 2}) == n
     assert added(precision="bf16") == n
     assert added(readout={"orientations": 2}) == n
-    assert added(readout=SCALES) == n  # the wide tiles; the others are there
+    assert added(readout=FIELDS) == n  # the wide tiles; the others are there
     assert added(adapter) == n and added(adapter) == 0
     pk.pp.tile(tiled, tile_px=48, mpp=2.0)
     assert added(random({"depth": 2})) == n
@@ -213,12 +198,12 @@ def test_features_beyond_the_memory_stay_lazy(
     table = tiled["table"]
     table.obs["in_tissue"] = np.arange(table.n_obs) % 7 > 0
     pk.pp.tile(tiled, tile_px=56, mpp=2.0)
-    embed(tiled, key_added="plain", readout=SCALES)
+    embed(tiled, key_added="plain", readout=FIELDS)
     with pytest.raises(ValueError, match=r"take 0\.\d GiB, more than `Compute.max_memory` .* Give `store=` a folder"):
-        embed(tiled, key_added="lazy", readout=SCALES, max_memory=1000)
+        embed(tiled, key_added="lazy", readout=FIELDS, max_memory=1000)
     assert "lazy" not in table.obsm
     monkeypatch.setattr(_section_features, "_LAZY_ROWS", 30)
-    embed(tiled, key_added="lazy", store=tmp_path / "s.zarr", readout=SCALES, max_memory=1000)
+    embed(tiled, key_added="lazy", store=tmp_path / "s.zarr", readout=FIELDS, max_memory=1000)
     assert isinstance(table.obsm["lazy"], da.Array)
     np.testing.assert_array_equal(table.obsm["lazy"].compute(), table.obsm["plain"])
     tiled.write(tmp_path / "sdata.zarr")
@@ -229,7 +214,7 @@ def test_features_beyond_the_memory_stay_lazy(
 DIGEST = """
 import sys
 import pekasc as pk
-from pekasc.models.features import EmbedJob
+from pekasc.models.features import BatchEncoder, EmbedJob
 adapter = pk.Adapter.load(sys.argv[1])
 job = EmbedJob(adapter, adapter.encoder_digest, 56, adapter.depth, 1, 8, "cpu", "fp32")
 print(job.digest(adapter.network()))
@@ -395,21 +380,23 @@ def client() -> Iterator[Client]:
 
 @pytest.mark.parametrize("images", ["in memory", "on disk"])
 def test_two_workers_give_the_bits_of_none(
-    tiled: SpatialData, adapter: pk.Adapter, client: Client, tmp_path: Path, images: str
+    tiled: SpatialData, adapter: pk.Adapter, blend: pk.Adapter, client: Client, tmp_path: Path, images: str
 ) -> None:
     if images == "on disk":
         tiled.write(tmp_path / "sdata.zarr")
         tiled = sd.read_zarr(tmp_path / "sdata.zarr")
     table = tiled["table"]
-    embed(tiled, key_added="here", readout=SCALES)
-    embed(tiled, key_added="there", readout=SCALES, client=client)
+    embed(tiled, key_added="here", readout=FIELDS)
+    embed(tiled, key_added="there", readout=FIELDS, client=client)
     np.testing.assert_array_equal(table.obsm["there"], table.obsm["here"])
-    embed(tiled, key_added="kept", store=tmp_path / "s.zarr", readout=SCALES, client=client)
+    embed(tiled, key_added="kept", store=tmp_path / "s.zarr", readout=FIELDS, client=client)
     np.testing.assert_array_equal(table.obsm["kept"], table.obsm["here"])
-    predict(tiled, adapter)
-    alone = table.layers["peka"].copy()
-    predict(tiled, adapter, client=client)
-    np.testing.assert_array_equal(table.layers["peka"], alone)
+    for one in (adapter, blend):
+        predict(tiled, one)
+        alone, features = table.layers["peka"].copy(), table.obsm["X_peka"].copy()
+        predict(tiled, one, client=client)
+        np.testing.assert_array_equal(table.layers["peka"], alone)
+        np.testing.assert_array_equal(table.obsm["X_peka"], features)
 
 
 def _elsewhere(folder: str) -> None:

@@ -23,8 +23,9 @@ from pekasc.models.teachers._scfoundation import ScFoundationTeacher
 
 Write = Callable[..., Path]
 TRAIN = ["P1S1_spots"]
+RIDGE = pk.Readout.preset("ridge").replace(n_depths=None)
 QUIET: dict[str, Any] = {"compute": {"device": "cpu"}, "progress": False}
-SMALL: dict[str, Any] = {"recipe": {"epochs": 1, "rank": 8}, "readout": {"depth": 2}, **QUIET}
+SMALL: dict[str, Any] = {"recipe": {"epochs": 1, "rank": 8}, "readout": RIDGE.replace(depth=2), **QUIET}
 
 
 @pytest.fixture(scope="session")
@@ -224,7 +225,9 @@ def test_training_spots_that_scfoundation_cannot_embed(tiled: SpatialData, files
         pk.tl.fit_adapter(tiled, teacher=Teacher("scfoundation", files=files), train=TRAIN, **SMALL)
     # the frozen encoder does not ask the teacher
     described = Teacher("scfoundation", files=files)
-    adapter = pk.tl.fit_adapter(tiled, teacher=described, train=TRAIN, method=None, readout={"depth": 2}, **QUIET)
+    adapter = pk.tl.fit_adapter(
+        tiled, teacher=described, train=TRAIN, method=None, readout=RIDGE.replace(depth=2), **QUIET
+    )
     assert adapter.info["teacher"] is None
 
 
@@ -289,7 +292,7 @@ def test_scvi_teaches(tiled: SpatialData, lessons: Lessons, monkeypatch: pytest.
     with pytest.raises(ValueError, match="'teacher_components' does nothing in this call: .*dimensions of its own"):
         pk.tl.fit_adapter(tiled, teacher="scvi", train=TRAIN, **{**SMALL, "recipe": {"teacher_components": 12}})
     adapter = pk.tl.fit_adapter(
-        tiled, teacher="scvi", train=TRAIN, **{**SMALL, "readout": {"depth": 2, "n_components": 12}}
+        tiled, teacher="scvi", train=TRAIN, **{**SMALL, "readout": RIDGE.replace(depth=2, n_components=12)}
     )
     assert adapter.info["teacher"] == "scvi"
     assert adapter.weights["projector"]["2.weight"].shape[0] == 10  # latent dimensions are no principal components

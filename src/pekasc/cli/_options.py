@@ -119,9 +119,8 @@ def option_object(context: typer.Context, label: str, given: Sequence[str] | Non
         from_file = {name: _typed(value, _hints(cls).get(name)) for name, value in of_file.items()}
         chosen = preset if preset is not None else of_file_preset
         both = {**from_file, **changes}
-        found = resolve(both, cls, label)  # names the wrong field
-        if chosen is not None:
-            found = resolve(chosen, cls, label).replace(**both)
+        # fields of a preset are checked with it: one alone may contradict the defaults
+        found = resolve(both, cls, label) if chosen is None else resolve(chosen, cls, label).replace(**both)
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint=f"--{label}") from None
     if chosen is not None and not both:

@@ -146,8 +146,8 @@ def cross_validate(
         False if a section, patient or group has spots in training and in test: such scores are inflated.
     ``encoder``, ``method``, ``teacher``, ``head``, ``context_um``, ``fields_um``, ``orientations``, ``readout``, \
     ``seed``, ``genes``
-        The settings; ``context_um`` is the radius that was chosen, 0 without context, ``fields_um`` are joined by
-        ``+``, ``readout`` is the repr of the :class:`pekasc.Readout`.
+        The settings; ``context_um`` are the radii that were used, empty without context; they and ``fields_um`` are
+        joined by ``+``, ``readout`` is the repr of the :class:`pekasc.Readout`.
     ``n_genes``, ``n_undefined``, ``n_constant_train``
         Number of genes of the set; of those constant in the test spots, which have no correlation and are left out of
         the mean; and of those constant in the training spots, which cannot be learned and count as 0, as does every

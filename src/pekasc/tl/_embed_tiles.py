@@ -143,7 +143,8 @@ def _options(adapter: Adapter | None, readout: Any, compute: Any) -> tuple[Reado
         unused = dict.fromkeys(Readout.__dataclass_fields__, "an adapter has its own readout")
     else:
         unused = dict.fromkeys(
-            ("head", "head_rank", "members", "selection", "n_components", "n_depths", "context_um"), _IN_HEAD
+            ("head", "head_rank", "members", "selection", "n_components", "n_depths", "context_um", "smooth_um"),
+            _IN_HEAD,
         )
         if isinstance(readout, Mapping) and readout.get("depth") in ("all", "best"):
             raise ValueError(

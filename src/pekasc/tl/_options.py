@@ -18,6 +18,7 @@ from pekasc.models import Encoder, Teacher
 from pekasc.models.comparing import (
     BEST_FROZEN,
     HEST_PROTOCOLS,
+    LAZY,
     RIVALS,
     Comparison,
     Rival,
@@ -228,7 +229,9 @@ def _readouts(readout: Any, methods: Mapping[str, Rival], protocol: str) -> list
         )
         unused |= dict.fromkeys(("fields_um", "orientations"), "HEST-Bench embeds every tile once, as it is")
         given = [{"context_um": None} if value is None else value for value in given]
-    readouts = [resolve(value, Readout, "readout", unused=unused) for value in given]
+    readouts = [
+        resolve(value, Readout, "readout", unused={**_unused_depth(value, methods), **unused}) for value in given
+    ]
     for value in readouts:
         check_reading(value, frozen=False)
     if protocol in HEST_PROTOCOLS:
@@ -242,6 +245,15 @@ def _readouts(readout: Any, methods: Mapping[str, Rival], protocol: str) -> list
     if not readouts or len(set(readouts)) < len(readouts):
         raise ValueError(f"`readout={readout!r}` must hold each readout once.")
     return readouts
+
+
+def _unused_depth(readout: Any, methods: Mapping[str, Rival]) -> dict[str, str]:
+    """Return the depth with the reason, where it names blocks and no method is read at one."""
+    depth = readout.get("depth") if isinstance(readout, Mapping) else getattr(readout, "depth", None)
+    read = [row for row in methods.values() if row.reads_image and row.name not in (BEST_FROZEN, LAZY)]
+    if depth in (None, "all", "best") or read:
+        return {}
+    return {"depth": '"frozen-best" reads all depths, or the best'}
 
 
 def _no_auto(readout: Readout) -> float | None:

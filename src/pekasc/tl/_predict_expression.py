@@ -40,10 +40,11 @@ from pekasc._sections import (
 )
 from pekasc._totals import totals_to_record
 from pekasc.models import Adapter
-from pekasc.models.heads import pitch_um
+from pekasc.models.heads import Reading, pitch_um
+from pekasc.tiling import TileSpec
 from pekasc.tl._evaluate import METRICS
 from pekasc.tl._predict_rows import LayerSpec, Scores, layer_parts, store_predictions
-from pekasc.tl._read import ensure_tiles, untiled_on_error
+from pekasc.tl._read import ensure_tiles, further_readers, untiled_on_error
 from pekasc.tl._section_features import check_store, on_device, reading_jobs, section_features
 
 _COARSE = 0.5  # of the training pitch: a finer grid has a tile near every place of the lattice
@@ -116,7 +117,9 @@ def predict_expression(
         Some counts of every row with numbers for their genes, float64, by which a total is known to be of the counts at
         hand.
     ``uns["pekasc"][key_added]``
-        Summary of the adapter, its scale (``target``), tile size, number of genes predicted and in the totals.
+        Summary of the adapter, the wider fields of view that were read (``fields_um``; none, with a warning, where the
+        sections have stored patches or too little tissue around them), its scale (``target``), tile size, number of
+        genes predicted and in the totals.
 
     Raises
     ------
@@ -165,9 +168,10 @@ def predict_expression(
     with untiled_on_error(sdata, table_name=table_name, key=key):
         sections, spec = ensure_tiles(sdata, table_name=table_name, key=key, spec=adapter.spec)
         adapter.check_tiles(spec.tile_px, spec.mpp)
-        reading = adapter.reading.use()
+        reading, fields_um = _readable(adapter, sections, spec)
+        scales = (1.0, *(width / spec.side_um for width in fields_um))
         features = section_features(
-            sections, spec, adapter.scales, reading_jobs(adapter, spec.tile_px, reading, how), adapter.network(),
+            sections, spec, scales, reading_jobs(adapter, spec.tile_px, reading, len(scales), how), adapter.network(),
             n_obs=table.n_obs, store=store, client=how.client, max_memory=max_memory, progress=progress,
         )  # fmt: skip
         scores = Scores(features, reading)
@@ -192,7 +196,14 @@ def predict_expression(
         adapted = features.by_row(table.n_obs, max_memory, scores.n_adapted)
         trained = np.zeros(table.n_obs, dtype=bool)
         trained[trained_rows(sections, spec.side_um * max(adapter.scales), adapter.trained_on)] = True
-    record = {**_record(adapter), "n_predicted": len(wanted), "tile_px": spec.tile_px, "mpp": spec.mpp, **place}
+    record = {
+        **_record(adapter),
+        "fields_um": list(fields_um),
+        "n_predicted": len(wanted),
+        "tile_px": spec.tile_px,
+        "mpp": spec.mpp,
+        **place,
+    }
     log = record["target"] == TARGETS["log1p"]
     totals = totals_to_record(table, adapter.info.get("layer")) if log else None
     if totals is not None:
@@ -213,6 +224,22 @@ def predict_expression(
         if table_added in sdata.tables:
             del sdata.tables[table_added]
         sdata.tables[table_added] = table
+
+
+def _readable(adapter: Adapter, sections: Sequence[Section], spec: TileSpec) -> tuple[Reading, tuple[float, ...]]:
+    """Return the reading to use, and the wider fields of view in um: none, with a warning, where one cannot be read."""
+    try:
+        further_readers(sections, spec, adapter.scales, quiet=True)
+    except ValueError as error:
+        found = adapter.reading_of(context=True, fields=False)
+        warnings.warn(
+            f"The adapter's wider field of view cannot be read here, and heads that were fitted without it predict: "
+            f"{error}",
+            UserWarning,
+            stacklevel=3,
+        )
+        return found, ()
+    return adapter.reading.use(), adapter.fields_um
 
 
 def _without_genes(table: AnnData, key: str) -> bool:
@@ -374,7 +401,6 @@ def _record(adapter: Adapter) -> dict[str, Any]:
         "encoder_digest": adapter.encoder_digest,
         "method": adapter.method,
         "depth": adapter.info["depth"],
-        "fields_um": list(adapter.fields_um),
         "orientations": adapter.orientations,
         "context_um": list(adapter.reading.use().radii_um),
         "head": adapter.info["head"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pekasc.models.comparing._comparison import HEST, HEST_PROTOCOLS, Bench, Comparison
 from pekasc.models.comparing._gene_sets import CHOSEN, check_gene_sets, choose_gene_sets
 from pekasc.models.comparing._results import Results
-from pekasc.models.comparing._rivals import BEST_FROZEN, RIVALS, Rival, rival
+from pekasc.models.comparing._rivals import BEST_FROZEN, LAZY, RIVALS, Rival, rival
 from pekasc.models.comparing._table import MIN_TEST, score_fold
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Comparison",
     "HEST",
     "HEST_PROTOCOLS",
+    "LAZY",
     "MIN_TEST",
     "RIVALS",
     "Results",

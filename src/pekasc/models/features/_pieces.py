@@ -138,7 +138,9 @@ class EmbedJob:
         if not isinstance(self.encoder, Encoder) and self.encoder.config is not None:
             parts += [_canonical(self.encoder.config.to_dict()), *tensor_parts(self.encoder.weights["adapter"])]
         if self.reading is not None:
-            parts += [f"field {self.field}", *array_parts(self.reading)]
+            # what is beyond scores, such as the map to genes, is no part of what is stored
+            blocks = [block.maps for member in self.reading.members for block in member.head.blocks]
+            parts += [f"field {self.field}", *array_parts(blocks)]
         return sha256(*parts)
 
 
