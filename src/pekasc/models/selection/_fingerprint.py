@@ -61,9 +61,8 @@ def settings_of(
         "encoder": job.digest(model),
         "adapter_targets": encoder.adapter_targets,
         "method": json.loads(json.dumps(method, default=plain)),
-        "heads": {
-            str(i): asdict(head) for i, head in enumerate(heads)
-        },  # so that an error names the field that differs
+        # by number, so that an error names the field that differs
+        "heads": {str(i): asdict(head) for i, head in enumerate(heads)},
         "fields_um": list(o.fields_um),
         "recipe": asdict(o.recipe),
         "readout": {name: getattr(o.readout, name) for name in _READOUT_FIELDS},
