@@ -102,7 +102,7 @@ def test_the_first_pass_leaves_activations_behind(
 ) -> None:
     how: dict[str, Any] = {"readout": {"depth": depth, "fields_um": (168,), "orientations": 2}}
     with monkeypatch.context() as patched:
-        patched.setattr(Job, "embed_first", lambda self, depths: self.embed(depths))
+        patched.setattr(Job, "embed_first", lambda self, depths: self.embed(depths, further=self.data.further))
         twice = fit(sections, **how, recipe={"epochs": 1})
     with monkeypatch.context() as patched:
         patched.setattr(_cached_blocks._BlockRunner, "over", lambda *args: pytest.fail("the frozen blocks ran again"))
