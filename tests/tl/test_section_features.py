@@ -279,6 +279,7 @@ def test_two_regions_of_the_same_tiles(tiled: SpatialData, tmp_path: Path, count
     one.obs["region"] = pd.Categorical(["P1S1_spots"] * one.n_obs)
     both = ad.concat([one, two], index_unique="-")
     both.obs["region"] = both.obs["region"].astype("category")
+    del both.obs["tile_inside"]  # whose record is not here any more
     shapes = {"P1S1_spots": tiled["P1S1_spots"], "again": tiled["P1S1_spots"].copy()}
     parsed = TableModel.parse(both, region=["P1S1_spots", "again"], region_key="region", instance_key="spot_id")
     twice = SpatialData(images=dict(tiled.images), shapes=shapes, tables={"table": parsed})
