@@ -48,14 +48,19 @@ def compare(sdata: Any, wanted: dict[str, tuple[str, pk.Readout]], arguments: An
     """Return the scores of some methods and readouts on every split, the mean over test sections."""
     encoder = pk.models.Encoder("vit_small_patch14_dinov2", weights=arguments.vits)
     folds = {
-        name: ([f"{s}_spots" for s in train], [f"{s}_spots" for s in test]) for name, (train, test) in ALL_FOLDS.items()
+        name: ([f"{s}_spots" for s in ALL_FOLDS[name][0]], [f"{s}_spots" for s in ALL_FOLDS[name][1]])
+        for name in arguments.splits
     }
     out = []
+    common: dict[str, Any] = {
+        "encoders": encoder, "folds": folds, "seeds": seeds, "n_bootstrap": 10, "store": arguments.out / "store",
+        "compute": {"cache": arguments.out / "cache"}, "progress": False,
+    }  # fmt: skip
+    trained = [readout for method, readout in wanted.values() if method == "bone"]
+    if trained:  # in one call, since they share the training
+        pk.tl.cross_validate(sdata, methods=["bone"], readout=trained, **common)
     for label, (method, readout) in wanted.items():
-        frame = pk.tl.cross_validate(
-            sdata, methods=[method], encoders=encoder, folds=folds, seeds=seeds, readout=readout, n_bootstrap=10,
-            store=arguments.out / "store", compute={"cache": arguments.out / "cache"}, progress=False,
-        )  # fmt: skip
+        frame = pk.tl.cross_validate(sdata, methods=[method], readout=readout, **common)
         frame = frame[frame["section"] != "pooled"]
         frame = frame.groupby(["fold", "genes", "seed"], as_index=False)[["pearson", "seconds"]].mean()
         out.append(frame.assign(reading=label))
@@ -85,6 +90,7 @@ def show(arguments: Any) -> None:
 def main() -> None:
     parser = quick_parser(__doc__)
     parser.add_argument("--part", choices=["frozen", "trained"])
+    parser.add_argument("--splits", nargs="+", choices=list(ALL_FOLDS), default=list(ALL_FOLDS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parsed(parser)
     arguments.out.mkdir(parents=True, exist_ok=True)
