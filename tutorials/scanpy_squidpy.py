@@ -22,7 +22,6 @@
 import warnings
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import scanpy as sc
 import squidpy as sq
@@ -37,8 +36,8 @@ sc.settings.verbosity = 0
 # %% [markdown]
 # ## Predict a patient that was not trained on
 #
-# Three patients with expression, two to learn from. `recipe="quick"` trains no adapter and reads the frozen encoder at all
-# depths, which takes seconds; leave it out to train one.
+# Three patients with expression, two to learn from. `recipe="quick"` trains no adapter and reads the frozen encoder at
+# all depths, which takes seconds; leave it out to train one.
 
 # %%
 sdata = pk.datasets.phantom(n_patients=3, size_um=2000, mpp=1.0)
@@ -62,13 +61,13 @@ measured.obsm["spatial"] = predicted.obsm["spatial"]
 measured.layers.clear()
 sc.pp.normalize_total(measured, target_sum=1e4)
 sc.pp.log1p(measured)
-predicted
+print(predicted)
 
 # %% [markdown]
 # ## Domains
 #
-# The usual steps of scanpy, once for each. Predictions have no noise of counting, so that their clusters are smoother than
-# those of measured values: what looks like a sharper map is a simpler one.
+# The usual steps of scanpy, once for each. Predictions have no noise of counting, so that their clusters are smoother
+# than those of measured values: what looks like a sharper map is a simpler one.
 
 # %%
 for adata in (measured, predicted):
@@ -127,9 +126,9 @@ plt.show()
 # %% [markdown]
 # ## Spatial statistics, and where the map misleads
 #
-# Moran's I of every gene. Predictions are smooth, because tiles that lie side by side look alike: nearly every predicted
-# gene is "spatially variable", those among them that depend on nothing the image shows. Their ranks are worth more than
-# their values, and for such genes not even those.
+# Moran's I of every gene. Predictions are smooth, because tiles that lie side by side look alike: nearly every
+# predicted gene is "spatially variable", those among them that depend on nothing the image shows. Ranks of genes are
+# worth more than values, and for such genes not even those.
 
 # %%
 for adata in (measured, predicted):
@@ -151,8 +150,8 @@ plt.show()
 moran.groupby("depends on")[["measured", "predicted"]].median().round(2)
 
 # %% [markdown]
-# What tells them apart before anything is measured is the score on held-out patients that the adapter carries, and, where
-# there is a measurement, `tl.evaluate`.
+# What tells them apart before anything is measured is the score on held-out patients that the adapter carries, and,
+# where there is a measurement, `tl.evaluate`.
 
 # %%
 held_out = adapter.gene_scores["pearson"]
@@ -180,4 +179,3 @@ sc.pp.neighbors(kept, random_state=0)
 sc.tl.leiden(kept, resolution=0.5, flavor="igraph", n_iterations=2, random_state=0)
 print(kept.n_vars, "of", predicted.n_vars, "genes")
 print("with the tissue:", round(adjusted_rand_score(states, kept.obs["leiden"]), 2))
-print("largest change of a predicted value by leaving genes out:", np.abs(kept.X - predicted[:, kept.var_names].X).max())

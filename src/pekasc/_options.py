@@ -306,7 +306,7 @@ class Readout(_Options):
         self._set("members", _members(self.members, self.head))
         self._set("depth", _depth(self.depth))
         self._set("selection", _one_of("selection", self.selection, ("average", "best")))
-        if self.n_depths is not None and self.depth != "best":
+        if self.n_depths is not None and self.n_depths > 1 and self.depth != "best":
             raise ValueError(
                 f'`n_depths={self.n_depths}` limits how many blocks `depth="best"` may concatenate, but '
                 f"`depth={self.depth!r}` needs no such limit: leave one of them out."
