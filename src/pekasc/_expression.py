@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -229,8 +229,13 @@ def log1p_of_totals(raw: Matrix, total: np.ndarray) -> Matrix:
     return np.log1p(raw * factor[:, None]).astype(np.float32)
 
 
-def target_matrix(adata: AnnData, layer: str | None = None, target: str = "log1p") -> Matrix:
-    """Return the target of the head: ``"log1p"`` of counts per 10,000, or the matrix ``"as_is"``."""
+def target_matrix(adata: AnnData, layer: str | None = None, target: Any = "log1p") -> Matrix:
+    """Return expression: ``"log1p"`` of counts per 10,000, or the matrix ``"as_is"``.
+
+    With a target that is no gene (a mapping), teachers see log1p of the counts.
+    """
+    if isinstance(target, Mapping):
+        return log1p_cp10k(adata, layer)
     if target == "log1p":
         as_is = ', or, if the data are log-normalised already and the counts are lost, give `target="as_is"`'
         return log1p_cp10k(adata, layer, otherwise=as_is)
@@ -239,7 +244,10 @@ def target_matrix(adata: AnnData, layer: str | None = None, target: str = "log1p
         if not np.isfinite(_values(matrix)).all():
             raise ValueError(f'`target="as_is"` needs finite values, found {_describe(matrix)}.')
         return matrix.astype(np.float32)
-    raise ValueError(f'`target={target!r}` is not known. Choose "log1p" (from counts) or "as_is" (log data as stored).')
+    raise ValueError(
+        f'`target={target!r}` is not known. Choose "log1p" (from counts), "as_is" (log data as stored) or '
+        '{"obsm": key} (the columns of an obsm).'
+    )
 
 
 def gene_names(adata: AnnData, gene_key: str | None = None, columns: np.ndarray | None = None) -> np.ndarray:

@@ -107,6 +107,11 @@ def feature_key(name: str) -> str:
     return check_key(f"X_{short_name(name)}")
 
 
+def target_key(key_added: str, key: str) -> str:
+    """Return the `obsm` key of predictions of a target that is no gene, the columns of ``obsm[key]``."""
+    return check_key(f"X_{key_added}_{key}")
+
+
 def tile_shapes_name(region: str, key: str = TILES) -> str:
     """Return the name of the shapes element with the tiles of `region`."""
     return check_key(f"{region}_{key}")

@@ -144,7 +144,10 @@ Protocol = Annotated[str | None, typer.Option("--protocol", metavar="NAME", help
 Seeds = Annotated[list[int] | None, typer.Option("--seeds", metavar="SEED", help="Seed. Can be repeated.")]
 Seed = Annotated[int | None, typer.Option("--random-state", metavar="SEED", help="Seed.")]
 Layer = Annotated[str | None, typer.Option("--layer", metavar="NAME", help="Layer with counts.")]
-Target = Annotated[str | None, typer.Option("--target", metavar="NAME", help="log1p (the default) or as_is.")]
+Target = Annotated[
+    str | None,
+    typer.Option("--target", metavar="NAME", help="log1p (the default), as_is, or obsm:KEY for its columns."),
+]
 GeneKey = Annotated[str | None, typer.Option("--gene-key", metavar="COLUMN", help="Column of var.")]
 Adapter = Annotated[Path, typer.Option("--adapter", metavar="DIR", help="Folder of the adapter.")]
 AdapterOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the adapter.")]

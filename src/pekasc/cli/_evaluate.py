@@ -20,6 +20,10 @@ def evaluate(
     layer: Annotated[
         str | None, typer.Option("--layer", metavar="NAME", help="The predictions; by default peka.")
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="KEY", help="Key of the obsm that was predicted, in the place of genes."),
+    ] = None,
     truth: Annotated[
         str | None, typer.Option("--truth", metavar="NAME", help="Layer to compare with; by default from the counts.")
     ] = None,
@@ -46,7 +50,7 @@ def evaluate(
 
         from pekasc import tl
 
-        call = arguments.given(layer=layer, truth=truth, groups=groups, counts_layer=counts_layer)
+        call = arguments.given(layer=layer, target=target, truth=truth, groups=groups, counts_layer=counts_layer)
         failures: dict[str, str] = {}
         frames: list[pd.DataFrame] = []
         for source in sources:

@@ -57,8 +57,8 @@ def fit(
         if resume:
             options["compute"] = _resumed(options["compute"], state)
         call = arguments.given(
-            encoder=encoder, teacher=teacher, train=train or None, groups=groups, layer=layer, target=target,
-            gene_key=gene_key, random_state=random_state, genes=names_or_files(genes),
+            encoder=encoder, teacher=teacher, train=train or None, groups=groups, layer=layer,
+            target=_target(target), gene_key=gene_key, random_state=random_state, genes=names_or_files(genes),
         )  # fmt: skip
         if method is not None:
             call["method"] = None if method.lower() == "none" else method
@@ -75,6 +75,12 @@ def fit(
         if resume and state.is_dir():
             shutil.rmtree(state)
         output.result({"output": str(out), **describe_adapter(adapter)}, f"{adapter}\nsaved to {out}")
+
+
+def _target(text: str | None) -> Any:
+    """Return what the call takes: obsm:KEY is a target that is no gene."""
+    kind, colon, key = (text or "").partition(":")
+    return {kind: key} if colon else text
 
 
 def _check_out(out: Path) -> None:

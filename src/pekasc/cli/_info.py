@@ -66,6 +66,7 @@ def describe_adapter(adapter: Adapter) -> dict[str, Any]:
         "mpp": adapter.spec.mpp,
         "context_um": list(adapter.reading.use().radii_um),
         "fields_um": list(adapter.fields_um),
+        "target": adapter.info["target"],
         "n_genes": len(adapter.genes),
         "n_spots": adapter.info["n_spots"],
         "pearson_median": None if scores.dropna().empty else scores.median(),

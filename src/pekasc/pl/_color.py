@@ -14,6 +14,7 @@ from scipy import sparse
 
 from pekasc._expression import TARGETS, close_genes
 from pekasc._measured import prediction_record
+from pekasc._obsm import predicted_column, target_column
 from pekasc._settings import get_logger
 from pekasc.pl._draw import robust_limits
 from pekasc.pl._expression import UNIT
@@ -64,6 +65,8 @@ def color_maps(
 ) -> list[Map]:
     """Return what to draw of `rows` for each name: a column of ``obs`` or, if there is none, a gene of the layer.
 
+    A name ``"key:column"`` is a column of a predicted target.
+
     Raises
     ------
     KeyError
@@ -71,10 +74,12 @@ def color_maps(
     ValueError
         If there are no values, or too many categories.
     """
-    genes = [name for name in names if name not in table.obs]
+    found = {name: target_column(table, layer, name) for name in names if name not in table.obs}
+    targets = {name: predicted_column(table, layer, *at)[rows] for name, at in found.items() if at is not None}
+    genes = [name for name, at in found.items() if at is None]
     for name in genes:
         _check_gene(table, name, table_name)
-    shadowed = [name for name in names if name not in genes and name in table.var_names]
+    shadowed = [name for name in names if name in table.obs and name in table.var_names]
     if shadowed:
         logger.hint("%s: columns of `obs` are drawn, not the genes of that name, as scanpy does.", ", ".join(shadowed))
     predicted = _genes(table, genes, rows, layer, table_name) if genes else {}
@@ -89,6 +94,13 @@ def color_maps(
         if name in predicted:
             title = f"{name} (trained on)" if trained else name
             maps.append(numeric(title, predicted[name], unit=unit, italic=True))
+            continue
+        if name in targets:
+            if not np.isfinite(targets[name]).any():
+                raise ValueError(f"Column {name!r} was not predicted in these rows: all values are NaN.")
+            maps.append(
+                numeric(f"{name} (trained on)" if trained else name, targets[name], unit=name.partition(":")[0])
+            )
             continue
         column = table.obs[name].iloc[rows]
         if column.isna().all():

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from scipy import sparse
 
 from pekasc._expression import close_genes
-from pekasc._keys import PEKA, TILES
+from pekasc._keys import PEKA, TILES, target_key
 from pekasc._measured import as_stored, measured
+from pekasc._obsm import measured_target, predicted_column, target_column
 from pekasc._sections import Section, get_table
 from pekasc.pl._draw import SMALL, Box, bounding_box, frame, robust_limits, round_length, scale_bar, spots
 from pekasc.pl._picture import chosen_sections, label, picture, radii_um
@@ -62,6 +64,8 @@ def expression(
 ) -> Figure:
     """Plot H&E, measured and predicted expression of a gene, one section per row, with one colour scale.
 
+    Or of a column of another target: ``"key:column"`` for an adapter of ``target={"obsm": key}``.
+
     Both are on the scale of the predictions, log1p of counts per 10,000 unless the adapter's ``target`` is another. The
     colour scale of all panels runs from the 1st to the 99th percentile of measured and predicted values, so that
     predictions with less contrast than the measurement look like it.
@@ -71,12 +75,13 @@ def expression(
     sdata
         Sections with predicted expression, see :func:`pekasc.tl.predict_expression`.
     gene
-        Name of the gene.
+        Name of the gene; ``"key:column"`` for a column of the target in ``obsm[key]``.
     layer
-        Layer with the predicted values.
+        Layer with the predicted values, which is the `key_added` of :func:`pekasc.tl.predict_expression`.
     truth
         Layer with measured values on the scale of the predictions; None uses log1p(1e4 * count / total) of the counts,
-        or, of an adapter with ``target="as_is"``, the layer it was trained on.
+        or, of an adapter with ``target="as_is"``, the layer it was trained on. Of another target, another
+        key of obsm.
     counts_layer
         Layer with counts; None uses `X` if it holds counts, else ``layers["counts"]``. A table without counts is
         plotted without measured values.
@@ -103,9 +108,9 @@ def expression(
     Raises
     ------
     KeyError
-        If the gene, the layer, the table or a section is not there.
+        If the gene, the layer, the target or its column, the table or a section is not there.
     ValueError
-        If the gene has no predicted values, `background` is unknown, or `counts_layer` holds no counts.
+        If the gene has no predicted values, `background` is unknown, or `counts_layer` holds no counts or does nothing.
 
     Examples
     --------
@@ -118,8 +123,14 @@ def expression(
     if background not in BACKGROUNDS:
         raise ValueError(f"`background={background!r}` is not known, use one of {list(BACKGROUNDS)}.")
     table = get_table(sdata, table_name)
-    predicted = _predicted(table, gene, layer)
-    truth_values = _measured(table, gene, layer, truth, counts_layer)
+    target = target_column(table, layer, gene)
+    if target is None:
+        predicted = _predicted(table, gene, layer)
+        truth_values = _measured(table, gene, layer, truth, counts_layer)
+        unit = UNIT if truth is None and not as_stored(table, layer) else "expression"
+    else:
+        predicted, truth_values = _of_target(table, layer, *target, truth, counts_layer)
+        unit = target[0]
     column = f"{layer}_train"
     trained = table.obs[column].fillna(value=False).to_numpy(dtype=bool) if column in table.obs else None
     rows = []
@@ -139,7 +150,6 @@ def expression(
     limits = robust_limits(
         *(v for row in rows for v in (row.measured, row.predicted) if v is not None), vmin=vmin, vmax=vmax
     )
-    unit = UNIT if truth is None and not as_stored(table, layer) else "expression"
     return _draw(rows, gene, Normalize(*limits), cmap, unit, background, figsize)
 
 
@@ -176,6 +186,23 @@ def _measured(table: AnnData, gene: str, layer: str, truth: str | None, counts_l
             return None
     values, known = measured(table, layer, counts_layer, otherwise=", or a layer on its scale (`truth=`)")
     return np.where(known, _dense(values[:, [column]]), np.nan)
+
+
+def _of_target(
+    table: AnnData, layer: str, key: str, column: str, truth: str | None, counts_layer: str | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the predicted and, where they are in the table, the measured values of a column of a target."""
+    if counts_layer is not None:
+        raise ValueError("`counts_layer=` does nothing for a target that is no gene, which is drawn as stored.")
+    predicted = predicted_column(table, layer, key, column)
+    if np.isnan(predicted).all():
+        raise ValueError(
+            f"Column {column!r} was not predicted: obsm[{target_key(layer, key)!r}] holds only NaN for it."
+        )
+    if truth is None and key not in table.obsm:
+        return predicted, None
+    argument = "gene" if truth is None else "truth"
+    return predicted, measured_target(table, truth or key, pd.Index([column]), argument=argument)[:, 0]
 
 
 def _dense(column: Any) -> np.ndarray:
@@ -226,7 +253,7 @@ def _draw(
             spots(ax, row.section.centres_um, row.radii, shown, norm=norm, cmap=cmap)
             ax.set_title(title)
     # a gene's name may contain characters with a meaning in mathtext
-    fig.suptitle(gene, style="italic", parse_math=False)
+    fig.suptitle(gene, style="normal" if gene.startswith(f"{unit}:") else "italic", parse_math=False)
     shrink = 0.7 if len(rows) == 1 else 0.5
     bar = fig.colorbar(ScalarMappable(norm, cmap), ax=axes[:, 1:], shrink=shrink, aspect=18, pad=0.02)
     bar.set_label(unit, fontsize=SMALL + 1)

@@ -58,8 +58,9 @@ def slide(
     sdata
         A slide that :func:`pekasc.pp.tile_grid` has tiled.
     color
-        A gene of the layer, a column of ``obs``, numeric (``"sharpness"``) or categorical (``"leiden"``), or a list of
-        them, one panel for each. None shows which parts of the slide have tiles.
+        A gene of the layer, a column of ``obs``, numeric (``"sharpness"``) or categorical (``"leiden"``), a column of
+        a predicted target (``"key:column"``), or a list of them, one panel for each. None shows which parts of the
+        slide have tiles.
     layer
         Layer with the values of genes.
     table_name

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,8 +13,9 @@ from scipy.stats import rankdata
 from spatialdata import SpatialData
 
 from pekasc._expression import Matrix, dense
-from pekasc._keys import PEKA, TILES, check_key, score_key
+from pekasc._keys import PEKA, TILES, check_key, score_key, target_key, write_uns
 from pekasc._measured import measured, prediction_record
+from pekasc._obsm import measured_target, obsm_of, predicted_target, recorded_targets
 from pekasc._sections import check_table, get_table, positions_um, section_labels, writable_table
 from pekasc._settings import get_logger
 from pekasc.models.selection import MIN_SPOTS, morans_i, pearson
@@ -27,6 +30,7 @@ def evaluate(
     data: SpatialData | AnnData,
     *,
     layer: str = PEKA,
+    target: str | Mapping[str, str] | None = None,
     truth: str | None = None,
     groups: str | None = None,
     include_train: bool = False,
@@ -43,10 +47,14 @@ def evaluate(
     data
         A SpatialData or AnnData with predictions in ``layers[layer]``.
     layer
-        The predictions.
+        The predictions: name of the layer, which is the `key_added` of :func:`pekasc.tl.predict_expression`.
+    target
+        Key of the obsm whose columns were predicted, for an adapter of ``target={"obsm": key}``: scores its columns
+        instead of genes. Spots where one of them is NaN or infinite were not measured, and are left out.
     truth
         Layer to compare with, on the scale of the predictions; by default log1p(1e4 * count / total) of the counts,
         with the totals recorded at prediction, or, of an adapter with ``target="as_is"``, the layer it was trained on.
+        With `target`, another key of obsm with the same columns.
     groups
         Column of obs; scores are taken within each group. By default sections.
     include_train
@@ -66,14 +74,16 @@ def evaluate(
     whose measured Moran's I is nowhere significant at 5 %). Scores of a gene that is constant in a group are NaN.
 
     Also writes, as mean over groups, ``var["{layer}_pearson"]``, ``var["{layer}_spearman"]``, ``var["{layer}_rmse"]``
-    and ``var["{layer}_morans_i_ratio"]``; NaN where a gene is not predicted.
+    and ``var["{layer}_morans_i_ratio"]``; NaN where a gene is not predicted. With `target`, ``gene`` is the column, and
+    the DataFrame is kept in ``uns["pekasc"]["X_{layer}_{target}"]["scores"]`` instead, until the next prediction.
 
     Raises
     ------
     KeyError
         If a layer or column is not there.
     ValueError
-        If there are no predictions, or the adapter was trained on all predicted spots.
+        If there are no predictions, the adapter was trained on all predicted spots, or an argument does nothing with
+        `target`.
 
     References
     ----------
@@ -93,45 +103,112 @@ def evaluate(
     check_key(layer, argument="layer")
     table = get_table(data, table_name)
     check_table(table)
-    predicted_all = _layer(table, layer)
-    genes = ~np.isnan(predicted_all).all(axis=0)
-    if not genes.any():
-        raise ValueError(f"The layer {layer!r} holds no predictions: all values are NaN.")
-    rows = np.flatnonzero(~np.isnan(predicted_all[:, genes]).all(axis=1))
-    rows = _without_training(table, rows, layer, include_train)
-    truth_values, rows = _measured(table, layer, rows, np.flatnonzero(genes), truth, counts_layer)
-    predicted = predicted_all[np.ix_(rows, genes)]
-    if np.isnan(predicted).any():
-        bad = int(np.isnan(predicted).any(axis=0).sum())
-        raise ValueError(
-            f"{bad} genes of layer {layer!r} are predicted in some spots only: it holds predictions of several "
-            "adapters. Evaluate tables of the parts that belong together."
-        )
-    labels = obs_groups(table, groups, rows)
-    positions, sections = positions_um(data, table_name=table_name, key=key)[rows], section_labels(table)[rows]
+    if target is None:
+        found = _of_genes(table, layer, truth, counts_layer, include_train)
+    else:
+        key_of_target = obsm_of({"obsm": target} if isinstance(target, str) else target)
+        if counts_layer is not None:
+            raise ValueError("`counts_layer=` does nothing with `target=`, whose values are compared as stored.")
+        found = _of_target(table, layer, str(key_of_target), truth, include_train)
+    labels = obs_groups(table, groups, found.rows)
+    positions = positions_um(data, table_name=table_name, key=key)[found.rows]
+    sections = section_labels(table)[found.rows]
     unplaced = ~np.isfinite(positions).all(axis=1)
     if unplaced.any():
         raise ValueError(
-            f"{int(unplaced.sum())} spots of {sorted(set(sections[unplaced]))} have values in layers[{layer!r}] but no "
+            f"{int(unplaced.sum())} spots of {sorted(set(sections[unplaced]))} have values in {found.where} but no "
             "position in um, since those sections came after the tiling. Run `pekasc.pp.tile(sdata)` again."
         )
-    names = table.var_names[genes]
     frames = []
     for group in np.unique(labels):
         at = np.flatnonzero(labels == group)
         if at.size < 3:
             warnings.warn(f"Group {group!r} has {at.size} spots: too few to score.", UserWarning, stacklevel=2)
             continue
-        frames.append(_score(names, str(group), predicted[at], truth_values[at], positions[at], sections[at]))
+        frames.append(
+            _score(found.names, str(group), found.predicted[at], found.measured[at], positions[at], sections[at])
+        )
     if not frames:
         raise ValueError("No group has the three spots that a score needs.")
     scores = pd.concat(frames, ignore_index=True)
-    _report_constant(scores)
-    mean = scores.groupby("gene", sort=False)[list(METRICS)].mean().reindex(table.var_names)
+    _report_constant(scores, "genes" if target is None else "columns")
     table = writable_table(data, table_name)
+    if target is not None:
+        write_uns(table, found.record, {**prediction_record(table, found.record), "scores": scores}, kind="prediction")
+        return scores
+    mean = scores.groupby("gene", sort=False)[list(METRICS)].mean().reindex(table.var_names)
     for metric in METRICS:
         table.var[score_key(layer, metric)] = mean[metric].to_numpy()
     return scores
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Predicted and measured values to compare.
+
+    Parameters
+    ----------
+    names
+        Names of the genes, or of the columns of a target.
+    rows
+        Rows of the table, without training spots and spots that were not measured.
+    predicted, measured
+        Their values, (rows, names).
+    record
+        Key of the record of the predictions in ``uns["pekasc"]``.
+    where
+        The slot of the predictions, for errors.
+    """
+
+    names: pd.Index
+    rows: np.ndarray
+    predicted: np.ndarray
+    measured: Matrix
+    record: str
+    where: str
+
+
+def _of_genes(
+    table: AnnData, layer: str, truth: str | None, counts_layer: str | None, include_train: bool
+) -> _Found:  # fmt: skip
+    predicted_all = _layer(table, layer)
+    genes = ~np.isnan(predicted_all).all(axis=0)
+    if not genes.any():
+        raise ValueError(f"The layer {layer!r} holds no predictions: all values are NaN.")
+    rows = np.flatnonzero(~np.isnan(predicted_all[:, genes]).all(axis=1))
+    rows = _without_training(table, rows, layer, include_train)
+    values, rows = _measured(table, layer, rows, np.flatnonzero(genes), truth, counts_layer)
+    predicted = predicted_all[np.ix_(rows, genes)]
+    _check_whole(predicted, "genes", where := f"layers[{layer!r}]")
+    return _Found(table.var_names[genes], rows, predicted, values, layer, where)
+
+
+def _of_target(table: AnnData, layer: str, key: str, truth: str | None, include_train: bool) -> _Found:
+    frame = predicted_target(table, layer, key)
+    where = f"obsm[{target_key(layer, key)!r}]"
+    rows = np.flatnonzero(frame.notna().any(axis=1).to_numpy())
+    if not rows.size:
+        raise ValueError(f"{where} holds no predictions: all values are NaN.")
+    rows = _without_training(table, rows, layer, include_train)
+    argument = "target" if truth is None else "truth"
+    values = measured_target(table, key if truth is None else truth, frame.columns, argument=argument)[rows]
+    known = np.isfinite(values).all(axis=1)
+    if not known.any():
+        raise ValueError(f"obsm[{truth or key!r}] is NaN or infinite in all {rows.size} spots that could be scored.")
+    if not known.all():
+        logger.hint("%d of %d spots left out: obsm[%r] has no values there.", (~known).sum(), rows.size, truth or key)
+    predicted = frame.to_numpy(dtype=np.float32)[rows[known]]
+    _check_whole(predicted, "columns", where)
+    return _Found(frame.columns, rows[known], predicted, values[known], target_key(layer, key), where)
+
+
+def _check_whole(predicted: np.ndarray, what: str, where: str) -> None:
+    if np.isnan(predicted).any():
+        bad = int(np.isnan(predicted).any(axis=0).sum())
+        raise ValueError(
+            f"{bad} {what} of {where} are predicted in some spots only: it holds predictions of several "
+            "adapters. Evaluate tables of the parts that belong together."
+        )
 
 
 def _measured(
@@ -162,6 +239,8 @@ def _layer(table: AnnData, layer: str) -> np.ndarray:
         how = "Predict first: `pekasc.tl.predict_expression(sdata, adapter)`."
         if "store" in prediction_record(table, layer):
             how = "Its predictions are in a store: `pekasc.io.attach_predictions(sdata)` brings them back."
+        elif targets := [key for key, _ in recorded_targets(table, layer)]:
+            how = f"What was predicted under that name is no gene: `pekasc.tl.evaluate(sdata, target={targets[0]!r})`."
         raise KeyError(f"Layer {layer!r} not found. Available layers: {present}. {how}")
     value = table.layers[layer]
     return np.asarray(value.toarray() if hasattr(value, "toarray") else value, dtype=np.float32)
@@ -231,11 +310,11 @@ def _morans_i(
     return out[0], out[1], structured
 
 
-def _report_constant(scores: pd.DataFrame) -> None:
+def _report_constant(scores: pd.DataFrame, what: str) -> None:
     constant = scores.loc[scores["pearson"].isna(), "gene"].unique()
     if constant.size:
         warnings.warn(
-            f"{constant.size} genes are constant in a group, so their correlation there is NaN: "
+            f"{constant.size} {what} are constant in a group, so their correlation there is NaN: "
             f"{list(constant[:3])}{', ...' if constant.size > 3 else ''}.",
             UserWarning,
             stacklevel=3,

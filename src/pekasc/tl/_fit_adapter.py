@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from peft import PeftConfig
 from spatialdata import SpatialData
 
-from pekasc._expression import TARGETS, expressed_genes
+from pekasc._expression import TARGETS, Matrix, expressed_genes
 from pekasc._keys import ADAPTER, TILES, check_free, check_key, write_uns
+from pekasc._obsm import obsm_columns, obsm_of, target_label, training_target
 from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
 from pekasc._sections import get_table, tissue_of, writable_table
 from pekasc._settings import get_logger
@@ -40,7 +41,7 @@ def fit_adapter(
     groups: str | None = None,
     genes: Any = None,
     layer: str | None = None,
-    target: Literal["log1p", "as_is"] = "log1p",
+    target: Literal["log1p", "as_is"] | Mapping[str, str] = "log1p",
     gene_key: str | None = None,
     recipe: Recipe | str | Mapping[str, Any] | None = None,
     readout: Readout | str | Mapping[str, Any] | None = None,
@@ -90,7 +91,9 @@ def fit_adapter(
     layer
         Layer with counts. By default ``X`` if it holds counts, else ``layers["counts"]``.
     target
-        ``"log1p"``: log1p(1e4 * count / total of the spot). ``"as_is"``: log data as stored.
+        ``"log1p"``: log1p(1e4 * count / total of the spot). ``"as_is"``: log data as stored. ``{"obsm": key}``: no
+        genes but the columns of ``obsm[key]`` as stored, such as cell-type proportions, pathway scores or an embedding;
+        the teacher sees the counts all the same. Columns that vary more count for more in what is chosen.
     gene_key
         Column of var with the gene names of the adapter, which scFoundation expects to be symbols; by default
         ``var_names``.
@@ -122,14 +125,14 @@ def fit_adapter(
     Raises
     ------
     KeyError
-        If a layer, column, gene, section or the teacher's embedding is not there.
+        If a layer, column, gene, section, the target or the teacher's embedding is not there.
     TypeError
         If an argument or a field of an option has a wrong type.
     ValueError
         If counts are needed and there are none, sizes are too large for the training spots, the encoder does not accept
-        tiles of this size or has no layers to adapt, or genes do not overlap. If a field of an option is unknown or
-        does nothing in this call. If a device is not available, or the checkpoints in ``compute.resume`` are of other
-        settings or data.
+        tiles of this size or has no layers to adapt, or genes do not overlap. If a target in obsm is no table of finite
+        numbers, or constant. If a field of an option is unknown or does nothing in this call. If a device is not
+        available, or the checkpoints in ``compute.resume`` are of other settings or data.
     FloatingPointError
         If the loss becomes NaN or infinite. The message names the step; the attribute ``last_good`` (with
         ``compute.resume``, a file there) holds the trained weights before it.
@@ -159,6 +162,11 @@ def fit_adapter(
     call = resolve_fit(encoder, teacher, method, recipe, readout, compute, random_state, progress)
     table = get_table(sdata, table_name)
     check_free(table, key_added, "adapter")
+    obsm_key = obsm_of(target)
+    if obsm_key is not None:
+        obsm_columns(table, obsm_key)  # its form, before anything else is read
+        if genes is not None:
+            raise ValueError(f"`genes=` does nothing with `target={target}`: all columns of that obsm are predicted.")
     with reading(
         sdata, table_name=table_name, key=key, layer=layer, target=target, gene_key=gene_key, train=train, groups=groups
     ) as spots:
@@ -169,7 +177,7 @@ def fit_adapter(
         options = replace(call.options, fields_um=fields_um)
         data, teacher_model, model = _inputs(replace(call, options=options), spots, genes, target)
         adapter = fit(model, spots.spec, data, teacher_model, options, [HeadSpec(options.readout)])[0]
-    info = {**adapter.info, "target": TARGETS[target], "layer": layer or ""}
+    info = {**adapter.info, **_target_info(target), "layer": layer or ""}
     used = adapter.reading.use()
     radii = {*used.radii_um, *([] if used.smooth_um is None else [used.smooth_um])}
     if radii:
@@ -183,17 +191,48 @@ def fit_adapter(
     return adapter
 
 
-def _inputs(call: FitCall, spots: Spots, genes: Any, target: str) -> tuple[Data, TeacherModel | None, EncoderNetwork]:
+def _target_info(target: Any) -> dict[str, Any]:
+    """Return what an adapter keeps of its target."""
+    key = obsm_of(target)
+    return {"target": TARGETS[target]} if key is None else {"target": f"{target_label(key)}, as stored", "obsm": key}
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """What is predicted: names and values of genes, or of the columns of an obsm, spots x columns."""
+
+    names: np.ndarray
+    values: Matrix
+    every: Matrix  # whose components a low-rank head predicts
+    text: str
+
+
+def _predicted(spots: Spots, expressed: np.ndarray, genes: Any, target: Any) -> _Predicted:
+    key = obsm_of(target)
+    if key is not None:
+        names, values = training_target(spots.table, key, spots.rows)
+        return _Predicted(names, values, values, f"{len(names)} columns of {target_label(key)}")
+    at = expressed if genes is None else wanted_genes(spots.table, spots.names, genes, spots.columns)
+
+    def of(columns: np.ndarray) -> Matrix:
+        return spots.expression if columns.size == spots.names.size else spots.expression[:, columns]
+
+    default = ", detected in 10 % of the spots of every group" if genes is None else ""
+    return _Predicted(spots.names[at], of(at), of(expressed), f"{at.size} genes{default}")
+
+
+def _inputs(call: FitCall, spots: Spots, genes: Any, target: Any) -> tuple[Data, TeacherModel | None, EncoderNetwork]:
     """Return arrays, teacher and encoder for the fit; wrong arguments raise before any pixel is read."""
     options, readout = call.options, call.options.readout
     expressed = expressed_genes(spots.expression, spots.groups)
-    predicted = expressed if genes is None else wanted_genes(spots.table, spots.names, genes, spots.columns)
-    if not expressed.size:
+    predicted = _predicted(spots, expressed, genes, target)
+    # only a teacher needs genes where the target is another
+    if not expressed.size and (obsm_of(target) is None or options.method is not None):
         raise ValueError(
             "No gene is detected in at least 10 % of the spots of every training group: the sections share too little, "
             "or the counts are too shallow."
         )
-    _log_choices(call, spots, predicted, genes is None)
+    _log_choices(call, spots, predicted.text)
     teacher = _teacher(call, spots, expressed)
     if readout.context_um != "auto":
         check_radius(spots.coords_um, spots.labels, readout.context_um)
@@ -208,14 +247,14 @@ def _inputs(call: FitCall, spots: Spots, genes: Any, target: str) -> tuple[Data,
     data = Data(
         tiles=tiles,
         further=further,
-        expression=spots.expression if predicted.size == spots.names.size else spots.expression[:, predicted],
-        genes=[str(name) for name in spots.names[predicted]],
+        expression=predicted.values,
+        genes=[str(name) for name in predicted.names],
         groups=spots.groups,
         sections=spots.labels,
         coords_um=spots.coords_um,
         local=local,
-        every=spots.expression if expressed.size == spots.names.size else spots.expression[:, expressed],
-        totals=spots.totals if target == "log1p" else None,
+        every=predicted.every,
+        totals=None if target == "as_is" else spots.totals,
     )
     return data, teacher, model
 
@@ -241,7 +280,7 @@ def _teacher(call: FitCall, spots: Spots, expressed: np.ndarray) -> TeacherModel
     return made if row.fitted else precomputed(made)
 
 
-def _log_choices(call: FitCall, spots: Spots, genes: np.ndarray, default: bool) -> None:
+def _log_choices(call: FitCall, spots: Spots, predicted: str) -> None:
     method = call.options.method
     teacher = f', teacher="{call.teacher.name}"' if method is not None else ""
     logger.hint('encoder="%s"%s, method="%s".', call.encoder.short, teacher, method_name(method))
@@ -249,7 +288,7 @@ def _log_choices(call: FitCall, spots: Spots, genes: np.ndarray, default: bool) 
     where = "sections" if spots.group_key is None else f"obs[{spots.group_key!r}]"
     logger.hint("Training on %d spots.", spots.rows.size)
     logger.hint("Held out in turn: %s (%s).", where, ", ".join(names[:6]) + (", ..." if len(names) > 6 else ""))
-    logger.hint("%d genes%s.", genes.size, ", detected in 10 % of the spots of every group" if default else "")
+    logger.hint("%s.", predicted)
 
 
 def _record(adapter: Adapter) -> dict[str, Any]:

@@ -26,29 +26,23 @@ from pekasc._keys import (
     total_key,
     write_uns,
 )
-from pekasc._measured import prediction_record
 from pekasc._options import RESULT_MEMORY, Compute, resolve, unused_in_embedding
 from pekasc._sections import (
-    Section,
     check_table,
     get_table,
     present_table,
     table_digest,
     tiled_table,
-    trained_rows,
     writable_table,
 )
 from pekasc._totals import totals_to_record
 from pekasc.models import Adapter
-from pekasc.models.heads import Reading, pitch_um
-from pekasc.tiling import TileSpec
 from pekasc.tl._evaluate import METRICS
-from pekasc.tl._predict_rows import LayerSpec, Scores, layer_parts, store_predictions
-from pekasc.tl._read import ensure_tiles, further_readers, untiled_on_error
-from pekasc.tl._section_features import check_store, on_device, reading_jobs, section_features
-
-_COARSE = 0.5  # of the training pitch: a finer grid has a tile near every place of the lattice
-_SAME_PITCH = 0.02
+from pekasc.tl._predict_checks import adapter_record, check_columns, check_size, check_stride, check_trained
+from pekasc.tl._predict_rows import LayerSpec, layer_parts, store_predictions, tile_scores, trained_on
+from pekasc.tl._predict_target import predict_target
+from pekasc.tl._read import ensure_tiles, untiled_on_error
+from pekasc.tl._section_features import check_store, on_device
 
 
 def predict_expression(
@@ -67,6 +61,8 @@ def predict_expression(
 ) -> None:
     """Predict expression from tiles with an adapter, as a layer beside the measured counts or as a new table.
 
+    An adapter of another target, ``fit_adapter(target={"obsm": key})``, predicts the columns of that obsm.
+
     Parameters
     ----------
     sdata
@@ -74,7 +70,8 @@ def predict_expression(
     adapter
         An adapter from :func:`pekasc.tl.fit_adapter` or :meth:`pekasc.models.Adapter.load`.
     key_added
-        Name of the layer, and of the features in obsm (``"X_{key_added}"``).
+        Name of the layer, and of the features in obsm (``"X_{key_added}"``). A target is written to
+        ``obsm["X_{key_added}_{key}"]``.
     genes
         Genes to predict; by default all genes of the adapter.
     table_added
@@ -121,13 +118,21 @@ def predict_expression(
         sections have stored patches or too little tissue around them), its scale (``target``), tile size, number of
         genes predicted and in the totals.
 
+    An adapter of ``target={"obsm": key}`` writes no layer and no totals, but
+
+    ``obsm["X_{key_added}_{key}"]``
+        A DataFrame with the predicted columns of the target, float32; NaN in rows without a tile. It stays in memory;
+        with `store`, only the features are kept there. ``uns["pekasc"]["X_{key_added}_{key}"]`` is its summary.
+
     Raises
     ------
     KeyError
         If one of `genes` is not predicted by the adapter.
     ValueError
         If the tiles differ in size from those of the training, no gene overlaps, the layer would take more than
-        ``max_memory``, or the encoder's weights are not those of the training.
+        ``max_memory``, or the encoder's weights are not those of the training. If an argument is about genes and the
+        adapter predicts another target. If genes and another target have one `key_added`, and their adapters were
+        trained on different spots.
 
     Examples
     --------
@@ -142,17 +147,24 @@ def predict_expression(
     if not isinstance(adapter, Adapter):
         raise TypeError(f"`adapter` must be a pekasc.Adapter, got {type(adapter).__name__}.")
     check_key(key_added)
-    how = resolve(compute, Compute, "compute", unused=unused_in_embedding(stored=store is not None))
-    how = on_device(how)
+    target = adapter.target_key
+    stored = store is not None and target is None  # predictions of another target stay in memory
+    how = on_device(resolve(compute, Compute, "compute", unused=unused_in_embedding(stored=stored)))
     max_memory = how.memory(RESULT_MEMORY)
     table_name = tiled_table(sdata, table_name)
     table = get_table(sdata, table_name)
     check_table(table)
+    if target is not None:
+        predict_target(
+            sdata, adapter, target, key_added=key_added, store=store, compute=how, table_name=table_name, key=key,
+            progress=progress, genes=genes, table_added=table_added, gene_key=gene_key,
+        )  # fmt: skip
+        return
     wanted = _wanted(adapter, genes)
     gene_of = gene_columns(table)
     names = gene_names(table, gene_key, gene_of)
     target_genes = [adapter.genes[i] for i in wanted]
-    _check_columns(table, key_added)
+    check_columns(table, key_added)
     without_genes = _without_genes(table, key_added)
     new_table = without_genes or table_added is not None
     columns = np.arange(len(wanted)) if new_table else _columns(names, target_genes, gene_of)
@@ -160,7 +172,7 @@ def predict_expression(
     if new_table:
         if table_added is not None:
             _check_table_added(sdata, table_added, key_added)
-        _check_size(table.n_obs, len(wanted), limit, "with `store=`")
+        check_size(table.n_obs, len(wanted), limit)
     else:
         check_free(table, key_added, "prediction", slot="layers")
         check_free(table, feature_key(key_added), "features", slot="obsm")
@@ -168,13 +180,12 @@ def predict_expression(
     with untiled_on_error(sdata, table_name=table_name, key=key):
         sections, spec = ensure_tiles(sdata, table_name=table_name, key=key, spec=adapter.spec)
         adapter.check_tiles(spec.tile_px, spec.mpp)
-        reading, fields_um = _readable(adapter, sections, spec)
-        scales = (1.0, *(width / spec.side_um for width in fields_um))
-        features = section_features(
-            sections, spec, scales, reading_jobs(adapter, spec.tile_px, reading, len(scales), how), adapter.network(),
-            n_obs=table.n_obs, store=store, client=how.client, max_memory=max_memory, progress=progress,
+        trained = trained_on(adapter, sections, spec, table.n_obs)
+        if table_added is None:
+            check_trained(table, key_added, None, trained)
+        scores, fields_um = tile_scores(
+            adapter, sections, spec, n_obs=table.n_obs, store=store, compute=how, progress=progress
         )  # fmt: skip
-        scores = Scores(features, reading)
         # compute everything before anything is written
         layer = LayerSpec(
             (table.n_obs, len(wanted) if new_table else table.n_vars),
@@ -183,7 +194,7 @@ def predict_expression(
             read_uns(table, GRID) is not None,
         )
         if layer.grid:
-            _check_stride(adapter, sections)
+            check_stride(adapter, sections)
         place: dict[str, str] = {}
         if store is not None:
             kept = store_predictions(
@@ -193,11 +204,9 @@ def predict_expression(
             place = {"store": str(kept.path), "array": kept.name, "array_digest": kept.digest}
         else:
             ((_, values),) = layer_parts(adapter, scores, sections, layer, [slice(0, table.n_obs)])
-        adapted = features.by_row(table.n_obs, max_memory, scores.n_adapted)
-        trained = np.zeros(table.n_obs, dtype=bool)
-        trained[trained_rows(sections, spec.side_um * max(adapter.scales), adapter.trained_on)] = True
+        adapted = scores.features.by_row(table.n_obs, max_memory, scores.n_adapted)
     record = {
-        **_record(adapter),
+        **adapter_record(adapter),
         "fields_um": list(fields_um),
         "n_predicted": len(wanted),
         "tile_px": spec.tile_px,
@@ -215,7 +224,10 @@ def predict_expression(
     else:
         table_added = table_added or present_table(sdata, table_name)
         in_memory = not without_genes and store is None
+        replaced = table if table_added == present_table(sdata, table_name) else None
         table = _new_table(table, values if in_memory else None, target_genes, log=log)
+        if replaced is not None:
+            _keep_others(table, replaced)
         record["table_added"] = table_added
     if store is not None:
         record["table_digest"] = table_digest(table)
@@ -224,22 +236,6 @@ def predict_expression(
         if table_added in sdata.tables:
             del sdata.tables[table_added]
         sdata.tables[table_added] = table
-
-
-def _readable(adapter: Adapter, sections: Sequence[Section], spec: TileSpec) -> tuple[Reading, tuple[float, ...]]:
-    """Return the reading to use, and the wider fields of view in um: none, with a warning, where one cannot be read."""
-    try:
-        further_readers(sections, spec, adapter.scales, quiet=True)
-    except ValueError as error:
-        found = adapter.reading_of(context=True, fields=False)
-        warnings.warn(
-            f"The adapter's wider field of view cannot be read here, and heads that were fitted without it predict: "
-            f"{error}",
-            UserWarning,
-            stacklevel=3,
-        )
-        return found, ()
-    return adapter.reading.use(), adapter.fields_um
 
 
 def _without_genes(table: AnnData, key: str) -> bool:
@@ -267,49 +263,10 @@ def _write(
     write_uns(table, feature_key(key), record, kind="features")
 
 
-def _check_columns(table: AnnData, key: str) -> None:
-    """Check that columns of obs and an array of obsm that will be written are not the user's own."""
-    theirs = [f"obs[{name!r}]" for name in (f"{key}_train", total_key(key)) if name in table.obs]
-    theirs += [f"obsm[{name!r}]" for name in (total_check_key(key),) if name in table.obsm]
-    if theirs and not prediction_record(table, key) and key not in table.layers:
-        raise ValueError(
-            f"`key_added={key!r}` would replace `{theirs[0]}`, which was not written by this call. Choose "
-            "another key, or rename it."
-        )
-
-
 def _columns(names: np.ndarray, target_genes: list[str], gene_of: np.ndarray) -> np.ndarray:
     """Return the column of the table for each gene, -1 where it has none."""
     at = gene_positions(names, target_genes)
     return np.where(at >= 0, gene_of[at], -1) if gene_of.size else at
-
-
-def _check_stride(adapter: Adapter, sections: Sequence[Section]) -> None:
-    """Warn of a grid so coarse that a tile's context is not where a training spot's was."""
-    pitch = adapter.info.get("pitch_um")
-    if adapter.context_um is None or pitch is None:
-        return
-    for section in sections:
-        stride = pitch_um(section.centres_um, np.zeros(section.rows.size))
-        if stride > _COARSE * (1 + _SAME_PITCH) * pitch and abs(stride / pitch - 1) > _SAME_PITCH:
-            warnings.warn(
-                f"Tiles of {section.name!r} are {stride:.4g} um apart, and the training spots, whose neighbours within "
-                f"{adapter.context_um:g} um are the head's context, {pitch:.4g} um: places of neighbours are off by up "
-                f"to {stride / np.sqrt(2):.3g} um. A stride of at most {_COARSE * pitch:.4g} um, or of {pitch:.4g}, is "
-                "better.",
-                UserWarning,
-                stacklevel=3,
-            )
-
-
-def _check_size(n_obs: int, n_genes: int, max_memory: int | None, instead: str) -> None:
-    size = 4 * n_obs * n_genes
-    if max_memory is not None and size > max_memory:
-        raise ValueError(
-            f"Predictions of {n_genes} genes for {n_obs} rows would take {size / 2**30:.1f} GiB, more than "
-            f"`Compute.max_memory` ({max_memory / 2**30:.1f} GiB). Keep them on disk {instead}, predict fewer genes "
-            "(`genes=[...]`), or raise the limit."
-        )
 
 
 def _check_table_added(sdata: SpatialData, table_added: str, key_added: str) -> None:
@@ -370,6 +327,16 @@ def _check_layer(
         )
 
 
+def _keep_others(table: AnnData, replaced: AnnData) -> None:
+    """Give a table the features and other targets, with their records, of the table whose place it takes."""
+    for name, values in replaced.obsm.items():
+        if name not in table.obsm:
+            table.obsm[name] = values
+            record = read_uns(replaced, name)
+            if isinstance(record, Mapping):
+                write_uns(table, name, record)
+
+
 def _new_table(table: AnnData, values: np.ndarray | None, genes: list[str], *, log: bool) -> AnnData:
     attrs = table.uns[TableModel.ATTRS_KEY]
     shape = None if values is not None else (table.n_obs, len(genes))
@@ -393,18 +360,3 @@ def _new_table(table: AnnData, values: np.ndarray | None, genes: list[str], *, l
         region_key=attrs["region_key"],
         instance_key=attrs["instance_key"],
     )
-
-
-def _record(adapter: Adapter) -> dict[str, Any]:
-    return {
-        "encoder": adapter.encoder.to_dict(),
-        "encoder_digest": adapter.encoder_digest,
-        "method": adapter.method,
-        "depth": adapter.info["depth"],
-        "orientations": adapter.orientations,
-        "context_um": list(adapter.reading.use().radii_um),
-        "head": adapter.info["head"],
-        "target": adapter.info["target"],
-        "groups": adapter.info["groups"],
-        "versions": adapter.info["versions"],
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,16 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from pekasc._digests import sha256
-from pekasc._sections import Section
+from pekasc._options import RESULT_MEMORY, Compute
+from pekasc._sections import Section, trained_rows
 from pekasc._settings import get_logger
 from pekasc.models import Adapter
 from pekasc.models.features import PredictionStore, locked
 from pekasc.models.heads import Reading
 from pekasc.models.runtime import array_parts
-from pekasc.tl._section_features import SectionFeatures
+from pekasc.tiling import TileSpec
+from pekasc.tl._read import further_readers
+from pekasc.tl._section_features import SectionFeatures, reading_jobs, section_features
 
 logger = get_logger(__name__)
 
@@ -83,6 +87,44 @@ def _columns(matrix: Any, kept: np.ndarray) -> Any:
     """Return a sparse matrix with some of its columns, sorted, of which it uses no other."""
     places = np.searchsorted(kept, matrix.indices)
     return type(matrix)((matrix.data, places, matrix.indptr), shape=(matrix.shape[0], kept.size))
+
+
+def tile_scores(
+    adapter: Adapter, sections: Sequence[Section], spec: TileSpec, *, n_obs: int, store: str | Path | None,
+    compute: Compute, progress: bool,
+) -> tuple[Scores, tuple[float, ...]]:  # fmt: skip
+    """Embed the tiles of all sections for the reading of an adapter, and return the fields of view that were read."""
+    reading, fields_um = _readable(adapter, sections, spec)
+    scales = (1.0, *(width / spec.side_um for width in fields_um))
+    jobs = reading_jobs(adapter, spec.tile_px, reading, len(scales), compute)
+    features = section_features(
+        sections, spec, scales, jobs, adapter.network(), n_obs=n_obs, store=store, client=compute.client,
+        max_memory=compute.memory(RESULT_MEMORY), progress=progress,
+    )  # fmt: skip
+    return Scores(features, reading), fields_um
+
+
+def _readable(adapter: Adapter, sections: Sequence[Section], spec: TileSpec) -> tuple[Reading, tuple[float, ...]]:
+    """Return the reading to use, and the wider fields of view in um: none, with a warning, where one cannot be read."""
+    try:
+        further_readers(sections, spec, adapter.scales, quiet=True)
+    except ValueError as error:
+        found = adapter.reading_of(context=True, fields=False)
+        warnings.warn(
+            f"The adapter's wider field of view cannot be read here, and heads that were fitted without it predict: "
+            f"{error}",
+            UserWarning,
+            stacklevel=4,
+        )
+        return found, ()
+    return adapter.reading.use(), adapter.fields_um
+
+
+def trained_on(adapter: Adapter, sections: Sequence[Section], spec: TileSpec, n_obs: int) -> np.ndarray:
+    """Return whether an adapter was trained on the tissue of a row, (n_obs,)."""
+    trained = np.zeros(n_obs, dtype=bool)
+    trained[trained_rows(sections, spec.side_um * max(adapter.scales), adapter.trained_on)] = True
+    return trained
 
 
 def predict_rows(scores: Scores, number: int, neighbours: Mapping[float, Any], index: np.ndarray) -> np.ndarray:

@@ -56,7 +56,7 @@ class Spots:
     columns
         Columns of the table that are genes: all, but for antibody counts and the like.
     expression
-        Target of the head, spots x genes.
+        Expression, spots x genes: the head's target, unless that is no gene.
     names
         Names of the genes.
     group_key
@@ -117,7 +117,7 @@ def reading(
     table_name: str,
     key: str,
     layer: str | None,
-    target: str = "log1p",
+    target: Any = "log1p",
     gene_key: str | None,
     train: Any = None,
     groups: str | None,
@@ -129,7 +129,8 @@ def reading(
     sdata, table_name, key
         The object, its table, and the name of its tiles.
     layer, target, gene_key
-        Layer, scale and gene names of the head's target.
+        Layer, scale and gene names of the expression. With a target that is no gene (a mapping), the layer of the
+        counts, whose log1p is the expression.
     train
         Spots to read; others are not looked at.
     groups
@@ -180,7 +181,7 @@ def reading(
             labels=section_labels(table)[rows],
             coords_um=np.concatenate([section.centres_um for section in sections]),
             # with target="as_is" `layer` holds no counts: look for those in the default places
-            counts_layer=layer if target == "log1p" else None,
+            counts_layer=None if target == "as_is" else layer,
         )
 
 

@@ -47,7 +47,7 @@ class Adapter:
     method
         Name of the method; ``"frozen"`` without an adapter.
     genes
-        Names of the predicted genes.
+        Names of the predicted genes, or of the columns of another target.
     reading
         How features become expression: one head, or several whose predictions are averaged.
     config
@@ -99,6 +99,12 @@ class Adapter:
         """Largest radius of the spatial context in um, whose mean features the heads also get; None without context."""
         radii = self.reading.use().radii_um
         return radii[-1] if radii else None
+
+    @property
+    def target_key(self) -> str | None:
+        """Key of the obsm whose columns are predicted (``target={"obsm": key}``); None if genes are."""
+        key = self.info.get("obsm")
+        return None if key is None else str(key)
 
     @property
     def scales(self) -> tuple[float, ...]:

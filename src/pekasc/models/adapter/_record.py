@@ -144,6 +144,7 @@ _INFO: dict[str, tuple[Check, str]] = {
     "n_spots": (_count, "a number of spots"),
     "groups": (_list(lambda value: isinstance(value, str)), "names of groups"),
     "target": (_name, "a name"),
+    "obsm": (_optional(_name), "null or a key of obsm"),
     "head": (_name, "a name"),
     "depth": (_name, "a name"),
     "epochs": (_count, "a number of epochs"),

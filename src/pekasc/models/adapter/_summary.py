@@ -17,19 +17,20 @@ def summary(adapter: Adapter) -> str:
     info, scores = adapter.info, adapter.gene_scores["pearson"].dropna().sort_values(ascending=False)
     at = "its own output" if adapter.depth is None else f"block {' + '.join(str(d) for d in adapter.depth)}"
     what = adapter.method if adapter.config is None else f"{adapter.method}, {info['epochs']} epochs"
+    genes = adapter.target_key is None
     lines = [
         f"Adapter ({what}) on encoder {adapter.encoder.short!r}, features of {at}",
         f"  tiles       {adapter.spec.tile_px} px at {adapter.spec.mpp:g} um/px ({adapter.spec.side_um:g} um)",
         f"  trained on  {info['n_spots']} spots, groups: {_shorten(info['groups'])}",
         *([] if info.get("teacher") is None else [f"  teacher     {info['teacher']}"]),
-        f"  predicts    {len(adapter.genes)} genes, {info['target']}",
+        f"  predicts    {len(adapter.genes)} {'genes,' if genes else 'columns of'} {info['target']}",
         *_reading(adapter),
     ]
     if len(scores):
         best = ", ".join(f"{gene} {score:.2f}" for gene, score in scores.head(3).items())
         lines.append(
             f"  trust       held-out groups of the training data: Pearson median {scores.median():.2f}, "
-            f"{(scores > 0.2).mean():.0%} of genes above 0.2; best {best}"
+            f"{(scores > 0.2).mean():.0%} of {'genes' if genes else 'columns'} above 0.2; best {best}"
         )
     else:
         lines.append("  trust       unknown: no group was held out (see `groups=` of fit_adapter)")

@@ -1,0 +1,105 @@
+"""Checks before predictions are written, and what their record says of the adapter."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+
+from pekasc._keys import total_check_key, total_key
+from pekasc._measured import prediction_record
+from pekasc._obsm import recorded_targets
+from pekasc._sections import Section
+from pekasc.models import Adapter
+from pekasc.models.heads import pitch_um
+
+_COARSE = 0.5  # of the training pitch: a finer grid has a tile near every place of the lattice
+_SAME_PITCH = 0.02
+
+
+def check_columns(table: AnnData, key: str) -> None:
+    """Check that columns of obs and an array of obsm that will be written are not the user's own."""
+    theirs = [f"obs[{name!r}]" for name in (f"{key}_train", total_key(key)) if name in table.obs]
+    theirs += [f"obsm[{name!r}]" for name in (total_check_key(key),) if name in table.obsm]
+    ours = bool(prediction_record(table, key)) or key in table.layers or any(recorded_targets(table, key))
+    if theirs and not ours:
+        raise ValueError(
+            f"`key_added={key!r}` would replace `{theirs[0]}`, which was not written by this call. Choose "
+            "another key, or rename it."
+        )
+
+
+def check_trained(table: AnnData, key: str, target: str | None, trained: np.ndarray) -> None:
+    """Check that the spots an adapter was trained on are those of the other predictions under `key`.
+
+    Genes and targets in obsm share ``obs["{key}_train"]``, by which training spots are left out of scores.
+
+    Parameters
+    ----------
+    target
+        What is predicted: None for genes, else the key of the target.
+    trained
+        Whether the adapter was trained on a row.
+    """
+    others = [f"obsm[{name!r}]" for name, _ in recorded_targets(table, key) if name != target]
+    if target is not None and key in table.layers and prediction_record(table, key):
+        others.append("genes")
+    column = f"{key}_train"
+    if not others or column not in table.obs:
+        return
+    before = table.obs[column].fillna(value=False).to_numpy(dtype=bool)
+    if not np.array_equal(before, trained):
+        raise ValueError(
+            f"The adapter that predicted {others[0]} under `key_added={key!r}` was trained on {int(before.sum())} of "
+            f"these rows (obs[{column!r}]), this one on {int(trained.sum())}, and not on the same ones: scores would "
+            'leave out the wrong spots. Take another key, such as `key_added="peka2"`.'
+        )
+
+
+def check_stride(adapter: Adapter, sections: Sequence[Section]) -> None:
+    """Warn of a grid so coarse that a tile's context is not where a training spot's was."""
+    pitch = adapter.info.get("pitch_um")
+    if adapter.context_um is None or pitch is None:
+        return
+    for section in sections:
+        stride = pitch_um(section.centres_um, np.zeros(section.rows.size))
+        if stride > _COARSE * (1 + _SAME_PITCH) * pitch and abs(stride / pitch - 1) > _SAME_PITCH:
+            warnings.warn(
+                f"Tiles of {section.name!r} are {stride:.4g} um apart, and the training spots, whose neighbours within "
+                f"{adapter.context_um:g} um are the head's context, {pitch:.4g} um: places of neighbours are off by up "
+                f"to {stride / np.sqrt(2):.3g} um. A stride of at most {_COARSE * pitch:.4g} um, or of {pitch:.4g}, is "
+                "better.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+def check_size(n_obs: int, n_columns: int, max_memory: int | None, target: str | None = None) -> None:
+    """Check that predictions in memory, of genes or of a target in obsm, are no larger than `max_memory` bytes."""
+    size = 4 * n_obs * n_columns
+    if max_memory is not None and size > max_memory:
+        less = "Keep them on disk with `store=`, predict fewer genes (`genes=[...]`), or raise the limit."
+        what = "genes" if target is None else f"columns of {target}"
+        raise ValueError(
+            f"Predictions of {n_columns} {what} for {n_obs} rows would take {size / 2**30:.1f} GiB, more than "
+            f"`Compute.max_memory` ({max_memory / 2**30:.1f} GiB). {less if target is None else 'Raise the limit.'}"
+        )
+
+
+def adapter_record(adapter: Adapter) -> dict[str, Any]:
+    """Return what the record of a prediction says of its adapter."""
+    return {
+        "encoder": adapter.encoder.to_dict(),
+        "encoder_digest": adapter.encoder_digest,
+        "method": adapter.method,
+        "depth": adapter.info["depth"],
+        "orientations": adapter.orientations,
+        "context_um": list(adapter.reading.use().radii_um),
+        "head": adapter.info["head"],
+        "target": adapter.info["target"],
+        "groups": adapter.info["groups"],
+        "versions": adapter.info["versions"],
+    }
