@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import spatialdata as sd
 
@@ -37,6 +38,29 @@ def test_the_frozen_encoder_on_two_sections(run: Any, sections: Path, phantom: s
     )  # fmt: skip
     assert made.genes == same.genes
     np.testing.assert_allclose(made.gene_scores["pearson"], same.gene_scores["pearson"], atol=1e-5)
+
+
+def test_a_target_that_is_no_gene(run: Any, phantom: sd.SpatialData, tmp_path: Path) -> None:
+    for name in ("P1S1", "P2S1", "P3S1"):
+        one = phantom.filter_by_coordinate_system(name)
+        table = one["table"].copy()
+        pair = np.asarray(table.layers["truth"])[:, :2]
+        table.obsm["pair"] = pd.DataFrame(pair, index=table.obs_names, columns=["a", "b"])
+        one.tables["table"] = table
+        one.write(tmp_path / f"{name}.zarr")
+    sources, out = [tmp_path / "P1S1.zarr", tmp_path / "P2S1.zarr"], tmp_path / "adapter"
+    done = run("fit", *sources, "--out", out, "--method", "none", "--target", "obsm:pair", *HOW, "--json")
+    assert done.code == 0, done.stderr
+    assert done.results[0]["target"] == "obsm['pair'], as stored" and pk.Adapter.load(out).genes == ("a", "b")
+    done = run(
+        "predict", tmp_path / "P3S1.zarr", "--adapter", out, "--out", tmp_path / "out", "--compute", "device=cpu"
+    )
+    assert done.code == 0, done.stderr
+    done = run("evaluate", tmp_path / "out" / "P3S1.zarr", "--target", "pair", "--json")
+    assert done.code == 0, done.stderr
+    assert done.results[0]["n_genes"] == 2 and done.results[0]["pearson_median"] > 0
+    done = run("fit", *sources, "--out", tmp_path / "b", "--target", "obs:pair", *HOW)
+    assert done.code == 3 and "a target that is no gene is" in done.stderr
 
 
 def test_resume(run: Any, sections: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,22 @@ def test_training_tissue_is_marked(table: AnnData) -> None:
     assert _maps(table, "A", rows=np.arange(5, N))[0].title == "A"
 
 
+def test_a_column_of_another_target(table: AnnData) -> None:
+    values = pd.DataFrame({"T cell": np.arange(N), "B": np.nan}, index=table.obs_names)
+    table.obsm["X_peka_types"] = values
+    write_uns(table, "X_peka_types", {"obsm": "types", "key_added": "peka"}, kind="prediction")
+    rows = np.arange(3, 20)
+    found, gene = _maps(table, "types:T cell", "A", rows=rows)
+    assert (found.title, found.unit, found.italic) == ("types:T cell", "types", False) and gene.italic
+    np.testing.assert_array_equal(found.values, rows)
+    with pytest.raises(ValueError, match="Column 'types:B' was not predicted in these rows"):
+        _maps(table, "types:B")
+    with pytest.raises(KeyError, match="has no column 'T'"):
+        _maps(table, "types:T")
+    table.obs["types:T cell"] = 1.0  # a column of `obs` first, as for genes
+    assert (_maps(table, "types:T cell")[0].values == 1).all()
+
+
 def test_numeric_column_with_missing_values(table: AnnData) -> None:
     (found,) = _maps(table, "count")
     assert np.isnan(found.values[0]) and found.legend is None and not found.italic

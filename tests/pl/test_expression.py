@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import Normalize
 from spatialdata import SpatialData
 
 import pekasc as pk
+from pekasc._keys import write_uns
 
 
 def _gene(sdata: SpatialData, i: int = 0) -> str:
@@ -189,3 +192,58 @@ def test_bad_input(predicted: SpatialData, arguments, error, message) -> None:
 def test_images_are_needed(predicted: SpatialData) -> None:
     with pytest.raises(TypeError, match="expected a SpatialData, got AnnData"):
         pk.pl.expression(predicted["table"], _gene(predicted))
+
+
+@pytest.fixture
+def with_target(predicted: SpatialData) -> Iterator[SpatialData]:
+    """Return the sections with cell types, measured but for row 1, and predicted but for row 2."""
+    table = predicted["table"]
+    rng = np.random.default_rng(0)
+    values = pd.DataFrame(rng.dirichlet([1, 1, 1], table.n_obs), index=table.obs_names, columns=["T cell", "B:x", "c"])
+    table.obsm["types"] = values.copy()
+    table.obsm["types"].iloc[1] = np.nan
+    table.obsm["X_peka_types"] = (values + rng.normal(0, 0.1, values.shape)).astype(np.float32)
+    table.obsm["X_peka_types"].iloc[2] = np.nan
+    write_uns(table, "X_peka_types", {"obsm": "types", "key_added": "peka"}, kind="prediction")
+    yield predicted
+    for key in ("types", "X_peka_types"):
+        table.obsm.pop(key, None)
+    del table.uns["pekasc"]["X_peka_types"]
+
+
+@pytest.mark.parametrize("column", ["T cell", "B:x"])
+def test_a_column_of_another_target(with_target: SpatialData, column: str) -> None:
+    figure = pk.pl.expression(with_target, f"types:{column}", section="P1S1")
+    table = with_target["table"]
+    rows = np.flatnonzero(table.obs["section"] == "P1S1")
+    measured, shown = table.obsm["types"][column].to_numpy(), table.obsm["X_peka_types"][column].to_numpy()
+    for ax, values, missing in ((figure.axes[1], measured, 1), (figure.axes[2], shown, 2)):
+        (drawn,) = _circles(ax)
+        np.testing.assert_allclose(np.asarray(drawn.get_array()), values[rows[rows != missing]], rtol=1e-6)
+    known = rows[~np.isin(rows, (1, 2))]
+    r = np.corrcoef(measured[known], shown[known])[0, 1]
+    assert figure.axes[2].get_title() == f"predicted, r = {r:.2f}"
+    assert figure.get_suptitle() == f"types:{column}" and figure.axes[-1].get_ylabel() == "types"
+
+
+def test_another_target_without_a_measurement(with_target: SpatialData) -> None:
+    del with_target["table"].obsm["types"]
+    figure = pk.pl.expression(with_target, "types:c", section="P1S1")
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["H&E", "predicted"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"gene": "types:T cel"}, KeyError, "has no column 'T cel'. Did you mean 'T cell'"),
+        ({"gene": "typs:c"}, KeyError, "no predictions of 'typs'. Targets predicted under 'peka': .*types"),
+        ({"gene": "types:c", "layer": "mine"}, KeyError, "obsm.*X_mine_types.* not found"),
+        ({"gene": "types:c", "truth": "raw"}, KeyError, "`truth`: obsm.*raw.* is not in the table"),
+        ({"gene": "types:c", "counts_layer": "counts"}, ValueError, "`counts_layer=` does nothing for a target"),
+    ],
+)
+def test_bad_target(with_target: SpatialData, arguments, error, message) -> None:
+    gene = arguments.pop("gene")
+    with pytest.raises(error, match=message):
+        pk.pl.expression(with_target, gene, **arguments)
+    assert not plt.get_fignums()

@@ -179,8 +179,8 @@ def _of_genes(
     rows = _without_training(table, rows, layer, include_train)
     values, rows = _measured(table, layer, rows, np.flatnonzero(genes), truth, counts_layer)
     predicted = predicted_all[np.ix_(rows, genes)]
-    _check_whole(predicted, "genes", where := f"layers[{layer!r}]")
-    return _Found(table.var_names[genes], rows, predicted, values, layer, where)
+    _check_whole(predicted, "genes", f"layer {layer!r}")
+    return _Found(table.var_names[genes], rows, predicted, values, layer, f"layers[{layer!r}]")
 
 
 def _of_target(table: AnnData, layer: str, key: str, truth: str | None, include_train: bool) -> _Found:

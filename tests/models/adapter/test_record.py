@@ -56,6 +56,7 @@ def reseal(folder: Path, **changes: Any) -> None:
         ("info", [[], None, "x"], "plain values by name"),
         ("info__n_spots", [-1, "7", None, NAN], "a number of spots"),
         ("info__groups", ["P1", [1], None], "names of groups"),
+        ("info__obsm", [3, "", ["types"]], "null or a key of obsm"),
         ("info__epochs", ["1", -1, None], "a number of epochs"),
         ("info__profile", [{}, {"seconds": {"a": "b"}, "tiles_per_second": {}, "peak_memory": 1}, 3], "seconds and"),
         ("encoder__name", ["", None, 3], "a name"),
