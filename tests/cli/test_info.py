@@ -24,6 +24,7 @@ def test_what_there_is(run: Any, predicted: Any, slide: Path, sections: Path, ad
     loaded = pk.Adapter.load(adapter)
     assert of_adapter["kind"] == "adapter" and of_adapter["encoder"] == "tiny" and of_adapter["tile_px"] == 56
     assert of_adapter["n_genes"] == len(loaded.genes) and of_adapter["fields_um"] == []
+    assert of_adapter["target"] == loaded.info["target"]
     assert of_store["kind"] == "store" and of_store["bytes"] > 0
     assert [done.results[0]["n_tiles"] for done in [predicted[0]]][0] in {a["shape"][0] for a in of_store["arrays"]}
     assert [r["status"] for r in failed] == ["failed", "failed"]
