@@ -288,7 +288,7 @@ def test_a_section_without_wide_tiles_is_predicted_without(
     def none(*args: Any, **how: Any) -> None:
         raise ValueError("nothing beyond the patches")
 
-    monkeypatch.setattr("pekasc.tl._predict_expression.further_readers", none)
+    monkeypatch.setattr("pekasc.tl._predict_rows.further_readers", none)
     with pytest.warns(UserWarning, match="wider field of view cannot be read here, .* predict: nothing beyond the pat"):
         pk.tl.predict_expression(tiled, blend, **CPU)
     tiles = pk.get.tiles(tiled).to_numpy()
