@@ -20,6 +20,7 @@ from pekasc._keys import (
     check_free,
     check_key,
     feature_key,
+    packed,
     read_uns,
     score_key,
     total_check_key,
@@ -369,7 +370,7 @@ def _new_table(table: AnnData, values: np.ndarray | None, genes: list[str], *, l
 
 def _record(adapter: Adapter) -> dict[str, Any]:
     return {
-        "encoder": adapter.encoder.to_dict(),
+        "encoder": packed(adapter.encoder.to_dict()),
         "encoder_digest": adapter.encoder_digest,
         "method": adapter.method,
         "depth": adapter.info["depth"],
@@ -379,5 +380,5 @@ def _record(adapter: Adapter) -> dict[str, Any]:
         "head": adapter.info["head"],
         "target": adapter.info["target"],
         "groups": adapter.info["groups"],
-        "versions": adapter.info["versions"],
+        "versions": packed(adapter.info["versions"]),
     }
