@@ -166,6 +166,9 @@ def predict_expression(
     with untiled_on_error(sdata, table_name=table_name, key=key):
         sections, spec = ensure_tiles(sdata, table_name=table_name, key=key, spec=adapter.spec)
         adapter.check_tiles(spec.tile_px, spec.mpp)
+        # first, since it takes memory that the chunks of the image take afterwards
+        trained = np.zeros(table.n_obs, dtype=bool)
+        trained[trained_rows(sections, spec.side_um * max(adapter.scales), adapter.trained_on)] = True
         job = embed_job(adapter, adapter.encoder_digest, spec.tile_px, adapter.depth, adapter.orientations, how)
         features = section_features(
             sections, spec, adapter.scales, job, adapter.network(), n_obs=table.n_obs, store=store,
@@ -190,8 +193,6 @@ def predict_expression(
         else:
             ((_, values),) = layer_parts(adapter, features, sections, layer, [slice(0, table.n_obs)])
         adapted = features.by_row(table.n_obs, max_memory)
-        trained = np.zeros(table.n_obs, dtype=bool)
-        trained[trained_rows(sections, spec.side_um * max(adapter.scales), adapter.trained_on)] = True
     record = {**_record(adapter), "n_predicted": len(wanted), "tile_px": spec.tile_px, "mpp": spec.mpp, **place}
     log = record["target"] == TARGETS["log1p"]
     totals = totals_to_record(table, adapter.info.get("layer")) if log else None
