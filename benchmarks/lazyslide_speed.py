@@ -20,14 +20,13 @@ from typing import Any
 
 import lazyslide as zs
 import numpy as np
-import spatialdata as sd
-import tifffile
 import torch
 from torch.utils.data import DataLoader
 from wsidata import open_wsi
 
 import pekasc as pk
 from _machine import PACKAGES, machine
+from _slide import her2st_slide
 from pekasc._sections._images import image_pyramid
 from pekasc.models.encoders import EncoderNetwork
 from pekasc.models.features import BatchEncoder, embed_chunks
@@ -35,23 +34,6 @@ from pekasc.tiling import TileGeometry, TileReader, TileSpec, batches
 
 PX, MPP, BATCH = 112, 1.0, 64
 READERS = ("openslide", "tiffslide")
-
-
-def slide(her2st: Path, folder: Path) -> Path:
-    file = folder / "C2.tif"
-    if not file.exists():
-        sdata = pk.datasets.her2st(("C2",), path=her2st)
-        mpp = float(sdata["table"].uns["pekasc"]["image_mpp"]["C2_he"])
-        folder.mkdir(parents=True, exist_ok=True)
-        with tifffile.TiffWriter(file, bigtiff=True) as tiff:
-            for i, level in enumerate(sd.get_pyramid_levels(sdata["C2_he"])):
-                pixels = np.ascontiguousarray(np.moveaxis(np.asarray(level), 0, -1))
-                tiff.write(
-                    pixels, photometric="rgb", tile=(256, 256), compression="jpeg", compressionargs={"level": 90},
-                    subfiletype=int(i > 0), metadata=None, resolution=(1e4 / mpp / 2**i,) * 2,
-                    resolutionunit="CENTIMETER",
-                )  # fmt: skip
-    return file
 
 
 def main() -> None:
@@ -66,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(arguments.threads)
-    file = slide(arguments.her2st, arguments.out)
+    file = her2st_slide(arguments.her2st, arguments.out)
     encoder = pk.models.Encoder("vit_small_patch14_dinov2", weights=arguments.vits)
     run = BatchEncoder(EncoderNetwork(encoder, PX), [(12,)], 1, torch.device("cpu"), "fp32")
     frozen = run.encoder

@@ -141,6 +141,11 @@ def _encode(value: Any) -> Any:
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.size:
         return value
+    return packed(value)
+
+
+def packed(value: Any) -> str:
+    """Return a value as one JSON string, which :func:`read_uns` decodes; what it holds is a file each otherwise."""
     return _JSON + json.dumps(value, default=_json_default)
 
 

@@ -154,6 +154,42 @@ def test_reading_order_goes_chunk_by_chunk_and_is_stable() -> None:
     assert order.tolist() == expected
 
 
+@pytest.mark.parametrize("order", ["reading_order", "canonical_order"])
+def test_a_wide_image_is_read_in_strips(order: str) -> None:
+    """Rows of chunks across all of it would not fit the memory for chunks: those of a strip do."""
+    size, chunk = 40_000, 1_000
+    made: Counter[tuple[int, int]] = Counter()
+
+    def paint(block_info: Any = None) -> np.ndarray:
+        (_, (y0, y1), (x0, x1)) = block_info[None]["array-location"]
+        made[y0 // chunk, x0 // chunk] += 1
+        return np.full((3, y1 - y0, x1 - x0), (y0 // chunk * 40 + x0 // chunk) % 251, dtype=np.uint8)
+
+    chunks = ((3,), (chunk,) * 3, (chunk,) * (size // chunk))
+    image = da.map_blocks(paint, chunks=chunks, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+    # across every border between rows of chunks, so that a row of tiles needs two rows of chunks
+    centres = np.stack(np.meshgrid(np.arange(500, size, 1000), [1000, 1400, 1600, 2000]), axis=-1).reshape(-1, 2)
+    tiles = reader(image, centres, np.eye(2), 8, max_memory=3 * chunk**2 * 45)
+    at = getattr(tiles, order)
+    assert np.array_equal(np.sort(at), np.arange(len(centres)))
+    assert (np.diff(centres[at][:, 0] // 16_384) >= 0).all()
+    for i in range(0, len(at), 4):
+        found = tiles.read(at[i : i + 4])
+        for tile, (x, _) in zip(found, centres[at[i : i + 4]], strict=True):
+            assert set(np.unique(tile)) <= {(y * 40 + x // chunk) % 251 for y in range(3)}
+    assert set(made.values()) == {1}
+
+
+def test_large_chunks_are_the_pixels_of_the_image() -> None:
+    image = RNG.integers(0, 256, (3, 1300, 1500), dtype=np.uint8)
+    centres = RNG.uniform(0, 1300, (40, 2))
+    expected = reader(image, centres).read(np.arange(40))
+    tiles = reader(da.from_array(image, chunks=(3, 1024, 1024)), centres)  # chunks of 3 MB, and smaller ones
+    np.testing.assert_array_equal(tiles.read(np.arange(40)), expected)
+    tiles.release()
+    np.testing.assert_array_equal(tiles.read(np.arange(40)), expected)
+
+
 def test_an_image_of_ten_thousand_million_pixels() -> None:
     """Offsets beyond 32 bits, from a lazy image of which two chunks are ever made."""
     made: list[tuple[int, ...]] = []

@@ -115,6 +115,11 @@ def test_all_slots_survive_the_disk(predicted: SpatialData, adapter: pk.Adapter,
         for key in keys:
             assert_same(read_uns(before, key), read_uns(after, key), key)
     assert {"peka", "X_peka", "X_tiny", "X_pca", "adapter", "tiles"} <= set(read["table"].uns["pekasc"])
+    # the encoder is a string on disk, not a file for every field, and a row when it is read
+    for key in ("peka", "X_peka", "X_tiny", "adapter"):
+        assert isinstance(read["table"].uns["pekasc"][key]["encoder"], str)
+        record = read_uns(read["table"], key)
+        assert record is not None and pk.models.Encoder.from_dict(record["encoder"]) == adapter.encoder
     assert {"peka_pearson", "peka_rmse", "peka_morans_i_ratio"} <= set(read["table"].var)
     # and is good for more
     np.testing.assert_array_equal(pk.get.tiles(read).to_numpy(), pk.get.tiles(predicted).to_numpy())

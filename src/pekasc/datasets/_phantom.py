@@ -36,6 +36,7 @@ _ARRAYS: dict[Array, tuple[float, float, float]] = {
     "st": (200.0, 200.0, 100.0),
 }
 _EXACT_FACTOR = 4  # coarser levels are rendered at their own pixel size instead of averaged
+_STRIP_PX = 512  # rows of the finest level rendered at once: drawing takes 32 bytes a pixel
 _EAGER_PX = 50_000_000
 _CHUNK_PX = 1024
 _MAX_MPP = 4.0
@@ -62,8 +63,13 @@ class Slide:
         """Return a rectangle of the slide downscaled by `factor`."""
         if factor > _EXACT_FACTOR:
             return render_region(self.params.at_mpp(self.params.mpp * factor), x0, y0, width, height)
-        fine = render_region(self.params, x0 * factor, y0 * factor, width * factor, height * factor)
-        return _assemble.block_mean(fine, factor)
+        rows, end = _STRIP_PX // factor, y0 + height
+        strips = []
+        for y in range(y0, end, rows):
+            n = min(rows, end - y)
+            fine = render_region(self.params, x0 * factor, y * factor, width * factor, n * factor)
+            strips.append(_assemble.block_mean(fine, factor))
+        return strips[0] if len(strips) == 1 else np.concatenate(strips, axis=1)
 
 
 def phantom(

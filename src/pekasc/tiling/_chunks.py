@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable
+from mmap import mmap
 from threading import Lock
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ Chunks = dict[Key, np.ndarray]
 
 # side of a virtual chunk, which orders the tiles of an image without chunks
 _VIRTUAL_CHUNK = 1024
+_LARGE_BYTES = 2**20
 
 
 class ChunkSource(Protocol):
@@ -159,7 +161,7 @@ class ChunkedLevel:
             for key in found:
                 self._recent.move_to_end(key)
             self._make_room(sum(map(self.chunk_bytes, missing)))
-            new = self._decode(missing)
+            new = {key: _mapped(block) for key, block in self._decode(missing).items()}
             found.update(new)
             self._recent.update(new)
             self._make_room(0)
@@ -239,6 +241,18 @@ class ChunkedLevel:
             )
         # copy views, which would keep their base, possibly the whole image, in memory
         return block if block.base is None else block.copy()
+
+
+def _mapped(block: np.ndarray) -> np.ndarray:
+    """Return a large chunk in memory of its own, which the system gets back when the chunk is dropped.
+
+    On the heap, chunks of several threads would leave holes, which the process keeps: half as much again.
+    """
+    if block.nbytes < _LARGE_BYTES:
+        return block
+    out = np.frombuffer(mmap(-1, block.nbytes), dtype=np.uint8).reshape(block.shape)
+    out[:] = block
+    return out
 
 
 def _chunk_edges(array: Any, stored_px: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:

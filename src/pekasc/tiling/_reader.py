@@ -16,8 +16,9 @@ from pekasc.tiling._parallel import in_threads, n_threads
 
 # relative difference up to which sizes are equal, since pixel sizes are rounded decimals
 _SAME_SIZE = 1e-6
-MAX_MEMORY = 512 * 2**20
+MAX_MEMORY = 256 * 2**20
 _SQUARE_PX = 1024
+_STRIP_PX = 16 * _SQUARE_PX  # tiles of a wider image are read strip by strip: fewer chunks lie between two rows
 _LEAST_PART = 4  # minimum number of tiles per thread
 
 
@@ -98,10 +99,10 @@ class TileReader:
     upsampling
         Pixel size of level 0 relative to that of the tiles if no level is fine enough, else 1.
     reading_order
-        (n,) int64, the tiles sorted by the image chunk of their centre.
+        (n,) int64, the tiles sorted by the image chunk of their centre, of a wide image within vertical strips.
     canonical_order
-        (n,) int64, the tiles sorted by large squares of the image: nearly as fast to read, and independent of the
-        image's chunks and of the order of the tiles.
+        (n,) int64, the tiles sorted by such strips and large squares of the image: nearly as fast to read, and
+        independent of the image's chunks and of the order of the tiles.
     """
 
     def __init__(
@@ -121,7 +122,8 @@ class TileReader:
         self.reading_order = self._order_by_chunk(centres)
         self._rank = np.argsort(self.reading_order)
         x, y = np.round(centres, 3).T
-        self.canonical_order = np.lexsort((x, y, x // _SQUARE_PX, y // _SQUARE_PX)).astype(np.int64)
+        squares = x // _SQUARE_PX, y // _SQUARE_PX, x // _STRIP_PX
+        self.canonical_order = np.lexsort((x, y, *squares)).astype(np.int64)
 
     def read(self, index: np.ndarray) -> np.ndarray:
         """Read tiles.
@@ -181,8 +183,8 @@ class TileReader:
     def _order_by_chunk(self, centres: np.ndarray) -> np.ndarray:
         edges = (self._source.x_edges, self._source.y_edges)
         columns, rows = (np.searchsorted(e, c, side="right") for e, c in zip(edges, centres.T, strict=True))
-        # lexsort: by rows first, then columns; ties keep the order of the tiles
-        return np.lexsort((columns, rows)).astype(np.int64)
+        # lexsort: by strips first, then rows, then columns; ties keep the order of the tiles
+        return np.lexsort((columns, rows, centres[:, 0] // _STRIP_PX)).astype(np.int64)
 
     def _boxes(self, index: np.ndarray) -> list[Box]:
         """Return boxes (y0, y1, x0, x1) of the pixels that the tiles need, clipped to the image."""

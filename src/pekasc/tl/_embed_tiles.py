@@ -8,7 +8,7 @@ from typing import Any
 
 from spatialdata import SpatialData
 
-from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, write_uns
+from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, packed, write_uns
 from pekasc._options import RESULT_MEMORY, Compute, Readout, resolve, unused_in_embedding
 from pekasc._sections import get_table, writable_table
 from pekasc.models import Adapter, Encoder
@@ -127,7 +127,7 @@ def embed_tiles(
     record: dict[str, Any] = {
         "tile_px": spec.tile_px, "mpp": spec.mpp, "fields_um": [scale * spec.side_um for scale in scales[1:]],
         "orientations": read.orientations,
-        "encoder": row.to_dict(), "encoder_digest": digest, "depth": depth_name(depth),
+        "encoder": packed(row.to_dict()), "encoder_digest": digest, "depth": depth_name(depth),
     }  # fmt: skip
     if adapter is not None:
         record["adapter"] = adapter.method

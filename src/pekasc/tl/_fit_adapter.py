@@ -11,7 +11,7 @@ from peft import PeftConfig
 from spatialdata import SpatialData
 
 from pekasc._expression import TARGETS, Matrix, expressed_genes
-from pekasc._keys import ADAPTER, TILES, check_free, check_key, write_uns
+from pekasc._keys import ADAPTER, TILES, check_free, check_key, packed, write_uns
 from pekasc._obsm import obsm_columns, obsm_of, target_label, training_target
 from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
 from pekasc._sections import get_table, tissue_of, writable_table
@@ -294,7 +294,7 @@ def _log_choices(call: FitCall, spots: Spots, predicted: str) -> None:
 def _record(adapter: Adapter) -> dict[str, Any]:
     return {
         **adapter.info,
-        "encoder": adapter.encoder.to_dict(),
+        "encoder": packed(adapter.encoder.to_dict()),
         "encoder_digest": adapter.encoder_digest,
         "method": adapter.method,
         "depth": "own" if adapter.depth is None else list(adapter.depth),

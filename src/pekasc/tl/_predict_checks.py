@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from pekasc._keys import total_check_key, total_key
+from pekasc._keys import packed, total_check_key, total_key
 from pekasc._measured import prediction_record
 from pekasc._obsm import recorded_targets
 from pekasc._sections import Section
@@ -92,7 +92,7 @@ def check_size(n_obs: int, n_columns: int, max_memory: int | None, target: str |
 def adapter_record(adapter: Adapter) -> dict[str, Any]:
     """Return what the record of a prediction says of its adapter."""
     return {
-        "encoder": adapter.encoder.to_dict(),
+        "encoder": packed(adapter.encoder.to_dict()),
         "encoder_digest": adapter.encoder_digest,
         "method": adapter.method,
         "depth": adapter.info["depth"],
@@ -101,5 +101,5 @@ def adapter_record(adapter: Adapter) -> dict[str, Any]:
         "head": adapter.info["head"],
         "target": adapter.info["target"],
         "groups": adapter.info["groups"],
-        "versions": adapter.info["versions"],
+        "versions": packed(adapter.info["versions"]),
     }

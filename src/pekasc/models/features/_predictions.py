@@ -13,7 +13,7 @@ import zarr
 from pekasc.models.features._store import explained, open_array, sweep
 
 ATTRIBUTE = "pekasc_predictions"
-_SHARD_BYTES = 64 * 2**20  # a file, encoded in memory
+_SHARD_BYTES = 32 * 2**20  # a file, encoded in memory
 _ROWS, _GENES = 1024, 64  # of a chunk: a gene's map and a tile's profile are both read without the rest
 
 
