@@ -253,3 +253,14 @@ def test_ranks_that_fit() -> None:
         fits_of(9, np.asarray, weighted=False, rank=EVERY + 1)
     # of all genes, and not of the wanted ones alone
     assert fits_of(9, np.asarray, weighted=False, rank=EVERY).ranks == (EVERY,)
+
+
+def test_components_without_variance_have_no_loading() -> None:
+    # redundant columns: what is left of the last components is rounding noise, by which a regression would divide
+    y = np.random.default_rng(0).normal(3, 1, (60, 5)).astype(np.float32)
+    y[:, 3], y[:, 4] = y[:, 0], y[:, 1]
+    scores = gene_space(y, 5).scores(y)
+    _, found = loadings(scores, y)
+    assert (found[3:] == 0).all() and (np.abs(found[:3]).max(axis=1) > 0.1).all()
+    np.testing.assert_allclose(scores @ found, y - y.mean(axis=0, dtype=np.float64), atol=1e-5)
+    assert (loadings(np.zeros((60, 2)), y)[1] == 0).all()

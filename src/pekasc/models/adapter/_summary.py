@@ -23,7 +23,7 @@ def summary(adapter: Adapter) -> str:
         f"  tiles       {adapter.spec.tile_px} px at {adapter.spec.mpp:g} um/px ({adapter.spec.side_um:g} um)",
         f"  trained on  {info['n_spots']} spots, groups: {_shorten(info['groups'])}",
         *([] if info.get("teacher") is None else [f"  teacher     {info['teacher']}"]),
-        f"  predicts    {len(adapter.genes)} {'genes,' if genes else 'columns of'} {info['target']}",
+        f"  predicts    {_count(adapter)} {info['target']}",
         *_reading(adapter),
     ]
     if len(scores):
@@ -41,6 +41,11 @@ def summary(adapter: Adapter) -> str:
     if info.get("teacher") is not None:
         lines.append(f"              teacher: {info.get('teacher_licence') or unknown}")
     return "\n".join(lines)
+
+
+def _count(adapter: Adapter) -> str:
+    n = len(adapter.genes)
+    return f"{n} genes," if adapter.target_key is None else f"{n} column{'s' if n > 1 else ''} of"
 
 
 def _reading(adapter: Adapter) -> list[str]:

@@ -12,6 +12,7 @@ from scipy.sparse.linalg import LinearOperator, svds
 from pekasc._expression import Matrix
 
 RANKS = (1, 2, 3, 5, 8, 12, 20, 40)
+_LEAST_VARIANCE = 1e-10  # of that of the largest component
 _EXACT = 4096  # spots or genes up to which the decomposition is exact
 
 
@@ -93,11 +94,13 @@ def _largest(y: Matrix, mean: np.ndarray, root: np.ndarray, rank: int) -> np.nda
 def loadings(scores: np.ndarray, y: Matrix, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean of every gene, (genes,), and its regression on the components of the same spots, (r, genes).
 
-    Components have mean 0 over these spots and are uncorrelated.
+    Components have mean 0 over these spots and are uncorrelated. Those without variance have no part in it.
     """
     w = np.ones(len(scores)) if weights is None else np.asarray(weights, dtype=np.float64)
     mean = np.asarray(y.T @ w, dtype=np.float64).ravel() / w.sum()
     weighted = scores * w[:, None]
     size = np.einsum("nr,nr->r", weighted, scores)
     cross = np.asarray(y.T @ weighted, dtype=np.float64).T - np.outer(weighted.sum(axis=0), mean)
-    return mean, cross / np.where(size > 0, size, 1.0)[:, None]
+    # what redundant columns leave of a component is rounding noise, which nothing must be predicted from
+    varies = (size > _LEAST_VARIANCE * size.max(initial=0.0))[:, None]
+    return mean, np.divide(cross, size[:, None], out=np.zeros_like(cross), where=varies)
