@@ -73,7 +73,8 @@ def quick_parser(description: str | None) -> argparse.ArgumentParser:
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Return the command line of a quick look, with torch's threads set."""
     arguments = parser.parse_args()
-    if arguments.only != "table" and not (arguments.her2st and arguments.vits):
+    small = getattr(arguments, "small", False)  # needs no data
+    if arguments.only != "table" and not small and not (arguments.her2st and arguments.vits):
         parser.error("--her2st and --vits are needed")
     warnings.filterwarnings("ignore")
     torch.set_num_threads(arguments.threads)
@@ -107,15 +108,22 @@ class Split:
         return {name: float(np.mean([r[at].mean() for r in of])) for name, at in self.sets.items()}
 
 
-def load_split(path: Path, name: str, tile_px: int = 112, mpp: float = 1.0) -> Split:
-    """Return one of ``ALL_FOLDS``, tiled."""
-    train, test = ALL_FOLDS[name]
+def load_split(
+    path: Path, name: str, tile_px: int = 112, mpp: float = 1.0,
+    folds: dict[str, tuple[list[str], list[str]]] = ALL_FOLDS,
+) -> Split:  # fmt: skip
+    """Return one of ``ALL_FOLDS``, or of other splits, tiled."""
     sides = []
-    for sections in (train, test):
+    for sections in folds[name]:
         sdata = pk.datasets.her2st(tuple(sections), path=path)
         pk.pp.tile(sdata, tile_px=tile_px, mpp=mpp)
         sides.append(sdata)
-    table = sides[0]["table"]
+    return split_of(name, *sides)
+
+
+def split_of(name: str, training: SpatialData, test: SpatialData) -> Split:
+    """Return a split of tiled sections, with the genes that the training sections choose."""
+    table = training["table"]
     sections = table.obs["section"].astype(str).to_numpy()
     mpps = table.uns["pekasc"]["image_mpp"]
     scale = np.array([mpps[f"{section}_he"] for section in sections])
@@ -123,7 +131,7 @@ def load_split(path: Path, name: str, tile_px: int = 112, mpp: float = 1.0) -> S
     names = [str(gene) for gene in table.var_names]
     log = dense(log1p_cp10k(table))
     _, union, sets = chosen_genes(log, names, coords, sections)
-    return Split(name, sides[0], sides[1], [names[i] for i in union], sets)
+    return Split(name, training, test, [names[i] for i in union], sets)
 
 
 def vits(weights: Path) -> pk.models.Encoder:

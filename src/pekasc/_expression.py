@@ -11,6 +11,7 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
+from pekasc._panels import Panels
 from pekasc._settings import get_logger
 
 logger = get_logger(__name__)
@@ -209,14 +210,17 @@ def count_totals(raw: Matrix, columns: np.ndarray) -> np.ndarray:
     return np.asarray(of_genes(raw, columns).sum(axis=1, dtype=np.float64)).ravel()
 
 
-def log1p_cp10k(adata: AnnData, layer: str | None = None, *, argument: str = "layer", otherwise: str = "") -> Matrix:
+def log1p_cp10k(
+    adata: AnnData, layer: str | None = None, *, argument: str = "layer", otherwise: str = "",
+    total_columns: np.ndarray | None = None,
+) -> Matrix:  # fmt: skip
     """Return log1p(1e4 * count / total of the spot), spots x genes, float32; a spot without counts is all 0.
 
-    The total is over the genes of the table (see :func:`gene_columns`). `argument` and `otherwise` are the caller's
-    argument for the layer, and an alternative, for errors.
+    The total is over the genes of the table (see :func:`gene_columns`), or over `total_columns`. `argument` and
+    `otherwise` are the caller's argument for the layer, and an alternative, for errors.
     """
     raw = counts(adata, layer, argument=argument, otherwise=otherwise)
-    return log1p_of_totals(raw, count_totals(raw, gene_columns(adata)))
+    return log1p_of_totals(raw, count_totals(raw, gene_columns(adata) if total_columns is None else total_columns))
 
 
 def log1p_of_totals(raw: Matrix, total: np.ndarray) -> Matrix:
@@ -229,16 +233,19 @@ def log1p_of_totals(raw: Matrix, total: np.ndarray) -> Matrix:
     return np.log1p(raw * factor[:, None]).astype(np.float32)
 
 
-def target_matrix(adata: AnnData, layer: str | None = None, target: Any = "log1p") -> Matrix:
+def target_matrix(
+    adata: AnnData, layer: str | None = None, target: Any = "log1p", total_columns: np.ndarray | None = None
+) -> Matrix:
     """Return expression: ``"log1p"`` of counts per 10,000, or the matrix ``"as_is"``.
 
-    With a target that is no gene (a mapping), teachers see log1p of the counts.
+    With a target that is no gene (a mapping), teachers see log1p of the counts. Totals are over the genes of the table,
+    or over `total_columns`.
     """
     if isinstance(target, Mapping):
-        return log1p_cp10k(adata, layer)
+        return log1p_cp10k(adata, layer, total_columns=total_columns)
     if target == "log1p":
         as_is = ', or, if the data are log-normalised already and the counts are lost, give `target="as_is"`'
-        return log1p_cp10k(adata, layer, otherwise=as_is)
+        return log1p_cp10k(adata, layer, otherwise=as_is, total_columns=total_columns)
     if target == "as_is":
         matrix = _matrix(adata, layer)
         if not np.isfinite(_values(matrix)).all():
@@ -304,9 +311,20 @@ def expressed_fraction(expression: Matrix) -> np.ndarray:
     return np.asarray(counts).ravel() / expression.shape[0]
 
 
-def expressed_genes(expression: Matrix, groups: np.ndarray) -> np.ndarray:
-    """Return the indices of genes detected in at least 10 % of the rows of every group."""
-    keep = np.all(
-        [expressed_fraction(expression[groups == group]) >= MIN_FRACTION for group in np.unique(groups)], axis=0
-    )
+def expressed_genes(expression: Matrix, groups: np.ndarray, panels: Panels | None = None) -> np.ndarray:
+    """Return the indices of genes detected in at least 10 % of the rows of every group.
+
+    With `panels`, of the rows that measured a gene, in every group with such rows, of which there must be one;
+    `expression` is 0 where a gene was not measured.
+    """
+    keep = np.ones(expression.shape[1], dtype=bool)
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        fraction = expressed_fraction(expression[rows])
+        if panels is not None:
+            n = panels.n_spots(rows)
+            fraction = np.where(n > 0, np.rint(fraction * rows.size) / np.maximum(n, 1), 1.0)
+        keep &= fraction >= MIN_FRACTION
+    if panels is not None:
+        keep &= panels.n_spots() > 0
     return np.flatnonzero(keep)

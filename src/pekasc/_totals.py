@@ -27,11 +27,14 @@ _BATCH = 4096  # rows whose counts are copied at a time
 _COMPARED = 100_000  # counts; more would say nothing new
 
 
-def totals_to_record(table: AnnData, layer: str | None) -> tuple[np.ndarray, np.ndarray, dict[str, Any]] | None:
+def totals_to_record(
+    table: AnnData, layer: str | None, columns: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]] | None:
     """Return totals of all rows, some of their counts, and the record: layer of the counts and number of genes.
 
     Totals are (n,) float64; counts are (n, 8 to 128) float64, a number for a gene's name followed by its count, and so
-    on, NaN in rows without any. None if the table has no counts, since nothing was measured there.
+    on, NaN in rows without any. Totals are over the genes of the table, or over `columns`, whose names are recorded:
+    ``total_genes``. None if the table has no counts, since nothing was measured there.
     """
     if table.X is None and not table.layers:
         return None
@@ -39,14 +42,20 @@ def totals_to_record(table: AnnData, layer: str | None) -> tuple[np.ndarray, np.
         raw, name = find_counts(table, layer if layer in table.layers else None)
     except ValueError:
         return None
-    columns = gene_columns(table)
+    record: dict[str, Any] = {"counts_layer": name}
+    if columns is None:
+        columns = gene_columns(table)
+    else:
+        record["total_genes"] = [str(gene) for gene in table.var_names[columns]]
     drawn = _draw(raw, columns, _numbers(table))
-    return count_totals(raw, columns), drawn, {"counts_layer": name, "n_genes_in_total": int(columns.size)}
+    return count_totals(raw, columns), drawn, {**record, "n_genes_in_total": int(columns.size)}
 
 
 def recorded_totals(table: AnnData, key: str, record: Mapping[str, Any], raw: Matrix) -> np.ndarray:
     """Return the totals over the genes there were at prediction, if they are recorded and belong to these counts."""
     columns = gene_columns(table)
+    if "total_genes" in record:  # of an adapter whose training sections measured different genes
+        columns = columns[table.var_names[columns].isin(record["total_genes"])]
     now = count_totals(raw, columns)
     n_then = record.get("n_genes_in_total")
     column = total_key(key)

@@ -173,8 +173,8 @@ def cross_validate(
     TypeError
         If an argument or a field of an option has a wrong type.
     ValueError
-        If there is a single group, a group has too few spots, a method is unknown, or a field of an option is not known
-        or does nothing here.
+        If sections measured different genes (``varm["measured"]``). If there is a single group, a group has too few
+        spots, a method is unknown, or a field of an option is not known or does nothing here.
     OSError
         If `store` or ``compute.cache`` cannot be written; finished fits stay.
     ImportError

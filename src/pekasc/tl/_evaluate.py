@@ -19,10 +19,12 @@ from pekasc._obsm import measured_target, obsm_of, predicted_target, recorded_ta
 from pekasc._sections import check_table, get_table, positions_um, section_labels, writable_table
 from pekasc._settings import get_logger
 from pekasc.models.selection import MIN_SPOTS, morans_i, pearson
+from pekasc.tl._panels import measured_entries
 from pekasc.tl._select import obs_groups
 
 logger = get_logger(__name__)
 
+_LEAST = 3  # spots for a score
 METRICS = ("pearson", "spearman", "rmse", "morans_i_ratio")
 
 
@@ -40,7 +42,9 @@ def evaluate(
 ) -> pd.DataFrame:
     """Score predicted against measured expression, per gene and group.
 
-    Spots that the adapter was trained on are left out: their scores say nothing about new tissue.
+    Spots that the adapter was trained on are left out: their scores say nothing about new tissue. If
+    ``varm["measured"]``, a boolean DataFrame of genes x regions, says that a region did not measure a gene, the gene is
+    scored on the spots of the other regions only, and NaN where no region of a group measured it.
 
     Parameters
     ----------
@@ -71,7 +75,8 @@ def evaluate(
     One row per gene and group: ``gene``, ``group``, ``n_spots``, ``pearson``, ``spearman``, ``rmse``,
     ``morans_i_measured``, ``morans_i_predicted``, ``morans_i_ratio`` (predicted over measured; Moran's I over six
     nearest neighbours within sections, mean over the group's sections weighted by spots; the ratio is NaN for genes
-    whose measured Moran's I is nowhere significant at 5 %). Scores of a gene that is constant in a group are NaN.
+    whose measured Moran's I is nowhere significant at 5 %). Scores of a gene that is constant in a group are NaN,
+    and so are those of a gene that the group did not measure (``n_spots`` 0).
 
     Also writes, as mean over groups, ``var["{layer}_pearson"]``, ``var["{layer}_spearman"]``, ``var["{layer}_rmse"]``
     and ``var["{layer}_morans_i_ratio"]``; NaN where a gene is not predicted. With `target`, ``gene`` is the column, and
@@ -122,12 +127,12 @@ def evaluate(
     frames = []
     for group in np.unique(labels):
         at = np.flatnonzero(labels == group)
-        if at.size < 3:
+        if at.size < _LEAST:
             warnings.warn(f"Group {group!r} has {at.size} spots: too few to score.", UserWarning, stacklevel=2)
             continue
-        frames.append(
-            _score(found.names, str(group), found.predicted[at], found.measured[at], positions[at], sections[at])
-        )
+        known = None if found.known is None else found.known[at]
+        values = found.predicted[at], found.measured[at], positions[at], sections[at]
+        frames.append(_score_measured(found.names, str(group), known, *values))
     if not frames:
         raise ValueError("No group has the three spots that a score needs.")
     scores = pd.concat(frames, ignore_index=True)
@@ -158,6 +163,8 @@ class _Found:
         Key of the record of the predictions in ``uns["pekasc"]``.
     where
         The slot of the predictions, for errors.
+    known
+        Which of them were measured, (rows, names) bool; None: all.
     """
 
     names: pd.Index
@@ -166,6 +173,7 @@ class _Found:
     measured: Matrix
     record: str
     where: str
+    known: np.ndarray | None = None
 
 
 def _of_genes(
@@ -180,7 +188,8 @@ def _of_genes(
     values, rows = _measured(table, layer, rows, np.flatnonzero(genes), truth, counts_layer)
     predicted = predicted_all[np.ix_(rows, genes)]
     _check_whole(predicted, "genes", f"layer {layer!r}")
-    return _Found(table.var_names[genes], rows, predicted, values, layer, f"layers[{layer!r}]")
+    known = measured_entries(table, rows, np.flatnonzero(genes))
+    return _Found(table.var_names[genes], rows, predicted, values, layer, f"layers[{layer!r}]", known)
 
 
 def _of_target(table: AnnData, layer: str, key: str, truth: str | None, include_train: bool) -> _Found:
@@ -217,7 +226,8 @@ def _measured(
     """Return the measured expression, spots x genes, and the rows of spots with measurements."""
     if truth is not None:
         values = _layer(table, truth)[np.ix_(rows, genes)]
-        if np.isnan(values).any():
+        entries = measured_entries(table, rows, genes)
+        if (np.isnan(values) if entries is None else np.isnan(values) & entries).any():
             raise ValueError(
                 f"The layer {truth!r} (`truth=`) has NaN in {int(np.isnan(values).any(axis=0).sum())} of the genes "
                 "that are predicted: evaluate the spots and genes that were measured."
@@ -261,6 +271,26 @@ def _without_training(table: AnnData, rows: np.ndarray, layer: str, include_trai
     if trained.any():
         logger.hint("%d of %d spots left out: the adapter was trained on them.", trained.sum(), rows.size)
     return rows[~trained]
+
+
+def _score_measured(
+    genes: pd.Index, group: str, known: np.ndarray | None, predicted: np.ndarray, measured: Matrix,
+    positions: np.ndarray, sections: np.ndarray,
+) -> pd.DataFrame:  # fmt: skip
+    """Return :func:`_score` of every gene on the spots that measured it by `known`, (spots, genes) bool."""
+    if known is None:
+        return _score(genes, group, predicted, measured, positions, sections)
+    patterns, number = np.unique(known, axis=1, return_inverse=True)
+    parts = []
+    for i in range(patterns.shape[1]):
+        columns, rows = np.flatnonzero(np.asarray(number).ravel() == i), np.flatnonzero(patterns[:, i])
+        if rows.size < _LEAST:
+            parts.append(pd.DataFrame({"gene": genes[columns], "group": group, "n_spots": 0}))
+            continue
+        values = predicted[np.ix_(rows, columns)], measured[rows][:, columns], positions[rows], sections[rows]
+        parts.append(_score(genes[columns], group, *values))
+    # in the order of the genes
+    return pd.concat(parts).set_index("gene").loc[genes].rename_axis("gene").reset_index()
 
 
 def _score(
@@ -311,7 +341,7 @@ def _morans_i(
 
 
 def _report_constant(scores: pd.DataFrame, what: str) -> None:
-    constant = scores.loc[scores["pearson"].isna(), "gene"].unique()
+    constant = scores.loc[scores["pearson"].isna() & (scores["n_spots"] > 0), "gene"].unique()
     if constant.size:
         warnings.warn(
             f"{constant.size} {what} are constant in a group, so their correlation there is NaN: "

@@ -10,10 +10,11 @@ import numpy as np
 from peft import PeftConfig
 from spatialdata import SpatialData
 
-from pekasc._expression import TARGETS, Matrix, expressed_genes
+from pekasc._expression import TARGETS, Matrix, expressed_genes, of_genes
 from pekasc._keys import ADAPTER, TILES, check_free, check_key, packed, write_uns
 from pekasc._obsm import obsm_columns, obsm_of, target_label, training_target
 from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
+from pekasc._panels import Panels
 from pekasc._sections import get_table, tissue_of, writable_table
 from pekasc._settings import get_logger
 from pekasc.models import Adapter, Encoder, Teacher
@@ -40,6 +41,7 @@ def fit_adapter(
     train: Any = None,
     groups: str | None = None,
     genes: Any = None,
+    panels: Mapping[str, Any] | None = None,
     layer: str | None = None,
     target: Literal["log1p", "as_is"] | Mapping[str, str] = "log1p",
     gene_key: str | None = None,
@@ -87,7 +89,13 @@ def fit_adapter(
         patients or more among the training spots, else sections.
     genes
         Genes to predict: names, a boolean mask, or a boolean column of var. By default those detected in at least 10 %
-        of the spots of every training group.
+        of the spots of every training group that measured them.
+    panels
+        Genes that each region measured, where sections differ in them: a mapping from regions to names, a boolean mask
+        or a boolean column of var. By default ``varm["measured"]``, a boolean DataFrame of genes x regions; without
+        either, all sections measured all genes. Each gene is learned from, and scored in, the sections that measured
+        it; totals are over the genes that all training sections measured, and so are the teacher and the components of
+        a low-rank head.
     layer
         Layer with counts. By default ``X`` if it holds counts, else ``layers["counts"]``.
     target
@@ -125,14 +133,15 @@ def fit_adapter(
     Raises
     ------
     KeyError
-        If a layer, column, gene, section, the target or the teacher's embedding is not there.
+        If a layer, column, gene, section, the target or the teacher's embedding is not there, or a region has no panel.
     TypeError
-        If an argument or a field of an option has a wrong type.
+        If an argument or a field of an option has a wrong type, or ``varm["measured"]`` is not boolean.
     ValueError
-        If counts are needed and there are none, sizes are too large for the training spots, the encoder does not accept
-        tiles of this size or has no layers to adapt, or genes do not overlap. If a target in obsm is no table of finite
-        numbers, or constant. If a field of an option is unknown or does nothing in this call. If a device is not
-        available, or the checkpoints in ``compute.resume`` are of other settings or data.
+        If sections share no gene, or a gene is in no panel. If counts are needed and there are none, sizes are too
+        large for the training spots, the encoder does not accept tiles of this size or has no layers to adapt, or genes
+        do not overlap. If a target in obsm is no table of finite numbers, or constant. If a field of an option is
+        unknown or does nothing in this call. If a device is not available, or the checkpoints in ``compute.resume`` are
+        of other settings or data.
     FloatingPointError
         If the loss becomes NaN or infinite. The message names the step; the attribute ``last_good`` (with
         ``compute.resume``, a file there) holds the trained weights before it.
@@ -168,8 +177,9 @@ def fit_adapter(
         if genes is not None:
             raise ValueError(f"`genes=` does nothing with `target={target}`: all columns of that obsm are predicted.")
     with reading(
-        sdata, table_name=table_name, key=key, layer=layer, target=target, gene_key=gene_key, train=train, groups=groups
-    ) as spots:
+        sdata, table_name=table_name, key=key, layer=layer, target=target, gene_key=gene_key, train=train,
+        groups=groups, panels=panels, mixed=True,
+    ) as spots:  # fmt: skip
         fields_um = fields_of(
             spots, call.options.readout,
             lambda width: kept_spots(spots.groups, spots.coords_um, spots.labels, spots.spec, width),
@@ -178,6 +188,8 @@ def fit_adapter(
         data, teacher_model, model = _inputs(replace(call, options=options), spots, genes, target)
         adapter = fit(model, spots.spec, data, teacher_model, options, [HeadSpec(options.readout)])[0]
     info = {**adapter.info, **_target_info(target), "layer": layer or ""}
+    if spots.panels is not None and target == "log1p":
+        info["total_genes"] = [str(name) for name in spots.names[spots.panels.shared]]
     used = adapter.reading.use()
     radii = {*used.radii_um, *([] if used.smooth_um is None else [used.smooth_um])}
     if radii:
@@ -205,27 +217,31 @@ class _Predicted:
     values: Matrix
     every: Matrix  # whose components a low-rank head predicts
     text: str
+    panels: Panels | None = None
 
 
-def _predicted(spots: Spots, expressed: np.ndarray, genes: Any, target: Any) -> _Predicted:
+def _predicted(spots: Spots, found: np.ndarray, expressed: np.ndarray, genes: Any, target: Any) -> _Predicted:
     key = obsm_of(target)
     if key is not None:
         names, values = training_target(spots.table, key, spots.rows)
         return _Predicted(names, values, values, f"{len(names)} columns of {target_label(key)}")
-    at = expressed if genes is None else wanted_genes(spots.table, spots.names, genes, spots.columns)
+    at = found if genes is None else wanted_genes(spots.table, spots.names, genes, spots.columns)
 
     def of(columns: np.ndarray) -> Matrix:
         return spots.expression if columns.size == spots.names.size else spots.expression[:, columns]
 
-    default = ", detected in 10 % of the spots of every group" if genes is None else ""
-    return _Predicted(spots.names[at], of(at), of(expressed), f"{at.size} genes{default}")
+    which = " that measured them" if spots.panels is not None else ""
+    default = f", detected in 10 % of the spots of every group{which}" if genes is None else ""
+    return _Predicted(spots.names[at], of(at), of(expressed), f"{at.size} genes{default}", _panels_of(spots, at))
 
 
 def _inputs(call: FitCall, spots: Spots, genes: Any, target: Any) -> tuple[Data, TeacherModel | None, EncoderNetwork]:
     """Return arrays, teacher and encoder for the fit; wrong arguments raise before any pixel is read."""
     options, readout = call.options, call.options.readout
-    expressed = expressed_genes(spots.expression, spots.groups)
-    predicted = _predicted(spots, expressed, genes, target)
+    found = expressed_genes(spots.expression, spots.groups, spots.panels)
+    # what the teacher and the components of a low-rank head are of
+    expressed = found if spots.panels is None else found[spots.panels.shared[found]]
+    predicted = _predicted(spots, found, expressed, genes, target)
     # only a teacher needs genes where the target is another
     if not expressed.size and (obsm_of(target) is None or options.method is not None):
         raise ValueError(
@@ -255,8 +271,24 @@ def _inputs(call: FitCall, spots: Spots, genes: Any, target: Any) -> tuple[Data,
         local=local,
         every=predicted.every,
         totals=None if target == "as_is" else spots.totals,
+        panels=predicted.panels,
     )
     return data, teacher, model
+
+
+def _panels_of(spots: Spots, predicted: np.ndarray) -> Panels | None:
+    """Return which spots measured which of the predicted genes; None if all measured all of them."""
+    if spots.panels is None:
+        return None
+    nowhere = predicted[spots.panels.n_spots()[predicted] == 0]
+    if nowhere.size:
+        raise ValueError(
+            f"{nowhere.size} of the {predicted.size} genes asked for are in the panel of no training section: "
+            f"{[str(name) for name in spots.names[nowhere[:5]]]}. Leave them out (`genes=`), or train on sections that "
+            "measured them."
+        )
+    panels = spots.panels.columns(predicted)
+    return None if panels.genes.all() else panels
 
 
 def _teacher(call: FitCall, spots: Spots, expressed: np.ndarray) -> TeacherModel | None:
@@ -271,10 +303,13 @@ def _teacher(call: FitCall, spots: Spots, expressed: np.ndarray) -> TeacherModel
     n_components = options.recipe.teacher_components if teacher.name == "pca" else None
     if teacher.name == "pca":
         n_components_for(spots.rows.size, expressed.size, n_components, "teacher_components")
+    # of the genes that all sections measured
+    shared = np.arange(spots.names.size) if spots.panels is None else np.flatnonzero(spots.panels.shared)
     made = make_teacher(
-        teacher, expression=spots.expression, counts=spots.counts if row.counts else None, genes=spots.names,
-        expressed=expressed, n_components=n_components, device=options.device, precision=options.precision,
-        random_state=options.random_state, progress=options.progress,
+        teacher, expression=of_genes(spots.expression, shared),
+        counts=of_genes(spots.counts, shared) if row.counts else None, genes=spots.names[shared],
+        expressed=np.searchsorted(shared, expressed), n_components=n_components, device=options.device,
+        precision=options.precision, random_state=options.random_state, progress=options.progress,
     )  # fmt: skip
     # a frozen teacher's embedding is the same in every fold: compute it once, before hours of training
     return made if row.fitted else precomputed(made)

@@ -35,6 +35,7 @@ from pekasc._sections import (
     tiled_table,
     writable_table,
 )
+from pekasc._settings import get_logger
 from pekasc._totals import totals_to_record
 from pekasc.models import Adapter
 from pekasc.tl._evaluate import METRICS
@@ -43,6 +44,8 @@ from pekasc.tl._predict_rows import LayerSpec, layer_parts, store_predictions, t
 from pekasc.tl._predict_target import predict_target
 from pekasc.tl._read import ensure_tiles, untiled_on_error
 from pekasc.tl._section_features import check_store, on_device
+
+logger = get_logger(__name__)
 
 
 def predict_expression(
@@ -108,7 +111,8 @@ def predict_expression(
     ``obs["{key_added}_train"]``
         Whether the adapter was trained on this tissue; :func:`pekasc.tl.evaluate` leaves such spots out.
     ``obs["{key_added}_total"]``
-        Total count of every row over the genes of the table, float64, if it has counts: the measured values that
+        Total count of every row over the genes of the table (those that all training sections measured, if they
+        differed: ``adapter.info["total_genes"]``), float64, if it has counts: the measured values that
         predictions are compared with stay the same when genes leave the table.
     ``obsm["{key_added}_total_check"]``
         Some counts of every row with numbers for their genes, float64, by which a total is known to be of the counts at
@@ -214,7 +218,8 @@ def predict_expression(
         **place,
     }
     log = record["target"] == TARGETS["log1p"]
-    totals = totals_to_record(table, adapter.info.get("layer")) if log else None
+    total_columns = _total_columns(adapter, names, gene_of)
+    totals = totals_to_record(table, adapter.info.get("layer"), total_columns) if log else None
     if totals is not None:
         record |= totals[2]
     if not new_table:
@@ -267,6 +272,23 @@ def _columns(names: np.ndarray, target_genes: list[str], gene_of: np.ndarray) ->
     """Return the column of the table for each gene, -1 where it has none."""
     at = gene_positions(names, target_genes)
     return np.where(at >= 0, gene_of[at], -1) if gene_of.size else at
+
+
+def _total_columns(adapter: Adapter, names: np.ndarray, gene_of: np.ndarray) -> np.ndarray | None:
+    """Return the columns of the genes that totals are over; None is all genes of the table.
+
+    Those of an adapter whose training sections measured different genes are over the genes that these shared.
+    """
+    shared = adapter.info.get("total_genes")
+    if shared is None:
+        return None
+    columns = _columns(names, shared, gene_of)
+    if (columns < 0).any():
+        logger.hint(
+            "Totals are over %d genes of the %d that all training sections measured: the others are not in the table.",
+            int((columns >= 0).sum()), len(shared),
+        )  # fmt: skip
+    return columns[columns >= 0]
 
 
 def _check_table_added(sdata: SpatialData, table_added: str, key_added: str) -> None:

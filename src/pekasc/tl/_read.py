@@ -13,9 +13,19 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from pekasc import pp
-from pekasc._expression import Matrix, counts, gene_columns, gene_names, of_genes, report_no_genes, target_matrix
+from pekasc._expression import (
+    Matrix,
+    count_totals,
+    counts,
+    gene_columns,
+    gene_names,
+    of_genes,
+    report_no_genes,
+    target_matrix,
+)
 from pekasc._keys import TILE_INSIDE, UNS
 from pekasc._options import Readout
+from pekasc._panels import Panels
 from pekasc._sections import (
     PixelSizeUnknown,
     Section,
@@ -30,6 +40,7 @@ from pekasc._sections import (
 )
 from pekasc._settings import get_logger
 from pekasc.tiling import PatchReader, TileReader, TilesOfSome, TileSource, TileSpec, TileStream, TileSubset, cached
+from pekasc.tl._panels import check_not_mixed, training_panels
 from pekasc.tl._select import default_groups, obs_groups, training_mask
 
 logger = get_logger(__name__)
@@ -67,6 +78,8 @@ class Spots:
         Positions within the section in um, (n, 2).
     counts_layer
         Layer with counts; None for ``X``, or ``layers["counts"]``.
+    panels
+        Which spots measured which genes; None: all measured all. `expression` is 0 where a gene was not measured.
     """
 
     table: AnnData
@@ -81,6 +94,7 @@ class Spots:
     labels: np.ndarray
     coords_um: np.ndarray
     counts_layer: str | None
+    panels: Panels | None = None
 
     @cached_property
     def counts(self) -> Matrix:
@@ -89,8 +103,9 @@ class Spots:
 
     @property
     def totals(self) -> np.ndarray:
-        """Total count of every spot over its genes, (n,) float64."""
-        return np.asarray(self.counts.sum(axis=1, dtype=np.float64)).ravel()
+        """Total count of every spot, (n,) float64, over the genes that all sections measured."""
+        shared = np.arange(self.names.size) if self.panels is None else np.flatnonzero(self.panels.shared)
+        return count_totals(self.counts, shared)
 
     @cached_property
     def stream(self) -> TileStream:
@@ -121,6 +136,8 @@ def reading(
     gene_key: str | None,
     train: Any = None,
     groups: str | None,
+    panels: Any = None,
+    mixed: bool = False,
 ) -> Iterator[Spots]:
     """Read the spots of an object, which is tiled first if it has no tiles, and restored if anything fails.
 
@@ -135,6 +152,10 @@ def reading(
         Spots to read; others are not looked at.
     groups
         Column of obs with the groups; None is patients if there are two or more, else sections.
+    panels
+        Genes that every section measured, by region; see :func:`training_panels`.
+    mixed
+        Whether sections may have measured different genes.
 
     Raises
     ------
@@ -149,7 +170,13 @@ def reading(
     names = gene_names(table, gene_key, columns)
     # only these rows of the matrix are ever read
     candidates = np.flatnonzero(mask)
-    expression = of_genes(target_matrix(table if mask.all() else table[candidates], layer, target), columns)
+    found = training_panels(table, candidates, panels, names, columns)
+    if found is not None and not mixed:
+        check_not_mixed(found)
+    totals = None if found is None else columns[found.shared]
+    expression = of_genes(target_matrix(table if mask.all() else table[candidates], layer, target, totals), columns)
+    if found is not None:
+        expression = found.masked(expression)
     with untiled_on_error(sdata, table_name=table_name, key=key):
         sections, spec = ensure_tiles(sdata, table_name=table_name, key=key)
         # a spot without counts has no log-normalised expression
@@ -166,7 +193,8 @@ def reading(
         if empty or untiled:
             logger.hint("Left out: %d spots without counts, %d without a tile.", empty, untiled)
         if not np.array_equal(rows, candidates):  # avoids a second copy if nothing changes
-            expression = expression[np.searchsorted(candidates, rows)]
+            at = np.searchsorted(candidates, rows)
+            expression, found = expression[at], None if found is None else found.take(at)
         groups = default_groups(table, rows) if groups is None else groups
         yield Spots(
             table=table,
@@ -182,6 +210,7 @@ def reading(
             coords_um=np.concatenate([section.centres_um for section in sections]),
             # with target="as_is" `layer` holds no counts: look for those in the default places
             counts_layer=None if target == "as_is" else layer,
+            panels=found,
         )
 
 

@@ -127,10 +127,13 @@ def default_groups(adata: AnnData, rows: np.ndarray) -> str | None:
     return PATIENT
 
 
-def wanted_genes(adata: AnnData, names: np.ndarray, genes: Any, columns: np.ndarray) -> np.ndarray:
+def wanted_genes(
+    adata: AnnData, names: np.ndarray, genes: Any, columns: np.ndarray, argument: str = "genes"
+) -> np.ndarray:
     """Return the indices in `names` of `genes`: a list of names, a boolean mask, or a boolean column of var.
 
     `columns` are the columns of the table that `names` are of; others are no genes (antibody counts, controls).
+    `argument` is the caller's argument, for errors.
 
     Raises
     ------
@@ -142,18 +145,20 @@ def wanted_genes(adata: AnnData, names: np.ndarray, genes: Any, columns: np.ndar
     if isinstance(genes, str):
         if genes not in adata.var or not is_boolean(adata.var[genes]):
             there = [c for c in adata.var if is_boolean(adata.var[c])]
-            raise KeyError(f"`genes={genes!r}` is no boolean column of `var` (there are: {there}). Or give a list.")
-        return _chosen(adata.var[genes].to_numpy(dtype=bool), columns)
+            raise KeyError(
+                f"`{argument}={genes!r}` is no boolean column of `var` (there are: {there}). Or give a list."
+            )
+        return _chosen(adata.var[genes].to_numpy(dtype=bool), columns, argument)
     if isinstance(genes, pd.Series) and is_boolean(genes):
-        genes = by_label(genes, adata.var_names, "genes=").to_numpy(dtype=bool)
+        genes = by_label(genes, adata.var_names, f"{argument}=").to_numpy(dtype=bool)
     values = np.asarray(genes)
     if values.dtype == bool:
         if values.shape != (adata.n_vars,):
-            raise ValueError(f"The mask `genes=` has shape {values.shape}, the table has {adata.n_vars} genes.")
-        return _chosen(values, columns)
+            raise ValueError(f"The mask `{argument}=` has shape {values.shape}, the table has {adata.n_vars} genes.")
+        return _chosen(values, columns, argument)
     wanted = [str(gene) for gene in values]
     if not wanted:
-        raise ValueError("`genes=` is empty.")
+        raise ValueError(f"`{argument}=` is empty.")
     position = gene_positions(names, wanted)
     missing = [gene for gene, at in zip(wanted, position, strict=True) if at < 0]
     others = sorted(set(missing) & set(adata.var_names.drop(adata.var_names[columns])))
@@ -164,19 +169,22 @@ def wanted_genes(adata: AnnData, names: np.ndarray, genes: Any, columns: np.ndar
             f'`var["feature_types"]`: {others[:3]} ({", ".join(kinds)}). Leave them out.'
         )
     if len(missing) == len(wanted):
-        raise ValueError(no_overlap_message(names, wanted, adata))
+        where = "" if argument == "genes" else f"`{argument}=`: "
+        raise ValueError(where + no_overlap_message(names, wanted, adata))
     if missing:
         raise KeyError(
-            f"{len(missing)} of {len(wanted)} genes asked for are not in the table: {missing[:5]}."
+            f"`{argument}=`: {len(missing)} of {len(wanted)} genes asked for are not in the table: {missing[:5]}."
             f"{close_genes(missing[0], names)}"
         )
     return np.unique(position)
 
 
-def _chosen(mask: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def _chosen(mask: np.ndarray, columns: np.ndarray, argument: str) -> np.ndarray:
     if not mask[columns].any():
-        raise ValueError("`genes=` is empty: the mask holds no True.")
+        raise ValueError(f"`{argument}=` is empty: the mask holds no True.")
     n_others = int(mask.sum() - mask[columns].sum())
     if n_others:
-        logger.hint('%d of `genes=` are no gene expression by `var["feature_types"]` and are left out.', n_others)
+        logger.hint(
+            '%d of `%s=` are no gene expression by `var["feature_types"]` and are left out.', n_others, argument
+        )
     return np.flatnonzero(mask[columns])

@@ -25,7 +25,7 @@ def test_patience_ends_folds_early(
     errors = {0: 1.0, 1: 0.5, 2: 0.9, 3: 0.1, 4: 0.1, 5: 0.1}
     epochs = iter([*range(ran + 1), *range(ran + 1)])  # of both folds
 
-    def measured(features: Any, y: Any, folds: Any, n: Any) -> np.ndarray:
+    def measured(features: Any, y: Any, folds: Any, n: Any, panels: Any = None) -> np.ndarray:
         return np.full((1, len(ALPHAS)), errors[next(epochs)])
 
     monkeypatch.setattr("pekasc.models.selection._student.held_out_errors", measured)

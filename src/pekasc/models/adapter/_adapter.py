@@ -55,7 +55,8 @@ class Adapter:
     weights
         Tensors by kind: ``"adapter"`` under PEFT's names, ``"projector"``, ``"cluster_head"``.
     gene_scores
-        Scores on held-out training groups, indexed by gene: ``pearson`` (mean over sections), ``n_sections``.
+        Scores on held-out training groups, indexed by gene: ``pearson`` (mean over the sections that measured
+        the gene), ``n_sections``, and ``n_groups``, the number of training groups that it was learned from.
     history
         One row per epoch and fold: ``fold`` (-1 is the final fit), ``held_out``, ``epoch``, ``loss``, ``kd``, ``sa``,
         ``matching`` (feature matching; NaN if not part of the loss), ``peak_memory`` (bytes: allocated on a GPU, of the

@@ -150,6 +150,7 @@ _INFO: dict[str, tuple[Check, str]] = {
     "epochs": (_count, "a number of epochs"),
     "n_parameters": (_count, "a number of parameters"),
     "teacher": (_optional(_name), "null or a name"),
+    "total_genes": (_each_once(_list(_name, 1)), "names, each once"),
     "teacher_licence": (_optional(lambda value: isinstance(value, str)), "null or a text"),
     "versions": (_mapping(_name), "versions by name"),
     "profile": (

@@ -24,6 +24,7 @@ def summary(adapter: Adapter) -> str:
         f"  trained on  {info['n_spots']} spots, groups: {_shorten(info['groups'])}",
         *([] if info.get("teacher") is None else [f"  teacher     {info['teacher']}"]),
         f"  predicts    {_count(adapter)} {info['target']}",
+        *_some_groups(adapter),
         *_reading(adapter),
     ]
     if len(scores):
@@ -46,6 +47,15 @@ def summary(adapter: Adapter) -> str:
 def _count(adapter: Adapter) -> str:
     n = len(adapter.genes)
     return f"{n} genes," if adapter.target_key is None else f"{n} column{'s' if n > 1 else ''} of"
+
+
+def _some_groups(adapter: Adapter) -> list[str]:
+    """Return a line about genes that only some training groups measured, if there are any."""
+    n_groups = adapter.gene_scores.get("n_groups")  # missing in adapters saved by an earlier version
+    if n_groups is None or (n_groups == len(adapter.info["groups"])).all():
+        return []
+    some = n_groups[n_groups < len(adapter.info["groups"])]
+    return [f"              {len(some)} of them learned from {some.min()} to {some.max()} of the groups only"]
 
 
 def _reading(adapter: Adapter) -> list[str]:

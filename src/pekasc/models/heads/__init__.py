@@ -16,7 +16,7 @@ from pekasc.models.heads._linear import Block, LinearHead, LinearMap, Source, li
 from pekasc.models.heads._low_rank import ranks_for
 from pekasc.models.heads._projection import Projection, n_components_for
 from pekasc.models.heads._reading import Member, Reading, share_weights
-from pekasc.models.heads._registry import HeadFits, check_head, linear_head
+from pekasc.models.heads._registry import HeadFits, check_head, head_fits, linear_head
 from pekasc.models.heads._ridge import ALPHAS, fit_folds, fit_ridge
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "check_radius",
     "fit_folds",
     "fit_ridge",
+    "head_fits",
     "lattice_offsets",
     "linear_block",
     "linear_head",

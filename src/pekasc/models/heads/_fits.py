@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from pekasc._expression import Matrix
+from pekasc._panels import Panels
 from pekasc.models.heads._linear import Block, Source, linear_block
 from pekasc.models.heads._ridge import ALPHAS, FoldFit, RidgeFit, alpha_per_gene, fit_folds, fit_ridge
 from pekasc.models.heads._split import Split
@@ -29,6 +31,9 @@ class Target:
         Weight of every spot for a low-rank head, (n,); 1 by default.
     rank
         Number of components of a low-rank head; None tries several.
+    panels
+        Which spots measured which of the genes to predict; None: all measured all. `expression` is 0 where a gene was
+        not measured, and all of `every` were measured in all spots.
     """
 
     expression: Matrix
@@ -36,6 +41,7 @@ class Target:
     every: Matrix | None = None
     weights: np.ndarray | None = None
     rank: int | None = None
+    panels: Panels | None = None
 
 
 @dataclass(frozen=True)
@@ -66,32 +72,48 @@ class Tried:
     Parameters
     ----------
     folds
-        Fit of every inner fold.
+        Fit of every inner fold, for the head's ``block``.
     errors
-        Squared error of every setting on the held-out spots, relative to the mean predictor, (folds, settings).
+        Squared error of every setting on the held-out spots, relative to the mean predictor, (folds, settings); NaN in
+        a fold that says nothing, since none of its genes was measured in training and held-out spots.
     alphas
         Penalty of every gene, for a head that has one for each.
+    squares
+        Squared error of the mean predictor, (folds,).
+    parts
+        Those of every set of genes that the same spots measured, where there are several.
     """
 
-    folds: Sequence[RidgeFit]
+    folds: Sequence[Any]
     errors: np.ndarray
     alphas: np.ndarray | None = None
+    squares: np.ndarray | None = None
+    parts: Sequence[Tried] = ()
 
 
 def fold_fits(
     inputs: Inputs, folds: Sequence[Split], targets: Callable[[int | None], Matrix], n_components: int | None,
-    weights: np.ndarray | None = None,
+    weights: np.ndarray | None = None, panel: np.ndarray | None = None,
 ) -> list[FoldFit]:  # fmt: skip
     """Fit ridge on every inner fold; `targets` returns the target of a fold, or those of all (None) side by side."""
     if inputs.fold is None:
-        return fit_folds(inputs.whole(), targets(None), folds, n_components, weights)
-    return [fit_folds(inputs.fold(i), targets(i), [fold], n_components, weights)[0] for i, fold in enumerate(folds)]
+        return fit_folds(inputs.whole(), targets(None), folds, n_components, weights, panel)
+    return [
+        fit_folds(inputs.fold(i), targets(i), [fold], n_components, weights, panel)[0] for i, fold in enumerate(folds)
+    ]
+
+
+def relative(errors: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Return squared errors, (folds, settings), over those of the mean predictor, (folds,); 1 where those are 0."""
+    known = squares[:, None] > 0
+    return np.divide(errors, squares[:, None], out=np.ones(errors.shape), where=known)
 
 
 class RidgeFits:
     """Ridge with one penalty for all genes."""
 
     shares_output = False
+    takes_panels = False
 
     def __init__(self, target: Target, n_components: int | None = None) -> None:
         self.target, self.n_components = target, n_components
@@ -104,7 +126,8 @@ class RidgeFits:
     def tried(self, inputs: Inputs) -> Tried:
         """Fit on every inner fold."""
         fits = self._fold_fits(inputs)
-        return Tried([f.fit for f in fits], np.array([f.relative_errors(ALPHAS) for f in fits]))
+        errors = np.array([f.total_errors(ALPHAS) for f in fits])
+        return Tried([f.fit for f in fits], relative(errors[:, :-1], errors[:, -1]), squares=errors[:, -1])
 
     def final(self, inputs: Inputs) -> RidgeFit:
         """Fit on all training spots."""
@@ -141,11 +164,9 @@ class RidgePerGeneFits(RidgeFits):
         """Fit on every inner fold."""
         fits = self._fold_fits(inputs)
         alphas = alpha_per_gene(fits)
-        errors = [
-            f.fit.squared_error(f.held_out, alphas) / max(f.fit.total_errors(f.held_out, [np.inf])[0], 1e-300)
-            for f in fits
-        ]
-        return Tried([f.fit for f in fits], np.array(errors)[:, None], alphas)
+        errors = np.array([[f.fit.squared_error(f.held_out, alphas)] for f in fits])
+        squares = np.array([f.total_errors([])[0] for f in fits])
+        return Tried([f.fit for f in fits], relative(errors, squares), alphas, squares)
 
     def _coef(self, fit: RidgeFit, weights: np.ndarray, tried: Tried) -> np.ndarray:
         assert tried.alphas is not None  # for the type checker

@@ -10,6 +10,7 @@ from scipy import linalg, sparse
 from scipy.sparse.linalg import LinearOperator, svds
 
 from pekasc._expression import Matrix
+from pekasc._panels import LEAST_SPOTS, Panels
 
 RANKS = (1, 2, 3, 5, 8, 12, 20, 40)
 _LEAST_VARIANCE = 1e-10  # of that of the largest component
@@ -104,3 +105,33 @@ def loadings(scores: np.ndarray, y: Matrix, weights: np.ndarray | None = None) -
     # what redundant columns leave of a component is rounding noise, which nothing must be predicted from
     varies = (size > _LEAST_VARIANCE * size.max(initial=0.0))[:, None]
     return mean, np.divide(cross, size[:, None], out=np.zeros_like(cross), where=varies)
+
+
+def panel_loadings(
+    scores: np.ndarray, y: Matrix, panels: Panels, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return :func:`loadings` where some spots did not measure some genes.
+
+    A gene that all spots measured is as there. The mean of another is its expression where all components are 0, since
+    those are not the mean components of the spots that measured it, and its loadings are from the regression on these
+    spots alone. Those of a gene that fewer than `LEAST_SPOTS` measured are 0.
+    """
+    mean, out = np.zeros(y.shape[1]), np.zeros((scores.shape[1], y.shape[1]))
+    for genes, rows in panels.patterns():
+        if len(rows) == len(scores):
+            mean[genes], out[:, genes] = loadings(scores, y[:, genes], weights)
+        elif len(rows) >= LEAST_SPOTS:
+            w = None if weights is None else weights[rows]
+            mean[genes], out[:, genes] = _regression(scores[rows], y[rows][:, genes], w)
+    return mean, out
+
+
+def _regression(scores: np.ndarray, y: Matrix, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    w = np.ones(len(scores)) if weights is None else np.asarray(weights, dtype=np.float64)
+    centre = w @ scores / w.sum()
+    mean = np.asarray(y.T @ w, dtype=np.float64).ravel() / w.sum()
+    weighted = (scores - centre) * w[:, None]
+    cross = np.asarray(y.T @ weighted, dtype=np.float64).T  # of centred components: the mean of y drops out
+    # components may be as many as spots
+    loading = np.linalg.lstsq(weighted.T @ (scores - centre), cross, rcond=1e-10)[0]
+    return mean - centre @ loading, loading

@@ -172,3 +172,31 @@ def merged(blocks: Sequence[Block]) -> Block:
     """Return the sum of blocks that share their map to genes and read different sources."""
     maps = {source: linear for block in blocks for source, linear in block.maps.items()}
     return Block(maps, np.sum([block.offset for block in blocks], axis=0), blocks[0].out)
+
+
+def beside(parts: Sequence[tuple[Block, np.ndarray]], n_genes: int) -> Block:
+    """Return one block of several that read the same sources and predict different genes, of `n_genes` altogether."""
+    first = parts[0][0]
+    out = np.zeros((sum(len(block.offset) for block, _ in parts), n_genes))
+    maps = {}
+    offsets = [block.offset.astype(np.float64) for block, _ in parts]
+    start = 0
+    for block, genes in parts:
+        stop = start + len(block.offset)
+        out[start:stop, genes] = block.out
+        start = stop
+    for source, linear in first.maps.items():
+        own, around = [], []
+        for i, (block, _) in enumerate(parts):
+            other = block.maps[source]
+            # their centres differ: features are centred once
+            moved = linear.centre.astype(np.float64) - other.centre
+            own.append(other.own)
+            offsets[i] += moved @ other.own
+            if other.around is not None:
+                around.append(other.around)
+                offsets[i] += moved @ other.around
+        maps[source] = LinearMap(
+            linear.centre, np.concatenate(own, axis=1), np.concatenate(around, axis=1) if around else None
+        )
+    return Block(maps, np.concatenate(offsets), out)

@@ -11,11 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pekasc._expression import Matrix
+from pekasc._panels import same_panel
 from pekasc.models.heads._fits import Inputs, Target, Tried, fold_fits
-from pekasc.models.heads._genes import RANKS, gene_space, loadings
+from pekasc.models.heads._genes import RANKS, gene_space, panel_loadings
 from pekasc.models.heads._linear import Block, Source, linear_block
-from pekasc.models.heads._moments import Moments, column_sum
-from pekasc.models.heads._ridge import ALPHAS, RidgeFit, fit_ridge
+from pekasc.models.heads._moments import column_sum
+from pekasc.models.heads._ridge import ALPHAS, FoldFit, RidgeFit, fit_ridge
+from pekasc.models.heads._split import Split
 
 
 def ranks_for(n_spots: int, n_genes: int, rank: int | None) -> tuple[int, ...]:
@@ -38,13 +41,22 @@ def ranks_for(n_spots: int, n_genes: int, rank: int | None) -> tuple[int, ...]:
 
 
 class LowRankFits:
-    """Low-rank head: components are found once for every inner fold, on its training spots, whatever the depths."""
+    """Low-rank head: components are found once for every inner fold, on its training spots, whatever the depths.
+
+    Where sections measured different genes, components are those of the genes that all measured, on all training spots;
+    mean and loadings of another gene are from the spots that measured it, and so is its held-out error.
+    """
 
     shares_output = True
+    takes_panels = True
 
     def __init__(self, target: Target, n_components: int | None = None) -> None:
         self.target, self.n_components = target, n_components
-        every = target.expression if target.every is None else target.every
+        y, w, n = target.expression, target.weights, target.expression.shape[0]
+        self.panels = same_panel(*y.shape) if target.panels is None else target.panels
+        every: Matrix = target.every
+        if every is None:
+            every = y if self.panels.shared.all() else y[:, self.panels.shared]
         least = min(len(fold.train) for fold in target.folds)
         self.ranks = ranks_for(least, every.shape[1], target.rank)
         self.settings: list[tuple[int | None, float]] = [(r, float(a)) for r in self.ranks for a in ALPHAS]
@@ -52,28 +64,43 @@ class LowRankFits:
         self._means: list[np.ndarray] = []
         self._loadings: list[np.ndarray] = []
         self._squares: list[float] = []
-        y, w, n = target.expression, target.weights, target.expression.shape[0]
-        # per fold, the components of its training spots, and the expression of the held-out ones along the loadings
+        self._inner: list[np.ndarray] = []
+        # per fold, the components of its training spots, and the residuals of the held-out ones along the loadings
         self._targets = np.zeros((n, 2 * self._r * len(target.folds)), dtype=np.float32)
         for i, fold in enumerate(target.folds):
             weights = None if w is None else w[fold.train]
             space = gene_space(every[fold.train], self._r, weights)
             scores = space.scores(every[fold.train])
-            mean, loading = loadings(scores, y[fold.train], weights)
+            mean, loading = panel_loadings(scores, y[fold.train], self.panels.take(fold.train), weights)
             own = self._targets[:, self._columns(i)]
             own[fold.train, : self._r] = scores
-            held_out = y[fold.held_out]
-            own[fold.held_out, self._r :] = np.asarray(held_out @ loading.T)
-            ones = np.ones(len(fold.held_out)) if w is None else w[fold.held_out]
-            squares = column_sum(held_out, 2, ones) - 2 * mean * column_sum(held_out, 1, ones) + ones.sum() * mean**2
+            own[fold.held_out, self._r :] = self._hold_out(fold, mean, loading)
             self._means.append(mean)
             self._loadings.append(loading)
-            self._squares.append(float(squares.sum()))
         space = gene_space(every, self._r, w)
         self._final = space.scores(every).astype(np.float32)
-        mean, loading = loadings(self._final.astype(np.float64), y, w)
+        mean, loading = panel_loadings(self._final.astype(np.float64), y, self.panels, w)
         self._means.append(mean)
         self._loadings.append(loading)
+
+    def _hold_out(self, fold: Split, mean: np.ndarray, loading: np.ndarray) -> np.ndarray:
+        """Return the residuals of the held-out spots along the loadings, (held out, r), summed over measured genes.
+
+        Keeps the sum of their squares, and the inner products of the loadings of every panel.
+        """
+        y, w = self.target.expression, self.target.weights
+        known = self.panels.genes & self.panels.learned(fold.train)
+        number, squares = self.panels.panel[fold.held_out], 0.0
+        for i in np.unique(number):
+            rows = fold.held_out[number == i]
+            ones = np.ones(len(rows)) if w is None else w[rows]
+            part = y[rows]
+            by_gene = column_sum(part, 2, ones) - 2 * mean * column_sum(part, 1, ones) + ones.sum() * mean**2
+            squares += float(by_gene[known[i]].sum())
+        self._squares.append(squares if known[np.unique(number)].any() else np.nan)
+        self._inner.append(np.array([loading[:, own] @ loading[:, own].T for own in known]))
+        # expression is 0 where it was not measured, and loadings where they were not learned
+        return np.asarray(y[fold.held_out] @ loading.T) - ((known * mean) @ loading.T)[number]
 
     def _columns(self, fold: int) -> slice:
         return slice(2 * self._r * fold, 2 * self._r * (fold + 1))
@@ -85,31 +112,33 @@ class LowRankFits:
             return self._targets if fold is None else self._targets[:, self._columns(fold)]
 
         fits, errors = [], []
-        for i, f in enumerate(fold_fits(inputs, self.target.folds, targets, self.n_components, self.target.weights)):
+        w, panel = self.target.weights, self.panels.panel
+        for i, f in enumerate(fold_fits(inputs, self.target.folds, targets, self.n_components, w, panel)):
             at = self._columns(i) if inputs.fold is None else slice(0, 2 * self._r)
-            fit, held_out = f.fit.columns(at), f.held_out.columns(at)
-            fits.append(fit.columns(slice(0, self._r)))
-            errors.append(self._errors(i, fits[-1], held_out.columns(slice(self._r, None))))
+            fits.append(f.fit.columns(at).columns(slice(0, self._r)))
+            errors.append(self._errors(i, fits[-1], f, f.held_out.xy[:, at][:, self._r :]))
         return Tried(fits, np.array(errors))
 
-    def _errors(self, fold: int, fit: RidgeFit, held_out: Moments) -> np.ndarray:
+    def _errors(self, fold: int, fit: RidgeFit, found: FoldFit, residual: np.ndarray) -> np.ndarray:
         """Return the relative squared error over the genes for every rank and penalty, (settings,), in closed form.
 
         With components' predictions z b, loadings L and residuals r of the mean predictor, it is the sum of ``r**2 -
-        2 z b L r + (z b) L L' (z b)'``: genes are summed once, in L L' and in L r.
+        2 z b L r + (z b) L L' (z b)'``: genes are summed once, in L L' (of the genes that a panel has) and in L r, of
+        which `residual` holds the sums of products with z.
         """
-        loading, mean = self._loadings[fold], self._means[fold]
-        inner = loading @ loading.T
-        residual = held_out.xy - np.outer(held_out.x, mean @ loading.T)
         squares = self._squares[fold]
-        out = np.ones((len(self.ranks), len(ALPHAS)))
-        if squares <= 0:
+        out = np.full((len(self.ranks), len(ALPHAS)), np.nan if np.isnan(squares) else 1.0)
+        if not squares > 0:
             return out.ravel()
         at = np.array(self.ranks) - 1
         for a, alpha in enumerate(ALPHAS):
             b = fit.coef(alpha)
             linear = np.cumsum(np.einsum("kr,kr->r", b, residual))
-            square = np.cumsum(np.cumsum((b.T @ held_out.xx @ b) * inner, axis=0), axis=1)
+            inner = sum(
+                ((b.T @ part.xx @ b) * own for part, own in zip(found.parts, self._inner[fold], strict=False)),
+                start=np.zeros((self._r, self._r)),
+            )
+            square = np.cumsum(np.cumsum(inner, axis=0), axis=1)
             out[:, a] = 1 + (square[at, at] - 2 * linear[at]) / squares
         return out.ravel()
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from pekasc.models.heads._fits import Inputs, RidgeFits, RidgePerGeneFits, Target, Tried
 from pekasc.models.heads._linear import Block, LinearHead, Source, merged
 from pekasc.models.heads._low_rank import LowRankFits
-from pekasc.models.heads._ridge import RidgeFit
+from pekasc.models.heads._panels import PanelFits
 from pekasc.models.runtime import Registry
 
 
@@ -31,12 +31,12 @@ class HeadFits(Protocol):
         """Fit on every inner fold."""
         ...
 
-    def final(self, inputs: Inputs) -> RidgeFit:
+    def final(self, inputs: Inputs) -> Any:
         """Fit on all training spots."""
         ...
 
     def block(
-        self, fit: RidgeFit, weights: np.ndarray, tried: Tried, fold: int | None, sources: Sequence[Source], *,
+        self, fit: Any, weights: np.ndarray, tried: Tried, fold: int | None, sources: Sequence[Source], *,
         context: bool,
     ) -> Block:  # fmt: skip
         """Return the prediction of a fit, for the weight of every setting."""
@@ -63,12 +63,20 @@ def check_head(head: str) -> Callable[[Target, int | None], HeadFits]:
     return HEADS.find("head", head)
 
 
+def head_fits(head: str, target: Target, n_components: int | None = None) -> HeadFits:
+    """Return the head of that name on a target; where spots measured different genes, as many heads as it takes."""
+    kind = check_head(head)
+    if target.panels is None or getattr(kind, "takes_panels", False):
+        return kind(target, n_components)
+    return PanelFits(kind, target, n_components)
+
+
 def linear_head(
     fits: HeadFits,
     tried: Sequence[Tried],
     weights: np.ndarray,
     sources: Sequence[Sequence[Source]],
-    fitted: Sequence[RidgeFit],
+    fitted: Sequence[Any],
     *,
     fold: int | None,
     context_um: float | None,

@@ -143,14 +143,21 @@ class FoldFit:
         Fitted on the training spots.
     held_out
         Moments of the held-out spots' scores and expression.
+    parts
+        Those of every panel's held-out spots, which add up to `held_out`; empty without panels.
     """
 
     fit: RidgeFit
     held_out: Moments
+    parts: tuple[Moments, ...] = ()
+
+    def total_errors(self, alphas: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Return the squared error per penalty, summed over genes, and last that of the mean predictor."""
+        return self.fit.total_errors(self.held_out, [*alphas, np.inf])
 
     def relative_errors(self, alphas: Sequence[float] | np.ndarray) -> np.ndarray:
         """Return the squared error per penalty, summed over genes and relative to the mean predictor, (alphas,)."""
-        errors = self.fit.total_errors(self.held_out, [*alphas, np.inf])
+        errors = self.total_errors(alphas)
         return errors[:-1] / errors[-1] if errors[-1] > 0 else np.ones(len(alphas))
 
 
@@ -160,6 +167,7 @@ def fit_folds(
     folds: Sequence[Split],
     n_components: int | None = None,
     weights: np.ndarray | None = None,
+    panel: np.ndarray | None = None,
 ) -> list[FoldFit]:
     """Fit ridge on every inner fold's training spots.
 
@@ -178,6 +186,8 @@ def fit_folds(
         See :func:`n_components_for`.
     weights
         Weight of every spot, (n,); 1 by default.
+    panel
+        Number of the panel of every spot, (n,), for moments of the held-out spots of each.
     """
     n, d = features.shape
     total = None
@@ -190,17 +200,31 @@ def fit_folds(
         if total is None:
             projection = _projection_of(features, fold.train, k, weights)
             train = moments(features, y, rows=fold.train, projected=projection, weights=weights)
-            held_out = moments(features, y, rows=fold.held_out, projected=projection, weights=weights)
+            parts = [
+                moments(features, y, rows=rows, projected=projection, weights=weights)
+                for rows in _by_panel(fold.held_out, panel)
+            ]
         else:
-            own = moments(features, y, shift, fold.held_out, weights=weights)
-            rest = total - own
+            sums = [moments(features, y, shift, rows, weights=weights) for rows in _by_panel(fold.held_out, panel)]
+            rest = total - _added(sums)
             margin = np.setdiff1d(np.arange(n), np.concatenate([fold.train, fold.held_out]), assume_unique=True)
             if margin.size:
                 rest = rest - moments(features, y, shift, margin, weights=weights)
             projection = projection_of_moments(rest, k)
-            train, held_out = projection.scores(rest), projection.scores(own)
-        fits.append(FoldFit(_ridge(projection, train), held_out))
+            train, parts = projection.scores(rest), [projection.scores(part) for part in sums]
+        fits.append(FoldFit(_ridge(projection, train), _added(parts), () if panel is None else tuple(parts)))
     return fits
+
+
+def _by_panel(rows: np.ndarray, panel: np.ndarray | None) -> list[np.ndarray]:
+    return [rows] if panel is None else [rows[panel[rows] == i] for i in range(int(panel.max()) + 1)]
+
+
+def _added(parts: Sequence[Moments]) -> Moments:
+    out = parts[0]
+    for part in parts[1:]:
+        out = out + part
+    return out
 
 
 def alpha_per_gene(fits: Sequence[FoldFit], alphas: np.ndarray = ALPHAS) -> np.ndarray:

@@ -75,6 +75,7 @@ def settings_of(
         "expression": _matrix_print(data.expression),
         "every gene": None if data.every is None else _matrix_print(data.every),
         "totals": None if data.totals is None else fingerprint(data.totals),
+        "panels": None if data.panels is None else fingerprint(data.panels.panel, data.panels.genes),
         "genes": fingerprint(np.array(list(data.genes), dtype=object)),
         "groups": fingerprint(data.groups.astype("U"), data.sections.astype("U"), data.coords_um),
         "teacher": None if teacher is None else [teacher.name, teacher.digest, *_teacher_inputs(teacher)],

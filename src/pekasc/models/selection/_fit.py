@@ -81,6 +81,7 @@ def fit(
         target_layers(model, depths[-1], options.recipe.blocks, options.method)
     folds = inner_folds(data.groups, data.coords_um, data.sections, margin_um(spec, options.fields_um))
     _check_sizes(folds, options, heads, data)
+    _check_panels(folds, data)
     dtype = PRECISIONS[options.precision]
     if dtype is not None:
         model.halve(dtype)
@@ -218,6 +219,24 @@ def _check_sizes(folds: list[InnerFold], options: Options, heads: Sequence[HeadS
         raise ValueError(
             f"{error} (These are the {n} spots that are left to train on while {smallest.name} is held out.)"
         ) from error
+
+
+def _check_panels(folds: list[InnerFold], data: Data) -> None:
+    """Check that some gene was measured in training and in held-out spots of an inner fold."""
+    if data.panels is None:
+        return
+    counted = [data.panels.learned(fold.train) & (data.panels.n_spots(fold.held_out) > 0) for fold in folds]
+    if not np.any(counted):
+        raise ValueError(
+            f"None of the {len(data.genes)} genes was measured in two training groups, so that nothing can be chosen "
+            "on held-out ones. Ask for genes that all sections measured as well (`genes=`), or leave `genes=` out."
+        )
+    alone = int((~np.any(counted, axis=0)).sum())
+    if alone:
+        logger.hint(
+            "%d genes were measured in one training group only: they are learned from it, with the settings of the "
+            "others, and have no held-out score.", alone,
+        )  # fmt: skip
 
 
 def depths_of(model: EncoderNetwork, readout: Readout) -> list[Depth]:

@@ -12,6 +12,7 @@ import torch
 
 from pekasc._expression import Matrix, spot_weights
 from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
+from pekasc._panels import Panels
 from pekasc.models.runtime import Profile
 from pekasc.models.training import Engine, Method
 from pekasc.tiling import TileSource
@@ -44,6 +45,9 @@ class Data:
         `expression`.
     totals
         Total count of every spot, (n,), which sets its weight in a low-rank head; None weighs all alike.
+    panels
+        Which spots measured which of the genes; None: all measured all. `expression` is 0 where a gene was not
+        measured, and all of `every` were measured in all spots.
     """
 
     tiles: TileSource
@@ -56,6 +60,7 @@ class Data:
     local: np.ndarray | None = None
     every: Matrix | None = None
     totals: np.ndarray | None = None
+    panels: Panels | None = None
 
     @cached_property
     def weights(self) -> np.ndarray | None:
@@ -74,6 +79,7 @@ class Data:
             further,
             every=None if self.every is None else self.every[rows],
             totals=None if self.totals is None else self.totals[rows],
+            panels=None if self.panels is None else self.panels.take(rows),
         )
 
 

@@ -23,7 +23,7 @@ from pekasc.models.heads import (
     Source,
     Target,
     Tried,
-    check_head,
+    head_fits,
     linear_head,
     neighbour_means,
     pitch_um,
@@ -33,7 +33,7 @@ from pekasc.models.heads import (
     with_context,
 )
 from pekasc.models.runtime import processes
-from pekasc.models.selection._choice import Choice, choose
+from pekasc.models.selection._choice import Choice, choose, mean_error
 from pekasc.models.selection._folds import InnerFold
 from pekasc.models.selection._inputs import Data, HeadSpec
 
@@ -119,7 +119,7 @@ def choose_depth(
         def inputs(x: np.ndarray, fold: InnerFold) -> np.ndarray:
             return with_context(x, data.coords_um, data.sections, context_um, fold)
 
-    return processes.broadcast(choose(features, data.expression, folds, n_components, inputs, n_depths))
+    return processes.broadcast(choose(features, data.expression, folds, n_components, inputs, n_depths, data.panels))
 
 
 def fixed_radius(readout: Readout) -> float | None:
@@ -151,8 +151,8 @@ class Reader:
         key = (head, readout.n_components, readout.head_rank if head == "low-rank" else None)
         if key not in self._fits:
             d = self.data
-            target = Target(d.expression, self.folds, d.every, d.weights, readout.head_rank)
-            self._fits[key] = check_head(head)(target, readout.n_components)
+            target = Target(d.expression, self.folds, d.every, d.weights, readout.head_rank, d.panels)
+            self._fits[key] = head_fits(head, target, readout.n_components)
         return self._fits[key]
 
     def fit(self, spec: HeadSpec, depths: Sequence[Depth], *, stand_in: bool = False) -> Fitted:
@@ -223,8 +223,7 @@ class Reader:
 
     def _errors(self, tried: Sequence[Tried]) -> np.ndarray:
         """Return the held-out error by candidate and setting, mean over folds weighted by held-out spots."""
-        weights = [len(fold.held_out) for fold in self.folds]
-        return np.array([np.average(one.errors, axis=0, weights=weights) for one in tried])
+        return np.array([mean_error(one.errors, self.folds) for one in tried])
 
     @cached_property
     def spread(self) -> float:
@@ -293,9 +292,13 @@ class Reader:
             weights = np.ones(len(rows)) if d.weights is None else d.weights[rows]
             predicted = reading.expression(scores, genes)
             rest = dense(d.expression[rows][:, genes]) - predicted
+            if d.panels is not None:
+                rest = np.where(d.panels.of(rows, genes), rest, 0.0)
             for j, radius in enumerate(radii):
                 mean = neighbour_means(d.coords_um[rows], d.sections[rows], radius) @ scores
                 step = reading.expression(mean.astype(np.float32), genes) - predicted
+                if d.panels is not None:
+                    step = np.where(d.panels.of(rows, genes), step, 0.0)
                 linear, square = weights @ (rest * step).sum(axis=1), weights @ (step * step).sum(axis=1)
                 errors[j] += _SMOOTH_WEIGHTS**2 * square - 2 * _SMOOTH_WEIGHTS * linear
         best, k = divmod(int(processes.broadcast(int(errors.argmin()))), errors.shape[1])

@@ -17,7 +17,7 @@ from pekasc.models.adapter import Adapter
 from pekasc.models.encoders import Depth, depth_name
 from pekasc.models.heads import Reading
 from pekasc.models.runtime import peak_memory
-from pekasc.models.selection._inputs import HeadSpec
+from pekasc.models.selection._inputs import Data, HeadSpec
 from pekasc.models.selection._job import Job
 from pekasc.models.selection._readout import Fitted, Reader
 from pekasc.models.selection._scores import pearson
@@ -30,7 +30,8 @@ def _gene_scores(job: Job, reader: Reader, fitted: Fitted) -> tuple[pd.DataFrame
     """Return the Pearson correlation of every gene within held-out sections, averaged over sections.
 
     Depth, epochs and penalty were chosen on the same groups, so the scores are slightly optimistic; no weights were
-    fitted on them. The median over genes is returned for every member of the reading as well.
+    fitted on them. A gene is scored in the sections that measured it, by a fit on others that did. The median over
+    genes is returned for every member of the reading as well.
     """
     data = job.data
     names = list(dict.fromkeys(member.name for member in fitted.folds[0].members))
@@ -42,13 +43,25 @@ def _gene_scores(job: Job, reader: Reader, fitted: Fitted) -> tuple[pd.DataFrame
         for section in np.unique(data.sections[fold.held_out]):
             at = np.flatnonzero(data.sections[fold.held_out] == section)
             y = data.expression[fold.held_out[at]]
+            known = slice(None)
+            if data.panels is not None:
+                known = data.panels.of(fold.held_out[at[:1]])[0] & data.panels.learned(fold.train)
             for name, (part, columns) in parts.items():
-                predict = partial(part.expression, scores[np.ix_(at, columns)])
-                found[name].append(correlations_of(predict, y))
+                r = np.full(y.shape[1], np.nan)
+                r[known] = correlations_of(partial(part.expression, scores[np.ix_(at, columns)]), y)[known]
+                found[name].append(r)
     mean, count = _mean(found[""])
     alone = {name: _median(_mean(found[name])[0] if len(names) > 1 else mean) for name in names}
     index = pd.Index(list(data.genes), name="gene")
-    return pd.DataFrame({"pearson": mean, "n_sections": count}, index=index), alone
+    return pd.DataFrame({"pearson": mean, "n_sections": count, "n_groups": _n_groups(data)}, index=index), alone
+
+
+def _n_groups(data: Data) -> np.ndarray:
+    """Return from how many training groups every gene is learned, (genes,)."""
+    groups = np.unique(data.groups)
+    if data.panels is None:
+        return np.full(len(data.genes), len(groups))
+    return np.sum([data.panels.n_spots(data.groups == group) > 0 for group in groups], axis=0)
 
 
 def _part(reading: Reading, name: str) -> tuple[Reading, np.ndarray]:

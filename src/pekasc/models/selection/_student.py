@@ -16,7 +16,7 @@ from pekasc.models.adapter import Adapter
 from pekasc.models.encoders import Depth
 from pekasc.models.heads import ALPHAS, Source, with_context
 from pekasc.models.runtime import processes
-from pekasc.models.selection._choice import Choice, held_out_errors
+from pekasc.models.selection._choice import Choice, held_out_errors, mean_error
 from pekasc.models.selection._folds import InnerFold
 from pekasc.models.selection._inputs import HeadSpec
 from pekasc.models.selection._job import Job
@@ -118,7 +118,7 @@ class _Inputs:
         data = self.job.data
         x = np.concatenate([self.frozen, features], axis=1) if self.head.beside_frozen else features
         x = with_context(x, data.coords_um, data.sections, self.context_um, fold)
-        return held_out_errors(x, data.expression, [fold], self.head.readout.n_components)[0]
+        return held_out_errors(x, data.expression, [fold], self.head.readout.n_components, panels=data.panels)[0]
 
 
 def _blocks(job: Job, depth: Depth) -> int | str:
@@ -146,7 +146,6 @@ def _choose_epochs(
 ) -> tuple[list[pd.DataFrame], list[int]]:
     """Return, per head, the table of candidates (depth, alpha, error, stage, epochs) and the chosen epochs."""
     recipe = job.options.recipe
-    weights = np.array([len(fold.held_out) for fold in job.folds], dtype=np.float64)
     # candidates are the epochs that all folds ran
     last = min(max(run.errors) for run in runs)
     tried = range(last + 1) if recipe.choose_epochs else [recipe.epochs]
@@ -154,7 +153,7 @@ def _choose_epochs(
     for i in range(n_heads):
         rows = []
         for epoch in tried:
-            error = np.average([run.errors[epoch][i] for run in runs], axis=0, weights=weights)
+            error = mean_error([run.errors[epoch][i] for run in runs], job.folds)
             rows += [
                 {"depth": depth, "alpha": a, "error": e, "stage": "adapter", "epochs": epoch}
                 for a, e in zip(ALPHAS, error, strict=True)
@@ -240,7 +239,6 @@ def _run_fold(
     run = _InnerTraining({}, {}, [])
     name = f"fold-{number}"
     most = min([o.recipe.epochs, *(max(other.errors) for other in before)])
-    weights = [len(job.folds[i].held_out) for i in range(number + 1)]
 
     def measure(epoch: int, features: np.ndarray) -> float:
         run.features[epoch] = features
@@ -258,12 +256,14 @@ def _run_fold(
     def error_of(epoch: int) -> float:
         # of the first head: heads share the training, which can stop at one epoch only
         errors = [other.errors[epoch][0] for other in (*before, run)]
-        return float(np.average(errors, axis=0, weights=weights).min())
+        return float(mean_error(errors, job.folds[: number + 1]).min())
 
     def stop(epoch: int) -> bool:
         if o.recipe.patience is None or not o.recipe.choose_epochs:
             return False
         curve = [error_of(e) for e in range(epoch + 1)]
+        if not np.isfinite(curve[0]):  # no fold so far measured the genes in training and held-out spots
+            return False
         return bool(processes.broadcast(len(curve) - 1 - int(np.argmin(curve)) >= o.recipe.patience))
 
     start = measure(0, frozen)
