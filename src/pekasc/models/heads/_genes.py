@@ -119,7 +119,9 @@ def panel_loadings(
     mean, out = np.zeros(y.shape[1]), np.zeros((scores.shape[1], y.shape[1]))
     for genes, rows in panels.patterns():
         if len(rows) == len(scores):
-            mean[genes], out[:, genes] = loadings(scores, y[:, genes], weights)
+            # no copy where all spots measured all genes
+            own = y if len(genes) == y.shape[1] else y[:, genes]
+            mean[genes], out[:, genes] = loadings(scores, own, weights)
         elif len(rows) >= LEAST_SPOTS:
             w = None if weights is None else weights[rows]
             mean[genes], out[:, genes] = _regression(scores[rows], y[rows][:, genes], w)

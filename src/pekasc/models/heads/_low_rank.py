@@ -91,16 +91,18 @@ class LowRankFits:
         y, w = self.target.expression, self.target.weights
         known = self.panels.genes & self.panels.learned(fold.train)
         number, squares = self.panels.panel[fold.held_out], 0.0
+        out = np.empty((len(fold.held_out), self._r))
         for i in np.unique(number):
             rows = fold.held_out[number == i]
             ones = np.ones(len(rows)) if w is None else w[rows]
             part = y[rows]
             by_gene = column_sum(part, 2, ones) - 2 * mean * column_sum(part, 1, ones) + ones.sum() * mean**2
             squares += float(by_gene[known[i]].sum())
+            # expression is 0 where it was not measured, and loadings where they were not learned
+            out[number == i] = np.asarray(part @ loading.T) - (known[i] * mean) @ loading.T
         self._squares.append(squares if known[np.unique(number)].any() else np.nan)
         self._inner.append(np.array([loading[:, own] @ loading[:, own].T for own in known]))
-        # expression is 0 where it was not measured, and loadings where they were not learned
-        return np.asarray(y[fold.held_out] @ loading.T) - ((known * mean) @ loading.T)[number]
+        return out
 
     def _columns(self, fold: int) -> slice:
         return slice(2 * self._r * fold, 2 * self._r * (fold + 1))
