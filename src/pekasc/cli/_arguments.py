@@ -206,7 +206,7 @@ def check_before_the_first_slide(grid: Mapping[str, Any], image_mpp: float | Non
     if not grid and image_mpp is None:
         return
     from pekasc._sections import check_mpp
-    from pekasc.pp._tile_grid import check_grid
+    from pekasc.tiling import check_grid
 
     try:
         check_grid(**{name: value for name, value in grid.items() if name != "tissue"})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pekasc.tiling._alpha import Alpha, on_white
 from pekasc.tiling._geometry import TileGeometry, TileSpec, check_positive
-from pekasc.tiling._grid import GRID_SHAPES, GridShape, cell_corners, grid_positions
+from pekasc.tiling._grid import GRID_SHAPES, GridShape, cell_corners, check_grid, grid_positions
 from pekasc.tiling._patches import PatchFile, PatchReader
 from pekasc.tiling._quality import pen_fraction, sharpness, sharpness_threshold
 from pekasc.tiling._reader import MAX_MEMORY, ImagePyramid, TileReader
@@ -46,6 +46,7 @@ __all__ = [
     "batches",
     "cached",
     "cell_corners",
+    "check_grid",
     "check_positive",
     "check_temporary_room",
     "grid_positions",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
+from numbers import Real
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
+
+from pekasc.tiling._geometry import check_positive
 
 GridShape: TypeAlias = Literal["square", "hexagon"]
 GRID_SHAPES: tuple[str, ...] = get_args(GridShape)
@@ -51,3 +54,32 @@ def cell_corners(centres: np.ndarray, stride: float, shape: str = "square") -> n
     else:
         offsets = stride / 2 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=np.float64)
     return np.asarray(centres[:, None, :] + offsets)
+
+
+def check_grid(
+    *, shape: str = "square", shapes: Any = None, stride_um: Any = None, min_tissue: Any = None,
+    min_sharpness: Any = None, max_pen: Any = None,
+) -> None:  # fmt: skip
+    """Check arguments of :func:`pekasc.pp.tile_grid` that depend on no slide."""
+    if shape not in GRID_SHAPES:
+        raise ValueError(f"`shape={shape!r}` is not known: choose one of {list(GRID_SHAPES)}.")
+    if shapes is not None and not isinstance(shapes, str):
+        raise TypeError(f"`shapes` must be the name of shapes, got {type(shapes).__name__}.")
+    if stride_um is not None:
+        if shapes is not None:
+            raise ValueError("`stride_um` is of a grid, and `shapes=` makes a tile for each shape: give one of them.")
+        check_positive(stride_um, "stride_um", integer=False)
+    if shapes is not None and shape != "square":
+        raise ValueError(
+            f"`shape={shape!r}` is of a grid, and `shapes=` makes a tile for each shape: give one of them."
+        )
+    for name, value in (("min_tissue", min_tissue), ("max_pen", max_pen), ("min_sharpness", min_sharpness)):
+        if value is None or (name == "min_sharpness" and value == "auto"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"`{name}` must be a number or None, got {value!r}.")
+        if name == "min_sharpness":
+            if not 0 <= float(value) < np.inf:
+                raise ValueError(f'`min_sharpness={value!r}` must be 0 or more, "auto", or None to keep all.')
+        elif not 0 <= float(value) <= 1:
+            raise ValueError(f"`{name}={value!r}` must be a fraction between 0 and 1, or None to keep all.")
