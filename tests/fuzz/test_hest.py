@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import signal
 import subprocess
@@ -17,11 +16,13 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 import pekasc as pk
+from pekasc.models.runtime import peak_memory as runtime_peak
 
 N_SPOTS, N_GENES, SIDE = 12, 5, 16
 FILES = {"st": "st/S1.h5ad", "patches": "patches/S1.h5", "metadata": "metadata/S1.json"}
@@ -174,9 +175,8 @@ def change_metadata(data: st.DataObject, file: Path) -> None:
 
 
 def peak_memory() -> int:
-    """Return the most memory that this process has had, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    """Return the most memory that this process has had, in bytes, without that of the process that started it."""
+    return runtime_peak(torch.device("cpu"))
 
 
 @N
