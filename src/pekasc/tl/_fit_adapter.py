@@ -190,8 +190,8 @@ def fit_adapter(
     info = {**adapter.info, **_target_info(target), "layer": layer or ""}
     if spots.panels is not None and target == "log1p":
         info["total_genes"] = [str(name) for name in spots.names[spots.panels.shared]]
-    used = adapter.reading.use()
-    radii = {*used.radii_um, *([] if used.smooth_um is None else [used.smooth_um])}
+    smooth_um = adapter.reading.smooth_um
+    radii = {*adapter.reading.radii_um, *([] if smooth_um is None else [smooth_um])}
     if radii:
         found = {radius: lattice_offsets(spots.coords_um, spots.labels, radius) for radius in radii}
         info["neighbour_offsets_um"] = {

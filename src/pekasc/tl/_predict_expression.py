@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,7 @@ def predict_expression(
         scores, fields_um = tile_scores(
             adapter, sections, spec, n_obs=table.n_obs, store=store, compute=how, progress=progress
         )  # fmt: skip
+        adapter = replace(adapter, reading=scores.reading)  # without wider fields, radii may be others
         # compute everything before anything is written
         layer = LayerSpec(
             (table.n_obs, len(wanted) if new_table else table.n_vars),

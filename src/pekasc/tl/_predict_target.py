@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def predict_target(
         scores, fields_um = tile_scores(
             adapter, sections, spec, n_obs=n, store=store, compute=compute, progress=progress
         )  # fmt: skip
+        adapter = replace(adapter, reading=scores.reading)  # without wider fields, radii may be others
         every = np.arange(k)
         layer = LayerSpec((n, k), every, every, read_uns(table, GRID) is not None)
         if layer.grid:
