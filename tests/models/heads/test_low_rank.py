@@ -264,3 +264,14 @@ def test_components_without_variance_have_no_loading() -> None:
     assert (found[3:] == 0).all() and (np.abs(found[:3]).max(axis=1) > 0.1).all()
     np.testing.assert_allclose(scores @ found, y - y.mean(axis=0, dtype=np.float64), atol=1e-5)
     assert (loadings(np.zeros((60, 2)), y)[1] == 0).all()
+
+
+@KINDS
+def test_spots_that_vary_along_few_axes_have_no_more_components(kind: Any) -> None:
+    """With fewer spots than genes, as of columns that repeat each other; more components than axes change nothing."""
+    rng = np.random.default_rng(0)
+    y = rng.poisson(2, (4, 50)).astype(np.float32)[rng.integers(0, 4, 20)]
+    scores = gene_space(kind(y), 12).scores(kind(y))
+    mean, loading = loadings(scores, kind(y))
+    for rank in (3, 5, 12):
+        np.testing.assert_allclose(scores[:, :rank] @ loading[:rank] + mean, y, atol=1e-4)

@@ -63,8 +63,9 @@ def gene_space(y: Matrix, rank: int, weights: np.ndarray | None = None) -> GeneS
         inner += mean @ mean - along[:, None] - along
         vectors = _first(inner * np.outer(root, root), rank)
         axes = np.asarray(y.T @ (root[:, None] * vectors), dtype=np.float64) - np.outer(mean, root @ vectors)
-        length = np.linalg.norm(axes, axis=0)
-        return GeneSpace(mean, axes / np.where(length > 0, length, 1.0))
+        # where spots vary along fewer axes than asked for, the others are rounding noise: made orthogonal to the first,
+        # so that spots do not vary along them
+        return GeneSpace(mean, np.linalg.qr(axes)[0])
     weighted = y.multiply(w[:, None]).tocsr() if sparse.issparse(y) else y * w[:, None]
     second = y.T @ weighted
     second = np.asarray(second.toarray() if sparse.issparse(second) else second, dtype=np.float64)
