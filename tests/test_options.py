@@ -291,6 +291,10 @@ def test_a_blend_of_one_is_told_its_head() -> None:
         ),
         (lambda: Readout(members=("frozen:ridge", "adapted:ridge")).replace(head="ridge"), "leave one of them out"),
         (
+            lambda: Readout(members=("adapted:ridge", "adapted:low-rank"), fields_um=448),
+            "`fields_um=.* are read by the frozen members of a blend, and `members=.* are all adapted",
+        ),
+        (
             lambda: Recipe(patience=2, choose_epochs=False),
             "`patience=2` .*`choose_epochs=False` .*: leave one of them out",
         ),
@@ -388,6 +392,15 @@ def test_the_published_recipe_brings_the_published_features(hints: Callable[[], 
     differs = "published one but for epochs; the readout is the default"
     lines = hints()[3:]
     assert lines[:3] == [kept] * 3 and differs in lines[3] and len(lines) == 4
+
+
+def test_readouts_share_a_training_whose_depth_is_chosen_alike() -> None:
+    """Their results are then the same beside others and alone."""
+    from pekasc.tl._options import resolve_comparison
+
+    readouts = [Readout(), Readout(n_components=10), Readout(head="ridge"), Readout(n_components=10, context_um=None)]
+    found = resolve_comparison(["bone"], "tiny", "pca", "nested", [0], None, readouts, None)
+    assert found.shared_readouts() == [readouts[::2], readouts[1::2]]
 
 
 def test_calls_bring_the_published_features(hints: Callable[[], list[str]]) -> None:

@@ -316,7 +316,17 @@ class Readout(_Options):
             if radius is not None and radius != "auto":
                 self._set(name, _number(name, radius, positive=True, otherwise='a radius in um, "auto" or None'))
         self._set("fields_um", _fields_um(self.fields_um))
+        if not self.reads_fields and self.fields_um not in (None, "auto"):
+            raise ValueError(
+                f"`fields_um={self.fields_um!r}` are read by the frozen members of a blend, and "
+                f"`members={self.members!r}` are all adapted: leave one of them out."
+            )
         self._set("orientations", _one_of("orientations", self.orientations, ORIENTATIONS))
+
+    @property
+    def reads_fields(self) -> bool:
+        """Whether something reads wider fields of view: of a blend, its frozen members."""
+        return self.members is None or any(name.startswith("frozen:") for name in self.members)
 
     @property
     def depths(self) -> tuple[int, ...] | None | Literal["all", "best"]:

@@ -159,6 +159,8 @@ def test_the_scarcest_inner_fold_decides(
         assert fields_of(spots, pk.Readout(), lambda width: kept) == fields
         assert fields_of(spots, pk.Readout(fields_um=(300, 200)), lambda width: kept) == (300.0, 200.0)
         assert fields_of(spots, pk.Readout(fields_um=None), lambda width: kept) == ()
+        adapted = pk.Readout(members=("adapted:ridge", "adapted:low-rank"))  # which read no field beyond the tile
+        assert fields_of(spots, adapted, lambda width: kept) == ()
     assert ("leave an inner fold 40 % of its spots" in caplog.text) == (not fields)
 
 

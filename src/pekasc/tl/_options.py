@@ -135,10 +135,11 @@ class ComparisonCall:
     store: Path | None
 
     def shared_readouts(self) -> list[list[Readout]]:
-        """Return the readouts grouped by training: those with the same depths, fields and orientations share one."""
+        """Return the readouts grouped by training: those with the same features share one."""
         shared: dict[Any, list[Readout]] = {}
         for readout in self.readouts:
-            alike = (readout.depth, readout.fields_um, readout.orientations)
+            # plain ridge chooses an adapter's depth, with as many components as the readout has
+            alike = (readout.depth, readout.fields_um, readout.orientations, readout.n_components)
             shared.setdefault(alike, []).append(readout)
         return list(shared.values())
 

@@ -352,6 +352,8 @@ def fields_of(spots: Spots, readout: Readout, folds_of: Callable[[float], list[t
     """
     if readout.fields_um != "auto":
         return () if readout.fields_um is None else tuple(readout.fields_um)
+    if not readout.reads_fields:
+        return ()
     width = _AUTO * spots.spec.side_um
     try:
         further_readers(spots.sections, spots.spec, (1.0, _AUTO), quiet=True)
