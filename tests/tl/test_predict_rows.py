@@ -6,6 +6,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,7 @@ def test_without_positions_or_wide_tiles_heads_that_need_none_predict(
     np.testing.assert_allclose(no_fields, plain.predict(tiles, **where, **how), atol=1e-4)
     np.testing.assert_allclose(alone, plain.predict(tiles, **how), atol=1e-4)
     np.testing.assert_allclose(blend.predict(tiles, fields={224: wide}, **how), alone, atol=1e-5)
+    assert blend.predict(tiles[:0], **how).shape == (0, len(blend.genes))
     for one, other in ((full, no_fields), (full, alone), (no_fields, alone)):
         assert np.abs(one - other).max() > 1e-2
     # any of them is better than nothing on the tissue that all were fitted on
@@ -295,6 +297,29 @@ def test_a_section_without_wide_tiles_is_predicted_without(
     made = blend.predict(tiles, mpp=2.0, compute={"device": "cpu"}, **_arrays(tiled))
     np.testing.assert_allclose(_layer(tiled, blend), made, atol=1e-4)
     assert read_uns(tiled["table"], "peka")["fields_um"] == []  # type: ignore[index]
+
+
+def test_without_a_wide_field_context_may_have_other_radii(
+    tiled: SpatialData, blend: pk.Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads that were fitted without it chose theirs by themselves."""
+
+    def none(*args: Any, **how: Any) -> None:
+        raise ValueError("nothing beyond the patches")
+
+    members = tuple(
+        replace(m, head=replace(m.head, context_um=210.0)) if m.variant == 1 and m.head.context_um else m
+        for m in blend.reading.members
+    )
+    other = replace(blend, reading=replace(blend.reading, members=members))
+    assert other.reading.use().radii_um == (150,) != other.reading.use(fields=False).radii_um
+    monkeypatch.setattr("pekasc.tl._predict_rows.further_readers", none)
+    with pytest.warns(UserWarning, match="wider field of view cannot be read here"):
+        pk.tl.predict_expression(tiled, other, **CPU)
+    made = other.predict(pk.get.tiles(tiled).to_numpy(), mpp=2.0, compute={"device": "cpu"}, **_arrays(tiled))
+    np.testing.assert_allclose(_layer(tiled, other), made, atol=1e-4)
+    used = read_uns(tiled["table"], "peka")["context_um"]  # type: ignore[index]
+    assert list(used) == list(other.reading.use(fields=False).radii_um)
 
 
 def test_a_store_takes_nothing_of_another_reading(tiled: SpatialData, tmp_path: Path, counted: list[int]) -> None:

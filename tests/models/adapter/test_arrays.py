@@ -28,6 +28,7 @@ def test_tiles_of_fields_come_in_the_order_of_the_widths() -> None:
         ({235.0: TILES}, [224.0], ValueError, "got tiles of [235.0] um. Or leave it out"),
         ({224.0: TILES, 448.0: TILES}, [224.0], ValueError, "got tiles of [224.0, 448.0] um"),
         ({224.0: TILES}, [224.0, 448.0], ValueError, "must hold tiles of 224, 448 um"),
+        ({"a": TILES}, [224.0], TypeError, "must map widths in um to tiles, got 'a' as a width"),
         ({224.0: TILES[:2]}, [224.0], ValueError, "tiles of 224 um have shape (2, 8, 8, 3), the others (3, 8, 8, 3)"),
     ],
 )
@@ -41,3 +42,9 @@ def test_positions_belong_to_the_tiles() -> None:
     assert places.dtype == np.float64 and (sections == 0).all() and sections.shape == (2,)
     with pytest.raises(ValueError, match=r"\(2, 2\) and `section` \(2,\) for 2 tiles, got \(2, 2\) and \(3,\)"):
         positions(2, places, np.zeros(3))
+    with pytest.raises(ValueError, match="`coords_um` is NaN or infinite for 1 of 2 tiles"):
+        positions(2, np.array([[1, 2], [3, np.nan]]), None)
+    with pytest.raises(TypeError, match="`coords_um` must hold numbers, positions in um, got dtype <U1"):
+        positions(1, "x", None)  # type: ignore[arg-type]
+    sections = positions(2, places, np.array(["a", None], dtype=object))[1]
+    assert len(np.unique(sections)) == 2  # names that cannot be sorted

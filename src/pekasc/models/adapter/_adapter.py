@@ -300,6 +300,8 @@ class Adapter:
         wide = [ArrayTiles(array) for array in field_tiles(source.array, fields, self.fields_um)]
         places = None if coords_um is None else positions(source.n, coords_um, section)
         reading = self.reading_of(context=places is not None, fields=bool(wide) or not self.fields_um)
+        if not source.n:
+            return np.zeros((0, len(self.genes)), dtype=np.float32)
         scores = np.zeros((source.n, reading.n_scores), dtype=np.float32)
         around = np.zeros((source.n, reading.n_around), dtype=np.float32)
         for number, tiles_at in enumerate([source, *wide]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import numpy as np
 
@@ -20,6 +21,8 @@ def field_tiles(
         raise TypeError(
             f"`fields` must map widths in um to tiles, such as {{{example}: wide}}, got {type(fields).__name__}."
         )
+    if wrong := [width for width in fields if isinstance(width, bool) or not isinstance(width, Real)]:
+        raise TypeError(f"`fields` must map widths in um to tiles, got {wrong[0]!r} as a width.")
     given = {float(width): np.asarray(array) for width, array in fields.items()}
     if not wanted and given:
         raise ValueError("This adapter reads no wider field of view: leave `fields=` out.")
@@ -39,11 +42,19 @@ def field_tiles(
 
 def positions(n: int, coords_um: np.ndarray, section: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the positions in um and the sections of `n` tiles, by default a single one, checked."""
-    places = np.asarray(coords_um, dtype=np.float64)
+    places = np.asarray(coords_um)
+    if places.dtype.kind not in "iuf":
+        raise TypeError(f"`coords_um` must hold numbers, positions in um, got dtype {places.dtype}.")
+    places = places.astype(np.float64)
     sections = np.zeros(n) if section is None else np.asarray(section)
     if places.shape != (n, 2) or sections.shape != (n,):
         raise ValueError(
             f"`coords_um` must have shape ({n}, 2) and `section` ({n},) for {n} tiles, got {places.shape} and "
             f"{sections.shape}."
         )
+    bad = int((~np.isfinite(places)).any(axis=1).sum())
+    if bad:
+        raise ValueError(f"`coords_um` is NaN or infinite for {bad} of {n} tiles: leave these out.")
+    if sections.dtype == object:
+        sections = sections.astype(str)
     return places, sections
