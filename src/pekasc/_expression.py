@@ -174,14 +174,14 @@ def gene_columns(adata: AnnData) -> np.ndarray:
     everything = np.arange(adata.n_vars)
     if _TYPES not in adata.var:
         return everything
-    types = adata.var[_TYPES].astype(str)
-    is_gene = (types == GENE_EXPRESSION).to_numpy()
+    types = np.array([str(value) for value in adata.var[_TYPES]], dtype=object)  # missing ones as text in any pandas
+    is_gene = types == GENE_EXPRESSION
     if is_gene.all():
         return everything
     if not is_gene.any():
         warnings.warn(
             f'None of the {adata.n_vars} features is "{GENE_EXPRESSION}" by `var["{_TYPES}"]`, which has '
-            f"{sorted(types.unique())[:5]}: all are taken as genes.",
+            f"{sorted(set(types))[:5]}: all are taken as genes.",
             UserWarning,
             stacklevel=3,
         )
