@@ -22,6 +22,7 @@ from spatialdata.transformations import (
     set_transformation,
 )
 
+import pekasc as pk
 from pekasc import _sections
 from pekasc._sections._pixel_size import array_pixel_size, nearest_orthogonal
 from pekasc._sections._resolve import resolve_sections
@@ -186,6 +187,14 @@ def test_a_view_in_the_object_gets_its_own_copy(scene: Scene) -> None:
     assert table is sdata["table"] and not table.is_view and table.n_obs == 5
     with pytest.raises(ValueError, match="adata = adata.copy"):
         writable_table(whole[:5])
+
+
+def test_a_view_without_rows_of_a_region_is_not_lost() -> None:
+    sdata = pk.datasets.phantom(n_patients=2, size_um=600, n_spots=8, mpp=2.0)
+    of_one = (sdata["table"].obs["region"] == "P1S1_spots").to_numpy()
+    sdata.tables.data["table"] = sdata["table"][of_one]  # as a filter of rows in place leaves it
+    table = writable_table(sdata)
+    assert table is sdata["table"] and not table.is_view and table.n_obs == of_one.sum()
 
 
 # images

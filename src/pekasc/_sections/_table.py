@@ -140,8 +140,8 @@ def writable_table(data: SpatialData | AnnData, table_name: str = "table") -> An
     check_structures(table)
     table = table.copy()
     table_name = present_table(data, table_name)
-    del data.tables[table_name]
-    data.tables[table_name] = table
+    # past the check of regions, which a view that lost all rows of one does not pass: it was there before
+    data.tables.data[table_name] = table
     return table
 
 
