@@ -127,7 +127,10 @@ def embed_expression(
     raw = of_genes(counts(table, layer), columns)
     rows = np.flatnonzero(np.asarray(raw.sum(axis=1)).ravel() > 0)
     if not rows.size:
-        raise ValueError("No spot has counts.")
+        raise ValueError(
+            f"None of the {raw.shape[0]} spots has counts in any of {raw.shape[1]} genes: name the layer with counts "
+            "(`layer=`), or give a table with genes."
+        )
     genes = expressed_genes(raw[rows], section_labels(table)[rows])
     if row.fitted and not genes.size:
         raise ValueError("No gene is detected in at least 10 % of the spots of every section.")
