@@ -76,11 +76,8 @@ class Scores:
         parts = {radius: neighbours[radius][index] for radius in self.reading.radii_um}
         read = np.unique(np.concatenate([index, *(part.indices for part in parts.values())]))
         own, given = self.rows(number, read)
-        own = own[np.searchsorted(read, index)]
-        for radius, part in parts.items():
-            columns, from_columns = self.reading.columns(radius)
-            own[:, columns] += (_columns(part, read) @ given[:, from_columns]).astype(np.float32)
-        return own
+        around = {radius: _columns(part, read) for radius, part in parts.items()}
+        return self.reading.with_context(own[np.searchsorted(read, index)], given, around)
 
 
 def _columns(matrix: Any, kept: np.ndarray) -> Any:

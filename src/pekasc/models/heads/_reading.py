@@ -158,12 +158,18 @@ class Reading:
         neighbours
             See :meth:`neighbours`.
         """
+        own = self.with_context(own, around, neighbours)
+        return own if self.smooth_um is None else self.smoothed(own, neighbours[self.smooth_um] @ own)
+
+    def with_context(self, own: np.ndarray, around: np.ndarray, neighbours: Mapping[float, Any]) -> np.ndarray:
+        """Return the scores of some tiles, (k, n_scores), with what tiles around them give, (n, n_around).
+
+        The matrix of every radius is (k, n).
+        """
         own = own.copy()
         for radius in self.radii_um:
             columns, given = self.columns(radius)
             own[:, columns] += (neighbours[radius] @ around[:, given]).astype(np.float32)
-        if self.smooth_um is not None:
-            own = self.smoothed(own, neighbours[self.smooth_um] @ own)
         return own
 
     def smoothed(self, scores: np.ndarray, mean: np.ndarray) -> np.ndarray:
