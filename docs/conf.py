@@ -13,6 +13,8 @@ from sphinx.application import Sphinx
 HERE = Path(__file__).parent
 
 info = metadata("pekasc")
+# as the package's metadata say it, where they name a repository
+repository_url = dict(url.split(", ") for url in info.get_all("Project-URL") or []).get("Source", "")
 project = "pekasc"
 author = "The pekasc developers"
 copyright = f"2026, {author}"
@@ -27,12 +29,44 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
+    "sphinx_design",
+    "sphinxcontrib.bibtex",
+    "sphinxext.opengraph",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "**.ipynb_checkpoints", "jupyter_execute"]
-html_theme = "furo"
-html_title = f"pekasc {version}"
-html_static_path: list[str] = []
+exclude_patterns = ["_build", "_figures", "**.ipynb_checkpoints", "jupyter_execute"]
+
+html_theme = "sphinx_book_theme"
+html_title = "pekasc"
+html_static_path = ["_static"]
+html_css_files = ["pekasc.css"]
+html_context = {"default_mode": "auto"}
+html_favicon = "_static/favicon.svg"
+html_show_sourcelink = False
+html_theme_options = {
+    "logo": {"image_light": "_static/logo_light.svg", "image_dark": "_static/logo_dark.svg", "alt_text": "pekasc"},
+    "repository_url": repository_url,
+    "use_repository_button": bool(repository_url),
+    "path_to_docs": "docs/",
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+    "navigation_with_keys": False,
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    # search is in the sidebar
+    "navbar_persistent": [],
+    "pygments_light_style": "tango",
+    "pygments_dark_style": "github-dark",
+}
+# what is shown where somebody links to a page; cards with the page's title would be drawn at every build
+ogp_site_name = "pekasc"
+ogp_site_url = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
+ogp_image = "_static/result.png"
+ogp_social_cards = {"enable": False}
+
+bibtex_bibfiles = ["references.bib"]
+bibtex_default_style = "plain"
+bibtex_reference_style = "author_year"
 
 # notebooks are shown as they were committed, outputs included
 nb_execution_mode = "off"
@@ -40,6 +74,8 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 autosummary_generate = True
+# longer signatures have one argument a line
+maximum_signature_line_length = 68
 autodoc_member_order = "bysource"
 # a backtick is code, as in a scverse docstring, not a reference
 default_role = "literal"
