@@ -215,6 +215,7 @@ READERS = ["legacy", "sopa", "visium", "visium_hd", "xenium"]
 NOT_MIRRORED = {
     "test_package.py": "the package as a whole",
     "test_benchmarks.py": "a script beside the package",
+    "test_packaging.py": "recipes, workflows and metadata beside the package",
     "cli/test_clusters.py": "docs/clusters.md",
     "fuzz/test_adapter_folders.py": "damaged folders of adapters, from the record to a prediction",
     "fuzz/test_states.py": "damaged states of fits, as `fit` goes on from them",
