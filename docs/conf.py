@@ -139,18 +139,15 @@ def _write_encoders() -> None:
         return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
 
     table = list_encoders()
+    # what decides whether one may use it stands first
     models = [
         [
-            f"`{row.Index}`",
-            f"[{row.hub}](https://huggingface.co/{row.hub})" if row.hub else "[in the package](tiny.md)",
-            f"{row.parameters:.0f}",
-            str(row.width),
-            str(row.n_blocks),
-            str(row.patch),
-            str(row.registers or "–"),
-            f"{row.mpp:g}" if row.mpp == row.mpp else "–",
+            f"[`{row.Index}`](https://huggingface.co/{row.hub})" if row.hub else f"[`{row.Index}`](tiny.md)",
             row.licence,
-            "yes" if row.gated else "no",
+            "**gated**" if row.gated else "open",
+            f"{row.mpp:g}" if row.mpp == row.mpp else "–",
+            f"{row.parameters:.0f} M",
+            str(row.width),
         ]
         for row in table.itertuples()
     ]
@@ -158,6 +155,7 @@ def _write_encoders() -> None:
         [
             f"`{row.Index}`",
             f"`{row.architecture}`",
+            f"{row.n_blocks} / {row.patch} / {row.registers}",
             ", ".join(f"`{key}={value}`" for key, value in row.model_kwargs.items()) or "–",
             ", ".join(f"{value:.4g}" for value in row.mean),
             ", ".join(f"{value:.4g}" for value in row.std),
@@ -167,23 +165,21 @@ def _write_encoders() -> None:
         for row in table.itertuples()
     ]
     for name, header, rows in (
+        ("models", ["name", "licence", "access", "um/px", "size", "width"], models),
         (
-            "models",
+            "inputs",
             [
                 "name",
-                "weights",
-                "parameters, M",
-                "width",
-                "blocks",
-                "patch, px",
-                "registers",
-                "um/px",
-                "licence",
-                "gated",
+                "architecture in timm",
+                "blocks / patch, px / registers",
+                "arguments",
+                "mean",
+                "std",
+                "pooling",
+                "cite",
             ],
-            models,
+            inputs,
         ),
-        ("inputs", ["name", "architecture in timm", "its arguments", "mean", "std", "pooling", "cite"], inputs),
     ):
         (HERE / "generated" / f"encoders_{name}.inc").write_text(
             "\n".join(lines(header, rows)) + "\n", encoding="utf-8"

@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from huggingface_hub import model_info
+from safetensors.torch import save_file
 
 import pekasc as pk
 from pekasc.models.encoders import _network
@@ -42,7 +44,8 @@ def _built(name: str) -> EncoderNetwork:
 
 def test_the_encoders_that_were_asked_for_are_there() -> None:
     wanted = """
-        tiny uni uni2-h h-optimus-0 h-optimus-1 h0-mini virchow virchow2 prov-gigapath hibou-b hibou-l midnight-12k gpfm
+        tiny uni uni2-h h-optimus-0 h-optimus-1 h0-mini virchow virchow2 prov-gigapath gigapath-flash
+        hibou-b hibou-l midnight-12k openmidnight gpfm mstar
         lunit-s8 lunit-s16 kaiko-s8 kaiko-s16 kaiko-b8 kaiko-b16 kaiko-l14 phikon phikon-v2
         dinov2-s dinov2-b dinov2-l dinov2-g
     """
@@ -220,3 +223,85 @@ def test_a_row_is_the_callers_own_and_hub_names_are_known() -> None:
     known = resolve_encoder("hf-hub:MahmoodLab/UNI2-h")
     assert known == replace(pk.models.get_encoder("uni2-h"), key="UNI2-h") and known.short == "UNI2-h"
     assert resolve_encoder("hf-hub:somebody/else").key is None
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", TABLE.index[TABLE["hub"].notna()])
+def test_licence_and_gating_are_those_of_the_card(name: str) -> None:
+    row = pk.models.get_encoder(name)
+    info = model_info(str(row.hub))
+    assert bool(info.gated) == row.gated
+    stated = info.card_data.get("license") if info.card_data else None
+    if stated not in {None, "other", "unknown"}:
+        assert str(row.licence).lower().startswith(stated)
+
+
+# names in LazySlide's registry of models, where they are not ours
+LAZYSLIDE = {
+    "uni2-h": "uni2",
+    "prov-gigapath": "gigapath",
+    "midnight-12k": "midnight",
+    "openmidnight": "open-midnight",
+    "lunit-s8": "lunit-dino-s8",
+    "lunit-s16": "lunit-dino-s16",
+    "phikon-v2": "phikonv2",
+}
+# where the two differed when this was written (lazyslide-models 0.1.0), and what the cards say
+DIFFERENT = {
+    ("h-optimus-0", "gated"),  # its page asks to accept terms
+    ("midnight-12k", "gated"),  # its card: "publicly available"
+    ("hibou-l", "hub"),  # theirs names Hibou-B
+    ("lunit-s8", "licence"),  # the same under another name
+    ("lunit-s16", "licence"),
+}
+
+
+def test_rows_agree_with_lazyslides_registry() -> None:
+    theirs = pytest.importorskip("lazyslide_models", reason="lazyslide-models is not installed").MODEL_REGISTRY
+    different, compared = set(), 0
+    for name in NAMES:
+        key = LAZYSLIDE.get(name, name)
+        if key not in theirs:
+            continue
+        compared += 1
+        row, model = pk.models.get_encoder(name), theirs[key]
+        width = TABLE.loc[name, "width"] * (2 if model.encode_dim == 2 * TABLE.loc[name, "width"] else 1)
+        # "CC BY-NC-ND 4.0", "Apache 2.0 with conditions": the words, without what joins them
+        ours, stated = (re.findall(r"[a-z]+|\d", str(text).lower())[:2] for text in (row.licence, model.license))
+        facts = {
+            "hub": str(model.hf_url).removeprefix("https://huggingface.co/") == row.hub,
+            "gated": model.is_gated == row.gated,
+            "licence": ours == stated,
+            "width": model.encode_dim == width,
+        }
+        different |= {(name, fact) for fact, same in facts.items() if not same}
+    assert compared > 15
+    assert different == DIFFERENT
+
+
+def test_alhena_is_merged_as_its_updates_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "encoders.md").read_text()
+    (code,) = re.findall(r"### ALHENA.*?```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    kwargs = {**pk.models.get_encoder("uni2-h").model_kwargs, "depth": 2, "embed_dim": 48, "num_heads": 4}
+    row = replace(pk.models.get_encoder("uni2-h"), model_kwargs=kwargs, weights="alhena.safetensors")
+    base = timm.create_model(**_arguments(row))
+    torch.save(base.state_dict(), "pytorch_model.bin")
+    generator = torch.Generator().manual_seed(0)
+    updates = {
+        f"blocks.{block}.attn.qkv.adapter_{part}_{kind}": torch.randn(shape, generator=generator)
+        for block in range(2)
+        for part in "QV"
+        for kind, shape in (("downsample", (48, 64)), ("upsample", (64, 48)))
+    }
+    save_file(updates, "adapters.safetensors")
+    exec(code, {})
+    merged = EncoderNetwork(row, 28).model
+    x = torch.randn(3, 48, generator=generator)
+    for number, block in enumerate(merged.blocks):
+        prefix = f"blocks.{number}.attn.qkv.adapter_"
+        query, value = (
+            0.5 * x @ updates[f"{prefix}{part}_downsample"] @ updates[f"{prefix}{part}_upsample"] for part in "QV"
+        )
+        expected = base.blocks[number].attn.qkv(x) + torch.cat([query, torch.zeros_like(query), value], dim=1)
+        torch.testing.assert_close(block.attn.qkv(x), expected, atol=1e-4, rtol=1e-4)
