@@ -70,12 +70,12 @@ def quick_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Return the command line of a quick look, with torch's threads set."""
+def parsed(parser: argparse.ArgumentParser, needs: tuple[str, ...] = ("her2st", "vits")) -> argparse.Namespace:
+    """Return the command line of a quick look, with torch's threads set; `needs` are the files it cannot do without."""
     arguments = parser.parse_args()
     small = getattr(arguments, "small", False)  # needs no data
-    if arguments.only != "table" and not small and not (arguments.her2st and arguments.vits):
-        parser.error("--her2st and --vits are needed")
+    if arguments.only != "table" and not small and not all(getattr(arguments, name) for name in needs):
+        parser.error(f"{' and '.join(f'--{name}' for name in needs)} are needed")
     warnings.filterwarnings("ignore")
     torch.set_num_threads(arguments.threads)
     return arguments

@@ -54,7 +54,7 @@ def morans(values: np.ndarray, adata: AnnData) -> np.ndarray:
 
 def enrichment(labels: np.ndarray, adata: AnnData) -> np.ndarray:
     other = adata.copy()
-    other.obs["cluster"] = pd.Categorical(labels.astype(str))
+    other.obs["cluster"] = pd.Categorical([f"{label:03d}" for label in labels])  # as the labels are sorted
     sq.gr.nhood_enrichment(other, cluster_key="cluster", seed=SEED, show_progress_bar=False)
     return other.uns["cluster_nhood_enrichment"]["zscore"]
 
@@ -117,9 +117,9 @@ def main() -> None:
         }  # fmt: skip
         layers: dict[str, np.ndarray] = {}
         names: list[str] = []
+        if len([row for row in kept.rows if row["split"] == name]) == len(fits) + 2:  # two are measured values
+            continue
         for kind, how in fits.items():
-            if (name, kind) in done:
-                continue
             file = arguments.out / f"{name}-{kind.replace(' ', '_').replace(',', '')}"
             if not file.exists():
                 pk.tl.fit_adapter(split.training, encoder=encoder, progress=False, **how).save(file)
@@ -127,8 +127,6 @@ def main() -> None:
             predicted = pk.get.expression(split.test, layer="peka")
             names = list(predicted.var_names)
             layers[kind] = np.asarray(predicted.X)
-        if not names:
-            continue
         columns = table.var_names.get_indexer(names)
         total = count_totals(table.X, np.arange(table.n_vars))
         measured = dense(log1p_of_totals(table.X, total))[:, columns]

@@ -113,10 +113,12 @@ def main() -> None:
     parser = quick_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--method", default=None, help="such as bone; by default the frozen encoder")
+    parser.add_argument("--readout", default="default", help="preset of the readout, such as quick: one field of view")
     parser.add_argument("--small", action="store_true")
     arguments = parsed(parser)
-    lines = KeptRows(arguments.out / f"panels-{arguments.method or 'frozen'}{'-small' * arguments.small}.jsonl")
-    options: dict[str, Any] = {"method": arguments.method}
+    kind = f"{arguments.method or 'frozen'}-{arguments.readout}{'-small' * arguments.small}"
+    lines = KeptRows(arguments.out / f"panels-{kind}.jsonl")
+    options: dict[str, Any] = {"method": arguments.method, "readout": arguments.readout}
     done = {(line["split"], line["keeper"], line["seed"]) for line in lines.rows}
     for name, sides in SPLITS.items() if arguments.only is None else ():
         keepers = ["P1S1_spots"] if arguments.small else [f"{section}_spots" for section in sides[0]]
