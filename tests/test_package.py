@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import doctest
+import inspect
 import re
 import subprocess
 import sys
@@ -28,6 +30,14 @@ NAMESPACES = ("pp", "tl", "get", "pl", "datasets", "models", "io")
 PUBLIC = [f"{namespace}.{name}" for namespace in NAMESPACES for name in getattr(pekasc, namespace).__all__]
 OPTIONS = ["Recipe", "Readout", "Compute"]
 PUBLIC += OPTIONS
+# methods and properties of public classes, which users meet in completions and on the API page
+MEMBERS = [
+    f"{name}.{member}"
+    for name in PUBLIC
+    if inspect.isclass(attrgetter(name)(pekasc)) and name != "models.Adapter"
+    for member, value in vars(attrgetter(name)(pekasc)).items()
+    if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, property | classmethod))
+]
 CALLS = [name for name in PUBLIC if name.split(".")[0] in {"pp", "tl", "get", "pl", "datasets"}]
 
 # numpydoc's checks that hold for every public object. Not among them: types of parameters (they stand in the
@@ -121,12 +131,25 @@ def test_dir_lists_the_public_names() -> None:
         pekasc.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("name", [*PUBLIC, *MEMBERS])
 def test_docstring(name: str) -> None:
     from numpydoc.validate import validate
 
     errors = [(code, text) for code, text in validate(f"pekasc.{name}")["errors"] if code in CHECKS]
     assert not errors
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name != "models.list_encoders"])
+def test_docstring_says_what_is_raised_and_when(name: str) -> None:
+    # list_encoders takes nothing that could be wrong
+    from numpydoc.docscrape import ClassDoc, FunctionDoc
+
+    documented = _resolve(name)
+    raises = (ClassDoc if inspect.isclass(documented) else FunctionDoc)(documented)["Raises"]
+    assert raises or inspect.isclass(documented)
+    for error in raises:
+        assert all(issubclass(getattr(builtins, kind), Exception) for kind in error.type.split(", "))
+        assert re.match(r"(If|When|Where|As :func:) ?", error.desc[0]), error.desc
 
 
 @pytest.mark.parametrize("name", [*CALLS, *OPTIONS, "models.Teacher", "models.Encoder"])
@@ -155,8 +178,6 @@ def test_docstring_leaves_types_to_the_signature(name: str) -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_signature_is_annotated_with_few_positionals(name: str) -> None:
-    import inspect
-
     parameters = inspect.signature(_resolve(name)).parameters.values()
     assert all(p.annotation is not p.empty for p in parameters)
     positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]

@@ -436,7 +436,17 @@ class Compute(_Options):
             _check_client(self.client)
 
     def memory(self, default: int) -> int:
-        """Return `max_memory` in bytes, or `default` where it is None."""
+        """Return `max_memory` in bytes, or `default` where it is None.
+
+        Parameters
+        ----------
+        default
+            Bytes that the call takes if nothing is said.
+
+        Returns
+        -------
+        The number of bytes.
+        """
         return default if self.max_memory is None else self.max_memory
 
 

@@ -137,7 +137,12 @@ class Encoder:
         return short_name(self.key or self.name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as plain values for JSON."""
+        """Return the row as plain values for JSON.
+
+        Returns
+        -------
+        A dict with the names of the fields.
+        """
         row = dataclasses.asdict(self)
         row["weights"] = None if self.weights is None else str(self.weights)
         row["model_kwargs"] = dict(self.model_kwargs)
@@ -145,7 +150,22 @@ class Encoder:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Encoder:
-        """Return the encoder that :meth:`to_dict` described."""
+        """Return the encoder that :meth:`to_dict` described.
+
+        Parameters
+        ----------
+        row
+            The dict, or what JSON made of it.
+
+        Returns
+        -------
+        The :class:`Encoder`.
+
+        Raises
+        ------
+        TypeError
+            If `row` has a field that is not one of an encoder.
+        """
         values = dict(row)
         for name in ("mean", "std", "adapter_targets"):
             if values.get(name) is not None:
