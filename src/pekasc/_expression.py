@@ -51,7 +51,10 @@ def _matrix(adata: AnnData, layer: str | None, columns: np.ndarray | None = None
         if sparse.issparse(dense.flat[0] if dense.dtype == object and dense.size else None):
             dense = dense.flat[0].toarray()
         if dense.dtype.kind not in "biuf":
-            raise ValueError(f"The matrix has dtype {dense.dtype}: numbers are needed.")
+            raise ValueError(
+                f"A matrix of the table (`X` or a layer) has dtype {dense.dtype}: numbers are needed. Convert it, "
+                "`.astype(float)`."
+            )
         return dense
     out = sparse.csr_matrix(matrix)
     if not out.data.all():
@@ -249,7 +252,10 @@ def target_matrix(
     if target == "as_is":
         matrix = _matrix(adata, layer)
         if not np.isfinite(_values(matrix)).all():
-            raise ValueError(f'`target="as_is"` needs finite values, found {_describe(matrix)}.')
+            raise ValueError(
+                f'`target="as_is"` needs finite values, found {_describe(matrix)}. Correct them, or leave these '
+                "spots or genes out."
+            )
         return matrix.astype(np.float32)
     raise ValueError(
         f'`target={target!r}` is not known. Choose "log1p" (from counts), "as_is" (log data as stored) or '

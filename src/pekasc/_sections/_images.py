@@ -49,7 +49,10 @@ def affine(element: Any, coordinate_system: str) -> np.ndarray:
     transformation = get_transformation(element, to_coordinate_system=coordinate_system)
     matrix = np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=np.float64)
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:2, :2])) < 1e-12:
-        raise ValueError(f"The transformation to {coordinate_system!r} cannot be inverted: {matrix.tolist()}.")
+        raise ValueError(
+            f"The transformation to {coordinate_system!r} cannot be inverted: {matrix.tolist()}. Set another one "
+            "with `spatialdata.transformations.set_transformation`."
+        )
     return matrix
 
 
@@ -69,7 +72,10 @@ def image_pyramid(name: str, image: DataArray | DataTree, *, announce: bool = Tr
     levels = levels_of(image)
     first = levels[0]
     if set(first.dims) != {"c", "y", "x"}:
-        raise ValueError(f"Image {name!r} has dimensions {tuple(first.dims)}; an H&E image has ('c', 'y', 'x').")
+        raise ValueError(
+            f"Image {name!r} has dimensions {tuple(first.dims)}; an H&E image has ('c', 'y', 'x'): take one plane, "
+            "and parse it again with `spatialdata.models.Image2DModel`."
+        )
     if _is_opaque_rgba(levels):
         if announce:
             logger.hint("image %s: RGBA without transparency is read as RGB.", name)

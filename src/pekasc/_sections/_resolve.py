@@ -275,7 +275,7 @@ def _patch_system(
     if stored is None or system not in coordinate_systems(shapes):
         raise ValueError(
             f"Section {region!r} has no image, and its shapes (in {sorted(coordinate_systems(shapes))}) are not in the "
-            f"coordinate system of stored patches, {system!r}."
+            f"coordinate system of stored patches, {system!r}. Read the sample again, or add its image."
         )
     if um_coordinate_system is not None:
         raise ValueError(
@@ -333,7 +333,10 @@ def centroids(shapes: GeoDataFrame, ids: np.ndarray, region: str) -> np.ndarray:
     xy = np.column_stack([centroid.x.to_numpy(), centroid.y.to_numpy()]).astype(np.float64)
     bad = ~np.isfinite(xy).all(axis=1)
     if bad.any():
-        raise ValueError(f"{int(bad.sum())} shapes in {region!r} are empty or not finite: {examples(ids[bad])}.")
+        raise ValueError(
+            f"{int(bad.sum())} shapes in {region!r} are empty or not finite: {examples(ids[bad])}. Leave them out of "
+            "the shapes and the table."
+        )
     return xy
 
 
@@ -378,7 +381,8 @@ def _um_map(sdata: SpatialData, section: Section, um_coordinate_system: str) -> 
     raise ValueError(
         f"Neither the image {section.image_name!r} nor the shapes {section.shapes_name!r} are in the coordinate system "
         f"{um_coordinate_system!r} (`um_coordinate_system=`); they are in "
-        f"{sorted(coordinate_systems(image) | coordinate_systems(shapes))}."
+        f"{sorted(coordinate_systems(image) | coordinate_systems(shapes))}. Name one of these that is in um, or give "
+        "`image_mpp=`."
     )
 
 

@@ -230,7 +230,7 @@ def check_table(adata: AnnData) -> None:
         If the table has no rows, or if names or ids occur more than once.
     """
     if adata.n_obs == 0:
-        raise ValueError("The table has no rows.")
+        raise ValueError("The table has no rows: give one with spots (was it filtered down to nothing?).")
     for names, what in ((adata.obs_names, "obs"), (adata.var_names, "var")):
         if not names.is_unique:
             raise ValueError(

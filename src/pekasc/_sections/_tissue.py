@@ -197,7 +197,8 @@ def _element_mask(sdata: SpatialData, section: Section, name: str) -> TissueMask
     if not shared:
         raise ValueError(
             f"The {kind} `tissue={name!r}` (in {sorted(coordinate_systems(element))}) and the image "
-            f"{section.image_name!r} (in {sorted(coordinate_systems(image))}) share no coordinate system."
+            f"{section.image_name!r} (in {sorted(coordinate_systems(image))}) share no coordinate system. Add one "
+            "with `spatialdata.transformations.set_transformation`."
         )
     to_px = np.linalg.inv(affine(image, shared[0])) @ affine(element, shared[0])
     if kind == "labels":

@@ -86,7 +86,9 @@ def plan(sources: Iterable[Path], out: Path) -> list[Job]:
     try:
         hidden.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise typer.BadParameter(f"{out} is no folder.", param_hint="--out") from None
+        raise typer.BadParameter(
+            f"{out} is no folder, but a file, or in one: give a folder.", param_hint="--out"
+        ) from None
     record = hidden / "names.json"
     shared = Counter(stem(source).casefold() for source in sources)
     with FileLock(hidden / "names.lock"):

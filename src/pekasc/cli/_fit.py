@@ -86,7 +86,10 @@ def _target(text: str | None) -> Any:
 def _check_out(out: Path) -> None:
     """Refuse, before the training, a folder that the adapter could not be saved to after it."""
     if out.exists() and not (out.is_dir() and ((out / "pekasc.json").is_file() or not any(out.iterdir()))):
-        raise typer.BadParameter(f"{out} is there and holds no adapter of pekasc.", param_hint="--out")
+        raise typer.BadParameter(
+            f"{out} is there and holds no adapter of pekasc, so it is not replaced: give another folder, or delete it.",
+            param_hint="--out",
+        )
 
 
 def _resumed(compute: Any, state: Path) -> Any:

@@ -112,7 +112,10 @@ def _digest(folder: Path) -> str:
     """Return a digest of an adapter: its record names those of its files."""
     record = folder / "pekasc.json"
     if not record.is_file():
-        raise typer.BadParameter(f"{folder} holds no adapter of pekasc.", param_hint="--adapter")
+        raise typer.BadParameter(
+            f"{folder} holds no adapter of pekasc (no pekasc.json): give the folder that `pekasc fit --out` wrote.",
+            param_hint="--adapter",
+        )
     return hashlib.sha256(record.read_bytes()).hexdigest()[:16]
 
 
@@ -126,7 +129,11 @@ def _load(folder: Path, genes: Sequence[str] | None) -> Adapter:
         raise typer.BadParameter(one_line(error), param_hint="--adapter") from None
     unknown = sorted({*(genes or ())} - {*adapter.genes})
     if unknown:
-        raise typer.BadParameter(f"The adapter does not predict {unknown[:5]}.", param_hint="--genes")
+        raise typer.BadParameter(
+            f"The adapter does not predict {unknown[:5]}, but {len(adapter.genes)} others, such as "
+            f"{list(adapter.genes[:3])}: `pekasc info` says more.",
+            param_hint="--genes",
+        )
     return adapter
 
 

@@ -96,7 +96,9 @@ def joined(paths: Sequence[Path], table_name: str, *, same_tiles: bool) -> Spati
         return parts[0]
     missing = [str(path) for path, part in zip(paths, parts, strict=True) if table_name not in part.tables]
     if missing:
-        raise ValueError(f"There is no table {table_name!r} in {', '.join(missing)}.")
+        raise ValueError(
+            f"There is no table {table_name!r} in {', '.join(missing)}: give another --table-name, or leave these out."
+        )
     counts = Counter(name for part in parts for _, name, _ in part.gen_spatial_elements())
     twice = sorted(name for name, n in counts.items() if n > 1)
     if twice:

@@ -227,17 +227,24 @@ def _read_sample(folder: Path, name: str, wanted: pd.Index | None, strict: bool)
     barcodes, centres, obs = pd.Index(found.rows), found.spatial, found.obs
     if not barcodes.is_unique:
         raise ValueError(
-            f"Sample {name!r} has duplicate barcodes: {examples(barcodes[barcodes.duplicated()].unique())}."
+            f"Sample {name!r} has duplicate barcodes: {examples(barcodes[barcodes.duplicated()].unique())}. Download "
+            "it again, or leave it out."
         )
     if bad := int((~np.isfinite(centres).all(axis=1)).sum()):
-        raise ValueError(f"Sample {name!r}: {bad} of {len(centres)} spot centres are NaN or infinite.")
+        raise ValueError(
+            f"Sample {name!r}: {bad} of {len(centres)} spot centres are NaN or infinite. Download it again, or leave "
+            "it out."
+        )
     counts, genes = _counts(found, name, wanted)
     obs.insert(0, BARCODE, found.rows)
     if "in_tissue" in obs:
         obs["in_tissue"] = in_tissue(obs["in_tissue"], name).astype(np.int64)
 
     if _known(metadata, "pixel_size_um_estimated") is None:
-        raise ValueError(f"The metadata of sample {name!r} has no pixel size ('pixel_size_um_estimated').")
+        raise ValueError(
+            f"The metadata of sample {name!r} has no pixel size ('pixel_size_um_estimated'): write it there if you "
+            "know it, or leave the sample out."
+        )
     mpp = check_mpp(metadata["pixel_size_um_estimated"], f"`pixel_size_um_estimated` of sample {name!r}")
     kind = _ARRAY_OF.get(str(_known(metadata, "st_technology") or "").strip().lower())
     _check_pitch(name, metadata, mpp, kind, obs, centres, strict)
@@ -261,13 +268,17 @@ def _read_sample(folder: Path, name: str, wanted: pd.Index | None, strict: bool)
 
 def _metadata(file: Path, name: str) -> dict[str, Any]:
     if not file.is_file():
-        raise FileNotFoundError(f"Sample {name!r} has no metadata: {str(file)!r} is not there.")
+        raise FileNotFoundError(
+            f"Sample {name!r} has no metadata: {str(file)!r} is not there. Download it, it has the pixel size."
+        )
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"The metadata {str(file)!r} is no JSON: {error}") from error
+        raise ValueError(f"The metadata {str(file)!r} is no JSON: {error}. Download it again.") from error
     if not isinstance(found, dict):
-        raise ValueError(f"The metadata {str(file)!r} must be a JSON object, got {type(found).__name__}.")
+        raise ValueError(
+            f"The metadata {str(file)!r} must be a JSON object, got {type(found).__name__}. Download it again."
+        )
     return found
 
 

@@ -104,7 +104,7 @@ def color_maps(
             continue
         column = table.obs[name].iloc[rows]
         if column.isna().all():
-            raise ValueError(f"`obs[{name!r}]` has no values: all are NaN.")
+            raise ValueError(f"`obs[{name!r}]` has no values in these rows: all are NaN. Name another column.")
         if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
             maps.append(numeric(name, column.to_numpy(dtype=np.float64, na_value=np.nan)))
         else:
@@ -138,7 +138,10 @@ def _genes(table: AnnData, genes: list[str], rows: np.ndarray, layer: str, table
     out = {str(name): values[:, i] for i, name in enumerate(table.var_names[columns])}
     for gene in genes:
         if not np.isfinite(out[gene]).any():
-            raise ValueError(f"Gene {gene!r} was not predicted: layers[{layer!r}] holds only NaN for it.")
+            raise ValueError(
+                f"Gene {gene!r} was not predicted: layers[{layer!r}] holds only NaN for it. An adapter predicts "
+                "`adapter.genes`."
+            )
     return out
 
 
@@ -151,7 +154,7 @@ def _categories(table: AnnData, name: str, rows: np.ndarray) -> Map:
     if len(categories) > _MAX_CATEGORIES:
         raise ValueError(
             f"`obs[{name!r}]` has {len(categories)} categories, and no more than {_MAX_CATEGORIES} have a colour of "
-            "their own."
+            "their own. Join some, or give numbers."
         )
     codes = column.cat.codes.to_numpy()[rows]
     colours = _category_colours(table, name, len(categories))

@@ -171,7 +171,10 @@ def _layer(table: AnnData, gene: str, layer: str, hint: str) -> np.ndarray:
 def _predicted(table: AnnData, gene: str, layer: str) -> np.ndarray:
     values = _layer(table, gene, layer, " `pekasc.tl.predict_expression(sdata, adapter)` writes one.")
     if np.isnan(values).all():
-        raise ValueError(f"Gene {gene!r} was not predicted: layers[{layer!r}] holds only NaN for it.")
+        raise ValueError(
+            f"Gene {gene!r} was not predicted: layers[{layer!r}] holds only NaN for it. An adapter predicts "
+            "`adapter.genes`."
+        )
     return values
 
 

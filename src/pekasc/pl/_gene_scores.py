@@ -75,7 +75,10 @@ def gene_scores(
         raise ValueError(f"`n` must not be negative, got {n}.")
     scores = _scores(data, layer, metric, table_name).dropna().sort_values(ascending=False, kind="stable")
     if scores.empty:
-        raise ValueError(f"No gene has a score {metric!r}: all are NaN.")
+        raise ValueError(
+            f"No gene has a score {metric!r}: all are NaN. `pekasc.tl.evaluate` scores genes that were predicted and "
+            "measured."
+        )
     if ax is None:
         _, ax = plt.subplots(figsize=figsize, layout="constrained")
     n_best = min(n, (len(scores) + 1) // 2)

@@ -75,7 +75,10 @@ def split(
     column = table.obs[groups]
     if column.isna().any():
         missing = table.obs_names[column.isna()]
-        raise ValueError(f"{len(missing)} rows have no group in `obs[{groups!r}]`: {examples(missing)}.")
+        raise ValueError(
+            f"{len(missing)} rows have no group in `obs[{groups!r}]`: {examples(missing)}. Fill it, or leave these "
+            "rows out."
+        )
     try:
         codes, names = pd.factorize(
             column.astype(column.cat.categories.dtype) if column.dtype == "category" else column, sort=True
@@ -83,7 +86,10 @@ def split(
     except TypeError as error:
         raise ValueError(f"`obs[{groups!r}]` must hold names or numbers of groups: {error}.") from error
     if len(names) < 2:
-        raise ValueError(f"`obs[{groups!r}]` has a single group, {examples(names)}: nothing to hold out.")
+        raise ValueError(
+            f"`obs[{groups!r}]` has a single group, {examples(names)}: nothing to hold out. Name a column with two "
+            "or more."
+        )
     if n_folds is not None:
         codes = _balanced(codes, len(names), n_folds, groups)
     table = writable_table(data, table_name)

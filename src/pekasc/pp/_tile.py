@@ -180,7 +180,10 @@ def _in_tissue(table: AnnData, section: Section) -> Section:
         return section
     keep = in_tissue(table.obs["in_tissue"].iloc[section.rows], section.name)
     if not keep.any():
-        raise ValueError(f"Section {section.name!r}: `obs['in_tissue']` is 0 for all {keep.size} spots.")
+        raise ValueError(
+            f"Section {section.name!r}: `obs['in_tissue']` is 0 for all {keep.size} spots. Correct the column, or "
+            "drop it to tile all spots."
+        )
     if not keep.all():
         logger.hint("section %s: %d of %d spots left out (in_tissue is 0).", section.name, (~keep).sum(), keep.size)
     return section.take(keep)
@@ -191,7 +194,10 @@ def _with_patch(section: Section) -> Section:
         return section
     keep = section.patch_rows >= 0
     if not keep.any():
-        raise ValueError(f"Section {section.name!r}: none of its {keep.size} spots on tissue has a stored patch.")
+        raise ValueError(
+            f"Section {section.name!r}: none of its {keep.size} spots on tissue has a stored patch. Tile its image "
+            "instead (`patches=False`), or leave it out."
+        )
     if not keep.all():
         warnings.warn(
             f"Section {section.name!r}: {int((~keep).sum())} of {keep.size} spots have no stored patch and get no tile "

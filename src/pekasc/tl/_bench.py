@@ -197,20 +197,28 @@ def _folds(spots: Spots, groups: str | None, folds: Any) -> dict[str, tuple[np.n
     out: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     if isinstance(folds, Mapping):
         if not folds:
-            raise ValueError("`folds=` is empty.")
+            raise ValueError(
+                "`folds=` is empty: map names of folds to pairs (train, test), or leave it out to hold out groups."
+            )
         for name, pair in folds.items():
             if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
                 raise TypeError(f"`folds[{name!r}]` must be a pair (train, test), got {pair!r}.")
             train, test = (training_mask(table, part)[rows] for part in pair)
             if (train & test).any():
-                raise ValueError(f"`folds[{name!r}]`: {int((train & test).sum())} spots are in training and in test.")
+                raise ValueError(
+                    f"`folds[{name!r}]`: {int((train & test).sum())} spots are in training and in test: leave them "
+                    "out of one."
+                )
             out[str(name)] = np.flatnonzero(train), np.flatnonzero(test)
     elif folds is not None:
         if not isinstance(folds, str) or folds not in table.obs:
             raise KeyError(f"`folds={folds!r}` not found in `obs`. Available columns: {list(table.obs)}.")
         column = table.obs[folds].iloc[rows]
         if column.isna().any():
-            raise ValueError(f"{int(column.isna().sum())} spots have no fold in `obs[{folds!r}]`.")
+            raise ValueError(
+                f"{int(column.isna().sum())} spots have no fold in `obs[{folds!r}]`: fill it (`pekasc.pp.split` "
+                "does), or leave them out."
+            )
         out = _each(column.astype(str).to_numpy(dtype=object), f"obs[{folds!r}]")
     else:
         if spots.group_key is None:

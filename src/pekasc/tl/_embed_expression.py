@@ -133,7 +133,10 @@ def embed_expression(
         )
     genes = expressed_genes(raw[rows], section_labels(table)[rows])
     if row.fitted and not genes.size:
-        raise ValueError("No gene is detected in at least 10 % of the spots of every section.")
+        raise ValueError(
+            f"None of {raw.shape[1]} genes is detected in at least 10 % of the spots of every section, and only such "
+            "are embedded: leave sections that share no genes with others, or are too shallow, out."
+        )
     if described.name == "pca":
         n_components_for(rows.size, genes.size, n_components)  # an error names the argument of this call
     made = make_teacher(

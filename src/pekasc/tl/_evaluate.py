@@ -134,7 +134,7 @@ def evaluate(
         values = found.predicted[at], found.measured[at], positions[at], sections[at]
         frames.append(_score_measured(found.names, str(group), known, *values))
     if not frames:
-        raise ValueError("No group has the three spots that a score needs.")
+        raise ValueError(f"No group has the {_LEAST} spots that a score needs: join groups, or leave `groups=` out.")
     scores = pd.concat(frames, ignore_index=True)
     _report_constant(scores, "genes" if target is None else "columns")
     table = writable_table(data, table_name)
@@ -182,7 +182,9 @@ def _of_genes(
     predicted_all = _layer(table, layer)
     genes = ~np.isnan(predicted_all).all(axis=0)
     if not genes.any():
-        raise ValueError(f"The layer {layer!r} holds no predictions: all values are NaN.")
+        raise ValueError(
+            f"The layer {layer!r} holds no predictions: all values are NaN. `pekasc.tl.predict_expression` writes them."
+        )
     rows = np.flatnonzero(~np.isnan(predicted_all[:, genes]).all(axis=1))
     rows = _without_training(table, rows, layer, include_train)
     values, rows = _measured(table, layer, rows, np.flatnonzero(genes), truth, counts_layer)
@@ -197,13 +199,18 @@ def _of_target(table: AnnData, layer: str, key: str, truth: str | None, include_
     where = f"obsm[{target_key(layer, key)!r}]"
     rows = np.flatnonzero(frame.notna().any(axis=1).to_numpy())
     if not rows.size:
-        raise ValueError(f"{where} holds no predictions: all values are NaN.")
+        raise ValueError(
+            f"{where} holds no predictions: all values are NaN. `pekasc.tl.predict_expression` writes them."
+        )
     rows = _without_training(table, rows, layer, include_train)
     argument = "target" if truth is None else "truth"
     values = measured_target(table, key if truth is None else truth, frame.columns, argument=argument)[rows]
     known = np.isfinite(values).all(axis=1)
     if not known.any():
-        raise ValueError(f"obsm[{truth or key!r}] is NaN or infinite in all {rows.size} spots that could be scored.")
+        raise ValueError(
+            f"obsm[{truth or key!r}] is NaN or infinite in all {rows.size} spots that could be scored: name measured "
+            "values with `truth=`."
+        )
     if not known.all():
         logger.hint("%d of %d spots left out: obsm[%r] has no values there.", (~known).sum(), rows.size, truth or key)
     predicted = frame.to_numpy(dtype=np.float32)[rows[known]]

@@ -169,7 +169,7 @@ def resolve_comparison(
     described = resolve_teacher(teacher)
     numbers = tuple(whole("seeds", seed) for seed in several(seeds))
     if not numbers or len(set(numbers)) < len(numbers):
-        raise ValueError(f"`seeds={numbers}` must hold each seed once.")
+        raise ValueError(f"`seeds={numbers}` must hold each seed once, and at least one.")
     unused = _unused_in_recipe(rows, described)
     if protocol in HEST_PROTOCOLS:  # which has a readout of its own: a recipe brings none
         training = resolve(recipe, Recipe, "recipe", unused=unused)
@@ -181,7 +181,7 @@ def resolve_comparison(
     autocast(device, how.precision)
     found = [resolve_encoder(encoder) for encoder in several(encoders)]
     if not found:
-        raise ValueError("`encoders=` is empty.")
+        raise ValueError("`encoders=` is empty: name at least one, or leave it out.")
     if len({row.short for row in found}) < len(found):
         raise ValueError("`encoders=` names one twice; give `key=` to tell them apart: `Encoder(..., key=...)`.")
     if protocol in HEST_PROTOCOLS:
@@ -244,7 +244,7 @@ def _readouts(readout: Any, methods: Mapping[str, Rival], protocol: str) -> list
             for value in readouts
         ]
     if not readouts or len(set(readouts)) < len(readouts):
-        raise ValueError(f"`readout={readout!r}` must hold each readout once.")
+        raise ValueError(f"`readout={readout!r}` must hold each readout once, and at least one.")
     return readouts
 
 
@@ -291,7 +291,7 @@ def check_methods(methods: Any, protocol: str) -> dict[str, Rival]:
             raise ValueError(f'`protocol="{protocol}"` chooses nothing inside the fold, so it has no {method!r}.')
         out[str(name)] = row
     if not out:
-        raise ValueError("`methods=` is empty.")
+        raise ValueError("`methods=` is empty: name at least one, or leave it out.")
     return out
 
 

@@ -185,9 +185,14 @@ def reading(
             keep = np.asarray(expression.sum(axis=1)).ravel() > 0
         usable = np.zeros(table.n_obs, dtype=bool)
         usable[candidates[keep]] = True
-        sections = [part for part in (s.take(usable[s.rows]) for s in sections) if part.rows.size]
+        tiled = sections
+        sections = [part for part in (s.take(usable[s.rows]) for s in tiled) if part.rows.size]
         if not sections:
-            raise ValueError("No spot has both a tile and counts.")
+            raise ValueError(
+                f"No spot has both a tile and counts: {int(keep.sum())} have counts, "
+                f"{sum(section.rows.size for section in tiled)} a tile. Name the layer with counts (`layer=`), or "
+                "tile these sections (`pekasc.pp.tile`)."
+            )
         rows = np.concatenate([section.rows for section in sections])
         empty, untiled = int((~keep).sum()), int(keep.sum() - rows.size)
         if empty or untiled:

@@ -72,7 +72,10 @@ def training_mask(adata: AnnData, train: Any) -> np.ndarray:
         else:
             mask = _in_sections(adata, values)
     if not mask.any():
-        raise ValueError("`train=` leaves no spots to train on.")
+        raise ValueError(
+            f"`train=` leaves no spots of {adata.n_obs} to train on: the mask holds no True, or the named sections "
+            "have no rows."
+        )
     return mask
 
 
@@ -105,7 +108,10 @@ def obs_groups(adata: AnnData, groups: str | None, rows: np.ndarray) -> np.ndarr
         raise KeyError(f"`groups={groups!r}` not found in `obs`. Available columns: {list(adata.obs)}.")
     column = adata.obs[groups].iloc[rows]
     if column.isna().any():
-        raise ValueError(f"{int(column.isna().sum())} training rows have no group in `obs[{groups!r}]`.")
+        raise ValueError(
+            f"{int(column.isna().sum())} training rows have no group in `obs[{groups!r}]`: fill it, or leave them "
+            "out (`train=`)."
+        )
     return column.astype(str).to_numpy(dtype=object)
 
 
@@ -158,7 +164,7 @@ def wanted_genes(
         return _chosen(values, columns, argument)
     wanted = [str(gene) for gene in values]
     if not wanted:
-        raise ValueError(f"`{argument}=` is empty.")
+        raise ValueError(f"`{argument}=` is empty: name at least one gene, or leave it out.")
     position = gene_positions(names, wanted)
     missing = [gene for gene, at in zip(wanted, position, strict=True) if at < 0]
     others = sorted(set(missing) & set(adata.var_names.drop(adata.var_names[columns])))
@@ -181,7 +187,10 @@ def wanted_genes(
 
 def _chosen(mask: np.ndarray, columns: np.ndarray, argument: str) -> np.ndarray:
     if not mask[columns].any():
-        raise ValueError(f"`{argument}=` is empty: the mask holds no True.")
+        raise ValueError(
+            f"`{argument}=` is empty: the mask holds no True for a gene of the table's expression. Give one that "
+            "does, or leave it out."
+        )
     n_others = int(mask.sum() - mask[columns].sum())
     if n_others:
         logger.hint(

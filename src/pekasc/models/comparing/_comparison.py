@@ -342,7 +342,8 @@ class Comparison:
         expressed = expressed_genes(bench.log[train], groups[train])
         if not expressed.size:
             raise ValueError(
-                f"Fold {name!r}: no gene is detected in at least 10 % of the spots of every training group."
+                f"Fold {name!r}: no gene is detected in at least 10 % of the spots of every training group. Leave "
+                "groups that are too shallow out, or join some (`groups=`, `folds=`)."
             )
         if self.protocol in HEST_PROTOCOLS:
             target, chosen = self._hest

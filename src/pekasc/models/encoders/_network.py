@@ -50,7 +50,10 @@ class EncoderNetwork(nn.Module):
         self.tile_px = tile_px
         self.model: Any = _create(encoder)
         if not hasattr(self.model, "forward_intermediates"):
-            raise ValueError(f"timm's {encoder.name!r} has no intermediate features, which pekasc needs.")
+            raise ValueError(
+                f"timm's {encoder.name!r} has no intermediate features (`forward_intermediates`), which pekasc "
+                "needs: take another architecture, such as a vision transformer."
+            )
         self.digest = weights_digest(self.model)
         config = timm.data.resolve_model_data_config(self.model)
         shape = (1, 3, 1, 1)

@@ -27,7 +27,10 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"Encoder weights not found: {path}.")
+        raise FileNotFoundError(
+            f"Encoder weights not found: {path}. Give the path of a file (`weights=`), or leave it out to take them "
+            "from the hub."
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -68,7 +71,10 @@ def _build(encoder: Encoder, kwargs: dict[str, Any]) -> nn.Module:
         found = getattr(timm.layers, layer, None)
         layer_type = found.func if isinstance(found, partial) else found  # SwiGLUPacked is a Mlp with other defaults
         if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):
-            raise ValueError(f"`model_kwargs`: timm.layers has no `mlp_layer` named {layer!r}.")
+            raise ValueError(
+                f"`model_kwargs`: timm.layers has no `mlp_layer` named {layer!r}. It has 'Mlp', 'GluMlp', 'SwiGLU', "
+                "'SwiGLUPacked' and others."
+            )
         kwargs = {**kwargs, "mlp_layer": found}
     if encoder.weights == RANDOM:
         return timm.create_model(encoder.name, pretrained=False, **kwargs)

@@ -257,7 +257,7 @@ def embed(
     """
     index = np.arange(source.n) if index is None else np.asarray(index, dtype=np.int64)
     if not index.size:
-        raise ValueError("There are no tiles to embed.")
+        raise ValueError("There are no tiles to embed: none of the chosen rows has one (`pekasc.pp.tile` makes them).")
     sources = [source, *further]
     row = np.full(source.n, -1, dtype=np.int64)
     row[index] = np.arange(len(index))

@@ -110,7 +110,10 @@ class ScviTeacher:
         fitted = np.unique(train)  # sorted, since batches depend on the order of spots
         fitted = fitted[counted[fitted]]
         if len(fitted) < 2:
-            raise ValueError(f"scVI cannot be fitted on {len(fitted)} spots with counts.")
+            raise ValueError(
+                f"scVI cannot be fitted on {len(fitted)} spots with counts, of {len(np.unique(train))} in training: "
+                "two are the least. Name the layer with counts (`layer=`), or take another teacher."
+            )
         wanted = counted[rows]
         out = np.full((len(rows), self.n_latent), np.nan, dtype=np.float32)
         if wanted.any():
