@@ -123,6 +123,35 @@ def scene_truth() -> Callable[[np.ndarray, int, float], np.ndarray]:
     return scene_tiles
 
 
+def _record_totals(adata: AnnData, layer: str | None = None) -> None:
+    """Record totals as a prediction does."""
+    from pekasc._expression import TARGETS
+    from pekasc._keys import write_uns
+    from pekasc._totals import totals_to_record
+
+    recorded = totals_to_record(adata, layer)
+    assert recorded is not None
+    adata.obs["peka_total"], adata.obsm["peka_total_check"] = recorded[:2]
+    write_uns(adata, "peka", {"target": TARGETS["log1p"], **recorded[2]})
+
+
+@pytest.fixture
+def record_totals() -> Callable[..., None]:
+    """Return :func:`_record_totals`."""
+    return _record_totals
+
+
+@pytest.fixture
+def counted() -> AnnData:
+    """Return counts of 12 genes in 30 spots, one without any, one without the first three, with recorded totals."""
+    raw = np.random.default_rng(0).poisson(3, (30, 12)).astype(np.float32)
+    raw[4] = 0
+    raw[7, :3] = 0
+    adata = AnnData(raw)
+    _record_totals(adata)
+    return adata
+
+
 def write_scfoundation(
     folder: Path,
     genes: Sequence[str],

@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anndata
 import numpy as np
 import pytest
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
-from pekasc._expression import TARGETS, dense, log1p_cp10k
-from pekasc._keys import write_uns
+from pekasc._expression import dense, log1p_cp10k
 from pekasc._measured import measured
 from pekasc._totals import totals_to_record
 
 
-def record(adata: AnnData) -> None:
-    """Record totals as a prediction does."""
-    recorded = totals_to_record(adata, None)
-    assert recorded is not None
-    adata.obs["peka_total"], adata.obsm["peka_total_check"] = recorded[:2]
-    write_uns(adata, "peka", {"target": TARGETS["log1p"], **recorded[2]})
-
-
-@pytest.fixture
-def adata() -> AnnData:
-    """Return counts of 12 genes in 30 spots, one without any, one without the first three, with recorded totals."""
-    raw = np.random.default_rng(0).poisson(3, (30, 12)).astype(np.float32)
-    raw[4] = 0
-    raw[7, :3] = 0
-    adata = AnnData(raw)
-    record(adata)
-    return adata
-
-
-def test_totals_stay_when_genes_leave(adata: AnnData, recwarn: pytest.WarningsRecorder) -> None:
-    whole = log1p_cp10k(adata)
-    values, known = measured(adata, "peka")
+def test_totals_stay_when_genes_leave(counted: AnnData, recwarn: pytest.WarningsRecorder) -> None:
+    whole = log1p_cp10k(counted)
+    values, known = measured(counted, "peka")
     np.testing.assert_array_equal(values, whole)
     assert not known[4] and known.sum() == 29
-    few = adata[:, :3].copy()
+    few = counted[:, :3].copy()
     values, known = measured(few, "peka")
     rows = np.arange(30) != 7
     np.testing.assert_array_equal(values[rows], whole[rows, :3])
@@ -51,36 +33,36 @@ def test_totals_stay_when_genes_leave(adata: AnnData, recwarn: pytest.WarningsRe
     assert not recwarn.list
 
 
-def test_counts_that_were_replaced_have_totals_of_their_own(adata: AnnData) -> None:
-    thinned = adata.copy()
-    thinned.X = np.floor(adata.X / 2)  # all genes are there: no reason for other totals
+def test_counts_that_were_replaced_have_totals_of_their_own(counted: AnnData) -> None:
+    thinned = counted.copy()
+    thinned.X = np.floor(counted.X / 2)  # all genes are there: no reason for other totals
     np.testing.assert_array_equal(measured(thinned, "peka")[0], log1p_cp10k(thinned))
-    more = adata[:, :6].copy()
+    more = counted[:, :6].copy()
     more.X = more.X * 10
     with pytest.warns(UserWarning, match=r"totals recorded in `obs\['peka_total'\]` are below those of the counts"):
         np.testing.assert_array_equal(measured(more, "peka")[0], log1p_cp10k(more))
-    other = adata[:, :6].copy()
+    other = counted[:, :6].copy()
     other.layers["spliced"] = np.floor(other.X / 2)
     more = other.copy()
     more.layers["spliced"] = more.layers["spliced"] * 20
     with pytest.warns(UserWarning, match="below those of the counts"):
         np.testing.assert_array_equal(measured(more, "peka", "spliced")[0], log1p_cp10k(more, "spliced"))
-    gone = adata[:, :6].copy()
+    gone = counted[:, :6].copy()
     del gone.obs["peka_total"]
     with pytest.warns(UserWarning, match=r"`obs\['peka_total'\]` with the totals over 12 genes has gone, 6"):
         measured(gone, "peka")
 
 
-def test_counts_that_moved_to_a_layer_keep_their_totals(adata: AnnData) -> None:
-    whole = log1p_cp10k(adata)
-    few = adata[:, :6].copy()
+def test_counts_that_moved_to_a_layer_keep_their_totals(counted: AnnData) -> None:
+    whole = log1p_cp10k(counted)
+    few = counted[:, :6].copy()
     few.layers["counts"] = few.X.copy()
     few.X = np.log1p(few.X)  # as scanpy's users do
     np.testing.assert_array_equal(measured(few, "peka")[0], whole[:, :6])
 
 
-def test_totals_are_not_those_of_fewer_counts(adata: AnnData) -> None:
-    few = adata[:, :6].copy()
+def test_totals_are_not_those_of_fewer_counts(counted: AnnData) -> None:
+    few = counted[:, :6].copy()
     few.X = np.floor(few.X / 2)  # other counts, whose totals are below those recorded
     with pytest.warns(UserWarning, match=r"of \d+ counts compared are not what they were when the totals .* recorded"):
         np.testing.assert_array_equal(measured(few, "peka")[0], log1p_cp10k(few))
@@ -89,20 +71,22 @@ def test_totals_are_not_those_of_fewer_counts(adata: AnnData) -> None:
     del part.uns["pekasc"]
     with pytest.warns(UserWarning, match="over the 6 genes left"):
         np.testing.assert_array_equal(measured(part, "peka")[0], log1p_cp10k(part))
-    spliced = adata[:, :6].copy()
+    spliced = counted[:, :6].copy()
     spliced.layers["spliced"] = np.floor(spliced.X / 2)
     with pytest.warns(UserWarning, match="counts compared"):
         measured(spliced, "peka", "spliced")
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_totals_stay_with_their_rows(adata: AnnData, sparse: bool, recwarn: pytest.WarningsRecorder) -> None:
-    whole = log1p_cp10k(adata)
+def test_totals_stay_with_their_rows(
+    counted: AnnData, record_totals: Callable[..., None], sparse: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    whole = log1p_cp10k(counted)
     if sparse:
-        adata.X = csr_matrix(adata.X)
-        record(adata)
-    part = adata[::-2, [7, 2, 5]].copy()
-    joined = anndata.concat([part, adata[:6, [2, 5, 7]]], index_unique="-", join="outer")
+        counted.X = csr_matrix(counted.X)
+        record_totals(counted)
+    part = counted[::-2, [7, 2, 5]].copy()
+    joined = anndata.concat([part, counted[:6, [2, 5, 7]]], index_unique="-", join="outer")
     assert "pekasc" not in joined.uns
     values, _ = measured(joined, "peka")
     at = [joined.var_names.get_loc(str(gene)) for gene in (2, 5, 7)]
@@ -111,29 +95,31 @@ def test_totals_stay_with_their_rows(adata: AnnData, sparse: bool, recwarn: pyte
     assert not [w for w in recwarn.list if "Measured values" in str(w.message)]  # joining may warn of its own
 
 
-def test_totals_that_cannot_be_checked_are_said(adata: AnnData) -> None:
-    whole = log1p_cp10k(adata)
-    few = adata[:, :6].copy()
+def test_totals_that_cannot_be_checked_are_said(counted: AnnData) -> None:
+    whole = log1p_cp10k(counted)
+    few = counted[:, :6].copy()
     few.var_names = [f"ENSG{i}" for i in range(6)]
     with pytest.warns(UserWarning, match=r"nothing is left to tell .* `obsm\['peka_total_check'\]`"):
         np.testing.assert_array_equal(measured(few, "peka")[0], whole[:, :6])
-    few = adata[:, :6].copy()
+    few = counted[:, :6].copy()
     del few.obsm["peka_total_check"]
     with pytest.warns(UserWarning, match="nothing is left to tell"):
         measured(few, "peka")
 
 
-def test_genes_of_one_name_say_nothing(adata: AnnData, recwarn: pytest.WarningsRecorder) -> None:
-    adata.var_names = ["a", "a", *"bcdefghijk"]
-    record(adata)
-    few = adata[:, 1:7].copy()  # its name is one gene's now
-    np.testing.assert_array_equal(measured(few, "peka")[0], log1p_cp10k(adata)[:, 1:7])
+def test_genes_of_one_name_say_nothing(
+    counted: AnnData, record_totals: Callable[..., None], recwarn: pytest.WarningsRecorder
+) -> None:
+    counted.var_names = ["a", "a", *"bcdefghijk"]
+    record_totals(counted)
+    few = counted[:, 1:7].copy()  # its name is one gene's now
+    np.testing.assert_array_equal(measured(few, "peka")[0], log1p_cp10k(counted)[:, 1:7])
     assert not [str(w.message) for w in recwarn.list if "counts compared" in str(w.message)]
 
 
-def test_tables_without_counts_have_no_totals(adata: AnnData) -> None:
-    assert totals_to_record(AnnData(np.log1p(adata.X)), None) is None
-    assert totals_to_record(AnnData(obs=adata.obs), None) is None
-    log = AnnData(np.log1p(adata.X), layers={"raw": adata.X})
+def test_tables_without_counts_have_no_totals(counted: AnnData) -> None:
+    assert totals_to_record(AnnData(np.log1p(counted.X)), None) is None
+    assert totals_to_record(AnnData(obs=counted.obs), None) is None
+    log = AnnData(np.log1p(counted.X), layers={"raw": counted.X})
     recorded = totals_to_record(log, "raw")
     assert recorded is not None and recorded[2] == {"counts_layer": "raw", "n_genes_in_total": 12}

@@ -52,14 +52,26 @@ class LazyLevel:
         self.shape = (3, source.height // factor, source.width // factor)
 
     def __getitem__(self, index: tuple[slice, slice, slice]) -> np.ndarray:
-        c, y, x = index
-        y0, y1, y_step = y.indices(self.shape[1])
-        x0, x1, x_step = x.indices(self.shape[2])
-        if y_step < 1 or x_step < 1:
-            raise IndexError("steps backwards are not supported; flip what was read.")
-        if y1 <= y0 or x1 <= x0:
-            return np.empty((3, max(y1 - y0, 0), max(x1 - x0, 0)), np.uint8)[c]
-        return self.source.region(x0, y0, x1 - x0, y1 - y0, self.factor)[c, ::y_step, ::x_step]
+        y, x, kept = window(index, self.shape)
+        if not len(y) or not len(x):
+            return np.empty((3, len(y), len(x)), np.uint8)[kept]
+        return self.source.region(x.start, y.start, len(x), len(y), self.factor)[kept]
+
+
+def window(index: tuple[slice, slice, slice], shape: Sequence[int]) -> tuple[range, range, tuple[slice, slice, slice]]:
+    """Return the rows and columns to read for slices (c, y, x), and what to keep of what was read.
+
+    Raises
+    ------
+    IndexError
+        If a step is negative.
+    """
+    c, y, x = index
+    y0, y1, y_step = y.indices(shape[1])
+    x0, x1, x_step = x.indices(shape[2])
+    if y_step < 1 or x_step < 1:
+        raise IndexError("steps backwards are not supported; flip what was read.")
+    return range(y0, max(y0, y1)), range(x0, max(x0, x1)), (c, slice(None, None, y_step), slice(None, None, x_step))
 
 
 def block_mean(image: np.ndarray, factor: int) -> np.ndarray:

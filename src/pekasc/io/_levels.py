@@ -9,6 +9,8 @@ import dask.array as da
 import numpy as np
 from dask.base import tokenize
 
+from pekasc._assemble import window
+
 _CHUNK_PX = 1024  # approximate side of a chunk, which is a multiple of the file's tiles
 
 
@@ -30,12 +32,9 @@ class FileLevel:
         self._tile_px = tile_px
 
     def __getitem__(self, index: tuple[slice, slice, slice]) -> np.ndarray:
-        c, y, x = index
-        y0, y1, y_step = y.indices(self.shape[1])
-        x0, x1, x_step = x.indices(self.shape[2])
-        if y_step < 1 or x_step < 1:
-            raise IndexError("steps backwards are not supported; flip what was read.")
-        out = np.empty((3, max(y1 - y0, 0), max(x1 - x0, 0)), np.uint8)
+        y, x, kept = window(index, self.shape)
+        y0, y1, x0, x1 = y.start, y.stop, x.start, x.stop
+        out = np.empty((3, len(y), len(x)), np.uint8)
         height, width = self._tile_px
         for row in range(y0 // height, -(-y1 // height)) if out.size else ():
             for column in range(x0 // width, -(-x1 // width)):
@@ -49,7 +48,7 @@ class FileLevel:
                         f"{x0}:{x1}: {error}"
                     ) from error
                 out[:, a - y0 : b - y0, d - x0 : e - x0] = tile[:, a - top : b - top, d - left : e - left]
-        return np.ascontiguousarray(out[c, ::y_step, ::x_step])
+        return np.ascontiguousarray(out[kept])
 
     def _tile(self, y: int, x: int) -> np.ndarray:
         """Decode one tile of the file, (3, height, width); it may be larger than what is in the image."""
