@@ -11,7 +11,7 @@ sample consensus", CACM 1981; keypoints as implemented in scikit-image.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ _UM = (2.0, 4.0, 8.0, 16.0, 32.0)  # pixel sizes of the coarse image, the finest
 _PIXELS = 1_500_000
 _MARGIN_UM = 150.0  # around training spots
 _MOST = 4096  # landmarks per image; 136 bytes each
+_OF_KEYPOINTS = ("keypoints", "positions", "sigmas", "scales", "octaves", "orientations")  # scikit-image's, one row each
 _RATIO = 0.8  # of the distances to the best and the second best match
 _LEAST = 8  # landmarks in the same arrangement
 _POINTS, _DESCRIPTORS = ".points", ".descriptors"
@@ -62,32 +63,39 @@ def find_landmarks(section: Section) -> Landmarks:
     area = float(np.prod((end - start) / px_per_um))
     um = next((um for um in _UM if area / um**2 <= _PIXELS), max(_UM[-1], np.sqrt(area / _PIXELS)))
     picture, step = coarse(section.pyramid, start, end, um * px_per_um)
-    at, sizes, descriptors = _keypoints(picture)
-    points = (at + 0.5) * step + start
-    near = cKDTree(section.centres_px).query(points)[0] < margin if len(points) else np.zeros(0, dtype=bool)
-    keep = np.flatnonzero(near)
-    if keep.size > _MOST:
-        keep = np.sort(np.random.default_rng(0).permutation(keep)[:_MOST])
-    points = np.column_stack([points, sizes * np.mean(step)])[keep].astype(np.float32)
-    return Landmarks(points, descriptors[keep])
+    near = cKDTree(section.centres_px)
+    at, sizes, descriptors = _keypoints(picture, lambda places: near.query((places + 0.5) * step + start)[0] < margin)
+    points = np.column_stack([(at + 0.5) * step + start, sizes * np.mean(step)]).astype(np.float32)
+    return Landmarks(points, descriptors)
 
 
-def _keypoints(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return x, y (n, 2), size (n,) and descriptor (n, 128) of the keypoints of a coarse image that lie on tissue."""
+def _keypoints(
+    picture: np.ndarray, wanted: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return x, y (n, 2), size (n,) and descriptor (n, 128) of the keypoints of a coarse image that lie on tissue.
+
+    Only those at `wanted` places are described, and at most `_MOST`, drawn at random: that takes half of the time.
+    """
     from skimage.feature import SIFT
 
-    sift = SIFT(upsampling=1)
+    sift, grey = SIFT(upsampling=1), picture.astype(np.float32).mean(axis=-1) / 255
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of flat areas, which have no keypoint
-            sift.detect_and_extract(picture.astype(np.float32).mean(axis=-1) / 255)
+            sift.detect(grey)
+            tissue = tissue_mask(picture)
+            row, col = np.clip(np.round(sift.positions).astype(int), 0, np.array(tissue.shape) - 1).T
+            keep = np.flatnonzero(tissue[row, col] & wanted(sift.positions[:, ::-1]))
+            if keep.size > _MOST:
+                keep = np.sort(np.random.default_rng(0).permutation(keep)[:_MOST])
+            if not keep.size:
+                return np.empty((0, 2)), np.empty(0), np.empty((0, 128), np.uint8)
+            for name in _OF_KEYPOINTS:
+                setattr(sift, name, getattr(sift, name)[keep])
+            sift.extract(grey)
     except (RuntimeError, ValueError):  # what scikit-image raises where there are none, or the image is too small
         return np.empty((0, 2)), np.empty(0), np.empty((0, 128), np.uint8)
-    tissue = tissue_mask(picture)
-    at, sizes, descriptors = (np.asarray(a) for a in (sift.positions, sift.sigmas, sift.descriptors))
-    row, col = np.clip(np.round(at).astype(int), 0, np.array(tissue.shape) - 1).T
-    on = tissue[row, col]
-    return at[on][:, ::-1], sizes[on], descriptors[on].astype(np.uint8)
+    return sift.positions[:, ::-1], sift.sigmas, sift.descriptors.astype(np.uint8)
 
 
 # the descriptor has 4 x 4 places of 8 orientations; in a mirror image, one axis and the orientations run backwards

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pekasc.models.heads._average import setting_weights, spread
 from pekasc.models.heads._context import (
     check_radius,
+    cuts_sections,
     lattice_offsets,
     neighbour_means,
     offset_means,
@@ -34,6 +35,7 @@ __all__ = [
     "Tried",
     "check_head",
     "check_radius",
+    "cuts_sections",
     "fit_folds",
     "fit_ridge",
     "head_fits",

@@ -159,6 +159,19 @@ def check_radius(coords_um: np.ndarray, sections: np.ndarray, radius_um: float |
         )  # fmt: skip
 
 
+def cuts_sections(sections: np.ndarray, fold: Split) -> bool:
+    """Return whether some section has spots on two sides of a fold: training, held out, or the margin between them."""
+    side = _sides(len(sections), fold)
+    number = np.unique(sections, return_inverse=True)[1]
+    return len(np.unique(3 * number + side)) > number.max() + 1
+
+
+def _sides(n: int, fold: Split) -> np.ndarray:
+    side = np.zeros(n, dtype=np.int64)  # 0: the margin between training and held-out tissue
+    side[fold.train], side[fold.held_out] = 1, 2
+    return side
+
+
 def with_context(
     features: np.ndarray,
     coords_um: np.ndarray,
@@ -183,8 +196,6 @@ def with_context(
     if radius_um is None:
         return features
     if fold is not None:
-        side = np.zeros(len(sections), dtype=np.int64)  # 0: the margin between training and held-out tissue
-        side[fold.train], side[fold.held_out] = 1, 2
-        sections = 3 * np.unique(sections, return_inverse=True)[1] + side
+        sections = 3 * np.unique(sections, return_inverse=True)[1] + _sides(len(sections), fold)
     mean = neighbour_means(coords_um, sections, radius_um) @ features
     return np.concatenate([features, mean.astype(np.float32)], axis=1)

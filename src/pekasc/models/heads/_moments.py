@@ -87,11 +87,15 @@ class Moments:
 
 
 _BYTES = 2**27  # of a chunk of spots in double precision
+_DENSE = 0.04  # share of stored values from which a dense product is faster than a sparse one
+
+
+def _is_dense(y: Matrix) -> bool:
+    return not sparse.issparse(y) or y.nnz > _DENSE * y.shape[0] * y.shape[1]
 
 
 def _rows_at_once(d: int, y: Matrix) -> int:
-    # assumes that about a tenth of a sparse y is stored
-    width = d + (y.shape[1] // 10 if sparse.issparse(y) else y.shape[1])
+    width = d + (y.shape[1] if _is_dense(y) else y.shape[1] // 20)
     return max(256, min(32_768, _BYTES // (8 * max(1, width))))
 
 
@@ -120,7 +124,7 @@ def moments(
     features
         Shape (n, d).
     y
-        Expression, shape (n, genes), dense or CSR; a sparse matrix stays sparse.
+        Expression, shape (n, genes), dense or CSR; a sparse matrix is dense only within a chunk.
     shift
         See :class:`Moments`; none by default.
     rows
@@ -145,7 +149,10 @@ def _moments(x: np.ndarray, y: Matrix, shift: np.ndarray | None, weights: np.nda
     shift = np.zeros(x.shape[1]) if shift is None else shift
     x = x.astype(np.float64) - shift
     wx = x if weights is None else x * weights[:, None]
-    xy = np.asarray((y.T @ wx).T if sparse.issparse(y) else wx.T @ y, dtype=np.float64)
+    if _is_dense(y):
+        xy = wx.T @ (y.toarray() if sparse.issparse(y) else y)
+    else:
+        xy = np.asarray((y.T @ wx).T, dtype=np.float64)
     n = len(x) if weights is None else float(weights.sum())
     sums = column_sum(y, 1, weights), column_sum(y, 2, weights)
     return Moments(shift, n, wx.sum(axis=0), wx.T @ x, *sums, xy)

@@ -23,6 +23,7 @@ from pekasc.models.heads import (
     Source,
     Target,
     Tried,
+    cuts_sections,
     head_fits,
     linear_head,
     neighbour_means,
@@ -145,6 +146,7 @@ class Reader:
     folds: Sequence[InnerFold]
     features: Features
     _fits: dict[Any, HeadFits] = field(default_factory=dict)
+    _known: dict[Any, Any] = field(default_factory=dict)
 
     def fits(self, head: str, readout: Readout) -> HeadFits:
         """Return the head on the expression of these spots."""
@@ -218,8 +220,25 @@ class Reader:
             x = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
             return with_context(x, d.coords_um, d.sections, context_um, None if fold is None else self.folds[fold])
 
-        shared = context_um is None and all(source.network == "frozen" for source in sources)
+        # spots have the same neighbours in all folds where these are of whole sections
+        shared = all(source.network == "frozen" for source in sources) and (context_um is None or not self._cuts)
         return Inputs(lambda: made(None), None if shared else made)
+
+    @cached_property
+    def _cuts(self) -> bool:
+        return any(cuts_sections(self.data.sections, fold) for fold in self.folds)
+
+    def _once(self, which: str, fits: HeadFits, sources: Sequence[Source], context_um: float | None) -> Any:
+        """Return the fits on inner folds ("tried"), or the one on all spots ("final").
+
+        Those on tiles alone are kept, since they are asked for twice: beside context, and for tiles without positions.
+        """
+        if context_um is not None or any(source.field for source in sources):
+            return getattr(fits, which)(self._inputs(sources, context_um))
+        key = (which, id(fits), tuple(sources))
+        if key not in self._known:
+            self._known[key] = getattr(fits, which)(self._inputs(sources, None))
+        return self._known[key]
 
     def _errors(self, tried: Sequence[Tried]) -> np.ndarray:
         """Return the held-out error by candidate and setting, mean over folds weighted by held-out spots."""
@@ -240,7 +259,7 @@ class Reader:
         """
         fits = self.fits(name.partition(":")[2], readout)
         candidates = [(radius, parts) for radius in radii for parts in sources]
-        tried = [fits.tried(self._inputs(parts, radius)) for radius, parts in candidates]
+        tried = [self._once("tried", fits, parts, radius) for radius, parts in candidates]
         errors = processes.broadcast(self._errors(tried))
         weights = setting_weights(errors, readout.selection, self.spread)
         made: list[Member] = []
@@ -251,7 +270,7 @@ class Reader:
                 continue
             share = float(weights[at].sum())
             own = [tried[i] for i in at], weights[at] / share, [candidates[i][1] for i in at]
-            fitted = [fits.final(self._inputs(candidates[i][1], radius)) for i in at]
+            fitted = [self._once("final", fits, candidates[i][1], radius) for i in at]
             made.append(Member(name, share, linear_head(fits, *own, fitted, fold=None, context_um=radius)))
             for fold in range(len(self.folds) if inner else 0):
                 fitted = [tried[i].folds[fold] for i in at]
