@@ -31,6 +31,7 @@ from pekasc.models.comparing._fold import Prediction
 from pekasc.models.comparing._rivals import RIVALS
 from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.encoders._registry import resolve_encoder
+from pekasc.models.features import FeatureFiles
 from pekasc.models.teachers._pca import PcaTeacher
 from pekasc.models.teachers._registry import TEACHERS, Source
 from pekasc.models.training._methods import known_methods
@@ -282,16 +283,17 @@ def test_frozen_features_are_kept_in_files_that_are_read_as_needed(
 ) -> None:
     how: dict[str, Any] = {"methods": ["frozen-best"]}
     plain = compare(tiled, **how)
-    # more than may be held in memory, without a cache and with one
-    assert same(compare(tiled, **how, compute={"max_memory": 1}), plain)
-    assert same(compare(tiled, **how, compute={"cache": tmp_path, "max_memory": 1}), plain)
+    # more than may be held in memory, without a cache and with one: in half precision
+    rounded = compare(tiled, **how, compute={"max_memory": 1})
+    np.testing.assert_allclose(rounded["pearson"], plain["pearson"], atol=5e-3)
+    assert same(compare(tiled, **how, compute={"cache": tmp_path, "max_memory": 1}), rounded)
     (kept,) = tmp_path.glob("frozen-tiny-*")
     assert not list(tmp_path.glob(".*"))  # nothing half done
     assert len(list(kept.glob("*.npy"))) > 1  # one of every depth
     assert not list(tmp_path.glob("P*"))  # predictions belong in `store=`
     with monkeypatch.context() as patch:
         patch.setattr(_comparison, "embed", None)  # computed once
-        assert same(compare(tiled, **how, compute={"cache": tmp_path}), plain)
+        assert same(compare(tiled, **how, compute={"cache": tmp_path}), rounded)
     damaged = sorted(kept.glob("*.npy"))[0]
     damaged.write_bytes(damaged.read_bytes()[:1000])
     for harm in (lambda: None, damaged.unlink, lambda: (kept / "about.json").unlink()):
@@ -307,14 +309,15 @@ def test_features_of_all_depths_are_not_in_memory_at_once(
     row = RIVALS["frozen-best"]
 
     def spy(fold: Any, encoded: Any, *rest: Any) -> list[Prediction]:
-        seen.extend(encoded.frozen.values())
+        seen.append(encoded.frozen)
         return row.predict(fold, encoded, *rest)
 
     monkeypatch.setitem(RIVALS._rows, "frozen-best", replace(row, predict=spy))
-    for how in ({"max_memory": 1}, {"cache": tmp_path}):
-        seen.clear()
-        compare(tiled, ["frozen-best"], compute=how)
-        assert seen and all(isinstance(x, np.memmap) for x in seen)
+    compare(tiled, ["frozen-best"], compute={"max_memory": 1})
+    assert seen and all(isinstance(features, FeatureFiles) for features in seen)
+    seen.clear()
+    compare(tiled, ["frozen-best"], compute={"cache": tmp_path})
+    assert seen and all(isinstance(x, np.memmap) for features in seen for x in features.values())
 
 
 def test_every_readout_has_its_own_place_in_a_store(tiled: SpatialData, tmp_path: Path, counted: list[str]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -24,7 +25,14 @@ _UM = (2.0, 4.0, 8.0, 16.0, 32.0)  # pixel sizes of the coarse image, the finest
 _PIXELS = 1_500_000
 _MARGIN_UM = 150.0  # around training spots
 _MOST = 4096  # landmarks per image; 136 bytes each
-_OF_KEYPOINTS = ("keypoints", "positions", "sigmas", "scales", "octaves", "orientations")  # scikit-image's, one row each
+_OF_KEYPOINTS = (
+    "keypoints",
+    "positions",
+    "sigmas",
+    "scales",
+    "octaves",
+    "orientations",
+)  # scikit-image's, one row each
 _RATIO = 0.8  # of the distances to the best and the second best match
 _LEAST = 8  # landmarks in the same arrangement
 _POINTS, _DESCRIPTORS = ".points", ".descriptors"
@@ -78,7 +86,8 @@ def _keypoints(
     """
     from skimage.feature import SIFT
 
-    sift, grey = SIFT(upsampling=1), picture.astype(np.float32).mean(axis=-1) / 255
+    sift: Any = SIFT(upsampling=1)
+    grey = picture.astype(np.float32).mean(axis=-1) / 255
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of flat areas, which have no keypoint

@@ -247,20 +247,24 @@ class _TemporaryTiles(ArrayTiles):
         self._folder = folder
 
 
-def check_temporary_room(size: int, what: str) -> None:
-    """Check that the temporary folder has `size` bytes of free disk space.
+def check_temporary_room(size: int, what: str, folder: str | Path | None = None) -> None:
+    """Check that a folder, by default the temporary one, has `size` bytes of free disk space.
 
     Raises
     ------
     OSError
         If it has not.
     """
-    folder = tempfile.gettempdir()
-    free = shutil.disk_usage(folder).free
+    name, where = "folder", "Set `Compute.cache` to a folder with room"
+    if folder is None:
+        folder, name, where = tempfile.gettempdir(), "temporary folder", "Set TMPDIR to a folder with room"
+    # the folder is made when it is needed
+    there = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
     if size > free:
         raise OSError(
-            f"{what} take {size / 1e9:.1f} GB, and the temporary folder {folder} has {free / 1e9:.1f} GB left. "
-            "Set TMPDIR to a folder with room, or raise `Compute.max_memory`."
+            f"{what} take {size / 1e9:.1f} GB, and the {name} {str(folder)!r} has {free / 1e9:.1f} GB left. "
+            f"{where}, or raise `Compute.max_memory`."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import pekasc as pk
 from pekasc.models.encoders._network import EncoderNetwork
 from pekasc.models.features._embed import embed
+from pekasc.models.features._files import FeatureFiles
 from pekasc.models.runtime._device import autocast, resolve_device
 from pekasc.tiling import ArrayTiles
 
@@ -61,6 +63,32 @@ def test_features_beyond_the_memory_lie_in_files(
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(OSError, match="Set TMPDIR to a folder with room, or raise `Compute.max_memory`"):
         embed(encoder, Shuffled(tiles), [(1,)], max_memory=1, **how)
+
+
+def test_features_in_half_precision_are_read_a_depth_at_a_time(
+    encoder: EncoderNetwork, tiles: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how: dict[str, Any] = {"batch_size": 4, "device": CPU, "further": [Shuffled(tiles[::-1].copy())]}
+    depths = [(1,), (3, 1)]
+    plain = embed(encoder, Shuffled(tiles), depths, **how)
+    folder = tmp_path / "new" / "cache"
+    found = embed(encoder, Shuffled(tiles), depths, max_memory=1, half=True, folder=folder, **how)
+    assert isinstance(found, FeatureFiles) and list(found) == depths and (3, 1) in found and (2,) not in found
+    for depth in (*depths, *depths):  # twice: reading changes nothing
+        assert found[depth].dtype == np.float32 and not isinstance(found[depth], np.memmap)
+        np.testing.assert_array_equal(found[depth], plain[depth].astype(np.float16))
+    assert folder.is_dir() and not list(folder.iterdir())  # files without a name
+    kept = embed(encoder, Shuffled(tiles), depths, half=True, max_memory=2**30, **how)
+    np.testing.assert_array_equal(kept[1,], plain[1,])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(OSError, match="Set `Compute.cache` to a folder with room, or raise `Compute.max_memory`"):
+        embed(encoder, Shuffled(tiles), [(1,)], max_memory=1, half=True, folder=folder, batch_size=4, device=CPU)
+
+
+def test_values_beyond_half_precision_are_an_error() -> None:
+    files = FeatureFiles(2, [(7,)])
+    with pytest.raises(ValueError, match=r"depth 7 reach 7e\+04, .* up to 65504: raise `Compute.max_memory`"):
+        files.put((7,), 0, np.arange(2), np.array([[1.0, 70_000], [0, 0]], np.float32))
 
 
 def test_scales_side_by_side(encoder: EncoderNetwork, tiles: np.ndarray) -> None:

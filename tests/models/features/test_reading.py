@@ -46,7 +46,7 @@ def tiles_of(model: EncoderNetwork) -> np.ndarray:
 
 def features(model: EncoderNetwork, depths: Sequence[Depth], orientations: int = 1) -> dict[Depth, np.ndarray]:
     how: dict[str, Any] = {"batch_size": N, "device": CPU, "orientations": orientations}
-    return embed(model, ArrayTiles(tiles_of(model)), list(depths), **how)
+    return dict(embed(model, ArrayTiles(tiles_of(model)), list(depths), **how))
 
 
 def reading_of(widths: dict[Source, int], context_um: float | None = None) -> Reading:

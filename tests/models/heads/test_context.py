@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pekasc.models.heads._context import neighbour_means, with_context
+from pekasc.models.heads._context import cuts_sections, neighbour_means, with_context
 from pekasc.models.selection._choice import choose
 from pekasc.models.selection._folds import InnerFold, inner_folds
 
@@ -42,6 +42,20 @@ def test_no_side_of_a_fold_looks_at_the_other(strip: tuple[np.ndarray, np.ndarra
             assert not np.array_equal(after[other], before[other])
         # without the fold they do
         assert not np.array_equal(with_context(x, coords, sections, 300.0)[fold.train], before[fold.train])
+
+
+def test_folds_of_whole_sections_have_the_context_of_all(strip: tuple[np.ndarray, np.ndarray]) -> None:
+    coords, _ = strip
+    sections = np.repeat(["A", "B", "C"], 30)
+    x = np.random.default_rng(0).normal(size=(90, 4)).astype(np.float32)
+    for fold in inner_folds(sections, coords, sections, margin_um=150.0):
+        assert not cuts_sections(sections, fold)
+        np.testing.assert_array_equal(
+            with_context(x, coords, sections, 300.0, fold), with_context(x, coords, sections, 300.0)
+        )
+        assert cuts_sections(np.repeat(["A", "B"], 45), fold)
+    for fold in inner_folds(np.full(90, "one"), coords, np.full(90, "S"), margin_um=150.0):
+        assert cuts_sections(np.full(90, "S"), fold)
 
 
 def test_a_choice_sees_each_folds_own_context(strip: tuple[np.ndarray, np.ndarray]) -> None:

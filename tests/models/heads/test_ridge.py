@@ -10,6 +10,7 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from pekasc.models.heads import _moments
 from pekasc.models.heads._moments import Moments, moments
 from pekasc.models.heads._projection import n_components_for, projection_of_rows
 from pekasc.models.heads._ridge import ALPHAS, RidgeFit, alpha_per_gene, fit_folds, fit_ridge
@@ -62,7 +63,11 @@ def test_infinite_penalty_is_the_mean_predictor(data: tuple[np.ndarray, ...]) ->
     np.testing.assert_allclose(error, np.square(y_new - y.mean(axis=0)).sum(axis=0), rtol=1e-9)
 
 
-def test_sparse_expression_gives_the_same_as_dense(data: tuple[np.ndarray, ...]) -> None:
+@pytest.mark.parametrize("limit", [0.0, 2.0])
+def test_sparse_expression_gives_the_same_as_dense(
+    data: tuple[np.ndarray, ...], limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_moments, "_DENSE", limit)  # products of a chunk made dense, and sparse ones
     x, y, x_new, y_new = data
     dense, thin = fit_ridge(x, y), fit_ridge(x, sparse.csr_matrix(y))
     np.testing.assert_allclose(thin.coef(1.0), dense.coef(1.0), rtol=0, atol=1e-12)

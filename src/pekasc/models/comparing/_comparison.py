@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from pekasc.models.comparing._hest import hest_genes
 from pekasc.models.comparing._results import Results
 from pekasc.models.comparing._rivals import BEST_FROZEN, LAZY, Rival
 from pekasc.models.encoders import Depth, EncoderNetwork, candidate_depths, warn_of_scale
-from pekasc.models.features import embed
+from pekasc.models.features import NamedFeatures, embed
 from pekasc.models.selection import Data, HeadSpec, Options, depths_of, inner_folds, margin_um
 from pekasc.models.teachers import TeacherModel
 from pekasc.models.training import attached, make_config, target_layers
@@ -309,7 +310,7 @@ class Comparison:
             depths.append(frozen_depth(model, readout))
         return list(dict.fromkeys(depths))
 
-    def _frozen(self, model: EncoderNetwork) -> dict[Depth, np.ndarray]:
+    def _frozen(self, model: EncoderNetwork) -> Mapping[Depth, np.ndarray]:
         """Return the frozen features of all spots at every depth that some method needs."""
         bench, o = self.bench, self.options
         if not any(row.reads_image for row in self.methods.values()):
@@ -321,15 +322,18 @@ class Comparison:
             o.readout.orientations, _versions("pekasc", "torch", "timm"),
         )  # fmt: skip
 
-        def make() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        def make() -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
             tiles, *further = bench.tiles
             made = embed(
                 model, tiles, depths, further=further, orientations=o.readout.orientations,
                 batch_size=o.compute.embed_batch_size, device=o.device, precision=o.precision, max_memory=o.max_memory,
+                folder=None if o.compute.cache is None else Path(o.compute.cache), half=True,
             )  # fmt: skip
-            return {f"depth{i}": made[depth] for i, depth in enumerate(depths)}, {}
+            return NamedFeatures(made, depths), {}
 
         arrays, _ = self.cache.kept(f"frozen-{model.encoder.short}", key, make)
+        if isinstance(arrays, NamedFeatures):  # nothing is kept in a folder
+            return arrays.features
         return {depth: arrays[f"depth{i}"] for i, depth in enumerate(depths)}
 
     def _fold(self, name: str) -> FoldGenes:

@@ -229,8 +229,8 @@ def predict_frozen_best(fold: Fold, encoded: Encoded, options: Options, heads: S
 
     Of a blend, frozen features at the depth that plain ridge chooses take the place of adapted ones.
     """
-    features = {depth: encoded.frozen[depth] for depth in candidate_depths(encoded.model.n_blocks)}
-    return _read(fold, features, options, encoded.spec, heads, stand_in=True)
+    depths = candidate_depths(encoded.model.n_blocks)
+    return _read(fold, encoded.frozen, options, encoded.spec, heads, depths=depths, stand_in=True)
 
 
 def _read(
@@ -240,25 +240,29 @@ def _read(
     spec: TileSpec,
     heads: Sequence[HeadSpec],
     *,
+    depths: Sequence[Depth] | None = None,
     n_fields: int | None = None,
     stand_in: bool = False,
 ) -> list[Prediction]:
-    """Choose or average settings on the training groups, fit every reading, and predict the test spots."""
+    """Choose or average settings on the training groups, fit every reading, and predict the test spots.
+
+    Features may be of more depths than those to read.
+    """
     n_fields = 1 + len(options.fields_um) if n_fields is None else n_fields
     training = fold.training()
     folds = inner_folds(training.groups, training.coords_um, training.sections, margin_um(spec, options.fields_um))
-    own = FeaturesOfSome(features, fold.train)
+    own = FeaturesOfSome(features, fold.train, depths)
     n_components = heads[0].readout.n_components
     depth = choose_depth(TilesAlone(own, n_fields), training, folds, n_components).depth
     reader = Reader(training, folds, Features(own, depth, n_fields=n_fields))
     out = []
     for head in heads:
-        depths = list(features)
-        if head.readout.depth == "best" and len(depths) > 1:
+        read_at = list(own)
+        if head.readout.depth == "best" and len(read_at) > 1:
             n_depths = head.readout.n_depths or N_DEPTHS
             radius = fixed_radius(head.readout)
-            depths = [choose_depth(own, training, folds, head.readout.n_components, radius, n_depths).depth]
-        fitted = reader.fit(head, depths, stand_in=stand_in)
+            read_at = [choose_depth(own, training, folds, head.readout.n_components, radius, n_depths).depth]
+        fitted = reader.fit(head, read_at, stand_in=stand_in)
         out.append(_predicted(fold, fitted, Features(FeaturesOfSome(features, fold.test), depth, n_fields=n_fields)))
     return out
 

@@ -17,7 +17,7 @@ from pekasc.models.runtime import explained, unfinished, write_array, write_json
 _ABOUT = "about.json"
 _WHAT = "A result of the comparison"
 
-Piece = tuple[dict[str, np.ndarray], dict[str, Any]]  # arrays, and plain values about them
+Piece = tuple[Mapping[str, np.ndarray], dict[str, Any]]  # arrays, and plain values about them
 
 
 class Results:

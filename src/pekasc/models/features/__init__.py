@@ -13,6 +13,7 @@ from pekasc.models.features._cached_blocks import (
     token_shape,
 )
 from pekasc.models.features._embed import BatchEncoder, TokensBetweenBlocks, embed, embed_chunks, features_of
+from pekasc.models.features._files import FeatureArrays, FeatureFiles, NamedFeatures
 from pekasc.models.features._pieces import EmbedJob, Piece, Reader, embed_pieces, n_features, sample_digest
 from pekasc.models.features._predictions import PredictionStore, StoredLayer, stored_layer
 from pekasc.models.features._reading import ReadingEncoder
@@ -23,9 +24,12 @@ __all__ = [
     "CachePlan",
     "CachedActivations",
     "EmbedJob",
+    "FeatureArrays",
+    "FeatureFiles",
     "FeatureStore",
     "Inputs",
     "KINDS",
+    "NamedFeatures",
     "Piece",
     "Reader",
     "PredictionStore",

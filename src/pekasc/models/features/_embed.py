@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 
 from pekasc._settings import get_logger
 from pekasc.models.encoders import VIEWS, Depth, EncoderNetwork, orient_tensor
+from pekasc.models.features._files import FeatureArrays, FeatureFiles, room_for
 from pekasc.models.runtime import autocast
-from pekasc.tiling import TileSource, batches, check_temporary_room, in_batches, read_parts
+from pekasc.tiling import TileSource, batches, in_batches, read_parts
 
 if TYPE_CHECKING:
     from pekasc.models.features._cached_blocks import CachedActivations
@@ -214,9 +215,11 @@ def embed(
     progress: bool = False,
     description: str = "embed tiles",
     max_memory: int | None = None,
+    folder: Path | None = None,
+    half: bool = False,
     cached: Sequence[CachedActivations] = (),
     tokens: TokensBetweenBlocks | None = None,
-) -> dict[Depth, np.ndarray]:
+) -> Mapping[Depth, np.ndarray]:
     """Embed tiles; return one float32 array (n, d) per entry of `depths`, in the order of `index`.
 
     With `further` tiles, the features of all fields of view are concatenated, (n, fields * d).
@@ -244,7 +247,12 @@ def embed(
     description
         Label of the progress bar.
     max_memory
-        Bytes of memory for the features; more are kept in temporary files, deleted with the arrays.
+        Bytes of memory for the features; more are kept in temporary files, deleted with the result.
+    folder
+        Where these files are made; the system's temporary folder by default.
+    half
+        Keep them in half precision in files, from which every access to a depth reads them: see
+        :class:`FeatureFiles`. Otherwise arrays are mapped from files in full precision.
     cached
         Cached activations of the tiles: only the blocks after them run.
     tokens
@@ -253,7 +261,7 @@ def embed(
     Raises
     ------
     OSError
-        If the temporary folder has not enough disk space.
+        If the folder has not enough disk space.
     """
     index = np.arange(source.n) if index is None else np.asarray(index, dtype=np.int64)
     if not index.size:
@@ -261,7 +269,7 @@ def embed(
     sources = [source, *further]
     row = np.full(source.n, -1, dtype=np.int64)
     row[index] = np.arange(len(index))
-    out: dict[Depth, np.ndarray] = {}
+    out: FeatureArrays | FeatureFiles | None = None
     run = BatchEncoder(encoder, depths, orientations, device, precision, cached[0].start if cached else 0, tokens)
     with tqdm(total=len(index) * len(sources), desc=description, unit="tile", disable=not progress) as bar:
         for scale, tiles_at in enumerate(sources):
@@ -276,22 +284,14 @@ def embed(
                 if tokens is not None:
                     tokens.put(slice(done, done + len(positions)), len(order), parts[len(depths) :])
                 done += len(positions)
+                if out is None:
+                    widths = [values.shape[1] for values in parts[: len(depths)]]
+                    out = room_for(
+                        len(index), widths, depths, len(sources), max_memory, folder=folder, half=half
+                    )  # fmt: skip
                 for depth, values in zip(depths, parts[: len(depths)], strict=True):
-                    width = values.shape[1]
-                    if depth not in out:
-                        share = None if max_memory is None else max_memory // len(depths)
-                        out[depth] = _room(len(index), len(sources) * width, share)
-                    out[depth][row[positions], scale * width : (scale + 1) * width] = values
+                    out.put(depth, scale, row[positions], values)
                 bar.update(len(positions))
             tiles_at.release()  # the next scale needs other chunks
+    assert out is not None  # for the type checker: there is at least one tile
     return out
-
-
-def _room(n: int, width: int, max_memory: int | None) -> np.ndarray:
-    """Allocate an array for features, (n, width) float32, in memory or in a temporary file without a name."""
-    size = 4 * n * width
-    if max_memory is None or size <= max_memory:
-        return np.empty((n, width), dtype=np.float32)
-    check_temporary_room(size, f"Features of {n} tiles")
-    file = tempfile.TemporaryFile(prefix="pekasc-features-")
-    return np.memmap(file, dtype=np.float32, mode="w+", shape=(n, width))

@@ -13,6 +13,7 @@ logger = get_logger(__name__)
 
 _OFF_LATTICE = 0.25  # of the pitch
 _ON_LATTICE = 0.9  # of all pairs of neighbours
+_COLUMNS = 128
 
 
 def neighbour_means(
@@ -197,5 +198,9 @@ def with_context(
         return features
     if fold is not None:
         sections = 3 * np.unique(sections, return_inverse=True)[1] + _sides(len(sections), fold)
-    mean = neighbour_means(coords_um, sections, radius_um) @ features
-    return np.concatenate([features, mean.astype(np.float32)], axis=1)
+    mean, d = neighbour_means(coords_um, sections, radius_um), features.shape[1]
+    out = np.empty((len(features), 2 * d), dtype=np.float32)
+    out[:, :d] = features
+    for start in range(0, d, _COLUMNS):  # products are in double precision, and few at a time
+        out[:, d + start : d + start + _COLUMNS] = mean @ features[:, start : start + _COLUMNS]
+    return out

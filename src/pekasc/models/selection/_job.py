@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -55,23 +55,25 @@ class Job:
     tokens: TokensBetweenBlocks | None = None  # collected in the first pass, to be cached
     _widths: dict[Depth, int] = field(default_factory=dict)
 
-    def frozen(self, depths: Sequence[Depth]) -> dict[Depth, np.ndarray]:
+    def frozen(self, depths: Sequence[Depth]) -> Mapping[Depth, np.ndarray]:
         """Return frozen features of the tiles and of wider fields, (n, fields * d), from checkpoints where they are."""
-        made: dict[Depth, np.ndarray] = {}
+        if self.resume.path is None:
+            return self.embed_first(depths)
+        made: list[Mapping[Depth, np.ndarray]] = []
 
         def of(depth: Depth) -> np.ndarray:
             if not made:
-                made.update(self.embed_first(depths))
-            return made[depth]
+                made.append(self.embed_first(depths))
+            return made[0][depth]
 
         fields = 1 + len(self.data.further)
         found = {}
         for depth in depths:
-            n, width = self.shape(depth) if self.resume.path is not None else (0, 0)
+            n, width = self.shape(depth)
             found[depth] = self.resume.array(f"frozen/{depth_name(depth)}", partial(of, depth), n, fields * width)
         return found
 
-    def embed_first(self, depths: Sequence[Depth]) -> dict[Depth, np.ndarray]:
+    def embed_first(self, depths: Sequence[Depth]) -> Mapping[Depth, np.ndarray]:
         """Return frozen features, and keep tokens between blocks to be cached later, if they fit in memory.
 
         This saves a second pass through the frozen blocks. The number of frozen blocks depends on the depth, which is
@@ -88,12 +90,20 @@ class Job:
             most = each * max(len(starts) * o.readout.orientations, o.recipe.n_views)
             if starts and most <= o.max_memory:
                 self.tokens = TokensBetweenBlocks(starts, dtype)
-        return self.embed(depths, bar=True, further=self.data.further)
+        return self.embed(depths, bar=True, further=self.data.further, half=True)
 
     def embed(
-        self, depths: Sequence[Depth], bar: bool = False, n_kept: int = 1, further: Sequence[TileSource] = ()
-    ) -> dict[Depth, np.ndarray]:
-        """Return features of all training tiles; `n_kept` such results share the memory limit."""
+        self,
+        depths: Sequence[Depth],
+        bar: bool = False,
+        n_kept: int = 1,
+        further: Sequence[TileSource] = (),
+        half: bool = False,
+    ) -> Mapping[Depth, np.ndarray]:
+        """Return features of all training tiles; `n_kept` such results share the memory limit.
+
+        More than fit are kept in files, `half` in half precision.
+        """
         o, own = self.options, np.flatnonzero(self.local)
         n = len(own) * (1 + len(further)) * o.readout.orientations
         with o.profile.stage("encoding", n), processes.raise_together():
@@ -108,6 +118,8 @@ class Job:
                 precision=o.precision,
                 progress=o.progress and bar,
                 max_memory=o.max_memory // n_kept,
+                folder=None if o.compute.cache is None else Path(o.compute.cache),
+                half=half,
                 index=own,
                 cached=self.cached,
                 tokens=self.tokens,
