@@ -354,11 +354,12 @@ class Compute(_Options):
     embed_batch_size
         Batch size for embedding tiles; halved, which is logged, if the device runs out of memory.
     max_memory
-        Bytes of memory for tiles, for features and for cached activations, each; more are kept in files. None is 2 GiB
-        in a call that trains, and 4 GiB for the features and layers that a call writes.
+        Bytes of memory for tiles, for features and for cached activations, each; more are kept in files, features of
+        the frozen encoder at all depths in half precision, of which those of one depth at a time come into memory. None
+        is 2 GiB in a call that trains, and 4 GiB for the features and layers that a call writes.
     cache
-        Folder for what can be computed again: cached activations that do not fit in memory, features and gene sets of
-        a comparison. A later call with the same data reuses it. Can be deleted at any time.
+        Folder for what can be computed again: cached activations and frozen features that do not fit in memory, and
+        features and gene sets of a comparison. A later call with the same data reuses it. Can be deleted at any time.
     resume
         Folder for checkpoints of an unfinished fit. After an interruption, the same call continues from there and ends
         with the same weights. Delete it once the adapter is saved.
