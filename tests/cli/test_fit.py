@@ -63,6 +63,31 @@ def test_a_target_that_is_no_gene(run: Any, phantom: sd.SpatialData, tmp_path: P
     assert done.code == 3 and "a target that is no gene is" in done.stderr
 
 
+def test_panels(run: Any, phantom: sd.SpatialData, tmp_path: Path) -> None:
+    regions = ["P1S1_spots", "P2S1_spots"]
+    two = phantom.filter_by_coordinate_system(["P1S1", "P2S1"])
+    table = two["table"].copy()
+    names = list(table.var_names)
+    table.var["half"] = np.arange(len(names)) < len(names) // 2
+    two.tables["table"] = table
+    two.write(tmp_path / "two.zarr")
+    (tmp_path / "genes.txt").write_text("\n".join(names))
+    panels = ["--panels", f"{regions[0]}={tmp_path / 'genes.txt'}", "--panels", f"{regions[1]}=half"]
+    command = ["fit", tmp_path / "two.zarr", "--out", tmp_path / "adapter", "--method", "none", *HOW]
+    done = run(*command, *panels)
+    assert done.code == 0, done.stderr
+    made = pk.Adapter.load(tmp_path / "adapter")
+    # what the second section did not measure was learned from the first
+    assert made.info["total_genes"] == names[: len(names) // 2]
+    assert set(made.genes) - set(made.info["total_genes"])
+    for wrong, message in (
+        (["--panels", "P1S1_spots"], "must be REGION=FILE or REGION=COLUMN"),
+        ([*panels, "--panels", f"{regions[1]}=half"], "P2S1_spots is named twice"),
+    ):
+        done = run(*command, *wrong)
+        assert done.code == 2 and message in " ".join(done.stderr.split())
+
+
 def test_resume(run: Any, sections: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "adapter"
     state = tmp_path / "adapter.resume"

@@ -131,6 +131,14 @@ Genes = Annotated[
     list[str] | None,
     typer.Option("--genes", metavar="NAME", help="A gene, or a file of genes, one a line. Can be repeated."),
 ]
+Panels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--panels",
+        metavar="REGION=GENES",
+        help="Genes that a region measured: a file, one a line, or a boolean column of var. Repeat for each region.",
+    ),
+]
 GeneSets = Annotated[
     list[str] | None,
     typer.Option("--genes", metavar="NAME", help="Gene set, gene, or file of genes; by default svg and hvg. Repeat."),

@@ -27,6 +27,7 @@ def fit(
     train: arguments.Train = None,
     groups: arguments.HeldOut = None,
     genes: arguments.Genes = None,
+    panels: arguments.Panels = None,
     layer: arguments.Layer = None,
     target: arguments.Target = None,
     gene_key: arguments.GeneKey = None,
@@ -59,6 +60,7 @@ def fit(
         call = arguments.given(
             encoder=encoder, teacher=teacher, train=train or None, groups=groups, layer=layer,
             target=_target(target), gene_key=gene_key, random_state=random_state, genes=names_or_files(genes),
+            panels=_panels(panels),
         )  # fmt: skip
         if method is not None:
             call["method"] = None if method.lower() == "none" else method
@@ -81,6 +83,21 @@ def _target(text: str | None) -> Any:
     """Return what the call takes: obsm:KEY is a target that is no gene."""
     kind, colon, key = (text or "").partition(":")
     return {kind: key} if colon else text
+
+
+def _panels(given: list[str] | None) -> dict[str, list[str] | str | None] | None:
+    """Return the genes of each region, from a file or as the name of a column of var."""
+    if not given:
+        return None
+    out: dict[str, list[str] | str | None] = {}
+    for text in given:
+        region, _, genes = text.partition("=")
+        if not region or not genes:
+            raise typer.BadParameter(f"{text} must be REGION=FILE or REGION=COLUMN.", param_hint="--panels")
+        if region in out:
+            raise typer.BadParameter(f"{region} is named twice.", param_hint="--panels")
+        out[region] = names_or_files([genes]) if Path(genes).is_file() else genes
+    return out
 
 
 def _check_out(out: Path) -> None:
