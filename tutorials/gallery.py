@@ -1,0 +1,175 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Gallery
+#
+# Every plot of pekasc, and how squidpy, scanpy and spatialdata-plot draw the same objects. All plots return
+# matplotlib's figures or axes, have their units in um, and draw spots and tiles to scale. Copy the line above a
+# picture.
+#
+# First something to look at: three synthetic patients, two of them trained on, for two epochs without augmentation,
+# so that it takes a minute. Leave out `recipe=` and `readout=` for real work.
+
+# %%
+import warnings
+
+import matplotlib.pyplot as plt
+import scanpy as sc
+import spatialdata_plot  # noqa: F401  adds `sdata.pl`
+import squidpy as sq
+
+import pekasc as pk
+
+warnings.filterwarnings("ignore", category=FutureWarning)
+warnings.filterwarnings("ignore", category=UserWarning)
+warnings.filterwarnings("ignore", category=DeprecationWarning)
+pk.settings.verbosity = "warning"
+sc.settings.verbosity = 0
+
+sdata = pk.datasets.phantom(n_patients=3, size_um=1500, mpp=1.0)
+pk.pp.tile(sdata, tile_px=112, mpp=1.0)
+adapter = pk.tl.fit_adapter(
+    sdata,
+    train=["P1S1", "P2S1"],
+    recipe={"epochs": 2, "n_views": 1},
+    readout={"fields_um": None},
+    progress=False,
+)
+pk.tl.predict_expression(sdata, adapter, progress=False)
+scores = pk.tl.evaluate(sdata)
+best = sdata["table"].var["peka_pearson"].idxmax()
+
+# %% [markdown]
+# ## `pl.tiles`: what the encoder sees
+#
+# Tiles as they go into the encoder, with a scale bar. Look at them first: a wrong pixel size or a shifted image shows
+# here.
+
+# %%
+_ = pk.pl.tiles(sdata, n=12, n_columns=6)
+
+# %% [markdown]
+# ## Tiles on the slide, by spatialdata-plot
+#
+# Tiles are shapes of the object, so that any tool for SpatialData draws them.
+
+# %%
+sdata.pl.render_images("P3S1_he").pl.render_shapes(
+    "P3S1_spots_tiles", fill_alpha=0, outline_alpha=1, outline_width=0.8, outline_color="black"
+).pl.show(coordinate_systems="P3S1", figsize=(5, 5), title="tiles of 112 um, 100 um apart")
+
+# %% [markdown]
+# ## `pl.expression`: H&E, measured, predicted
+#
+# One row per section, one colour scale for all of it, so that a prediction with less contrast than the measurement
+# looks like it. Titles show the correlation, and whether the section was trained on.
+
+# %%
+_ = pk.pl.expression(sdata, best)
+
+# %% [markdown]
+# On the image, with a colour map and limits of your own:
+
+# %%
+_ = pk.pl.expression(sdata, best, section="P3S1", background="image", cmap="magma", vmin=0, vmax=6)
+
+# %% [markdown]
+# ## `pl.gene_scores`: which genes can be predicted
+#
+# From scores on a section that was measured (left), or from the adapter, whose scores on held-out patients are there
+# before any test section is (right). Genes at the lower end are not to be interpreted.
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+pk.pl.gene_scores(sdata, ax=axes[0]).set_title("patient P3, measured")
+_ = pk.pl.gene_scores(adapter, ax=axes[1]).set_title("held out in training: P1, P2")
+
+# %% [markdown]
+# ## `pl.history`: how the training went
+#
+# Losses of the inner folds (thin) and of the final fit (bold); held-out error by epoch, of which the best is taken.
+
+# %%
+_ = pk.pl.history(adapter)
+
+# %% [markdown]
+# ## `pl.slide`: a slide without spots
+#
+# A slide is an image alone. `pp.tile_grid` puts tiles on its tissue; without a colour, `pl.slide` shows them, and how
+# many were left out for which reason.
+
+# %%
+slide = pk.datasets.phantom(n_patients=1, size_um=1500, mpp=1.0, random_state=7)
+pk.pp.tile_grid(slide, "P1S1_he", tile_px=112, mpp=1.0, stride_um=56)
+_ = pk.pl.slide(slide)
+
+# %% [markdown]
+# Predicted genes, side by side:
+
+# %%
+pk.tl.predict_expression(slide, adapter, table_name="grid", progress=False)
+genes = adapter.gene_scores["pearson"].nlargest(2).index.tolist()
+_ = pk.pl.slide(slide, genes)
+
+# %% [markdown]
+# Clusters of the predicted expression, and a measure of the tiles:
+
+# %%
+adata = pk.get.expression(slide, table_name="grid")
+sc.pp.pca(adata, n_comps=20, random_state=0)
+sc.pp.neighbors(adata, random_state=0)
+sc.tl.leiden(adata, resolution=0.5, flavor="igraph", n_iterations=2, random_state=0)
+slide["grid"].obs["leiden"] = adata.obs["leiden"]
+_ = pk.pl.slide(slide, ["leiden", "tissue_fraction"])
+
+# %% [markdown]
+# ## spatialdata-plot: predictions on the spots
+#
+# `table_layer="peka"` colours the spots of a section by the prediction.
+
+# %%
+sdata.pl.render_images("P3S1_he").pl.render_shapes(
+    "P3S1_spots", color=best, table_layer="peka", method="matplotlib"
+).pl.show(coordinate_systems="P3S1", figsize=(5.6, 5), title=f"{best}, predicted")
+
+# %% [markdown]
+# ## squidpy: sections side by side
+#
+# `get.expression` is an AnnData with positions in um, which squidpy draws without an image.
+
+# %%
+predicted = pk.get.expression(sdata)
+sq.pl.spatial_scatter(
+    predicted, color=best, shape=None, library_key="section", size=22, ncols=3, figsize=(4, 3.6), wspace=0.3
+)
+
+# %% [markdown]
+# ## squidpy: which clusters lie beside which
+
+# %%
+sc.pp.pca(predicted, n_comps=20, random_state=0)
+sc.pp.neighbors(predicted, random_state=0)
+sc.tl.leiden(predicted, resolution=0.5, flavor="igraph", n_iterations=2, random_state=0)
+sq.gr.spatial_neighbors_knn(predicted, library_key="section")
+sq.gr.nhood_enrichment(predicted, cluster_key="leiden", seed=0, show_progress_bar=False)
+sq.pl.nhood_enrichment(predicted, cluster_key="leiden", figsize=(4, 4))
+
+# %% [markdown]
+# ## scanpy: predicted genes by cluster
+
+# %%
+top = adapter.gene_scores["pearson"].nlargest(8).index.tolist()
+sc.pl.matrixplot(predicted, top, groupby="leiden", standard_scale="var", cmap="viridis")
+
+# %% [markdown]
+# ## Saving a figure
+#
+# All of these are matplotlib's: `pk.pl.expression(sdata, gene).savefig("gene.pdf")`.
