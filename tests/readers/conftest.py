@@ -274,6 +274,28 @@ def write_slide(folder: Path) -> Path:
     return folder
 
 
+def write_plain(folder: Path) -> Path:
+    """Write a SpatialData of which nothing is known: no shared coordinate system, no pixel size, no annotation."""
+    from spatialdata.models import Image2DModel, ShapesModel, TableModel
+    from spatialdata.transformations import Identity
+
+    rng = np.random.default_rng(0)
+    image = Image2DModel.parse(picture(), dims=("y", "x", "c"), transformations={"scan": Identity()})
+    centres = rng.uniform(150, SIDE_PX - 150, (40, 2))
+    spots = ShapesModel.parse(centres, geometry=0, radius=30, index=np.arange(100, 140))
+    table = AnnData(rng.poisson(3, (40, 12)).astype(np.float32))
+    sdata = SpatialData(images={"he": image}, shapes={"spots": spots}, tables={"table": TableModel.parse(table)})
+    folder.mkdir()
+    sdata.write(folder / "my.zarr")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a SpatialData that no reader made."""
+    return write_plain(tmp_path_factory.mktemp("plain") / "data")
+
+
 @pytest.fixture(scope="session")
 def slide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a slide without spots and an adapter."""

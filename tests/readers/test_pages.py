@@ -22,6 +22,7 @@ FOLDERS = {
     "st": "st_folder",
     "anndata": "space_ranger",
     "slides": "slide_folder",
+    "other": "plain_folder",
 }
 
 
@@ -48,7 +49,7 @@ def stand(
     def change(page: str) -> None:
         source = request.getfixturevalue(FOLDERS[page])
         named = {"outs": source, "hest_data": hest_folder}
-        if page in ("st", "slides"):
+        if page in ("st", "slides", "other"):
             named |= {path.name: path for path in source.iterdir()}
         for name, path in named.items():
             (tmp_path / name).symlink_to(path)
