@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from importlib.metadata import metadata
 from pathlib import Path
 
 from sphinx.application import Sphinx
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_extensions"))
 
 info = metadata("pekasc")
 # as the package's metadata say it, where they name a repository
@@ -21,6 +23,7 @@ copyright = f"2026, {author}"
 release = version = info["Version"]
 
 extensions = [
+    "benchmark_pages",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -34,7 +37,7 @@ extensions = [
     "sphinxext.opengraph",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "_figures", "**.ipynb_checkpoints", "jupyter_execute"]
+exclude_patterns = ["_build", "_extensions", "_figures", "**.ipynb_checkpoints", "jupyter_execute"]
 
 html_theme = "sphinx_book_theme"
 html_title = "pekasc"
@@ -61,7 +64,7 @@ html_theme_options = {
 # what is shown where somebody links to a page; cards with the page's title would be drawn at every build
 ogp_site_name = "pekasc"
 ogp_site_url = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
-ogp_image = "_static/result.png"
+ogp_image = "_static/result_light.png"
 ogp_social_cards = {"enable": False}
 
 bibtex_bibfiles = ["references.bib"]

@@ -186,7 +186,8 @@ def test_signature_is_annotated_with_few_positionals(name: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_api_page_lists(name: str) -> None:
-    assert re.search(rf"^   {re.escape(name)}$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    pages = [page.read_text() for page in (ROOT / "docs" / "api").glob("*.md")]
+    assert sum(bool(re.search(rf"^   {re.escape(name)}$", page, re.MULTILINE)) for page in pages) == 1
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -236,6 +237,7 @@ READERS = ["legacy", "sopa", "visium", "visium_hd", "xenium"]
 NOT_MIRRORED = {
     "test_package.py": "the package as a whole",
     "test_benchmarks.py": "a script beside the package",
+    "test_docs.py": "docs",
     "test_packaging.py": "recipes, workflows and metadata beside the package",
     "cli/test_clusters.py": "docs/clusters.md",
     "fuzz/test_adapter_folders.py": "damaged folders of adapters, from the record to a prediction",
