@@ -128,12 +128,12 @@ def test_workflow_actions_are_pinned_and_read_only(path: Path) -> None:
 
 def test_hosted_jobs_name_what_is_there_and_local_runs_say_so() -> None:
     jobs = _yaml(".github/workflows/hosted.yaml")["jobs"]
-    assert set(jobs) == {"links", "model-cards", "conda", "container", "citation"}
+    assert set(jobs) == {"links", "model-cards", "coverage", "conda", "container", "citation"}
     commands = " ".join(step.get("run", "") for job in jobs.values() for step in job["steps"])
     for name in ("conda-recipe", "docs", "tests/models/encoders/test_registry.py"):
         assert re.search(rf"(?<!\S){re.escape(name)}(?!\S)", commands) and (ROOT / name).exists()
     local = (ROOT / ".ci" / "run").read_text()
-    assert "not run here: links, model cards, conda package, container image" in local
+    assert "not run here: links, model cards, coverage, conda package, container image" in local
     roles = {entry["environment"] for entry in _yaml(WORKFLOWS[-1])["jobs"]["test"]["strategy"]["matrix"]["include"]}
     assert roles and all(f"run_{role}()" in local for role in roles)
 
