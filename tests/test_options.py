@@ -155,6 +155,7 @@ WRONG_TYPES: dict[type[Any], dict[str, list[Any]]] = {
         ),
         **dict.fromkeys(("choose_epochs", "standardise_teacher"), [1, "yes", None]),
         "blocks": [None, 1.5, True],
+        "refit": [None, True, 1],
         "n_views": ["8", None, True],
     },
     Readout: {
@@ -199,6 +200,7 @@ OUT_OF_RANGE: dict[type[Any], dict[str, list[Any]]] = {
         "kd_weight": [-0.1, 1.1, float("nan")],
         "blocks": [0, "some"],
         "n_views": [3, 0],
+        "refit": ["all", "Last"],
     },
     Readout: {
         **dict.fromkeys(("n_components", "head_rank"), [0, -1]),
@@ -293,6 +295,10 @@ def test_a_blend_of_one_is_told_its_head() -> None:
         (
             lambda: Readout(members=("adapted:ridge", "adapted:low-rank"), fields_um=448),
             "`fields_um=.* are read by the frozen members of a blend, and `members=.* are all adapted",
+        ),
+        (
+            lambda: Recipe(refit="ensemble", epochs=0),
+            '`refit="ensemble"` keeps the adapters of the inner folds, and `epochs=0` trains none',
         ),
         (
             lambda: Recipe(patience=2, choose_epochs=False),

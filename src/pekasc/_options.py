@@ -24,6 +24,7 @@ logger = get_logger(__name__)
 ORIENTATIONS = (1, 2, 4, 8)
 PRECISIONS = ("fp32", "bf16", "fp16")
 CACHED = ("fp16", "fp32")
+REFITS = ("last", "ensemble", "both")
 # default limits in bytes
 FIT_MEMORY = 2 * 2**30  # of tiles, of features and of cached activations, each, in a call that trains
 RESULT_MEMORY = 4 * 2**30  # of what a call writes into the object
@@ -120,6 +121,11 @@ class Recipe(_Options):
     choose_epochs
         Choose the number of epochs by the held-out error, with 0 (the frozen encoder) as a candidate. False always
         trains `epochs`.
+    refit
+        Which adapters predict. ``"last"``: one, trained on all training groups for the chosen number of epochs.
+        ``"ensemble"``: those of the inner folds, each trained without the groups that are held out, at the chosen
+        number of epochs; no further one is trained. ``"both"``: all of these. Each has heads of its own, and adapted
+        members of the readout are the mean of their predictions. Only the adapted blocks run once for each.
     n_views
         Data augmentation: train on 1 (no augmentation), 2, 4 or 8 orientations of a tile (rotations by 90 degrees and
         mirror images).
@@ -159,6 +165,7 @@ class Recipe(_Options):
     epochs: int = 6
     patience: int | None = None
     choose_epochs: bool = True
+    refit: Literal["last", "ensemble", "both"] = "last"
     n_views: int = 8
     gradient_clip: float = 1.0
     standardise_teacher: bool = True
@@ -194,6 +201,7 @@ class Recipe(_Options):
         for name in ("choose_epochs", "standardise_teacher"):
             self._set(name, _flag(name, getattr(self, name)))
         self._set("n_views", _one_of("n_views", self.n_views, ORIENTATIONS))
+        self._set("refit", _one_of("refit", self.refit, REFITS))
         if isinstance(self.blocks, str):
             _one_of("blocks", self.blocks, ("auto", "all"))
         else:
@@ -202,6 +210,11 @@ class Recipe(_Options):
             raise ValueError(
                 f"`patience={self.patience}` stops inner folds by the held-out error, and `choose_epochs=False` trains "
                 "all epochs in any case: leave one of them out."
+            )
+        if self.refit != "last" and self.epochs == 0:
+            raise ValueError(
+                f'`refit="{self.refit}"` keeps the adapters of the inner folds, and `epochs=0` trains none: leave one '
+                "of them out."
             )
 
 

@@ -20,7 +20,7 @@ def _adapter(chosen: int = 3) -> Any:
             rows.append((fold, name, epoch, loss, 2 * loss, 3 * loss, error))
     rows += [(-1, "", epoch, 1.0 / epoch, 2.0 / epoch, 3.0 / epoch, np.nan) for epoch in range(1, chosen + 1)]
     columns = ["fold", "held_out", "epoch", "loss", "kd", "sa", "val_error"]
-    return SimpleNamespace(history=pd.DataFrame(rows, columns=columns))
+    return SimpleNamespace(history=pd.DataFrame(rows, columns=columns), info={"epochs": chosen})
 
 
 def test_losses_of_every_fit() -> None:

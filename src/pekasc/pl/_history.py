@@ -67,7 +67,7 @@ def history(
         _, made = plt.subplots(1, 2, figsize=figsize, layout="constrained")
         axes = (made[0], made[1])
     _losses(axes[0], frame)
-    _held_out(axes[1], frame)
+    _held_out(axes[1], frame, chosen=int(adapter.info["epochs"]))
     for ax in axes:
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -100,7 +100,7 @@ def _losses(ax: Axes, frame: pd.DataFrame) -> None:
     ax.legend(fontsize=SMALL, loc="upper right", ncols=2, **_LEGEND)
 
 
-def _held_out(ax: Axes, frame: pd.DataFrame) -> None:
+def _held_out(ax: Axes, frame: pd.DataFrame, chosen: int) -> None:
     folds = frame[(frame["fold"] != _REFIT) & frame["val_error"].notna()]
     for _, rows in folds.groupby("fold"):
         ax.plot(rows["epoch"], rows["val_error"], color=GREY, linewidth=0.8, alpha=0.8)
@@ -117,9 +117,6 @@ def _held_out(ax: Axes, frame: pd.DataFrame) -> None:
             )
     mean = folds.groupby("epoch")["val_error"].mean()
     ax.plot(mean.index, mean, color=DARK, linewidth=1.8, label="mean of held-out groups")
-    # the final fit runs for the chosen number of epochs
-    final = frame.loc[frame["fold"] == _REFIT, "epoch"]
-    chosen = int(final.max()) if len(final) else 0
     if chosen in mean.index:
         ax.plot(chosen, mean[chosen], "o", color=ACCENT, markersize=5, zorder=4, label=f"chosen: epoch {chosen}")
         ax.axvline(chosen, color=ACCENT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)

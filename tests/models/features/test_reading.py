@@ -139,6 +139,38 @@ def test_frozen_blocks_run_once(method: str, blocks: Any, shared: int, monkeypat
     assert counts == [1] * shared + [2] * (4 - shared)
 
 
+def test_several_adapters_share_the_frozen_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = EncoderNetwork(VIT, TILE_PX)
+    ran: list[nn.Module] = []
+    run_block = EncoderNetwork._run
+
+    def counted(self: EncoderNetwork, block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        ran.append(block)
+        return run_block(self, block, x)
+
+    other = model.add_copy(share=True)
+    assert model.networks == [model, other]
+    assert {p.data_ptr() for p in other.parameters()} <= {p.data_ptr() for p in model.parameters()}
+    own, frozen = features(model, [(4,)])[4,], features(model, [(4,)])[4,]
+    with trained(model, "bone", (4,), 2), trained(other, "lora", (4,), 2):
+        alone = [features(network, [(4,)])[4,] for network in (EncoderNetwork(VIT, TILE_PX), other)]
+        np.testing.assert_allclose(alone[0], frozen, atol=1e-5)  # the weights that are shared stay as they were
+        sources = {Source("adapted", 0, (4,)): 384, Source("frozen", 0, (4,)): 384, Source("adapted", 0, (4,), 1): 384}
+        reading = reading_of(sources)
+        monkeypatch.setattr(EncoderNetwork, "_run", counted)
+        found = ReadingEncoder(model, reading, 0, (4,), 1, CPU, "fp32").features(TILES)
+        blocks = list(zip(*(network.model.blocks for network in (model, other)), strict=True))
+        assert [sum(block in pair for block in ran) for pair in blocks] == [1, 1, 3, 3]
+        mean = features(model, [(4,)])[4,]
+        model.copies = nn.ModuleList()
+        own = features(model, [(4,)])[4,]
+    np.testing.assert_allclose(found[:, :384], (own + alone[1]) / 2, atol=1e-4)
+    np.testing.assert_allclose(mean, (own + alone[1]) / 2, atol=1e-4)
+    by_hand = reading.scores(dict(zip(sources, (own, frozen, alone[1]), strict=True)))
+    np.testing.assert_allclose(found[:, 384:], by_hand, atol=5e-3)
+    assert min(np.abs(a - b).max() for a, b in ((own, frozen), (own, alone[1]), (alone[1], frozen))) > 1e-2
+
+
 def test_a_cnn_has_no_blocks_and_an_encoder_without_an_adapter_is_read_at_once() -> None:
     for row, depths in ((CNN, [(1,), (3,)]), (VIT, [(2,), None])):
         model = EncoderNetwork(row, TILE_PX)

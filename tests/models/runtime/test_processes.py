@@ -20,7 +20,7 @@ from pekasc.models.runtime import _processes as processes
 
 Fit = Callable[..., pk.Adapter]
 CPU = torch.device("cpu")
-RECIPE = {"choose_epochs": False, "n_views": 4}
+RECIPE = {"choose_epochs": False, "n_views": 4, "refit": "both"}
 # in one script, for a process takes seconds to import what it needs
 TWO = """
 import os, sys
@@ -43,6 +43,11 @@ except (OSError, RuntimeError) as error:
 """
 
 
+def states_of(adapter: pk.Adapter) -> list[dict[str, torch.Tensor]]:
+    """Return the weights of the last adapter, and of those of the inner folds."""
+    return [dict(adapter.weights["adapter"]), *(dict(weights) for _, weights in adapter.others)]
+
+
 def test_two_processes_learn_what_one_learns_and_fail_together(
     sections: SpatialData, fit: Fit, fit_script: str, tmp_path: Path
 ) -> None:
@@ -59,11 +64,13 @@ def test_two_processes_learn_what_one_learns_and_fail_together(
         columns = ["fold", "epoch", "loss", "kd", "sa", "val_error"]
         np.testing.assert_allclose(two.history[columns], one.history[columns], atol=1e-4)
         assert two.weights["adapter"].keys() == one.weights["adapter"].keys()
-        for name, tensor in one.weights["adapter"].items():
-            np.testing.assert_allclose(two.weights["adapter"][name], tensor, atol=1e-4)
+        for made_by_two, made_by_one in zip(states_of(two), states_of(one), strict=True):
+            for name, tensor in made_by_one.items():
+                np.testing.assert_allclose(made_by_two[name], tensor, atol=1e-4)
         assert two.trained_on.keys() == one.trained_on.keys()
     # to the bit, the call returns the same in every process
-    assert all(torch.equal(made[1].weights["adapter"][k], t) for k, t in made[0].weights["adapter"].items())
+    for first, second in zip(states_of(made[0]), states_of(made[1]), strict=True):
+        assert all(torch.equal(second[k], t) for k, t in first.items())
     pd.testing.assert_frame_equal(made[0].gene_scores, made[1].gene_scores)
     assert (tmp_path / "state" / "fold-1" / "done.json").exists()
     errors = [(tmp_path / f"error-{rank}").read_text() for rank in (0, 1)]

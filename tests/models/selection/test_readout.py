@@ -53,7 +53,7 @@ def features(by_depth: dict[Depth, np.ndarray]) -> Features:
     """Return frozen features, and those of adapters: another one in every inner fold."""
     rng = np.random.default_rng(2)
     inner = [by_depth[2,] + rng.normal(0, 0.3, by_depth[2,].shape).astype(np.float32) for _ in range(3)]
-    return Features(by_depth, (2,), by_depth[2,] + np.float32(0.1), inner)
+    return Features(by_depth, (2,), [by_depth[2,] + np.float32(0.1)], inner)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_features_of_a_source(features: Features) -> None:
             for fold in (None, 1):
                 got = wide.of(Source("frozen", field, depth), fold)
                 np.testing.assert_array_equal(got, x[:, field * width : (field + 1) * width])
-    assert features.of(ADAPTED, None) is features.adapted and features.of(ADAPTED, 1) is features.inner[1]
+    assert features.of(ADAPTED, None) is features.adapted[0] and features.of(ADAPTED, 1) is features.inner[1]
 
 
 def test_features_of_several_blocks_keep_their_fields_apart(features: Features) -> None:
@@ -108,7 +108,7 @@ def test_what_members_read(data: Data, features: Features, folds: list[InnerFold
     spec = HeadSpec(RIDGE.replace(selection="average"))
     # an adapter's features are read at its depth, whatever the depths of the frozen ones
     assert variants(reader.fit(spec, DEPTHS)) == [("adapted:ridge", 0, [ADAPTED], None)]
-    without = Reader(data, folds, replace(features, adapted=None))
+    without = Reader(data, folds, replace(features, adapted=()))
     ((name, _, sources, _),) = variants(without.fit(spec, DEPTHS))
     assert name == "frozen:ridge" and set(sources) <= {frozen(d) for d in (1, 2, 3)}
     both = reader.fit(replace(spec, beside_frozen=True), DEPTHS)
@@ -143,7 +143,7 @@ def test_wider_fields_are_read_by_frozen_members_and_left_out_where_there_are_no
 
 
 def test_frozen_features_stand_in_for_adapted_ones(data: Data, features: Features, folds: list[InnerFold]) -> None:
-    without = Reader(data, folds, replace(features, adapted=None, inner=()))
+    without = Reader(data, folds, replace(features, adapted=(), inner=()))
     spec = HeadSpec(Readout(context_um=None, fields_um=None))
     fitted = without.fit(spec, [(3,)], stand_in=True)
     assert variants(fitted) == [
@@ -151,7 +151,7 @@ def test_frozen_features_stand_in_for_adapted_ones(data: Data, features: Feature
         ("adapted:low-rank", 0, [frozen(2)], None),
     ]  # fmt: skip
     # as if an adapter had changed nothing
-    same = replace(features, adapted=features.frozen[2,], inner=[features.frozen[2,]] * 3)
+    same = replace(features, adapted=[features.frozen[2,]], inner=[features.frozen[2,]] * 3)
     untrained = Reader(data, folds, same).fit(spec, [(3,)])
     np.testing.assert_allclose(
         predicted(fitted.reading, same, data), predicted(untrained.reading, same, data), atol=1e-5
@@ -205,11 +205,32 @@ def test_an_average_weighs_settings_by_their_held_out_error(
     assert set(low["rank"]) == {1, 2, 3} and low["weight"].sum() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("head", ["ridge", "ridge-per-gene", "low-rank", "blend"])
+@pytest.mark.parametrize("beside_frozen", [False, True])
+def test_several_adapters_are_averaged(
+    data: Data, features: Features, folds: list[InnerFold], head: str, beside_frozen: bool
+) -> None:
+    spec = HeadSpec(Readout(head=head, fields_um=None), beside_frozen)
+    rng = np.random.default_rng(4)
+    several = [features.adapted[0] + rng.normal(0, s, (N, 8)).astype(np.float32) for s in (0.1, 0.5, 1.0)]
+    alone = [replace(features, adapted=[x]) for x in several]
+    made = [Reader(data, folds, f).fit(spec, DEPTHS) for f in alone]
+    each = [predicted(fit.reading.use(), f, data) for fit, f in zip(made, alone, strict=True)]
+    all_of_them = replace(features, adapted=several)
+    fitted = Reader(data, folds, all_of_them).fit(spec, DEPTHS)
+    np.testing.assert_allclose(predicted(fitted.reading.use(), all_of_them, data), np.mean(each, axis=0), atol=1e-5)
+    assert np.abs(each[0] - each[2]).max() > 1e-2
+    # settings are those of the inner folds, which have one adapter each
+    np.testing.assert_array_equal(fitted.table["weight"], made[0].table["weight"])
+    for one, other in zip(fitted.folds, made[0].folds, strict=True):
+        assert [(m.name, m.weight) for m in one.members] == [(m.name, m.weight) for m in other.members]
+
+
 def test_held_out_scores_use_the_adapter_of_the_fold_alone(
     data: Data, features: Features, folds: list[InnerFold]
 ) -> None:
     spec = HeadSpec(Readout(context_um=150, fields_um=None))
-    leaky = replace(features, adapted=np.column_stack([data.expression] * 2).astype(np.float32))
+    leaky = replace(features, adapted=[np.column_stack([data.expression] * 2).astype(np.float32)])
     one, other = (Reader(data, folds, f).fit(spec, DEPTHS) for f in (features, leaky))
     np.testing.assert_array_equal(one.table["error"], other.table["error"])
     for i in range(len(folds)):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -76,6 +75,10 @@ class Adapter:
         Widths in um of wider fields of view, whose features are read beside those of the tile.
     orientations
         Test-time augmentation: number of orientations of a tile that features are averaged over.
+    others
+        Configuration and weights, under PEFT's names, of the further adapters of an ensemble (``Recipe.refit``), of
+        which `config` and `weights` are the first: that of all training groups, if it is one of them, then those of the
+        inner folds, in their order.
     """
 
     encoder: Encoder
@@ -94,6 +97,17 @@ class Adapter:
     trained_on: Mapping[str, np.ndarray] = field(default_factory=dict)
     fields_um: tuple[float, ...] = ()
     orientations: int = 1
+    others: tuple[tuple[PeftConfig, Mapping[str, torch.Tensor]], ...] = ()
+
+    @property
+    def n_adapters(self) -> int:
+        """Number of adapters whose predictions are averaged; 0 for the frozen encoder."""
+        return 0 if self.config is None else 1 + len(self.others)
+
+    @property
+    def _adapters(self) -> list[tuple[PeftConfig, Mapping[str, torch.Tensor]]]:
+        """Configuration and weights of every adapter."""
+        return [] if self.config is None else [(self.config, self.weights["adapter"]), *self.others]
 
     @property
     def context_um(self) -> float | None:
@@ -121,26 +135,27 @@ class Adapter:
                 f"but the weights found now are {model.digest[:12]}. Give the same weights, for instance "
                 "`Adapter.load(path, encoder=pekasc.models.Encoder(..., weights=PATH))`."
             )
-        self._attach(model)
+        for config, _ in self.others:
+            model.add_copy(share=getattr(config, "bias", "none") == "none")
+        for network, (config, weights) in zip(model.networks, self._adapters, strict=False):  # none if frozen
+            self._attach(network, config, weights)
         return model
 
-    def _attach(self, model: EncoderNetwork) -> Any:
-        """Attach the trained adapter to the model, in place; return the PEFT model, None for a frozen encoder."""
-        if self.config is None:
-            return None
+    def _attach(self, model: EncoderNetwork, config: PeftConfig, weights: Mapping[str, torch.Tensor]) -> Any:
+        """Attach a trained adapter to the model, in place; return the PEFT model."""
         try:
             with torch.random.fork_rng(devices=[]):
-                peft_model = tuned_model(model, self.config)
+                peft_model = tuned_model(model, config)
         except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
             raise self._misfit(error) from error
-        self._fill(peft_model)
+        self._fill(peft_model, weights)
         model.requires_grad_(False)
         model.eval()
         return peft_model
 
-    def _fill(self, peft_model: Any) -> None:
-        """Load the trained weights into an attached adapter."""
-        weights = dict(self.weights["adapter"])
+    def _fill(self, peft_model: Any, weights: Mapping[str, torch.Tensor]) -> None:
+        """Load trained weights into an attached adapter."""
+        weights = dict(weights)
         try:
             set_peft_model_state_dict(peft_model, weights)
             loaded = get_peft_model_state_dict(peft_model)  # what is missing or left over was ignored
@@ -160,7 +175,7 @@ class Adapter:
         return {name: value for name, value in self.__dict__.items() if name != "_model"}
 
     def network(self) -> EncoderNetwork:
-        """Return the encoder with the adapter attached; it is built at the first call and kept.
+        """Return the encoder with its adapters attached; it is built at the first call and kept.
 
         Raises
         ------
@@ -180,57 +195,40 @@ class Adapter:
                 "`pekasc.pp.tile_grid`)."
             )
 
-    @contextmanager
-    def attached_to(self, model: EncoderNetwork) -> Iterator[EncoderNetwork]:
-        """Attach the trained adapter to an encoder that is loaded already, within the block."""
-        if self.config is None:
-            yield model
-            return
-        with attached(model, self.config, 0) as peft_model:
-            self._fill(peft_model)
-            model.requires_grad_(False)
-            model.eval()
-            yield model
-
-    def embed_source(
-        self,
-        source: TileSource,
-        *,
-        compute: Compute,
-        device: torch.device | None = None,
-        model: EncoderNetwork | None = None,
-        progress: bool = False,
-    ) -> np.ndarray:
-        """Return the adapted features of tiles, (n, d) float32, without checking their size.
+    def embed_with(
+        self, model: EncoderNetwork, source: TileSource, *, compute: Compute, device: torch.device
+    ) -> list[np.ndarray]:
+        """Return the features of tiles by every adapter, (n, d) float32, without checking their size.
 
         Parameters
         ----------
+        model
+            The encoder without an adapter, loaded already; it is left as it was.
         source
             The tiles.
-        compute
+        compute, device
             Where and how to run.
-        device
-            The device, if it is resolved already.
-        model
-            The encoder without an adapter, if it is loaded already; it is left as it was.
-        progress
-            Show a progress bar.
         """
-        with nullcontext(self._model) if model is None else self.attached_to(model) as network:
-            features = embed(
-                network,
-                source,
-                [self.depth],
-                orientations=self.orientations,
-                batch_size=compute.embed_batch_size,
-                device=resolve_device(compute.device) if device is None else device,
-                precision=compute.precision,
-                progress=progress,
-            )
+        made = []
+        for config, weights in self._adapters:
+            with attached(model, config, 0) as peft_model:
+                self._fill(peft_model, weights)
+                model.requires_grad_(False)
+                model.eval()
+                made.append(self._embed(model, source, compute, device))
+        return made or [self._embed(model, source, compute, device)]
+
+    def _embed(self, network: EncoderNetwork, source: TileSource, compute: Compute, device: torch.device) -> np.ndarray:
+        features = embed(
+            network, source, [self.depth], orientations=self.orientations, batch_size=compute.embed_batch_size,
+            device=device, precision=compute.precision,
+        )  # fmt: skip
         return features[self.depth]
 
     def embed(self, tiles: np.ndarray, *, mpp: float, compute: Compute | Mapping[str, Any] | None = None) -> np.ndarray:
         """Embed an array of tiles with the adapted encoder.
+
+        The features of several adapters (``Recipe.refit``) are averaged: all are small changes of one encoder.
 
         Parameters
         ----------
@@ -254,7 +252,7 @@ class Adapter:
         how = resolve(compute, Compute, "compute", unused=unused_in_embedding(arrays=True))
         source = ArrayTiles(np.asarray(tiles))
         self.check_tiles(source.tile_px, mpp)
-        return self.embed_source(source, compute=how)
+        return self._embed(self._model, source, how, resolve_device(how.device))
 
     def predict(
         self,
@@ -378,14 +376,18 @@ class Adapter:
         Raises
         ------
         ValueError
-            If the encoder's weights are not those that the adapter was trained on.
+            If the encoder's weights are not those that the adapter was trained on, or there are several adapters.
         """
+        if self.others:
+            raise ValueError(
+                f"This is an ensemble of {self.n_adapters} adapters, whose mean no single network has, so that it "
+                'cannot be merged. Fit with `refit="last"` (a field of `pekasc.Recipe`) for one adapter that can.'
+            )
         model = EncoderNetwork(self.encoder, self.spec.tile_px)
         if model.digest != self.encoder_digest:
             return self._model.model  # raises with the reason
-        peft_model = self._attach(model)
-        if peft_model is not None:
-            model.model = peft_model.merge_and_unload()
+        for config, weights in self._adapters:
+            model.model = self._attach(model, config, weights).merge_and_unload()
         model.cut(last_block(model, self.depth))
         model.model.requires_grad_(False)
         return model.model.eval()

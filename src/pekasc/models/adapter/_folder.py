@@ -23,10 +23,10 @@ from safetensors.torch import save as to_bytes
 
 from pekasc._digests import sha256
 from pekasc.models.adapter._reading import old_reading, reading_from, reading_parts
-from pekasc.models.adapter._record import check_config, check_record, check_tensors
+from pekasc.models.adapter._record import MOST, check_config, check_record, check_tensors
 from pekasc.models.encoders import Encoder
 from pekasc.models.runtime import explained, write_whole
-from pekasc.models.training import check_method
+from pekasc.models.training import config_from, config_values
 from pekasc.tiling import TileSpec
 
 try:
@@ -37,8 +37,8 @@ except ImportError:  # not on Windows
 if TYPE_CHECKING:
     from pekasc.models.adapter._adapter import Adapter
 
-FORMAT = 5
-READ = (2, 3, 4, FORMAT)
+FORMAT, ENSEMBLE = 5, 6  # of one adapter; of several, which earlier versions do not read
+READ = (2, 3, 4, FORMAT, ENSEMBLE)
 _ADDED = {"scales": [1.0], "orientations": 1}  # fields new in format 3, with the values of older adapters
 _FIELDS = (
     "encoder", "encoder_digest", "tile_px", "mpp", "depth", "method", "genes", "reading", "smooth_um",
@@ -58,10 +58,19 @@ PEFT_CONFIG = "adapter_config.json"
 _WHAT = "The adapter"
 # files of ours that a killed save leaves: under the name of their content, or not whole
 _LEFT = re.compile(
-    r"(heads|adapter_model)-[0-9a-f]{16}\.safetensors|adapter_config-[0-9a-f]{16}\.json|"
-    r"\.(pekasc|heads-[0-9a-f]{16}|adapter_model-[0-9a-f]{16}|adapter_config-[0-9a-f]{16})"
-    r"\.(json|safetensors)\.[0-9a-f]{32}\.part"
+    r"(heads|adapter_model(_\d)?)-[0-9a-f]{16}\.safetensors|adapter_config(_\d)?-[0-9a-f]{16}\.json|"
+    r"\.(pekasc|(heads|adapter_(model|config)(_\d)?)-[0-9a-f]{16})\.(json|safetensors)\.[0-9a-f]{32}\.part"
 )
+
+
+def _peft_files(number: int) -> tuple[str, str]:
+    """Return the names of the two files of an adapter: the first has PEFT's own."""
+    if not number:
+        return PEFT_CONFIG, PEFT_WEIGHTS
+    return f"adapter_config_{number + 1}.json", f"adapter_model_{number + 1}.safetensors"
+
+
+_NAMES = [name for number in range(MOST) for name in _peft_files(number)]
 
 
 def _frame_to_json(frame: pd.DataFrame) -> dict[str, Any]:
@@ -147,7 +156,7 @@ def _settle(path: Path, digests: Mapping[str, str]) -> None:
             (path / _staged(name, digest)).replace(path / name)
     left = [file for file in path.iterdir() if _ours(file)]
     if digests:
-        left += [path / name for name in (HEADS, PEFT_WEIGHTS, PEFT_CONFIG) if name not in digests]
+        left += [path / name for name in (HEADS, *_NAMES) if name not in digests]
     for file in left:
         file.unlink(missing_ok=True)
 
@@ -184,13 +193,14 @@ def _contents(adapter: Adapter) -> tuple[dict[str, bytes], dict[str, Any]]:
         if kind != "adapter":
             tensors |= {f"{kind}.{name}": tensor.contiguous() for name, tensor in state.items()}
     files = {HEADS: to_bytes(tensors)}
-    if adapter.config is not None:
-        weights = {name: tensor.contiguous() for name, tensor in adapter.weights["adapter"].items()}
-        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in adapter.config.to_dict().items()}
-        files[PEFT_CONFIG] = json.dumps(plain, indent=2, sort_keys=True).encode()  # as PEFT's `save_pretrained`
-        files[PEFT_WEIGHTS] = to_bytes(weights, metadata={"format": "pt"})
+    first = [] if adapter.config is None else [(adapter.config, adapter.weights["adapter"])]
+    for number, (config, state) in enumerate([*first, *adapter.others]):
+        weights = {name: tensor.contiguous() for name, tensor in state.items()}
+        config_file, weights_file = _peft_files(number)
+        files[config_file] = json.dumps(config_values(config), indent=2, sort_keys=True).encode()
+        files[weights_file] = to_bytes(weights, metadata={"format": "pt"})
     record = {
-        "format": FORMAT,
+        "format": ENSEMBLE if adapter.others else FORMAT,
         "encoder": adapter.encoder.to_dict(),
         "encoder_digest": adapter.encoder_digest,
         "tile_px": adapter.spec.tile_px,
@@ -240,16 +250,9 @@ def load(path: Path) -> dict[str, Any]:
         state = {name[len(kind) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{kind}.")}
         if state:
             weights[kind] = state
-    config = None
-    if PEFT_WEIGHTS in record["files"]:
-        try:
-            weights["adapter"] = from_bytes(content[PEFT_WEIGHTS])
-            config = _config(json.loads(content[PEFT_CONFIG]))
-            check_config(config, weights["adapter"])
-        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(
-                f"The adapter in {path} is damaged: {PEFT_CONFIG} or {PEFT_WEIGHTS} cannot be read ({error})."
-            ) from error
+    adapters = [_adapter(path, content, number) for number in range(len(content) // 2)]
+    if adapters:
+        weights["adapter"] = adapters[0][1]
     return {
         "encoder": encoder,
         "encoder_digest": record["encoder_digest"],
@@ -260,8 +263,9 @@ def load(path: Path) -> dict[str, Any]:
         "reading": reading,
         "fields_um": fields_um,
         "orientations": record["orientations"],
-        "config": config,
+        "config": adapters[0][0] if adapters else None,
         "weights": weights,
+        "others": tuple(adapters[1:]),
         "gene_scores": _frame_from_json(record["gene_scores"]),
         "history": _frame_from_json(record["history"]),
         "selection": _frame_from_json(record["selection"]),
@@ -284,16 +288,18 @@ def _read_file(path: Path, name: str, digest: str) -> bytes:
     raise ValueError(f"The adapter in {path} is damaged: {name} is not the file that was saved with it.")
 
 
-def _config(values: dict[str, Any]) -> PeftConfig:
-    if not isinstance(values, dict):
-        raise ValueError(f"it holds a {type(values).__name__}")
-    for name in ("megatron_config", "auto_mapping"):  # name modules to import
-        if values.get(name):
-            raise ValueError(f"its `{name}` names code to import")
-    values.pop("runtime_config", None)
-    config: Any = PeftConfig.from_peft_type(**PeftConfig.check_kwargs(**values))
-    check_method(config)
-    return config
+def _adapter(path: Path, content: Mapping[str, bytes], number: int) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
+    """Return configuration and weights of an adapter from its two files."""
+    config_file, weights_file = _peft_files(number)
+    try:
+        weights = from_bytes(content[weights_file])
+        config = config_from(json.loads(content[config_file]))
+        check_config(config, weights)
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"The adapter in {path} is damaged: {config_file} or {weights_file} cannot be read ({error})."
+        ) from error
+    return config, weights
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -314,18 +320,19 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or "format" not in record or "files" not in record:
         raise ValueError(f"{path} holds no adapter of pekasc: {MAIN} lacks the fields of one.")
     if record["format"] not in READ:
-        newer = isinstance(record["format"], int) and record["format"] > FORMAT
+        newer = isinstance(record["format"], int) and record["format"] > ENSEMBLE
         raise ValueError(
-            f"The adapter in {path} has format {record['format']}, this pekasc reads {FORMAT}: "
+            f"The adapter in {path} has format {record['format']}, this pekasc reads up to {ENSEMBLE}: "
             f"{'update pekasc' if newer else 'fit it again, or load it with the version that saved it'}."
         )
     old = record["format"] < 3
-    wanted = _FIELDS if record["format"] == FORMAT else _OLD_FIELDS
+    wanted = _FIELDS if record["format"] >= FORMAT else _OLD_FIELDS
     missing = [name for name in wanted if name not in record and not (old and name in _ADDED)]
     if missing:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} lacks {missing}.")
     named = set(record["files"]) if isinstance(record["files"], dict) else set()
-    if named not in ({HEADS}, {HEADS, PEFT_CONFIG, PEFT_WEIGHTS}):
+    counts = range(2, MOST + 1) if record["format"] == ENSEMBLE else (0, 1)
+    if named not in [{HEADS, *_NAMES[: 2 * count]} for count in counts]:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} names other files than those of an adapter.")
     if record.get("head", "ridge") != "ridge":
         raise ValueError(

@@ -25,7 +25,8 @@ def reading_parts(reading: Reading) -> tuple[list[dict[str, Any]], dict[str, np.
             sources = []
             for k, (source, linear) in enumerate(block.maps.items()):
                 depth = None if source.depth is None else list(source.depth)
-                sources.append([source.network, source.field, depth])
+                number = [source.adapter] if source.adapter else []  # of several adapters, the first has none
+                sources.append([source.network, source.field, depth, *number])
                 arrays[_name(i, j, k, "centre")], arrays[_name(i, j, k, "own")] = linear.centre, linear.own
                 if linear.around is not None:
                     arrays[_name(i, j, k, "around")] = linear.around
@@ -47,8 +48,8 @@ def reading_from(record: list[dict[str, Any]], arrays: Mapping[str, np.ndarray])
         blocks = []
         for j, sources in enumerate(part["blocks"]):
             maps = {}
-            for k, (network, field, depth) in enumerate(sources):
-                source = Source(network, field, None if depth is None else tuple(depth))
+            for k, (network, field, depth, *number) in enumerate(sources):
+                source = Source(network, field, None if depth is None else tuple(depth), *number)
                 around = arrays.get(_name(i, j, k, "around"))
                 maps[source] = LinearMap(arrays[_name(i, j, k, "centre")], arrays[_name(i, j, k, "own")], around)
             blocks.append(Block(maps, arrays[_name(i, j, "offset")], arrays[_name(i, j, "out")]))

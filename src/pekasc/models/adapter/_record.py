@@ -15,10 +15,12 @@ import torch
 from peft import PeftConfig
 from torch import Tensor
 
+from pekasc._options import REFITS
 from pekasc.models.adapter._reading import expected_shapes
 
 Check = Callable[[Any], bool]
 _MOST = 1e15
+MOST = 8  # adapters of an ensemble
 _DTYPES = {"float64": "number", "float32": "number", "int64": "whole", "int32": "whole", "bool": "flag"}
 _DTYPES |= dict.fromkeys(("object", "str", "string"), "scalar")
 
@@ -86,7 +88,7 @@ def _each_once(check: Check) -> Check:
 
 _SOURCE: Check = lambda value: (  # noqa: E731
     isinstance(value, list)
-    and len(value) == 3
+    and (len(value) == 3 or (len(value) == 4 and value[0] == "adapted" and _count(value[3]) and 0 < value[3] < MOST))
     and value[0] in ("frozen", "adapted")
     and _count(value[1])
     and value[1] < 17
@@ -118,7 +120,7 @@ _FIELDS: dict[str, tuple[Check, str]] = {
         lambda value: _each_once(_list(_positive, 1))(value) and value[0] == 1,
         "positive numbers, each once, the first 1",
     ),
-    "reading": (_list(lambda value: _holds_all(value, _MEMBER), 1, 64), "a list of members"),
+    "reading": (_list(lambda value: _holds_all(value, _MEMBER), 1, 512), "a list of members"),
     "smooth_um": (_optional(_positive), "null or a positive number"),
     "smooth_weight": (lambda value: _number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "fields_um": (_each_once(_list(_positive, 0, 16)), "positive numbers, each once"),
@@ -149,6 +151,7 @@ _INFO: dict[str, tuple[Check, str]] = {
     "depth": (_name, "a name"),
     "epochs": (_count, "a number of epochs"),
     "n_parameters": (_count, "a number of parameters"),
+    "refit": (lambda value: value in (None, *REFITS), f"null or one of {list(REFITS)}"),
     "teacher": (_optional(_name), "null or a name"),
     "total_genes": (_each_once(_list(_name, 1)), "names, each once"),
     "teacher_licence": (_optional(lambda value: isinstance(value, str)), "null or a text"),
@@ -180,8 +183,11 @@ def check_record(record: Mapping[str, Any]) -> None:
     _check_fields(record["encoder"], _ENCODER, "encoder.", needed=("name",))
     _check_fields(record["info"], _INFO, "info.", needed=_NEEDED)
     sources = [source for member in record.get("reading", ()) for block in member["blocks"] for source in block]
-    if (widest := max((field for _, field, _ in sources), default=0)) > len(record.get("fields_um", ())):
+    if (widest := max((source[1] for source in sources), default=0)) > len(record.get("fields_um", ())):
         raise ValueError(f"`reading` reads field of view {widest}, and there are {len(record['fields_um'])}")
+    n_adapters = sum(name.startswith("adapter_model") for name in record["files"])
+    if any(len(source) == 4 and source[3] >= n_adapters for source in sources):
+        raise ValueError(f"`reading` reads more adapters than the {n_adapters} that there are")
     for name in ("gene_scores", "history", "selection"):
         _check_frame(record[name], name)
     scores = record["gene_scores"]

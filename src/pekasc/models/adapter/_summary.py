@@ -17,6 +17,8 @@ def summary(adapter: Adapter) -> str:
     info, scores = adapter.info, adapter.gene_scores["pearson"].dropna().sort_values(ascending=False)
     at = "its own output" if adapter.depth is None else f"block {' + '.join(str(d) for d in adapter.depth)}"
     what = adapter.method if adapter.config is None else f"{adapter.method}, {info['epochs']} epochs"
+    if adapter.others:
+        what += f", mean of {adapter.n_adapters} adapters"
     genes = adapter.target_key is None
     lines = [
         f"Adapter ({what}) on encoder {adapter.encoder.short!r}, features of {at}",

@@ -337,9 +337,8 @@ def predict_adapted_hest(
     start = time.perf_counter()
     # this head only serves to choose the epochs
     adapter = _trained(fold, encoded, method, options, [HeadSpec()])[0]
-    features = adapter.embed_source(
-        fold.data.tiles, compute=options.compute, device=options.device, model=encoded.model
-    )
+    by_adapter = adapter.embed_with(encoded.model, fold.data.tiles, compute=options.compute, device=options.device)
+    features = by_adapter[0] if len(by_adapter) == 1 else np.mean(by_adapter, axis=0)
     about = {
         "epochs": adapter.info["epochs"],
         "n_parameters": adapter.info["n_parameters"],
@@ -358,13 +357,13 @@ def predict_adapted(
     seconds = time.perf_counter() - start
     test, *_ = fold.tiles(fold.test)
     frozen = FeaturesOfSome(encoded.frozen, fold.test)
-    known: dict[tuple[Depth, int], np.ndarray] = {}
+    known: dict[tuple[Depth, int], list[np.ndarray]] = {}
     out = []
     for adapter in adapters:
         epochs = adapter.info["epochs"]
         if (adapter.depth, epochs) not in known:
-            known[adapter.depth, epochs] = adapter.embed_source(
-                test, compute=options.compute, device=options.device, model=encoded.model
+            known[adapter.depth, epochs] = adapter.embed_with(
+                encoded.model, test, compute=options.compute, device=options.device
             )
         features = Features(frozen, adapter.depth, known[adapter.depth, epochs], n_fields=1 + len(options.fields_um))
         reading = adapter.reading.use()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import timm
@@ -39,6 +40,8 @@ class EncoderNetwork(nn.Module):
         SHA-256 of the weights as loaded, before positions are resized for `tile_px`.
     originals
         Parameters of the encoder itself that the attached adapter trains (``bias="all"``), with their own values.
+    copies
+        Networks for further adapters; see :meth:`add_copy`.
     """
 
     mean: Tensor
@@ -63,6 +66,7 @@ class EncoderNetwork(nn.Module):
         stages: Any = self.model.blocks if self.is_vit else self.model.feature_info
         self.n_blocks = len(stages)
         self.originals: list[tuple[nn.Parameter, Tensor]] = []
+        self.copies = nn.ModuleList()
         self.checkpointing = False  # recompute the blocks in the backward pass instead of keeping their activations
         self._set_tile_size(tile_px)
         self.requires_grad_(False)
@@ -116,6 +120,23 @@ class EncoderNetwork(nn.Module):
         """Normalise uint8 tiles (n, y, x, 3) to float (n, 3, y, x) with the encoder's mean and std."""
         x = tiles.permute(0, 3, 1, 2).to(self.mean.dtype).div_(255.0)
         return x.sub_(self.mean).div_(self.std)
+
+    @property
+    def networks(self) -> list[EncoderNetwork]:
+        """The network itself and its copies: one for every adapter."""
+        return [self, *(network for network in self.copies if isinstance(network, EncoderNetwork))]
+
+    def add_copy(self, *, share: bool) -> EncoderNetwork:
+        """Add a network for another adapter, and return it. Call it before any adapter is attached.
+
+        With `share`, it has the same weights in the same memory; else, for an adapter that trains some of the encoder's
+        own, a copy of them.
+        """
+        weights = [*self.parameters(), *self.buffers()] if share else []
+        copies, self.copies = self.copies, nn.ModuleList()
+        copy = deepcopy(self, {id(weight): weight for weight in weights})
+        self.copies = copies.append(copy)
+        return copy
 
     @property
     def splits(self) -> bool:

@@ -12,8 +12,9 @@ from pekasc.models.features._cached_blocks import (
     tiles_digest,
     token_shape,
 )
-from pekasc.models.features._embed import BatchEncoder, TokensBetweenBlocks, embed, embed_chunks, features_of
+from pekasc.models.features._embed import BatchEncoder, TokensBetweenBlocks, embed, embed_chunks
 from pekasc.models.features._files import FeatureArrays, FeatureFiles, NamedFeatures
+from pekasc.models.features._forward import features_of
 from pekasc.models.features._pieces import EmbedJob, Piece, Reader, embed_pieces, n_features, sample_digest
 from pekasc.models.features._predictions import PredictionStore, StoredLayer, stored_layer
 from pekasc.models.features._reading import ReadingEncoder

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from pekasc._settings import get_logger
 from pekasc.models.encoders import VIEWS, Depth, EncoderNetwork, orient_tensor
 from pekasc.models.features._files import FeatureArrays, FeatureFiles, room_for
+from pekasc.models.features._forward import adapted_features, features_of, mean_of
 from pekasc.models.runtime import autocast
 from pekasc.tiling import TileSource, batches, in_batches, read_parts
 
@@ -22,25 +23,6 @@ if TYPE_CHECKING:
     from pekasc.models.features._cached_blocks import CachedActivations
 
 logger = get_logger(__name__)
-
-
-def features_of(
-    encoder: EncoderNetwork,
-    x: torch.Tensor,
-    depths: Sequence[Depth],
-    start: int = 0,
-    kept: dict[int, torch.Tensor | None] | None = None,
-) -> list[torch.Tensor]:
-    """Return features of normalised tiles for every entry of `depths`, from one pass through the encoder.
-
-    With `start`, `x` are the tokens after that many blocks. For `kept`, see :meth:`EncoderNetwork.forward`.
-    """
-    blocks = sorted({block for depth in depths if depth is not None for block in depth})
-    layers = dict(zip(blocks, encoder(x, blocks, start, kept), strict=True)) if blocks else {}
-    return [
-        encoder.own_output(x, start) if depth is None else torch.cat([layers[block] for block in depth], dim=1)
-        for depth in depths
-    ]
 
 
 def oriented_features(
@@ -52,14 +34,20 @@ def oriented_features(
 ) -> list[torch.Tensor]:
     """Return :func:`features_of` averaged over the first `orientations` orientations of the tiles, float32.
 
+    Those of an encoder with several adapters are their mean.
+
     With `tokens`, the features are followed by the tokens of every orientation and number of blocks.
     """
     total: list[torch.Tensor] = []
     between_blocks: list[torch.Tensor] = []
     for number in VIEWS[:orientations]:
         kept: dict[int, torch.Tensor | None] = {} if tokens is None else dict.fromkeys(tokens.starts)
-        parts = features_of(encoder, orient_tensor(x, number, (-2, -1)) if number else x, depths, kept=kept)
-        parts = [part.float() for part in parts]
+        view = orient_tensor(x, number, (-2, -1)) if number else x
+        if encoder.copies:
+            found = adapted_features(encoder, view, [depths] * len(encoder.networks))
+            parts = [mean_of(each) for each in zip(*found, strict=True)]
+        else:
+            parts = [part.float() for part in features_of(encoder, view, depths, kept=kept)]
         total = [s + part for s, part in zip(total, parts, strict=True)] if total else parts
         if tokens is not None:
             between_blocks += [found.to(tokens.dtype).flatten(1) for found in kept.values() if found is not None]

@@ -50,6 +50,11 @@ class AdaptedEncoder(Protocol):
         ...
 
     @property
+    def others(self) -> Sequence[tuple[PeftConfig, Mapping[str, torch.Tensor]]]:
+        """Configuration and weights of the further adapters of an ensemble."""
+        ...
+
+    @property
     def depth(self) -> Depth:
         """Depth of the adapted features."""
         ...
@@ -136,7 +141,8 @@ class EmbedJob:
         }
         parts: list[str | np.ndarray] = [_canonical(facts)]
         if not isinstance(self.encoder, Encoder) and self.encoder.config is not None:
-            parts += [_canonical(self.encoder.config.to_dict()), *tensor_parts(self.encoder.weights["adapter"])]
+            for config, weights in ((self.encoder.config, self.encoder.weights["adapter"]), *self.encoder.others):
+                parts += [_canonical(config.to_dict()), *tensor_parts(weights)]
         if self.reading is not None:
             # what is beyond scores, such as the map to genes, is no part of what is stored
             blocks = [block.maps for member in self.reading.members for block in member.head.blocks]

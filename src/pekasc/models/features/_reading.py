@@ -3,62 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 
 from pekasc.models.encoders import VIEWS, Depth, EncoderNetwork, orient_tensor
-from pekasc.models.features._embed import BatchEncoder, features_of
+from pekasc.models.features._embed import BatchEncoder
+from pekasc.models.features._forward import (
+    adapted_features,
+    features_of,
+    mean_of,
+    shared_blocks,
+    tuned_layers,
+    without_adapter,
+)
 from pekasc.models.heads import Reading, Source
 from pekasc.models.runtime import autocast
-
-
-def _tuned(model: EncoderNetwork) -> list[tuple[str, Any]]:
-    return [(name, module) for name, module in model.model.named_modules() if isinstance(module, BaseTunerLayer)]
-
-
-@contextmanager
-def without_adapter(model: EncoderNetwork) -> Iterator[None]:
-    """Run the encoder without the adapter that is attached to it, within the block."""
-    layers = _tuned(model)
-    trained = [(parameter, parameter.data) for parameter, _ in model.originals]
-    with torch.inference_mode(False):  # what is moved to another device here must serve outside of it as well
-        before = [value.to(parameter.device) for parameter, value in model.originals]
-    for _, layer in layers:
-        layer.enable_adapters(False)
-    for (parameter, _), value in zip(trained, before, strict=True):
-        parameter.data = value
-    try:
-        yield
-    finally:
-        for parameter, value in trained:
-            parameter.data = value
-        for _, layer in layers:
-            layer.enable_adapters(True)
-            layer.requires_grad_(False)
-
-
-def first_adapted(model: EncoderNetwork) -> int:
-    """Return the number of blocks before the first adapted one; 0 where blocks cannot be told apart."""
-    if not model.splits or model.originals:  # ``bias="all"`` trains biases of every block
-        return 0
-    numbers = []
-    for name, _ in _tuned(model):
-        parts = name.split(".")
-        at = [int(parts[i + 1]) for i, part in enumerate(parts[:-1]) if part == "blocks" and parts[i + 1].isdigit()]
-        numbers.append(at[0] if at else 0)
-    return min(numbers, default=0)
 
 
 class ReadingEncoder(BatchEncoder):
     """Embed batches of tiles of one field of view into what a reading needs of them.
 
-    That is, side by side: the adapted features at `depth` (for the tiles themselves), and their scores for the reading,
-    as a tile and, with spatial context, as a neighbour. Features of a depth do not leave the batch: a tile takes the
-    same room however many depths are averaged.
+    That is, side by side: the adapted features at `depth` (for the tiles themselves; the mean over several adapters),
+    and their scores for the reading, as a tile and, with spatial context, as a neighbour. Features of a depth do not
+    leave the batch: a tile takes the same room however many depths are averaged.
 
     Parameters
     ----------
@@ -90,8 +58,9 @@ class ReadingEncoder(BatchEncoder):
         self.own = depth if field == 0 else None
         self.field = field
         self.frozen = [source for source in sources if source.network == "frozen"]
-        self.adapted = [source for source in sources if source.network == "adapted"]
-        self.has_adapter = bool(_tuned(encoder))
+        adapted = [source for source in sources if source.network == "adapted"]
+        self.adapted = sorted(adapted, key=lambda source: source.adapter)  # as their features are made
+        self.has_adapter = bool(tuned_layers(encoder))
 
     def over(self, stream: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         """Iterate over batches: indices of the tiles, and what the reading needs of them, (k, width) float32."""
@@ -125,28 +94,24 @@ class ReadingEncoder(BatchEncoder):
             return [sums / self.orientations for sums in total]
 
     def _both(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Return the adapted features at `depth` and of the sources, then the frozen ones."""
-        adapted_at = [source.depth for source in self.adapted]
-        if self.field == 0:
-            adapted_at = [self.depths[0], *adapted_at]
+        """Return the adapted features at `depth` (mean over adapters) and of the sources, then the frozen ones."""
+        own = [self.depths[0]] if self.field == 0 else []
         frozen_at = [source.depth for source in self.frozen]
         model = self.encoder
+        at = [
+            [*own, *(source.depth for source in self.adapted if source.adapter == number)]
+            for number in range(len(model.networks))
+        ]
         if not self.has_adapter:
-            return [part.float() for part in features_of(model, x, [*adapted_at, *frozen_at])]
-        start = first_adapted(model)
-        shared: dict[int, torch.Tensor | None] = {}
+            return [part.float() for part in features_of(model, x, [*at[0], *frozen_at])]
+        kept: dict[int, torch.Tensor | None] = {}
         frozen: list[torch.Tensor] = []
+        start = shared_blocks(model, [depth for depths in at for depth in depths])
         if frozen_at:
             deepest = max((max(d) for d in frozen_at if d is not None), default=0)
-            shares = 0 < start < deepest and all(d is None or min(d) > start for d in adapted_at)
-            shared = {start: None} if shares else {}
+            kept = {start: None} if 0 < start < deepest else {}
             with without_adapter(model):
-                frozen = features_of(model, x, frozen_at, kept=shared or None)
-        tokens = shared.get(start)
-        if not adapted_at:
-            adapted = []
-        elif tokens is None:
-            adapted = features_of(model, x, adapted_at)
-        else:
-            adapted = features_of(model, tokens, adapted_at, start)
-        return [part.float() for part in (*adapted, *frozen)]
+                frozen = features_of(model, x, frozen_at, kept=kept or None)
+        adapted = adapted_features(model, x, at, kept.get(start)) if any(at) else [[]]
+        mean = [mean_of([parts[0] for parts in adapted])] if own else []
+        return [*mean, *(part for parts in adapted for part in parts[len(own) :]), *(part.float() for part in frozen)]

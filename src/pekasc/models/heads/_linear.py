@@ -24,11 +24,14 @@ class Source(NamedTuple):
         Number of the field of view; 0 is the tile itself.
     depth
         Block(s) after which they are taken, concatenated; None is the encoder's own output.
+    adapter
+        Number of the adapter among several, for ``"adapted"``.
     """
 
     network: str
     field: int
     depth: tuple[int, ...] | None
+    adapter: int = 0
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class Features:
     depth
         Depth of the adapted features.
     adapted
-        Features of the final adapter, (n, d); None without one.
+        Features of the adapters that predict, (n, d) each; none without any.
     inner
         Features of every inner fold's adapter, which was not trained on the held-out spots.
     n_fields
@@ -67,16 +67,14 @@ class Features:
 
     frozen: Mapping[Depth, np.ndarray]
     depth: Depth
-    adapted: np.ndarray | None = None
+    adapted: Sequence[np.ndarray] = ()
     inner: Sequence[np.ndarray] = ()
     n_fields: int = 1
 
     def of(self, source: Source, fold: int | None) -> np.ndarray:
         """Return the features of a source, (n, d), in an inner fold or in the final fit (None)."""
         if source.network == "adapted":
-            found = self.adapted if fold is None else self.inner[fold]
-            assert found is not None  # for the type checker: only a reading with an adapter has this source
-            return found
+            return self.adapted[source.adapter] if fold is None else self.inner[fold]
         if source.depth is not None and len(source.depth) > 1 and source.depth not in self.frozen:
             # blocks are kept one by one, each with all of its fields; those of a CNN differ in width
             parts = [self.of(source._replace(depth=(block,)), fold) for block in source.depth]
@@ -170,7 +168,7 @@ class Reader:
             Whether frozen features at the adapted depth take the place of adapted ones.
         """
         blend = spec.readout.head == "blend"
-        names = spec.names(adapted=(stand_in and blend) or self.features.adapted is not None)
+        names = spec.names(adapted=(stand_in and blend) or bool(self.features.adapted))
         members: list[Member] = []
         folds: list[list[Member]] = [[] for _ in self.folds]
         tables = []
@@ -253,9 +251,10 @@ class Reader:
     def _members(
         self, name: str, readout: Readout, sources: list[list[Source]], radii: Sequence[float | None], *, inner: bool
     ) -> tuple[list[Member], list[list[Member]], pd.DataFrame]:
-        """Return heads fitted on all training spots, one per radius; with `inner` those of folds; the settings tried.
+        """Return heads fitted on all training spots; with `inner` those of folds; the settings that were tried.
 
-        Radius, depth, rank and penalty are settings alike.
+        Radius, depth, rank and penalty are settings alike. There is a head per radius, and of adapted features one per
+        adapter that predicts, all with the same settings.
         """
         fits = self.fits(name.partition(":")[2], readout)
         candidates = [(radius, parts) for radius in radii for parts in sources]
@@ -269,12 +268,16 @@ class Reader:
             if not at:
                 continue
             share = float(weights[at].sum())
-            own = [tried[i] for i in at], weights[at] / share, [candidates[i][1] for i in at]
-            fitted = [self._once("final", fits, candidates[i][1], radius) for i in at]
-            made.append(Member(name, share, linear_head(fits, *own, fitted, fold=None, context_um=radius)))
+            own, read = ([tried[i] for i in at], weights[at] / share), [candidates[i][1] for i in at]
+            by_adapter = self._by_adapter(read)
+            for parts in by_adapter:
+                fitted = [self._once("final", fits, part, radius) for part in parts]
+                head = linear_head(fits, *own, parts, fitted, fold=None, context_um=radius)
+                made.append(Member(name, share / len(by_adapter), head))
             for fold in range(len(self.folds) if inner else 0):
                 fitted = [tried[i].folds[fold] for i in at]
-                folds[fold].append(Member(name, share, linear_head(fits, *own, fitted, fold=fold, context_um=radius)))
+                head = linear_head(fits, *own, read, fitted, fold=fold, context_um=radius)
+                folds[fold].append(Member(name, share, head))
         network, _, kind = name.partition(":")
         rows = [
             {
@@ -285,6 +288,15 @@ class Reader:
             for j, (rank, alpha) in enumerate(fits.settings)
         ]  # fmt: skip
         return made, folds, pd.DataFrame(rows)
+
+    def _by_adapter(self, read: list[list[Source]]) -> list[list[list[Source]]]:
+        """Return sources by candidate for every adapter that predicts; as they are, if none is adapted."""
+        if not any(source.network == "adapted" for parts in read for source in parts):
+            return [read]
+        return [
+            [[s._replace(adapter=number) if s.network == "adapted" else s for s in parts] for parts in read]
+            for number in range(len(self.features.adapted))
+        ]
 
     def held_out(self, reading: Reading, fold: int) -> np.ndarray:
         """Return the scores of the held-out spots of a fold, by the reading that was fitted without them."""

@@ -182,6 +182,7 @@ def _info(
         "rank": None if config is None else getattr(config, "r", None),
         "n_parameters": 0,
         "n_views": None if config is None else o.recipe.n_views,
+        "refit": None if config is None else o.recipe.refit,
         "random_state": o.random_state,
         "precision": o.precision,
         "profile": o.profile.record(),

@@ -14,10 +14,12 @@ from filelock import FileLock, Timeout
 from pekasc._settings import get_logger
 from pekasc.models.runtime import (
     READ_ONLY,
+    check_sealed,
     explained,
     processes,
     read_sealed_array,
     read_sealed_json,
+    replace_sealed,
     write_json,
     write_sealed_array,
     write_sealed_json,
@@ -145,6 +147,29 @@ class Resume:
             return read_sealed_array(file)
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(self.damaged(f"{name}.npy cannot be read ({error})")) from error
+
+    def content(self, name: str) -> bytes:
+        """Return the content of a file of an earlier run.
+
+        Raises
+        ------
+        ValueError
+            If it is missing or damaged.
+        """
+        assert self.path is not None  # for the type checker: there was an earlier run
+        try:
+            check_sealed(self.path / name)
+            return (self.path / name).read_bytes()
+        except (OSError, ValueError) as error:
+            raise ValueError(self.damaged(f"{name} cannot be read ({error})")) from error
+
+    def put_content(self, name: str, content: bytes) -> None:
+        """Keep the content of a file for a later run."""
+        if self.path is None or not self.writable:
+            return
+        with processes.raise_together():
+            if processes.rank() == 0:
+                replace_sealed(self.path / name, content, _WHAT)
 
     def damaged(self, what: str) -> str:
         """Return the text of an error about a part."""

@@ -21,12 +21,14 @@ from pekasc.models.selection._folds import InnerFold
 from pekasc.models.selection._inputs import HeadSpec
 from pekasc.models.selection._job import Job
 from pekasc.models.selection._readout import Features, Reader, fixed_radius
+from pekasc.models.selection._refit import KEPT, Training, kept_of, predicting
 from pekasc.models.selection._result import history_frame, make_result
 from pekasc.models.teachers import check_finite
 from pekasc.models.training import (
     Trained,
     check_history,
     choose_blocks,
+    kept_content,
     last_block,
     make_config,
     target_layers,
@@ -36,17 +38,10 @@ from pekasc.models.training import (
 logger = get_logger(__name__)
 
 
-@dataclass
-class _InnerTraining:
-    """Results of one inner fold: by epoch, the features and, per head, the held-out error per penalty."""
-
-    features: dict[int, np.ndarray]
-    errors: dict[int, list[np.ndarray]]
-    history: list[dict[str, Any]]
-
-
 def fit_student(job: Job, choice: Choice, features: Features, heads: Sequence[HeadSpec]) -> list[Adapter]:
     """Train on every inner fold, choose the number of epochs, and train on all spots; return an adapter per head.
+
+    Which of these trainings predict is the recipe's ``refit``.
 
     Parameters
     ----------
@@ -67,38 +62,40 @@ def fit_student(job: Job, choice: Choice, features: Features, heads: Sequence[He
     job.freeze(depth, blocks, config)
     frozen = features.of(Source("frozen", 0, depth), None)
     inputs = [_Inputs(job, head, frozen, fixed_radius(head.readout)) for head in heads]
-    runs = list[_InnerTraining]()
+    runs = list[Training]()
     for i in range(len(job.folds)):
         runs.append(_run_fold(job, i, config, depth, frozen, inputs, runs))
     tables, epochs = _choose_epochs(job, runs, depth, len(heads))
-    adapted = {0: frozen}
-
-    def keep_features(epoch: int, known: bool = False) -> float:
-        if epoch in epochs:
-            adapted[epoch] = job.features_after("final", epoch, depth, known)
-        return float("nan")
-
-    logger.info("Final fit: %d epochs on all training spots.", max(epochs))
-    trained = _train(job, "final", config, depth, np.arange(data.tiles.n), max(epochs), set(epochs), keep_features)
+    refit = o.recipe.refit
+    # without any epoch, all adapters are the same
+    final = _run_final(job, config, depth, frozen, [e for e in epochs if refit != "ensemble" or e == 0])
     first = [row for run in runs for row in run.history]
     made = []
     for head, table, epoch in zip(heads, tables, epochs, strict=True):
-        read = replace(features, adapted=adapted[epoch], inner=[run.features[epoch] for run in runs])
+        predict = predicting(refit, epoch, final, runs)
+        read = replace(
+            features,
+            adapted=[training.features[epoch] for training in predict],
+            inner=[run.features[epoch] for run in runs],
+        )
         reader = Reader(data, job.folds, read)
         with o.profile.stage("head"):
             # frozen members of a blend: at all depths, or at the one that was chosen
             fitted = reader.fit(head, [depth] if head.readout.depth == "best" else list(features.frozen))
         selection = pd.concat([choice.table.assign(stage="frozen", epochs=0), table])
         adapter = make_result(job, head, depth, config, reader, fitted, selection, epoch, blocks)
-        n_parameters = sum(tensor.numel() for tensor in trained.weights[epoch]["adapter"].values())
-        final = [{"fold": -1, "held_out": "", **row} for row in trained.history if row["epoch"] <= epoch]
+        (own, weights), *others = (training.adapter(epoch) for training in predict)
+        states = [weights["adapter"], *(state["adapter"] for _, state in others)]
+        n_parameters = sum(tensor.numel() for state in states for tensor in state.values())
+        last = [row for row in final.history if row["epoch"] <= epoch] if final in predict else []
         made.append(
             replace(
                 adapter,
-                config=trained.configs[epoch],
+                config=own,
                 info={**adapter.info, "n_parameters": n_parameters},
-                weights=trained.weights[epoch],
-                history=history_frame([*first, *final]),
+                weights=weights,
+                others=tuple((further, state["adapter"]) for further, state in others),
+                history=history_frame([*first, *last]),
             )
         )
     return made
@@ -142,7 +139,7 @@ def _blocks(job: Job, depth: Depth) -> int | str:
 
 
 def _choose_epochs(
-    job: Job, runs: Sequence[_InnerTraining], depth: Depth, n_heads: int
+    job: Job, runs: Sequence[Training], depth: Depth, n_heads: int
 ) -> tuple[list[pd.DataFrame], list[int]]:
     """Return, per head, the table of candidates (depth, alpha, error, stage, epochs) and the chosen epochs."""
     recipe = job.options.recipe
@@ -211,6 +208,24 @@ def _train(
     return trained
 
 
+def _run_final(job: Job, config: PeftConfig, depth: Depth, frozen: np.ndarray, epochs: Sequence[int]) -> Training:
+    """Train on all training spots, and keep features and weights after some epochs; train nothing if there are none."""
+    run = Training({0: frozen}, {}, [])
+    if not epochs:
+        return run
+
+    def keep_features(epoch: int, known: bool = False) -> float:
+        if epoch in epochs:
+            run.features[epoch] = job.features_after("final", epoch, depth, known)
+        return float("nan")
+
+    logger.info("Final fit: %d epochs on all training spots.", max(epochs))
+    rows = np.arange(job.data.tiles.n)
+    run.kept = _train(job, "final", config, depth, rows, max(epochs), set(epochs), keep_features)
+    run.history = [{"fold": -1, "held_out": "", **row} for row in run.kept.history]
+    return run
+
+
 def _check_history(job: Job, file: str, rows: Any, most: int) -> None:
     """Check the epochs that an earlier run wrote down."""
     try:
@@ -228,15 +243,15 @@ def _run_fold(
     depth: Depth,
     frozen: np.ndarray,
     heads: Sequence[_Inputs],
-    before: Sequence[_InnerTraining],
-) -> _InnerTraining:
+    before: Sequence[Training],
+) -> Training:
     """Train on the training spots of one inner fold, and compute the held-out error after every epoch.
 
     With `patience`, training stops when the held-out error, averaged over this and the earlier folds, has not fallen
     for that many epochs. No fold runs longer than an earlier one, since epochs are chosen among those that all ran.
     """
     fold, o = job.folds[number], job.options
-    run = _InnerTraining({}, {}, [])
+    run = Training({}, {}, [])
     name = f"fold-{number}"
     most = min([o.recipe.epochs, *(max(other.errors) for other in before)])
 
@@ -269,13 +284,21 @@ def _run_fold(
     start = measure(0, frozen)
     logger.info("Inner fold %d of %d: %s held out.", number + 1, len(job.folds), fold.name)
     done = job.resume.facts(f"{name}/done")
+    keep: Collection[int] = ()
+    if o.recipe.refit != "last":
+        keep = range(1, most + 1) if o.recipe.choose_epochs else {o.recipe.epochs}
     if done is None:
-        done = _train(job, name, config, depth, fold.train, most, (), on_epoch, stop).history
+        run.kept = _train(job, name, config, depth, fold.train, most, keep, on_epoch, stop)
+        done = run.kept.history
+        if keep:
+            job.resume.put_content(f"{name}/{KEPT}", kept_content(run.kept))
         job.resume.put_facts(f"{name}/done", done)
     else:
         _check_history(job, f"{name}/done.json", done, most)
         for row in done:
             on_epoch(int(row["epoch"]), known=True)
+        if keep:
+            run.kept = kept_of(job.resume, f"{name}/{KEPT}", done, keep)
     first = {"epoch": 0, "loss": np.nan, "kd": np.nan, "sa": np.nan, "matching": np.nan, "val_error": start}
     run.history = [{"fold": number, "held_out": fold.name, **row} for row in [first, *done]]
     return run

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pekasc.models.training._blocks import MOST, choose_blocks
 from pekasc.models.training._callbacks import check_history
+from pekasc.models.training._kept import kept_content, kept_from
 from pekasc.models.training._lightning import Engine, check_starts, check_trainer
 from pekasc.models.training._losses import losses
 from pekasc.models.training._methods import (
     Method,
     attached,
     check_method,
+    config_from,
+    config_values,
     known_methods,
     last_block,
     make_config,
@@ -33,6 +36,10 @@ __all__ = [
     "check_trainer",
     "choose_blocks",
     "cluster_head",
+    "config_from",
+    "config_values",
+    "kept_content",
+    "kept_from",
     "known_methods",
     "last_block",
     "losses",

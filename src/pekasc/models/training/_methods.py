@@ -161,6 +161,30 @@ def make_config(method: str | PeftConfig, rank: int, targets: list[str]) -> Peft
     return METHODS[method](rank, targets)
 
 
+def config_values(config: PeftConfig) -> dict[str, Any]:
+    """Return a PEFT configuration as plain values, as PEFT's ``save_pretrained`` writes them."""
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
+
+
+def config_from(values: Any) -> PeftConfig:
+    """Return the configuration whose values :func:`config_values` gave.
+
+    Raises
+    ------
+    ValueError
+        If they would import code, or are those of no adapter.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"it holds a {type(values).__name__}")
+    for name in ("megatron_config", "auto_mapping"):  # name modules to import
+        if values.get(name):
+            raise ValueError(f"its `{name}` names code to import")
+    kept = {name: value for name, value in values.items() if name != "runtime_config"}
+    config: Any = PeftConfig.from_peft_type(**PeftConfig.check_kwargs(**kept))
+    check_method(config)
+    return config
+
+
 def with_steps(config: PeftConfig, n_steps: int) -> PeftConfig:
     """Return the configuration for a training of at most `n_steps`, over which AdaLoRA schedules its ranks.
 
