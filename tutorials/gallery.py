@@ -19,7 +19,11 @@
 # so that it takes a minute. Leave out `recipe=` and `readout=` for real work.
 
 # %%
+import logging
 import warnings
+
+# deprecations that libraries announce, and progress bars without widgets, are nothing to act on here
+warnings.filterwarnings("ignore")
 
 import matplotlib.pyplot as plt
 import scanpy as sc
@@ -28,9 +32,7 @@ import squidpy as sq
 
 import pekasc as pk
 
-warnings.filterwarnings("ignore", category=FutureWarning)
-warnings.filterwarnings("ignore", category=UserWarning)
-warnings.filterwarnings("ignore", category=DeprecationWarning)
+logging.getLogger("spatialdata").setLevel(logging.WARNING)
 pk.settings.verbosity = "warning"
 sc.settings.verbosity = 0
 
@@ -95,7 +97,9 @@ _ = pk.pl.gene_scores(adapter, ax=axes[1]).set_title("held out in training: P1, 
 # %% [markdown]
 # ## `pl.history`: how the training went
 #
-# Losses of the inner folds (thin) and of the final fit (bold); held-out error by epoch, of which the best is taken.
+# Losses of the inner folds (thin) and of the final fit (bold); held-out error by epoch, of which the smallest is taken.
+# Epoch 0 is the frozen encoder: where no epoch beats it, as after a training as short as this one, the adapter stays
+# untrained, and the log says so.
 
 # %%
 _ = pk.pl.history(adapter)
@@ -148,7 +152,15 @@ sdata.pl.render_images("P3S1_he").pl.render_shapes(
 # %%
 predicted = pk.get.expression(sdata)
 sq.pl.spatial_scatter(
-    predicted, color=best, shape=None, library_key="section", size=22, ncols=3, figsize=(4, 3.6), wspace=0.3
+    predicted,
+    color=best,
+    shape=None,
+    library_key="section",
+    size=70,
+    title=["P1S1", "P2S1", "P3S1"],
+    ncols=3,
+    frameon=False,
+    figsize=(4, 3.6),
 )
 
 # %% [markdown]
@@ -166,7 +178,9 @@ sq.pl.nhood_enrichment(predicted, cluster_key="leiden", figsize=(4, 4))
 # ## scanpy: predicted genes by cluster
 
 # %%
-top = adapter.gene_scores["pearson"].nlargest(8).index.tolist()
+states = adapter.gene_scores[adapter.gene_scores.index.str.startswith("STATE")]
+kinds = states["pearson"].groupby(states.index.str.rsplit("_", n=1).str[0])
+top = [gene for _, scores in kinds for gene in scores.nlargest(3).index]
 sc.pl.matrixplot(predicted, top, groupby="leiden", standard_scale="var", cmap="viridis")
 
 # %% [markdown]
