@@ -119,5 +119,5 @@ def test_as_many_calls_fail_as_the_table_says(
     failed, call = _failures(first, names)
     row = re.search(rf"^\| \[{data}\].*$", (DOCS / "index.md").read_text(encoding="utf-8"), re.M)
     assert row is not None
-    *_, shown, count, _before = (cell.strip() for cell in row[0].strip("| ").split(" | "))
+    *_, shown, count = (cell.strip() for cell in row[0].strip("| ").split(" | "))
     assert (call.replace("'", '"'), failed) == (shown.strip("`"), int(count))
