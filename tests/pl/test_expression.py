@@ -173,6 +173,7 @@ def test_tiled_sections_leave_out_what_has_no_tile() -> None:
         ({"gene": "DENSITY_0"}, KeyError, "Gene 'DENSITY_0' not found in `var_names`. Did you mean DENSITY_00"),
         ({"layer": "pekka"}, KeyError, r"Layer 'pekka' not found. Available layers: \['truth', 'peka'\]"),
         ({"gene": 3}, ValueError, "was not predicted: layers\\['peka'\\] holds only NaN"),
+        ({"gene": ["A", "B"]}, TypeError, "`gene` must be the name of one gene, got .* call once for each"),
         ({"section": "C2"}, KeyError, "Section 'C2' not found"),
         ({"background": "black"}, ValueError, "`background='black'` is not known, use one of"),
         ({"truth": "raw"}, KeyError, "Layer 'raw' not found"),
@@ -247,3 +248,9 @@ def test_bad_target(with_target: SpatialData, arguments, error, message) -> None
     with pytest.raises(error, match=message):
         pk.pl.expression(with_target, gene, **arguments)
     assert not plt.get_fignums()
+
+
+def test_a_column_that_was_not_predicted(with_target: SpatialData) -> None:
+    with_target["table"].obsm["X_peka_types"]["c"] = np.nan
+    with pytest.raises(ValueError, match=r"Column 'c' was not predicted: obsm\['X_peka_types'\] holds only NaN"):
+        pk.pl.expression(with_target, "types:c")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from spatialdata import SpatialData
@@ -45,6 +47,13 @@ def test_picture_in_blocks_is_the_picture_at_once(scene, monkeypatch) -> None:
     assert same == extent
     # the last grey level may round differently where a block's corner is not on the same decimal
     assert np.abs(once.astype(int) - blocks).max() <= 1
+
+
+def test_a_section_without_an_image_is_white(scene) -> None:
+    (section,) = resolve_sections(scene(), um_coordinate_system="um")
+    image, extent = picture(replace(section, pyramid=None), (60.0, 50.0, 160.0, 130.0), max_px=50)
+    assert image.shape == (40, 50, 3) and (image == 255).all()
+    assert extent == (60.0, 160.0, 130.0, 50.0)
 
 
 def test_big_slide_is_drawn_from_a_coarse_level() -> None:
