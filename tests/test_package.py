@@ -34,7 +34,7 @@ PUBLIC += OPTIONS
 MEMBERS = [
     f"{name}.{member}"
     for name in PUBLIC
-    if inspect.isclass(attrgetter(name)(pekasc)) and name != "models.Adapter"
+    if inspect.isclass(attrgetter(name)(pekasc))
     for member, value in vars(attrgetter(name)(pekasc)).items()
     if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, property | classmethod))
 ]

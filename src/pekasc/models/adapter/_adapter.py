@@ -177,6 +177,10 @@ class Adapter:
     def network(self) -> EncoderNetwork:
         """Return the encoder with its adapters attached; it is built at the first call and kept.
 
+        Returns
+        -------
+        The network, in evaluation mode and without gradients.
+
         Raises
         ------
         ValueError
@@ -185,7 +189,13 @@ class Adapter:
         return self._model
 
     def check_tiles(self, tile_px: int, mpp: float) -> None:
-        """Raise ValueError unless tiles of `tile_px` pixels at `mpp` um per pixel are like those of the training."""
+        """Raise ValueError unless tiles of `tile_px` pixels at `mpp` um per pixel are like those of the training.
+
+        Parameters
+        ----------
+        tile_px, mpp
+            Side in pixels, and pixel size in um.
+        """
         same_mpp = abs(mpp / self.spec.mpp - 1) <= TOLERANCE
         if tile_px != self.spec.tile_px or not same_mpp:
             raise ValueError(
@@ -208,6 +218,10 @@ class Adapter:
             The tiles.
         compute, device
             Where and how to run.
+
+        Returns
+        -------
+        One array for each adapter; one of the frozen features without any.
         """
         made = []
         for config, weights in self._adapters:
@@ -318,6 +332,15 @@ class Adapter:
     def reading_of(self, *, context: bool, fields: bool) -> Reading:
         """Return the part of :attr:`reading` that needs no more than there is: positions, and wider fields of view.
 
+        Parameters
+        ----------
+        context, fields
+            Whether positions, and tiles of the wider fields of view, are there.
+
+        Returns
+        -------
+        The heads that do without what is not.
+
         Raises
         ------
         ValueError
@@ -349,6 +372,10 @@ class Adapter:
         grid
             Tiles of a grid of any stride: the neighbours of a tile are the tiles nearest to the places of the training
             lattice around it, so that a denser grid does not change their mean.
+
+        Returns
+        -------
+        The matrices by radius in um.
         """
         found = self.reading.use().neighbours(coords_um, sections)
         if not grid:
@@ -372,6 +399,10 @@ class Adapter:
         orientations, those of one, so average over them. The reading may use frozen features as well. With
         ``depth="own"``, features are the encoder's own output: calling the model returns it if ``pooling`` of the
         :class:`Encoder` is None, else pool the tokens as that says.
+
+        Returns
+        -------
+        The model, without pekasc's or PEFT's layers.
 
         Raises
         ------
