@@ -26,11 +26,17 @@ from scipy.stats import spearmanr
 from sklearn.metrics import adjusted_rand_score
 
 import pekasc as pk
-from _her2st import FOLDS, KeptRows, load_split, parsed, quick_parser
+from _her2st import FOLDS, KeptRows, Split, load_split, parsed, quick_parser
 from pekasc._expression import count_totals, dense, log1p_of_totals
 from pekasc.models.heads import neighbour_means
 
 SEED = 0
+# those that train nothing first
+FITS: dict[str, dict[str, Any]] = {
+    "frozen, best depth, ridge": {"method": None, "readout": "ridge"},
+    "frozen, default readout": {"method": None},
+    "default": {},
+}
 
 
 def clusters(values: np.ndarray, n: int) -> np.ndarray:
@@ -103,44 +109,43 @@ def halves(table: AnnData, columns: np.ndarray) -> np.ndarray:
     return dense(log1p_of_totals(half, np.maximum(half.sum(axis=1), 1)))[:, columns]
 
 
+def predicted(split: Split, kind: str, arguments: Any) -> AnnData:
+    """Return the predictions of one kind for the test section; a fit is kept in the folder ``--out``."""
+    file = arguments.out / f"{split.name}-{kind.replace(' ', '_').replace(',', '')}"
+    if not file.exists():
+        encoder = pk.models.Encoder("vit_small_patch14_dinov2", weights=arguments.vits)
+        pk.tl.fit_adapter(split.training, encoder=encoder, progress=False, **FITS[kind]).save(file)
+    pk.tl.predict_expression(split.test, pk.Adapter.load(file), progress=False)
+    return pk.get.expression(split.test, layer="peka")
+
+
 def main() -> None:
     arguments = parsed(quick_parser(__doc__))
     kept = KeptRows(arguments.out / "measured.jsonl")
     done = {(row["split"], row["kind"]) for row in kept.rows}
+
+    def add(kind: str, values: np.ndarray) -> None:
+        if (name, kind) not in done:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                kept.add([{"split": name, **compared(kind, values, measured, adata, names)}])
+            print(name, kind, flush=True)
+
     for name in FOLDS if arguments.only != "table" else ():
         split = load_split(arguments.her2st, name)
-        encoder = pk.models.Encoder("vit_small_patch14_dinov2", weights=arguments.vits)
         table = split.test["table"]
-        fits: dict[str, dict[str, Any]] = {
-            "default": {}, "frozen, default readout": {"method": None},
-            "frozen, best depth, ridge": {"method": None, "readout": "ridge"},
-        }  # fmt: skip
-        layers: dict[str, np.ndarray] = {}
-        names: list[str] = []
-        if len([row for row in kept.rows if row["split"] == name]) == len(fits) + 2:  # two are measured values
-            continue
-        for kind, how in fits.items():
-            file = arguments.out / f"{name}-{kind.replace(' ', '_').replace(',', '')}"
-            if not file.exists():
-                pk.tl.fit_adapter(split.training, encoder=encoder, progress=False, **how).save(file)
-            pk.tl.predict_expression(split.test, pk.Adapter.load(file), progress=False)
-            predicted = pk.get.expression(split.test, layer="peka")
-            names = list(predicted.var_names)
-            layers[kind] = np.asarray(predicted.X)
-        columns = table.var_names.get_indexer(names)
-        total = count_totals(table.X, np.arange(table.n_vars))
-        measured = dense(log1p_of_totals(table.X, total))[:, columns]
-        adata = pk.get.expression(split.test, layer="peka")
-        sq.gr.spatial_neighbors(adata, n_neighs=6, coord_type="generic")
-        coords = adata.obsm["spatial"]
-        mean = neighbour_means(coords, np.zeros(len(coords)), 300.0, include_self=True)
-        layers["measured, smoothed over 300 um"] = mean @ measured
-        layers["a random half of the counts"] = halves(table, columns)
-        for kind, values in layers.items():
-            if (name, kind) not in done:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    kept.add([{"split": name, **compared(kind, values, measured, adata, names)}])
+        for kind in FITS:
+            adata = predicted(split, kind, arguments)
+            names = list(adata.var_names)
+            columns = table.var_names.get_indexer(names)
+            measured = dense(log1p_of_totals(table.X, count_totals(table.X, np.arange(table.n_vars))))[:, columns]
+            sq.gr.spatial_neighbors(adata, n_neighs=6, coord_type="generic")
+            add(kind, np.asarray(adata.X))
+            if kind == next(iter(FITS)):  # once: all fits have the same genes
+                coords = adata.obsm["spatial"]
+                mean = neighbour_means(coords, np.zeros(len(coords)), 300.0, include_self=True)
+                add("measured, smoothed over 300 um", mean @ measured)
+                add("a random half of the counts", halves(table, columns))
     print(pd.DataFrame(kept.rows).round(3).to_string(index=False))
 
 

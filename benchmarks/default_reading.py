@@ -12,7 +12,7 @@ two is the adapter's own share. Intervals are paired bootstraps over squares of 
     python benchmarks/default_reading.py --vits PATH --bulb PATH --out results/bulb --part bulb
     python benchmarks/default_reading.py --out results/readings --only table
 
-Parts: ``her2st`` (five splits), ``phantom`` (20 synthetic patients, the last four tested, the first 2, 4, 8 or 16
+Parts: ``her2st`` (five splits), ``phantom`` (synthetic patients, the last four tested, the first 2, 4, 8 or 16
 training), ``bulb`` (mouse olfactory bulb, from animal to animal), ``adapters`` (every adapter at the default's budget
 under the default readout), ``shuffled`` (expression permuted within sections: nothing is left to predict).
 With the ``--out`` of ``readings.py`` the trainings of that script are used again. Finished fits are kept there.
@@ -45,8 +45,7 @@ ADAPTERS: dict[str, Any] = {
     "frozen-best": "frozen-best", "bone": "bone", "lora r=48": LoraConfig(r=48, lora_alpha=96),
     "dora r=47": LoraConfig(r=47, lora_alpha=94, use_dora=True), "bat": "bat", "hra": "hra",
 }  # fmt: skip
-N_TRAIN, N_TEST = (2, 4, 8, 16), 4  # patients of the phantom
-N_SHUFFLED = 20
+N_TEST = 4  # patients of the phantom
 BULB = {"MOB1": "1", "MOB2": "1", "MOB3": "2", "MOB4": "2"}  # section: animal
 BULB_FOLDS = {
     "animal 1 to 2": (["MOB1", "MOB2"], ["MOB3", "MOB4"]),
@@ -102,14 +101,14 @@ def bulb(path: Path) -> SpatialData:
     return sdata
 
 
-def phantoms() -> tuple[SpatialData, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Return 20 synthetic patients of 1 mm, tiled, and the folds by number of training patients."""
-    sdata = pk.datasets.phantom(max(N_TRAIN) + N_TEST, size_um=1000.0, mpp=1.0)
+def phantoms(n_train: list[int]) -> tuple[SpatialData, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Return synthetic patients of 1 mm, tiled, and the folds by number of training patients; the last four test."""
+    sdata = pk.datasets.phantom(max(n_train) + N_TEST, size_um=1000.0, mpp=1.0)
     pk.pp.tile(sdata, tile_px=112, mpp=1.0)
     patient = sdata["table"].obs["patient"].astype(str)
     order = list(dict.fromkeys(patient))
     test = patient.isin(order[-N_TEST:]).to_numpy()
-    return sdata, {str(n): (patient.isin(order[:n]).to_numpy(), test) for n in N_TRAIN}
+    return sdata, {str(n): (patient.isin(order[:n]).to_numpy(), test) for n in n_train}
 
 
 def compared(sdata: SpatialData, arguments: Any, **what: Any) -> pd.DataFrame:
@@ -138,14 +137,15 @@ def shuffled(sdata: SpatialData, arguments: Any) -> pd.DataFrame:
     """Permute expression within sections, and fit and score the frozen readings anew."""
     table = sdata["table"]
     file, counts, frames = arguments.out / "shuffled-default_reading.csv", table.X.copy(), []
-    for seed in range(N_SHUFFLED):
+    folds = spots_of({name: ALL_FOLDS[name] for name in arguments.tests})
+    for seed in range(arguments.repeats):
         rng, order = np.random.default_rng(seed), np.arange(table.n_obs)
         for section in table.obs["section"].unique():
             at = np.flatnonzero(table.obs["section"] == section)
             order[at] = rng.permutation(at)
         table.X = counts[order]
         found = compared(
-            sdata, arguments, methods=["frozen-best"], readout=[LOW_RANK, FROZEN, DEFAULT], folds=spots_of(FOLDS),
+            sdata, arguments, methods=["frozen-best"], readout=[LOW_RANK, FROZEN, DEFAULT], folds=folds,
             n_bootstrap=1,
         )  # fmt: skip
         frames.append(found.assign(repeat=seed))
@@ -259,7 +259,7 @@ def run(arguments: Any) -> None:
     """Run one part, and write its rows."""
     part, csv = arguments.part, arguments.out / f"{arguments.part}-default_reading.csv"
     if part == "phantom":
-        sdata, folds = phantoms()
+        sdata, folds = phantoms(arguments.patients)
         four(sdata, folds, arguments)
     elif part == "bulb":
         four(bulb(arguments.bulb), spots_of(BULB_FOLDS), arguments)
@@ -282,6 +282,9 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--bulb", type=Path, help="folder with MOB1 to MOB4 of STUtility")
     parser.add_argument("--trained", nargs="*", help="tests for which adapters are trained; all of the part by default")
+    parser.add_argument("--patients", nargs="+", type=int, default=[2, 4, 8, 16], help="training patients, phantom")
+    parser.add_argument("--tests", nargs="+", choices=list(ALL_FOLDS), default=list(FOLDS), help="for shuffled labels")
+    parser.add_argument("--repeats", type=int, default=20, help="permutations of shuffled labels")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parsed(parser, needs=("vits", "part"))
     arguments.out.mkdir(parents=True, exist_ok=True)

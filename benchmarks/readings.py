@@ -72,19 +72,22 @@ def compare(sdata: Any, wanted: dict[str, tuple[str, pk.Readout]], arguments: An
 
 def show(arguments: Any) -> None:
     """Print the table: ten columns and the mean of their changes."""
-    found = [pd.read_csv(file) for file in sorted(arguments.out.glob("*.csv"))]
-    frame = pd.concat(found)
+    files = [arguments.out / f"{part}.csv" for part in ("frozen", "trained")]
+    frame = pd.concat([pd.read_csv(file) for file in files if file.exists()])
     columns = [(split, genes) for split in ALL_FOLDS for genes in ("svg", "hvg")]
     print("| reading | seed | " + " | ".join(f"{split} {genes}" for split, genes in columns) + " | mean | worst |")
     print("|---" * (len(columns) + 4) + "|")
     scores = frame.set_index(["reading", "seed", "fold", "genes"])["pearson"]
-    base = np.array([scores[BASE, 0, split, genes] for split, genes in columns])
+    # without the part "frozen" there is nothing to compare with, and changes are NaN
+    base = np.array([scores.get((BASE, 0, split, genes), np.nan) for split, genes in columns])
     for label in [*FROZEN, *TRAINED]:
         for seed in sorted(frame.loc[frame["reading"] == label, "seed"].unique()):
             values = np.array([scores.get((label, seed, split, genes), np.nan) for split, genes in columns])
             change = 100 * (values / base - 1)
             cells = " | ".join(f"{value:.3f}" for value in values)
-            print(f"| {label} | {seed} | {cells} | {np.nanmean(change):+.1f} % | {np.nanmin(change):+.0f} % |")
+            known = change[np.isfinite(change)]
+            of_base = f"{known.mean():+.1f} % | {known.min():+.0f} %" if known.size else " | "
+            print(f"| {label} | {seed} | {cells} | {of_base} |")
 
 
 def main() -> None:
