@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -197,3 +202,32 @@ def test_weights_of_folds_are_those_of_their_spots(d: int) -> None:
     np.testing.assert_allclose(_predicted(got.fit, 0.4, x[fold.held_out]), predicted, atol=1e-5)
     errors = weights[fold.held_out] @ np.square(predicted - y[fold.held_out])
     np.testing.assert_allclose(got.fit.errors(got.held_out, [0.4])[0], errors, rtol=1e-5)
+
+
+# each process has other features, as if it rounded otherwise
+TWO = """
+import sys
+import numpy as np, torch.distributed as dist
+from pekasc.models.heads import Inputs, Target, head_fits
+from pekasc.models.selection import InnerFold
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+rng = np.random.default_rng(rank)
+x = rng.normal(size=(60, 8)).astype(np.float32)
+y = x @ rng.normal(size=(8, 12)) + 10.0 ** np.arange(-3, 3, 0.5) * rng.normal(size=(60, 12))
+folds = [InnerFold(np.arange(30), np.arange(30, 60), "a"), InnerFold(np.arange(30, 60), np.arange(30), "b")]
+print(*head_fits("ridge-per-gene", Target(y, folds), None).tried(Inputs(lambda: x)).alphas)
+"""
+
+
+def test_penalties_per_gene_are_those_of_the_first_process(tmp_path: Path) -> None:
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", TWO, str(rank), str(tmp_path / "meeting")],
+            stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    first, second = (process.communicate(timeout=300)[0] for process in started)
+    assert [process.returncode for process in started] == [0, 0]
+    assert len(set(first.split())) > 1 and first == second

@@ -13,6 +13,7 @@ from pekasc._panels import Panels
 from pekasc.models.heads._linear import Block, Source, linear_block
 from pekasc.models.heads._ridge import ALPHAS, FoldFit, RidgeFit, alpha_per_gene, fit_folds, fit_ridge
 from pekasc.models.heads._split import Split
+from pekasc.models.runtime import processes
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class RidgePerGeneFits(RidgeFits):
     def tried(self, inputs: Inputs) -> Tried:
         """Fit on every inner fold."""
         fits = self._fold_fits(inputs)
-        alphas = alpha_per_gene(fits)
+        alphas = processes.broadcast(alpha_per_gene(fits))  # of near ties, each could take another
         errors = np.array([[f.fit.squared_error(f.held_out, alphas)] for f in fits])
         squares = np.array([f.total_errors([])[0] for f in fits])
         return Tried([f.fit for f in fits], relative(errors, squares), alphas, squares)
