@@ -58,8 +58,9 @@ html_theme_options = {
     "show_toc_level": 2,
     # search is in the sidebar
     "navbar_persistent": [],
-    "pygments_light_style": "tango",
-    "pygments_dark_style": "github-dark",
+    # colours of code that can be read, WCAG 2 AA
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
 }
 # what is shown where somebody links to a page; cards with the page's title would be drawn at every build
 ogp_site_name = "pekasc"

@@ -67,6 +67,19 @@ def test_the_code_of_a_page_runs(page: str, stand: Callable[[str], None]) -> Non
     assert any(name.endswith("_tiles") for name in names["sdata"].shapes)
 
 
+def test_errors_are_those_of_the_page(stand: Callable[[str], None]) -> None:
+    stand("other")
+    names: dict[str, Any] = {}
+    said = re.findall(r"^```text\n(.*?)\n```", (DOCS / "other.md").read_text(encoding="utf-8"), re.M | re.S)
+    start, *mended = _blocks("other")
+    exec(start, names)
+    assert len(said) == 3
+    for message, block in zip(said, mended, strict=False):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            pk.pp.tile(names["sdata"])
+        exec(block, names)
+
+
 def test_every_page_is_tested() -> None:
     assert {path.stem for path in DOCS.glob("*.md")} == {"index", *FOLDERS}
 
