@@ -238,6 +238,7 @@ NOT_MIRRORED = {
     "test_package.py": "the package as a whole",
     "test_benchmarks.py": "a script beside the package",
     "test_docs.py": "docs",
+    "test_tutorials.py": "scripts beside the package",
     "test_packaging.py": "recipes, workflows and metadata beside the package",
     "cli/test_clusters.py": "docs/clusters.md",
     "fuzz/test_adapter_folders.py": "damaged folders of adapters, from the record to a prediction",
