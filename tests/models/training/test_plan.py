@@ -22,9 +22,9 @@ def test_published_numbers() -> None:
     assert asdict(Recipe.preset("paper")) == {
         "rank": 256, "blocks": "all", "n_clusters": 100, "teacher_components": 256, "kd_weight": 0.5,
         "matching_weight": 0.0, "temperature": 2.0, "learning_rate": 1e-4, "weight_decay": 0.0, "batch_size": 32,
-        "step_epochs": 10, "epochs": 50, "patience": None, "choose_epochs": False, "refit": "last", "n_views": 1, "gradient_clip": 1.0,
+        "step_epochs": 10, "epochs": 50, "patience": None, "choose_epochs": False, "n_views": 1, "gradient_clip": 1.0,
         "standardise_teacher": False, "cluster_head_learning_rate": 1e-4, "cluster_head_epochs": 20,
-        "cluster_head_patience": None,
+        "cluster_head_patience": None, "refit": "last",
     }  # fmt: skip
     assert asdict(Readout.preset("paper")) == {
         "head": "ridge", "head_rank": None, "members": None, "depth": "own", "selection": "best", "n_depths": None,
