@@ -25,14 +25,8 @@ _UM = (2.0, 4.0, 8.0, 16.0, 32.0)  # pixel sizes of the coarse image, the finest
 _PIXELS = 1_500_000
 _MARGIN_UM = 150.0  # around training spots
 _MOST = 4096  # landmarks per image; 136 bytes each
-_OF_KEYPOINTS = (
-    "keypoints",
-    "positions",
-    "sigmas",
-    "scales",
-    "octaves",
-    "orientations",
-)  # scikit-image's, one row each
+# attributes of scikit-image's SIFT with one row a keypoint
+_OF_KEYPOINTS = ("keypoints", "positions", "sigmas", "scales", "octaves", "orientations")
 _RATIO = 0.8  # of the distances to the best and the second best match
 _LEAST = 8  # landmarks in the same arrangement
 _POINTS, _DESCRIPTORS = ".points", ".descriptors"

@@ -17,7 +17,7 @@ from pekasc._measured import prediction_record
 from pekasc._obsm import predicted_column, target_column
 from pekasc._settings import get_logger
 from pekasc.pl._draw import robust_limits
-from pekasc.pl._expression import UNIT
+from pekasc.pl._expression import UNIT, not_predicted
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -138,10 +138,7 @@ def _genes(table: AnnData, genes: list[str], rows: np.ndarray, layer: str, table
     out = {str(name): values[:, i] for i, name in enumerate(table.var_names[columns])}
     for gene in genes:
         if not np.isfinite(out[gene]).any():
-            raise ValueError(
-                f"Gene {gene!r} was not predicted: layers[{layer!r}] holds only NaN for it. An adapter predicts "
-                "`adapter.genes`."
-            )
+            raise not_predicted(gene, layer)
     return out
 
 

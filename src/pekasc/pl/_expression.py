@@ -168,13 +168,18 @@ def _layer(table: AnnData, gene: str, layer: str, hint: str) -> np.ndarray:
     return _dense(table.layers[layer][:, [column]])
 
 
+def not_predicted(gene: str, layer: str) -> ValueError:
+    """Return the error about a gene that a layer of predictions lacks."""
+    return ValueError(
+        f"Gene {gene!r} was not predicted: layers[{layer!r}] holds only NaN for it. An adapter predicts "
+        "`adapter.genes`."
+    )
+
+
 def _predicted(table: AnnData, gene: str, layer: str) -> np.ndarray:
     values = _layer(table, gene, layer, " `pekasc.tl.predict_expression(sdata, adapter)` writes one.")
     if np.isnan(values).all():
-        raise ValueError(
-            f"Gene {gene!r} was not predicted: layers[{layer!r}] holds only NaN for it. An adapter predicts "
-            "`adapter.genes`."
-        )
+        raise not_predicted(gene, layer)
     return values
 
 

@@ -119,11 +119,8 @@ def test_one_pass_gives_what_separate_passes_give(
     assert not deep or np.abs(adapted - frozen[depth]).max() > 1e-2
 
 
-@pytest.mark.parametrize(
-    ("method", "blocks", "shared"), [("bone", 2, 2), ("bone", "all", 0), ("biases of all layers", 2, 0)]
-)
-def test_frozen_blocks_run_once(method: str, blocks: Any, shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = EncoderNetwork(VIT, TILE_PX)
+def blocks_run(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """Return a list to which every block that runs from now on is added."""
     ran: list[nn.Module] = []
     run_block = EncoderNetwork._run
 
@@ -132,6 +129,15 @@ def test_frozen_blocks_run_once(method: str, blocks: Any, shared: int, monkeypat
         return run_block(self, block, x)
 
     monkeypatch.setattr(EncoderNetwork, "_run", counted)
+    return ran
+
+
+@pytest.mark.parametrize(
+    ("method", "blocks", "shared"), [("bone", 2, 2), ("bone", "all", 0), ("biases of all layers", 2, 0)]
+)
+def test_frozen_blocks_run_once(method: str, blocks: Any, shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = EncoderNetwork(VIT, TILE_PX)
+    ran = blocks_run(monkeypatch)
     with trained(model, METHODS[method], (4,), blocks):
         reading = reading_of({Source("adapted", 0, (4,)): 384, Source("frozen", 0, (4,)): 384})
         ReadingEncoder(model, reading, 0, (4,), 1, CPU, "fp32").features(TILES)
@@ -141,13 +147,6 @@ def test_frozen_blocks_run_once(method: str, blocks: Any, shared: int, monkeypat
 
 def test_several_adapters_share_the_frozen_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     model = EncoderNetwork(VIT, TILE_PX)
-    ran: list[nn.Module] = []
-    run_block = EncoderNetwork._run
-
-    def counted(self: EncoderNetwork, block: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        ran.append(block)
-        return run_block(self, block, x)
-
     other = model.add_copy(share=True)
     assert model.networks == [model, other]
     assert {p.data_ptr() for p in other.parameters()} <= {p.data_ptr() for p in model.parameters()}
@@ -157,7 +156,7 @@ def test_several_adapters_share_the_frozen_blocks(monkeypatch: pytest.MonkeyPatc
         np.testing.assert_allclose(alone[0], frozen, atol=1e-5)  # the weights that are shared stay as they were
         sources = {Source("adapted", 0, (4,)): 384, Source("frozen", 0, (4,)): 384, Source("adapted", 0, (4,), 1): 384}
         reading = reading_of(sources)
-        monkeypatch.setattr(EncoderNetwork, "_run", counted)
+        ran = blocks_run(monkeypatch)
         found = ReadingEncoder(model, reading, 0, (4,), 1, CPU, "fp32").features(TILES)
         blocks = list(zip(*(network.model.blocks for network in (model, other)), strict=True))
         assert [sum(block in pair for block in ran) for pair in blocks] == [1, 1, 3, 3]

@@ -23,8 +23,8 @@ from pekasc.models.comparing._gene_sets import choose_gene_sets
 from pekasc.models.comparing._hest import hest_genes
 from pekasc.models.comparing._results import Results
 from pekasc.models.comparing._rivals import BEST_FROZEN, LAZY, Rival
-from pekasc.models.encoders import Depth, EncoderNetwork, candidate_depths, warn_of_scale
-from pekasc.models.features import NamedFeatures, embed
+from pekasc.models.encoders import ArraysOnAccess, Depth, EncoderNetwork, candidate_depths, warn_of_scale
+from pekasc.models.features import embed
 from pekasc.models.selection import Data, HeadSpec, Options, depths_of, inner_folds, margin_um
 from pekasc.models.teachers import TeacherModel
 from pekasc.models.training import attached, make_config, target_layers
@@ -322,19 +322,24 @@ class Comparison:
             o.readout.orientations, _versions("pekasc", "torch", "timm"),
         )  # fmt: skip
 
-        def make() -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
+        def embedded() -> Mapping[Depth, np.ndarray]:
             tiles, *further = bench.tiles
-            made = embed(
+            return embed(
                 model, tiles, depths, further=further, orientations=o.readout.orientations,
                 batch_size=o.compute.embed_batch_size, device=o.device, precision=o.precision, max_memory=o.max_memory,
                 folder=None if o.compute.cache is None else Path(o.compute.cache), half=True,
             )  # fmt: skip
-            return NamedFeatures(made, depths), {}
+
+        if self.cache.folder is None:
+            return embedded()
+        named = {f"depth{i}": depth for i, depth in enumerate(depths)}
+
+        def make() -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
+            made = embedded()
+            return ArraysOnAccess(named, lambda name: made[named[name]]), {}
 
         arrays, _ = self.cache.kept(f"frozen-{model.encoder.short}", key, make)
-        if isinstance(arrays, NamedFeatures):  # nothing is kept in a folder
-            return arrays.features
-        return {depth: arrays[f"depth{i}"] for i, depth in enumerate(depths)}
+        return {depth: arrays[name] for name, depth in named.items()}
 
     def _fold(self, name: str) -> FoldGenes:
         """Return a fold with its genes, which are selected on its training spots alone, except in "hest"."""

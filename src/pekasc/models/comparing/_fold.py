@@ -18,7 +18,7 @@ from pekasc._expression import dense
 from pekasc._options import Readout
 from pekasc.models.adapter import Adapter
 from pekasc.models.comparing._hest import hest_predict, tuned_strength
-from pekasc.models.encoders import Depth, EncoderNetwork, FeaturesOfSome, candidate_depths, depth_name
+from pekasc.models.encoders import Depth, EncoderNetwork, candidate_depths, depth_name, features_of_some
 from pekasc.models.heads import Reading, with_context
 from pekasc.models.runtime import Profile
 from pekasc.models.selection import (
@@ -28,13 +28,13 @@ from pekasc.models.selection import (
     HeadSpec,
     Options,
     Reader,
-    TilesAlone,
     choose_depth,
     depths_of,
     fit,
     fixed_radius,
     inner_folds,
     margin_um,
+    tiles_alone,
 )
 from pekasc.models.teachers import TeacherModel, check_finite
 from pekasc.models.training import Method
@@ -251,9 +251,9 @@ def _read(
     n_fields = 1 + len(options.fields_um) if n_fields is None else n_fields
     training = fold.training()
     folds = inner_folds(training.groups, training.coords_um, training.sections, margin_um(spec, options.fields_um))
-    own = FeaturesOfSome(features, fold.train, depths)
+    own = features_of_some(features, fold.train, depths)
     n_components = heads[0].readout.n_components
-    depth = choose_depth(TilesAlone(own, n_fields), training, folds, n_components).depth
+    depth = choose_depth(tiles_alone(own, n_fields), training, folds, n_components).depth
     reader = Reader(training, folds, Features(own, depth, n_fields=n_fields))
     out = []
     for head in heads:
@@ -263,7 +263,7 @@ def _read(
             radius = fixed_radius(head.readout)
             read_at = [choose_depth(own, training, folds, head.readout.n_components, radius, n_depths).depth]
         fitted = reader.fit(head, read_at, stand_in=stand_in)
-        out.append(_predicted(fold, fitted, Features(FeaturesOfSome(features, fold.test), depth, n_fields=n_fields)))
+        out.append(_predicted(fold, fitted, Features(features_of_some(features, fold.test), depth, n_fields=n_fields)))
     return out
 
 
@@ -326,7 +326,7 @@ def _trained(
 ) -> list[Adapter]:
     """Return an adapter per head, fitted on the training spots alone."""
     how = replace(options, method=method, profile=Profile())
-    frozen = FeaturesOfSome(encoded.frozen, fold.train, depths_of(encoded.model, options.readout))
+    frozen = features_of_some(encoded.frozen, fold.train, depths_of(encoded.model, options.readout))
     return fit(encoded.model, encoded.spec, fold.training(), fold.training_teacher(), how, heads, frozen=frozen)
 
 
@@ -356,7 +356,7 @@ def predict_adapted(
     adapters = _trained(fold, encoded, method, options, heads)
     seconds = time.perf_counter() - start
     test, *_ = fold.tiles(fold.test)
-    frozen = FeaturesOfSome(encoded.frozen, fold.test)
+    frozen = features_of_some(encoded.frozen, fold.test)
     known: dict[tuple[Depth, int], list[np.ndarray]] = {}
     out = []
     for adapter in adapters:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 Depth = tuple[int, ...] | None  # block(s) whose features are taken; None is the encoder's own output
 MAX_DEPTHS = 12
+Key = TypeVar("Key")
 
 
 def depth_name(depth: Depth) -> str:
@@ -21,29 +23,40 @@ def candidate_depths(n_blocks: int) -> list[Depth]:
     return [(int(depth),) for depth in depths]
 
 
-class FeaturesOfSome(Mapping[Depth, np.ndarray]):
-    """Features by depth of a subset of the spots, indexed on access.
+class ArraysOnAccess(Mapping[Key, np.ndarray]):
+    """Arrays by key, each of which is made, or read, whenever it is asked for.
 
-    No copy is made in advance: the features of a large data set at all depths hardly fit in memory once.
+    None is made in advance: the features of a large data set at all depths hardly fit in memory once.
+
+    Parameters
+    ----------
+    keys
+        The keys, in their order.
+    make
+        Function from a key to its array.
     """
 
-    def __init__(
-        self, features: Mapping[Depth, np.ndarray], rows: np.ndarray, depths: Sequence[Depth] | None = None
-    ) -> None:
-        self.features, self.rows = features, rows
-        self.depths = list(features) if depths is None else list(depths)
+    def __init__(self, keys: Iterable[Key], make: Callable[[Key], np.ndarray]) -> None:
+        self._keys, self._make = list(keys), make
 
-    def __getitem__(self, depth: Depth) -> np.ndarray:
-        return np.asarray(self.features[depth][self.rows])
+    def __getitem__(self, key: Key) -> np.ndarray:
+        return self._make(key)
 
-    def __contains__(self, depth: object) -> bool:
-        return depth in self.depths  # without reading features
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys  # without making an array
 
-    def __iter__(self) -> Iterator[Depth]:
-        return iter(self.depths)
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._keys)
 
     def __len__(self) -> int:
-        return len(self.depths)
+        return len(self._keys)
+
+
+def features_of_some(
+    features: Mapping[Depth, np.ndarray], rows: np.ndarray, depths: Sequence[Depth] | None = None
+) -> ArraysOnAccess[Depth]:
+    """Return the features of a subset of the spots, at all depths or at some."""
+    return ArraysOnAccess(features if depths is None else depths, lambda depth: np.asarray(features[depth][rows]))
 
 
 def features_at(features: Mapping[Depth, np.ndarray], depth: Depth) -> np.ndarray:

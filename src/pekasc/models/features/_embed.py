@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from pekasc._settings import get_logger
 from pekasc.models.encoders import VIEWS, Depth, EncoderNetwork, orient_tensor
 from pekasc.models.features._files import FeatureArrays, FeatureFiles, room_for
-from pekasc.models.features._forward import adapted_features, features_of, mean_of
+from pekasc.models.features._forward import adapted_features, features_of, mean_of, shared_blocks
 from pekasc.models.runtime import autocast
 from pekasc.tiling import TileSource, batches, in_batches, read_parts
 
@@ -44,7 +44,8 @@ def oriented_features(
         kept: dict[int, torch.Tensor | None] = {} if tokens is None else dict.fromkeys(tokens.starts)
         view = orient_tensor(x, number, (-2, -1)) if number else x
         if encoder.copies:
-            found = adapted_features(encoder, view, [depths] * len(encoder.networks))
+            start = shared_blocks(encoder, depths)
+            found = adapted_features(encoder, view, [depths] * len(encoder.networks), start)
             parts = [mean_of(each) for each in zip(*found, strict=True)]
         else:
             parts = [part.float() for part in features_of(encoder, view, depths, kept=kept)]
@@ -237,10 +238,10 @@ def embed(
     max_memory
         Bytes of memory for the features; more are kept in temporary files, deleted with the result.
     folder
-        Where these files are made; the system's temporary folder by default.
+        Where files in half precision are made; the system's temporary folder by default.
     half
         Keep them in half precision in files, from which every access to a depth reads them: see
-        :class:`FeatureFiles`. Otherwise arrays are mapped from files in full precision.
+        :class:`FeatureFiles`. Otherwise arrays are mapped from files in full precision, in the temporary folder.
     cached
         Cached activations of the tiles: only the blocks after them run.
     tokens

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from pekasc.models.encoders import Depth, depth_name
+from pekasc.models.encoders import ArraysOnAccess, Depth, depth_name
 from pekasc.tiling import check_temporary_room
 
 
@@ -24,7 +24,7 @@ class _Part:
     rows: list[np.ndarray] = field(default_factory=list)
 
 
-class FeatureFiles(Mapping[Depth, np.ndarray]):
+class FeatureFiles(ArraysOnAccess[Depth]):
     """Features by depth, (n, fields * d), kept in half precision in temporary files, deleted with this object.
 
     Every access reads those of one depth into memory, as float32.
@@ -40,13 +40,9 @@ class FeatureFiles(Mapping[Depth, np.ndarray]):
     """
 
     def __init__(self, n: int, depths: Sequence[Depth], folder: Path | None = None) -> None:
+        super().__init__(depths, self._read)
         self._n, self._folder = n, folder
         self._parts: dict[Depth, list[_Part]] = {depth: [] for depth in depths}
-
-    @staticmethod
-    def size(n: int, width: int) -> int:
-        """Return the bytes that `width` features of n tiles take."""
-        return n * width * np.dtype(np.float16).itemsize
 
     def put(self, depth: Depth, scale: int, rows: np.ndarray, values: np.ndarray) -> None:
         """Add features of some tiles, (rows, d), in a field of view; fields come one after the other.
@@ -72,7 +68,7 @@ class FeatureFiles(Mapping[Depth, np.ndarray]):
         parts[scale].rows.append(np.array(rows))
         parts[scale].file.write(half.tobytes())
 
-    def __getitem__(self, depth: Depth) -> np.ndarray:
+    def _read(self, depth: Depth) -> np.ndarray:
         parts = self._parts[depth]
         out = np.empty((self._n, sum(part.width for part in parts)), dtype=np.float32)
         start = 0
@@ -83,15 +79,6 @@ class FeatureFiles(Mapping[Depth, np.ndarray]):
             out[np.concatenate(part.rows), start : start + part.width] = values
             start += part.width
         return out
-
-    def __contains__(self, depth: object) -> bool:
-        return depth in self._parts  # without reading features
-
-    def __iter__(self) -> Iterator[Depth]:
-        return iter(self._parts)
-
-    def __len__(self) -> int:
-        return len(self._parts)
 
 
 class FeatureArrays(dict[Depth, np.ndarray]):
@@ -128,7 +115,9 @@ def room_for(
     n: int, widths: Sequence[int], depths: Sequence[Depth], fields: int, max_memory: int | None, *,
     folder: Path | None = None, half: bool = False,
 ) -> FeatureArrays | FeatureFiles:  # fmt: skip
-    """Return an object to put features in: of more than `max_memory` bytes in files, `half` in half precision.
+    """Return an object to put features in: of more than `max_memory` bytes in files.
+
+    With `half`, these are in half precision, in `folder`.
 
     Raises
     ------
@@ -142,22 +131,5 @@ def room_for(
         if not in_memory:
             check_temporary_room(4 * n * width, what)
         return FeatureArrays(n, fields, in_memory=in_memory)
-    check_temporary_room(FeatureFiles.size(n, width), what, folder)
+    check_temporary_room(2 * n * width, what, folder)
     return FeatureFiles(n, depths, folder)
-
-
-class NamedFeatures(Mapping[str, np.ndarray]):
-    """Features under the names under which they are stored; those of one depth at a time come into memory."""
-
-    def __init__(self, features: Mapping[Depth, np.ndarray], depths: Sequence[Depth]) -> None:
-        self.features = features
-        self._depths = {f"depth{i}": depth for i, depth in enumerate(depths)}
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.features[self._depths[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._depths)
-
-    def __len__(self) -> int:
-        return len(self._depths)

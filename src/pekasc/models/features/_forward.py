@@ -74,7 +74,11 @@ def shared_blocks(model: EncoderNetwork, depths: Sequence[Depth]) -> int:
 
 
 def adapted_features(
-    encoder: EncoderNetwork, x: torch.Tensor, at: Sequence[Sequence[Depth]], tokens: torch.Tensor | None = None
+    encoder: EncoderNetwork,
+    x: torch.Tensor,
+    at: Sequence[Sequence[Depth]],
+    start: int,
+    tokens: torch.Tensor | None = None,
 ) -> list[list[torch.Tensor]]:
     """Return the features of every adapter of an encoder, float32; the blocks before the first adapted one run once.
 
@@ -86,10 +90,11 @@ def adapted_features(
         Normalised tiles.
     at
         For every adapter, the depths of its features.
+    start
+        Number of :func:`shared_blocks` of all these depths.
     tokens
-        The tokens after :func:`shared_blocks`, if they are known.
+        The tokens after these blocks, if they are known.
     """
-    start = shared_blocks(encoder, [depth for depths in at for depth in depths])
     if tokens is None and start and len(encoder.networks) > 1:
         tokens = encoder.tokens(x, start)
     made = []

@@ -112,6 +112,6 @@ class ReadingEncoder(BatchEncoder):
             kept = {start: None} if 0 < start < deepest else {}
             with without_adapter(model):
                 frozen = features_of(model, x, frozen_at, kept=kept or None)
-        adapted = adapted_features(model, x, at, kept.get(start)) if any(at) else [[]]
+        adapted = adapted_features(model, x, at, start, kept.get(start)) if any(at) else [[]]
         mean = [mean_of([parts[0] for parts in adapted])] if own else []
         return [*mean, *(part for parts in adapted for part in parts[len(own) :]), *(part.float() for part in frozen)]

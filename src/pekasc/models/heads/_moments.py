@@ -94,8 +94,8 @@ def _is_dense(y: Matrix) -> bool:
     return not sparse.issparse(y) or y.nnz > _DENSE * y.shape[0] * y.shape[1]
 
 
-def _rows_at_once(d: int, y: Matrix) -> int:
-    width = d + (y.shape[1] if _is_dense(y) else y.shape[1] // 20)
+def _rows_at_once(d: int, n_genes: int, *, dense: bool) -> int:
+    width = d + (n_genes if dense else n_genes // 20)
     return max(256, min(32_768, _BYTES // (8 * max(1, width))))
 
 
@@ -135,21 +135,22 @@ def moments(
         Weight of every spot, (n,) float64; 1 by default.
     """
     n = features.shape[0] if rows is None else len(rows)
-    step, out = _rows_at_once(features.shape[1], y), None
+    dense = _is_dense(y)  # of all spots, so that a dense part of a sparse matrix does not outgrow its chunk
+    step, out = _rows_at_once(features.shape[1], y.shape[1], dense=dense), None
     for start in range(0, max(n, 1), step):
         part: Any = slice(start, start + step) if rows is None else rows[start : start + step]
         x = features[part] if projected is None else projected(features[part])
-        more = _moments(x, y[part], shift, None if weights is None else weights[part])
+        more = _moments(x, y[part], shift, None if weights is None else weights[part], dense=dense)
         out = more if out is None else out + more
     assert out is not None  # for the type checker: the loop runs at least once
     return out
 
 
-def _moments(x: np.ndarray, y: Matrix, shift: np.ndarray | None, weights: np.ndarray | None) -> Moments:
+def _moments(x: np.ndarray, y: Matrix, shift: np.ndarray | None, weights: np.ndarray | None, *, dense: bool) -> Moments:
     shift = np.zeros(x.shape[1]) if shift is None else shift
     x = x.astype(np.float64) - shift
     wx = x if weights is None else x * weights[:, None]
-    if _is_dense(y):
+    if dense:
         xy = wx.T @ (y.toarray() if sparse.issparse(y) else y)
     else:
         xy = np.asarray((y.T @ wx).T, dtype=np.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pekasc.models.selection._autocorrelation import MIN_SPOTS, morans_i
 from pekasc.models.selection._choice import choose
-from pekasc.models.selection._fit import TilesAlone, depths_of, fit, kept_spots, margin_um
+from pekasc.models.selection._fit import depths_of, fit, kept_spots, margin_um, tiles_alone
 from pekasc.models.selection._folds import InnerFold, inner_folds
 from pekasc.models.selection._inputs import Data, HeadSpec, Options
 from pekasc.models.selection._readout import Features, Fitted, Reader, choose_depth, fixed_radius, n_neighbours
@@ -21,7 +21,6 @@ __all__ = [
     "MIN_SPOTS",
     "Options",
     "Reader",
-    "TilesAlone",
     "choose",
     "choose_depth",
     "correlations_of",
@@ -37,5 +36,6 @@ __all__ = [
     "morans_i",
     "n_neighbours",
     "pearson",
+    "tiles_alone",
     "tissue_blocks",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 from pekasc._options import Readout
 from pekasc._settings import get_logger
 from pekasc.models.adapter import Adapter
-from pekasc.models.encoders import Depth, EncoderNetwork, candidate_depths, depth_name, warn_of_scale
+from pekasc.models.encoders import ArraysOnAccess, Depth, EncoderNetwork, candidate_depths, depth_name, warn_of_scale
 from pekasc.models.heads import ALPHAS, check_head, n_components_for, ranks_for
 from pekasc.models.runtime import PRECISIONS
 from pekasc.models.selection._choice import Choice
@@ -111,7 +111,7 @@ def _fit(
     if frozen is None:
         frozen = job.frozen(depths)
     if known is None:
-        tiles = TilesAlone(frozen, 1 + len(o.fields_um))
+        tiles = tiles_alone(frozen, 1 + len(o.fields_um))
         with o.profile.stage("head"):
             choice = choose_depth(tiles, data, folds, heads[0].readout.n_components)
         _log_depth(choice.depth, depths, choice.table)
@@ -137,21 +137,14 @@ def _fit(
     return made
 
 
-class TilesAlone(Mapping[Depth, np.ndarray]):
-    """Features by depth of the tiles, without those of wider fields of view, which follow them."""
+def tiles_alone(features: Mapping[Depth, np.ndarray], n_fields: int) -> ArraysOnAccess[Depth]:
+    """Return features by depth of the tiles, without those of wider fields of view, which follow them."""
 
-    def __init__(self, features: Mapping[Depth, np.ndarray], n_fields: int) -> None:
-        self.features, self.n_fields = features, n_fields
+    def own(depth: Depth) -> np.ndarray:
+        values = features[depth]
+        return values[:, : values.shape[1] // n_fields]
 
-    def __getitem__(self, depth: Depth) -> np.ndarray:
-        values = self.features[depth]
-        return values[:, : values.shape[1] // self.n_fields]
-
-    def __iter__(self) -> Iterator[Depth]:
-        return iter(self.features)
-
-    def __len__(self) -> int:
-        return len(self.features)
+    return ArraysOnAccess(features, own)
 
 
 def _log_depth(depth: Depth, depths: list[Depth], table: pd.DataFrame) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -39,6 +39,7 @@ from pekasc.models.selection._folds import InnerFold
 from pekasc.models.selection._inputs import Data, HeadSpec
 
 logger = get_logger(__name__)
+T = TypeVar("T")
 
 RADII_UM = (150.0, 300.0, 500.0)
 _SMOOTH_WEIGHTS = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
@@ -226,17 +227,18 @@ class Reader:
     def _cuts(self) -> bool:
         return any(cuts_sections(self.data.sections, fold) for fold in self.folds)
 
-    def _once(self, which: str, fits: HeadFits, sources: Sequence[Source], context_um: float | None) -> Any:
-        """Return the fits on inner folds ("tried"), or the one on all spots ("final").
+    def _once(self, fit: Callable[[Inputs], T], sources: Sequence[Source], context_um: float | None) -> T:
+        """Return what `fit`, the ``tried`` or ``final`` of a head, makes of some features.
 
-        Those on tiles alone are kept, since they are asked for twice: beside context, and for tiles without positions.
+        What it makes of tiles alone is kept, since it is asked for twice: beside context, and for tiles without
+        positions.
         """
         if context_um is not None or any(source.field for source in sources):
-            return getattr(fits, which)(self._inputs(sources, context_um))
-        key = (which, id(fits), tuple(sources))
+            return fit(self._inputs(sources, context_um))
+        key = (fit, tuple(sources))
         if key not in self._known:
-            self._known[key] = getattr(fits, which)(self._inputs(sources, None))
-        return self._known[key]
+            self._known[key] = fit(self._inputs(sources, None))
+        return cast(T, self._known[key])
 
     def _errors(self, tried: Sequence[Tried]) -> np.ndarray:
         """Return the held-out error by candidate and setting, mean over folds weighted by held-out spots."""
@@ -258,7 +260,7 @@ class Reader:
         """
         fits = self.fits(name.partition(":")[2], readout)
         candidates = [(radius, parts) for radius in radii for parts in sources]
-        tried = [self._once("tried", fits, parts, radius) for radius, parts in candidates]
+        tried = [self._once(fits.tried, parts, radius) for radius, parts in candidates]
         errors = processes.broadcast(self._errors(tried))
         weights = setting_weights(errors, readout.selection, self.spread)
         made: list[Member] = []
@@ -271,7 +273,7 @@ class Reader:
             own, read = ([tried[i] for i in at], weights[at] / share), [candidates[i][1] for i in at]
             by_adapter = self._by_adapter(read)
             for parts in by_adapter:
-                fitted = [self._once("final", fits, part, radius) for part in parts]
+                fitted = [self._once(fits.final, part, radius) for part in parts]
                 head = linear_head(fits, *own, parts, fitted, fold=None, context_um=radius)
                 made.append(Member(name, share / len(by_adapter), head))
             for fold in range(len(self.folds) if inner else 0):

@@ -112,12 +112,7 @@ class Resume:
 
     def put(self, name: str, values: np.ndarray) -> np.ndarray:
         """Keep an array, replacing an earlier one; return it memory-mapped."""
-        if self.path is None or not self.writable:
-            return values
-        with processes.raise_together():
-            if processes.rank() == 0:
-                write_sealed_array(self.path / f"{name}.npy", values, _WHAT)
-        return self._read(name)
+        return self._read(name) if self._keep(f"{name}.npy", values, write_sealed_array) else values
 
     def finished(self, name: str, n: int, width: int) -> np.ndarray:
         """Return the array of an earlier run: features, (n, width).
@@ -165,11 +160,7 @@ class Resume:
 
     def put_content(self, name: str, content: bytes) -> None:
         """Keep the content of a file for a later run."""
-        if self.path is None or not self.writable:
-            return
-        with processes.raise_together():
-            if processes.rank() == 0:
-                replace_sealed(self.path / name, content, _WHAT)
+        self._keep(name, content, replace_sealed)
 
     def damaged(self, what: str) -> str:
         """Return the text of an error about a part."""
@@ -187,11 +178,16 @@ class Resume:
 
     def put_facts(self, name: str, facts: Any) -> None:
         """Keep plain values as JSON for a later run."""
+        self._keep(f"{name}.json", facts, write_sealed_json)
+
+    def _keep(self, name: str, value: Any, write: Callable[[Path, Any, str], None]) -> bool:
+        """Write a file in one process, if there is a folder that can be written; return whether it was."""
         if self.path is None or not self.writable:
-            return
+            return False
         with processes.raise_together():
             if processes.rank() == 0:
-                write_sealed_json(self.path / f"{name}.json", facts, _WHAT)
+                write(self.path / name, value, _WHAT)
+        return True
 
 
 def _check(folder: Path, now: dict[str, Any]) -> str | None:
