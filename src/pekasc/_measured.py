@@ -49,11 +49,26 @@ def measured(
     """
     if as_stored(table, key):
         return _as_stored(table, key, counts_layer)
+    raw, total = measured_counts(table, key, counts_layer, argument=argument, otherwise=otherwise)
+    return log1p_of_totals(raw, total), total > 0
+
+
+def measured_counts(
+    table: AnnData, key: str, counts_layer: str | None = None, *, argument: str = "counts_layer", otherwise: str = ""
+) -> tuple[Matrix, np.ndarray]:
+    """Return the counts, spots x columns, and the totals, (spots,), that :func:`measured` is log1p of.
+
+    For predictions that are not on the scale of values as stored.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If a layer is not there or holds no counts.
+    """
     if counts_layer is None:
         counts_layer = _recorded_layer(table, key)
     raw = counts(table, counts_layer, argument=argument, otherwise=otherwise)
-    total = recorded_totals(table, key, prediction_record(table, key), raw)
-    return log1p_of_totals(raw, total), total > 0
+    return raw, recorded_totals(table, key, prediction_record(table, key), raw)
 
 
 def _recorded_layer(table: AnnData, key: str) -> str | None:

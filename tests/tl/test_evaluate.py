@@ -6,6 +6,7 @@ import logging
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 from anndata import AnnData
@@ -13,6 +14,7 @@ from scipy.spatial import cKDTree
 from spatialdata import SpatialData
 
 import pekasc as pk
+from pekasc._ceiling import noise_ceiling
 from pekasc._keys import read_uns, write_uns
 
 
@@ -63,6 +65,37 @@ def test_scores_are_scipys(adata: AnnData) -> None:
         assert np.isnan(column.iloc[8])
 
 
+def test_ceilings_are_of_the_counts_of_each_group(adata: AnnData) -> None:
+    scores = pk.tl.evaluate(adata).set_index(["gene", "group"])
+    total = adata.X.sum(axis=1, dtype=np.float64)
+    for group in "abc":
+        at = (adata.obs["section"] == group).to_numpy()
+        expected = noise_ceiling(adata.X[at], total[at])[:8]
+        np.testing.assert_allclose(scores["ceiling"].xs(group, level="group"), expected)
+        assert 0.4 < expected.max() < 1
+    # nothing can be reached where counting noise leaves nothing
+    ceiling = scores["ceiling"].where(scores["ceiling"] > 0)
+    np.testing.assert_allclose(scores["reached"], scores["pearson"] / ceiling)
+    assert scores["reached"].isna().any()
+    mean = scores.groupby("gene")[["pearson", "ceiling"]].mean()
+    np.testing.assert_allclose(adata.var["peka_ceiling"][:8], mean["ceiling"])
+    np.testing.assert_allclose(adata.var["peka_reached"][:8], mean["pearson"] / mean["ceiling"])
+    assert adata.var[["peka_ceiling", "peka_reached"]].iloc[8].isna().all()
+    # a gene that one group did not measure has a ceiling on the others
+    adata.varm["measured"] = pd.DataFrame(True, index=adata.var_names, columns=["a", "b", "c"])
+    adata.varm["measured"].loc["g2", "a"] = False
+    fewer = pk.tl.evaluate(adata).set_index(["gene", "group"])
+    changed = fewer["ceiling"] != scores["ceiling"]
+    assert list(fewer.index[changed]) == [("g2", "a")] and np.isnan(fewer.loc[("g2", "a"), "ceiling"])
+    assert adata.var.loc["g2", "peka_ceiling"] == pytest.approx(scores["ceiling"]["g2"][["b", "c"]].mean())
+
+
+def test_what_is_no_log_of_counts_has_no_ceiling(adata: AnnData) -> None:
+    scores = pk.tl.evaluate(adata, truth="mine")
+    assert scores[["ceiling", "reached"]].isna().all(axis=None) and scores["pearson"].notna().all()
+    assert adata.var[["peka_ceiling", "peka_reached"]].isna().all(axis=None)
+
+
 def test_morans_i_is_the_closed_form_within_sections(adata: AnnData) -> None:
     scores = pk.tl.evaluate(adata, truth="mine")
     for row in scores.itertuples():
@@ -111,7 +144,7 @@ def test_training_spots_of_a_fit_are_left_out(predicted: SpatialData) -> None:
     n = int((predicted["table"].obs["region"] == "P2S1_spots").sum())
     assert set(scores["group"]) == {"P2S1_spots"} and set(scores["n_spots"]) == {n}
     assert list(predicted["table"].var.filter(like="peka_")) == [
-        "peka_pearson", "peka_spearman", "peka_rmse", "peka_morans_i_ratio",
+        "peka_pearson", "peka_ceiling", "peka_reached", "peka_spearman", "peka_rmse", "peka_morans_i_ratio",
     ]  # fmt: skip
 
 
@@ -212,7 +245,9 @@ def test_predictions_as_stored_are_compared_with_what_was_stored(tiled: SpatialD
     )
     pk.tl.predict_expression(tiled, adapter, progress=False)
     right = pk.tl.evaluate(tiled, truth="log")
-    np.testing.assert_array_equal(pk.tl.evaluate(tiled)["rmse"], right["rmse"])
+    stored = pk.tl.evaluate(tiled)
+    np.testing.assert_array_equal(stored["rmse"], right["rmse"])
+    assert stored[["ceiling", "reached"]].isna().all(axis=None)
     with pytest.raises(ValueError, match=r'as stored \(`target="as_is"`\), not of counts .* `truth='):
         pk.tl.evaluate(tiled, counts_layer="log")
     assert "log1p" not in pk.get.expression(tiled).uns

@@ -156,6 +156,7 @@ def test_scores_are_scipys(predicted: SpatialData) -> None:
         assert row.pearson == pytest.approx(scipy.stats.pearsonr(x, y)[0], abs=1e-5)
         assert row.rmse == pytest.approx(np.sqrt(np.mean((x - y) ** 2)), rel=1e-4)
     assert scores["pearson"].max() > 0.2
+    assert scores[["ceiling", "reached"]].isna().all(axis=None)  # no counts, no counting noise
     assert not any(name.startswith("peka") for name in table.var)
     pd.testing.assert_frame_equal(table.uns["pekasc"]["X_peka_types"]["scores"], scores)
     # the same columns as for genes, the form of the fit's argument, and training spots where they are asked for

@@ -5,27 +5,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy.stats import rankdata
 from spatialdata import SpatialData
 
-from pekasc._expression import Matrix, dense
+from pekasc._expression import Matrix, log1p_of_totals
 from pekasc._keys import PEKA, TILES, check_key, score_key, target_key, write_uns
-from pekasc._measured import measured, prediction_record
+from pekasc._measured import as_stored, measured, measured_counts, prediction_record
 from pekasc._obsm import measured_target, obsm_of, predicted_target, recorded_targets
 from pekasc._sections import check_table, get_table, positions_um, section_labels, writable_table
 from pekasc._settings import get_logger
-from pekasc.models.selection import MIN_SPOTS, morans_i, pearson
+from pekasc.tl._gene_scores import LEAST, Compared, score_group
 from pekasc.tl._panels import measured_entries
 from pekasc.tl._select import obs_groups
 
 logger = get_logger(__name__)
 
-_LEAST = 3  # spots for a score
-METRICS = ("pearson", "spearman", "rmse", "morans_i_ratio")
+METRICS = ("pearson", "ceiling", "reached", "spearman", "rmse", "morans_i_ratio")
 
 
 def evaluate(
@@ -72,14 +71,16 @@ def evaluate(
 
     Returns
     -------
-    One row per gene and group: ``gene``, ``group``, ``n_spots``, ``pearson``, ``spearman``, ``rmse``,
+    One row per gene and group: ``gene``, ``group``, ``n_spots``, ``pearson``, ``ceiling`` (the largest ``pearson`` that
+    counting noise allows, see Notes), ``reached`` (``pearson`` over ``ceiling``), ``spearman``, ``rmse``,
     ``morans_i_measured``, ``morans_i_predicted``, ``morans_i_ratio`` (predicted over measured; Moran's I over six
     nearest neighbours within sections, mean over the group's sections weighted by spots; the ratio is NaN for genes
     whose measured Moran's I is nowhere significant at 5 %). Scores of a gene that is constant in a group are NaN,
     and so are those of a gene that the group did not measure (``n_spots`` 0).
 
-    Also writes, as mean over groups, ``var["{layer}_pearson"]``, ``var["{layer}_spearman"]``, ``var["{layer}_rmse"]``
-    and ``var["{layer}_morans_i_ratio"]``; NaN where a gene is not predicted. With `target`, ``gene`` is the column, and
+    Also writes, as mean over groups, ``var["{layer}_pearson"]``, ``var["{layer}_ceiling"]``,
+    ``var["{layer}_spearman"]``, ``var["{layer}_rmse"]`` and ``var["{layer}_morans_i_ratio"]``, and the first over the
+    second as ``var["{layer}_reached"]``; NaN where a gene is not predicted. With `target`, ``gene`` is the column, and
     the DataFrame is kept in ``uns["pekasc"]["X_{layer}_{target}"]["scores"]`` instead, until the next prediction.
 
     Raises
@@ -90,9 +91,18 @@ def evaluate(
         If there are no predictions, the adapter was trained on all predicted spots, or an argument does nothing with
         `target`.
 
+    Notes
+    -----
+    The ceiling is the root of the reliability of the measured values: counts are thinned into two halves, whose
+    correlation is carried over to the whole depth. It is an upper bound, since it knows of no noise but that of drawing
+    counts: overdispersion and dropout lower it further. Of n spots, ceilings below about n ** -0.25 (0.27 of 200 spots)
+    cannot be told from 0. It is NaN where measured values are not log1p of counts (`truth`, `target`, adapters of
+    ``target="as_is"``).
+
     References
     ----------
-    Moran's I: squidpy's ``gr.spatial_autocorr``.
+    Moran's I: squidpy's ``gr.spatial_autocorr``. Thinning of counts: Neufeld et al., Biostatistics 2024. Reliability of
+    halves: Spearman, Brown, British Journal of Psychology 1910.
 
     Examples
     --------
@@ -124,24 +134,27 @@ def evaluate(
             f"{int(unplaced.sum())} spots of {sorted(set(sections[unplaced]))} have values in {found.where} but no "
             "position in um, since those sections came after the tiling. Run `pekasc.pp.tile(sdata)` again."
         )
+    spots = Compared(
+        found.names, found.predicted, found.measured, positions, sections, found.known, found.counts, found.totals
+    )
     frames = []
     for group in np.unique(labels):
         at = np.flatnonzero(labels == group)
-        if at.size < _LEAST:
+        if at.size < LEAST:
             warnings.warn(f"Group {group!r} has {at.size} spots: too few to score.", UserWarning, stacklevel=2)
             continue
-        known = None if found.known is None else found.known[at]
-        values = found.predicted[at], found.measured[at], positions[at], sections[at]
-        frames.append(_score_measured(found.names, str(group), known, *values))
+        frames.append(score_group(str(group), spots.take(at)))
     if not frames:
-        raise ValueError(f"No group has the {_LEAST} spots that a score needs: join groups, or leave `groups=` out.")
+        raise ValueError(f"No group has the {LEAST} spots that a score needs: join groups, or leave `groups=` out.")
     scores = pd.concat(frames, ignore_index=True)
     _report_constant(scores, "genes" if target is None else "columns")
     table = writable_table(data, table_name)
     if target is not None:
         write_uns(table, found.record, {**prediction_record(table, found.record), "scores": scores}, kind="prediction")
         return scores
-    mean = scores.groupby("gene", sort=False)[list(METRICS)].mean().reindex(table.var_names)
+    mean = scores.groupby("gene", sort=False)[list(METRICS)].mean()
+    mean["reached"] = _share_reached(scores)
+    mean = mean.reindex(table.var_names)
     for metric in METRICS:
         table.var[score_key(layer, metric)] = mean[metric].to_numpy()
     return scores
@@ -165,6 +178,8 @@ class _Found:
         The slot of the predictions, for errors.
     known
         Which of them were measured, (rows, names) bool; None: all.
+    counts, totals
+        See :class:`pekasc.tl._gene_scores.Compared`.
     """
 
     names: pd.Index
@@ -174,6 +189,8 @@ class _Found:
     record: str
     where: str
     known: np.ndarray | None = None
+    counts: Matrix | None = None
+    totals: np.ndarray | None = None
 
 
 def _of_genes(
@@ -187,11 +204,15 @@ def _of_genes(
         )
     rows = np.flatnonzero(~np.isnan(predicted_all[:, genes]).all(axis=1))
     rows = _without_training(table, rows, layer, include_train)
-    values, rows = _measured(table, layer, rows, np.flatnonzero(genes), truth, counts_layer)
+    there = _measured(table, layer, rows, np.flatnonzero(genes), truth, counts_layer)
+    rows = there.rows
     predicted = predicted_all[np.ix_(rows, genes)]
     _check_whole(predicted, "genes", f"layer {layer!r}")
     known = measured_entries(table, rows, np.flatnonzero(genes))
-    return _Found(table.var_names[genes], rows, predicted, values, layer, f"layers[{layer!r}]", known)
+    where = f"layers[{layer!r}]"
+    return _Found(
+        table.var_names[genes], rows, predicted, there.values, layer, where, known, there.counts, there.totals
+    )
 
 
 def _of_target(table: AnnData, layer: str, key: str, truth: str | None, include_train: bool) -> _Found:
@@ -227,10 +248,18 @@ def _check_whole(predicted: np.ndarray, what: str, where: str) -> None:
         )
 
 
+class _Measured(NamedTuple):
+    """Measured expression, spots x genes, rows of the spots with measurements, and the counts and totals, if any."""
+
+    values: Matrix
+    rows: np.ndarray
+    counts: Matrix | None = None
+    totals: np.ndarray | None = None
+
+
 def _measured(
     table: AnnData, layer: str, rows: np.ndarray, genes: np.ndarray, truth: str | None, counts_layer: str | None
-) -> tuple[Matrix, np.ndarray]:
-    """Return the measured expression, spots x genes, and the rows of spots with measurements."""
+) -> _Measured:
     if truth is not None:
         values = _layer(table, truth)[np.ix_(rows, genes)]
         entries = measured_entries(table, rows, genes)
@@ -239,15 +268,19 @@ def _measured(
                 f"The layer {truth!r} (`truth=`) has NaN in {int(np.isnan(values).any(axis=0).sum())} of the genes "
                 "that are predicted: evaluate the spots and genes that were measured."
             )
-        return values, rows
-    values, known = measured(
+        return _Measured(values, rows)
+    if as_stored(table, layer):
+        return _Measured(measured(table, layer, counts_layer)[0][rows][:, genes], rows)
+    raw, total = measured_counts(
         table, layer, counts_layer, otherwise=", or a layer on the scale of the predictions (`truth=`)"
     )
-    known = known[rows]
+    known = total[rows] > 0
     if not known.all():
         # spots without counts were not measured: their zeros do not mean zero expression
         logger.hint("%d of %d spots left out: they have no counts.", (~known).sum(), rows.size)
-    return values[rows[known]][:, genes], rows[known]
+    rows = rows[known]
+    raw, total = raw[rows][:, genes], total[rows]
+    return _Measured(log1p_of_totals(raw, total), rows, raw, total)
 
 
 def _layer(table: AnnData, layer: str) -> np.ndarray:
@@ -280,71 +313,11 @@ def _without_training(table: AnnData, rows: np.ndarray, layer: str, include_trai
     return rows[~trained]
 
 
-def _score_measured(
-    genes: pd.Index, group: str, known: np.ndarray | None, predicted: np.ndarray, measured: Matrix,
-    positions: np.ndarray, sections: np.ndarray,
-) -> pd.DataFrame:  # fmt: skip
-    """Return :func:`_score` of every gene on the spots that measured it by `known`, (spots, genes) bool."""
-    if known is None:
-        return _score(genes, group, predicted, measured, positions, sections)
-    patterns, number = np.unique(known, axis=1, return_inverse=True)
-    parts = []
-    for i in range(patterns.shape[1]):
-        columns, rows = np.flatnonzero(np.asarray(number).ravel() == i), np.flatnonzero(patterns[:, i])
-        if rows.size < _LEAST:
-            parts.append(pd.DataFrame({"gene": genes[columns], "group": group, "n_spots": 0}))
-            continue
-        values = predicted[np.ix_(rows, columns)], measured[rows][:, columns], positions[rows], sections[rows]
-        parts.append(_score(genes[columns], group, *values))
-    # in the order of the genes
-    return pd.concat(parts).set_index("gene").loc[genes].rename_axis("gene").reset_index()
-
-
-def _score(
-    genes: pd.Index, group: str, predicted: np.ndarray, measured: Matrix, positions: np.ndarray, sections: np.ndarray
-) -> pd.DataFrame:
-    y = dense(measured)
-    i_measured, i_predicted, structured = _morans_i(predicted, y, positions, sections)
-    # without spatial structure the ratio is undefined, and its extremes would dominate any mean over genes
-    ratio = np.divide(i_predicted, i_measured, out=np.full(len(genes), np.nan), where=structured & (i_measured > 0))
-    return pd.DataFrame(
-        {
-            "gene": np.asarray(genes, dtype=object),
-            "group": group,
-            "n_spots": len(y),
-            "pearson": pearson(predicted, y),
-            "spearman": pearson(rankdata(predicted, axis=0), rankdata(y, axis=0)),
-            "rmse": np.sqrt(np.square(predicted.astype(np.float64) - y).mean(axis=0)),
-            "morans_i_measured": i_measured,
-            "morans_i_predicted": i_predicted,
-            "morans_i_ratio": ratio,
-        }
-    )
-
-
-def _morans_i(
-    predicted: np.ndarray, measured: np.ndarray, positions: np.ndarray, sections: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return Moran's I of measured and of predicted expression, and whether the measured one is significant (genes,).
-
-    Moran's I is taken within sections and averaged, weighted by number of spots.
-    """
-    sums = np.zeros((2, predicted.shape[1]))
-    weight = np.zeros((2, predicted.shape[1]))
-    structured = np.zeros(predicted.shape[1], dtype=bool)
-    for section in np.unique(sections):
-        rows = np.flatnonzero(sections == section)
-        if rows.size < MIN_SPOTS:
-            continue
-        for i, values in enumerate((measured, predicted)):
-            value, significant = morans_i(values[rows], positions[rows])
-            known = np.isfinite(value)
-            sums[i][known] += value[known] * rows.size
-            weight[i][known] += rows.size
-            if i == 0:
-                structured |= significant
-    out = np.divide(sums, weight, out=np.full(sums.shape, np.nan), where=weight > 0)
-    return out[0], out[1], structured
+def _share_reached(scores: pd.DataFrame) -> pd.Series:
+    """Return the mean correlation of every gene over the mean ceiling, of the groups that have both."""
+    both = scores[scores["pearson"].notna() & scores["ceiling"].notna()]
+    mean = both.groupby("gene", sort=False)[["pearson", "ceiling"]].mean()
+    return (mean["pearson"] / mean["ceiling"]).where(mean["ceiling"] > 0)
 
 
 def _report_constant(scores: pd.DataFrame, what: str) -> None:
