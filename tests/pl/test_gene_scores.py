@@ -50,6 +50,31 @@ def test_lines_at_zero_and_at_the_median() -> None:
     assert high > 0.7
 
 
+def test_ceilings_are_dashes_above_their_genes() -> None:
+    ceilings = pd.Series([0.9, 0.95, 0.8, 0.5, np.nan, 0.7], index=SCORES.index)
+    adata = AnnData(np.zeros((2, 6)), var=pd.DataFrame({"peka_pearson": SCORES, "peka_ceiling": ceilings}))
+    groups = pd.DataFrame({"gene": SCORES.index, "pearson": SCORES.to_numpy(), "ceiling": ceilings.to_numpy()})
+    halves = [groups.assign(ceiling=groups["ceiling"] + d, group=d) for d in (-0.02, 0.02)]
+    for data in (adata, groups, pd.concat(halves)):
+        ax = pk.pl.gene_scores(data)
+        (dashes,) = (part for part in ax.collections if "ceiling" in part.get_label())
+        offsets = np.ma.filled(dashes.get_offsets(), np.nan)
+        np.testing.assert_allclose(offsets[:, 1], [0.95, np.nan, 0.7, 0.9, 0.5])  # ranked by score
+        np.testing.assert_allclose(offsets[[0, 2, 3, 4], 0], [1, 3, 4, 5])
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == [dashes.get_label()]
+        assert "what counting noise allows at most" in dashes.get_label()
+        assert ax.get_ylim()[1] > 0.95
+        assert not any("ceiling" in part.get_label() for part in pk.pl.gene_scores(adata, metric="ceiling").collections)
+
+
+def test_without_ceilings_there_are_no_dashes() -> None:
+    var = pd.DataFrame({"peka_pearson": SCORES, "peka_rmse": SCORES + 1, "peka_ceiling": SCORES * np.nan})
+    for metric in ("pearson", "rmse"):
+        ax = pk.pl.gene_scores(AnnData(np.zeros((2, 6)), var=var), metric=metric)
+        assert ax.get_legend() is None and len(ax.collections) == 2
+    assert pk.pl.gene_scores(SimpleNamespace(gene_scores=pd.DataFrame({"pearson": SCORES}))).get_legend() is None
+
+
 def test_names_do_not_overlap_nor_touch_the_curve() -> None:
     rng = np.random.default_rng(0)
     values = np.r_[rng.uniform(0.695, 0.7, 6), rng.uniform(-0.02, 0.6, 188), rng.uniform(-0.05, -0.045, 6)]

@@ -26,6 +26,7 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import get_transformation
 
 import pekasc as pk
+from pekasc._ceiling import noise_ceiling
 from pekasc.models.comparing import _comparison, _rivals
 from pekasc.models.comparing._fold import Prediction
 from pekasc.models.comparing._rivals import RIVALS
@@ -141,6 +142,24 @@ def test_one_row_per_fold_section_method_readout_and_set(frame: pd.DataFrame) ->
     assert frame.loc[best, "difference"].isna().all() and frame.loc[~best, "difference"].notna().all()
     # blocks of 1 mm: a section of 0.7 mm has too few for an interval, and none is made up
     assert frame["pearson_low"].isna().all()
+
+
+def test_ceilings_are_of_the_test_spots_and_the_same_for_every_method(tiled: SpatialData, frame: pd.DataFrame) -> None:
+    genes = compare(tiled, ["mean", "frozen"], genes=["svg", "hvg"], per_gene=True)
+    table = tiled["table"]
+    totals = table.X.sum(axis=1, dtype=np.float64).A1
+    for section in (FIRST, SECOND):
+        at = in_section(tiled, section)
+        expected = pd.Series(noise_ceiling(table.X[at], totals[at]), index=table.var_names)
+        rows = genes[genes["section"] == section]
+        np.testing.assert_allclose(rows["ceiling"], expected[rows["gene"]])
+        np.testing.assert_allclose(rows["reached"], rows["pearson"] / rows["ceiling"])
+        for name, single in rows[rows["method"] == "frozen"].groupby("genes"):
+            means = frame[(frame["section"] == section) & (frame["genes"] == name)]
+            assert len(means) == 2 * 3  # readouts and methods
+            np.testing.assert_allclose(means["ceiling"], single["ceiling"].mean())
+            np.testing.assert_allclose(means["reached"], means["pearson"] / means["ceiling"])
+            assert (means.loc[means["method"] == "mean", "reached"] == 0).all()
 
 
 GENES_OF_A_FIT = 6
@@ -475,6 +494,7 @@ def test_hest_protocol(tiled: SpatialData) -> None:
         )  # fmt: skip
     assert set(frame["genes"]) == {"hest"} and set(frame["readout"]) == {repr(HEST_READOUT)}
     assert by_method(frame)["teacher"] > by_method(frame)["frozen"]
+    assert frame[["ceiling", "reached"]].isna().all(axis=None)  # its target is not normalised
     pooled = frame[(frame["section"] == "pooled") & (frame["method"] == "frozen")]
     table = pk.get.comparison(frame, rival="frozen")
     assert table.loc[("tiny", "", "hest", "frozen"), "pearson"] == pytest.approx(pooled["pearson"].mean())
@@ -838,8 +858,8 @@ def test_a_small_section_has_no_score_of_its_own(tiled: SpatialData) -> None:
     test = ~first | (number == number[first][0])
     with pytest.warns(UserWarning, match="sections .*P1S1_spots.* have fewer than 10 test spots"):
         frame = compare(tiled, ["mean", "frozen"], folds={"a": (~test, test)})
-    assert frame.loc[frame["section"] == FIRST, "pearson"].isna().all()
-    assert frame.loc[frame["section"] != FIRST, "pearson"].notna().all()
+    assert frame.loc[frame["section"] == FIRST, ["pearson", "ceiling", "reached"]].isna().all(axis=None)
+    assert frame.loc[frame["section"] != FIRST, ["pearson", "ceiling", "reached"]].notna().all(axis=None)
 
 
 def test_one_patients_sections_are_held_out_inside_a_fold() -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from pekasc.models import Adapter
 
+_LIGHT = "#c2c2c2"
+
 
 def gene_scores(
     data: SpatialData | AnnData | Adapter | pd.DataFrame,
@@ -32,6 +34,9 @@ def gene_scores(
     table_name: str = "table",
 ) -> Axes:
     """Plot the scores of all genes, ranked, with the names of the best and the worst.
+
+    Pearson correlations have a dash at the largest one that counting noise allows, an upper bound, where
+    :func:`pekasc.tl.evaluate` wrote it: under a low dash, a low score says little about the prediction.
 
     Parameters
     ----------
@@ -79,6 +84,7 @@ def gene_scores(
             f"No gene has a score {metric!r}: all are NaN. `pekasc.tl.evaluate` scores genes that were predicted and "
             "measured."
         )
+    ceilings = _ceilings(data, layer, table_name, scores.index) if metric == "pearson" else np.empty(0)
     if ax is None:
         _, ax = plt.subplots(figsize=figsize, layout="constrained")
     n_best = min(n, (len(scores) + 1) // 2)
@@ -92,7 +98,11 @@ def gene_scores(
     ax.scatter(ranks, values, s=size, color=GREY, linewidths=0, zorder=2, rasterized=len(ranks) > 5000)
     named = np.r_[:n_best, len(scores) - n_worst : len(scores)]
     ax.scatter(ranks[named], values[named], s=1.5 * size, color=ACCENT, linewidths=0, zorder=3)
-    _limits(ax, values)
+    if np.isfinite(ceilings).any():
+        label = "ceiling: what counting noise allows at most"
+        ax.scatter(ranks, ceilings, s=2 * size, marker="_", color=_LIGHT, linewidths=1, zorder=1.5, label=label)
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, fontsize=SMALL, borderpad=0, handlelength=1)
+    _limits(ax, len(values), np.r_[values, ceilings[np.isfinite(ceilings)]])
     ax.annotate(
         f"median {median:.2f}",
         (1, median),
@@ -133,8 +143,15 @@ def _scores(data: Any, layer: str, metric: str, table_name: str) -> pd.Series:
     return frame[metric].astype(np.float64).groupby(np.asarray(names, dtype=object)).mean()
 
 
-def _limits(ax: Axes, values: np.ndarray) -> None:
-    n = len(values)
+def _ceilings(data: Any, layer: str, table_name: str, genes: pd.Index) -> np.ndarray:
+    """Return the ceilings of genes, NaN where there are none."""
+    try:
+        return _scores(data, layer, "ceiling", table_name).reindex(genes).to_numpy()
+    except KeyError:  # scores of an adapter, or that somebody brings along
+        return np.full(len(genes), np.nan)
+
+
+def _limits(ax: Axes, n: int, values: np.ndarray) -> None:
     low, high = min(0.0, values.min()), max(0.0, values.max())
     span = high - low or 1.0
     ax.set_xlim(1 - 0.03 * n - 0.5, n + 0.03 * n + 0.5)
@@ -166,6 +183,7 @@ def _name(ax: Axes, names: list[str], ranks: np.ndarray, values: np.ndarray, cur
             color=DARK,
             style="italic",
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0},  # dashes of ceilings end at a name
             arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.4, "shrinkA": 1, "shrinkB": 2},
         )
 

@@ -157,13 +157,17 @@ def cross_validate(
     ``pearson``, ``pearson_low``, ``pearson_high``, ``rmse``
         Mean Pearson correlation over genes with its 95 % interval, and root mean squared error over spots and genes.
         Intervals reflect variation within the test section, not between patients.
+    ``ceiling``, ``reached``
+        Mean over genes of the largest correlation that the counting noise of the test spots allows, an upper bound (see
+        :func:`pekasc.tl.evaluate`), and ``pearson`` over it: the ratio of the means, not the mean of the ratios. NaN
+        with the protocols of HEST-Bench, whose target is not normalised.
     ``difference``, ``difference_low``, ``difference_high``
         Paired difference in correlation to ``"frozen-best"`` of the same encoder and readout, if it is in `methods`.
     ``depth``, ``epochs``, ``alpha``, ``n_parameters``, ``seconds``
         The selected settings, the number of trainable parameters of the adapter, and the seconds of its training.
 
     With `per_gene`: a row for every gene of every set, with ``gene``, ``pearson`` (NaN where it is undefined),
-    ``difference`` to ``"frozen-best"`` and ``rmse``.
+    ``ceiling``, ``reached``, ``difference`` to ``"frozen-best"`` and ``rmse``.
     :func:`pekasc.get.comparison` summarises the rows.
 
     Raises

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pekasc.models.comparing._comparison import HEST, HEST_PROTOCOLS, Bench, Comparison
+from pekasc.models.comparing._bench import Bench
+from pekasc.models.comparing._comparison import HEST, HEST_PROTOCOLS, Comparison
 from pekasc.models.comparing._gene_sets import CHOSEN, check_gene_sets, choose_gene_sets
 from pekasc.models.comparing._results import Results
 from pekasc.models.comparing._rivals import BEST_FROZEN, LAZY, RIVALS, Rival, rival

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from pekasc._digests import fingerprint
 from pekasc._expression import Matrix, dense, expressed_genes
 from pekasc._options import Readout
 from pekasc._settings import get_logger
+from pekasc.models.comparing._bench import Bench, FoldGenes
 from pekasc.models.comparing._fold import N_DEPTHS, Encoded, Fold, Prediction, frozen_depth
 from pekasc.models.comparing._gene_sets import choose_gene_sets
 from pekasc.models.comparing._hest import hest_genes
@@ -26,64 +27,12 @@ from pekasc.models.comparing._rivals import BEST_FROZEN, LAZY, Rival
 from pekasc.models.encoders import ArraysOnAccess, Depth, EncoderNetwork, candidate_depths, warn_of_scale
 from pekasc.models.features import embed
 from pekasc.models.selection import Data, HeadSpec, Options, depths_of, inner_folds, margin_um
-from pekasc.models.teachers import TeacherModel
 from pekasc.models.training import attached, make_config, target_layers
-from pekasc.tiling import TileSource, TileSpec
 
 logger = get_logger(__name__)
 
 HEST, HEST_TUNED = "hest", "hest-tuned"
 HEST_PROTOCOLS = (HEST, HEST_TUNED)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """All spots of a comparison, with its folds and teacher.
-
-    Parameters
-    ----------
-    tiles
-        The tiles, and those of wider fields of view.
-    spec
-        Size of the tiles.
-    log, counts, genes
-        Log-normalised expression and counts, spots x genes, and the names of the genes.
-    groups, sections, coords_um, totals
-        Group, section, position and total count of every spot.
-    default_groups
-        Whether the groups were chosen by default.
-    folds
-        Training and test spots by name of the fold.
-    leaky
-        Folds with spots of one section, patient or group in training and in test.
-    teacher
-        Name of the teacher.
-    make_teacher
-        Function from the indices of the expressed genes and a seed to the teacher; None if no method needs one.
-    draws
-        Whether the teacher depends on the seed.
-    teacher_fingerprint, tiles_fingerprint, fingerprint
-        Fingerprint of the stored embedding, of the tiles, and of everything else.
-    """
-
-    tiles: Sequence[TileSource]
-    spec: TileSpec
-    log: Matrix
-    counts: Matrix
-    genes: list[str]
-    groups: np.ndarray
-    sections: np.ndarray
-    coords_um: np.ndarray
-    totals: np.ndarray
-    default_groups: bool
-    folds: Mapping[str, tuple[np.ndarray, np.ndarray]]
-    leaky: frozenset[str]
-    teacher: str
-    make_teacher: Callable[[np.ndarray, int], TeacherModel] | None
-    draws: bool
-    teacher_fingerprint: str
-    tiles_fingerprint: str
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -97,16 +46,6 @@ class Result:
     readout: Readout
     seed: int
     prediction: Prediction
-
-
-@dataclass(frozen=True)
-class FoldGenes:
-    """A fold with its gene sets, as indices among the predicted genes, and the expression of its test spots."""
-
-    fold: Fold
-    sets: dict[str, np.ndarray]
-    measured: np.ndarray
-    expressed: np.ndarray  # indices of the genes that a teacher is fitted on
 
 
 @dataclass
@@ -369,7 +308,8 @@ class Comparison:
         )  # fmt: skip
         fold = Fold(name, train, test, data, teacher=None)
         sets = {s: np.searchsorted(predicted, at) for s, at in chosen.items()}
-        self._made[name] = FoldGenes(fold, sets, dense(data.expression[test]), expressed)
+        counts = bench.counts[test][:, predicted] if nested else None
+        self._made[name] = FoldGenes(fold, sets, dense(data.expression[test]), expressed, counts, bench.totals[test])
         return self._made[name]
 
     @cached_property

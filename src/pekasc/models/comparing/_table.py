@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from pekasc._expression import dense
-from pekasc.models.comparing._comparison import Bench, FoldGenes, Result
+from pekasc.models.comparing._bench import Bench, FoldGenes
+from pekasc.models.comparing._comparison import Result
 from pekasc.models.comparing._rivals import BEST_FROZEN
 from pekasc.models.selection import BlockScores, gene_scores, interval, mean_score, tissue_blocks
 
@@ -38,6 +39,7 @@ def score_fold(
         enough = len(at) >= MIN_TEST
         if not enough:
             small.add(str(section))
+        ceilings = genes.ceilings(at) if enough else np.full(genes.measured.shape[1], np.nan)
         for name, columns in genes.sets.items():
             measured = genes.measured[np.ix_(at, columns)]
             if enough:
@@ -50,14 +52,14 @@ def score_fold(
                 "n_constant_train": int(constant[columns].sum()),
             }  # fmt: skip
             if per_gene:
-                frames.append(_gene_rows(genes, found, at, columns, measured, about))
+                frames.append(_gene_rows(genes, found, at, columns, measured, ceilings[columns], about))
                 continue
             blocks = tissue_blocks(bench.coords_um[fold.test[at]], sections[at], block_um)
             # too few blocks give no meaningful interval
             draw = None
             if enough and blocks.max() + 1 >= _MIN_BLOCKS:
                 draw = BlockScores(measured, blocks, n_draws, random_state=0, strata=sections[at])
-            frames.append(_mean_rows(found, at, columns, measured, about, draw))
+            frames.append(_mean_rows(found, at, columns, measured, ceilings[columns], about, draw))
     _warn_of_scores(fold.name, [fold.data.genes[int(i)] for i in np.flatnonzero(constant)], small, undefined)
     return pd.concat(frames, ignore_index=True)
 
@@ -101,12 +103,18 @@ def _rivals(found: list[Result]) -> list[int | None]:
     return [None if f.rival.name == BEST_FROZEN else best.get(f.readout) for f in found]
 
 
+def _reached(score: Any, ceiling: Any) -> Any:
+    """Return the share of a ceiling that is reached; NaN where nothing can be."""
+    return score / np.where(ceiling > 0, ceiling, np.nan)
+
+
 def _gene_rows(
     genes: FoldGenes,
     found: list[Result],
     at: np.ndarray,
     columns: np.ndarray,
     measured: np.ndarray,
+    ceilings: np.ndarray,
     about: dict[str, Any],
 ) -> pd.DataFrame:
     names = [genes.fold.data.genes[i] for i in columns]
@@ -116,11 +124,11 @@ def _gene_rows(
     for f, part, score, rival in zip(found, parts, scores, _rivals(found), strict=True):
         rmse = np.sqrt(np.square(part - measured).mean(axis=0))
         difference = np.nan if rival is None else score - scores[rival]
-        frames.append(
-            pd.DataFrame(
-                {**about, **_identity(f), "gene": names, "pearson": score, "difference": difference, "rmse": rmse}
-            )
-        )
+        row = {
+            **about, **_identity(f), "gene": names, "pearson": score, "ceiling": ceilings,
+            "reached": _reached(score, ceilings), "difference": difference, "rmse": rmse,
+        }  # fmt: skip
+        frames.append(pd.DataFrame(row))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -129,6 +137,7 @@ def _mean_rows(
     at: np.ndarray,
     columns: np.ndarray,
     measured: np.ndarray,
+    ceilings: np.ndarray,
     about: dict[str, Any],
     draw: BlockScores | None,
 ) -> pd.DataFrame:
@@ -136,12 +145,14 @@ def _mean_rows(
     scores = [mean_score(gene_scores(part, measured)) for part in parts]
     draws = [np.full(1, np.nan) if draw is None else draw(part) for part in parts]
     undefined = int((np.ptp(measured, axis=0) == 0).sum())
+    ceiling = mean_score(ceilings)
     rows = []
     for i, (f, rival) in enumerate(zip(found, _rivals(found), strict=True)):
         low, high = interval(draws[i])
         row = {
             **about, **_identity(f), "n_genes": len(columns), "n_undefined": undefined, "pearson": scores[i],
-            "pearson_low": low, "pearson_high": high,
+            "pearson_low": low, "pearson_high": high, "ceiling": ceiling,
+            "reached": float(_reached(scores[i], ceiling)),
             "rmse": float(np.sqrt(np.square(parts[i] - measured).mean())),
         }  # fmt: skip
         difference = (np.nan, np.nan, np.nan)
