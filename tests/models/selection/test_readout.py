@@ -124,17 +124,30 @@ def test_what_members_read(data: Data, features: Features, folds: list[InnerFold
     assert variants(alone) == [("frozen:low-rank", 0, [frozen(3)], None)]
 
 
-def test_wider_fields_are_read_by_frozen_members_and_left_out_where_there_are_none(
+def test_wider_fields_are_read_and_left_out_where_there_are_none(
     data: Data, features: Features, folds: list[InnerFold]
 ) -> None:
     reader = Reader(data, folds, with_fields(features))
     wide = [frozen(3), frozen(3, 1)]
-    blend = reader.fit(HeadSpec(Readout(members=("frozen:low-rank", "adapted:ridge"), context_um=150)), [(3,)])
+    spec = HeadSpec(Readout(members=("frozen:low-rank", "adapted:ridge"), context_um=150))
+    blend = reader.fit(spec, [(3,)])
+    # the adapted half of a blend does without them here, where they are noise
     assert variants(blend) == [
         ("frozen:low-rank", 0, wide, 150.0), ("frozen:low-rank", 1, wide[:1], 150.0),
         ("frozen:low-rank", 2, wide[:1], None),
-        ("adapted:ridge", 0, [ADAPTED], 150.0), ("adapted:ridge", 1, [ADAPTED], None),
+        ("adapted:ridge", 0, [ADAPTED], 150.0), ("adapted:ridge", 1, [ADAPTED], 150.0),
+        ("adapted:ridge", 2, [ADAPTED], None),
     ]  # fmt: skip
+    assert set(blend.table.loc[blend.table["network"] == "adapted", "fields"]) == {0, 1}
+    # and reads them where they know the genes, alone or beside a fit without
+    knowing = with_fields(features)
+    known = np.asarray(data.expression, dtype=np.float32)
+    knowing.frozen[2,][:, -known.shape[1] :] = known
+    blend = Reader(data, folds, knowing).fit(spec, [(3,)])
+    assert variants(blend)[3] == ("adapted:ridge", 0, [ADAPTED, frozen(2, 1)], 150.0)
+    adapted = blend.table[blend.table["network"] == "adapted"]
+    assert adapted["weight"].sum() == pytest.approx(1)
+    assert adapted.groupby("fields")["weight"].sum()[1] > 0.9
     # without a frozen half, they stand beside the adapted features
     ridge = reader.fit(HeadSpec(RIDGE), [(3,)])
     assert variants(ridge) == [

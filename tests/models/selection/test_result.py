@@ -21,7 +21,7 @@ from pekasc.models.selection._inputs import Data, HeadSpec, Options
 from pekasc.models.selection._result import correlations_of, history_frame
 from pekasc.tiling import ArrayTiles, TileSpec
 
-COLUMNS = ["stage", "network", "head", "depth", "context_um", "epochs", "rank", "alpha", "error", "weight"]
+COLUMNS = ["stage", "network", "head", "depth", "context_um", "fields", "epochs", "rank", "alpha", "error", "weight"]
 N, GENES, DEPTH = 48, ["known", "noise", "constant in B", "constant"], 2
 
 

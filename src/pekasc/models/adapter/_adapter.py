@@ -61,7 +61,8 @@ class Adapter:
         ``matching`` (feature matching; NaN if not part of the loss), ``peak_memory`` (bytes: allocated on a GPU, of the
         whole process on the CPU), ``val_error`` (squared error on held-out groups, relative to the mean predictor).
     selection
-        Settings with their held-out error: ``stage``, ``network``, ``head``, ``depth``, ``context_um``, ``epochs``,
+        Settings with their held-out error: ``stage``, ``network``, ``head``, ``depth``, ``context_um``, ``fields``
+        (number of wider fields of view beside the tile), ``epochs``,
         ``rank``, ``alpha``, ``error``, ``weight``. Rows of stage ``"frozen"`` choose an adapter's depth by plain ridge,
         those of stage ``"adapter"`` the epochs; those of stage ``"reading"`` have the weight that the setting got.
     info

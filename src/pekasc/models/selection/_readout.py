@@ -186,7 +186,7 @@ class Reader:
         return self.smoothed(fitted, spec.readout)
 
     def _candidates(self, name: str, spec: HeadSpec, depths: Sequence[Depth], stand_in: bool) -> list[list[Source]]:
-        """Return the sources that a member reads side by side, at every depth that it may read."""
+        """Return the sources that a member reads side by side: one list for each of its candidates."""
         f = self.features
         wide = range(1, f.n_fields)
         if name.startswith("frozen:"):
@@ -195,16 +195,16 @@ class Reader:
         own = [Source(network, 0, f.depth)]
         if spec.beside_frozen:
             own = [Source("frozen", 0, f.depth), *own]
-        if spec.readout.head != "blend":
-            own += [Source("frozen", i, f.depth) for i in wide]
-        return [own]
+        beside = [*own, *(Source("frozen", i, f.depth) for i in wide)]
+        # the frozen half of a blend has the wider fields; whether the adapted half wants them, held-out groups say
+        return [own, beside] if spec.readout.head == "blend" and beside != own else [beside]
 
     def _variants(
         self, candidates: list[list[Source]], radii: Sequence[float | None]
     ) -> list[tuple[list[list[Source]], Sequence[float | None]]]:
         """Return sources and radii with all there is, then with less: without fields, then without context, too."""
         out: list[tuple[list[list[Source]], Sequence[float | None]]] = [(candidates, radii)]
-        narrow = [[source for source in sources if source.field == 0] for sources in candidates]
+        narrow = [list(t) for t in dict.fromkeys(tuple(s for s in sources if s.field == 0) for sources in candidates)]
         if narrow != candidates:
             out.append((narrow, radii))
         if any(radius is not None for radius in radii):
@@ -284,6 +284,7 @@ class Reader:
         rows = [
             {
                 "network": network, "head": kind, "depth": parts[0].depth, "context_um": radius or 0.0,
+                "fields": sum(source.field > 0 for source in parts),
                 "rank": 0 if rank is None else rank, "alpha": alpha, "error": errors[i, j], "weight": weights[i, j],
             }
             for i, (radius, parts) in enumerate(candidates)

@@ -120,7 +120,8 @@ def make_result(
     table = pd.concat([selection, fitted.table.assign(stage="reading", epochs=epochs)])
     table = table.reindex(columns=SELECTION).reset_index(drop=True)
     table["depth"] = [depth_name(d) for d in table["depth"]]
-    for name, missing in {"network": "frozen", "head": "ridge", "context_um": 0.0, "rank": 0, "weight": 0.0}.items():
+    defaults = {"network": "frozen", "head": "ridge", "context_um": 0.0, "fields": 0, "rank": 0, "weight": 0.0}
+    for name, missing in defaults.items():
         table[name] = table[name].astype(object).where(table[name].notna(), missing).astype(type(missing))
     return Adapter(
         encoder=job.model.encoder,
@@ -141,7 +142,7 @@ def make_result(
     )
 
 
-SELECTION = ["stage", "network", "head", "depth", "context_um", "epochs", "rank", "alpha", "error", "weight"]
+SELECTION = ["stage", "network", "head", "depth", "context_um", "fields", "epochs", "rank", "alpha", "error", "weight"]
 
 
 def _info(
