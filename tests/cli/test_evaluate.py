@@ -26,7 +26,8 @@ def test_scores(run: Any, predicted: Any, tmp_path: Path) -> None:
     assert done.code == 1  # nothing was measured on the slide
     first, second = done.results
     assert first["group"] == "P3S1_spots" and first["n_genes"] == len(expected)
-    assert first["pearson_median"] == pytest.approx(expected["pearson"].median())
+    for score in ("pearson", "ceiling", "reached"):
+        assert first[f"{score}_median"] == pytest.approx(expected[score].median())
     assert second["status"] == "failed" and "if nothing was measured, as on a slide's grid" in second["reason"]
     written = pd.read_csv(csv)
     assert written["source"].unique().tolist() == [str(tmp_path / "P3S1.zarr")]

@@ -11,6 +11,8 @@ from pekasc.cli import _arguments as arguments
 from pekasc.cli._output import finish, working
 from pekasc.cli._sources import with_predictions
 
+_SCORES = ("pearson", "ceiling", "reached", "spearman", "rmse", "morans_i_ratio")
+
 
 def evaluate(
     sources: arguments.Zarrs,
@@ -77,5 +79,5 @@ def evaluate(
 
 def _summary(rows: Any) -> dict[str, float]:
     """Return the number of genes and spots of a group, and the median of each score over genes."""
-    medians = {f"{name}_median": rows[name].median() for name in ("pearson", "spearman", "rmse", "morans_i_ratio")}
+    medians = {f"{name}_median": rows[name].median() for name in _SCORES}
     return {"n_genes": len(rows), "n_spots": int(rows["n_spots"].iloc[0]), **medians}
