@@ -61,20 +61,28 @@ def noise_ceiling(counts: Matrix, totals: np.ndarray) -> np.ndarray:
     n, n_genes = counts.shape
     if totals.shape != (n,) or not (np.isfinite(totals) & (totals > 0)).all():
         raise ValueError(f"Every one of {n} spots needs a positive total count, got totals of shape {totals.shape}.")
-    columns = sparse.csc_matrix(counts, dtype=np.float64)
+    columns = sparse.csc_matrix(counts, dtype=np.float64, copy=True)
+    columns.sum_duplicates()
     if not ((columns.data >= 0) & (columns.data == np.rint(columns.data)) & np.isfinite(columns.data)).all():
         raise ValueError("Ceilings are of raw counts: found values that are negative, fractional, NaN or infinite.")
     columns.eliminate_zeros()
-    columns.data = np.log1p(SCALE * columns.data / totals[columns.indices])
-    low, high = (np.asarray(find(axis=0).toarray()).ravel() for find in (columns.min, columns.max))
-    varies = np.flatnonzero(high > low)
     out = np.full(n_genes, np.nan)
+    varies = np.flatnonzero(_varies(columns, totals))
     if varies.size:
-        known = sparse.csc_matrix(counts[:, varies], dtype=np.float64)
-        known.eliminate_zeros()
-        rate = np.asarray(known.sum(axis=0)).ravel() / totals.sum()
-        out[varies] = _at_full_depth(_correlation_of_halves(known, totals), rate, totals)
+        columns = columns[:, varies]
+        rate = np.asarray(columns.sum(axis=0)).ravel() / totals.sum()
+        out[varies] = _at_full_depth(_correlation_of_halves(columns, totals), rate, totals)
     return out
+
+
+def _varies(counts: Matrix, totals: np.ndarray) -> np.ndarray:
+    """Return whether count / total of genes (CSC without zeros) varies over spots, (genes,)."""
+    seen = np.diff(counts.indptr)
+    out = (seen > 0) & (seen < counts.shape[0])
+    for gene in np.flatnonzero(seen == counts.shape[0]):
+        at = slice(*counts.indptr[gene : gene + 2])
+        out[gene] = np.ptp(counts.data[at] / totals[counts.indices[at]]) > 0
+    return np.asarray(out)
 
 
 def _correlation_of_halves(counts: Matrix, totals: np.ndarray) -> np.ndarray:
@@ -85,7 +93,13 @@ def _correlation_of_halves(counts: Matrix, totals: np.ndarray) -> np.ndarray:
     for start, end in pairwise(np.unique(np.minimum(bounds, n_genes))):
         part = counts[:, start:end]
         gene = np.repeat(np.arange(end - start), np.diff(part.indptr))
-        mean, square, product = _halves(part.data, 2 * SCALE / totals[part.indices])
+        # genes share spots and small counts: every pair is thinned once
+        width = int(part.data.max()) + 1
+        pairs, place = np.unique(
+            part.indices.astype(np.int64) * width + part.data.astype(np.int64), return_inverse=True
+        )
+        spot, count = np.divmod(pairs, width)
+        mean, square, product = (x[place] for x in _halves(count.astype(np.float64), 2 * SCALE / totals[spot]))
 
         def over_spots(values: np.ndarray, gene: np.ndarray = gene, n_genes: int = end - start) -> np.ndarray:
             return np.bincount(gene, values, n_genes)
