@@ -19,12 +19,6 @@
 # so that it takes a minute. Leave out `recipe=` and `readout=` for real work.
 
 # %%
-import logging
-import warnings
-
-# deprecations that libraries announce, and progress bars without widgets, are nothing to act on here
-warnings.filterwarnings("ignore")
-
 import matplotlib.pyplot as plt
 import scanpy as sc
 import spatialdata_plot  # noqa: F401  adds `sdata.pl`
@@ -32,9 +26,7 @@ import squidpy as sq
 
 import pekasc as pk
 
-logging.getLogger("spatialdata").setLevel(logging.WARNING)
-pk.settings.verbosity = "warning"
-sc.settings.verbosity = 0
+pk.settings.verbosity = "warning"  # what calls choose by themselves is in the other tutorials
 
 sdata = pk.datasets.phantom(n_patients=3, size_um=1500, mpp=1.0)
 pk.pp.tile(sdata, tile_px=112, mpp=1.0)

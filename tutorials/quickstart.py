@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-import warnings
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import scanpy as sc
@@ -60,9 +60,9 @@ def main() -> None:
     parser.add_argument("--her2st", type=Path, help="folder with her2st sections; synthetic tissue without it")
     parser.add_argument("--out", type=Path, default=Path("quickstart_output"))
     arguments = parser.parse_args()
-    # deprecations that the libraries below announce are nothing to act on here
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*(autosharding|is not a valid key).*")
+    # anndata warns at every array that it writes of another layout in its next release: choose the present one
+    if getattr(ad.settings, "auto_shard_zarr_v3", True) is None:
+        ad.settings.auto_shard_zarr_v3 = False
     start = time.perf_counter()
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)

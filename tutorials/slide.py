@@ -19,7 +19,6 @@
 
 # %%
 import tempfile
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +29,6 @@ import tifffile
 
 import pekasc as pk
 
-warnings.filterwarnings("ignore", category=FutureWarning)
-warnings.filterwarnings("ignore", message=".*(autosharding|is not a valid key|Leiden).*")
 work = Path(tempfile.mkdtemp())
 
 # %% [markdown]
@@ -103,7 +100,7 @@ slide["grid"].obs["leiden"] = adata.obs["leiden"]
 _ = pk.pl.slide(slide, "leiden")
 
 # %%
-sq.gr.spatial_neighbors(adata, coord_type="generic", n_neighs=6)
+sq.gr.spatial_neighbors_knn(adata, n_neighs=6)
 sq.gr.spatial_autocorr(adata, mode="moran", genes=list(adata.var_names[:50]))
 adata.uns["moranI"].head()
 
@@ -133,7 +130,8 @@ print(f"own held-out scores, {np.nanmean(r[~known]):.2f} for the other half.")
 # %% [markdown]
 # ## Keep it
 #
-# Writing the object leaves the predictions in their store; `attach_predictions` brings them back.
+# Writing the object leaves the predictions in their store; `attach_predictions` brings them back. (If anndata warns of
+# another layout of files in its next release: nothing to act on, both are read.)
 
 # %%
 slide.write(work / "archive-0042.zarr")
