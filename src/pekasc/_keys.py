@@ -169,6 +169,21 @@ def _decode(value: Any) -> Any:
     return value
 
 
+def bound_keys(key: str) -> tuple[str, str]:
+    """Return the names of the lower and upper ends of the intervals around predictions."""
+    return f"{key}_lower", f"{key}_upper"
+
+
+def novelty_key(key: str) -> str:
+    """Return the column of obs with the novelty of every row."""
+    return f"{key}_novelty"
+
+
+def trust_key(key: str) -> str:
+    """Return the column of var that says how far a gene's predictions can be trusted."""
+    return f"{key}_trust"
+
+
 def write_uns(adata: AnnData, key: str, value: Mapping[str, Any], *, kind: str | None = None) -> None:
     """Store `value` under ``uns["pekasc"][key]`` in a form that AnnData writes and reads back unchanged.
 

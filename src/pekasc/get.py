@@ -13,6 +13,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from pekasc._expression import close_genes, dense_layer, gene_positions
+from pekasc._intervals import interval
 from pekasc._keys import PEKA, SECTION, TILES, UNS, records
 from pekasc._measured import as_stored
 from pekasc._sections import (
@@ -27,7 +28,7 @@ from pekasc._sections import (
 from pekasc._settings import get_logger
 from pekasc.tiling import TileStream
 
-__all__ = ["comparison", "expression", "tiles"]
+__all__ = ["comparison", "expression", "interval", "tiles"]
 
 logger = get_logger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pekasc._keys import UNS
+from pekasc._keys import UNS, bound_keys
 from pekasc._paths import folder_path
 from pekasc._sections import table_digest
 from pekasc._settings import get_logger
@@ -36,7 +36,8 @@ def attach_predictions(data: SpatialData | AnnData, *, store: str | PathLike[str
 
     Returns
     -------
-    None, and writes ``layers[key]`` of every table whose record names a store, as a dask array.
+    None, and writes ``layers[key]`` of every table whose record names a store, as a dask array, and the intervals
+    around them, if the adapter was calibrated.
 
     Raises
     ------
@@ -73,6 +74,8 @@ def attach_predictions(data: SpatialData | AnnData, *, store: str | PathLike[str
                     "another order. Predict again: what is in the store already is not computed twice."
                 )
             found.append((name, key, layer))
+            if isinstance(record.get("intervals"), Mapping):
+                found += [(name, bound, derived) for bound, derived in _bounds(record["intervals"], layer, key, table)]
     if not found and not inside:
         raise KeyError(
             f"No table has predictions in a store: {list(tables)}. Those of "
@@ -83,6 +86,17 @@ def attach_predictions(data: SpatialData | AnnData, *, store: str | PathLike[str
         logger.hint("%s: layers[%r] is %d x %d on its store.", _say(name), key, *layer.shape)
     for name, key in inside:
         logger.hint("%s: layers[%r] was written with the table, and stays.", _say(name), key)
+
+
+def _bounds(record: Mapping[str, Any], layer: Any, key: str, table: AnnData) -> list[tuple[str, Any]]:
+    """Return the ends of the intervals around stored predictions, each with its name."""
+    from pekasc.models.features import derived_layer
+    from pekasc.models.trust import intervals_of
+
+    noise, threshold = intervals_of(record, table.var_names)
+    found_ends: Any = noise.rate_bounds(layer, threshold)  # dask arrays, of a dask array
+    ends = zip(bound_keys(key), found_ends, strict=True)
+    return [(name, derived_layer(found, name)) for name, found in ends]
 
 
 def _say(name: str) -> str:

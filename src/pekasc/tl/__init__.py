@@ -1,7 +1,8 @@
-"""Tools: embed tiles and expression, fit adapters, predict expression, and evaluate."""
+"""Tools: embed tiles and expression, fit adapters, predict expression, calibrate and evaluate."""
 
 from __future__ import annotations
 
+from pekasc.tl._calibrate import calibrate
 from pekasc.tl._cross_validate import cross_validate
 from pekasc.tl._embed_expression import embed_expression
 from pekasc.tl._embed_tiles import embed_tiles
@@ -11,6 +12,7 @@ from pekasc.tl._leakage_audit import leakage_audit
 from pekasc.tl._predict_expression import predict_expression
 
 __all__ = [
+    "calibrate",
     "cross_validate",
     "embed_expression",
     "embed_tiles",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,13 +18,14 @@ from pekasc._measured import as_stored, measured, measured_counts, prediction_re
 from pekasc._obsm import measured_target, obsm_of, predicted_target, recorded_targets
 from pekasc._sections import check_table, get_table, positions_um, section_labels, writable_table
 from pekasc._settings import get_logger
+from pekasc.models.trust import COUNTS
 from pekasc.tl._gene_scores import LEAST, Compared, score_group
 from pekasc.tl._panels import measured_entries
 from pekasc.tl._select import obs_groups
 
 logger = get_logger(__name__)
 
-METRICS = ("pearson", "ceiling", "reached", "spearman", "rmse", "morans_i_ratio")
+METRICS = ("pearson", "ceiling", "reached", "spearman", "rmse", "morans_i_ratio", "coverage")
 
 
 def evaluate(
@@ -76,12 +77,17 @@ def evaluate(
     ``morans_i_measured``, ``morans_i_predicted``, ``morans_i_ratio`` (predicted over measured; Moran's I over six
     nearest neighbours within sections, mean over the group's sections weighted by spots; the ratio is NaN for genes
     whose measured Moran's I is nowhere significant at 5 %). Scores of a gene that is constant in a group are NaN,
-    and so are those of a gene that the group did not measure (``n_spots`` 0).
+    and so are those of a gene that the group did not measure (``n_spots`` 0). Of a calibrated adapter
+    (:func:`pekasc.tl.calibrate`), before ``rmse``: ``coverage``, the share of measurements in their interval at the
+    spot's own total; ``coverage_randomised``, the same with the ends of an interval of counts taken in part, so that it
+    can be the level exactly (a closed interval of counts covers a little more); and ``width``, of the intervals on
+    average, on the scale of the predictions.
 
     Also writes, as mean over groups, ``var["{layer}_pearson"]``, ``var["{layer}_ceiling"]``,
-    ``var["{layer}_spearman"]``, ``var["{layer}_rmse"]`` and ``var["{layer}_morans_i_ratio"]``, and the first over the
-    second as ``var["{layer}_reached"]``; NaN where a gene is not predicted. With `target`, ``gene`` is the column, and
-    the DataFrame is kept in ``uns["pekasc"]["X_{layer}_{target}"]["scores"]`` instead, until the next prediction.
+    ``var["{layer}_spearman"]``, ``var["{layer}_rmse"]``, ``var["{layer}_morans_i_ratio"]`` and, of a calibrated
+    adapter, ``var["{layer}_coverage"]``, and the first over the second as ``var["{layer}_reached"]``; NaN where a gene
+    is not predicted. With `target`, ``gene`` is the column, and the DataFrame is kept in
+    ``uns["pekasc"]["X_{layer}_{target}"]["scores"]`` instead, until the next prediction.
 
     Raises
     ------
@@ -135,7 +141,15 @@ def evaluate(
             "position in um, since those sections came after the tiling. Run `pekasc.pp.tile(sdata)` again."
         )
     spots = Compared(
-        found.names, found.predicted, found.measured, positions, sections, found.known, found.counts, found.totals
+        found.names,
+        found.predicted,
+        found.measured,
+        positions,
+        sections,
+        found.known,
+        found.counts,
+        found.totals,
+        _intervals(table, found, truth),
     )
     frames = []
     for group in np.unique(labels):
@@ -152,12 +166,21 @@ def evaluate(
     if target is not None:
         write_uns(table, found.record, {**prediction_record(table, found.record), "scores": scores}, kind="prediction")
         return scores
-    mean = scores.groupby("gene", sort=False)[list(METRICS)].mean()
+    wanted = [metric for metric in METRICS if metric in scores]  # coverage, if the adapter was calibrated
+    mean = scores.groupby("gene", sort=False)[wanted].mean()
     mean["reached"] = _share_reached(scores)
     mean = mean.reindex(table.var_names)
-    for metric in METRICS:
+    for metric in wanted:
         table.var[score_key(layer, metric)] = mean[metric].to_numpy()
     return scores
+
+
+def _intervals(table: AnnData, found: _Found, truth: str | None) -> Mapping[str, Any] | None:
+    """Return what is recorded of intervals around the predictions, if the measured values are what they are of."""
+    record = prediction_record(table, found.record).get("intervals")
+    if not isinstance(record, Mapping) or truth is not None:
+        return None
+    return record if (record["kind"] == COUNTS) == (found.counts is not None) else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -271,6 +271,7 @@ def _inputs(call: FitCall, spots: Spots, genes: Any, target: Any) -> tuple[Data,
         local=local,
         every=predicted.every,
         totals=None if target == "as_is" else spots.totals,
+        counts=target == "log1p",
         panels=predicted.panels,
     )
     return data, teacher, model

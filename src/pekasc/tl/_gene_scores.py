@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from scipy.stats import rankdata
 from pekasc._ceiling import noise_ceiling
 from pekasc._expression import Matrix, dense
 from pekasc.models.selection import MIN_SPOTS, morans_i, pearson
+from pekasc.models.trust import intervals_of
 
 LEAST = 3  # spots for a score
 
@@ -33,6 +35,9 @@ class Compared:
     counts, totals
         The counts, (spots, names), and total of every spot, (spots,), that measured values are log1p of; None if they
         are something else.
+    intervals
+        What the record of the predictions says of their intervals; None without any, or where measured values are of
+        another kind.
     """
 
     names: pd.Index
@@ -43,6 +48,7 @@ class Compared:
     known: np.ndarray | None = None
     counts: Matrix | None = None
     totals: np.ndarray | None = None
+    intervals: Mapping[str, Any] | None = None
 
     def take(self, rows: np.ndarray, columns: Any = slice(None)) -> Compared:
         """Return some spots, and some of the names."""
@@ -93,12 +99,30 @@ def _score(group: str, spots: Compared) -> pd.DataFrame:
             "ceiling": ceiling,
             "reached": np.divide(r, ceiling, out=np.full(r.size, np.nan), where=ceiling > 0),
             "spearman": pearson(rankdata(predicted, axis=0), rankdata(y, axis=0)),
+            **_coverage(spots, y),
             "rmse": np.sqrt(np.square(predicted.astype(np.float64) - y).mean(axis=0)),
             "morans_i_measured": i_measured,
             "morans_i_predicted": i_predicted,
             "morans_i_ratio": ratio,
         }
     )
+
+
+def _coverage(spots: Compared, y: np.ndarray) -> dict[str, np.ndarray]:
+    """Return how many measurements lie in their intervals, of every gene, and how wide these are; NaN without any."""
+    if spots.intervals is None:
+        return {}
+    noise, threshold = intervals_of(spots.intervals, spots.names)
+    measured = y if spots.counts is None else dense(spots.counts)
+    ends = noise.scores(spots.predicted, measured, spots.totals)
+    low, high = noise.measurement_bounds(spots.predicted, threshold, spots.totals)
+    known = np.isfinite(threshold)
+    found = {
+        "coverage": noise.covered(ends, threshold).mean(axis=0),
+        "coverage_randomised": noise.share_within(ends, threshold).mean(axis=0),
+        "width": (high - low).mean(axis=0, dtype=np.float64),
+    }
+    return {name: np.where(known, values, np.nan) for name, values in found.items()}
 
 
 def _morans_i(

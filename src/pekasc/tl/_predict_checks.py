@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from pekasc._keys import packed, total_check_key, total_key
+from pekasc._expression import no_overlap_message
+from pekasc._keys import bound_keys, novelty_key, packed, total_check_key, total_key
 from pekasc._measured import prediction_record
 from pekasc._obsm import recorded_targets
 from pekasc._sections import Section
@@ -21,8 +22,10 @@ _SAME_PITCH = 0.02
 
 
 def check_columns(table: AnnData, key: str) -> None:
-    """Check that columns of obs and an array of obsm that will be written are not the user's own."""
-    theirs = [f"obs[{name!r}]" for name in (f"{key}_train", total_key(key)) if name in table.obs]
+    """Check that columns of obs, layers and an array of obsm that will be written are not the user's own."""
+    columns = (f"{key}_train", total_key(key), novelty_key(key))
+    theirs = [f"obs[{name!r}]" for name in columns if name in table.obs]
+    theirs += [f"layers[{name!r}]" for name in bound_keys(key) if name in table.layers]
     theirs += [f"obsm[{name!r}]" for name in (total_check_key(key),) if name in table.obsm]
     ours = bool(prediction_record(table, key)) or key in table.layers or any(recorded_targets(table, key))
     if theirs and not ours:
@@ -103,3 +106,29 @@ def adapter_record(adapter: Adapter) -> dict[str, Any]:
         "groups": adapter.info["groups"],
         "versions": packed(adapter.info["versions"]),
     }
+
+
+def check_layer(
+    table: AnnData, names: np.ndarray, target_genes: list[str], columns: np.ndarray, max_memory: int | None
+) -> None:
+    """Warn of genes that the table lacks; raise if it has none of them, or the layer would be too large."""
+    missing = [gene for gene, at in zip(target_genes, columns, strict=True) if at < 0]
+    if len(missing) == len(target_genes):
+        raise ValueError(
+            no_overlap_message(names, target_genes, table)
+            + ' To keep predictions of other genes, give `table_added="..."`.'
+        )
+    size = 4 * table.n_obs * table.n_vars
+    if max_memory is not None and size > max_memory:
+        raise ValueError(
+            f"A layer of {table.n_obs} x {table.n_vars} would take {size / 2**30:.1f} GiB, more than "
+            f"`Compute.max_memory` ({max_memory / 2**30:.1f} GiB). Keep it on disk with `store=`, predict fewer genes "
+            'into a table of their own (`genes=[...], table_added="predicted"`), or raise the limit.'
+        )
+    if missing:
+        warnings.warn(
+            f"{len(missing)} of the adapter's {len(target_genes)} genes are not in the table and are left out "
+            f'(such as {missing[:3]}). `table_added="..."` keeps them in a table of their own.',
+            UserWarning,
+            stacklevel=3,
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
-from pekasc._expression import TARGETS, close_genes, gene_columns, gene_names, gene_positions, no_overlap_message
+from pekasc._expression import TARGETS, close_genes, gene_columns, gene_names, gene_positions
 from pekasc._keys import (
     GRID,
     PEKA,
@@ -39,10 +38,19 @@ from pekasc._sections import (
 from pekasc._settings import get_logger
 from pekasc._totals import totals_to_record
 from pekasc.models import Adapter
+from pekasc.models.trust import interval_record
 from pekasc.tl._evaluate import METRICS
-from pekasc.tl._predict_checks import adapter_record, check_columns, check_size, check_stride, check_trained
+from pekasc.tl._predict_checks import (
+    adapter_record,
+    check_columns,
+    check_layer,
+    check_size,
+    check_stride,
+    check_trained,
+)
 from pekasc.tl._predict_rows import LayerSpec, layer_parts, store_predictions, tile_scores, trained_on
 from pekasc.tl._predict_target import predict_target
+from pekasc.tl._predict_trust import check_abstain, left_out, write_bounds, write_levels, write_novelty
 from pekasc.tl._read import ensure_tiles, untiled_on_error
 from pekasc.tl._section_features import check_store, on_device
 
@@ -58,6 +66,7 @@ def predict_expression(
     table_added: str | None = None,
     gene_key: str | None = None,
     store: str | Path | None = None,
+    abstain: float | None = None,
     compute: Compute | str | Mapping[str, Any] | None = None,
     table_name: str = "table",
     key: str = TILES,
@@ -88,6 +97,9 @@ def predict_expression(
         Folder for features and predictions, for slides and tables larger than memory. Both are computed in parts, and
         an interrupted call continues. The layer is then a dask array on the store, which the record names; writing the
         object leaves predictions in the store, and :func:`pekasc.io.attach_predictions` brings them back.
+    abstain
+        With a calibrated adapter (:func:`pekasc.tl.calibrate`): predict nothing, NaN, for tiles whose novelty, a
+        p-value, is below this, such as 0.01. Of tissue like the training tissue, about that share is lost.
     compute
         A :class:`pekasc.Compute`, or a mapping of its fields: ``device``, ``precision``, ``embed_batch_size``,
         ``max_memory`` and ``client``. The layer may take ``max_memory`` bytes, and so may the features unless `store`
@@ -109,6 +121,17 @@ def predict_expression(
         the same, unless the table had no genes, or predictions are in a store: then it is None.
     ``obsm["X_{key_added}"]``
         The adapted features, (n_obs, n_features) float32; NaN in rows without a tile.
+    ``layers["{key_added}_lower"]``, ``layers["{key_added}_upper"]``
+        Of a calibrated adapter: the interval of the *rate*, float32 on the scale of the predictions: what a spot would
+        show if it were sequenced without end. The interval of a measurement, which counting makes wider, is
+        :func:`pekasc.get.interval`. With `store`, they are computed when they are read.
+    ``obs["{key_added}_novelty"]``
+        Of a calibrated adapter: how unlike the training tiles a tile is, float32, as a p-value: the share of spots of
+        held-out training sections that are at least as far from the others. Small is novel. It is a statement on single
+        spots of sections like those.
+    ``var["{key_added}_trust"]``
+        Of a calibrated adapter: categorical, ``"high"``, ``"medium"`` or ``"low"``. High: a Pearson correlation of 0.4
+        or more on held-out training sections, above 0.2 in each; medium: 0.2 or more, above 0 in each.
     ``obs["{key_added}_train"]``
         Whether the adapter was trained on this tissue; :func:`pekasc.tl.evaluate` leaves such spots out.
     ``obs["{key_added}_total"]``
@@ -152,6 +175,7 @@ def predict_expression(
     if not isinstance(adapter, Adapter):
         raise TypeError(f"`adapter` must be a pekasc.Adapter, got {type(adapter).__name__}.")
     check_key(key_added)
+    check_abstain(adapter, abstain)
     target = adapter.target_key
     stored = store is not None and target is None  # predictions of another target stay in memory
     how = on_device(resolve(compute, Compute, "compute", unused=unused_in_embedding(stored=stored)))
@@ -162,7 +186,7 @@ def predict_expression(
     if target is not None:
         predict_target(
             sdata, adapter, target, key_added=key_added, store=store, compute=how, table_name=table_name, key=key,
-            progress=progress, genes=genes, table_added=table_added, gene_key=gene_key,
+            progress=progress, abstain=abstain, genes=genes, table_added=table_added, gene_key=gene_key,
         )  # fmt: skip
         return
     wanted = _wanted(adapter, genes)
@@ -181,7 +205,7 @@ def predict_expression(
     else:
         check_free(table, key_added, "prediction", slot="layers")
         check_free(table, feature_key(key_added), "features", slot="obsm")
-        _check_layer(table, names, target_genes, columns, limit)
+        check_layer(table, names, target_genes, columns, limit)
     with untiled_on_error(sdata, table_name=table_name, key=key):
         sections, spec = ensure_tiles(sdata, table_name=table_name, key=key, spec=adapter.spec)
         adapter.check_tiles(spec.tile_px, spec.mpp)
@@ -193,11 +217,13 @@ def predict_expression(
         )  # fmt: skip
         adapter = replace(adapter, reading=scores.reading)  # without wider fields, radii may be others
         # compute everything before anything is written
+        p_values = scores.p_values(table.n_obs, sections)
         layer = LayerSpec(
             (table.n_obs, len(wanted) if new_table else table.n_vars),
             wanted,
             columns,
             read_uns(table, GRID) is not None,
+            left_out(p_values, abstain),
         )
         if layer.grid:
             check_stride(adapter, sections)
@@ -238,7 +264,13 @@ def predict_expression(
         record["table_added"] = table_added
     if store is not None:
         record["table_digest"] = table_digest(table)
+    if adapter.calibration is not None:
+        there = columns >= 0
+        record["intervals"] = interval_record(adapter.calibration, wanted[there], table.var_names[columns[there]])
     _write(table, key_added, values, adapted, trained, None if totals is None else totals[:2], record)
+    write_bounds(table, key_added, record.get("intervals"))
+    write_novelty(table, key_added, p_values)
+    write_levels(table, key_added, adapter, wanted, columns)
     if new_table:
         if table_added in sdata.tables:
             del sdata.tables[table_added]
@@ -323,32 +355,6 @@ def _wanted(adapter: Adapter, genes: Sequence[str] | None) -> np.ndarray:
             f"predicts {len(known)} (`adapter.genes`).{close_genes(missing[0], known)}"
         )
     return positions
-
-
-def _check_layer(
-    table: AnnData, names: np.ndarray, target_genes: list[str], columns: np.ndarray, max_memory: int | None
-) -> None:
-    """Warn of genes that the table lacks; raise if it has none of them, or the layer would be too large."""
-    missing = [gene for gene, at in zip(target_genes, columns, strict=True) if at < 0]
-    if len(missing) == len(target_genes):
-        raise ValueError(
-            no_overlap_message(names, target_genes, table)
-            + ' To keep predictions of other genes, give `table_added="..."`.'
-        )
-    size = 4 * table.n_obs * table.n_vars
-    if max_memory is not None and size > max_memory:
-        raise ValueError(
-            f"A layer of {table.n_obs} x {table.n_vars} would take {size / 2**30:.1f} GiB, more than "
-            f"`Compute.max_memory` ({max_memory / 2**30:.1f} GiB). Keep it on disk with `store=`, predict fewer genes "
-            'into a table of their own (`genes=[...], table_added="predicted"`), or raise the limit.'
-        )
-    if missing:
-        warnings.warn(
-            f"{len(missing)} of the adapter's {len(target_genes)} genes are not in the table and are left out "
-            f'(such as {missing[:3]}). `table_added="..."` keeps them in a table of their own.',
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 def _keep_others(table: AnnData, replaced: AnnData) -> None:

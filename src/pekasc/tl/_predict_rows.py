@@ -19,6 +19,7 @@ from pekasc.models import Adapter
 from pekasc.models.features import PredictionStore, locked
 from pekasc.models.heads import Reading
 from pekasc.models.runtime import array_parts
+from pekasc.models.trust import Novelty
 from pekasc.tiling import TileSpec
 from pekasc.tl._read import further_readers
 from pekasc.tl._section_features import SectionFeatures, reading_jobs, section_features
@@ -39,15 +40,22 @@ class Scores:
         scores as a tile and, with spatial context, as a neighbour.
     reading
         The reading.
+    novelty
+        Distance to the training tiles, which comes after the adapted features, if the adapter is calibrated.
     """
 
     features: SectionFeatures
     reading: Reading
+    novelty: Novelty | None = None
 
     @property
     def n_adapted(self) -> int:
         """Number of adapted features, which come first."""
-        return self.features.widths[0] - self._n_of_field
+        return self.features.widths[0] - self._n_of_field - self._n_novel
+
+    @property
+    def _n_novel(self) -> int:
+        return 0 if self.novelty is None else 1
 
     @property
     def _n_of_field(self) -> int:
@@ -55,9 +63,20 @@ class Scores:
 
     def rows(self, number: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the scores of some tiles of a section, as tiles and as neighbours, summed over fields of view."""
-        values = self.features.rows(number, index)[:, self.n_adapted :]
+        values = self.features.rows(number, index)[:, self.n_adapted + self._n_novel :]
         values = values.reshape(len(index), -1, self._n_of_field).sum(axis=1)
         return values[:, : self.reading.n_scores], values[:, self.reading.n_scores :]
+
+    def p_values(self, n_obs: int, sections: Sequence[Section]) -> np.ndarray | None:
+        """Return the novelty of every row of the table, (n_obs,) float32, NaN without a tile; None if not wanted."""
+        if self.novelty is None:
+            return None
+        distances = np.full(n_obs, np.nan, dtype=np.float32)
+        for number, section in enumerate(sections):
+            for start in range(0, section.rows.size, _TILES):
+                at = np.arange(start, min(start + _TILES, section.rows.size))
+                distances[section.rows[at]] = self.features.rows(number, at)[:, self.n_adapted]
+        return self.novelty.p_values(distances)
 
     def placed(self, number: int, neighbours: Mapping[float, Any], index: np.ndarray) -> np.ndarray:
         """Return the scores of some tiles of a section with what their neighbours give; see :meth:`Reading.joined`.
@@ -98,7 +117,7 @@ def tile_scores(
         sections, spec, scales, jobs, adapter.network(), n_obs=n_obs, store=store, client=compute.client,
         max_memory=compute.memory(RESULT_MEMORY), progress=progress,
     )  # fmt: skip
-    return Scores(features, reading), fields_um
+    return Scores(features, reading, None if adapter.calibration is None else adapter.novelty), fields_um
 
 
 def _readable(adapter: Adapter, sections: Sequence[Section], spec: TileSpec) -> tuple[Reading, tuple[float, ...]]:
@@ -153,12 +172,15 @@ class LayerSpec:
         Genes of the adapter, and their columns in the layer (-1: none).
     grid
         Whether the rows are tiles of a grid, see :meth:`pekasc.Adapter.neighbours`.
+    left_out
+        Rows that are not predicted, (rows,) bool; None: all are.
     """
 
     shape: tuple[int, int]
     wanted: np.ndarray
     columns: np.ndarray
     grid: bool
+    left_out: np.ndarray | None = None
 
 
 def layer_parts(
@@ -178,6 +200,8 @@ def layer_parts(
                 contexts = {i: adapter.neighbours(section.centres_um, one, grid=layer.grid)}
             predicted = predict_rows(scores, i, contexts[i], index)
             values[np.ix_(section.rows[index] - part.start, layer.columns[there])] = predicted[:, layer.wanted[there]]
+        if layer.left_out is not None:
+            values[layer.left_out[part]] = np.nan
         yield part, values
 
 
@@ -193,6 +217,8 @@ def store_predictions(
         "dtype": dtype,
     }  # fmt: skip
     rows = [section.rows for section in sections]
+    if layer.left_out is not None and layer.left_out.any():
+        rows.append(layer.left_out)
     digest = sha256(repr(facts), *scores.features.digests, *array_parts(scores.reading), *rows)
     info = {"adapter": adapter.method, "encoder": adapter.encoder.short, "target": adapter.info["target"]}
     store = PredictionStore(path, digest, layer.shape, info, dtype)

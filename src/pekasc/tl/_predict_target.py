@@ -10,19 +10,21 @@ import numpy as np
 import pandas as pd
 from spatialdata import SpatialData
 
-from pekasc._keys import GRID, check_free, feature_key, read_uns, target_key, write_uns
+from pekasc._keys import GRID, bound_keys, check_free, feature_key, read_uns, target_key, write_uns
 from pekasc._obsm import target_label
 from pekasc._options import RESULT_MEMORY, Compute
 from pekasc._sections import get_table, writable_table
 from pekasc.models import Adapter
+from pekasc.models.trust import interval_record
 from pekasc.tl._predict_checks import adapter_record, check_columns, check_size, check_stride, check_trained
 from pekasc.tl._predict_rows import LayerSpec, layer_parts, tile_scores, trained_on
+from pekasc.tl._predict_trust import bounds, left_out, write_novelty
 from pekasc.tl._read import ensure_tiles, untiled_on_error
 
 
 def predict_target(
     sdata: SpatialData, adapter: Adapter, target: str, *, key_added: str, store: str | Path | None, compute: Compute,
-    table_name: str, key: str, progress: bool, **of_genes: Any,
+    abstain: float | None, table_name: str, key: str, progress: bool, **of_genes: Any,
 ) -> None:  # fmt: skip
     """Predict the columns of ``obsm[target]``; see :func:`predict_expression`.
 
@@ -52,7 +54,8 @@ def predict_target(
         )  # fmt: skip
         adapter = replace(adapter, reading=scores.reading)  # without wider fields, radii may be others
         every = np.arange(k)
-        layer = LayerSpec((n, k), every, every, read_uns(table, GRID) is not None)
+        p_values = scores.p_values(n, sections)
+        layer = LayerSpec((n, k), every, every, read_uns(table, GRID) is not None, left_out(p_values, abstain))
         if layer.grid:
             check_stride(adapter, sections)
         ((_, values),) = layer_parts(adapter, scores, sections, layer, [slice(0, n)])
@@ -62,7 +65,18 @@ def predict_target(
         "n_predicted": k, "tile_px": spec.tile_px, "mpp": spec.mpp,
     }  # fmt: skip
     table = writable_table(sdata, table_name)
-    table.obsm[name] = pd.DataFrame(values, index=table.obs_names, columns=list(adapter.genes))
+    frame = pd.DataFrame(values, index=table.obs_names, columns=list(adapter.genes))
+    table.obsm[name] = frame
+    ends: list[Any] = [None, None]
+    if adapter.calibration is not None:
+        record["intervals"] = interval_record(adapter.calibration, every, list(adapter.genes))
+        ends = list(bounds(record["intervals"], values, frame.columns))
+    for bound, found in zip(bound_keys(name), ends, strict=True):
+        if found is not None:
+            table.obsm[bound] = pd.DataFrame(found, index=table.obs_names, columns=frame.columns)
+        elif bound in table.obsm:  # of earlier predictions
+            del table.obsm[bound]
+    write_novelty(table, key_added, p_values)
     table.obsm[features_name] = adapted
     table.obs[f"{key_added}_train"] = trained
     write_uns(table, name, record, kind="prediction")

@@ -258,7 +258,8 @@ def embed_job(
 def reading_jobs(adapter: Adapter, tile_px: int, reading: Reading, n_fields: int, compute: Compute) -> list[EmbedJob]:
     """Return how the tiles of every field of view become what a reading of an adapter needs of them."""
     job = embed_job(adapter, adapter.encoder_digest, tile_px, adapter.depth, adapter.orientations, compute)
-    return [replace(job, reading=reading, field=i) for i in range(n_fields)]
+    novelty = None if adapter.calibration is None else adapter.novelty
+    return [replace(job, reading=reading, field=i, novelty=novelty) for i in range(n_fields)]
 
 
 def on_device(compute: Compute) -> Compute:

@@ -183,10 +183,10 @@ def test_a_foreign_folder(copy: Path, tmp_path: Path) -> None:
     main = copy / "pekasc.json"
     record = json.loads(main.read_text())
     main.write_text(json.dumps({**record, "format": 99}))
-    with pytest.raises(ValueError, match="has format 99, this .*pekasc reads up to 6: update pekasc"):
+    with pytest.raises(ValueError, match="has format 99, this .*pekasc reads up to 7: update pekasc"):
         pk.Adapter.load(copy)
     main.write_text(json.dumps({**record, "format": 1}))
-    with pytest.raises(ValueError, match="has format 1, this .*pekasc reads up to 6: fit it again"):
+    with pytest.raises(ValueError, match="has format 1, this .*pekasc reads up to 7: fit it again"):
         pk.Adapter.load(copy)
     main.write_text(json.dumps({"hello": 1}))
     with pytest.raises(ValueError, match="lacks the fields"):
@@ -304,8 +304,8 @@ def test_it_predicts_with_what_there_is(adapter: pk.Adapter, tiles: np.ndarray) 
         scores = reading.placed_scores(parts, coords, np.zeros(9)) if places else reading.scores(parts)
         np.testing.assert_allclose(got, reading.expression(scores), atol=1e-3)
         found.append(got)
-    assert len(adapter.reading.members) == 3 + 2 * 2
-    # members with a wider field also have context: without positions, they do not count
+    assert len(adapter.reading.members) == 3 * 3
+    # of members with context, the tiles alone are left without positions
     np.testing.assert_array_equal(found[2], found[3])
     for one, other in ((0, 1), (1, 3)):
         assert np.abs(found[one] - found[other]).max() > 1e-3

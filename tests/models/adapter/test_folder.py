@@ -76,11 +76,15 @@ def old_folder(
     }  # fmt: skip
     head = {name: array.astype(np.float32) for name, array in head.items()}
     adapter.save(path)
-    tensors = {name: t for name, t in load_file(path / "heads.safetensors").items() if not name.startswith("reading.")}
+    tensors = {
+        name: t
+        for name, t in load_file(path / "heads.safetensors").items()
+        if not name.startswith(("reading.", "trust."))
+    }
     tensors |= {f"head.{name}": torch.from_numpy(array) for name, array in head.items()}
     save_file(tensors, path / "heads.safetensors")
     record = json.loads((path / "pekasc.json").read_text())
-    new = ("reading", "fields_um", "smooth_um", "smooth_weight", "sha256")
+    new = ("reading", "fields_um", "smooth_um", "smooth_weight", "trust", "sha256")
     record = {k: v for k, v in record.items() if k not in new}
     record |= {"format": number, "head": "ridge", "context_um": context_um}
     if number == 2:
@@ -126,7 +130,7 @@ def test_adapters_of_earlier_formats_predict_what_they_did(
     # saved again, they are of this format and predict the same bits
     loaded.save(tmp_path / "new")
     again = pk.Adapter.load(tmp_path / "new")
-    assert json.loads((tmp_path / "new" / "pekasc.json").read_text())["format"] == 5
+    assert json.loads((tmp_path / "new" / "pekasc.json").read_text())["format"] == 7
     np.testing.assert_array_equal(again.predict(tiles, **cpu, **given), loaded.predict(tiles, **cpu, **given))
 
 

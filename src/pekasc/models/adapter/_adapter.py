@@ -23,6 +23,7 @@ from pekasc.models.features import ReadingEncoder, embed
 from pekasc.models.heads import Reading, offset_means, pitch_um
 from pekasc.models.runtime import resolve_device
 from pekasc.models.training import attached, last_block, tuned_model
+from pekasc.models.trust import Calibration, HeldOut, Novelty
 from pekasc.tiling import ArrayTiles, TileSource, TileSpec
 
 
@@ -55,7 +56,8 @@ class Adapter:
         Tensors by kind: ``"adapter"`` under PEFT's names, ``"projector"``, ``"cluster_head"``.
     gene_scores
         Scores on held-out training groups, indexed by gene: ``pearson`` (mean over the sections that measured
-        the gene), ``n_sections``, and ``n_groups``, the number of training groups that it was learned from.
+        the gene), ``lowest`` and ``highest`` of them, ``n_sections``, and ``n_groups``, the number of training groups
+        that it was learned from.
     history
         One row per epoch and fold: ``fold`` (-1 is the final fit), ``held_out``, ``epoch``, ``loss``, ``kd``, ``sa``,
         ``matching`` (feature matching; NaN if not part of the loss), ``peak_memory`` (bytes: allocated on a GPU, of the
@@ -80,6 +82,12 @@ class Adapter:
         Configuration and weights, under PEFT's names, of the further adapters of an ensemble (``Recipe.refit``), of
         which `config` and `weights` are the first: that of all training groups, if it is one of them, then those of the
         inner folds, in their order.
+    held_out
+        What it predicted for held-out training groups against what was measured there.
+    novelty
+        Distance of tiles to the training tiles.
+    calibration
+        Intervals around predictions, by :func:`pekasc.tl.calibrate`.
     """
 
     encoder: Encoder
@@ -99,6 +107,9 @@ class Adapter:
     fields_um: tuple[float, ...] = ()
     orientations: int = 1
     others: tuple[tuple[PeftConfig, Mapping[str, torch.Tensor]], ...] = ()
+    held_out: HeldOut | None = None
+    novelty: Novelty | None = None
+    calibration: Calibration | None = None
 
     @property
     def n_adapters(self) -> int:

@@ -24,6 +24,7 @@ from safetensors.torch import save as to_bytes
 from pekasc._digests import sha256
 from pekasc.models.adapter._reading import old_reading, reading_from, reading_parts
 from pekasc.models.adapter._record import MOST, check_config, check_record, check_tensors
+from pekasc.models.adapter._trust import PARTS, trust_from, trust_parts
 from pekasc.models.encoders import Encoder
 from pekasc.models.runtime import explained, write_whole
 from pekasc.models.training import config_from, config_values
@@ -37,16 +38,17 @@ except ImportError:  # not on Windows
 if TYPE_CHECKING:
     from pekasc.models.adapter._adapter import Adapter
 
-FORMAT, ENSEMBLE = 5, 6  # of one adapter; of several, which earlier versions do not read
-READ = (2, 3, 4, FORMAT, ENSEMBLE)
+FORMAT = 7
+READ = (2, 3, 4, 5, 6, FORMAT)
 _ADDED = {"scales": [1.0], "orientations": 1}  # fields new in format 3, with the values of older adapters
 _FIELDS = (
     "encoder", "encoder_digest", "tile_px", "mpp", "depth", "method", "genes", "reading", "smooth_um",
-    "smooth_weight", "fields_um", "orientations",
+    "smooth_weight", "fields_um", "orientations", "trust",
     "info", "gene_scores", "history", "selection", "files", "sha256",
 )  # fmt: skip
+_BEFORE_TRUST = tuple(name for name in _FIELDS if name != "trust")
 _OLD_FIELDS = (
-    *(name for name in _FIELDS if name not in ("reading", "smooth_um", "smooth_weight", "fields_um")),
+    *(name for name in _BEFORE_TRUST if name not in ("reading", "smooth_um", "smooth_weight", "fields_um")),
     "head",
     "context_um",
     "scales",
@@ -187,7 +189,8 @@ def _contents(adapter: Adapter) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return the files of an adapter, and its record."""
     trained_on = {f"trained_on.{image}": centres for image, centres in adapter.trained_on.items()}
     reading, arrays = reading_parts(adapter.reading)
-    arrays |= trained_on
+    trust, trust_arrays = trust_parts(adapter.held_out, adapter.novelty, adapter.calibration)
+    arrays |= {**trained_on, **trust_arrays}
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     for kind, state in adapter.weights.items():
         if kind != "adapter":
@@ -200,7 +203,7 @@ def _contents(adapter: Adapter) -> tuple[dict[str, bytes], dict[str, Any]]:
         files[config_file] = json.dumps(config_values(config), indent=2, sort_keys=True).encode()
         files[weights_file] = to_bytes(weights, metadata={"format": "pt"})
     record = {
-        "format": ENSEMBLE if adapter.others else FORMAT,
+        "format": FORMAT,
         "encoder": adapter.encoder.to_dict(),
         "encoder_digest": adapter.encoder_digest,
         "tile_px": adapter.spec.tile_px,
@@ -213,6 +216,7 @@ def _contents(adapter: Adapter) -> tuple[dict[str, bytes], dict[str, Any]]:
         "smooth_weight": adapter.reading.smooth_weight,
         "fields_um": list(adapter.fields_um),
         "orientations": adapter.orientations,
+        "trust": trust,
         "info": dict(adapter.info),
         "gene_scores": _frame_to_json(adapter.gene_scores),
         "history": _frame_to_json(adapter.history),
@@ -245,6 +249,7 @@ def load(path: Path) -> dict[str, Any]:
     else:
         reading, fields_um = reading_from(record["reading"], array), tuple(record["fields_um"])
         reading = replace(reading, smooth_um=record["smooth_um"], smooth_weight=record["smooth_weight"])
+    held_out, novelty, calibration = trust_from(record.get("trust", dict.fromkeys(PARTS)), array)
     weights: dict[str, Mapping[str, torch.Tensor]] = {}
     for kind in ("projector", "cluster_head"):
         state = {name[len(kind) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{kind}.")}
@@ -270,6 +275,9 @@ def load(path: Path) -> dict[str, Any]:
         "history": _frame_from_json(record["history"]),
         "selection": _frame_from_json(record["selection"]),
         "info": record["info"],
+        "held_out": held_out,
+        "novelty": novelty,
+        "calibration": calibration,
         "trained_on": {name[len("trained_on.") :]: a for name, a in array.items() if name.startswith("trained_on.")},
     }
 
@@ -320,18 +328,19 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or "format" not in record or "files" not in record:
         raise ValueError(f"{path} holds no adapter of pekasc: {MAIN} lacks the fields of one.")
     if record["format"] not in READ:
-        newer = isinstance(record["format"], int) and record["format"] > ENSEMBLE
+        newer = isinstance(record["format"], int) and record["format"] > FORMAT
         raise ValueError(
-            f"The adapter in {path} has format {record['format']}, this pekasc reads up to {ENSEMBLE}: "
+            f"The adapter in {path} has format {record['format']}, this pekasc reads up to {FORMAT}: "
             f"{'update pekasc' if newer else 'fit it again, or load it with the version that saved it'}."
         )
     old = record["format"] < 3
-    wanted = _FIELDS if record["format"] >= FORMAT else _OLD_FIELDS
+    wanted = _FIELDS if record["format"] >= FORMAT else _BEFORE_TRUST if record["format"] >= 5 else _OLD_FIELDS
     missing = [name for name in wanted if name not in record and not (old and name in _ADDED)]
     if missing:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} lacks {missing}.")
     named = set(record["files"]) if isinstance(record["files"], dict) else set()
-    counts = range(2, MOST + 1) if record["format"] == ENSEMBLE else (0, 1)
+    # format 6 was 5 with several adapters
+    counts = {6: range(2, MOST + 1), FORMAT: range(MOST + 1)}.get(record["format"], range(2))
     if named not in [{HEADS, *_NAMES[: 2 * count]} for count in counts]:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} names other files than those of an adapter.")
     if record.get("head", "ridge") != "ridge":

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from pekasc._options import REFITS
 from pekasc.models.adapter._reading import expected_shapes
+from pekasc.models.adapter._trust import KIND, check_trust
+from pekasc.models.trust import COUNTS, GUARANTEES, INSIDE, RESIDUALS, UNSEEN
 
 Check = Callable[[Any], bool]
 _MOST = 1e15
@@ -103,6 +105,29 @@ _MEMBER: dict[str, Check] = {
 }
 
 
+_KIND: Check = lambda value: value in (COUNTS, RESIDUALS)  # noqa: E731
+_DEPTH: Check = _optional(_each_once(_list(lambda v: _count(v) and 0 < v < 10_000, 1)))
+_TRUST: dict[str, dict[str, Check]] = {
+    "held_out": {"kind": _KIND, "groups": _list(lambda value: isinstance(value, str), 1)},
+    "novelty": {"depths": _list(_DEPTH, 1, 16), "rest": _positive, "n_tiles": _list(_positive, 1, 16)},
+    "calibration": {
+        "kind": _KIND,
+        "level": lambda value: _number(value) and 0 < value < 1,
+        "guarantee": lambda value: value in GUARANTEES,
+        "groups": _list(lambda value: isinstance(value, str), 1),
+        "source": lambda value: value in (INSIDE, UNSEEN),
+    },
+}
+
+
+def _trust(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == _TRUST.keys()
+        and all(value[part] is None or _holds_all(value[part], checks) for part, checks in _TRUST.items())
+    )
+
+
 def _holds_all(value: Any, checks: Mapping[str, Check]) -> bool:
     return isinstance(value, dict) and value.keys() == checks.keys() and all(c(value[k]) for k, c in checks.items())
 
@@ -112,7 +137,7 @@ _FIELDS: dict[str, tuple[Check, str]] = {
     "encoder_digest": (_digest, "a SHA-256"),
     "tile_px": (lambda value: _whole(value) and 0 < value <= 100_000, "a number of pixels"),
     "mpp": (_positive, "a positive number"),
-    "depth": (_optional(_each_once(_list(lambda v: _count(v) and 0 < v < 10_000, 1))), "null or numbers of blocks"),
+    "depth": (_DEPTH, "null or numbers of blocks"),
     "method": (_name, "a name"),
     "genes": (_each_once(_list(_name, 1)), "names, each once"),
     "context_um": (_optional(_positive), "null or a positive number"),
@@ -125,6 +150,7 @@ _FIELDS: dict[str, tuple[Check, str]] = {
     "smooth_weight": (lambda value: _number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "fields_um": (_each_once(_list(_positive, 0, 16)), "positive numbers, each once"),
     "orientations": (lambda value: _whole(value) and value in (1, 2, 4, 8), "1, 2, 4 or 8"),
+    "trust": (_trust, "what is known of its errors: held_out, novelty, calibration"),
     "info": (lambda value: isinstance(value, dict) and _plain(value), "plain values by name"),
     "files": (_mapping(_digest), "a SHA-256 for every file"),
 }
@@ -243,13 +269,16 @@ def check_tensors(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> N
         n, parts = tensors["head.mean"].numel(), len(record["scales"]) * (1 if record["context_um"] is None else 2)
         if not n or n % parts:
             raise ValueError(f"head.mean has {n} features, which is none or no multiple of {parts}")
-        kinds = ("head", "projector", "cluster_head")
+        kinds: tuple[str, ...] = ("head", "projector", "cluster_head")
     else:
         for name, shape in expected_shapes(record["reading"], len(record["genes"]), tensors).items():
             if name not in tensors:
                 raise ValueError(f"{name} is missing")
             _check_tensor(name, tensors[name], [shape])
         kinds = ("reading", "projector", "cluster_head")
+        if record["format"] >= 7:
+            check_trust(record["trust"], len(record["genes"]), tensors)
+            kinds = (*kinds, KIND)
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         if kind == "trained_on":

@@ -37,6 +37,10 @@ def summary(adapter: Adapter) -> str:
         )
     else:
         lines.append("  trust       unknown: no group was held out (see `groups=` of fit_adapter)")
+    if adapter.calibration is not None:
+        lines.append(f"  intervals   {adapter.calibration.text}")
+    elif adapter.held_out is not None:
+        lines.append("  intervals   none yet: `pekasc.tl.calibrate(adapter)`")
     if "profile" in info:  # missing in adapters saved by an earlier version
         lines.append(f"  profile     {profile_text(info['profile'])}")
     unknown = "not stated, see its source"

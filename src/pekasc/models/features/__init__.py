@@ -16,7 +16,7 @@ from pekasc.models.features._embed import BatchEncoder, TokensBetweenBlocks, emb
 from pekasc.models.features._files import FeatureArrays, FeatureFiles
 from pekasc.models.features._forward import features_of
 from pekasc.models.features._pieces import EmbedJob, Piece, Reader, embed_pieces, n_features, sample_digest
-from pekasc.models.features._predictions import PredictionStore, StoredLayer, stored_layer
+from pekasc.models.features._predictions import PredictionStore, StoredLayer, derived_layer, stored_layer
 from pekasc.models.features._reading import ReadingEncoder
 from pekasc.models.features._store import FeatureStore, locked
 
@@ -38,6 +38,7 @@ __all__ = [
     "TileInputs",
     "TokensBetweenBlocks",
     "cache_activations",
+    "derived_layer",
     "embed",
     "embed_chunks",
     "embed_pieces",

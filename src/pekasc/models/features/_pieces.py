@@ -21,6 +21,7 @@ from pekasc.models.features._embed import BatchEncoder, embed_chunks
 from pekasc.models.features._reading import ReadingEncoder
 from pekasc.models.heads import Reading
 from pekasc.models.runtime import array_parts, resolve_device, tensor_parts
+from pekasc.models.trust import Novelty
 from pekasc.tiling import PatchReader, TileReader, TileStream
 
 # part of the digest: increase it whenever a change of the code changes tiles or features by more than rounding
@@ -83,6 +84,8 @@ class EmbedJob:
         alone.
     field
         Number of the field of view of these tiles, for a reading.
+    novelty
+        Distance to the training tiles, for a reading, if it is wanted.
     """
 
     encoder: Encoder | AdaptedEncoder
@@ -95,6 +98,7 @@ class EmbedJob:
     precision: str
     reading: Reading | None = None
     field: int = 0
+    novelty: Novelty | None = None
     token: str = dataclass_field(default_factory=lambda: uuid4().hex)  # identifies the job on a worker
 
     def model(self) -> EncoderNetwork:
@@ -120,7 +124,7 @@ class EmbedJob:
         device = resolve_device(self.device)
         if self.reading is not None:
             return ReadingEncoder(
-                model, self.reading, self.field, self.depth, self.orientations, device, self.precision
+                model, self.reading, self.field, self.depth, self.orientations, device, self.precision, self.novelty
             )
         return BatchEncoder(model, [self.depth], self.orientations, device, self.precision)
 
@@ -147,6 +151,8 @@ class EmbedJob:
             # what is beyond scores, such as the map to genes, is no part of what is stored
             blocks = [block.maps for member in self.reading.members for block in member.head.blocks]
             parts += [f"field {self.field}", *array_parts(blocks)]
+            if self.novelty is not None and self.field == 0:
+                parts += array_parts((self.novelty.depths, self.novelty.distance))
         return sha256(*parts)
 
 

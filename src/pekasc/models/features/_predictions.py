@@ -115,6 +115,11 @@ def stored_layer(path: Path, name: str, digest: str, shape: tuple[int, int], key
     _keep_in_store()
     chunks = (_rows_per_part(array, path, name), min(shape[1], 16 * _GENES))
     lazy = da.from_array(array, chunks=chunks, name=f"{name}-{digest[:16]}")
+    return derived_layer(lazy, key)
+
+
+def derived_layer(lazy: da.Array, key: str) -> StoredLayer:
+    """Return what is computed from a stored layer as the layer `key`, which is not written with a table either."""
     layer = StoredLayer(lazy.dask, lazy.name, lazy.chunks, meta=lazy._meta)
     layer.key = key
     return layer

@@ -19,14 +19,16 @@ from pekasc.models.features._forward import (
 )
 from pekasc.models.heads import Reading, Source
 from pekasc.models.runtime import autocast
+from pekasc.models.trust import Novelty
 
 
 class ReadingEncoder(BatchEncoder):
     """Embed batches of tiles of one field of view into what a reading needs of them.
 
-    That is, side by side: the adapted features at `depth` (for the tiles themselves; the mean over several adapters),
-    and their scores for the reading, as a tile and, with spatial context, as a neighbour. Features of a depth do not
-    leave the batch: a tile takes the same room however many depths are averaged.
+    That is, side by side: for the tiles themselves, the adapted features at `depth` (the mean over several adapters)
+    and, with `novelty`, the distance to the training tiles; then their scores for the reading, as a tile and, with
+    spatial context, as a neighbour. Features of a depth do not leave the batch: a tile takes the same room however many
+    depths are averaged.
 
     Parameters
     ----------
@@ -40,6 +42,8 @@ class ReadingEncoder(BatchEncoder):
         Depth of the adapted features, which come first for field 0.
     orientations, device, precision
         See :class:`BatchEncoder`.
+    novelty
+        Distance to the training tiles, if it is wanted.
     """
 
     def __init__(
@@ -51,13 +55,17 @@ class ReadingEncoder(BatchEncoder):
         orientations: int,
         device: torch.device,
         precision: str,
+        novelty: Novelty | None = None,
     ) -> None:
         super().__init__(encoder, [depth], orientations, device, precision)
         self.reading = reading
         sources = [source for source in reading.sources if source.field == field]
         self.own = depth if field == 0 else None
         self.field = field
-        self.frozen = [source for source in sources if source.network == "frozen"]
+        self.novelty = novelty if field == 0 else None
+        looks = [] if self.novelty is None else [Source("frozen", 0, depth) for depth in self.novelty.depths]
+        frozen = [source for source in sources if source.network == "frozen"]
+        self.frozen = list(dict.fromkeys([*frozen, *looks]))
         adapted = [source for source in sources if source.network == "adapted"]
         self.adapted = sorted(adapted, key=lambda source: source.adapter)  # as their features are made
         self.has_adapter = bool(tuned_layers(encoder))
@@ -76,6 +84,9 @@ class ReadingEncoder(BatchEncoder):
         features = dict(zip([*self.adapted, *self.frozen], parts[len(first) :], strict=True))
         if not features:  # no member reads this field
             features = {Source("frozen", self.field, ()): np.zeros((n, 0), np.float32)}
+        if self.novelty is not None:
+            looks = [features[Source("frozen", 0, depth)] for depth in self.novelty.depths]
+            first.append(self.novelty.distance(np.concatenate(looks, axis=1))[:, None])
         scores = [self.reading.scores(features)]
         if self.reading.n_around:
             scores.append(self.reading.scores(features, around=True))

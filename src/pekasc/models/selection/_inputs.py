@@ -45,6 +45,9 @@ class Data:
         `expression`.
     totals
         Total count of every spot, (n,), which sets its weight in a low-rank head; None weighs all alike.
+    counts
+        Whether the target is log1p(1e4 * count / total), or values as stored. None keeps nothing of what was predicted
+        for held-out groups, as where methods are compared.
     panels
         Which spots measured which of the genes; None: all measured all. `expression` is 0 where a gene was not
         measured, and all of `every` were measured in all spots.
@@ -60,6 +63,7 @@ class Data:
     local: np.ndarray | None = None
     every: Matrix | None = None
     totals: np.ndarray | None = None
+    counts: bool | None = None
     panels: Panels | None = None
 
     @cached_property

@@ -21,6 +21,7 @@ from pekasc.models.selection._inputs import Data, HeadSpec
 from pekasc.models.selection._job import Job
 from pekasc.models.selection._readout import Fitted, Reader
 from pekasc.models.selection._scores import pearson
+from pekasc.models.selection._trust import held_out_of, tile_novelty
 from pekasc.models.training import method_name, n_clusters_for
 
 _GENES = 2048  # per chunk
@@ -53,7 +54,19 @@ def _gene_scores(job: Job, reader: Reader, fitted: Fitted) -> tuple[pd.DataFrame
     mean, count = _mean(found[""])
     alone = {name: _median(_mean(found[name])[0] if len(names) > 1 else mean) for name in names}
     index = pd.Index(list(data.genes), name="gene")
-    return pd.DataFrame({"pearson": mean, "n_sections": count, "n_groups": _n_groups(data)}, index=index), alone
+    found_scores = {"pearson": mean, "n_sections": count, "n_groups": _n_groups(data), **_range(found[""])}
+    return pd.DataFrame(found_scores, index=index), alone
+
+
+def _range(correlations: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the smallest and the largest correlation of every gene over held-out sections; NaN without any."""
+    stacked = np.array(correlations)
+    known = np.isfinite(stacked)
+    some = known.any(axis=0)
+    return {
+        "lowest": np.where(some, np.where(known, stacked, np.inf).min(axis=0), np.nan),
+        "highest": np.where(some, np.where(known, stacked, -np.inf).max(axis=0), np.nan),
+    }
 
 
 def _n_groups(data: Data) -> np.ndarray:
@@ -116,6 +129,8 @@ def make_result(
     data, o = job.data, job.options
     with o.profile.stage("head"):
         scores, alone = _gene_scores(job, reader, fitted)
+        # where methods are compared, nobody asks
+        kept = None if data.counts is None else (held_out_of(job, reader, fitted), tile_novelty(job, reader.features))
     o.profile.saw_memory(peak_memory(o.device))
     table = pd.concat([selection, fitted.table.assign(stage="reading", epochs=epochs)])
     table = table.reindex(columns=SELECTION).reset_index(drop=True)
@@ -139,6 +154,8 @@ def make_result(
         history=history_frame([]),
         selection=table,
         info=_info(job, spec, depth, config, fitted, alone, epochs, blocks),
+        held_out=None if kept is None else kept[0],
+        novelty=None if kept is None else kept[1],
     )
 
 

@@ -1,0 +1,88 @@
+"""What a fit keeps to say how far it can be trusted: predictions of held-out groups, and how its tiles look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from pekasc._expression import Matrix, dense
+from pekasc.models.encoders import Depth
+from pekasc.models.heads import Source
+from pekasc.models.selection._inputs import Data
+from pekasc.models.selection._job import Job
+from pekasc.models.selection._readout import Features, Fitted, Reader
+from pekasc.models.trust import MOST_SPOTS, Block, HeldOut, Novelty, counts_of, held_out, novelty_of
+
+_SHALLOW = (1 / 6, 1 / 3, 1 / 2)  # of the blocks: deeper features hardly tell blur, stain and scale from tissue
+
+
+def held_out_of(job: Job, reader: Reader, fitted: Fitted) -> HeldOut:
+    """Return the noise and the scores of predictions of held-out groups, each by the reading fitted without them."""
+    data, blocks = job.data, list[Block]()
+    for number, (reading, fold) in enumerate(zip(fitted.folds, job.folds, strict=True)):
+        scores = reader.held_out(reading, number)
+        learned = None if data.panels is None else data.panels.learned(fold.train)
+        for group, at in _parts(data, fold.held_out):
+            rows = fold.held_out[at]
+            known = np.ones(len(data.genes), dtype=bool)
+            if data.panels is not None:
+                known = data.panels.of(rows[:1])[0] & learned
+            totals = _totals(data, rows)
+            blocks.append(
+                Block(
+                    group=group,
+                    fold=number,
+                    predicted=partial(reading.expression, scores[at]),
+                    measured=partial(_measured, _by_column(data.expression[rows]), totals),
+                    totals=totals,
+                    known=known,
+                )
+            )
+    return held_out(blocks, len(data.genes))
+
+
+def _totals(data: Data, rows: np.ndarray) -> np.ndarray | None:
+    if not data.counts:
+        return None
+    assert data.totals is not None  # for the type checker: counts have totals
+    return data.totals[rows]
+
+
+def _parts(data: Data, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Return group and places, section by section, of held-out spots; of a group with many, evenly spaced ones."""
+    out = []
+    for group in np.unique(data.groups[rows]):
+        own = np.flatnonzero(data.groups[rows] == group)
+        own = own[np.unique(np.linspace(0, own.size - 1, min(own.size, MOST_SPOTS)).astype(np.int64))]
+        for section in np.unique(data.sections[rows[own]]):
+            out.append((str(group), own[data.sections[rows[own]] == section]))
+    return out
+
+
+def _by_column(values: Matrix) -> Matrix:
+    return values.tocsc() if sparse.issparse(values) else values
+
+
+def _measured(values: Any, totals: np.ndarray | None, part: slice) -> np.ndarray:
+    found = dense(values[:, part])
+    return found if totals is None else counts_of(found, totals)
+
+
+def tile_novelty(job: Job, features: Features) -> Novelty:
+    """Return the distance of tiles to the training tiles, from shallow frozen features; see :class:`Novelty`."""
+    depths = _shallow(list(features.frozen), job.model.n_blocks)
+    x = np.concatenate([features.of(Source("frozen", 0, depth), None) for depth in depths], axis=1)
+    return novelty_of(x, [(fold.train, fold.held_out) for fold in job.folds], depths)
+
+
+def _shallow(depths: Sequence[Depth], n_blocks: int) -> list[Depth]:
+    """Return the depths nearest to a sixth, a third and half of the blocks among those whose features there are."""
+
+    def block(depth: Depth) -> int:
+        return n_blocks if depth is None else max(depth)
+
+    return list(dict.fromkeys(min(depths, key=lambda d: abs(block(d) - part * n_blocks)) for part in _SHALLOW))

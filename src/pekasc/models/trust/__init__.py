@@ -1,0 +1,60 @@
+"""How far a prediction can be trusted: noise around it, conformal quantiles over groups, novelty. Pure arrays."""
+
+from pekasc.models.trust._calibration import (
+    APPROXIMATE,
+    EXACT,
+    GUARANTEES,
+    INSIDE,
+    UNSEEN,
+    Calibration,
+    check_groups,
+    check_level,
+    from_groups,
+    from_held_out,
+)
+from pekasc.models.trust._conformal import (
+    EDGES,
+    group_quantiles,
+    groups_needed,
+    quantiles_of_cumulative,
+    reachable,
+)
+from pekasc.models.trust._held_out import MOST_SPOTS, Block, HeldOut, held_out
+from pekasc.models.trust._levels import LEVELS, trust_levels
+from pekasc.models.trust._noise import COUNTS, RESIDUALS, Noise, counts_of
+from pekasc.models.trust._novelty import Distance, Novelty, distance_to, novelty_of
+from pekasc.models.trust._table import interval_record, intervals_of
+
+__all__ = [
+    "APPROXIMATE",
+    "COUNTS",
+    "EDGES",
+    "EXACT",
+    "GUARANTEES",
+    "INSIDE",
+    "LEVELS",
+    "MOST_SPOTS",
+    "RESIDUALS",
+    "UNSEEN",
+    "Block",
+    "Calibration",
+    "Distance",
+    "HeldOut",
+    "Noise",
+    "Novelty",
+    "check_groups",
+    "check_level",
+    "counts_of",
+    "distance_to",
+    "from_groups",
+    "from_held_out",
+    "group_quantiles",
+    "groups_needed",
+    "held_out",
+    "interval_record",
+    "intervals_of",
+    "novelty_of",
+    "quantiles_of_cumulative",
+    "reachable",
+    "trust_levels",
+]

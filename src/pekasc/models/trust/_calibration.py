@@ -1,0 +1,109 @@
+"""Intervals of a level, from scores of held-out groups. Pure arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pekasc.models.trust._conformal import group_quantiles, groups_needed, quantiles_of_cumulative, reachable
+from pekasc.models.trust._held_out import HeldOut
+from pekasc.models.trust._noise import Noise
+
+APPROXIMATE, EXACT = "approximate", "exact"
+GUARANTEES = (APPROXIMATE, EXACT)
+INSIDE, UNSEEN = "held-out training groups", "sections that the adapter never saw"
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Intervals around predictions.
+
+    Parameters
+    ----------
+    noise
+        What measured values are around predicted ones.
+    threshold
+        Score that a measurement of another group stays below with probability `level`, (genes,) float64; NaN for genes
+        without an interval.
+    level
+        Probability that an interval holds the measurement.
+    guarantee
+        ``"exact"``: promised for a spot of a group that is exchangeable with the calibration groups.
+        ``"approximate"``: what these groups say, with no promise.
+    groups
+        The groups that it is from.
+    source
+        Which groups these are.
+    """
+
+    noise: Noise
+    threshold: np.ndarray
+    level: float
+    guarantee: str
+    groups: tuple[str, ...]
+    source: str
+
+    @property
+    def reachable(self) -> float:
+        """Largest level that so many groups can promise."""
+        return reachable(len(self.groups))
+
+    @property
+    def text(self) -> str:
+        """The level, what it is from, and whether it is promised, in a line."""
+        n = len(self.groups)
+        of = f"{n} {self.source}" if n > 1 else f"1 of the {self.source}"
+        promise = "exact" if self.guarantee == EXACT else f"approximate: {n} groups can promise {self.reachable:.0%}"
+        return f"{self.level:.0%} intervals from {of} ({promise})"
+
+
+def check_level(level: float, guarantee: str) -> None:
+    """Check a level and a guarantee.
+
+    Raises
+    ------
+    ValueError
+        If the level is not between 0 and 1, or the guarantee unknown.
+    """
+    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
+        raise ValueError(f"`level` must be above 0 and below 1, such as 0.9, got {level!r}.")
+    if guarantee not in GUARANTEES:
+        raise ValueError(f"`guarantee` must be one of {list(GUARANTEES)}, got {guarantee!r}.")
+
+
+def check_groups(n_groups: int, level: float, guarantee: str) -> None:
+    """Check that so many groups can promise a level.
+
+    Raises
+    ------
+    ValueError
+        If they cannot, and a promise is asked for.
+    """
+    if guarantee == EXACT and n_groups < groups_needed(level):
+        raise ValueError(
+            f'A level of {level:g} with `guarantee="exact"` needs {groups_needed(level)} groups that the adapter never '
+            f"saw, and there are {n_groups}, which can promise {reachable(n_groups):.3f}: over K groups it is "
+            f'K / (K + 1). Lower `level`, add groups, or take `guarantee="approximate"`, which promises nothing.'
+        )
+
+
+def from_held_out(held_out: HeldOut, level: float) -> Calibration:
+    """Return intervals from what a fit kept of its held-out groups: cross-conformal, around the last fit.
+
+    Scores of a group are by models fitted without it, and its noise is that of other inner folds (Barber, Candes,
+    Ramdas, Tibshirani. Predictive inference with the jackknife+. arXiv:1905.02928, of which this is the plain cross-
+    conformal form). The last fit saw all groups, and the inner fits are few: nothing is promised.
+    """
+    threshold = quantiles_of_cumulative(held_out.cumulative.astype(np.float64), level)
+    return Calibration(held_out.noise, threshold, float(level), APPROXIMATE, held_out.groups, INSIDE)
+
+
+def from_groups(
+    noise: Noise, scores: Sequence[np.ndarray], groups: Sequence[str], level: float, guarantee: str
+) -> Calibration:
+    """Return intervals from the scores of groups that the adapter never saw, (spots, genes) each."""
+    threshold = group_quantiles(scores, level, exact=guarantee == EXACT)
+    threshold = np.where(np.isfinite(threshold), threshold, np.nan)
+    return Calibration(noise, threshold, float(level), guarantee, tuple(groups), UNSEEN)

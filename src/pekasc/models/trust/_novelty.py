@@ -1,0 +1,118 @@
+"""How unlike the training tiles a tile is: Mahalanobis distance of shallow features. Pure arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.decomposition import PCA
+
+COMPONENTS = 64
+_MOST_TILES = 5000  # that components are found from
+_KEPT = 1024  # quantiles of the distances of an inner fold
+
+
+@dataclass(frozen=True, eq=False)
+class Distance:
+    """Squared Mahalanobis distance to training tiles, along their principal components and beside them.
+
+    Parameters
+    ----------
+    centre
+        Mean features, (d,) float32.
+    axes
+        Principal components, (k, d) float32, orthonormal.
+    sd
+        Standard deviation along each, (k,) float32.
+    rest
+        Mean squared distance from the space of the components.
+    """
+
+    centre: np.ndarray
+    axes: np.ndarray
+    sd: np.ndarray
+    rest: float
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Return the squared distance of tiles, (n,) float32, from their features, (n, d)."""
+        x = features - self.centre
+        along = x @ self.axes.T
+        beside = np.maximum(np.square(x).sum(axis=1) - np.square(along).sum(axis=1), 0)
+        return np.asarray(np.square(along / self.sd).sum(axis=1) + beside / self.rest, dtype=np.float32)
+
+
+def _most_components(n_tiles: int) -> int:
+    return max(1, n_tiles // 3)
+
+
+def distance_to(features: np.ndarray, n_components: int = COMPONENTS) -> Distance:
+    """Return the distance to tiles with these features, (n, d); of many tiles, to some, evenly spaced.
+
+    There are at most a third as many components as tiles, so that the variance along each is known.
+    """
+    rows = np.unique(np.linspace(0, len(features) - 1, min(len(features), _MOST_TILES)).astype(np.int64))
+    x = np.asarray(features[rows], dtype=np.float64)
+    k = min(n_components, _most_components(len(x)), x.shape[1] - 1)
+    model = PCA(k, svd_solver="randomized", random_state=0).fit(x)
+    variance = np.maximum(model.explained_variance_, 1e-12)
+    rest = np.square(x - model.mean_).sum(axis=1).mean() - variance.sum() * (len(x) - 1) / len(x)
+    return Distance(
+        model.mean_.astype(np.float32), model.components_.astype(np.float32), np.sqrt(variance).astype(np.float32),
+        max(float(rest), 1e-9),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Novelty:
+    """Distance to the training tiles, as a p-value over spots of held-out training sections.
+
+    A tile is as novel as it is beside the inner fold that it is least novel to: patients differ, and a tile that one
+    held-out patient has many of is not novel.
+
+    Parameters
+    ----------
+    depths
+        Blocks after which features are taken, side by side.
+    distance
+        The distance to all training tiles.
+    reference
+        By inner fold, quantiles of the distances of its held-out tiles to those it was trained on, (folds, 1024)
+        float32, ascending.
+    n_tiles
+        Number of held-out tiles of every inner fold.
+    """
+
+    depths: tuple[tuple[int, ...] | None, ...]
+    distance: Distance
+    reference: np.ndarray
+    n_tiles: tuple[int, ...]
+
+    def p_values(self, distances: np.ndarray) -> np.ndarray:
+        """Return the share of held-out training tiles that are at least as far, (n,) float32; small is novel."""
+        found = []
+        for quantiles, n in zip(self.reference, self.n_tiles, strict=True):
+            farther = 1 - np.searchsorted(quantiles, distances, side="left") / len(quantiles)
+            found.append((1 + n * farther) / (1 + n))
+        return np.where(np.isfinite(distances), np.max(found, axis=0), np.nan).astype(np.float32)
+
+
+def novelty_of(
+    features: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]], depths: Sequence[tuple[int, ...] | None]
+) -> Novelty:
+    """Return the novelty of tiles beside training tiles.
+
+    Parameters
+    ----------
+    features
+        Frozen features of the training tiles, (n, d).
+    folds
+        Training and held-out tiles of every inner fold.
+    depths
+        Where the features are from.
+    """
+    # as many components everywhere: distances along more of them are larger
+    k = min([COMPONENTS, *(_most_components(len(train)) for train, _ in folds)])
+    apart = [distance_to(features[train], k)(features[held_out]) for train, held_out in folds]
+    quantiles = np.array([np.quantile(part, np.linspace(0, 1, _KEPT)) for part in apart], dtype=np.float32)
+    return Novelty(tuple(depths), distance_to(features, k), quantiles, tuple(len(part) for part in apart))

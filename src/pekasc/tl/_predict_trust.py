@@ -1,0 +1,118 @@
+"""What a calibrated adapter adds to predictions: intervals of the rate, novelty, and rows that are not predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from pekasc._keys import bound_keys, novelty_key, trust_key
+from pekasc._settings import get_logger
+from pekasc.models import Adapter
+from pekasc.models.features import StoredLayer, derived_layer
+from pekasc.models.trust import intervals_of, trust_levels
+
+logger = get_logger(__name__)
+
+_ROWS = 4096  # at once
+
+
+def check_abstain(adapter: Adapter, abstain: float | None) -> None:
+    """Check that rows can be left out by their novelty.
+
+    Raises
+    ------
+    ValueError
+        If `abstain` is not between 0 and 1, or the adapter is not calibrated or knows no novelty.
+    """
+    if abstain is None:
+        return
+    if isinstance(abstain, bool) or not isinstance(abstain, int | float) or not 0 < abstain < 1:
+        raise ValueError(f"`abstain` must be above 0 and below 1, such as 0.01, got {abstain!r}.")
+    if adapter.calibration is None:
+        raise ValueError(
+            "`abstain=` needs the novelty of tiles, which a calibrated adapter gives: "
+            "`adapter = pekasc.tl.calibrate(adapter)`."
+        )
+    if adapter.novelty is None:
+        raise ValueError(
+            "`abstain=` needs the novelty of tiles, and this adapter was saved by a version that kept nothing of its "
+            "training tiles: fit it again."
+        )
+
+
+def left_out(p_values: np.ndarray | None, abstain: float | None) -> np.ndarray | None:
+    """Return the rows whose tiles are too unlike the training tiles to be predicted; None if none is asked for."""
+    if abstain is None or p_values is None:
+        return None
+    rows = p_values < abstain  # NaN, without a tile, is not
+    n = int(np.isfinite(p_values).sum())
+    logger.hint("%d of %d tiles are not predicted: their novelty is below %g.", rows.sum(), n, abstain)
+    return np.asarray(rows)
+
+
+def bounds(record: Mapping[str, Any], values: Any, names: pd.Index) -> tuple[Any, Any]:
+    """Return the ends of the intervals of the rate around predictions, float32, NaN where nothing is known of a gene.
+
+    Parameters
+    ----------
+    record
+        What the prediction's record says of its intervals.
+    values
+        Predictions, rows x `names`; a dask array gives dask arrays.
+    names
+        Columns of the table.
+    """
+    noise, threshold = intervals_of(record, names)
+    if not isinstance(values, np.ndarray):
+        return noise.rate_bounds(values, threshold)
+    low, high = np.empty_like(values), np.empty_like(values)
+    for start in range(0, len(values), _ROWS):
+        part = slice(start, start + _ROWS)
+        low[part], high[part] = noise.rate_bounds(values[part], threshold)
+    return low, high
+
+
+def write_bounds(table: AnnData, key: str, record: Mapping[str, Any] | None) -> None:
+    """Write the intervals around ``layers[key]`` beside it; without a record, remove those of earlier predictions."""
+    if record is None:
+        for name in bound_keys(key):
+            if name in table.layers:
+                del table.layers[name]
+        return
+    values = table.layers[key]
+    for name, found in zip(bound_keys(key), bounds(record, values, table.var_names), strict=True):
+        # like the predictions, they stay in the store
+        table.layers[name] = derived_layer(found, name) if isinstance(values, StoredLayer) else found
+
+
+def write_levels(table: AnnData, key: str, adapter: Adapter, wanted: np.ndarray, columns: np.ndarray) -> None:
+    """Write how far every gene can be trusted, of a calibrated adapter; remove what is there of another.
+
+    Parameters
+    ----------
+    wanted, columns
+        Genes of the adapter, and their columns in the table (-1: none).
+    """
+    name = trust_key(key)
+    if adapter.calibration is None:
+        if name in table.var:
+            del table.var[name]
+        return
+    there = columns >= 0
+    levels = trust_levels(adapter.gene_scores.iloc[wanted[there]])
+    codes = np.full(table.n_vars, -1)
+    codes[columns[there]] = levels.codes
+    table.var[name] = pd.Categorical.from_codes(codes, categories=levels.categories, ordered=True)
+
+
+def write_novelty(table: AnnData, key: str, p_values: np.ndarray | None) -> None:
+    """Write the novelty of every row; without any, remove that of earlier predictions."""
+    name = novelty_key(key)
+    if p_values is not None:
+        table.obs[name] = p_values
+    elif name in table.obs:
+        del table.obs[name]
