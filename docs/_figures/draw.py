@@ -9,6 +9,9 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
+import numpy as np
+from scipy import stats
+
 HERE = Path(__file__).parent
 WIDTH = 540
 
@@ -267,6 +270,68 @@ def readout() -> None:
     )  # fmt: skip
 
 
+def trust() -> None:
+    """Draw a prediction, the interval of its rate, and intervals of measurements at two depths, to scale."""
+    rate, dispersion = 40, 0.12  # counts per 10,000; the gene's own
+    left, right, top = 196, 526, 5.6
+
+    def at(value: float) -> float:
+        return left + (right - left) * value / top
+
+    def interval(y: float, low: float, high: float) -> str:
+        caps = [line((at(value), y - 6), (at(value), y + 6), css="pk-tile") for value in (low, high)]
+        return "\n".join([line((at(low), y), (at(high), y), css="pk-tile"), *caps])
+
+    def counted(y: float, total: int) -> list[str]:
+        mean, size = rate * total / 1e4, 1 / dispersion
+        counts = stats.nbinom(size, size / (size + mean))
+        kept = np.arange(int(counts.ppf(0.999)) + 1)
+        values, heights = np.log1p(1e4 * kept / total), counts.pmf(kept)
+        wide = 5 if total < 1000 else 1.2
+        bars = [
+            f'<rect x="{at(v) - wide / 2:.1f}" y="{y - 8 - 44 * h:.1f}" width="{wide}" height="{44 * h:.1f}" '
+            'class="pk-bar"/>'
+            for v, h in zip(values, heights / heights.max(), strict=True)
+            if h > 0.01
+        ]
+        return [*bars, interval(y, *np.log1p(1e4 * counts.ppf([0.05, 0.95]) / total))]
+
+    rates = stats.gamma(1 / dispersion, scale=dispersion * rate)
+    x = np.linspace(np.log1p(rates.ppf(0.0005)), np.log1p(rates.ppf(0.9995)), 60)
+    density = rates.pdf(np.expm1(x)) * np.exp(x)  # on the logarithmic axis
+    curve = " ".join(f"{at(a):.1f} {132 - 44 * b:.1f}" for a, b in zip(x, density / density.max(), strict=True))
+    middle = at(np.log1p(rate))
+    rows = (140, 236, 332)
+    write(
+        "trust",
+        398,
+        "On an axis of log counts per 10,000: a prediction is one point. The interval of its rate says how far off "
+        "predictions of held-out patients were. Counting adds to it: the interval of a measurement is a little wider "
+        "at 10,000 counts a spot, and reaches down to 0 at 650.",
+        line((middle, 40), (middle, 352), css="pk-empty"),
+        text(8, 36, "prediction", css="pk-title", anchor="start"),
+        f'<circle cx="{middle:.1f}" cy="31" r="7" class="pk-test"/>',
+        arrow((18, 46), (18, 104)),
+        text(30, 71, "how far off held-out", "patients were", css="pk-muted", anchor="start"),
+        text(8, 122, "interval of the rate", css="pk-title", anchor="start"),
+        text(8, 140, "a slide nobody sequenced", css="pk-muted", anchor="start"),
+        f'<polygon points="{curve}" class="pk-te"/>',
+        interval(rows[0], *np.log1p(rates.ppf([0.05, 0.95]))),
+        arrow((18, 150), (18, 200)),
+        text(30, 179, "+ counting", css="pk-muted", anchor="start"),
+        text(8, 218, "of a measurement", css="pk-title", anchor="start"),
+        text(8, 236, "10,000 counts a spot", css="pk-muted", anchor="start"),
+        *counted(rows[1], 10_000),
+        text(8, 314, "of a measurement", css="pk-title", anchor="start"),
+        text(8, 332, "650 counts a spot", css="pk-muted", anchor="start"),
+        *counted(rows[2], 650),
+        arrow((left - 6, 354), (right + 8, 354)),
+        *(line((at(v), 350), (at(v), 358)) for v in range(6)),
+        *(text(at(v), 373, str(v), css="pk-muted") for v in range(6)),
+        text((left + right) / 2, 391, "log1p(counts per 10,000)", css="pk-muted"),
+    )  # fmt: skip
+
+
 if __name__ == "__main__":
-    for draw in (data_model, tile, folds, training, readout):
+    for draw in (data_model, tile, folds, training, readout, trust):
         draw()
