@@ -1,0 +1,254 @@
+"""Coverage of intervals on patients that were never seen, beside rivals; how novel spoilt tiles look; what it costs.
+
+    python benchmarks/trust.py --out FOLDER --part phantom
+    python benchmarks/trust.py --her2st PATH --vits PATH --out FOLDER --part her2st
+    python benchmarks/trust.py --her2st PATH --vits PATH --out FOLDER --part novelty
+    python benchmarks/trust.py --out FOLDER --only table
+
+``phantom``: 20 synthetic patients, 16 train and 4 are tested, five draws of the four; the tiny encoder, nothing trained
+but the head. Coverage of measurements at 90 %, closed and randomised, as sequenced and ten times shallower (binomial
+thinning). Rivals at the same target: the training mean with a constant width, residuals of log values on the training
+spots, and on held-out groups (``target="as_is"``, whose spots are pooled by gene as those of counts are).
+``her2st``: the same for intervals of counts and of log residuals on C4, B4 and from B4 to C, all expressed genes.
+``novelty``: share of tiles flagged at 5 % of the sections tested: as they are, blurred, marked by a pen, at twice and
+half the pixel size, with other stains; her2st (C2 + C3 to C4) and 8 synthetic patients (6 to 2), ViT-S/14.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from scipy.ndimage import gaussian_filter
+from skimage.color import hed2rgb, rgb2hed
+from spatialdata import SpatialData
+
+import pekasc as pk
+from _her2st import ALL_FOLDS, KeptRows, parsed, quick_parser, vits
+from _machine import machine
+
+LEVEL = 0.9
+QUIET: dict[str, Any] = {"progress": False}
+
+
+def log_of(table: AnnData) -> np.ndarray:
+    """Return log1p(1e4 * count / total)."""
+    counts = table.X.toarray()
+    return np.log1p(1e4 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+
+
+def thinned(table: AnnData, share: float) -> sparse.csr_matrix:
+    """Return counts of which a share is left."""
+    counts = sparse.csr_matrix(table.X)
+    rng = np.random.default_rng(0)
+    left = sparse.csr_matrix(
+        (rng.binomial(counts.data.astype(np.int64), share).astype(np.float32), counts.indices, counts.indptr),
+        shape=counts.shape,
+    )
+    left.eliminate_zeros()
+    return left
+
+
+def coverage_of(sdata: SpatialData, adapter: pk.Adapter, test: list[str], depth: str) -> list[dict[str, Any]]:
+    """Return rows of coverage and width of an adapter's intervals, one a test section."""
+    pk.tl.predict_expression(sdata, adapter, **QUIET)
+    scores = pk.tl.evaluate(sdata)
+    scores = scores[scores["group"].isin(test)]
+    rows = []
+    for group, of in scores.groupby("group"):
+        genes = of[["coverage", "coverage_randomised", "width"]]
+        low, high = of["coverage_randomised"].quantile([0.05, 0.95])
+        rows.append({"depth": depth, "group": group, **genes.mean().to_dict(), "low": low, "high": high})
+    return rows
+
+
+def constant(sdata: SpatialData, adapter: pk.Adapter, train: list[str], test: list[str]) -> dict[str, list[Any]]:
+    """Return rows of two rivals of constant width: around the training mean, and around predictions."""
+    table = sdata["table"]
+    region = table.obs["region"].astype(str)
+    at = table.var_names.get_indexer(list(adapter.genes))
+    y, predicted = log_of(table)[:, at], np.asarray(table.layers["peka"])[:, at]
+    training = region.isin(train).to_numpy() & np.isfinite(predicted).all(axis=1)
+    out: dict[str, list[Any]] = {}
+    for name, centre in (("training mean, constant width", np.broadcast_to(y[training].mean(axis=0), y.shape)),
+                         ("residuals on training spots", predicted)):  # fmt: skip
+        width = np.quantile(np.abs(y - centre)[training], LEVEL, axis=0)
+        rows = []
+        for group in test:
+            own = (region == group).to_numpy() & np.isfinite(predicted).all(axis=1)
+            inside = (np.abs(y - centre)[own] <= width).mean(axis=0)
+            low, high = np.quantile(inside, [0.05, 0.95])
+            rows.append(
+                {"group": group, "coverage": inside.mean(), "width": 2 * width.mean(), "low": low, "high": high}
+            )
+        out[name] = rows
+    return out
+
+
+def both(sdata: SpatialData, train: list[str], test: list[str], depth_of: dict[str, Any], **fit: Any) -> list[Any]:
+    """Return rows of intervals of counts, of log residuals and of the rivals, at every depth."""
+    table, rows = sdata["table"], []
+    counts = table.X.copy()
+    table.layers["log"] = sparse.csr_matrix(log_of(table).astype(np.float32))
+    clock = time.process_time()
+    adapter = pk.tl.fit_adapter(sdata, train=train, **fit, **QUIET)
+    fitted = time.process_time() - clock
+    clock = time.process_time()
+    calibrated = pk.tl.calibrate(adapter, level=LEVEL)
+    print("fit", round(fitted, 1), "s, calibrate", round(time.process_time() - clock, 3), "s", flush=True)
+    residual = pk.tl.fit_adapter(
+        sdata, train=train, target="as_is", layer="log", genes=list(adapter.genes), **fit, **QUIET
+    )
+    residual = pk.tl.calibrate(residual, level=LEVEL)
+    for depth, left in depth_of.items():
+        if left is not None:
+            table.X = left
+            table.layers["log"] = sparse.csr_matrix(log_of(table).astype(np.float32))
+        for name, one in (("counts", calibrated), ("log residuals of held-out groups", residual)):
+            rows += [{"interval": name, **row} for row in coverage_of(sdata, one, test, depth)]
+            if name == "counts":  # the layer is replaced by the next one
+                for rival, of in constant(sdata, adapter, train, test).items():
+                    rows += [{"interval": rival, "depth": depth, **row} for row in of]
+    table.X = counts
+    return rows
+
+
+def phantom(kept: KeptRows) -> None:
+    sdata = pk.datasets.phantom(20, size_um=1000.0, mpp=1.0)
+    pk.pp.tile(sdata, tile_px=56, mpp=2.0)
+    regions = list(dict.fromkeys(sdata["table"].obs["region"].astype(str)))
+    shallow = thinned(sdata["table"], 0.1)
+    for draw in range(5):
+        if any(row["draw"] == draw for row in kept.rows):
+            continue
+        test = [str(name) for name in np.random.default_rng(draw).choice(regions, 4, replace=False)]
+        train = [name for name in regions if name not in test]
+        # training spots keep their depth: only what is tested is shallow
+        mixed = sdata["table"].X.copy().tolil()
+        at = np.flatnonzero(sdata["table"].obs["region"].isin(test))
+        mixed[at] = shallow[at]
+        depths = {"as sequenced": None, "ten times shallower": sparse.csr_matrix(mixed)}
+        found = both(sdata, train, test, depths, method=None)
+        kept.add([{"draw": draw, "test": "phantom", **row} for row in found])
+        print("phantom", draw, flush=True)
+
+
+def her2st(kept: KeptRows, arguments: Any) -> None:
+    sdata = pk.datasets.her2st(("B4", "C2", "C3", "C4"), path=arguments.her2st)
+    pk.pp.tile(sdata, tile_px=112, mpp=1.0)
+    for split in ("C4", "B4", "B to C"):
+        if any(row["test"] == split for row in kept.rows):
+            continue
+        train, test = ([f"{section}_spots" for section in side] for side in ALL_FOLDS[split])
+        found = both(sdata, train, test, {"as sequenced": None}, method=None, encoder=vits(arguments.vits))
+        kept.add([{"draw": 0, "test": split, **row} for row in found])
+        print("her2st", split, flush=True)
+
+
+def blurred(tiles: np.ndarray, sigma: float) -> np.ndarray:
+    return np.rint(gaussian_filter(tiles.astype(np.float32), (0, sigma, sigma, 0))).astype(np.uint8)
+
+
+def stained(tiles: np.ndarray, factor: float) -> np.ndarray:
+    """Return tiles whose haematoxylin and eosin are scaled."""
+    hed = rgb2hed(tiles)
+    hed[..., :2] *= factor
+    return np.rint(255 * np.clip(hed2rgb(hed), 0, 1)).astype(np.uint8)
+
+
+def marked(tiles: np.ndarray) -> np.ndarray:
+    """Return tiles with a stroke of a pen across each, a quarter of their width."""
+    rng, out = np.random.default_rng(0), tiles.copy()
+    n = tiles.shape[1]
+    y, x = np.mgrid[:n, :n] - n / 2
+    for tile in out:
+        angle, offset = rng.uniform(0, np.pi), rng.uniform(-0.25, 0.25) * n
+        stroke = np.abs(x * np.cos(angle) + y * np.sin(angle) - offset) < 0.12 * n
+        colour = np.array([(20, 40, 140), (20, 110, 50), (25, 25, 25)][rng.integers(3)])
+        tile[stroke] = (0.25 * tile[stroke] + 0.75 * colour).astype(np.uint8)
+    return out
+
+
+def novelty(kept: KeptRows, arguments: Any) -> None:
+    data = {
+        "her2st": (lambda: pk.datasets.her2st(("C2", "C3", "C4"), path=arguments.her2st), ["C4_spots"]),
+        "phantom": (lambda: pk.datasets.phantom(8, size_um=1200.0, mpp=0.5), ["P7S1_spots", "P8S1_spots"]),
+    }
+    for name, (make, test) in data.items():
+        if any(row["data"] == name for row in kept.rows):
+            continue
+        sdata = make()
+        for mpp in (1.0, 0.5, 2.0):
+            pk.pp.tile(sdata, tile_px=112, mpp=mpp, key_added=f"tiles{mpp:g}")
+        region = sdata["table"].obs["region"].astype(str)
+        train = [one for one in dict.fromkeys(region) if one not in test]
+        fit = {"method": None, "encoder": vits(arguments.vits), "recipe": "quick", "key": "tiles1"}
+        adapter = pk.tl.fit_adapter(sdata, train=train, **fit, **QUIET)
+        names = sdata["table"].obs_names[region.isin(test)]
+        tiles = {
+            m: np.asarray(pk.get.tiles(sdata, key=f"tiles{m}").sel(tile=names).compute()) for m in ("1", "0.5", "2")
+        }
+        plain = tiles["1"]
+        looks = {
+            "as they are": plain, "blur of 2 um": blurred(plain, 2), "blur of 4 um": blurred(plain, 4),
+            "pen": marked(plain), "white": np.full_like(plain, 245), "half the pixel size": tiles["0.5"],
+            "twice the pixel size": tiles["2"],
+            **{f"stain x {factor:g}": stained(plain, factor) for factor in (0.35, 0.7, 1.3, 2.0)},
+        }  # fmt: skip
+        assert adapter.novelty is not None
+        encoder = vits(arguments.vits)
+        depths = [depth[0] for depth in adapter.novelty.depths if depth is not None]
+        for look, array in looks.items():
+            features = np.concatenate([embedded(encoder, array, depth) for depth in depths], axis=1)
+            p = adapter.novelty.p_values(adapter.novelty.distance(features))
+            kept.add([{"data": name, "look": look, "flagged": float((p < 0.05).mean()), "n": len(p)}])
+            print(name, look, round(float((p < 0.05).mean()), 3), flush=True)
+
+
+def embedded(encoder: pk.models.Encoder, tiles: np.ndarray, depth: int) -> np.ndarray:
+    from pekasc.models.encoders import EncoderNetwork
+    from pekasc.models.features import embed
+    from pekasc.models.runtime import resolve_device
+    from pekasc.tiling import ArrayTiles
+
+    model = EncoderNetwork(encoder, tiles.shape[1])
+    found = embed(model, ArrayTiles(tiles), [(depth,)], batch_size=64, device=resolve_device("cpu"), precision="fp32")
+    return np.asarray(found[(depth,)])
+
+
+def main() -> None:
+    parser = quick_parser(__doc__)
+    parser.add_argument("--part", choices=["phantom", "her2st", "novelty"])
+    arguments = parsed(parser, needs=())
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    kept = {part: KeptRows(arguments.out / f"trust-{part}.jsonl") for part in ("phantom", "her2st", "novelty")}
+    if arguments.only != "table":
+        if arguments.part == "phantom":
+            phantom(kept["phantom"])
+        elif arguments.part == "her2st":
+            her2st(kept["her2st"], arguments)
+        else:
+            novelty(kept["novelty"], arguments)
+    for part in ("phantom", "her2st"):
+        if kept[part].rows:
+            frame = pd.DataFrame(kept[part].rows)
+            by = frame.groupby(["test", "depth", "interval"], sort=False)
+            table = by[["coverage", "coverage_randomised", "width", "low", "high"]].mean()
+            table["worst section"] = by["coverage_randomised"].min().fillna(by["coverage"].min())
+            print(table.round(3).to_string())
+    if kept["novelty"].rows:
+        print(
+            pd.DataFrame(kept["novelty"].rows)
+            .pivot(index="look", columns="data", values="flagged")
+            .round(2)
+            .to_string()
+        )
+    print(machine())
+
+
+if __name__ == "__main__":
+    main()
