@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from spatialdata import SpatialData
 
 from pekasc._expression import close_genes, dense_layer, gene_positions
 from pekasc._intervals import interval
-from pekasc._keys import PEKA, SECTION, TILES, UNS, records
+from pekasc._keys import PEKA, SECTION, TILES, UNS, records, trust_key
 from pekasc._measured import as_stored
 from pekasc._sections import (
     annotate_alike,
@@ -104,6 +105,7 @@ def expression(
     layer: str | None = PEKA,
     *,
     genes: Sequence[str] | None = None,
+    min_trust: Literal["low", "medium", "high"] | None = None,
     table_name: str = "table",
     key: str = TILES,
 ) -> AnnData:
@@ -117,6 +119,9 @@ def expression(
         Layer to return as `X`; None is `X`.
     genes
         Genes to return; of predictions in a store, only these are read. By default all that have values.
+    min_trust
+        Of predictions of a calibrated adapter: return only genes whose level of trust, ``var["{layer}_trust"]``, is at
+        least this. See :func:`pekasc.tl.predict_expression`.
     table_name
         Name of the table in a SpatialData.
     key
@@ -140,7 +145,7 @@ def expression(
     KeyError
         If there is no such layer or gene, or an AnnData has no ``obsm["spatial"]``.
     ValueError
-        If the layer holds nothing but NaN.
+        If the layer holds nothing but NaN, or `min_trust` is no level, none is known, or no gene reaches it.
 
     Examples
     --------
@@ -153,7 +158,9 @@ def expression(
     table_name = tiled_table(data, table_name)
     table = get_table(data, table_name)
     columns = np.arange(table.n_vars) if genes is None else _gene_columns(table, genes)
-    values = dense_layer(table, layer, None if genes is None else columns)
+    if min_trust is not None:
+        columns = columns[_trusted(table, layer, min_trust)[columns]]
+    values = dense_layer(table, layer, None if genes is None and min_trust is None else columns)
     known = ~np.isnan(values).all(axis=0)
     rows = ~np.isnan(values).all(axis=1)
     if not known.any():
@@ -190,6 +197,26 @@ def expression(
     if not np.array_equal(finite, np.round(finite)) and not (layer is not None and as_stored(table, layer)):
         result.uns["log1p"] = {"base": None}  # as scanpy.pp.log1p writes it
     return result
+
+
+def _trusted(table: AnnData, layer: str | None, least: str) -> np.ndarray:
+    """Return which columns of a table have at least a level of trust, (n_vars,) bool."""
+    from pekasc.models.trust import LEVELS
+
+    name = trust_key(str(layer))
+    if name not in table.var:
+        raise ValueError(
+            f"`min_trust={least!r}` needs `var[{name!r}]`, which predictions of a calibrated adapter have: "
+            "`adapter = pekasc.tl.calibrate(adapter)`, and predict again."
+        )
+    if least not in LEVELS:
+        raise ValueError(f"`min_trust` must be one of {list(LEVELS)}, got {least!r}.")
+    levels = table.var[name].astype(str).map({level: i for i, level in enumerate(LEVELS)})
+    trusted = (levels >= LEVELS.index(least)).to_numpy()
+    if not trusted.any():
+        found = table.var[name].value_counts().to_dict()
+        raise ValueError(f"No gene has a level of trust of {least!r} or more: {found}. Take a lower `min_trust=`.")
+    return np.asarray(trusted)
 
 
 def _gene_columns(table: AnnData, genes: Sequence[str]) -> np.ndarray:

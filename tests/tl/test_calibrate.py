@@ -245,3 +245,38 @@ def test_totals_of_intervals(four: SpatialData, fitted: pk.Adapter) -> None:
     del sdata["table"].obs["peka_total"]
     with pytest.raises(ValueError, match=r"The spots have no totals .* such as `total=5000`"):
         pk.get.interval(sdata)
+
+
+def test_trust_in_get_and_pl(four: SpatialData, fitted: pk.Adapter) -> None:
+    sdata = part(four, PATIENTS[1:3])
+    pk.tl.predict_expression(sdata, fitted, **CPU)
+    with pytest.raises(
+        ValueError, match=r"needs `var\['peka_trust'\]`, which predictions of a calibrated adapter have"
+    ):
+        pk.get.expression(sdata, min_trust="high")
+    pk.tl.predict_expression(sdata, pk.tl.calibrate(fitted), **CPU)
+    levels = sdata["table"].var["peka_trust"]
+    medium = pk.get.expression(sdata, min_trust="medium")
+    assert list(medium.var_names) == list(levels.index[levels >= "medium"]) and 0 < medium.n_vars < len(levels)
+    some = list(levels.index[levels == "low"][:2]) + list(medium.var_names[:3])
+    assert list(pk.get.expression(sdata, genes=some, min_trust="medium").var_names) == some[2:]
+    with pytest.raises(ValueError, match=r"`min_trust` must be one of \['low', 'medium', 'high'\], got 'sure'"):
+        pk.get.expression(sdata, min_trust="sure")
+    sdata["table"].var["peka_trust"] = levels.where(levels == "low", "low")
+    with pytest.raises(ValueError, match="No gene has a level of trust of 'high' or more: .* Take a lower"):
+        pk.get.expression(sdata, min_trust="high")
+
+
+def test_what_is_not_to_be_trusted_is_shaded(four: SpatialData, fitted: pk.Adapter) -> None:
+    sdata = part(four, PATIENTS[2:3])
+    pk.tl.predict_expression(sdata, pk.tl.calibrate(fitted), **CPU)
+    table = sdata["table"]
+    levels = table.var["peka_trust"]
+    table.obs["peka_novelty"] = np.where(np.arange(table.n_obs) < 5, 0.001, 0.5)
+    figure = pk.pl.expression(sdata, levels.index[levels == "low"][0])
+    assert figure.get_suptitle().endswith(" (low trust)")
+    *_, predicted, _ = figure.axes
+    assert [len(drawn.get_offsets()) for drawn in predicted.collections] == [table.n_obs, 5]
+    table.obs["peka_novelty"] = 0.5
+    figure = pk.pl.expression(sdata, levels.index[levels == "high"][0])
+    assert not figure.get_suptitle().endswith("trust)") and len(figure.axes[-2].collections) == 1

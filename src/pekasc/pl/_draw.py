@@ -92,6 +92,13 @@ def spots(
     return drawn
 
 
+def shade(ax: Axes, centres: np.ndarray, radii: np.ndarray) -> EllipseCollection:
+    """Draw a veil with a dark ring over circles whose values are not to be trusted."""
+    veil = _circles(ax, centres, radii)
+    veil.set(facecolor=(1, 1, 1, 0.7), edgecolor="black", linewidth=0.6)
+    return veil
+
+
 def _circles(ax: Axes, centres: np.ndarray, radii: np.ndarray) -> EllipseCollection:
     circles = EllipseCollection(
         2 * radii,

@@ -13,11 +13,11 @@ from matplotlib.colors import Colormap, Normalize
 from scipy import sparse
 
 from pekasc._expression import close_genes
-from pekasc._keys import PEKA, TILES, target_key
+from pekasc._keys import PEKA, TILES, novelty_key, target_key, trust_key
 from pekasc._measured import as_stored, measured
 from pekasc._obsm import measured_target, predicted_column, target_column
 from pekasc._sections import Section, get_table
-from pekasc.pl._draw import SMALL, Box, bounding_box, frame, robust_limits, round_length, scale_bar, spots
+from pekasc.pl._draw import SMALL, Box, bounding_box, frame, robust_limits, round_length, scale_bar, shade, spots
 from pekasc.pl._picture import chosen_sections, label, picture, radii_um
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 BACKGROUNDS = ("white", "image")
 _DIMMED = 0.35
+_NOVEL = 0.01  # p-value of tiles that the training hardly shows
 _PANEL_INCHES = 2.7
 _MAX_INCHES = 6.0  # maximum height of a row, for tall, narrow sections
 UNIT = "log1p(counts per 10k)"
@@ -44,6 +45,7 @@ class _Row:
     predicted: np.ndarray
     trained: bool
     box: Box
+    novel: np.ndarray | None
 
 
 def expression(
@@ -103,7 +105,9 @@ def expression(
     Returns
     -------
     The figure. Data units of its Axes are um; spots are drawn to scale, empty circles are spots without a value. Titles
-    show the Pearson correlation over the spots of the section, and whether the adapter was trained on them.
+    show the Pearson correlation over the spots of the section, and whether the adapter was trained on them. Of a
+    calibrated adapter, a gene of low trust says so in the title, and predictions of tiles that the training hardly
+    shows (a novelty below 0.01) are shaded.
 
     Raises
     ------
@@ -133,6 +137,9 @@ def expression(
         unit = target[0]
     column = f"{layer}_train"
     trained = table.obs[column].fillna(value=False).to_numpy(dtype=bool) if column in table.obs else None
+    novelty = table.obs.get(novelty_key(layer))
+    novel = None if novelty is None else novelty.to_numpy(dtype=np.float64) < _NOVEL
+    low = target is None and str(table.var.get(trust_key(layer), pd.Series(dtype=str)).get(gene)) == "low"
     rows = []
     for found in chosen_sections(sdata, section, table_name, key):
         radii = radii_um(sdata, found)
@@ -145,12 +152,14 @@ def expression(
                 predicted[found.rows],
                 trained is not None and bool(trained[found.rows].any()),
                 bounding_box(found.centres_um, radii),
+                None if novel is None else novel[found.rows],
             )
         )
     limits = robust_limits(
         *(v for row in rows for v in (row.measured, row.predicted) if v is not None), vmin=vmin, vmax=vmax
     )
-    return _draw(rows, gene, Normalize(*limits), cmap, unit, background, figsize)
+    title = f"{gene} (low trust)" if low else gene
+    return _draw(rows, title, Normalize(*limits), cmap, unit, background, figsize)
 
 
 def _column(table: AnnData, gene: str) -> int:
@@ -260,6 +269,8 @@ def _draw(
             frame(ax, row.box)
             spots(ax, row.section.centres_um, row.radii, shown, norm=norm, cmap=cmap)
             ax.set_title(title)
+        if row.novel is not None and row.novel.any():
+            shade(panels[-1], row.section.centres_um[row.novel], row.radii[row.novel])
     # a gene's name may contain characters with a meaning in mathtext
     fig.suptitle(gene, style="normal" if gene.startswith(f"{unit}:") else "italic", parse_math=False)
     shrink = 0.7 if len(rows) == 1 else 0.5

@@ -89,12 +89,23 @@ class Novelty:
     n_tiles: tuple[int, ...]
 
     def p_values(self, distances: np.ndarray) -> np.ndarray:
-        """Return the share of held-out training tiles that are at least as far, (n,) float32; small is novel."""
+        """Return the share of held-out training tiles that are at least as far, (n,) float32; small is novel.
+
+        Beyond the farthest of them, the share falls as a Pareto tail through the farthest tenth (Hill's estimator):
+        few tiles were held out, and a white tile is far beyond all of them.
+        """
         found = []
         for quantiles, n in zip(self.reference, self.n_tiles, strict=True):
             farther = 1 - np.searchsorted(quantiles, distances, side="left") / len(quantiles)
-            found.append((1 + n * farther) / (1 + n))
+            beyond = np.maximum(distances / quantiles[-1], 1.0) ** (-1 / _tail_index(quantiles))
+            found.append((1 + n * farther) / (1 + n) * beyond)
         return np.where(np.isfinite(distances), np.max(found, axis=0), np.nan).astype(np.float32)
+
+
+def _tail_index(quantiles: np.ndarray) -> float:
+    """Return how slowly the largest distances thin out: Hill's estimator on the farthest tenth."""
+    tail = np.log(np.maximum(quantiles[-len(quantiles) // 10 :].astype(np.float64), 1e-12))
+    return max(float((tail - tail[0]).mean()), 0.02)
 
 
 def novelty_of(
