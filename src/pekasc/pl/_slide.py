@@ -104,7 +104,7 @@ def slide(
     maps = color_maps(
         table, names, section.rows, layer=layer, table_name=table_name, cmap=plt.get_cmap(cmap), limits=(vmin, vmax)
     )  # fmt: skip
-    cells = _cells(sdata, table, section)
+    cells = tile_cells(sdata, table, section)
     box = box_around(*cells.bounds()) if maps else box_around(_image_corners(section), *cells.bounds())
     caption = "" if maps else _caption(table, section, cells, side_um)
     return _draw(section, cells, maps, box, caption, figsize)
@@ -161,7 +161,8 @@ def _grid_record(table: AnnData, section: Section) -> Mapping[str, Any]:
     return record if isinstance(record, Mapping) and record.get("image") == section.image_name else {}
 
 
-def _cells(sdata: SpatialData, table: AnnData, section: Section) -> Cells:
+def tile_cells(sdata: SpatialData, table: AnnData, section: Section) -> Cells:
+    """Return the places of a section's tiles: the cells of their grid, or the shapes that they were made for."""
     record = _grid_record(table, section)
     if record.get("shape"):
         return Cells(section.centres_um, float(record["stride_um"]), str(record["shape"]))
