@@ -2,7 +2,8 @@
 
 Namespaces follow scanpy: ``pp`` makes tiles and folds, ``tl`` fits, applies and evaluates adapters, ``pl`` plots,
 ``get`` returns tiles and results, ``io`` reads data, ``datasets`` has examples, ``models`` has encoders, teachers and
-adapters. They are imported on first use, so that ``import pekasc`` needs neither torch nor squidpy.
+adapters; ``report`` writes a page about an adapter. They are imported on first use, so that ``import pekasc`` needs
+neither torch nor squidpy.
 ``settings.verbosity`` sets how much is logged.
 """
 
@@ -17,6 +18,7 @@ from pekasc._settings import settings
 
 if TYPE_CHECKING:
     from pekasc import datasets, get, io, models, pl, pp, tl
+    from pekasc._report import report
     from pekasc.models import Adapter
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "models",
     "pl",
     "pp",
+    "report",
     "settings",
     "tl",
 ]
@@ -45,6 +48,8 @@ def __getattr__(name: str) -> Any:
         return import_module(f"pekasc.{name}")
     if name == "Adapter":
         return import_module("pekasc.models").Adapter
+    if name == "report":
+        return import_module("pekasc._report").report
     raise AttributeError(f"module 'pekasc' has no attribute {name!r}")
 
 

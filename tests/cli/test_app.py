@@ -14,7 +14,7 @@ import pekasc as pk
 from pekasc.cli import _app
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["info", "tile", "fit", "predict", "evaluate", "compare"]
+COMMANDS = ["info", "tile", "fit", "predict", "evaluate", "report", "compare"]
 
 
 def test_help_lists_the_commands(run: Any) -> None:
@@ -41,13 +41,14 @@ def test_help_of_a_command(run: Any, command: str) -> None:
 def test_options_are_named_after_the_arguments_of_the_calls() -> None:
     from inspect import signature
 
-    from pekasc.cli import _arguments, _compare, _evaluate, _fit, _predict, _tile
+    from pekasc.cli import _arguments, _compare, _evaluate, _fit, _predict, _report, _tile
 
     calls = {
         _tile.tile: (pk.io.read_slide, pk.pp.tile, pk.pp.tile_grid),
         _fit.fit: (pk.tl.fit_adapter, pk.pp.tile),
         _predict.predict: (pk.io.read_slide, pk.tl.predict_expression, pk.pp.tile_grid),
         _evaluate.evaluate: (pk.tl.evaluate,),
+        _report.report: (pk.report,),
         _compare.compare: (pk.tl.cross_validate, pk.pp.tile),
     }
     of_the_command = {"context", "sources", "list_file", "out", "config", "as_json", "debug", "verbosity", "resume"}

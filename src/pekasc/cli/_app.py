@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pekasc.cli import _compare, _evaluate, _fit, _info, _predict, _tile
+from pekasc.cli import _compare, _evaluate, _fit, _info, _predict, _report, _tile
 
 # "\b": a paragraph whose lines stay as they are
 EXIT_CODES = """\b
@@ -40,7 +40,10 @@ def _app() -> typer.Typer:
         name="pekasc", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
     )
     app.callback(epilog=EXIT_CODES)(pekasc)
-    for command in (_info.info, _tile.tile, _fit.fit, _predict.predict, _evaluate.evaluate, _compare.compare):
+    commands = (
+        _info.info, _tile.tile, _fit.fit, _predict.predict, _evaluate.evaluate, _report.report, _compare.compare,
+    )  # fmt: skip
+    for command in commands:
         app.command(epilog=EXIT_CODES, no_args_is_help=True)(command)
     return app
 

@@ -74,7 +74,7 @@ def predict(
             image_name=image_name,
         )  # fmt: skip
         jobs = plan(paths, out)
-        load = cache(lambda: _load(adapter, genes))
+        load = cache(lambda: load_adapter(adapter, genes))
         if any(not job.target.exists() for job in jobs):
             load()  # before the first slide; where everything is finished, the seconds that PyTorch takes are saved
         source: dict[str, Any] = {
@@ -119,8 +119,8 @@ def _digest(folder: Path) -> str:
     return hashlib.sha256(record.read_bytes()).hexdigest()[:16]
 
 
-def _load(folder: Path, genes: Sequence[str] | None) -> Adapter:
-    """Load the adapter before the first slide: without it nothing can be done."""
+def load_adapter(folder: Path, genes: Sequence[str] | None) -> Adapter:
+    """Load the adapter before anything else: without it nothing can be done."""
     from pekasc.models import Adapter
 
     try:

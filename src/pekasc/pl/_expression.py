@@ -13,7 +13,7 @@ from matplotlib.colors import Colormap, Normalize
 from scipy import sparse
 
 from pekasc._expression import close_genes
-from pekasc._keys import PEKA, TILES, novelty_key, target_key, trust_key
+from pekasc._keys import PEKA, TILES, bound_keys, novelty_key, target_key, trust_key
 from pekasc._measured import as_stored, measured
 from pekasc._obsm import measured_target, predicted_column, target_column
 from pekasc._sections import Section, get_table
@@ -43,6 +43,7 @@ class _Row:
     radii: np.ndarray
     measured: np.ndarray | None
     predicted: np.ndarray
+    ends: tuple[np.ndarray, ...]
     trained: bool
     box: Box
     novel: np.ndarray | None
@@ -56,6 +57,7 @@ def expression(
     truth: str | None = None,
     counts_layer: str | None = None,
     section: str | list[str] | None = None,
+    interval: bool = False,
     background: str = "white",
     cmap: str | Colormap = "viridis",
     vmin: float | None = None,
@@ -89,6 +91,9 @@ def expression(
         plotted without measured values.
     section
         One or several sections, by region or by ``obs["section"]``; None plots all.
+    interval
+        Also plot the lower and the upper end of the interval around the prediction, which a calibrated adapter gives
+        (:func:`pekasc.tl.calibrate`).
     background
         ``"white"``, or ``"image"`` to draw the spots on the dimmed H&E image.
     cmap
@@ -115,6 +120,7 @@ def expression(
         If the gene, the layer, the target or its column, the table or a section is not there.
     ValueError
         If the gene has no predicted values, `background` is unknown, or `counts_layer` holds no counts or does nothing.
+        If there is no interval.
 
     Examples
     --------
@@ -135,6 +141,7 @@ def expression(
     else:
         predicted, truth_values = _of_target(table, layer, *target, truth, counts_layer)
         unit = target[0]
+    ends = _ends(table, gene, layer, target) if interval else ()
     column = f"{layer}_train"
     trained = table.obs[column].fillna(value=False).to_numpy(dtype=bool) if column in table.obs else None
     novelty = table.obs.get(novelty_key(layer))
@@ -150,13 +157,14 @@ def expression(
                 radii,
                 None if truth_values is None else truth_values[found.rows],
                 predicted[found.rows],
+                tuple(end[found.rows] for end in ends),
                 trained is not None and bool(trained[found.rows].any()),
                 bounding_box(found.centres_um, radii),
                 None if novel is None else novel[found.rows],
             )
         )
     limits = robust_limits(
-        *(v for row in rows for v in (row.measured, row.predicted) if v is not None), vmin=vmin, vmax=vmax
+        *(v for row in rows for v in (row.measured, row.predicted, *row.ends) if v is not None), vmin=vmin, vmax=vmax
     )
     title = f"{gene} (low trust)" if low else gene
     return _draw(rows, title, Normalize(*limits), cmap, unit, background, figsize)
@@ -222,6 +230,20 @@ def _of_target(
     return predicted, measured_target(table, truth or key, pd.Index([column]), argument=argument)[:, 0]
 
 
+def _ends(table: AnnData, gene: str, layer: str, target: tuple[str, str] | None) -> tuple[np.ndarray, ...]:
+    """Return the lower and the upper end of the interval around the predictions of a gene."""
+    hint = "calibrate the adapter (`adapter = pekasc.tl.calibrate(adapter)`) and predict again"
+    if target is not None:
+        raise ValueError("`interval=True` draws intervals of genes: those of another target are in obsm.")
+    names = bound_keys(layer)
+    if names[0] not in table.layers:
+        raise ValueError(f"layers[{layer!r}] has no intervals: {hint}.")
+    ends = tuple(_layer(table, gene, name, f" To have it, {hint}.") for name in names)
+    if any(np.isnan(end).all() for end in ends):
+        raise ValueError(f"Gene {gene!r} has no interval: it was not measured in the groups of the calibration.")
+    return ends
+
+
 def _dense(column: Any) -> np.ndarray:
     return np.asarray(column.toarray() if sparse.issparse(column) else column, dtype=np.float64).ravel()
 
@@ -246,7 +268,7 @@ def _draw(
     figsize: tuple[float, float] | None,
 ) -> Figure:
     with_measured = rows[0].measured is not None
-    n_columns = 3 if with_measured else 2
+    n_columns = (3 if with_measured else 2) + len(rows[0].ends)
     heights = [min(_PANEL_INCHES * (row.box[3] - row.box[1]) / (row.box[2] - row.box[0]), _MAX_INCHES) for row in rows]
     fig, axes = plt.subplots(
         len(rows),
@@ -263,6 +285,7 @@ def _draw(
             panels[0].set_title("H&E")
         values = [("measured", row.measured)] if row.measured is not None else []
         values.append((f"predicted{_correlation(row)}{' (trained on)' if row.trained else ''}", row.predicted))
+        values += zip(("lower end of the interval", "upper end"), row.ends, strict=False)
         for ax, (title, shown) in zip(panels[1:], values, strict=True):
             if background == "image":
                 ax.imshow(image, extent=extent, alpha=_DIMMED, interpolation="antialiased")

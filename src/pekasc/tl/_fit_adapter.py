@@ -24,6 +24,7 @@ from pekasc.models.runtime import processes
 from pekasc.models.selection import Data, HeadSpec, fit, kept_spots
 from pekasc.models.teachers import TEACHERS, TeacherModel, precomputed
 from pekasc.models.training import method_name
+from pekasc.tl._call import fit_call
 from pekasc.tl._options import FitCall, resolve_fit
 from pekasc.tl._read import Spots, field_scales, fields_of, reading
 from pekasc.tl._select import wanted_genes
@@ -188,6 +189,13 @@ def fit_adapter(
         data, teacher_model, model = _inputs(replace(call, options=options), spots, genes, target)
         adapter = fit(model, spots.spec, data, teacher_model, options, [HeadSpec(options.readout)])[0]
     info = {**adapter.info, **_target_info(target), "layer": layer or ""}
+    info["call"] = fit_call(
+        call,
+        {
+            "encoder": encoder, "method": method, "train": train, "groups": groups, "genes": genes, "panels": panels,
+            "layer": layer, "target": None if target == "log1p" else target, "gene_key": gene_key,
+        },
+    )  # fmt: skip
     if spots.panels is not None and target == "log1p":
         info["total_genes"] = [str(name) for name in spots.names[spots.panels.shared]]
     smooth_um = adapter.reading.smooth_um

@@ -182,6 +182,7 @@ _INFO: dict[str, tuple[Check, str]] = {
     "total_genes": (_each_once(_list(_name, 1)), "names, each once"),
     "teacher_licence": (_optional(lambda value: isinstance(value, str)), "null or a text"),
     "versions": (_mapping(_name), "versions by name"),
+    "call": (_name, "a text"),
     "profile": (
         lambda value: (
             isinstance(value, dict)
