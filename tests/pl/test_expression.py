@@ -254,3 +254,23 @@ def test_a_column_that_was_not_predicted(with_target: SpatialData) -> None:
     with_target["table"].obsm["X_peka_types"]["c"] = np.nan
     with pytest.raises(ValueError, match=r"Column 'c' was not predicted: obsm\['X_peka_types'\] holds only NaN"):
         pk.pl.expression(with_target, "types:c")
+
+
+def test_ends_of_the_interval(predicted: SpatialData) -> None:
+    table = predicted["table"]
+    gene, values = str(table.var_names[0]), np.asarray(table.layers["peka"])
+    with pytest.raises(ValueError, match=r"layers\['peka'\] has no intervals: calibrate the adapter"):
+        pk.pl.expression(predicted, gene, interval=True)
+    table.layers["peka_lower"], table.layers["peka_upper"] = values - 1, values + 2
+    try:
+        figure = pk.pl.expression(predicted, gene, section="P1S1", interval=True)
+        with pytest.raises(ValueError, match="has no interval: it was not measured"):
+            table.layers["peka_upper"] = values * np.nan
+            pk.pl.expression(predicted, gene, interval=True)
+    finally:
+        del table.layers["peka_lower"], table.layers["peka_upper"]
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles[3:5] == ["lower end of the interval", "upper end"] and len(titles) == 6  # with the colour bar
+    shown = [np.asarray(ax.collections[-1].get_array()) for ax in figure.axes[2:5]]
+    np.testing.assert_allclose(shown[1], shown[0] - 1, rtol=1e-5)
+    np.testing.assert_allclose(shown[2], shown[0] + 2, rtol=1e-5)

@@ -96,7 +96,7 @@ def report(
     """
     if not isinstance(adapter, Adapter):
         raise TypeError(f"`adapter` must be a pekasc.Adapter, got {type(adapter).__name__}.")
-    file = folder_path("path", path)
+    file = folder_path("path", path, "file")
     if file.exists():
         raise FileExistsError(
             f"`path={str(file)!r}` exists, and a report replaces nothing: delete it, or give another name."

@@ -34,7 +34,7 @@ def fit_call(call: FitCall, arguments: Mapping[str, Any]) -> str:
     parts = {
         # a description of one's own may name files of this machine
         "encoder": _shown(call.encoder.short if isinstance(encoder, Encoder) else encoder),
-        "teacher": _shown(call.teacher.name),
+        "teacher": _shown(call.teacher.name) if method is not None else "",
         "method": f"<{type(method).__name__}>" if isinstance(method, PeftConfig) else _shown(method),
         **{name: _shown(value) for name, value in given.items()},
         "recipe": f"pk.{o.recipe!r}" if method is not None else "",
