@@ -269,7 +269,7 @@ def levels(about: About) -> Markup:
         "medium": "0.2 or more on average, above 0 in each",
         "low": "the others, and those that were never held out",
     }
-    rows = [
+    rows: list[list[Content]] = [
         [element("span", level, class_=level), len(found), meaning[level]] for level, found in about.by_level.items()
     ]
     header = ["Trust", about.noun.capitalize(), "Meaning"]

@@ -126,7 +126,8 @@ def novelty(
     width = max(n_columns * _PANEL_INCHES + 1, n * _TILE_INCHES)
     heights = [n_rows * (_PANEL_INCHES + 0.3), 2 * (_TILE_INCHES + 0.25)]
     fig = plt.figure(figsize=figsize or (width, sum(heights)), layout="constrained")
-    above, below = fig.subfigures(2, 1, height_ratios=heights)
+    parts = fig.add_gridspec(2, 1, height_ratios=heights)
+    above, below = fig.add_subfigure(parts[0]), fig.add_subfigure(parts[1])
     axes = above.subplots(n_rows, n_columns, squeeze=False)
     for ax in axes.flat[n_panels:]:
         ax.remove()
@@ -169,7 +170,7 @@ def _map(ax: Axes, found: _Tiles, section: Section, norm: LogNorm, cmap: str | C
     values = found.values[section.rows]
     grid = read_uns(found.table, GRID) is not None
     cells = tile_cells(found.sdata, found.table, section) if grid else None
-    radii = None if grid else radii_um(found.sdata, section)
+    radii = np.empty(0) if grid else radii_um(found.sdata, section)
     box = bounding_box(section.centres_um, radii) if cells is None else box_around(*cells.bounds())
     image, extent = picture(section, box)
     ax.imshow(image, extent=extent, alpha=_DIMMED, interpolation="antialiased")
@@ -185,7 +186,8 @@ def _map(ax: Axes, found: _Tiles, section: Section, norm: LogNorm, cmap: str | C
 
 
 def _histogram(ax: Axes, p: np.ndarray, norm: LogNorm, cmap: Colormap, what: str) -> None:
-    edges = np.logspace(log10(norm.vmin), 0, _BINS * round(-log10(norm.vmin)) + 1)
+    least = float(norm.vmin or 1)
+    edges = np.logspace(log10(least), 0, _BINS * round(-log10(least)) + 1)
     counts, _ = np.histogram(p, edges)
     middle = np.sqrt(edges[:-1] * edges[1:])
     ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=cmap(norm(middle)), edgecolor=GREY, linewidth=0.4)
@@ -196,7 +198,7 @@ def _histogram(ax: Axes, p: np.ndarray, norm: LogNorm, cmap: Colormap, what: str
     )  # fmt: skip
     ax.axvline(_FEW, color=ACCENT, linewidth=0.8, linestyle=(0, (4, 3)), ymax=0.7)
     ax.set_xscale("log")
-    ax.set_xlim(norm.vmin, 1)
+    ax.set_xlim(least, 1)
     ax.xaxis.set_major_locator(LogLocator())
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

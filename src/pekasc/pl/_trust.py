@@ -96,10 +96,10 @@ def trust(
         label = f"{level} ({n_genes} gene{'' if n_genes == 1 else 's'})"
         ax.plot(shown["pearson"][own], y[own], marker, color=color, markersize=4, zorder=3, label=label)
     for at in np.flatnonzero(shown["pearson"].isna()):
-        ax.text(0.01, at, "never held out", fontsize=SMALL, color=GREY, va="center")
+        ax.text(0.01, float(at), "never held out", fontsize=SMALL, color=GREY, va="center")
     ax.set_yticks(y, [str(gene) for gene in shown.index], fontsize=SMALL, style="italic", color=DARK)
-    for label in ax.get_yticklabels():
-        label.set_parse_math(False)  # names are no formulas
+    for name in ax.get_yticklabels():
+        name.set_parse_math(False)  # names are no formulas
     ax.set_ylim(len(shown) - 0.4, -0.6)
     spread = ": mean, lowest and highest" if "lowest" in shown else ""
     ax.set_xlabel(f"Pearson r on held-out sections{spread}", fontsize=SMALL + 1)
