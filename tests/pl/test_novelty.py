@@ -49,9 +49,23 @@ def test_the_histogram_counts_every_tile_beside_what_is_expected(tiled: SpatialD
     assert sum(heights) == len(p)
     (expected,) = (part for part in ax.patches if part.get_label() == "tiles like those of the training")
     values, edges, _ = expected.get_data()
-    np.testing.assert_allclose(values, len(p) * np.diff(edges))
+    np.testing.assert_allclose(values, len(p) * np.diff(np.r_[0, edges[1:]]))
     share = (p < 0.01).mean()
     assert [text.get_text() for text in ax.texts] == [f"{share:.1%} of {len(p)} tiles below 0.01"]
+
+
+@pytest.mark.parametrize("least", [0.0, 1e-30])
+def test_tiles_far_beyond_all_known_ones(tiled: SpatialData, least: float) -> None:
+    obs = tiled["table"].obs
+    obs["far_novelty"] = obs["peka_novelty"]
+    obs.loc[obs.index[7], "far_novelty"] = least
+    figure = pk.pl.novelty(tiled, layer="far", n=2)
+    figure.canvas.draw()
+    circles = [part for part in figure.axes[0].collections if isinstance(part, EllipseCollection)]
+    assert circles[-1].norm.vmin == pytest.approx(1e-4) and circles[-1].get_array().min() == pytest.approx(1e-4)
+    ax = next(ax for ax in figure.axes if ax.get_ylabel() == "tiles")
+    assert sum(bar.get_height() for bar in ax.patches if hasattr(bar, "get_height")) == obs["far_novelty"].notna().sum()
+    del obs["far_novelty"]
 
 
 def test_tiles_at_both_ends(tiled: SpatialData) -> None:

@@ -293,7 +293,8 @@ def _draw(
             spots(ax, row.section.centres_um, row.radii, shown, norm=norm, cmap=cmap)
             ax.set_title(title)
         if row.novel is not None and row.novel.any():
-            shade(panels[-1], row.section.centres_um[row.novel], row.radii[row.novel])
+            for ax in panels[-1 - len(row.ends) :]:
+                shade(ax, row.section.centres_um[row.novel], row.radii[row.novel])
     # a gene's name may contain characters with a meaning in mathtext
     fig.suptitle(gene, style="normal" if gene.startswith(f"{unit}:") else "italic", parse_math=False)
     shrink = 0.7 if len(rows) == 1 else 0.5

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _DIMMED = 0.35
 _FEW = 0.01  # p-value below which tiles are counted
 _BINS = 4  # a decade
+_LEAST = 1e-4  # p-value from which on colours and bars are the same: how far beyond all known tiles, nobody knows
 _PANEL_INCHES = 2.8
 _TILE_INCHES = 1.15
 _COLUMNS = 3
@@ -118,7 +119,7 @@ def novelty(
     known = np.flatnonzero(new if apart else known)
     order = known[np.argsort(p[known], kind="stable")]
     n = min(n, len(order))
-    norm = LogNorm(min(10.0 ** floor(log10(p[order[0]])), 0.001), 1)
+    norm = LogNorm(10.0 ** floor(log10(np.clip(p[order[0]], _LEAST, 0.001))), 1)
 
     n_panels = len(found.sections) + 1
     n_columns = min(n_panels, _COLUMNS)
@@ -167,7 +168,7 @@ def _found(sdata: SpatialData, layer: str, section: Any, table_name: str, key: s
 
 
 def _map(ax: Axes, found: _Tiles, section: Section, norm: LogNorm, cmap: str | Colormap) -> None:
-    values = found.values[section.rows]
+    values = np.maximum(found.values[section.rows], _LEAST)
     grid = read_uns(found.table, GRID) is not None
     cells = tile_cells(found.sdata, found.table, section) if grid else None
     radii = np.empty(0) if grid else radii_um(found.sdata, section)
@@ -188,12 +189,13 @@ def _map(ax: Axes, found: _Tiles, section: Section, norm: LogNorm, cmap: str | C
 def _histogram(ax: Axes, p: np.ndarray, norm: LogNorm, cmap: Colormap, what: str) -> None:
     least = float(norm.vmin or 1)
     edges = np.logspace(log10(least), 0, _BINS * round(-log10(least)) + 1)
-    counts, _ = np.histogram(p, edges)
+    counts, _ = np.histogram(np.maximum(p, least), edges)  # the first bar has all below it
+    expected = len(p) * np.diff(np.r_[0, edges[1:]])
     middle = np.sqrt(edges[:-1] * edges[1:])
     ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=cmap(norm(middle)), edgecolor=GREY, linewidth=0.4)
     # p-values of tiles like those of the training are uniform
     ax.stairs(
-        len(p) * np.diff(edges), edges, baseline=None, color=DARK, linewidth=1, linestyle=(0, (3, 2)),
+        expected, edges, baseline=None, color=DARK, linewidth=1, linestyle=(0, (3, 2)),
         label="tiles like those of the training",
     )  # fmt: skip
     ax.axvline(_FEW, color=ACCENT, linewidth=0.8, linestyle=(0, (4, 3)), ymax=0.7)
@@ -202,7 +204,7 @@ def _histogram(ax: Axes, p: np.ndarray, norm: LogNorm, cmap: Colormap, what: str
     ax.xaxis.set_major_locator(LogLocator())
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.set_ylim(0, 1.45 * max(counts.max(), (len(p) * np.diff(edges)).max()))
+    ax.set_ylim(0, 1.45 * max(counts.max(), expected.max()))
     share = (p < _FEW).mean()
     ax.text(
         0.03, 0.86, f"{share:.1%} of {len(p):,} tiles below {_FEW:g}", transform=ax.transAxes, fontsize=SMALL,
