@@ -41,7 +41,9 @@ def interval(
     Returns
     -------
     Lower and upper ends on the scale of the predictions, (n_obs, n_vars) float32 each; NaN where nothing is predicted,
-    nothing is known of a gene, or a spot has no total.
+    nothing is known of a gene, or a spot has no total. Intervals of another target in obsm are
+    ``obsm["X_{layer}_{key}_lower"]`` and ``["..._upper"]``. Beyond 20,000 expected counts, the interval is that of the
+    rate, beside which drawing counts adds nothing to speak of.
 
     Raises
     ------
@@ -90,8 +92,12 @@ def _totals(table: AnnData, layer: str, total: float | Sequence[float] | None) -
             )
         totals = table.obs[total_key(layer)].to_numpy(dtype=np.float64)
         return np.where(totals > 0, totals, np.nan)
-    totals = np.asarray(total, dtype=np.float64)
-    if totals.ndim > 1 or (totals.ndim == 1 and totals.shape != (table.n_obs,)) or not (totals > 0).all():
+    totals = np.asarray(np.nan if isinstance(total, bool) else total, dtype=np.float64)
+    if (
+        totals.ndim > 1
+        or (totals.ndim == 1 and totals.shape != (table.n_obs,))
+        or not (np.isfinite(totals) & (totals > 0)).all()
+    ):
         raise ValueError(
             f"`total` must be a count above 0, or one for each of the {table.n_obs} rows, got {total!r:.100}."
         )

@@ -54,7 +54,9 @@ def test_from_the_held_out_training_groups(four: SpatialData, fitted: pk.Adapter
     assert fitted.calibration is None and "intervals   none yet" in repr(fitted)
     found = calibrated.calibration
     assert found is not None and found.level == 0.9 and found.groups == ("P1", "P2") and found.noise.kind == COUNTS
-    assert "90% intervals from 2 held-out training groups (approximate: 2 groups can promise 67%)" in repr(calibrated)
+    assert "90% intervals from 2 training groups, held out in turn (approximate, no promise: 2 groups" in repr(
+        calibrated
+    )
     narrow = pk.tl.calibrate(fitted, level=0.5).calibration
     assert narrow is not None and (narrow.threshold < found.threshold).all()
 
@@ -173,6 +175,8 @@ def test_tiles_that_are_too_novel_are_not_predicted(four: SpatialData, fitted: p
     nothing = np.isnan(table.layers["peka"]).all(axis=1)
     np.testing.assert_array_equal(nothing, table.obs["peka_novelty"] < 0.05)
     region = table.obs["region"]
+    record = table.uns["pekasc"]["peka"]
+    assert record["abstain"] == 0.05 and record["n_abstained"] == nothing.sum()
     assert nothing[region == "P4S1_spots"].all() and nothing[region.isin(PATIENTS[:2])].mean() < 0.1
     assert np.isnan(table.layers["peka_lower"][nothing]).all()
 
@@ -239,7 +243,7 @@ def test_totals_of_intervals(four: SpatialData, fitted: pk.Adapter) -> None:
     pk.tl.predict_expression(sdata, pk.tl.calibrate(fitted), **CPU)
     n = sdata["table"].n_obs
     np.testing.assert_array_equal(pk.get.interval(sdata, total=500), pk.get.interval(sdata, total=[500] * n))
-    for wrong in (0, -1, [1, 2, 3]):
+    for wrong in (0, -1, [1, 2, 3], np.inf, True):
         with pytest.raises(ValueError, match=f"`total` must be a count above 0, or one for each of the {n} rows"):
             pk.get.interval(sdata, total=wrong)
     del sdata["table"].obs["peka_total"]
@@ -280,3 +284,56 @@ def test_what_is_not_to_be_trusted_is_shaded(four: SpatialData, fitted: pk.Adapt
     table.obs["peka_novelty"] = 0.5
     figure = pk.pl.expression(sdata, levels.index[levels == "high"][0])
     assert not figure.get_suptitle().endswith("trust)") and len(figure.axes[-2].collections) == 1
+
+
+def test_groups_that_are_not_new(four: SpatialData, fitted: pk.Adapter) -> None:
+    exact: dict[str, Any] = {"level": 0.5, "guarantee": "exact", **CPU}
+    again = part(four, PATIENTS[2:])
+    again["table"].obs["patient"] = again["table"].obs["patient"].astype(str).replace("P3", "P1")
+    with pytest.raises(ValueError, match=r"\['P1'\] are names of training groups: more tissue of a training patient"):
+        pk.tl.calibrate(fitted, again, **exact)
+    with pytest.warns(UserWarning, match="Intervals may cover less in a new group: .* names of training groups"):
+        pk.tl.calibrate(fitted, again, level=0.5, **CPU)
+    one = part(four, PATIENTS[2:])
+    one["table"].obs["patient"] = "P9"
+    with pytest.raises(ValueError, match="patient 'P9' is in 2 groups, which are not independent then"):
+        pk.tl.calibrate(fitted, one, **exact)
+    spots = part(four, PATIENTS[2:])
+    spots["table"].obs["spot"] = [f"s{i}" for i in range(spots["table"].n_obs)]
+    with pytest.raises(ValueError, match="section 'P3S1_spots' is in .* groups, which are not independent then"):
+        pk.tl.calibrate(fitted, spots, groups="spot", **exact)
+
+
+def test_a_column_that_never_varied_has_no_interval(four: SpatialData) -> None:
+    sdata = part(four, PATIENTS)
+    table = sdata["table"]
+    log = np.log1p(table.X.toarray())
+    log[table.obs["region"].isin(PATIENTS[:2]).to_numpy(), 0] = 2.0
+    table.layers["log"] = log
+    adapter = pk.tl.fit_adapter(sdata, train=PATIENTS[:2], target="as_is", layer="log", **FIT)
+    for calibrated in (pk.tl.calibrate(adapter), pk.tl.calibrate(adapter, part(sdata, PATIENTS[2:]), **CPU)):
+        assert calibrated.calibration is not None
+        at = adapter.genes.index(table.var_names[0])
+        assert (
+            np.isnan(calibrated.calibration.threshold[at]) and np.isfinite(calibrated.calibration.threshold).sum() > 20
+        )
+
+
+def test_what_is_the_users_own_stays(four: SpatialData, fitted: pk.Adapter) -> None:
+    sdata = part(four, PATIENTS[2:])
+    pk.tl.predict_expression(sdata, fitted, **CPU)
+    sdata["table"].obs["peka_novelty"] = "mine"
+    pk.tl.predict_expression(sdata, fitted, **CPU)
+    assert (sdata["table"].obs["peka_novelty"] == "mine").all()
+    other = part(four, PATIENTS[2:])
+    other["table"].var["peka_trust"] = "mine"
+    with pytest.raises(ValueError, match=r"would replace `var\['peka_trust'\]`, which was not written by this call"):
+        pk.tl.predict_expression(other, pk.tl.calibrate(fitted), **CPU)
+
+
+def test_three_layers_need_three_times_the_memory(four: SpatialData, fitted: pk.Adapter) -> None:
+    sdata = part(four, PATIENTS[2:])
+    n, m = sdata["table"].shape
+    how: dict[str, Any] = {"compute": {"device": "cpu", "max_memory": 2 * 4 * n * m}, "progress": False}
+    with pytest.raises(ValueError, match=f"3 layers of {n} x {m} would take"):
+        pk.tl.predict_expression(sdata, pk.tl.calibrate(fitted), **how)

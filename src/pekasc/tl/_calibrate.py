@@ -39,9 +39,10 @@ from pekasc.models.trust import (
     Calibration,
     check_groups,
     check_level,
-    from_groups,
     from_held_out,
+    group_quantiles,
     held_out,
+    usable,
 )
 from pekasc.tl._panels import measured_entries
 from pekasc.tl._predict_rows import LayerSpec, layer_parts, tile_scores, trained_on
@@ -98,9 +99,10 @@ def calibrate(
     level
         Probability that an interval holds the measurement, above 0 and below 1.
     guarantee
-        ``"approximate"``: groups count alike, and nothing is promised. ``"exact"``: the level holds for a spot of a
-        new group that is exchangeable with those of `sdata`, on average over such groups. Over K groups it reaches
-        K / (K + 1): 0.9 needs nine.
+        ``"approximate"``: groups count alike, and nothing is promised. ``"exact"``: the level holds, gene by gene, for
+        a spot drawn from a new group that is exchangeable with those of `sdata`, on average over spots and such groups.
+        Over K groups it reaches K / (K + 1): 0.9 needs nine. No group may be one of the training, and no section or
+        patient in two.
     layer
         Layer of the counts in `sdata`, or of the values as stored. By default that of the training, if it is there.
     gene_key
@@ -157,14 +159,24 @@ def calibrate(
             raise ValueError(f"`{useless[0]}=` does nothing without `sdata=`: give sections, or leave it out.")
         made = _from_fit(adapter, level, guarantee)
     else:
+        if adapter.held_out is None and guarantee == EXACT:
+            raise ValueError(
+                "This adapter has no held-out predictions, which the noise of an exact interval is taken from: it was "
+                'saved by an earlier version. Fit it again, or take `guarantee="approximate"`.'
+            )
         how = on_device(resolve(compute, Compute, "compute", unused=unused_in_embedding()))
         table_name = tiled_table(sdata, table_name)
         with untiled_on_error(sdata, table_name=table_name, key=key):
-            found = _unseen(adapter, sdata, groups, layer, gene_key, how, table_name, key, progress)
-        made = _from_sections(adapter, found, level, guarantee, random_state)
+            random = np.random.default_rng(random_state)
+            promised = (level, guarantee)
+            found = _unseen(adapter, sdata, groups, promised, layer, gene_key, how, table_name, key, progress, random)
+        made = _from_sections(adapter, found, level, guarantee, random)
     without = int(np.isnan(made.threshold).sum())
     if without == len(adapter.genes):
-        raise ValueError("No gene was measured by the groups to calibrate on: there is nothing to take intervals from.")
+        raise ValueError(
+            f"No gene has an interval at level {level:g}: each was measured by too few of the {len(made.groups)} "
+            "groups, never varied, or lies farther off than any interval reaches. Lower `level`, or add groups."
+        )
     logger.hint("%s.%s", made.text, f" {without} genes have none." if without else "")
     if len(made.groups) < _FEW:
         warnings.warn(
@@ -207,8 +219,8 @@ class _Unseen:
 
 
 def _unseen(
-    adapter: Adapter, sdata: SpatialData, groups: str | None, layer: str | None, gene_key: str | None,
-    compute: Compute, table_name: str, key: str, progress: bool,
+    adapter: Adapter, sdata: SpatialData, groups: str | None, promised: tuple[float, str], layer: str | None,
+    gene_key: str | None, compute: Compute, table_name: str, key: str, progress: bool, random: np.random.Generator,
 ) -> _Unseen:  # fmt: skip
     table = get_table(sdata, table_name)
     check_table(table)
@@ -230,8 +242,10 @@ def _unseen(
         )
     label = obs_groups(table, default_groups(table, rows) if groups is None else groups, rows)
     names = [str(name) for name in dict.fromkeys(np.sort(label))]
+    check_groups(len(names), *promised)
+    _check_apart(adapter, table, rows, label, exact=promised[1] == EXACT)
     most = int(np.clip(_KEPT // (4 * len(adapter.genes) * len(names)), _LEAST_SPOTS, MOST_SPOTS))
-    kept = np.sort(np.concatenate([_spaced(rows[label == name], most) for name in np.unique(label)]))
+    kept = np.sort(np.concatenate([_some(rows[label == name], most, random) for name in np.unique(label)]))
     scores, _ = tile_scores(
         adapter, sections, spec, n_obs=table.n_obs, store=None, compute=compute, progress=progress
     )  # fmt: skip
@@ -262,8 +276,27 @@ def _unseen(
     return _Unseen(names, blocks)
 
 
-def _spaced(rows: np.ndarray, most: int) -> np.ndarray:
-    return rows[np.unique(np.linspace(0, rows.size - 1, min(rows.size, most)).astype(np.int64))]
+def _some(rows: np.ndarray, most: int, random: np.random.Generator) -> np.ndarray:
+    return rows if rows.size <= most else random.choice(rows, most, replace=False)
+
+
+def _check_apart(adapter: Adapter, table: AnnData, rows: np.ndarray, label: np.ndarray, *, exact: bool) -> None:
+    """Check that groups are none of the training, and that neither a section nor a patient is in two of them."""
+    why = ""
+    known = sorted(set(label.astype(str)) & set(adapter.info["groups"]))
+    if known:
+        why = f"{known[:3]} are names of training groups: more tissue of a training patient is no new group"
+    for what, values in (("section", section_labels(table)[rows]), ("patient", table.obs.get("patient"))):
+        if why or values is None:
+            continue
+        values = np.asarray(values if what == "section" else values.astype(str).to_numpy()[rows])
+        split = pd.Series(label.astype(str)).groupby(values).nunique()
+        if (split > 1).any():
+            why = f"{what} {split.index[split > 1][0]!r} is in {split.max()} groups, which are not independent then"
+    if why and exact:
+        raise ValueError(f'`guarantee="exact"` does not hold: {why}. Take other sections or `groups=`.')
+    if why:
+        warnings.warn(f"Intervals may cover less in a new group: {why}.", UserWarning, stacklevel=4)
 
 
 def _columns(values: Matrix, part: slice) -> np.ndarray:
@@ -335,28 +368,22 @@ def _measured(table: AnnData, adapter: Adapter, layer: str | None, gene_key: str
     return _Measured(raw[:, np.maximum(columns, 0)], totals, totals > 0, columns)
 
 
-def _from_sections(adapter: Adapter, found: _Unseen, level: float, guarantee: str, random_state: int) -> Calibration:
-    check_groups(len(found.groups), level, guarantee)
-    if adapter.held_out is not None:
-        noise = adapter.held_out.noise
-    elif guarantee == EXACT:
-        raise ValueError(
-            "This adapter has no held-out predictions, which the noise of an exact interval is taken from: it was "
-            'saved by an earlier version. Fit it again, or take `guarantee="approximate"`.'
-        )
-    else:
-        return replace(from_held_out(held_out(found.blocks, len(adapter.genes)), level), source=UNSEEN)
-    random = np.random.default_rng(random_state)
-    scores = []
-    for name in found.groups:
-        own = []
-        for block in (block for block in found.blocks if block.group == name):
-            drawn = []
-            for start in range(0, len(adapter.genes), _GENES):
-                part = slice(start, min(start + _GENES, len(adapter.genes)))
-                of = noise.take(part)
+def _from_sections(
+    adapter: Adapter, found: _Unseen, level: float, guarantee: str, random: np.random.Generator
+) -> Calibration:
+    n_genes = len(adapter.genes)
+    if adapter.held_out is None:
+        return replace(from_held_out(held_out(found.blocks, n_genes), level), source=UNSEEN)
+    noise, threshold = adapter.held_out.noise, np.empty(n_genes)
+    for start in range(0, n_genes, _GENES):
+        part = slice(start, min(start + _GENES, n_genes))
+        of = noise.take(part)
+        by_group = []
+        for name in found.groups:
+            own = []
+            for block in (block for block in found.blocks if block.group == name):
                 ends = of.scores(block.predicted(part), block.measured(part), block.totals)
-                drawn.append(np.where(block.known[part], of.drawn(ends, random), np.nan).astype(np.float32))
-            own.append(np.concatenate(drawn, axis=1))
-        scores.append(np.concatenate(own))
-    return from_groups(noise, scores, found.groups, level, guarantee)
+                own.append(np.where(block.known[part], of.drawn(ends, random), np.nan))
+            by_group.append(np.concatenate(own))
+        threshold[part] = group_quantiles(by_group, level, exact=guarantee == EXACT)
+    return Calibration(noise, usable(noise, threshold), float(level), guarantee, tuple(found.groups), UNSEEN)

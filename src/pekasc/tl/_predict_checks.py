@@ -10,7 +10,7 @@ import numpy as np
 from anndata import AnnData
 
 from pekasc._expression import no_overlap_message
-from pekasc._keys import bound_keys, novelty_key, packed, total_check_key, total_key
+from pekasc._keys import bound_keys, novelty_key, packed, total_check_key, total_key, trust_key
 from pekasc._measured import prediction_record
 from pekasc._obsm import recorded_targets
 from pekasc._sections import Section
@@ -26,6 +26,7 @@ def check_columns(table: AnnData, key: str) -> None:
     columns = (f"{key}_train", total_key(key), novelty_key(key))
     theirs = [f"obs[{name!r}]" for name in columns if name in table.obs]
     theirs += [f"layers[{name!r}]" for name in bound_keys(key) if name in table.layers]
+    theirs += [f"var[{name!r}]" for name in (trust_key(key),) if name in table.var]
     theirs += [f"obsm[{name!r}]" for name in (total_check_key(key),) if name in table.obsm]
     ours = bool(prediction_record(table, key)) or key in table.layers or any(recorded_targets(table, key))
     if theirs and not ours:
@@ -80,9 +81,11 @@ def check_stride(adapter: Adapter, sections: Sequence[Section]) -> None:
             )
 
 
-def check_size(n_obs: int, n_columns: int, max_memory: int | None, target: str | None = None) -> None:
+def check_size(
+    n_obs: int, n_columns: int, max_memory: int | None, target: str | None = None, n_layers: int = 1
+) -> None:  # fmt: skip
     """Check that predictions in memory, of genes or of a target in obsm, are no larger than `max_memory` bytes."""
-    size = 4 * n_obs * n_columns
+    size = 4 * n_obs * n_columns * n_layers
     if max_memory is not None and size > max_memory:
         less = "Keep them on disk with `store=`, predict fewer genes (`genes=[...]`), or raise the limit."
         what = "genes" if target is None else f"columns of {target}"
@@ -109,7 +112,12 @@ def adapter_record(adapter: Adapter) -> dict[str, Any]:
 
 
 def check_layer(
-    table: AnnData, names: np.ndarray, target_genes: list[str], columns: np.ndarray, max_memory: int | None
+    table: AnnData,
+    names: np.ndarray,
+    target_genes: list[str],
+    columns: np.ndarray,
+    max_memory: int | None,
+    n_layers: int = 1,
 ) -> None:
     """Warn of genes that the table lacks; raise if it has none of them, or the layer would be too large."""
     missing = [gene for gene, at in zip(target_genes, columns, strict=True) if at < 0]
@@ -118,10 +126,11 @@ def check_layer(
             no_overlap_message(names, target_genes, table)
             + ' To keep predictions of other genes, give `table_added="..."`.'
         )
-    size = 4 * table.n_obs * table.n_vars
+    size = 4 * table.n_obs * table.n_vars * n_layers
+    what = "A layer" if n_layers == 1 else f"{n_layers} layers"
     if max_memory is not None and size > max_memory:
         raise ValueError(
-            f"A layer of {table.n_obs} x {table.n_vars} would take {size / 2**30:.1f} GiB, more than "
+            f"{what} of {table.n_obs} x {table.n_vars} would take {size / 2**30:.1f} GiB, more than "
             f"`Compute.max_memory` ({max_memory / 2**30:.1f} GiB). Keep it on disk with `store=`, predict fewer genes "
             'into a table of their own (`genes=[...], table_added="predicted"`), or raise the limit.'
         )

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 from spatialdata import SpatialData
-from spatialdata.models import TableModel
 
 from pekasc._expression import TARGETS, close_genes, gene_columns, gene_names, gene_positions
 from pekasc._keys import (
@@ -20,12 +19,14 @@ from pekasc._keys import (
     check_free,
     check_key,
     feature_key,
+    novelty_key,
     read_uns,
     score_key,
     total_check_key,
     total_key,
     write_uns,
 )
+from pekasc._measured import prediction_record
 from pekasc._options import RESULT_MEMORY, Compute, resolve, unused_in_embedding
 from pekasc._sections import (
     check_table,
@@ -49,8 +50,17 @@ from pekasc.tl._predict_checks import (
     check_trained,
 )
 from pekasc.tl._predict_rows import LayerSpec, layer_parts, store_predictions, tile_scores, trained_on
+from pekasc.tl._predict_table import keep_others, new_table_of
 from pekasc.tl._predict_target import predict_target
-from pekasc.tl._predict_trust import check_abstain, left_out, write_bounds, write_levels, write_novelty
+from pekasc.tl._predict_trust import (
+    abstained,
+    bounds,
+    check_abstain,
+    left_out,
+    remove_trust,
+    write_bounds,
+    write_levels,
+)
 from pekasc.tl._read import ensure_tiles, untiled_on_error
 from pekasc.tl._section_features import check_store, on_device
 
@@ -198,14 +208,15 @@ def predict_expression(
     new_table = without_genes or table_added is not None
     columns = np.arange(len(wanted)) if new_table else _columns(names, target_genes, gene_of)
     limit = None if store is not None else max_memory
+    n_layers = 1 if adapter.calibration is None else 3
     if new_table:
         if table_added is not None:
             _check_table_added(sdata, table_added, key_added)
-        check_size(table.n_obs, len(wanted), limit)
+        check_size(table.n_obs, len(wanted), limit, n_layers=n_layers)
     else:
         check_free(table, key_added, "prediction", slot="layers")
         check_free(table, feature_key(key_added), "features", slot="obsm")
-        check_layer(table, names, target_genes, columns, limit)
+        check_layer(table, names, target_genes, columns, limit, n_layers)
     with untiled_on_error(sdata, table_name=table_name, key=key):
         sections, spec = ensure_tiles(sdata, table_name=table_name, key=key, spec=adapter.spec)
         adapter.check_tiles(spec.tile_px, spec.mpp)
@@ -258,19 +269,25 @@ def predict_expression(
         table_added = table_added or present_table(sdata, table_name)
         in_memory = not without_genes and store is None
         replaced = table if table_added == present_table(sdata, table_name) else None
-        table = _new_table(table, values if in_memory else None, target_genes, log=log)
+        table = new_table_of(table, values if in_memory else None, target_genes, log=log)
         if replaced is not None:
-            _keep_others(table, replaced)
+            keep_others(table, replaced)
         record["table_added"] = table_added
     if store is not None:
         record["table_digest"] = table_digest(table)
+    before, ends = prediction_record(table, key_added), None
     if adapter.calibration is not None:
         there = columns >= 0
         record["intervals"] = interval_record(adapter.calibration, wanted[there], table.var_names[columns[there]])
+        record |= abstained(layer.left_out, abstain)
+        ends = bounds(record["intervals"], values, table.var_names)
     _write(table, key_added, values, adapted, trained, None if totals is None else totals[:2], record)
-    write_bounds(table, key_added, record.get("intervals"))
-    write_novelty(table, key_added, p_values)
-    write_levels(table, key_added, adapter, wanted, columns)
+    remove_trust(table, key_added, before)
+    if ends is not None:
+        write_bounds(table, key_added, table.layers[key_added], ends)
+        write_levels(table, key_added, adapter, wanted, columns)
+        if p_values is not None:
+            table.obs[novelty_key(key_added)] = p_values
     if new_table:
         if table_added in sdata.tables:
             del sdata.tables[table_added]
@@ -355,38 +372,3 @@ def _wanted(adapter: Adapter, genes: Sequence[str] | None) -> np.ndarray:
             f"predicts {len(known)} (`adapter.genes`).{close_genes(missing[0], known)}"
         )
     return positions
-
-
-def _keep_others(table: AnnData, replaced: AnnData) -> None:
-    """Give a table the features and other targets, with their records, of the table whose place it takes."""
-    for name, values in replaced.obsm.items():
-        if name not in table.obsm:
-            table.obsm[name] = values
-            record = read_uns(replaced, name)
-            if isinstance(record, Mapping):
-                write_uns(table, name, record)
-
-
-def _new_table(table: AnnData, values: np.ndarray | None, genes: list[str], *, log: bool) -> AnnData:
-    attrs = table.uns[TableModel.ATTRS_KEY]
-    shape = None if values is not None else (table.n_obs, len(genes))
-    new = AnnData(X=None if values is None else values.copy(), obs=table.obs.copy(), shape=shape)
-    new.var_names = genes
-    for name in ("spatial",):
-        if name in table.obsm:
-            new.obsm[name] = np.array(table.obsm[name])
-    # same spots, so the same tiles and pixel sizes; records of other predictions are of layers that are not here
-    new.uns["pekasc"] = {
-        key: record
-        for key, record in table.uns.get("pekasc", {}).items()
-        if not (isinstance(record, Mapping) and record.get("kind") in ("prediction", "features"))
-    }
-    if log:
-        new.uns["log1p"] = {"base": None}  # as scanpy.pp.log1p writes it
-    region = attrs["region"]
-    return TableModel.parse(
-        new,
-        region=region if isinstance(region, str) else list(region),
-        region_key=attrs["region_key"],
-        instance_key=attrs["instance_key"],
-    )

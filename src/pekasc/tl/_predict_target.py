@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from spatialdata import SpatialData
 
-from pekasc._keys import GRID, bound_keys, check_free, feature_key, read_uns, target_key, write_uns
+from pekasc._keys import GRID, bound_keys, check_free, feature_key, novelty_key, read_uns, target_key, write_uns
+from pekasc._measured import prediction_record
 from pekasc._obsm import target_label
 from pekasc._options import RESULT_MEMORY, Compute
 from pekasc._sections import get_table, writable_table
@@ -18,7 +19,7 @@ from pekasc.models import Adapter
 from pekasc.models.trust import interval_record
 from pekasc.tl._predict_checks import adapter_record, check_columns, check_size, check_stride, check_trained
 from pekasc.tl._predict_rows import LayerSpec, layer_parts, tile_scores, trained_on
-from pekasc.tl._predict_trust import bounds, left_out, write_novelty
+from pekasc.tl._predict_trust import abstained, bounds, left_out
 from pekasc.tl._read import ensure_tiles, untiled_on_error
 
 
@@ -40,6 +41,12 @@ def predict_target(
     table = get_table(sdata, table_name)
     check_columns(table, key_added)
     check_free(table, name, "prediction", slot="obsm")
+    for bound in bound_keys(name):
+        if bound in table.obsm and "intervals" not in prediction_record(table, name):
+            raise ValueError(
+                f"`key_added={key_added!r}` would replace `obsm[{bound!r}]`, which was not written by this call. "
+                "Choose another key, or rename it."
+            )
     check_free(table, features_name, "features", slot="obsm")
     n, k = table.n_obs, len(adapter.genes)
     max_memory = compute.memory(RESULT_MEMORY)
@@ -65,18 +72,20 @@ def predict_target(
         "n_predicted": k, "tile_px": spec.tile_px, "mpp": spec.mpp,
     }  # fmt: skip
     table = writable_table(sdata, table_name)
+    before = prediction_record(table, name)
     frame = pd.DataFrame(values, index=table.obs_names, columns=list(adapter.genes))
     table.obsm[name] = frame
-    ends: list[Any] = [None, None]
+    if "intervals" in before:  # what an earlier, calibrated prediction wrote
+        for bound in bound_keys(name):
+            table.obsm.pop(bound, None)
     if adapter.calibration is not None:
-        record["intervals"] = interval_record(adapter.calibration, every, list(adapter.genes))
-        ends = list(bounds(record["intervals"], values, frame.columns))
-    for bound, found in zip(bound_keys(name), ends, strict=True):
-        if found is not None:
+        record |= {"intervals": interval_record(adapter.calibration, every, list(adapter.genes))}
+        record |= abstained(layer.left_out, abstain)
+        ends = bounds(record["intervals"], values, frame.columns)
+        for bound, found in zip(bound_keys(name), ends, strict=True):
             table.obsm[bound] = pd.DataFrame(found, index=table.obs_names, columns=frame.columns)
-        elif bound in table.obsm:  # of earlier predictions
-            del table.obsm[bound]
-    write_novelty(table, key_added, p_values)
+        if p_values is not None:
+            table.obs[novelty_key(key_added)] = p_values
     table.obsm[features_name] = adapted
     table.obs[f"{key_added}_train"] = trained
     write_uns(table, name, record, kind="prediction")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def check_abstain(adapter: Adapter, abstain: float | None) -> None:
     """
     if abstain is None:
         return
-    if isinstance(abstain, bool) or not isinstance(abstain, int | float) or not 0 < abstain < 1:
+    if isinstance(abstain, bool | np.bool_) or not isinstance(abstain, Real) or not 0 < abstain < 1:
         raise ValueError(f"`abstain` must be above 0 and below 1, such as 0.01, got {abstain!r}.")
     if adapter.calibration is None:
         raise ValueError(
@@ -52,6 +53,11 @@ def left_out(p_values: np.ndarray | None, abstain: float | None) -> np.ndarray |
     n = int(np.isfinite(p_values).sum())
     logger.hint("%d of %d tiles are not predicted: their novelty is below %g.", rows.sum(), n, abstain)
     return np.asarray(rows)
+
+
+def abstained(rows: np.ndarray | None, abstain: float | None) -> dict[str, Any]:
+    """Return what the record of a prediction says of rows that were left out."""
+    return {} if rows is None or abstain is None else {"abstain": float(abstain), "n_abstained": int(rows.sum())}
 
 
 def bounds(record: Mapping[str, Any], values: Any, names: pd.Index) -> tuple[Any, Any]:
@@ -76,43 +82,34 @@ def bounds(record: Mapping[str, Any], values: Any, names: pd.Index) -> tuple[Any
     return low, high
 
 
-def write_bounds(table: AnnData, key: str, record: Mapping[str, Any] | None) -> None:
-    """Write the intervals around ``layers[key]`` beside it; without a record, remove those of earlier predictions."""
-    if record is None:
-        for name in bound_keys(key):
-            if name in table.layers:
-                del table.layers[name]
+def remove_trust(table: AnnData, key: str, before: Mapping[str, Any]) -> None:
+    """Remove what an earlier prediction by a calibrated adapter wrote, by its record; the user's own stays."""
+    if "intervals" not in before:
         return
-    values = table.layers[key]
-    for name, found in zip(bound_keys(key), bounds(record, values, table.var_names), strict=True):
-        # like the predictions, they stay in the store
+    for where, names in (
+        (table.layers, bound_keys(key)), (table.obs, (novelty_key(key),)), (table.var, (trust_key(key),)),
+    ):  # fmt: skip
+        for name in names:
+            if name in where:
+                del where[name]
+
+
+def write_bounds(table: AnnData, key: str, values: Any, ends: tuple[Any, Any]) -> None:
+    """Write the intervals around predictions beside them; like these, they stay in a store."""
+    for name, found in zip(bound_keys(key), ends, strict=True):
         table.layers[name] = derived_layer(found, name) if isinstance(values, StoredLayer) else found
 
 
 def write_levels(table: AnnData, key: str, adapter: Adapter, wanted: np.ndarray, columns: np.ndarray) -> None:
-    """Write how far every gene can be trusted, of a calibrated adapter; remove what is there of another.
+    """Write how far every gene can be trusted.
 
     Parameters
     ----------
     wanted, columns
         Genes of the adapter, and their columns in the table (-1: none).
     """
-    name = trust_key(key)
-    if adapter.calibration is None:
-        if name in table.var:
-            del table.var[name]
-        return
     there = columns >= 0
     levels = trust_levels(adapter.gene_scores.iloc[wanted[there]])
     codes = np.full(table.n_vars, -1)
     codes[columns[there]] = levels.codes
-    table.var[name] = pd.Categorical.from_codes(codes, categories=levels.categories, ordered=True)
-
-
-def write_novelty(table: AnnData, key: str, p_values: np.ndarray | None) -> None:
-    """Write the novelty of every row; without any, remove that of earlier predictions."""
-    name = novelty_key(key)
-    if p_values is not None:
-        table.obs[name] = p_values
-    elif name in table.obs:
-        del table.obs[name]
+    table.var[trust_key(key)] = pd.Categorical.from_codes(codes, categories=levels.categories, ordered=True)

@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pekasc.models.trust import COUNTS, EXACT, Noise, check_groups, check_level, from_groups
+from pekasc.models.trust import (
+    COUNTS,
+    EXACT,
+    INSIDE,
+    RESIDUALS,
+    UNSEEN,
+    Calibration,
+    Noise,
+    check_groups,
+    check_level,
+    usable,
+)
 
 
 @pytest.mark.parametrize("level", [0, 1, -0.1, 1.5, "0.9", True, None])
@@ -25,9 +36,19 @@ def test_guarantees_and_groups() -> None:
     check_groups(1, 0.9, "approximate")
 
 
-def test_a_gene_that_too_few_groups_measured_has_no_interval() -> None:
-    noise = Noise(COUNTS, np.ones(2), np.ones(2), np.zeros(2))
-    scores = [np.column_stack([np.full(4, i / 10), np.full(4, i / 10 if i < 3 else np.nan)]) for i in range(9)]
-    found = from_groups(noise, scores, list("abcdefghi"), 0.9, EXACT)
-    assert found.threshold[0] == pytest.approx(0.8) and np.isnan(found.threshold[1])
-    assert "(exact)" in found.text
+def test_where_no_interval_can_be_given() -> None:
+    nothing = Noise(RESIDUALS, np.ones(3), np.array([1.0, 1e-12, 2.0]), np.zeros(3))
+    # too few groups (infinite), no variance, and what lies beyond every interval
+    np.testing.assert_array_equal(usable(nothing, np.array([0.8, 0.5, np.inf])), [0.8, np.nan, np.nan])
+    np.testing.assert_array_equal(usable(nothing, np.array([1.0, 0.5, 0.9])), [np.nan, np.nan, 0.9])
+
+
+def test_what_it_says_of_itself() -> None:
+    noise = Noise(COUNTS, np.ones(1), np.ones(1), np.zeros(1))
+
+    def text(level: float, guarantee: str, groups: str, source: str) -> str:
+        return Calibration(noise, np.ones(1), level, guarantee, tuple(groups), source).text
+
+    assert text(0.995, EXACT, "abc", UNSEEN) == "99.5% intervals from 3 groups that the adapter never saw (exact)"
+    assert "(approximate, no promise: 3 groups could give 75% at most)" in text(0.9, "approximate", "abc", INSIDE)
+    assert "held-out blocks of the one training group" in text(0.9, "approximate", "a", INSIDE)

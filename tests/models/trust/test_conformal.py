@@ -44,6 +44,13 @@ def test_what_groups_can_promise() -> None:
         assert n == 1 or np.isinf(group_quantiles(scores[1:], level)[0])
 
 
+@pytest.mark.parametrize(("k", "n"), [(39, 1999), (49, 2000), (99, 1000), (199, 500)])
+def test_a_level_that_is_just_reached(k: int, n: int) -> None:
+    # sums of tens of thousands of shares are rounded
+    scores = [np.random.default_rng(i).random((n, 1)) for i in range(k)]
+    assert group_quantiles(scores, k / (k + 1))[0] == max(part.max() for part in scores)
+
+
 def test_coverage_of_a_new_group_is_the_level() -> None:
     """Groups differ: spots taken as exchangeable cover too little, groups cover at least the level on average."""
     rng = np.random.default_rng(2)

@@ -47,7 +47,7 @@ def test_noise_and_scores_of_counts() -> None:
     np.testing.assert_allclose(np.nanmean(kept.cumulative, axis=0), EDGES, atol=0.02)
     found = from_held_out(kept, 0.9)
     assert np.isnan(found.threshold[1]) and np.nanmedian(found.threshold) == pytest.approx(0.9, abs=0.02)
-    assert found.reachable == pytest.approx(0.8) and "approximate: 4 groups can promise 80%" in found.text
+    assert found.reachable == pytest.approx(0.8) and "4 groups could give 80% at most" in found.text
 
 
 def test_a_group_is_scored_by_the_noise_of_others() -> None:

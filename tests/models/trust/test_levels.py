@@ -15,5 +15,7 @@ def test_levels() -> None:
     found = trust_levels(scores)
     assert list(found) == ["high", "medium", "high", "low", "medium", "low", "low", "low"]
     assert found.ordered and list(found.categories) == ["low", "medium", "high"]
+    one = trust_levels(scores.assign(n_sections=[1, 2, 2, 2, 2, 2, 0, 2]))
+    assert list(one)[:3] == ["medium", "medium", "high"]  # one section says little
     # adapters of earlier versions know the mean alone
     assert list(trust_levels(scores[["pearson"]]))[:3] == ["high", "high", "high"]

@@ -9,8 +9,8 @@ from pekasc.models.trust._calibration import (
     Calibration,
     check_groups,
     check_level,
-    from_groups,
     from_held_out,
+    usable,
 )
 from pekasc.models.trust._conformal import (
     EDGES,
@@ -46,7 +46,6 @@ __all__ = [
     "check_level",
     "counts_of",
     "distance_to",
-    "from_groups",
     "from_held_out",
     "group_quantiles",
     "groups_needed",
@@ -57,4 +56,5 @@ __all__ = [
     "quantiles_of_cumulative",
     "reachable",
     "trust_levels",
+    "usable",
 ]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
-from pekasc.models.trust._conformal import group_quantiles, groups_needed, quantiles_of_cumulative, reachable
+from pekasc.models.trust._conformal import groups_needed, quantiles_of_cumulative, reachable
 from pekasc.models.trust._held_out import HeldOut
 from pekasc.models.trust._noise import Noise
 
 APPROXIMATE, EXACT = "approximate", "exact"
 GUARANTEES = (APPROXIMATE, EXACT)
-INSIDE, UNSEEN = "held-out training groups", "sections that the adapter never saw"
+INSIDE, UNSEEN = "training groups, held out in turn", "groups that the adapter never saw"
+# scores beyond this are where the distribution of counts has no more digits: any interval could be meant
+_MOST = 1 - 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +55,15 @@ class Calibration:
     @property
     def text(self) -> str:
         """The level, what it is from, and whether it is promised, in a line."""
-        n = len(self.groups)
-        of = f"{n} {self.source}" if n > 1 else f"1 of the {self.source}"
-        promise = "exact" if self.guarantee == EXACT else f"approximate: {n} groups can promise {self.reachable:.0%}"
-        return f"{self.level:.0%} intervals from {of} ({promise})"
+        n, level = len(self.groups), f"{100 * self.level:.6g}%"
+        if self.guarantee == EXACT:
+            return f"{level} intervals from {n} {self.source} (exact)"
+        if n == 1 and self.source == INSIDE:
+            return f"{level} intervals from held-out blocks of the one training group (approximate: of others, unknown)"
+        most = f"{100 * self.reachable:.3g}%"
+        return (
+            f"{level} intervals from {n} {self.source} (approximate, no promise: {n} groups could give {most} at most)"
+        )
 
 
 def check_level(level: float, guarantee: str) -> None:
@@ -67,7 +74,7 @@ def check_level(level: float, guarantee: str) -> None:
     ValueError
         If the level is not between 0 and 1, or the guarantee unknown.
     """
-    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
+    if isinstance(level, bool | np.bool_) or not isinstance(level, Real) or not 0 < level < 1:
         raise ValueError(f"`level` must be above 0 and below 1, such as 0.9, got {level!r}.")
     if guarantee not in GUARANTEES:
         raise ValueError(f"`guarantee` must be one of {list(GUARANTEES)}, got {guarantee!r}.")
@@ -92,18 +99,18 @@ def check_groups(n_groups: int, level: float, guarantee: str) -> None:
 def from_held_out(held_out: HeldOut, level: float) -> Calibration:
     """Return intervals from what a fit kept of its held-out groups: cross-conformal, around the last fit.
 
-    Scores of a group are by models fitted without it, and its noise is that of other inner folds (Barber, Candes,
-    Ramdas, Tibshirani. Predictive inference with the jackknife+. arXiv:1905.02928, of which this is the plain cross-
-    conformal form). The last fit saw all groups, and the inner fits are few: nothing is promised.
+    Scores of a group are by a model fitted without it, and by the mean and dispersion of other inner folds (Barber,
+    Candes, Ramdas, Tibshirani. Predictive inference with the jackknife+. arXiv:1905.02928, of which this is the plain
+    cross-conformal form). The last fit saw all groups, and the inner fits are few: nothing is promised.
     """
-    threshold = quantiles_of_cumulative(held_out.cumulative.astype(np.float64), level)
+    threshold = usable(held_out.noise, quantiles_of_cumulative(held_out.cumulative.astype(np.float64), level))
     return Calibration(held_out.noise, threshold, float(level), APPROXIMATE, held_out.groups, INSIDE)
 
 
-def from_groups(
-    noise: Noise, scores: Sequence[np.ndarray], groups: Sequence[str], level: float, guarantee: str
-) -> Calibration:
-    """Return intervals from the scores of groups that the adapter never saw, (spots, genes) each."""
-    threshold = group_quantiles(scores, level, exact=guarantee == EXACT)
-    threshold = np.where(np.isfinite(threshold), threshold, np.nan)
-    return Calibration(noise, threshold, float(level), guarantee, tuple(groups), UNSEEN)
+def usable(noise: Noise, threshold: np.ndarray) -> np.ndarray:
+    """Return thresholds, (genes,); NaN, no interval, where none can be given.
+
+    That is where groups are too few, a measurement lies beyond what counts can be told apart by, or values of another
+    target did not vary around their predictions at all.
+    """
+    return np.where(noise.varies & (threshold <= _MOST), threshold, np.nan)

@@ -57,7 +57,9 @@ def group_quantiles(scores: Sequence[np.ndarray], level: float, *, exact: bool =
         values = np.concatenate(own)
         weights = np.concatenate([np.full(part.size, share / part.size) for part in own])
         order = np.argsort(values, kind="stable")
-        reached = np.flatnonzero(np.cumsum(weights[order]) >= level - 1e-12)
+        reached = np.flatnonzero(
+            np.cumsum(weights[order]) >= level * (1 - 1e-9)
+        )  # sums of thousands of shares are rounded
         out[gene] = values[order[reached[0]]] if reached.size else np.inf
     return out
 

@@ -14,7 +14,8 @@ def trust_levels(scores: pd.DataFrame) -> pd.Categorical:
     """Return the level of every gene.
 
     ``"high"``: a Pearson correlation of at least 0.4 on held-out sections, and above 0.2 in each of them.
-    ``"medium"``: at least 0.2, and above 0 in each. ``"low"``: the others, and those that were never held out.
+    ``"medium"``: at least 0.2, and above 0 in each. ``"low"``: the others, and those that were never held out. A score
+    in a single section is at most ``"medium"``.
 
     Parameters
     ----------
@@ -24,8 +25,9 @@ def trust_levels(scores: pd.DataFrame) -> pd.Categorical:
     """
     mean = scores["pearson"].to_numpy(dtype=np.float64)
     least = scores.get("lowest", scores["pearson"]).to_numpy(dtype=np.float64)
+    n_sections = scores["n_sections"].to_numpy() if "n_sections" in scores else np.full(len(scores), 2)
     codes = np.zeros(len(scores), dtype=np.int64)
     for code, level in ((1, "medium"), (2, "high")):
         enough, everywhere = RULES[level]
-        codes[(mean >= enough) & (least > everywhere)] = code
+        codes[(mean >= enough) & (least > everywhere) & (n_sections >= code)] = code
     return pd.Categorical.from_codes(codes, categories=list(LEVELS), ordered=True)

@@ -10,6 +10,7 @@ from pekasc._expression import SCALE
 from pekasc.models.trust._counts import quantiles, rate_factors, steps
 
 COUNTS, RESIDUALS = "counts", "residuals"
+_MANY = 20_000.0  # counts, whose own spread is 0.7 %
 FLOOR = 0.05  # of a gene's mean rate: a linear head predicts less than nothing here and there
 
 
@@ -41,6 +42,13 @@ class Noise:
     def take(self, genes: np.ndarray | slice) -> Noise:
         """Return the noise of some genes."""
         return Noise(self.kind, self.scale[genes], self.spread[genes], self.floor[genes])
+
+    @property
+    def varies(self) -> np.ndarray:
+        """Whether measured values vary around predictions at all, (genes,) bool."""
+        if self.kind == COUNTS:
+            return np.ones(len(self.spread), dtype=bool)
+        return self.spread > 1e-6 * np.median(self.spread, axis=0)
 
     def rates(self, predicted: np.ndarray) -> np.ndarray:
         """Return the expected rate in counts per 10,000, (n, genes) float64."""
@@ -110,7 +118,10 @@ class Noise:
         bounds = []
         for probability in ((1 - threshold) / 2, (1 + threshold) / 2):
             at = np.where(np.isfinite(probability), np.minimum(probability, 1 - 1e-12), 0.5)
-            counts = quantiles(at, np.where(known, mean, 0.0), self.spread)
+            # of many counts, drawing them adds next to nothing to the rate
+            many = known & (mean > _MANY)
+            counts = quantiles(at, np.where(known & ~many, mean, 0.0), self.spread)
+            counts = np.where(many, mean * rate_factors(at, self.spread), counts)
             values = np.log1p(counts * (SCALE / totals[:, None]))
             bounds.append(np.where(known, values, np.nan).astype(np.float32))
         return bounds[0], bounds[1]
