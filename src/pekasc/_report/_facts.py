@@ -145,8 +145,8 @@ def limits(about: About) -> Markup:
     adapter, low = about.adapter, len(about.by_level["low"])
     one = about.noun[:-1]
     lines: list[Content] = [
-        f"Comparing {about.noun} with each other within a tile. Every {one} was tested on its own, over the tiles of "
-        "a section: which of two is higher in one tile was never tested.",
+        f"Comparing {about.noun} with each other within a tile, or ranking them, as markers of a cluster are. Every "
+        f"{one} was tested on its own, over the tiles of a section: which of two is higher was never tested.",
         "Tissue that it never saw: other organs, diseases, species, stains, scanners or ways of preparation than those "
         f"of {names(about.groups)}. It will predict something all the same. The file of an adapter does not know which "
         "tissue its groups are: ask who trained it.",
@@ -305,6 +305,10 @@ def intervals(about: About) -> Markup:
                 f"{number(len(made.groups), 'group')} say little about how far the next one may differ: take the "
                 "intervals as a rough guide."
             )
+        texts.append(
+            f"An interval is of one {about.noun[:-1]} in one tile. It says nothing of two together, nor of the mean of "
+            "a region, whose tiles err alike."
+        )
         without = int(np.isnan(made.threshold).sum())
         if without:
             texts.append(f"{without} of {len(adapter.genes)} {about.noun} have no interval.")
@@ -336,7 +340,8 @@ def novelty(about: About) -> Markup:
             "Small means unlike the training, for example 0.01. It judges single tiles by how they look, and does not "
             "see what a disease changes in the expression of tissue that looks the same.",
         ],
-        ["Leave such tiles out with ", code("pekasc.tl.predict_expression(sdata, adapter, abstain=0.01)"), "."],
+        "Where most tiles of a slide are novel, the slide is: look at its stain and pixel size first.",
+        ["Leave novel tiles out with ", code("pekasc.tl.predict_expression(sdata, adapter, abstain=0.01)"), "."],
     )
 
 
