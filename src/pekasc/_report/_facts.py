@@ -107,8 +107,8 @@ def short(about: About) -> Markup:
         made = about.adapter.calibration
         kind = "exact" if made.guarantee == "exact" else "approximate"
         lines.append(
-            f"Its predictions have {made.level:.0%} intervals, {kind} ones from {number(len(made.groups), 'group')}: "
-            f"{made.source}."
+            f"Its predictions have {percent(made.level)} intervals, {kind} ones from "
+            f"{number(len(made.groups), 'group')}: {made.source}."
         )
     else:
         lines.append("It has no intervals around its predictions yet.")
@@ -265,7 +265,7 @@ def folds(about: About) -> Markup:
 def levels(about: About) -> Markup:
     """Return the number of genes of every trust level, with what it means."""
     meaning = {
-        "high": "Pearson correlation of 0.4 or more on average over held-out sections, above 0.2 in each",
+        "high": "Pearson correlation of 0.4 or more on average over two or more held-out sections, above 0.2 in each",
         "medium": "0.2 or more on average, above 0 in each",
         "low": "the others, and those that were never held out",
     }
@@ -319,7 +319,7 @@ def intervals(about: About) -> Markup:
         [group, share(float(np.interp(level, EDGES, curve)))]
         for group, curve in zip(held_out.groups, held_out.curve, strict=True)
     ]
-    caption = f"Share of held-out measurements in nominal {level:.0%} intervals, before calibration"
+    caption = f"Share of held-out measurements in nominal {percent(level)} intervals, before calibration"
     return Markup(paragraphs(*texts).text + table(caption, ["Held-out group", "Share inside"], rows).text)
 
 
@@ -343,6 +343,11 @@ def novelty(about: About) -> Markup:
         "Where most tiles of a slide are novel, the slide is: look at its stain and pixel size first.",
         ["Leave novel tiles out with ", code("pekasc.tl.predict_expression(sdata, adapter, abstain=0.01)"), "."],
     )
+
+
+def percent(level: float) -> str:
+    """Return a level in percent, with as many digits as it has."""
+    return f"{100 * level:.6g}%"
 
 
 def share(value: float) -> str:

@@ -16,7 +16,7 @@ from pekasc import pl, tl
 from pekasc._expression import close_genes, dense_layer
 from pekasc._keys import bound_keys, novelty_key, target_key
 from pekasc._measured import measured, prediction_record
-from pekasc._report._facts import About, names, number, share
+from pekasc._report._facts import About, names, number, percent, share
 from pekasc._report._figures import png
 from pekasc._report._html import Content, Markup, element, figure, paragraphs, table
 from pekasc._sections import check_spatialdata, get_table, section_labels, tiled_table
@@ -170,8 +170,8 @@ def sections(about: About, found: Predicted) -> Markup:
     made = about.adapter.calibration
     if covered and made is not None:
         texts.append(
-            f"Intervals of {made.level:.0%} should hold that share of the measurements. Counts are whole numbers, so "
-            "an interval with both ends holds a little more; with the ends taken in part it can be the level exactly."
+            f"Intervals of {percent(made.level)} should hold that share of the measurements. Counts are whole numbers, "
+            "so one with both ends holds a little more; with the ends taken in part it can be the level exactly."
         )
     return Markup(paragraphs(*texts).text + shown.text)
 

@@ -50,8 +50,8 @@ def trust(
     -------
     The Axes: a row for each gene, with the mean Pearson correlation over held-out sections of the training data, a line
     from the lowest to the highest of them, and the trust level by colour and form. High: 0.4 or more, above 0.2 in
-    every section; medium: 0.2 or more, above 0 in every section; low: the others. The legend counts all genes of the
-    adapter.
+    each of two or more; medium: 0.2 or more, above 0 in every section; low: the others. The legend counts all genes of
+    the adapter.
 
     Raises
     ------
