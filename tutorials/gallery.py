@@ -37,6 +37,7 @@ adapter = pk.tl.fit_adapter(
     readout={"fields_um": None},
     progress=False,
 )
+adapter = pk.tl.calibrate(adapter)  # intervals, novelty, trust
 pk.tl.predict_expression(sdata, adapter, progress=False)
 scores = pk.tl.evaluate(sdata)
 best = sdata["table"].var["peka_pearson"].idxmax()
@@ -76,6 +77,12 @@ _ = pk.pl.expression(sdata, best)
 _ = pk.pl.expression(sdata, best, section="P3S1", background="image", cmap="magma", vmin=0, vmax=6)
 
 # %% [markdown]
+# With the ends of the interval around the prediction, which a calibrated adapter gives:
+
+# %%
+_ = pk.pl.expression(sdata, best, section="P3S1", interval=True)
+
+# %% [markdown]
 # ## `pl.gene_scores`: which genes can be predicted
 #
 # From scores on a section that was measured (left), or from the adapter, whose scores on held-out patients are there
@@ -85,6 +92,32 @@ _ = pk.pl.expression(sdata, best, section="P3S1", background="image", cmap="magm
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
 pk.pl.gene_scores(sdata, ax=axes[0]).set_title("patient P3, measured")
 _ = pk.pl.gene_scores(adapter, ax=axes[1]).set_title("held out in training: P1, P2")
+
+# %% [markdown]
+# ## `pl.trust`: which genes to trust
+#
+# The best genes with the range of their scores over held-out sections. A gene of high trust is predicted in each of
+# them; the legend counts all genes.
+
+# %%
+_ = pk.pl.trust(adapter, n=20)
+
+# %% [markdown]
+# ## `pl.calibration`: do intervals hold what they say
+#
+# The share of held-out measurements in intervals of every nominal level, by group. Below the diagonal, intervals would
+# be too narrow; `tl.calibrate` widens them. With two groups, how far a third may lie is hardly known.
+
+# %%
+_ = pk.pl.calibration(adapter)
+
+# %% [markdown]
+# ## `pl.novelty`: tiles unlike the training
+#
+# Where they are, how many, and what the most and the least novel tiles look like.
+
+# %%
+_ = pk.pl.novelty(sdata, section="P3S1")
 
 # %% [markdown]
 # ## `pl.history`: how the training went
