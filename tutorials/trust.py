@@ -77,8 +77,9 @@ pd.DataFrame({name: part[["coverage_randomised", "width"]].mean() for name, part
 # %% [markdown]
 # Counts are whole numbers, and a closed interval holds a little more than its level; `coverage_randomised` is the one
 # that should be 0.9. Nine patients come close. Their exact promise is kept by intervals that hold nearly everything: at
-# the least number of patients, an interval is as wide as the most wrong spot among them all needs. A promise
-# that is of use takes more patients, or a lower level. Nine without a promise go on from here.
+# the least number of patients, an interval is as wide as the most wrong spot among them all needs, and a gene with a
+# spot beyond all that counts allow has none. A promise that is of use takes more patients, or a lower level. Nine
+# without a promise go on from here.
 
 # %% [markdown]
 # ## Can an image tell this gene?
@@ -90,6 +91,10 @@ pd.DataFrame({name: part[["coverage_randomised", "width"]].mean() for name, part
 # %%
 table = new["table"]
 pd.crosstab(table.var["phantom_depends_on"], table.var["peka_trust"])
+
+# %%
+pk.pl.trust(nine, n=20)
+plt.show()
 
 # %% [markdown]
 # ## Where will the measurement lie?
@@ -160,7 +165,7 @@ for row, (depth, data) in zip(axes, [("as sequenced", new), ("ten times less", s
         ax.scatter(x, measured[order, i], s=7, c=np.where(inside[order], "black", "#c23b22"), zorder=3)
         ax.spines[["top", "right"]].set_visible(False)
         trust = table.var.loc[gene, "peka_trust"]
-        ax.set_title(f"{gene} ({trust} trust): {inside.mean():.0%} inside", fontsize=10)
+        ax.set_title(f"{gene}, {trust} trust\n{inside.mean():.0%} inside", fontsize=10)
     row[0].set_ylabel(f"{depth}\nlog1p(counts per 10,000)")
 axes[1, 1].set_xlabel("spots, by prediction")
 fig.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside upper center")
@@ -206,6 +211,13 @@ for row, (title, image, data) in zip(axes, shown, strict=True):
     row[1].scatter(x[p < 0.05], y[p < 0.05], s=14, c="white", marker="x", lw=1.2)
     row[1].set_title(f"novelty: {np.mean(p < 0.05):.0%} of spots below 0.05 (crosses)", fontsize=10)
     fig.colorbar(dots, ax=row[1], shrink=0.75, label="p-value, small is novel")
+plt.show()
+
+# %% [markdown]
+# `pk.pl.novelty` shows the tiles at both ends, which say more than a number.
+
+# %%
+pk.pl.novelty(spoilt)
 plt.show()
 
 # %% [markdown]
