@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pekasc._report._html import Content, Markup, bullets, code, element, facts, paragraphs, table
-from pekasc.models.trust import COUNTS, EDGES, LEVELS, trust_levels
+from pekasc.models.trust import COUNTS, EDGES, LEVELS, RULES, trust_levels
 
 if TYPE_CHECKING:
     from pekasc.models import Adapter
@@ -264,9 +264,11 @@ def folds(about: About) -> Markup:
 
 def levels(about: About) -> Markup:
     """Return the number of genes of every trust level, with what it means."""
+    (high, high_least), (medium, medium_least) = RULES["high"], RULES["medium"]
     meaning = {
-        "high": "Pearson correlation of 0.4 or more on average over two or more held-out sections, above 0.2 in each",
-        "medium": "0.2 or more on average, above 0 in each",
+        "high": f"Pearson correlation of {high:g} or more on average over two or more held-out sections, "
+        f"above {high_least:g} in each",
+        "medium": f"{medium:g} or more on average, above {medium_least:g} in each",
         "low": "the others, and those that were never held out",
     }
     rows: list[list[Content]] = [

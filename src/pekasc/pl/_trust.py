@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 # colour and form, so that levels are told apart without colours
 _STYLES = {"high": ("#1b7a5a", "o"), "medium": ("#c77f12", "D"), "low": (GREY, "s")}
-_BOUNDS = (0.0, 0.2, 0.4)  # what the levels ask of the mean
 _ROW_INCHES = 0.165
 
 
@@ -70,7 +69,7 @@ def trust(
     >>> adapter = pk.tl.fit_adapter(sdata, method=None, progress=False)
     >>> ax = pk.pl.trust(adapter, n=20)
     """
-    from pekasc.models.trust import LEVELS, trust_levels
+    from pekasc.models.trust import LEVELS, RULES, trust_levels
 
     scores = getattr(adapter, "gene_scores", None)
     if not isinstance(scores, pd.DataFrame):
@@ -85,7 +84,7 @@ def trust(
     if ax is None:
         _, ax = plt.subplots(figsize=figsize or (5.0, _ROW_INCHES * len(shown) + 1.1), layout="constrained")
     y = np.arange(len(shown))
-    for bound in _BOUNDS:
+    for bound in (0.0, *(mean for mean, _ in RULES.values())):  # what the levels ask of the mean
         ax.axvline(bound, color=GREY, linewidth=0.8, linestyle="-" if bound == 0 else (0, (1, 2)), zorder=1)
     for level in reversed(LEVELS):
         color, marker = _STYLES[level]

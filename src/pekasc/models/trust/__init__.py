@@ -20,7 +20,7 @@ from pekasc.models.trust._conformal import (
     reachable,
 )
 from pekasc.models.trust._held_out import MOST_SPOTS, Block, HeldOut, held_out
-from pekasc.models.trust._levels import LEVELS, trust_levels
+from pekasc.models.trust._levels import LEVELS, RULES, trust_levels
 from pekasc.models.trust._noise import COUNTS, RESIDUALS, Noise, counts_of
 from pekasc.models.trust._novelty import Distance, Novelty, distance_to, novelty_of
 from pekasc.models.trust._table import interval_record, intervals_of
@@ -35,6 +35,7 @@ __all__ = [
     "LEVELS",
     "MOST_SPOTS",
     "RESIDUALS",
+    "RULES",
     "UNSEEN",
     "Block",
     "Calibration",
