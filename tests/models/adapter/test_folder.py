@@ -134,6 +134,22 @@ def test_adapters_of_earlier_formats_predict_what_they_did(
     np.testing.assert_array_equal(again.predict(tiles, **cpu, **given), loaded.predict(tiles, **cpu, **given))
 
 
+def test_format_5_knows_nothing_of_its_errors(adapter: pk.Adapter, tiles: np.ndarray, tmp_path: Path) -> None:
+    adapter.save(tmp_path / "old")
+    heads, main = tmp_path / "old" / "heads.safetensors", tmp_path / "old" / "pekasc.json"
+    save_file({name: tensor for name, tensor in load_file(heads).items() if not name.startswith("trust.")}, heads)
+    record = {k: v for k, v in json.loads(main.read_text()).items() if k not in ("trust", "sha256")}
+    record["format"] = 5
+    record["files"]["heads.safetensors"] = _store.sha256(heads.read_bytes())
+    main.write_text(json.dumps({**record, "sha256": _store._seal(record)}))
+    loaded = pk.Adapter.load(tmp_path / "old")
+    assert loaded.held_out is None and loaded.novelty is None and loaded.calibration is None and repr(loaded)
+    cpu: dict[str, Any] = {"mpp": 2.0, "compute": {"device": "cpu"}}
+    np.testing.assert_array_equal(loaded.predict(tiles, **cpu), adapter.predict(tiles, **cpu))
+    with pytest.raises(ValueError, match="has no held-out predictions: it was saved by an earlier version"):
+        pk.tl.calibrate(loaded)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -209,7 +209,7 @@ def test_saved_and_loaded(
         np.testing.assert_array_equal(loaded.predict(tiles, **CPU, **given), both.predict(tiles, **CPU, **given))
     names = {path.name for path in (tmp_path / "mine").iterdir()}
     assert {"adapter_model.safetensors", "adapter_model_2.safetensors", "adapter_config_3.json"} < names
-    assert json.loads((tmp_path / "mine" / "pekasc.json").read_text())["format"] == 6
+    assert json.loads((tmp_path / "mine" / "pekasc.json").read_text())["format"] == 7
     # a smaller one in its place leaves no file behind
     ensemble.save(tmp_path / "mine")
     assert same(pk.Adapter.load(tmp_path / "mine"), ensemble)
