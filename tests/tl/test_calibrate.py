@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import spatialdata as sd
@@ -281,9 +282,11 @@ def test_what_is_not_to_be_trusted_is_shaded(four: SpatialData, fitted: pk.Adapt
     assert figure.get_suptitle().endswith(" (low trust)")
     *_, predicted, _ = figure.axes
     assert [len(drawn.get_offsets()) for drawn in predicted.collections] == [table.n_obs, 5]
+    plt.close(figure)
     table.obs["peka_novelty"] = 0.5
     figure = pk.pl.expression(sdata, levels.index[levels == "high"][0])
     assert not figure.get_suptitle().endswith("trust)") and len(figure.axes[-2].collections) == 1
+    plt.close(figure)
 
 
 def test_groups_that_are_not_new(four: SpatialData, fitted: pk.Adapter) -> None:
