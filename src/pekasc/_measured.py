@@ -23,6 +23,15 @@ def prediction_record(table: AnnData, key: str) -> Mapping[str, Any]:
     return record if isinstance(record, Mapping) else {}
 
 
+def was_trained_on(table: AnnData, key: str) -> np.ndarray:
+    """Return whether the adapter that predicted `key` was trained on a row, (n_obs,) bool; False if nothing says so."""
+    column = f"{key}_train"
+    if column not in table.obs:
+        return np.zeros(table.n_obs, dtype=bool)
+    # rows of other objects, joined, have none
+    return np.asarray(table.obs[column].fillna(value=False).to_numpy(dtype=bool))
+
+
 def as_stored(table: AnnData, key: str) -> bool:
     """Tell whether predictions are on the scale of the values as stored (``target="as_is"``)."""
     return prediction_record(table, key).get("target") == TARGETS["as_is"] or _scale_lost(table, key)

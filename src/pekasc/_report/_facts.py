@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pekasc._report._html import Content, Markup, bullets, code, element, facts, paragraphs, table
-from pekasc.models.trust import COUNTS, EDGES, LEVELS, RULES, trust_levels
+from pekasc.models.trust import COUNTS, EDGES, FEW_GROUPS, LEVELS, RULES, percent, trust_levels
 
 if TYPE_CHECKING:
     from pekasc.models import Adapter
 
 _MANY = 12  # names that are written out
 _BEST = 8
-_FEW_GROUPS = 5  # below which intervals say little about the next one
 _UNKNOWN = "not stated: see where its weights come from"
 _LEVEL = 0.9  # shown without a calibration
 
@@ -302,7 +301,7 @@ def intervals(about: About) -> Markup:
             )
         else:
             texts.append("The level is what these groups showed, and no promise for a new one.")
-        if len(made.groups) < _FEW_GROUPS:
+        if len(made.groups) < FEW_GROUPS:
             texts.append(
                 f"{number(len(made.groups), 'group')} say little about how far the next one may differ: take the "
                 "intervals as a rough guide."
@@ -345,11 +344,6 @@ def novelty(about: About) -> Markup:
         "Where most tiles of a slide are novel, the slide is: look at its stain and pixel size first.",
         ["Leave novel tiles out with ", code("pekasc.tl.predict_expression(sdata, adapter, abstain=0.01)"), "."],
     )
-
-
-def percent(level: float) -> str:
-    """Return a level in percent, with as many digits as it has."""
-    return f"{100 * level:.6g}%"
 
 
 def share(value: float) -> str:

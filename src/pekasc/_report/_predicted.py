@@ -15,12 +15,13 @@ from spatialdata import SpatialData
 from pekasc import pl, tl
 from pekasc._expression import close_genes, dense_layer
 from pekasc._keys import bound_keys, novelty_key, target_key
-from pekasc._measured import measured, prediction_record
-from pekasc._report._facts import About, names, number, percent, share
+from pekasc._measured import measured, prediction_record, was_trained_on
+from pekasc._report._facts import About, names, number, share
 from pekasc._report._figures import png
 from pekasc._report._html import Content, Markup, element, figure, paragraphs, table
 from pekasc._sections import check_spatialdata, get_table, section_labels, tiled_table
 from pekasc._settings import get_logger
+from pekasc.models.trust import percent
 
 if TYPE_CHECKING:
     from pekasc.models import Adapter
@@ -60,10 +61,7 @@ class Predicted:
     @property
     def trained(self) -> np.ndarray:
         """Rows that the adapter was trained on."""
-        column = f"{self.layer}_train"
-        if column not in self.table.obs:
-            return np.zeros(self.table.n_obs, dtype=bool)
-        return np.asarray(self.table.obs[column].fillna(value=False), dtype=bool)
+        return was_trained_on(self.table, self.layer)
 
     @property
     def by_gene(self) -> pd.DataFrame | None:

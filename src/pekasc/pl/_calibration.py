@@ -51,7 +51,7 @@ def calibration(adapter: Adapter, *, ax: Axes | None = None, figsize: tuple[floa
     >>> adapter = pk.tl.fit_adapter(sdata, method=None, progress=False)
     >>> ax = pk.pl.calibration(adapter)
     """
-    from pekasc.models.trust import EDGES
+    from pekasc.models.trust import EDGES, percent
 
     names, curve = _held_out(adapter)
     if ax is None:
@@ -72,7 +72,7 @@ def calibration(adapter: Adapter, *, ax: Axes | None = None, figsize: tuple[floa
         level = calibrated.level
         at = float(np.interp(level, mean, EDGES))
         ax.axhline(level, color=DARK, linewidth=0.6, linestyle=(0, (1, 2)), zorder=1)
-        label = f"{100 * level:.6g}% lie in nominal {at:.0%} intervals"
+        label = f"{percent(level)} lie in nominal {at:.0%} intervals"
         ax.plot(at, level, "o", color=DARK, markersize=5, zorder=5, label=label)
     style: dict[str, Any] = {"fontsize": SMALL, "color": GREY, "transform": ax.transAxes}
     ax.text(0.03, 0.97, "wider than needed", ha="left", va="top", **style)

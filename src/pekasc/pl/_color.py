@@ -13,7 +13,7 @@ from matplotlib.colors import Colormap, ListedColormap, Normalize
 from scipy import sparse
 
 from pekasc._expression import TARGETS, close_genes
-from pekasc._measured import prediction_record
+from pekasc._measured import prediction_record, was_trained_on
 from pekasc._obsm import predicted_column, target_column
 from pekasc._settings import get_logger
 from pekasc.pl._draw import robust_limits
@@ -83,7 +83,7 @@ def color_maps(
     if shadowed:
         logger.hint("%s: columns of `obs` are drawn, not the genes of that name, as scanpy does.", ", ".join(shadowed))
     predicted = _genes(table, genes, rows, layer, table_name) if genes else {}
-    trained = f"{layer}_train" in table.obs and bool(table.obs[f"{layer}_train"].iloc[rows].fillna(value=False).any())
+    trained = bool(was_trained_on(table, layer)[rows].any())
     unit = _UNITS.get(prediction_record(table, layer).get("target"), layer)
 
     def numeric(name: str, values: np.ndarray, **about: Any) -> Map:

@@ -15,6 +15,8 @@ DARK = "#222222"
 GREY = "#8a8a8a"
 ACCENT = "#b5322c"
 SMALL = 8
+DIMMED = 0.35  # H&E under spots and tiles
+NOVEL = 0.01  # p-value of tiles that the training hardly shows
 _RASTERIZE_ABOVE = 5000  # number of spots from which a vector file becomes too large
 
 

@@ -14,10 +14,22 @@ from scipy import sparse
 
 from pekasc._expression import close_genes
 from pekasc._keys import PEKA, TILES, bound_keys, novelty_key, target_key, trust_key
-from pekasc._measured import as_stored, measured
+from pekasc._measured import as_stored, measured, was_trained_on
 from pekasc._obsm import measured_target, predicted_column, target_column
 from pekasc._sections import Section, get_table
-from pekasc.pl._draw import SMALL, Box, bounding_box, frame, robust_limits, round_length, scale_bar, shade, spots
+from pekasc.pl._draw import (
+    DIMMED,
+    NOVEL,
+    SMALL,
+    Box,
+    bounding_box,
+    frame,
+    robust_limits,
+    round_length,
+    scale_bar,
+    shade,
+    spots,
+)
 from pekasc.pl._picture import chosen_sections, label, picture, radii_um
 
 if TYPE_CHECKING:
@@ -27,8 +39,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 BACKGROUNDS = ("white", "image")
-_DIMMED = 0.35
-_NOVEL = 0.01  # p-value of tiles that the training hardly shows
 _PANEL_INCHES = 2.7
 _MAX_INCHES = 6.0  # maximum height of a row, for tall, narrow sections
 UNIT = "log1p(counts per 10k)"
@@ -142,10 +152,9 @@ def expression(
         predicted, truth_values = _of_target(table, layer, *target, truth, counts_layer)
         unit = target[0]
     ends = _ends(table, gene, layer, target) if interval else ()
-    column = f"{layer}_train"
-    trained = table.obs[column].fillna(value=False).to_numpy(dtype=bool) if column in table.obs else None
+    trained = was_trained_on(table, layer)
     novelty = table.obs.get(novelty_key(layer))
-    novel = None if novelty is None else novelty.to_numpy(dtype=np.float64) < _NOVEL
+    novel = None if novelty is None else novelty.to_numpy(dtype=np.float64) < NOVEL
     low = target is None and str(table.var.get(trust_key(layer), pd.Series(dtype=str)).get(gene)) == "low"
     rows = []
     for found in chosen_sections(sdata, section, table_name, key):
@@ -158,7 +167,7 @@ def expression(
                 None if truth_values is None else truth_values[found.rows],
                 predicted[found.rows],
                 tuple(end[found.rows] for end in ends),
-                trained is not None and bool(trained[found.rows].any()),
+                bool(trained[found.rows].any()),
                 bounding_box(found.centres_um, radii),
                 None if novel is None else novel[found.rows],
             )
@@ -288,7 +297,7 @@ def _draw(
         values += zip(("lower end of the interval", "upper end"), row.ends, strict=False)
         for ax, (title, shown) in zip(panels[1:], values, strict=True):
             if background == "image":
-                ax.imshow(image, extent=extent, alpha=_DIMMED, interpolation="antialiased")
+                ax.imshow(image, extent=extent, alpha=DIMMED, interpolation="antialiased")
             frame(ax, row.box)
             spots(ax, row.section.centres_um, row.radii, shown, norm=norm, cmap=cmap)
             ax.set_title(title)

@@ -13,9 +13,23 @@ from matplotlib.colors import Colormap, LogNorm
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from pekasc._keys import GRID, PEKA, TILES, novelty_key, read_uns
+from pekasc._measured import was_trained_on
 from pekasc._sections import Section, check_spatialdata, get_table, section_readers, tiled_sections, tiled_table
 from pekasc.pl._cells import box_around, draw_cells
-from pekasc.pl._draw import ACCENT, DARK, GREY, SMALL, bounding_box, frame, round_length, scale_bar, spots, tidy
+from pekasc.pl._draw import (
+    ACCENT,
+    DARK,
+    DIMMED,
+    GREY,
+    NOVEL,
+    SMALL,
+    bounding_box,
+    frame,
+    round_length,
+    scale_bar,
+    spots,
+    tidy,
+)
 from pekasc.pl._picture import chosen_sections, label, picture, radii_um
 from pekasc.pl._slide import tile_cells
 from pekasc.tiling import TileStream
@@ -26,8 +40,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
     from spatialdata import SpatialData
 
-_DIMMED = 0.35
-_FEW = 0.01  # p-value below which tiles are counted
 _BINS = 4  # a decade
 _LEAST = 1e-4  # p-value from which on colours and bars are the same: how far beyond all known tiles, nobody knows
 _PANEL_INCHES = 2.8
@@ -160,11 +172,7 @@ def _found(sdata: SpatialData, layer: str, section: Any, table_name: str, key: s
     sections = chosen_sections(sdata, section, table_name, key)
     if not any(np.isfinite(values[one.rows]).any() for one in sections):
         raise ValueError(f"`obs[{column!r}]` has no values in these sections: all are NaN.")
-    column = f"{layer}_train"
-    trained = np.zeros(table.n_obs, dtype=bool)
-    if column in table.obs:
-        trained = table.obs[column].fillna(value=False).to_numpy(dtype=bool)
-    return _Tiles(sdata, table_name, table, sections, values, trained)
+    return _Tiles(sdata, table_name, table, sections, values, was_trained_on(table, layer))
 
 
 def _map(ax: Axes, found: _Tiles, section: Section, norm: LogNorm, cmap: str | Colormap) -> None:
@@ -174,7 +182,7 @@ def _map(ax: Axes, found: _Tiles, section: Section, norm: LogNorm, cmap: str | C
     radii = np.empty(0) if grid else radii_um(found.sdata, section)
     box = bounding_box(section.centres_um, radii) if cells is None else box_around(*cells.bounds())
     image, extent = picture(section, box)
-    ax.imshow(image, extent=extent, alpha=_DIMMED, interpolation="antialiased")
+    ax.imshow(image, extent=extent, alpha=DIMMED, interpolation="antialiased")
     if cells is None:
         drawn = spots(ax, section.centres_um, radii, values, norm=norm, cmap=cmap)
         drawn.set(edgecolor=GREY, linewidth=0.3)  # what is not novel is as pale as the image
@@ -198,16 +206,16 @@ def _histogram(ax: Axes, p: np.ndarray, norm: LogNorm, cmap: Colormap, what: str
         expected, edges, baseline=None, color=DARK, linewidth=1, linestyle=(0, (3, 2)),
         label="tiles like those of the training",
     )  # fmt: skip
-    ax.axvline(_FEW, color=ACCENT, linewidth=0.8, linestyle=(0, (4, 3)), ymax=0.7)
+    ax.axvline(NOVEL, color=ACCENT, linewidth=0.8, linestyle=(0, (4, 3)), ymax=0.7)
     ax.set_xscale("log")
     ax.set_xlim(least, 1)
     ax.xaxis.set_major_locator(LogLocator())
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.set_ylim(0, 1.45 * max(counts.max(), expected.max()))
-    share = (p < _FEW).mean()
+    share = (p < NOVEL).mean()
     ax.text(
-        0.03, 0.86, f"{share:.1%} of {len(p):,} tiles below {_FEW:g}", transform=ax.transAxes, fontsize=SMALL,
+        0.03, 0.86, f"{share:.1%} of {len(p):,} tiles below {NOVEL:g}", transform=ax.transAxes, fontsize=SMALL,
         color=ACCENT, ha="left", va="top",
     )  # fmt: skip
     ax.legend(loc="upper left", fontsize=SMALL, frameon=False, borderpad=0.2, handlelength=1.6)

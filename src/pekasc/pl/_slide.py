@@ -18,7 +18,7 @@ from pekasc._keys import PEKA, read_uns
 from pekasc._sections import Section, check_spatialdata, get_table, images_of, tile_record, tiled_sections
 from pekasc.pl._cells import Cells, box_around, draw_cells
 from pekasc.pl._color import Map, color_maps, color_names
-from pekasc.pl._draw import SMALL, Box, frame, round_length, scale_bar
+from pekasc.pl._draw import DIMMED, SMALL, Box, frame, round_length, scale_bar
 from pekasc.pl._picture import picture
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _TILE_COLOUR = "#11999e"  # no colour of H&E
-_DIMMED = 0.35
 _PANEL_INCHES = 3.4  # side of a square panel
 _FEW = 1.3  # times as large, if there are but two
 _LEAST_INCHES = 1.6  # width of a column, for titles
@@ -225,7 +224,7 @@ def _draw(
     first.set_title("H&E")
     first.set_ylabel(section.image_name, parse_math=False)
     for ax in others:
-        ax.imshow(image, extent=extent, alpha=_DIMMED, interpolation="antialiased")
+        ax.imshow(image, extent=extent, alpha=DIMMED, interpolation="antialiased")
     if not maps:
         title, _, rest = caption.partition("\n")
         kept = np.ones(len(cells.centres))

@@ -33,6 +33,7 @@ from pekasc._settings import get_logger
 from pekasc.models import Adapter
 from pekasc.models.trust import (
     EXACT,
+    FEW_GROUPS,
     MOST_SPOTS,
     UNSEEN,
     Block,
@@ -52,7 +53,6 @@ from pekasc.tl._select import default_groups, obs_groups
 
 logger = get_logger(__name__)
 
-_FEW = 5  # groups, below which intervals say little about the next one
 _ROWS = 4096  # predicted at once
 _KEPT = 2**29  # bytes of predictions
 _LEAST_SPOTS = 200  # of a group that are kept
@@ -178,7 +178,7 @@ def calibrate(
             "groups, never varied, or lies farther off than any interval reaches. Lower `level`, or add groups."
         )
     logger.hint("%s.%s", made.text, f" {without} genes have none." if without else "")
-    if len(made.groups) < _FEW:
+    if len(made.groups) < FEW_GROUPS:
         warnings.warn(
             f"Intervals from {len(made.groups)} groups: how far groups differ is hardly known from so few, and "
             "intervals may cover less in a new one. Calibrate on more sections that the adapter never saw (`sdata=`).",

@@ -14,7 +14,7 @@ from spatialdata import SpatialData
 
 from pekasc._expression import Matrix, log1p_of_totals
 from pekasc._keys import PEKA, TILES, check_key, score_key, target_key, write_uns
-from pekasc._measured import as_stored, measured, measured_counts, prediction_record
+from pekasc._measured import as_stored, measured, measured_counts, prediction_record, was_trained_on
 from pekasc._obsm import measured_target, obsm_of, predicted_target, recorded_targets
 from pekasc._sections import check_table, get_table, positions_um, section_labels, writable_table
 from pekasc._settings import get_logger
@@ -323,8 +323,7 @@ def _without_training(table: AnnData, rows: np.ndarray, layer: str, include_trai
     column = f"{layer}_train"
     if include_train or column not in table.obs:
         return rows
-    # rows of other objects, joined, have none
-    trained = table.obs[column].fillna(value=False).to_numpy(dtype=bool)[rows]
+    trained = was_trained_on(table, layer)[rows]
     if trained.all():
         raise ValueError(
             "The adapter was trained on every spot that it predicted, so no held-out spots are left to score. "

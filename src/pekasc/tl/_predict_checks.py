@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from pekasc._expression import no_overlap_message
 from pekasc._keys import bound_keys, novelty_key, packed, total_check_key, total_key, trust_key
-from pekasc._measured import prediction_record
+from pekasc._measured import prediction_record, was_trained_on
 from pekasc._obsm import recorded_targets
 from pekasc._sections import Section
 from pekasc.models import Adapter
@@ -54,7 +54,7 @@ def check_trained(table: AnnData, key: str, target: str | None, trained: np.ndar
     column = f"{key}_train"
     if not others or column not in table.obs:
         return
-    before = table.obs[column].fillna(value=False).to_numpy(dtype=bool)
+    before = was_trained_on(table, key)
     if not np.array_equal(before, trained):
         raise ValueError(
             f"The adapter that predicted {others[0]} under `key_added={key!r}` was trained on {int(before.sum())} of "

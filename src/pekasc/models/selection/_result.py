@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -27,18 +27,18 @@ from pekasc.models.training import method_name, n_clusters_for
 _GENES = 2048  # per chunk
 
 
-def _gene_scores(job: Job, reader: Reader, fitted: Fitted) -> tuple[pd.DataFrame, dict[str, float]]:
+def _gene_scores(job: Job, fitted: Fitted, held_out: Sequence[np.ndarray]) -> tuple[pd.DataFrame, dict[str, float]]:
     """Return the Pearson correlation of every gene within held-out sections, averaged over sections.
 
     Depth, epochs and penalty were chosen on the same groups, so the scores are slightly optimistic; no weights were
     fitted on them. A gene is scored in the sections that measured it, by a fit on others that did. The median over
-    genes is returned for every member of the reading as well.
+    genes is returned for every member of the reading as well. `held_out` are the scores of the held-out spots by fold,
+    see :meth:`Reader.held_out`.
     """
     data = job.data
     names = list(dict.fromkeys(member.name for member in fitted.folds[0].members))
     found: dict[str, list[np.ndarray]] = {name: [] for name in ("", *names)}
-    for i, (reading, fold) in enumerate(zip(fitted.folds, job.folds, strict=True)):
-        scores = reader.held_out(reading, i)
+    for reading, fold, scores in zip(fitted.folds, job.folds, held_out, strict=True):
         parts = {"": (reading, np.arange(reading.n_scores))}
         parts |= {name: _part(reading, name) for name in names if len(names) > 1}
         for section in np.unique(data.sections[fold.held_out]):
@@ -128,9 +128,10 @@ def make_result(
     """Score every gene on the held-out groups and return the adapter, still without weights and history."""
     data, o = job.data, job.options
     with o.profile.stage("head"):
-        scores, alone = _gene_scores(job, reader, fitted)
+        held_out = [reader.held_out(reading, number) for number, reading in enumerate(fitted.folds)]
+        scores, alone = _gene_scores(job, fitted, held_out)
         # where methods are compared, nobody asks
-        kept = None if data.counts is None else (held_out_of(job, reader, fitted), tile_novelty(job, reader.features))
+        kept = None if data.counts is None else (held_out_of(job, fitted, held_out), tile_novelty(job, reader.features))
     o.profile.saw_memory(peak_memory(o.device))
     table = pd.concat([selection, fitted.table.assign(stage="reading", epochs=epochs)])
     table = table.reindex(columns=SELECTION).reset_index(drop=True)

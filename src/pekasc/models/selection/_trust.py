@@ -14,17 +14,20 @@ from pekasc.models.encoders import Depth
 from pekasc.models.heads import Source
 from pekasc.models.selection._inputs import Data
 from pekasc.models.selection._job import Job
-from pekasc.models.selection._readout import Features, Fitted, Reader
+from pekasc.models.selection._readout import Features, Fitted
 from pekasc.models.trust import MOST_SPOTS, Block, HeldOut, Novelty, counts_of, held_out, novelty_of
 
 _SHALLOW = (1 / 6, 1 / 3, 1 / 2)  # of the blocks: deeper features hardly tell blur, stain and scale from tissue
 
 
-def held_out_of(job: Job, reader: Reader, fitted: Fitted) -> HeldOut:
-    """Return the noise and the scores of predictions of held-out groups, each by the reading fitted without them."""
+def held_out_of(job: Job, fitted: Fitted, held_out_scores: Sequence[np.ndarray]) -> HeldOut:
+    """Return the noise and the scores of predictions of held-out groups, each by the reading fitted without them.
+
+    `held_out_scores` are the scores of the held-out spots by fold, see :meth:`Reader.held_out`.
+    """
     data, blocks = job.data, list[Block]()
-    for number, (reading, fold) in enumerate(zip(fitted.folds, job.folds, strict=True)):
-        scores = reader.held_out(reading, number)
+    parts = zip(fitted.folds, job.folds, held_out_scores, strict=True)
+    for number, (reading, fold, scores) in enumerate(parts):
         learned = None if data.panels is None else data.panels.learned(fold.train)
         for group, at in _parts(data, fold.held_out):
             rows = fold.held_out[at]

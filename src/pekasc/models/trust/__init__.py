@@ -3,6 +3,7 @@
 from pekasc.models.trust._calibration import (
     APPROXIMATE,
     EXACT,
+    FEW_GROUPS,
     GUARANTEES,
     INSIDE,
     UNSEEN,
@@ -10,6 +11,7 @@ from pekasc.models.trust._calibration import (
     check_groups,
     check_level,
     from_held_out,
+    percent,
     usable,
 )
 from pekasc.models.trust._conformal import (
@@ -30,6 +32,7 @@ __all__ = [
     "COUNTS",
     "EDGES",
     "EXACT",
+    "FEW_GROUPS",
     "GUARANTEES",
     "INSIDE",
     "LEVELS",
@@ -54,6 +57,7 @@ __all__ = [
     "interval_record",
     "intervals_of",
     "novelty_of",
+    "percent",
     "quantiles_of_cumulative",
     "reachable",
     "trust_levels",

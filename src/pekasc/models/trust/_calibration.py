@@ -11,6 +11,7 @@ from pekasc.models.trust._conformal import groups_needed, quantiles_of_cumulativ
 from pekasc.models.trust._held_out import HeldOut
 from pekasc.models.trust._noise import Noise
 
+FEW_GROUPS = 5  # below which intervals say little about the next one
 APPROXIMATE, EXACT = "approximate", "exact"
 GUARANTEES = (APPROXIMATE, EXACT)
 INSIDE, UNSEEN = "training groups, held out in turn", "groups that the adapter never saw"
@@ -55,7 +56,7 @@ class Calibration:
     @property
     def text(self) -> str:
         """The level, what it is from, and whether it is promised, in a line."""
-        n, level = len(self.groups), f"{100 * self.level:.6g}%"
+        n, level = len(self.groups), percent(self.level)
         if self.guarantee == EXACT:
             return f"{level} intervals from {n} {self.source} (exact)"
         if n == 1 and self.source == INSIDE:
@@ -64,6 +65,11 @@ class Calibration:
         return (
             f"{level} intervals from {n} {self.source} (approximate, no promise: {n} groups could give {most} at most)"
         )
+
+
+def percent(level: float) -> str:
+    """Return a level in percent, with as many digits as it has."""
+    return f"{100 * level:.6g}%"
 
 
 def check_level(level: float, guarantee: str) -> None:
