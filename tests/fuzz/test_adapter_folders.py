@@ -45,6 +45,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = pk.Recipe(epochs=1, rank=4, blocks=1, n_views=1, cluster_head_epochs=1, choose_epochs=False)
     readout = {"depth": 2, "n_components": 4, "context_um": 300, "fields_um": (168,)}
     fitted = pk.tl.fit_adapter(sdata, recipe=recipe, readout=readout, compute={"device": "cpu"}, progress=False)
+    with pytest.warns(UserWarning, match="Intervals from 2 groups"):
+        fitted = pk.tl.calibrate(fitted)
     folder = tmp_path_factory.mktemp("fuzz") / "mine"
     fitted.save(folder)
     return folder

@@ -22,7 +22,7 @@ FIT: dict[str, Any] = {
     "readout": pk.Readout.preset("ridge").replace(n_depths=None, depth=2, n_components=10),
 }  # fmt: skip
 CPU: dict[str, Any] = {"compute": {"device": "cpu"}, "progress": False}
-pytestmark = pytest.mark.filterwarnings("ignore:Intervals from", "ignore:Section 'P")
+pytestmark = pytest.mark.filterwarnings("ignore:Intervals from", "ignore:Section 'P", "ignore:Many tiles of")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,9 @@ def test_from_sections_that_it_never_saw(four: SpatialData, fitted: pk.Adapter) 
     # at that level they cover the very groups that they are from
     sdata = part(four, PATIENTS[2:])
     pk.tl.predict_expression(sdata, pk.tl.calibrate(fitted, unseen, level=0.6, **CPU), **CPU)
-    assert pk.tl.evaluate(sdata)["coverage_randomised"].mean() == pytest.approx(0.6, abs=0.03)
+    scores = pk.tl.evaluate(sdata)
+    assert scores["coverage_randomised"].mean() == pytest.approx(0.6, abs=0.03)
+    np.testing.assert_allclose(scores["calibration_error"], scores["coverage_randomised"] - 0.6)
     assert not {"peka", "peka_lower"} & set(unseen["table"].layers)
 
 
@@ -171,7 +173,8 @@ def test_tiles_that_are_too_novel_are_not_predicted(four: SpatialData, fitted: p
     for wrong in (0, 1, "0.1"):
         with pytest.raises(ValueError, match="`abstain` must be above 0 and below 1"):
             pk.tl.predict_expression(sdata, calibrated, abstain=wrong, **CPU)
-    pk.tl.predict_expression(sdata, calibrated, abstain=0.05, **CPU)
+    with pytest.warns(UserWarning, match=r"less like the training tiles .*'P4S1_spots' \(100%\).*Check the pixel size"):
+        pk.tl.predict_expression(sdata, calibrated, abstain=0.05, **CPU)
     table = sdata["table"]
     nothing = np.isnan(table.layers["peka"]).all(axis=1)
     np.testing.assert_array_equal(nothing, table.obs["peka_novelty"] < 0.05)

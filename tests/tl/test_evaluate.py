@@ -58,6 +58,7 @@ def test_scores_are_scipys(adata: AnnData) -> None:
         assert row.pearson == pytest.approx(scipy.stats.pearsonr(x, y)[0], abs=1e-5)
         assert row.spearman == pytest.approx(scipy.stats.spearmanr(x, y)[0], abs=1e-3)  # ties in float32
         assert row.rmse == pytest.approx(np.sqrt(np.mean((x - y) ** 2)), rel=1e-5)
+        assert row.variance_explained == pytest.approx(1 - np.mean((x - y) ** 2) / np.var(y), abs=1e-4)
     for metric in ("pearson", "spearman", "rmse"):
         expected = scores.groupby("gene")[metric].mean()
         column = adata.var[f"peka_{metric}"]

@@ -74,14 +74,16 @@ def evaluate(
     -------
     One row per gene and group: ``gene``, ``group``, ``n_spots``, ``pearson``, ``ceiling`` (the largest ``pearson`` that
     counting noise allows, see Notes), ``reached`` (``pearson`` over ``ceiling``), ``spearman``, ``rmse``,
-    ``morans_i_measured``, ``morans_i_predicted``, ``morans_i_ratio`` (predicted over measured; Moran's I over six
-    nearest neighbours within sections, mean over the group's sections weighted by spots; the ratio is NaN for genes
-    whose measured Moran's I is nowhere significant at 5 %). Scores of a gene that is constant in a group are NaN,
-    and so are those of a gene that the group did not measure (``n_spots`` 0). Of a calibrated adapter
-    (:func:`pekasc.tl.calibrate`), before ``rmse``: ``coverage``, the share of measurements in their interval at the
-    spot's own total; ``coverage_randomised``, the same with the ends of an interval of counts taken in part, so that it
-    can be the level exactly (a closed interval of counts covers a little more); and ``width``, of the intervals on
-    average, on the scale of the predictions.
+    ``variance_explained`` (1 - mean squared error over the variance of the measured values within the group, so that
+    the group's own mean has 0; below 0 where a patient's level is missed, however good the map), ``morans_i_measured``,
+    ``morans_i_predicted``, ``morans_i_ratio`` (predicted over measured; Moran's I over six nearest neighbours within
+    sections, mean over the group's sections weighted by spots; the ratio is NaN for genes whose measured Moran's I is
+    nowhere significant at 5 %). Scores of a gene that is constant in a group are NaN, and so are those of a gene that
+    the group did not measure (``n_spots`` 0). Of a calibrated adapter (:func:`pekasc.tl.calibrate`), before ``rmse``:
+    ``coverage``, the share of measurements in their interval at the spot's own total; ``coverage_randomised``, the same
+    with the ends of an interval of counts taken in part, so that it can be the level exactly (a closed interval of
+    counts covers a little more); ``width``, of the intervals on average, on the scale of the predictions; and
+    ``calibration_error``, ``coverage_randomised`` less the level (below 0: intervals are too narrow in that group).
 
     Also writes, as mean over groups, ``var["{layer}_pearson"]``, ``var["{layer}_ceiling"]``,
     ``var["{layer}_spearman"]``, ``var["{layer}_rmse"]``, ``var["{layer}_morans_i_ratio"]`` and, of a calibrated

@@ -87,6 +87,7 @@ def _score(group: str, spots: Compared) -> pd.DataFrame:
     # without spatial structure the ratio is undefined, and its extremes would dominate any mean over genes
     undefined = np.full(len(spots.names), np.nan)
     ratio = np.divide(i_predicted, i_measured, out=undefined.copy(), where=structured & (i_measured > 0))
+    error, variance = np.square(predicted.astype(np.float64) - y).mean(axis=0), y.var(axis=0, dtype=np.float64)
     r, ceiling = pearson(predicted, y), undefined
     if spots.counts is not None and spots.totals is not None:
         ceiling = noise_ceiling(spots.counts, spots.totals)
@@ -100,7 +101,8 @@ def _score(group: str, spots: Compared) -> pd.DataFrame:
             "reached": np.divide(r, ceiling, out=np.full(r.size, np.nan), where=ceiling > 0),
             "spearman": pearson(rankdata(predicted, axis=0), rankdata(y, axis=0)),
             **_coverage(spots, y),
-            "rmse": np.sqrt(np.square(predicted.astype(np.float64) - y).mean(axis=0)),
+            "rmse": np.sqrt(error),
+            "variance_explained": 1 - np.divide(error, variance, out=undefined.copy(), where=variance > 0),
             "morans_i_measured": i_measured,
             "morans_i_predicted": i_predicted,
             "morans_i_ratio": ratio,
@@ -122,6 +124,7 @@ def _coverage(spots: Compared, y: np.ndarray) -> dict[str, np.ndarray]:
         "coverage_randomised": noise.share_within(ends, threshold).mean(axis=0),
         "width": (high - low).mean(axis=0, dtype=np.float64),
     }
+    found["calibration_error"] = found["coverage_randomised"] - spots.intervals["level"]
     return {name: np.where(known, values, np.nan) for name, values in found.items()}
 
 

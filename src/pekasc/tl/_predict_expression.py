@@ -58,6 +58,7 @@ from pekasc.tl._predict_trust import (
     check_abstain,
     left_out,
     remove_trust,
+    warn_of_novel_sections,
     write_bounds,
     write_levels,
 )
@@ -288,6 +289,7 @@ def predict_expression(
         write_levels(table, key_added, adapter, wanted, columns)
         if p_values is not None:
             table.obs[novelty_key(key_added)] = p_values
+        warn_of_novel_sections(p_values, sections, trained)
     if new_table:
         if table_added in sdata.tables:
             del sdata.tables[table_added]

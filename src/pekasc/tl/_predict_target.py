@@ -19,7 +19,7 @@ from pekasc.models import Adapter
 from pekasc.models.trust import interval_record
 from pekasc.tl._predict_checks import adapter_record, check_columns, check_size, check_stride, check_trained
 from pekasc.tl._predict_rows import LayerSpec, layer_parts, tile_scores, trained_on
-from pekasc.tl._predict_trust import abstained, bounds, left_out
+from pekasc.tl._predict_trust import abstained, bounds, left_out, warn_of_novel_sections
 from pekasc.tl._read import ensure_tiles, untiled_on_error
 
 
@@ -86,6 +86,7 @@ def predict_target(
             table.obsm[bound] = pd.DataFrame(found, index=table.obs_names, columns=frame.columns)
         if p_values is not None:
             table.obs[novelty_key(key_added)] = p_values
+        warn_of_novel_sections(p_values, sections, trained)
     table.obsm[features_name] = adapted
     table.obs[f"{key_added}_train"] = trained
     write_uns(table, name, record, kind="prediction")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from pekasc._keys import bound_keys, novelty_key, trust_key
+from pekasc._sections import Section
 from pekasc._settings import get_logger
 from pekasc.models import Adapter
 from pekasc.models.features import StoredLayer, derived_layer
@@ -19,6 +21,9 @@ from pekasc.models.trust import intervals_of, trust_levels
 logger = get_logger(__name__)
 
 _ROWS = 4096  # at once
+# Of a slide at the wrong pixel size, 27 to 99 % of tiles are below 0.05, of other sections of a training patient 0 to
+# 4 %, those of other patients 10 to 38 % (docs/decisions.md)
+_LEVEL, _MOST, _FEWEST = 0.05, 0.3, 20
 
 
 def check_abstain(adapter: Adapter, abstain: float | None) -> None:
@@ -53,6 +58,37 @@ def left_out(p_values: np.ndarray | None, abstain: float | None) -> np.ndarray |
     n = int(np.isfinite(p_values).sum())
     logger.hint("%d of %d tiles are not predicted: their novelty is below %g.", rows.sum(), n, abstain)
     return np.asarray(rows)
+
+
+def warn_of_novel_sections(p_values: np.ndarray | None, sections: Sequence[Section], trained: np.ndarray) -> None:
+    """Warn of sections of which many tiles are unlike the training tiles, as those of a wrong pixel size are.
+
+    Parameters
+    ----------
+    p_values
+        Novelty of every row, (n_obs,); None where the adapter knows none.
+    sections
+        The sections that were predicted.
+    trained
+        Whether the adapter was trained on a row's tissue, (n_obs,) bool: such tiles say nothing.
+    """
+    if p_values is None:
+        return
+    found = []
+    for section in sections:
+        own = p_values[section.rows[~trained[section.rows]]]
+        own = own[np.isfinite(own)]
+        if own.size >= _FEWEST and (share := float((own < _LEVEL).mean())) > _MOST:
+            found.append(f"{section.name!r} ({share:.0%})")
+    if found:
+        warnings.warn(
+            f"Many tiles of {len(found)} sections are less like the training tiles than 95% of those that were held "
+            f"out there: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}. Check the pixel size, the stain "
+            "and the focus of these images (`pekasc.pl.novelty` shows the tiles); another patient or tissue can do the "
+            "same. Scores of held-out groups do not tell how good these predictions are.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def abstained(rows: np.ndarray | None, abstain: float | None) -> dict[str, Any]:

@@ -77,6 +77,19 @@ def test_values_of_a_field(saved: Path, field: str, values: list[Any], words: st
             pk.Adapter.load(saved)
 
 
+def test_noise_must_be_of_the_target_and_novelty_of_its_depths(saved: Path) -> None:
+    trust = json.loads((saved / "pekasc.json").read_text())["trust"]
+    assert trust["held_out"]["kind"] == "counts"
+    reseal(saved, trust={**trust, "held_out": {**trust["held_out"], "kind": "residuals"}})
+    with pytest.raises(
+        ValueError, match=r"`trust.held_out` is of residuals, and the target is 'log1p\(counts per 10,000\)'"
+    ):
+        pk.Adapter.load(saved)
+    reseal(saved, trust={**trust, "novelty": {**trust["novelty"], "depths": [[k] for k in range(1, 8)]}})
+    with pytest.raises(ValueError, match="trust.novelty.centre has .* features, no multiple of the depths"):
+        pk.Adapter.load(saved)
+
+
 def _with(record: Any, **changes: Any) -> Any:
     """Return the members of a record with changes of the first; "source" is that of its first block."""
     first = json.loads(json.dumps(record))

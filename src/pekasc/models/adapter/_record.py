@@ -15,6 +15,7 @@ import torch
 from peft import PeftConfig
 from torch import Tensor
 
+from pekasc._expression import TARGETS
 from pekasc._options import REFITS
 from pekasc.models.adapter._reading import expected_shapes
 from pekasc.models.adapter._trust import KIND, check_trust
@@ -215,6 +216,11 @@ def check_record(record: Mapping[str, Any]) -> None:
     n_adapters = sum(name.startswith("adapter_model") for name in record["files"])
     if any(len(source) == 4 and source[3] >= n_adapters for source in sources):
         raise ValueError(f"`reading` reads more adapters than the {n_adapters} that there are")
+    wanted = COUNTS if record["info"]["target"] == TARGETS["log1p"] else RESIDUALS
+    for name in ("held_out", "calibration"):
+        part = record.get("trust", {}).get(name)
+        if part is not None and part["kind"] != wanted:
+            raise ValueError(f"`trust.{name}` is of {part['kind']}, and the target is {record['info']['target']!r}")
     for name in ("gene_scores", "history", "selection"):
         _check_frame(record[name], name)
     scores = record["gene_scores"]

@@ -108,6 +108,10 @@ def check_trust(record: Mapping[str, Any], n_genes: int, arrays: Mapping[str, An
     if record["novelty"] is not None:
         check(_name("novelty", "centre"), (None,), "float32", low=-np.inf)
         d = values[_name("novelty", "centre")].shape[0]
+        if d % len(record["novelty"]["depths"]):
+            raise ValueError(
+                f"{_name('novelty', 'centre')} has {d} features, no multiple of the depths that they are of"
+            )
         check(_name("novelty", "sd"), (None,), "float32", low=0, strict=True)
         check(_name("novelty", "axes"), (values[_name("novelty", "sd")].shape[0], d), "float32", low=-np.inf)
         check(_name("novelty", "reference"), (len(record["novelty"]["n_tiles"]), None), "float32", low=0)
