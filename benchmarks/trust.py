@@ -3,6 +3,7 @@
     python benchmarks/trust.py --out FOLDER --part phantom
     python benchmarks/trust.py --her2st PATH --vits PATH --out FOLDER --part her2st
     python benchmarks/trust.py --her2st PATH --vits PATH --out FOLDER --part novelty
+    python benchmarks/trust.py --out FOLDER --part shifted
     python benchmarks/trust.py --out FOLDER --only table
 
 ``phantom``: 20 synthetic patients, 16 train and 4 are tested, five draws of the four; the tiny encoder, nothing trained
@@ -12,26 +13,35 @@ values on the training spots, and on held-out groups (``target="as_is"``).
 ``her2st``: the same for intervals of counts and of log residuals on C4, B4 and from B4 to C, all expressed genes.
 ``novelty``: share of tiles flagged at 5 % of the sections tested: as they are, blurred, marked by a pen, at twice and
 half the pixel size, with other stains; her2st (C2 + C3 to C4) and 8 synthetic patients (6 to 2), ViT-S/14.
+``shifted``: 12 synthetic patients, 9 train and 3 are tested, with haematoxylin and eosin scaled, blurred, with the
+spots of one tissue state alone, and with tissue that no training spot shows: share of tiles flagged, and coverage of
+all tiles and of those that are not flagged. What novelty costs in a prediction is printed.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import spatialdata as sd
 from anndata import AnnData
 from scipy import sparse
 from scipy.ndimage import gaussian_filter
 from skimage.color import hed2rgb, rgb2hed
 from spatialdata import SpatialData
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import get_transformation
 
 import pekasc as pk
 from _her2st import ALL_FOLDS, KeptRows, parsed, quick_parser, vits
 from _machine import machine
 
 LEVEL = 0.9
+PARTS = ("phantom", "her2st", "novelty", "shifted")
 QUIET: dict[str, Any] = {"progress": False}
 
 
@@ -215,6 +225,82 @@ def novelty(kept: KeptRows, arguments: Any) -> None:
             print(name, look, round(float((p < 0.05).mean()), 3), flush=True)
 
 
+def with_look(sdata: SpatialData, regions: list[str], change: Any) -> SpatialData:
+    """Return an object with the images of some sections changed; `change` takes and gives (1, y, x, c) uint8."""
+    images = dict(sdata.images)
+    for region in regions:
+        name = region.replace("_spots", "_he")
+        finest = sd.get_pyramid_levels(sdata.images[name], n=0)
+        pixels = change(np.asarray(finest.transpose("y", "x", "c").values)[None])[0]
+        places = get_transformation(finest, get_all=True)
+        images[name] = Image2DModel.parse(
+            np.moveaxis(pixels, -1, 0), c_coords=["r", "g", "b"], transformations=places, scale_factors=[2]
+        )
+    return SpatialData(images=images, shapes=dict(sdata.shapes), tables={"table": sdata["table"].copy()})
+
+
+def shifted(kept: KeptRows) -> None:
+    sdata = pk.datasets.phantom(12, size_um=1000.0, mpp=1.0)
+    pk.pp.tile(sdata, tile_px=56, mpp=2.0)
+    table = sdata["table"]
+    region, states = table.obs["region"].astype(str), table.obsm["phantom_states"]
+    regions = list(dict.fromkeys(region))
+    train, test = regions[:9], regions[9:]
+    everything = np.ones(table.n_obs, dtype=bool)
+    fits: dict[str, tuple[np.ndarray, list[tuple[str, Any, np.ndarray]]]] = {
+        "all states": (everything, [
+            ("as they are", None, everything),
+            *((f"stain x {factor:g}", partial(stained, factor=factor), everything) for factor in (0.35, 0.7, 1.3, 2.0)),
+            *((f"blur of {sigma} um", partial(blurred, sigma=sigma), everything) for sigma in (2, 4)),
+            *((f"mostly {state}", None, (states[state] > 0.5).to_numpy()) for state in ("tumour", "stroma", "immune")),
+        ]),
+        "trained without glands and fat": ((states["gland"] + states["fat"] < 0.2).to_numpy(), [
+            ("the others", None, (states["gland"] + states["fat"] < 0.2).to_numpy()),
+            ("mostly glands or fat, never shown", None, (states["gland"] + states["fat"] > 0.5).to_numpy()),
+        ]),
+    }  # fmt: skip
+    for fit, (shown, looks) in fits.items():
+        if any(row["fit"] == fit for row in kept.rows):
+            continue
+        mask = region.isin(train).to_numpy() & shown
+        adapter = pk.tl.calibrate(
+            pk.tl.fit_adapter(sdata, train=mask, method=None, recipe="quick", **QUIET), level=LEVEL
+        )
+        for look, change, rows in looks:
+            changed = sdata if change is None else with_look(sdata, test, change)
+            pk.tl.predict_expression(changed, adapter, **QUIET)
+            of = changed["table"]
+            wanted = region.isin(test).to_numpy() & rows
+            flagged = of.obs["peka_novelty"].to_numpy() < 0.05
+            row = {"fit": fit, "look": look, "tiles": int(wanted.sum()), "flagged": float(flagged[wanted].mean())}
+            for name, some in (("all", wanted), ("not flagged", wanted & ~flagged)):
+                if some.sum() >= 20:
+                    part = of.copy()
+                    part.layers["peka"] = np.where(some[:, None], part.layers["peka"], np.nan)
+                    part.obs["one"] = "one"
+                    scores = pk.tl.evaluate(part, groups="one")
+                    row |= {
+                        f"coverage, {name}": scores["coverage_randomised"].mean(),
+                        f"r, {name}": scores["pearson"].mean(),
+                    }
+            kept.add([row])
+            print(row, flush=True)
+    cost(sdata, adapter)
+
+
+def cost(sdata: SpatialData, adapter: pk.Adapter) -> None:
+    """Print seconds of the processor of predictions with and without intervals and novelty, in turn, three rounds."""
+    plain = replace(adapter, calibration=None)
+    seconds: dict[str, list[float]] = {"plain": [], "calibrated": []}
+    for _ in range(3):
+        for name, one in (("plain", plain), ("calibrated", adapter)):
+            clock = time.process_time()
+            pk.tl.predict_expression(sdata, one, **QUIET)
+            seconds[name].append(time.process_time() - clock)
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    print("seconds of a prediction", seconds, "calibrated / plain", round(medians["calibrated"] / medians["plain"], 3))
+
+
 def embedded(encoder: pk.models.Encoder, tiles: np.ndarray, depth: int) -> np.ndarray:
     from pekasc.models.encoders import EncoderNetwork
     from pekasc.models.features import embed
@@ -228,15 +314,17 @@ def embedded(encoder: pk.models.Encoder, tiles: np.ndarray, depth: int) -> np.nd
 
 def main() -> None:
     parser = quick_parser(__doc__)
-    parser.add_argument("--part", choices=["phantom", "her2st", "novelty"])
+    parser.add_argument("--part", choices=PARTS)
     arguments = parsed(parser, needs=())
     arguments.out.mkdir(parents=True, exist_ok=True)
-    kept = {part: KeptRows(arguments.out / f"trust-{part}.jsonl") for part in ("phantom", "her2st", "novelty")}
+    kept = {part: KeptRows(arguments.out / f"trust-{part}.jsonl") for part in PARTS}
     if arguments.only != "table":
         if arguments.part == "phantom":
             phantom(kept["phantom"])
         elif arguments.part == "her2st":
             her2st(kept["her2st"], arguments)
+        elif arguments.part == "shifted":
+            shifted(kept["shifted"])
         else:
             novelty(kept["novelty"], arguments)
     for part in ("phantom", "her2st"):
@@ -253,6 +341,8 @@ def main() -> None:
             .round(2)
             .to_string()
         )
+    if kept["shifted"].rows:
+        print(pd.DataFrame(kept["shifted"].rows).round(3).to_string(index=False))
     print(machine())
 
 
