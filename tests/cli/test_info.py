@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+import pytest
+
 import pekasc as pk
 
 
@@ -37,3 +40,19 @@ def test_what_there_is(run: Any, predicted: Any, slide: Path, sections: Path, ad
     assert str(loaded) in shown.stdout  # what print(adapter) shows
     assert "'P1S1_spots': GeoDataFrame" in shown.stdout and "table 'table': " in shown.stdout
     assert "store of 2 arrays, " in shown.stdout
+
+
+def test_an_adapter_on_the_hub(run: Any, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(name: str, **_: Any) -> str:
+        if name != "lab/breast":
+            raise FileNotFoundError("404")
+        return str(adapter)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert run("info", "hf-hub:lab/breast").stdout == run("info", adapter).stdout.replace(
+        str(adapter), "hf-hub:lab/breast"
+    )
+    failed = run("info", "hf-hub:lab/none", "--json")
+    assert failed.code == 3 and "could not be fetched from the model hub" in failed.results[0]["reason"]
+    failed = run("predict", "slide.tif", "--adapter", "hf-hub:lab/none", "--out", tmp_path / "out")
+    assert failed.code == 2 and "could not be fetched from the model hub" in " ".join(failed.stderr.split())

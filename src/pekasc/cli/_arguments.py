@@ -157,7 +157,7 @@ Target = Annotated[
     typer.Option("--target", metavar="NAME", help="log1p (the default), as_is, or obsm:KEY for its columns."),
 ]
 GeneKey = Annotated[str | None, typer.Option("--gene-key", metavar="COLUMN", help="Column of var.")]
-Adapter = Annotated[Path, typer.Option("--adapter", metavar="DIR", help="Folder of the adapter.")]
+Adapter = Annotated[Path, typer.Option("--adapter", metavar="DIR", help="Folder of the adapter, or hf-hub:OWNER/NAME.")]
 AdapterOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the adapter.")]
 ScoresOut = Annotated[
     Path | None, typer.Option("--out", metavar="FILE", help="CSV file for the scores of each fold and section.")

@@ -10,6 +10,7 @@ import typer
 
 from pekasc.cli import _arguments as arguments
 from pekasc.cli._output import finish, working
+from pekasc.cli._predict import adapter_folder
 from pekasc.cli._sources import open_zarr
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def info(
 
 
 def _describe(path: Path) -> tuple[dict[str, Any], str]:
+    path = adapter_folder(path)
     if (path / "pekasc.json").is_file():
         from pekasc.models import Adapter
 

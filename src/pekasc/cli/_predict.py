@@ -68,6 +68,7 @@ def predict(
             resolve(how, Compute, "compute", unused=unused_in_embedding(stored=True))
         except (TypeError, ValueError) as error:
             raise typer.BadParameter(one_line(error), param_hint="--compute") from None
+        adapter = adapter_folder(adapter)
         settings = {"command": "predict", "adapter": _digest(adapter), **grid}
         settings |= arguments.given(
             genes=sorted(genes) if genes else None, image_mpp=image_mpp, scene=scene, table_name=table_name,
@@ -108,6 +109,18 @@ def _predict(
     }  # fmt: skip
 
 
+def adapter_folder(path: Path) -> Path:
+    """Return the folder of an adapter, which is fetched if it is on the model hub."""
+    if not str(path).startswith("hf-hub:"):
+        return path
+    from pekasc.models.adapter import fetch
+
+    try:
+        return fetch(path)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(one_line(error), param_hint="--adapter") from None
+
+
 def _digest(folder: Path) -> str:
     """Return a digest of an adapter: its record names those of its files."""
     record = folder / "pekasc.json"
@@ -124,7 +137,7 @@ def load_adapter(folder: Path, genes: Sequence[str] | None) -> Adapter:
     from pekasc.models import Adapter
 
     try:
-        adapter = Adapter.load(folder)
+        adapter = Adapter.load(adapter_folder(folder))
     except (OSError, ValueError) as error:
         raise typer.BadParameter(one_line(error), param_hint="--adapter") from None
     unknown = sorted({*(genes or ())} - {*adapter.genes})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pekasc.models.adapter._adapter import Adapter
+from pekasc.models.adapter._hub import fetch
 
 __all__ = [
     "Adapter",
+    "fetch",
 ]

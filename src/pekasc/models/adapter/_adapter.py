@@ -16,6 +16,7 @@ from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from pekasc._options import Compute, resolve, unused_in_embedding
 from pekasc._paths import folder_path
 from pekasc.models.adapter import _folder as _store
+from pekasc.models.adapter import _hub
 from pekasc.models.adapter._arrays import TOLERANCE, field_tiles, positions
 from pekasc.models.adapter._summary import summary
 from pekasc.models.encoders import Depth, Encoder, EncoderNetwork
@@ -460,7 +461,9 @@ class Adapter:
         Parameters
         ----------
         path
-            The folder.
+            The folder, or ``"hf-hub:owner/name"``, ``"hf-hub:owner/name@revision"``, an adapter on the Hugging Face
+            hub, which is fetched once. Nothing of it is run: weights are safetensors, the rest is JSON, and all is
+            checked against its digests.
         encoder
             Description of the encoder, if its weights have moved since the adapter was trained.
 
@@ -468,11 +471,62 @@ class Adapter:
         ------
         FileNotFoundError
             If the folder, or a file in it, does not exist.
+        OSError
+            If it cannot be fetched from the hub.
         ValueError
             If the folder holds no adapter of pekasc, or a damaged one.
         """
-        adapter = cls(**_store.load(folder_path("path", path)))
+        adapter = cls(**_store.load(_hub.fetch(path) if _hub.is_hub(path) else folder_path("path", path)))
         return adapter if encoder is None else replace(adapter, encoder=encoder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        licence: str,
+        terms_checked: bool = False,
+        private: bool = True,
+        token: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Share the adapter on the Hugging Face hub, with a model card made from its record.
+
+        The files of :meth:`save` are sent in one commit, without the encoder's weights; ``Adapter.load("hf-hub:...")``
+        reads them. Names of training groups, sections and genes, the call, and landmarks of the training images (by
+        which their tissue is known again) go along: see that these may be shared.
+
+        Parameters
+        ----------
+        repo_id
+            The repository, ``"owner/name"``; it is created if it does not exist.
+        licence
+            The licence that you give to the adapter, such as ``"apache-2.0"`` or ``"cc-by-nc-4.0"``.
+        terms_checked
+            Say that the terms of encoder and teacher allow it, where their licence restricts what is built on them, is
+            not stated, or the encoder is gated.
+        private
+            Create the repository as a private one. One that is there stays as it is.
+        token
+            Token of the hub; by default that of ``hf auth login``.
+        commit_message
+            Message of the commit.
+
+        Returns
+        -------
+        Address of the commit.
+
+        Raises
+        ------
+        ValueError
+            If `repo_id` is no name of a repository, `licence` is missing, or licences of encoder or teacher do not
+            allow it as far as is known. Nothing is sent then.
+        OSError
+            If the hub cannot be reached, or does not allow it.
+        """
+        return _hub.push(
+            self, repo_id, licence=licence, terms_checked=terms_checked, private=private, token=token,
+            message=commit_message,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return summary(self)

@@ -1,0 +1,131 @@
+"""Adapters on the Hugging Face hub: fetched by name, and sent with a model card once licences have been checked."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import huggingface_hub
+
+from pekasc.models.adapter import _folder
+from pekasc.models.adapter._card import model_card
+
+if TYPE_CHECKING:
+    from pekasc.models.adapter._adapter import Adapter
+
+PREFIX = "hf-hub:"
+CARD = "README.md"
+# what an adapter's folder holds: nothing else is fetched, and of what is there, nothing else is replaced
+_FILES = [_folder.MAIN, "*.safetensors", "adapter_config*.json"]
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_REVISION = re.compile(r"[\w./-]{1,200}", re.ASCII)
+# licences under which others may build on the weights, whatever for
+_OPEN = re.compile(r"(apache-2\.0|mit|bsd(-\d-clause)?|cc0-1\.0|cc-by-(sa-)?\d\.\d|unlicense)$", re.IGNORECASE)
+_NOT_NEEDED = "none needed"  # of teachers that are fitted on the training spots
+_NON_COMMERCIAL = re.compile(r"non-?commercial|-nc\b|research only", re.IGNORECASE)
+
+
+def is_hub(path: Any) -> bool:
+    """Tell whether a path names an adapter on the hub."""
+    return isinstance(path, str | Path) and str(path).startswith(PREFIX)
+
+
+def fetch(path: str | Path) -> Path:
+    """Return the folder of an adapter on the hub, ``"hf-hub:owner/name"`` or ``"hf-hub:owner/name@revision"``.
+
+    It is fetched once and kept in the hub's cache.
+
+    Raises
+    ------
+    ValueError
+        If that is no name of a repository.
+    OSError
+        If it cannot be fetched.
+    """
+    name, at, revision = str(path).removeprefix(PREFIX).partition("@")
+    _check_repository(name)
+    if at and not _REVISION.fullmatch(revision):
+        raise ValueError(f"{str(path)!r} names no revision after `@`: give a branch, a tag or a commit.")
+    with _named_errors(f"The adapter {name!r} could not be fetched from the model hub", name):
+        return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=_FILES))
+
+
+def push(
+    adapter: Adapter, name: str, *, licence: str, terms_checked: bool, private: bool, token: str | None,
+    message: str | None,
+) -> str:  # fmt: skip
+    """Send an adapter and its model card; see :meth:`pekasc.models.Adapter.push_to_hub`."""
+    if is_hub(name):
+        name = name.removeprefix(PREFIX)
+    _check_repository(name)
+    check_licences(adapter, licence, terms_checked=terms_checked)
+    api = huggingface_hub.HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        _folder.save(adapter, Path(folder) / "adapter")
+        (Path(folder) / "adapter" / CARD).write_text(model_card(adapter, name, licence), encoding="utf-8")
+        with _named_errors(f"The adapter could not be sent to {name!r} on the model hub", name):
+            api.create_repo(name, private=private, exist_ok=True)
+            sent = api.upload_folder(
+                repo_id=name, folder_path=Path(folder) / "adapter", delete_patterns=_FILES,
+                commit_message=message or "Adapter of pekasc", allow_patterns=[*_FILES, CARD],
+            )  # fmt: skip
+    return str(getattr(sent, "commit_url", sent))
+
+
+def check_licences(adapter: Adapter, licence: str, *, terms_checked: bool) -> None:
+    """Check that what the adapter was made from may be shared, as far as its record says.
+
+    Raises
+    ------
+    ValueError
+        If the licence of the encoder or the teacher is unknown or restricts what is built on it, unless
+        `terms_checked`; or if `licence` allows what theirs does not.
+    """
+    if not isinstance(licence, str) or not licence.strip():
+        raise ValueError(
+            'Say under which licence you share the adapter, such as `licence="apache-2.0"` or '
+            f'`licence="cc-by-nc-4.0"`, got {licence!r}.'
+        )
+    found = {"encoder": (adapter.encoder.short, adapter.encoder.licence)}
+    if adapter.info.get("teacher") is not None:
+        found["teacher"] = (str(adapter.info["teacher"]), adapter.info.get("teacher_licence"))
+    closed = {
+        what: f"{what} {name!r}: {text or 'not stated'}"
+        for what, (name, text) in found.items()
+        if text is None or not (_OPEN.match(text.strip()) or text.startswith(_NOT_NEEDED))
+    }
+    if adapter.encoder.gated and "encoder" not in closed:
+        closed["encoder"] = f"encoder {adapter.encoder.short!r}: gated, terms beside {adapter.encoder.licence}"
+    if closed and not terms_checked:
+        raise ValueError(
+            f"Licences restrict, or do not say, whether an adapter may be shared ({'; '.join(closed.values())}). An "
+            "adapter holds no weights of them, but was made with them: read their terms, ask where they are unclear, "
+            "and say `terms_checked=True` if they allow it. Nothing was sent."
+        )
+    limited = [text for what, text in closed.items() if _NON_COMMERCIAL.search(found[what][1] or "")]
+    if limited and _OPEN.match(licence.strip()):
+        raise ValueError(
+            f"`licence={licence!r}` allows commercial use, which what the adapter was made with does not "
+            f'({"; ".join(limited)}): take one that does not either, such as "cc-by-nc-4.0". Nothing was sent.'
+        )
+
+
+def _check_repository(name: str) -> None:
+    if not isinstance(name, str) or not _REPOSITORY.fullmatch(name):
+        raise ValueError(f"{name!r} is no repository of the model hub: give `owner/name`.")
+
+
+@contextmanager
+def _named_errors(what: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the hub's own, and those of its network library, which is another one by version
+        raise OSError(
+            f"{what} ({type(error).__name__}: {str(error)[:200]}). See whether https://huggingface.co/{name} is there, "
+            "log in with `hf auth login` where it is private or yours, and see to the network; a folder from "
+            "`Adapter.save` needs none."
+        ) from error
