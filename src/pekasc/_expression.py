@@ -286,6 +286,24 @@ def gene_positions(names: np.ndarray, genes: Sequence[str]) -> np.ndarray:
     return np.array([position.get(gene, -1) for gene in genes], dtype=np.int64)
 
 
+def named_columns(adata: AnnData, genes: str | Sequence[str]) -> np.ndarray:
+    """Return the column of each of `genes`, a name or several, in a table; each once.
+
+    Raises
+    ------
+    KeyError
+        If one is not in ``var_names``, or there are none.
+    """
+    wanted = [genes] if isinstance(genes, str) else list(dict.fromkeys(genes))
+    names = adata.var_names.to_numpy(dtype=object)
+    columns = gene_positions(names, wanted)
+    missing = [gene for gene, at in zip(wanted, columns, strict=True) if at < 0]
+    if missing or not wanted:
+        close = close_genes(str(missing[0]), names) if missing else ""
+        raise KeyError(f"`genes=`: {missing[:5] or 'an empty list'} not found in `var_names`.{close}")
+    return columns
+
+
 def no_overlap_message(names: np.ndarray, genes: Sequence[str], adata: AnnData) -> str:
     """Return the error text for a table none of whose genes is among `genes`."""
     columns = list(adata.var.columns)

@@ -13,7 +13,7 @@ import xarray as xr
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from pekasc._expression import close_genes, dense_layer, gene_positions
+from pekasc._expression import dense_layer, named_columns
 from pekasc._intervals import interval
 from pekasc._keys import PEKA, SECTION, TILES, UNS, records, trust_key
 from pekasc._measured import as_stored
@@ -157,7 +157,7 @@ def expression(
     """
     table_name = tiled_table(data, table_name)
     table = get_table(data, table_name)
-    columns = np.arange(table.n_vars) if genes is None else _gene_columns(table, genes)
+    columns = np.arange(table.n_vars) if genes is None else named_columns(table, genes)
     if min_trust is not None:
         columns = columns[_trusted(table, layer, min_trust)[columns]]
     values = dense_layer(table, layer, None if genes is None and min_trust is None else columns)
@@ -217,17 +217,6 @@ def _trusted(table: AnnData, layer: str | None, least: str) -> np.ndarray:
         found = table.var[name].value_counts().to_dict()
         raise ValueError(f"No gene has a level of trust of {least!r} or more: {found}. Take a lower `min_trust=`.")
     return np.asarray(trusted)
-
-
-def _gene_columns(table: AnnData, genes: Sequence[str]) -> np.ndarray:
-    wanted = [genes] if isinstance(genes, str) else list(dict.fromkeys(genes))
-    names = table.var_names.to_numpy(dtype=object)
-    columns = gene_positions(names, wanted)
-    missing = [gene for gene, at in zip(wanted, columns, strict=True) if at < 0]
-    if missing or not wanted:
-        close = close_genes(str(missing[0]), names) if missing else ""
-        raise KeyError(f"`genes=`: {missing[:5] or 'an empty list'} not found in `var_names`.{close}")
-    return columns
 
 
 def _section_names(table: AnnData) -> np.ndarray:

@@ -16,6 +16,7 @@ from pekasc._sections._patches import (
     write_patch_records,
 )
 from pekasc._sections._pixel_size import ARRAYS, PixelSizeUnknown, array_pixel_size, check_mpp
+from pekasc._sections._raster import px_to_systems, raster_element, um_to_px
 from pekasc._sections._records import pixel_size_records, record_on_images
 from pekasc._sections._resolve import Section, resolve_sections
 from pekasc._sections._slide_section import shape_centres, slide_section
@@ -61,10 +62,12 @@ __all__ = [
     "overview",
     "patch_side_px",
     "pixel_size_records",
-    "record_on_images",
     "places",
-    "present_table",
     "positions_um",
+    "present_table",
+    "px_to_systems",
+    "raster_element",
+    "record_on_images",
     "region_rows",
     "resolve_sections",
     "section_labels",
@@ -79,6 +82,7 @@ __all__ = [
     "tissue_of_slide",
     "tissue_of",
     "trained_rows",
+    "um_to_px",
     "writable_table",
     "write_patch_records",
 ]

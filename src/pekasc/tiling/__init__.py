@@ -9,6 +9,7 @@ from __future__ import annotations
 from pekasc.tiling._alpha import Alpha, on_white
 from pekasc.tiling._geometry import TileGeometry, TileSpec, check_positive
 from pekasc.tiling._grid import GRID_SHAPES, GridShape, cell_corners, check_grid, grid_positions
+from pekasc.tiling._lattice import Lattice, square_lattice
 from pekasc.tiling._patches import PatchFile, PatchReader
 from pekasc.tiling._quality import pen_fraction, sharpness, sharpness_threshold
 from pekasc.tiling._reader import MAX_MEMORY, ImagePyramid, TileReader
@@ -34,6 +35,7 @@ __all__ = [
     "ArrayTiles",
     "GridShape",
     "ImagePyramid",
+    "Lattice",
     "PatchFile",
     "PatchReader",
     "TileGeometry",
@@ -58,4 +60,5 @@ __all__ = [
     "sharpness",
     "sharpness_threshold",
     "split_channels",
+    "square_lattice",
 ]

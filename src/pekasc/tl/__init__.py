@@ -1,4 +1,4 @@
-"""Tools: embed tiles and expression, fit adapters, predict expression, calibrate and evaluate."""
+"""Tools: embed tiles and expression, fit adapters, predict expression, calibrate, evaluate, and make images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pekasc.tl._evaluate import evaluate
 from pekasc.tl._fit_adapter import fit_adapter
 from pekasc.tl._leakage_audit import leakage_audit
 from pekasc.tl._predict_expression import predict_expression
+from pekasc.tl._rasterize_expression import rasterize_expression
 
 __all__ = [
     "calibrate",
@@ -20,4 +21,5 @@ __all__ = [
     "fit_adapter",
     "leakage_audit",
     "predict_expression",
+    "rasterize_expression",
 ]

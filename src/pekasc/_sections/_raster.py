@@ -1,0 +1,64 @@
+"""Rasters of a section as image elements, which lie over its image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import Affine
+from xarray import DataTree
+
+from pekasc._sections._images import affine, coordinate_systems
+from pekasc._sections._resolve import Section
+from pekasc._sections._slides import images_of
+
+
+def px_to_systems(sdata: SpatialData, section: Section) -> dict[str, np.ndarray]:
+    """Return the (3, 3) matrix from level-0 pixels to each coordinate system of a section's image.
+
+    Without an image, as with stored patches, the systems are those of its shapes.
+    """
+    images = images_of(sdata)
+    if section.image_name in images:
+        image = images[section.image_name]
+        return {name: affine(image, name) for name in sorted(coordinate_systems(image))}
+    shapes = sdata.shapes[section.shapes_name]
+    to_shapes = np.linalg.inv(section.shapes_to_px)
+    return {name: affine(shapes, name) @ to_shapes for name in sorted(coordinate_systems(shapes))}
+
+
+def um_to_px(section: Section) -> np.ndarray:
+    """Return the (3, 3) matrix from positions of a section in um to level-0 pixels of its image."""
+    matrix = np.eye(3)
+    matrix[:2, :2] = section.um_to_px
+    matrix[:2, 2] = (section.centres_px - section.centres_um @ section.um_to_px.T).mean(axis=0)
+    return matrix
+
+
+def raster_element(
+    values: da.Array, channels: Sequence[str], matrices: Mapping[str, np.ndarray], n_levels: int
+) -> DataTree:
+    """Return a multi-scale image element; every level has half the pixels of the one before, their mean without NaN.
+
+    Parameters
+    ----------
+    values
+        (c, y, x), whose height and width are multiples of ``2 ** (n_levels - 1)``.
+    channels
+        Names of the channels.
+    matrices
+        (3, 3) matrix from pixels to each coordinate system.
+    n_levels
+        Number of levels, at least 2.
+    """
+    axes = ("x", "y")
+    chunks = dict(zip(("c", "y", "x"), values.chunksize, strict=True))
+    element: Any = Image2DModel.parse(
+        values, dims=("c", "y", "x"), c_coords=list(channels), chunks=chunks, scale_factors=[2] * (n_levels - 1),
+        transformations={name: Affine(matrix, axes, axes) for name, matrix in matrices.items()},
+    )  # fmt: skip
+    return element
