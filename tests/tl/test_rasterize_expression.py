@@ -207,11 +207,11 @@ def test_bins_of_a_table_that_pp_tile_tiled(scene: Any) -> None:
 
 
 def fails(sdata: SpatialData, error: type[Exception], match: str, genes: Any = ("A",), **kwargs: Any) -> None:
-    images, uns = set(sdata.images), {name: dict(table.uns["pekasc"]) for name, table in sdata.tables.items()}
+    images, records = set(sdata.images), {name: set(table.uns["pekasc"]) for name, table in sdata.tables.items()}
     with pytest.raises(error, match=match):
         pk.tl.rasterize_expression(sdata, genes, **kwargs)
     assert set(sdata.images) == images
-    assert {name: set(table.uns["pekasc"]) for name, table in sdata.tables.items()} == {k: set(v) for k, v in uns.items()}
+    assert {name: set(table.uns["pekasc"]) for name, table in sdata.tables.items()} == records
 
 
 def test_what_is_not_there() -> None:

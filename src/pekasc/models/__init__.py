@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pekasc.models.adapter import Adapter
+from pekasc.models.adapter import Adapter, LazySlideModels
 from pekasc.models.encoders import Encoder, get_encoder, list_encoders
 from pekasc.models.teachers import Teacher
 
-__all__ = ["Adapter", "Encoder", "Teacher", "get_encoder", "list_encoders"]
+__all__ = ["Adapter", "Encoder", "LazySlideModels", "Teacher", "get_encoder", "list_encoders"]

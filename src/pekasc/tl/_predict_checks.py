@@ -15,10 +15,7 @@ from pekasc._measured import prediction_record, was_trained_on
 from pekasc._obsm import recorded_targets
 from pekasc._sections import Section
 from pekasc.models import Adapter
-from pekasc.models.heads import pitch_um
-
-_COARSE = 0.5  # of the training pitch: a finer grid has a tile near every place of the lattice
-_SAME_PITCH = 0.02
+from pekasc.models.heads import coarse_stride
 
 
 def check_columns(table: AnnData, key: str) -> None:
@@ -65,20 +62,10 @@ def check_trained(table: AnnData, key: str, target: str | None, trained: np.ndar
 
 def check_stride(adapter: Adapter, sections: Sequence[Section]) -> None:
     """Warn of a grid so coarse that a tile's context is not where a training spot's was."""
-    pitch = adapter.info.get("pitch_um")
-    if adapter.context_um is None or pitch is None:
-        return
     for section in sections:
-        stride = pitch_um(section.centres_um, np.zeros(section.rows.size))
-        if stride > _COARSE * (1 + _SAME_PITCH) * pitch and abs(stride / pitch - 1) > _SAME_PITCH:
-            warnings.warn(
-                f"Tiles of {section.name!r} are {stride:.4g} um apart, and the training spots, whose neighbours within "
-                f"{adapter.context_um:g} um are the head's context, {pitch:.4g} um: places of neighbours are off by up "
-                f"to {stride / np.sqrt(2):.3g} um. A stride of at most {_COARSE * pitch:.4g} um, or of {pitch:.4g}, is "
-                "better.",
-                UserWarning,
-                stacklevel=3,
-            )
+        found = coarse_stride(section.centres_um, adapter.info.get("pitch_um"), adapter.context_um)
+        if found is not None:
+            warnings.warn(f"Tiles of {section.name!r} {found}", UserWarning, stacklevel=3)
 
 
 def check_size(

@@ -177,7 +177,7 @@ def _check_values(
         unknown = np.flatnonzero(np.isnan(np.asarray(matrix[np.sort(index)][:, columns])).all(axis=0))
         if not unknown.size:
             return
-        columns, channels = columns[unknown], [channels[i] for i in unknown]
+        columns, channels = columns[unknown], [channels[int(i)] for i in unknown]
     raise ValueError(
         f"`layers[{layer!r}]` has no values of {channels[:5]}{' and more' if len(channels) > 5 else ''}: they were not "
         "predicted for these sections. `pekasc.get.expression(sdata, table_name=...)` has the genes that were."

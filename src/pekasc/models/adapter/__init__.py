@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pekasc.models.adapter._adapter import Adapter
 from pekasc.models.adapter._hub import fetch
+from pekasc.models.adapter._lazyslide import LazySlideModels
 
 __all__ = [
     "Adapter",
+    "LazySlideModels",
     "fetch",
 ]

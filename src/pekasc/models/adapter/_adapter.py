@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from pekasc._paths import folder_path
 from pekasc.models.adapter import _folder as _store
 from pekasc.models.adapter import _hub
 from pekasc.models.adapter._arrays import TOLERANCE, field_tiles, positions
+from pekasc.models.adapter._lazyslide import LazySlideModels, lazyslide_models
 from pekasc.models.adapter._summary import summary
 from pekasc.models.encoders import Depth, Encoder, EncoderNetwork
 from pekasc.models.features import ReadingEncoder, embed
@@ -435,6 +436,41 @@ class Adapter:
         model.cut(last_block(model, self.depth))
         model.model.requires_grad_(False)
         return model.model.eval()
+
+    def as_lazyslide(
+        self, *, mpp: float, slide_mpp: float | None = None, genes: Sequence[str] | None = None
+    ) -> LazySlideModels:
+        """Return models for LazySlide: one that embeds its tiles, and one that predicts expression from that.
+
+        On the same pixels, values are those of :func:`pekasc.tl.predict_expression`. Intervals and novelty are
+        pekasc's alone.
+
+        Parameters
+        ----------
+        mpp
+            Pixel size in um of the tiles, as in ``lazyslide.pp.tile_tissues(wsi, tile_px, mpp=mpp)``.
+        slide_mpp
+            Pixel size in um of the slide's finest level, ``wsi.properties.mpp``, by which corners of tiles become
+            positions. An adapter with spatial context (:attr:`context_um`) needs it.
+        genes
+            Genes to predict; by default all.
+
+        Returns
+        -------
+        ``image, feature``: an image model and a feature model. With spatial context, the latter asks for coordinates
+        and for all tiles of the slide at once. ``.tile_model(genes)`` is one for LazySlide's ``tile_prediction``.
+
+        Raises
+        ------
+        ImportError
+            If LazySlide is not installed, or too old.
+        KeyError
+            If the adapter does not predict one of `genes`.
+        ValueError
+            If tiles of this pixel size are not those of the training, `slide_mpp` is needed, a head does not do without
+            wider fields of view, or the encoder's weights are not those that the adapter was trained on.
+        """
+        return lazyslide_models(self, mpp, slide_mpp, genes)
 
     def save(self, path: str | Path) -> None:
         """Save the adapter to the folder `path` as ``.json`` and ``.safetensors``, with the weights in PEFT's format.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pekasc.models.heads._average import setting_weights, spread
 from pekasc.models.heads._context import (
     check_radius,
+    coarse_stride,
     cuts_sections,
     lattice_offsets,
     neighbour_means,
@@ -35,6 +36,7 @@ __all__ = [
     "Tried",
     "check_head",
     "check_radius",
+    "coarse_stride",
     "cuts_sections",
     "fit_folds",
     "fit_ridge",

@@ -14,6 +14,8 @@ logger = get_logger(__name__)
 _OFF_LATTICE = 0.25  # of the pitch
 _ON_LATTICE = 0.9  # of all pairs of neighbours
 _COLUMNS = 128
+_COARSE = 0.5  # of the training pitch: a finer grid has a tile near every place of the lattice
+_SAME_PITCH = 0.02
 
 
 def neighbour_means(
@@ -71,6 +73,30 @@ def pitch_um(coords_um: np.ndarray, sections: np.ndarray) -> float:
     nearest = _nearest_um(coords_um, sections)
     known = nearest[np.isfinite(nearest)]
     return float(np.median(known)) if known.size else float("nan")
+
+
+def coarse_stride(coords_um: np.ndarray, pitch: float | None, radius_um: float | None) -> str | None:
+    """Say of tiles of one section that they are too far apart for the places of neighbours, else None.
+
+    Parameters
+    ----------
+    coords_um
+        Centres of the tiles, (n, 2).
+    pitch
+        Distance between training spots.
+    radius_um
+        Radius of the spatial context.
+    """
+    if radius_um is None or pitch is None:
+        return None
+    stride = pitch_um(coords_um, np.zeros(len(coords_um)))
+    if not stride > _COARSE * (1 + _SAME_PITCH) * pitch or abs(stride / pitch - 1) <= _SAME_PITCH:
+        return None
+    return (
+        f"are {stride:.4g} um apart, and the training spots, whose neighbours within {radius_um:g} um are the head's "
+        f"context, {pitch:.4g} um: places of neighbours are off by up to {stride / np.sqrt(2):.3g} um. A stride of at "
+        f"most {_COARSE * pitch:.4g} um, or of {pitch:.4g}, is better."
+    )
 
 
 def lattice_offsets(coords_um: np.ndarray, sections: np.ndarray, radius_um: float) -> np.ndarray | None:
