@@ -16,7 +16,7 @@ from pekasc._sections._patches import (
     write_patch_records,
 )
 from pekasc._sections._pixel_size import ARRAYS, PixelSizeUnknown, array_pixel_size, check_mpp
-from pekasc._sections._raster import px_to_systems, raster_element, um_to_px
+from pekasc._sections._raster import px_of_shapes, px_to_systems, raster_element, um_to_px
 from pekasc._sections._records import pixel_size_records, record_on_images
 from pekasc._sections._resolve import Section, resolve_sections
 from pekasc._sections._slide_section import shape_centres, slide_section
@@ -65,6 +65,7 @@ __all__ = [
     "places",
     "positions_um",
     "present_table",
+    "px_of_shapes",
     "px_to_systems",
     "raster_element",
     "record_on_images",

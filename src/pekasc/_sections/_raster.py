@@ -1,4 +1,4 @@
-"""Rasters of a section as image elements, which lie over its image."""
+"""Ways out: rasters of a section as images that lie over its image, and shapes in pixels of an image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spatialdata.transformations import Affine
 from xarray import DataTree
 
 from pekasc._sections._images import affine, coordinate_systems
-from pekasc._sections._resolve import Section
+from pekasc._sections._resolve import Section, shared_system
 from pekasc._sections._slides import images_of
 
 
@@ -62,3 +62,23 @@ def raster_element(
         transformations={name: Affine(matrix, axes, axes) for name, matrix in matrices.items()},
     )  # fmt: skip
     return element
+
+
+def px_of_shapes(sdata: SpatialData, shapes_name: str, image_name: str | None) -> np.ndarray:
+    """Return the (3, 3) matrix from shapes to level-0 pixels of an image: the only one that they share a system with.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or there are several.
+    """
+    if image_name is None:
+        systems = coordinate_systems(sdata.shapes[shapes_name])
+        images = [name for name, image in images_of(sdata).items() if systems & coordinate_systems(image)]
+        if len(images) != 1:
+            raise ValueError(
+                f"The shapes {shapes_name!r} share a coordinate system with {images or 'no image'}: name the image "
+                "whose pixels are meant, `image_name=`."
+            )
+        image_name = images[0]
+    return shared_system(sdata, shapes_name, image_name, None)[1]
