@@ -248,6 +248,7 @@ NOT_MIRRORED = {
     "fuzz/test_tiff.py": "damaged files, from their bytes to the pixels: all of the room io that reads TIFF",
     **{f"readers/test_{name}.py": "objects of readers, to the tiles" for name in READERS},
     "readers/test_pages.py": "docs/data",
+    "readers/test_tools.py": "docs/lazyslide.md and docs/qupath_napari.md",
     "readers/test_slide.py": "a slide on disk, to clusters: io, pp, tl, get and scanpy",
     "tl/test_fit_engine.py": "what `Compute` changes in a whole fit: rooms of models from `fit_adapter` down",
 }

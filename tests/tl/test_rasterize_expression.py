@@ -105,6 +105,19 @@ def test_pixels_without_a_tile_are_nan_and_coarser_levels_are_means() -> None:
     np.testing.assert_allclose(coarse, expected, rtol=1e-6)
 
 
+def test_pixels_without_a_tile_may_have_a_number() -> None:
+    sdata = slide("he")
+    sdata.tables["grid"] = sdata["grid"][::3].copy()
+    pk.tl.rasterize_expression(sdata, ["A", "C"], key_added="nan")
+    pk.tl.rasterize_expression(sdata, ["A", "C"], key_added="filled", fill=-9)
+    for level in ("scale0", "scale1"):
+        expected = sdata.images["he_grid_nan"][level]["image"].values
+        found = sdata.images["he_grid_filled"][level]["image"]
+        assert np.isnan(expected).any() and found.dtype == np.float32
+        np.testing.assert_array_equal(found.values, np.where(np.isnan(expected), -9, expected))
+    fails(sdata, TypeError, "`fill` must be a number, got 'black'", fill="black")
+
+
 def test_coarser_levels_lie_where_the_finest_lies() -> None:
     sdata = slide("he", stride_um=44.0)  # 14 x 10 tiles: an odd number after one level
     pk.tl.rasterize_expression(sdata, "A")

@@ -40,7 +40,7 @@ def um_to_px(section: Section) -> np.ndarray:
 
 
 def raster_element(
-    values: da.Array, channels: Sequence[str], matrices: Mapping[str, np.ndarray], n_levels: int
+    values: da.Array, channels: Sequence[str], matrices: Mapping[str, np.ndarray], n_levels: int, fill: float
 ) -> DataTree:
     """Return a multi-scale image element; every level has half the pixels of the one before, their mean without NaN.
 
@@ -54,6 +54,8 @@ def raster_element(
         (3, 3) matrix from pixels to each coordinate system.
     n_levels
         Number of levels, at least 2.
+    fill
+        What stands for NaN, at every level.
     """
     axes = ("x", "y")
     chunks = dict(zip(("c", "y", "x"), values.chunksize, strict=True))
@@ -61,6 +63,10 @@ def raster_element(
         values, dims=("c", "y", "x"), c_coords=list(channels), chunks=chunks, scale_factors=[2] * (n_levels - 1),
         transformations={name: Affine(matrix, axes, axes) for name, matrix in matrices.items()},
     )  # fmt: skip
+    if not np.isnan(fill):
+        for level in element.values():
+            image = level["image"]
+            image.data = da.where(da.isnan(image.data), np.float32(fill), image.data)
     return element
 
 

@@ -266,7 +266,7 @@ def _of_table(
     frame = sdata.shapes[name].loc[section.shape_ids if outline == "shapes" else section.ids]
     radius = frame["radius"].to_numpy() if "radius" in frame else None
     made = _Objects(
-        section.name, outlines(frame.geometry.to_numpy(), radius, section.shapes_to_px), section.ids,
+        section.name, outlines(frame.geometry.to_numpy(), radius, section.shapes_to_px), section.ids.tolist(),
         None if column is None else column[section.rows], table.uns.get(f"{classes}_colors"), table, section.rows,
         layer, columns,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import dask.array as da
@@ -40,11 +41,13 @@ def rasterize_expression(
     layer: str = PEKA,
     table_name: str = "grid",
     key_added: str | None = None,
+    fill: float = np.nan,
     key: str = TILES,
 ) -> None:
     """Make an image of predicted genes with one pixel for each tile of a grid, which lies over the H&E.
 
-    napari-spatialdata and spatialdata-plot lay it over the image as they are; ``sdata.write`` writes it as OME-NGFF.
+    napari-spatialdata and, with a number for `fill`, spatialdata-plot lay it over the image; ``sdata.write`` writes it
+    as OME-NGFF.
 
     Parameters
     ----------
@@ -58,6 +61,9 @@ def rasterize_expression(
         Name of the table. Spots and bins on a square lattice work as well, those of Visium do not.
     key_added
         The images are ``"{region}_{key_added}"``; by default the name of the layer. Take one for each set of genes.
+    fill
+        Value of pixels without a prediction. napari and matplotlib leave NaN empty; spatialdata-plot refuses NaN in an
+        image: for it, take a number below all predictions, such as -1, and a colour map that does not draw it.
     key
         Name of the tiles.
 
@@ -67,9 +73,9 @@ def rasterize_expression(
 
     ``images["{region}_{key_added}"]``
         (c, y, x) float32 at several scales: `c` are the names of the genes; a pixel is a tile, and its side the grid's
-        stride. NaN where nothing is predicted. Coarser levels are means of what is not NaN. Rows and columns of NaN at
-        the end make the levels fit upon one another. Its transformations lead to all coordinate systems of the slide's
-        image. Of a dask-backed layer, a block of genes is read when it is looked at or written, and never all.
+        stride. NaN, or `fill`, where nothing is predicted. Coarser levels are means of what is predicted; empty rows and
+        columns at the end make them fit upon one another. Its transformations lead to all coordinate systems of the
+        slide's image. Of a dask-backed layer, a block of genes is read when it is looked at or written, and never all.
     ``uns["pekasc"]["{key_added}_raster"]``
         The images with their genes, layer, and stride in um.
 
@@ -77,6 +83,8 @@ def rasterize_expression(
     ------
     KeyError
         If the table, its tiles, the layer or a gene is not there.
+    TypeError
+        If `fill` is no number.
     ValueError
         If a gene has no predictions, tiles are not on a square grid, or the name of an image is taken.
 
@@ -92,6 +100,8 @@ def rasterize_expression(
     >>> sdata["P2S1_he_grid_peka"]["scale0"]["image"].sizes["c"]
     3
     """
+    if isinstance(fill, bool) or not isinstance(fill, Real):
+        raise TypeError(f"`fill` must be a number, got {fill!r}.")
     key_added = check_key(layer if key_added is None else key_added)
     record_key = check_key(f"{key_added}_raster")
     table_name = tiled_table(sdata, table_name)
@@ -114,7 +124,7 @@ def rasterize_expression(
     channels = table.var_names[columns].astype(str).tolist()
     _check_values(matrix, columns_at, channels, [section.rows for section in sections], layer)
     elements = {
-        names[section.name]: _element(sdata, section, lattice, matrix, columns_at, channels)
+        names[section.name]: _element(sdata, section, lattice, matrix, columns_at, channels, float(fill))
         for section, lattice in zip(sections, lattices, strict=True)
     }
     record = {
@@ -185,8 +195,9 @@ def _check_values(
 
 
 def _element(
-    sdata: SpatialData, section: Section, lattice: Lattice, matrix: Any, columns: np.ndarray, channels: Sequence[str]
-) -> Any:
+    sdata: SpatialData, section: Section, lattice: Lattice, matrix: Any, columns: np.ndarray, channels: Sequence[str],
+    fill: float,
+) -> Any:  # fmt: skip
     height, width = lattice.shape
     n_levels = 2
     while max(height, width) > _COARSEST_PX * 2 ** (n_levels - 1):
@@ -202,7 +213,7 @@ def _element(
         parts.append(da.from_delayed(delayed(_scatter)(values, section.rows, place, size), size, np.float32))
     to_px = um_to_px(section) @ lattice.to_positions()
     systems = {name: matrix @ to_px for name, matrix in px_to_systems(sdata, section).items()}
-    return raster_element(da.concatenate(parts), channels, systems, n_levels)
+    return raster_element(da.concatenate(parts), channels, systems, n_levels, fill)
 
 
 def _scatter(values: np.ndarray, rows: np.ndarray, place: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
