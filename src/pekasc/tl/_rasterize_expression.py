@@ -73,8 +73,8 @@ def rasterize_expression(
 
     ``images["{region}_{key_added}"]``
         (c, y, x) float32 at several scales: `c` are the names of the genes; a pixel is a tile, and its side the grid's
-        stride. NaN, or `fill`, where nothing is predicted. Coarser levels are means of what is predicted; empty rows and
-        columns at the end make them fit upon one another. Its transformations lead to all coordinate systems of the
+        stride. NaN, or `fill`, where nothing is predicted. Coarser levels are means of what is predicted; empty rows
+        and columns at the end make them fit upon one another. Its transformations lead to all coordinate systems of the
         slide's image. Of a dask-backed layer, a block of genes is read when it is looked at or written, and never all.
     ``uns["pekasc"]["{key_added}_raster"]``
         The images with their genes, layer, and stride in um.
