@@ -32,7 +32,11 @@ def folder_path(name: str, value: Any, what: str = "folder") -> Path:
     if not text or "\0" in text:
         raise ValueError(f"`{name}={text!r}` is no path: give a {what}, such as `{name}='{what}'`.")
     if "://" in text:
-        raise ValueError(f"`{name}={text!r}` is an address: a {what} of a file system is needed.")
+        raise ValueError(
+            f"`{name}={text!r}` is an address: a {what} of a file system is needed. What pekasc writes stays whole "
+            "when a process is killed or several share it, by locks and by replacing files at once, which an object "
+            f"store has not: write to a {what}, and copy it when it is done (`fsspec.filesystem('s3').put`)."
+        )
     return Path(text).expanduser()
 
 
