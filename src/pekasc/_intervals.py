@@ -61,7 +61,13 @@ def interval(
 
     table = get_table(data, tiled_table(data, table_name))
     values = dense_layer(table, layer, None)
-    record = prediction_record(table, layer).get("intervals")
+    of_layer = prediction_record(table, layer)
+    record = of_layer.get("intervals")
+    if "measured" in of_layer:
+        raise ValueError(
+            f"layers[{layer!r}] was pulled to measured spots, and intervals are known for plain predictions: predict "
+            "without `measured=`, under another `key_added=`."
+        )
     if not isinstance(record, Mapping):
         raise ValueError(
             f"layers[{layer!r}] has no intervals: calibrate the adapter (`adapter = pekasc.tl.calibrate(adapter)`) and "

@@ -174,6 +174,11 @@ def bound_keys(key: str) -> tuple[str, str]:
     return f"{key}_lower", f"{key}_upper"
 
 
+def kriging_sd_key(key: str) -> str:
+    """Return the name of the layer with the uncertainty of what measured spots pull predictions by."""
+    return f"{key}_kriging_sd"
+
+
 def novelty_key(key: str) -> str:
     """Return the column of obs with the novelty of every row."""
     return f"{key}_novelty"

@@ -16,6 +16,8 @@ from pekasc._totals import recorded_totals
 
 logger = get_logger(__name__)
 
+PULLS = ("kriging",)  # how predictions are pulled to what was measured at spots
+
 
 def prediction_record(table: AnnData, key: str) -> Mapping[str, Any]:
     """Return what `predict_expression` recorded under `key`; empty if nothing."""
@@ -112,3 +114,20 @@ def _as_stored(table: AnnData, key: str, counts_layer: str | None) -> tuple[Matr
     logger.hint("Measured values as stored in %s, the scale of the predictions.", where)
     values = target_matrix(table, layer or None, "as_is")
     return values, np.ones(table.n_obs, dtype=bool)
+
+
+def check_measured(measured: str | None, measured_table: str | None) -> None:
+    """Check how predictions are pulled, and to which table.
+
+    Raises
+    ------
+    ValueError
+        If there is no such way, or a table is named without one.
+    """
+    if measured is None and measured_table is not None:
+        raise ValueError(
+            f'`measured_table={measured_table!r}` does nothing without `measured="kriging"`, which pulls predictions '
+            "to what was measured at its spots."
+        )
+    if measured is not None and measured not in PULLS:
+        raise ValueError(f"`measured={measured!r}` is unknown: use one of {list(PULLS)}, or None for no pull.")

@@ -85,6 +85,27 @@ def test_options_of_the_grid(run: Any, adapter: Path, slides: Callable[..., list
     assert list(sdata["grid"].var_names) == genes
 
 
+def test_a_map_between_the_spots_of_a_section(
+    run: Any, adapter: Path, sections: Path, slide: Path, tmp_path: Path
+) -> None:
+    how = ["--adapter", adapter, "--out", tmp_path / "out", "--measured", "kriging", "--stride-um", "50", *CPU]
+    done = run("predict", sections / "P3S1.zarr", slide, *how, "--json")
+    assert [result["status"] for result in done.results] == ["done", "failed"]
+    assert "has no table, and --measured needs one of measured spots" in done.results[1]["reason"]
+    sdata = sd.read_zarr(tmp_path / "out" / "P3S1.zarr")
+    pk.io.attach_predictions(sdata)
+    expected = sd.read_zarr(sections / "P3S1.zarr")
+    pk.pp.tile_grid(expected, "P3S1_he", stride_um=50, tile_px=56, mpp=2.0)
+    pk.tl.predict_expression(
+        expected, pk.Adapter.load(adapter), table_name="grid", measured="kriging", compute={"device": "cpu"},
+        progress=False,
+    )  # fmt: skip
+    for name in ("peka", "peka_kriging_sd"):
+        found = np.asarray(sdata["grid"].layers[name])
+        assert np.isfinite(found).all()
+        np.testing.assert_allclose(found, expected["grid"].layers[name], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -95,6 +116,9 @@ def test_options_of_the_grid(run: Any, adapter: Path, slides: Callable[..., list
         (["--min-tissue", "much"], "'much' is no number"),
         (["--min-tissue", "2"], "must be a fraction between 0 and 1"),
         (["--stride-um", "-5"], "`stride_um` must be a positive number"),
+        (["--measured", "idw"], "`measured='idw'` is unknown: use one of ['kriging']"),
+        (["--measured-table", "table"], "does nothing without `measured="),
+        (["--measured", "kriging", "--table-name", "table"], "name their table with --measured-table"),
         (["--shape", "triangle"], "choose one of ['square', 'hexagon']"),
         (["--image-mpp", "500"], "`image_mpp` must be between 0.05 and 50"),
         (["--list", "nothing.txt"], "nothing.txt cannot be read"),

@@ -89,6 +89,20 @@ StrideUm = Annotated[
     float | None,
     typer.Option("--stride-um", metavar="UM", help="Distance of neighbouring tiles of a grid; by default their side."),
 ]
+Measured = Annotated[
+    str | None,
+    typer.Option(
+        "--measured",
+        metavar="METHOD",
+        help="kriging: of a section with spots, predict a grid on its image, pulled to what the spots measured.",
+    ),
+]
+MeasuredTable = Annotated[
+    str | None,
+    typer.Option(
+        "--measured-table", metavar="NAME", help="Table of the measured spots; by default 'table', or the only one."
+    ),
+]
 Shape = Annotated[str | None, typer.Option("--shape", metavar="NAME", help="Shape of the grid: square or hexagon.")]
 Shapes = Annotated[
     str | None, typer.Option("--shapes", metavar="NAME", help="Shapes, for each of which a tile is made: no grid.")

@@ -43,6 +43,8 @@ def predict(
     min_tissue: arguments.MinTissue = None,
     min_sharpness: arguments.MinSharpness = None,
     max_pen: arguments.MaxPen = None,
+    measured: arguments.Measured = None,
+    measured_table: arguments.MeasuredTable = None,
     compute: arguments.ComputeFields = None,
     config: arguments.Config = None,
     as_json: arguments.Json = False,
@@ -54,7 +56,8 @@ def predict(
     Slides are tiled on a grid, on tissue, with the tile size of the adapter. Each source gives one zarr folder of a
     SpatialData: tiles, table and a small image; its predictions are in a store in DIR/predictions, and
     pekasc.io.attach_predictions brings them back. Finished ones are skipped, an interrupted one is continued, and
-    several processes can share a list and an output folder.
+    several processes can share a list and an output folder. With --measured, sections with spots get a grid too, whose
+    predictions are pulled to what was measured.
     """
     with working(as_json=as_json, debug=debug, verbosity=verbosity) as output:
         how = option_object(context, "compute", compute)
@@ -63,6 +66,7 @@ def predict(
             min_sharpness=min_sharpness, max_pen=max_pen,
         )  # fmt: skip
         arguments.check_before_the_first_slide(grid, image_mpp)
+        _check_measured(measured, measured_table, table_name)
         paths = read_list(sources, list_file)
         try:
             resolve(how, Compute, "compute", unused=unused_in_embedding(stored=True))
@@ -72,7 +76,7 @@ def predict(
         settings = {"command": "predict", "adapter": _digest(adapter), **grid}
         settings |= arguments.given(
             genes=sorted(genes) if genes else None, image_mpp=image_mpp, scene=scene, table_name=table_name,
-            image_name=image_name,
+            image_name=image_name, measured=measured, measured_table=measured_table,
         )  # fmt: skip
         jobs = plan(paths, out)
         load = cache(lambda: load_adapter(adapter, genes))
@@ -80,13 +84,14 @@ def predict(
             load()  # before the first slide; where everything is finished, the seconds that PyTorch takes are saved
         source: dict[str, Any] = {
             "table_name": table_name, "image_name": image_name, "image_mpp": image_mpp, "scene": scene,
+            "measured": measured, "measured_table": measured_table,
         }  # fmt: skip
 
         def work(job: Job, part: Path, made: Mapping[str, Any]) -> dict[str, Any]:
-            sdata, table = _tiled(job, load(), grid=grid, **source)
+            sdata, table, pull = _tiled(job, load(), grid=grid, **source)
             return _predict(
                 sdata, table, load(), out / STORES / job.target.name, part, made, genes=genes, compute=how,
-                progress=output.bars,
+                progress=output.bars, **pull,
             )  # fmt: skip
 
         run(jobs, out, work, settings, output)
@@ -152,19 +157,41 @@ def load_adapter(folder: Path, genes: Sequence[str] | None) -> Adapter:
 
 def _tiled(
     job: Job, adapter: Adapter, *, table_name: str | None, image_name: str | None, image_mpp: float | None,
-    scene: str | None, grid: Mapping[str, Any],
-) -> tuple[SpatialData, str]:  # fmt: skip
-    """Open a source, tile it for the adapter where it has no table, and return it with the name of its table."""
+    scene: str | None, measured: str | None, measured_table: str | None, grid: Mapping[str, Any],
+) -> tuple[SpatialData, str, dict[str, Any]]:  # fmt: skip
+    """Open a source and tile it for the adapter where it has no table, or where a map between its spots is wanted.
+
+    Return it, the name of the table to predict, and how predictions are pulled to measured spots.
+    """
     from pekasc.pp import tile, tile_grid
 
     sdata = open_source(job.source, name=job.name, image_mpp=image_mpp, scene=scene)
     size: dict[str, Any] = {"tile_px": adapter.spec.tile_px, "mpp": adapter.spec.mpp, "image_mpp": image_mpp}
-    table = table_of(sdata, table_name)
-    if table is None:
+    table = table_of(sdata, table_name if measured is None else measured_table)
+    pull: dict[str, Any] = {}
+    if measured is not None:
+        if table is None:
+            raise ValueError(f"{job.source} has no table, and --measured needs one of measured spots: leave it out.")
+        pull = {"measured": measured, "measured_table": table}
+    if table is None or measured is not None:
         tile_grid(sdata, image_of(sdata, image_name), table_added=_GRID, **size, **grid)
-        return sdata, _GRID
+        return sdata, _GRID, pull
     if grid:
         raise ValueError(f"{job.source} has a table, so no grid is made: leave out {', '.join(grid)}.")
     if image_mpp is not None:
         tile(sdata, table_name=table, **size)
-    return sdata, table
+    return sdata, table, pull
+
+
+def _check_measured(measured: str | None, measured_table: str | None, table_name: str | None) -> None:
+    from pekasc._measured import check_measured  # loads anndata
+
+    try:
+        check_measured(measured, measured_table)
+    except ValueError as error:
+        raise typer.BadParameter(one_line(error), param_hint="--measured") from None
+    if measured is not None and table_name is not None:
+        raise typer.BadParameter(
+            "predictions of a grid are pulled to measured spots: name their table with --measured-table.",
+            param_hint="--table-name",
+        )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pekasc._keys import UNS, bound_keys
+from pekasc._keys import UNS, bound_keys, kriging_sd_key
 from pekasc._paths import folder_path
 from pekasc._sections import table_digest
 from pekasc._settings import get_logger
@@ -36,8 +36,9 @@ def attach_predictions(data: SpatialData | AnnData, *, store: str | PathLike[str
 
     Returns
     -------
-    None, and writes ``layers[key]`` of every table whose record names a store, as a dask array, and the intervals
-    around them, if the adapter was calibrated.
+    None, and writes ``layers[key]`` of every table whose record names a store, as a dask array, and what
+    belongs to them: the intervals around them, if the adapter was calibrated, and the standard deviation of the pull to
+    measured spots.
 
     Raises
     ------
@@ -74,6 +75,9 @@ def attach_predictions(data: SpatialData | AnnData, *, store: str | PathLike[str
                     "another order. Predict again: what is in the store already is not computed twice."
                 )
             found.append((name, key, layer))
+            if "sd_array" in record:
+                sd_key = kriging_sd_key(key)
+                found.append((name, sd_key, stored_layer(path, record["sd_array"], record["sd_digest"], shape, sd_key)))
             if isinstance(record.get("intervals"), Mapping):
                 found += [(name, bound, derived) for bound, derived in _bounds(record["intervals"], layer, key, table)]
     if not found and not inside:

@@ -10,7 +10,7 @@ import numpy as np
 from anndata import AnnData
 
 from pekasc._expression import no_overlap_message
-from pekasc._keys import bound_keys, novelty_key, packed, total_check_key, total_key, trust_key
+from pekasc._keys import bound_keys, kriging_sd_key, novelty_key, packed, total_check_key, total_key, trust_key
 from pekasc._measured import prediction_record, was_trained_on
 from pekasc._obsm import recorded_targets
 from pekasc._sections import Section
@@ -22,7 +22,7 @@ def check_columns(table: AnnData, key: str) -> None:
     """Check that columns of obs, layers and an array of obsm that will be written are not the user's own."""
     columns = (f"{key}_train", total_key(key), novelty_key(key))
     theirs = [f"obs[{name!r}]" for name in columns if name in table.obs]
-    theirs += [f"layers[{name!r}]" for name in bound_keys(key) if name in table.layers]
+    theirs += [f"layers[{name!r}]" for name in (*bound_keys(key), kriging_sd_key(key)) if name in table.layers]
     theirs += [f"var[{name!r}]" for name in (trust_key(key),) if name in table.var]
     theirs += [f"obsm[{name!r}]" for name in (total_check_key(key),) if name in table.obsm]
     ours = bool(prediction_record(table, key)) or key in table.layers or any(recorded_targets(table, key))

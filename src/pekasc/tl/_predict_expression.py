@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from pekasc._expression import TARGETS, close_genes, gene_columns, gene_names, gene_positions
+from pekasc._expression import TARGETS, gene_columns, gene_names
 from pekasc._keys import (
     GRID,
     PEKA,
@@ -19,6 +19,7 @@ from pekasc._keys import (
     check_free,
     check_key,
     feature_key,
+    kriging_sd_key,
     novelty_key,
     read_uns,
     score_key,
@@ -26,7 +27,7 @@ from pekasc._keys import (
     total_key,
     write_uns,
 )
-from pekasc._measured import prediction_record
+from pekasc._measured import check_measured, prediction_record
 from pekasc._options import RESULT_MEMORY, Compute, resolve, unused_in_embedding
 from pekasc._sections import (
     check_table,
@@ -49,8 +50,10 @@ from pekasc.tl._predict_checks import (
     check_stride,
     check_trained,
 )
+from pekasc.tl._predict_genes import columns_of, columns_of_totals, wanted_of
+from pekasc.tl._predict_measured import adapter_digest, measured_pull
 from pekasc.tl._predict_rows import LayerSpec, layer_parts, store_predictions, tile_scores, trained_on
-from pekasc.tl._predict_table import keep_others, new_table_of
+from pekasc.tl._predict_table import check_table_added, keep_others, new_table_of, without_genes
 from pekasc.tl._predict_target import predict_target
 from pekasc.tl._predict_trust import (
     abstained,
@@ -78,6 +81,8 @@ def predict_expression(
     gene_key: str | None = None,
     store: str | Path | None = None,
     abstain: float | None = None,
+    measured: Literal["kriging"] | None = None,
+    measured_table: str | None = None,
     compute: Compute | str | Mapping[str, Any] | None = None,
     table_name: str = "table",
     key: str = TILES,
@@ -111,6 +116,15 @@ def predict_expression(
     abstain
         With a calibrated adapter (:func:`pekasc.tl.calibrate`): predict nothing, NaN, for tiles whose novelty, a
         p-value, is below this, such as 0.01. Of tissue like the training tissue, about that share is lost.
+    measured
+        Pull the predictions of a section that was measured at spots to what was measured there: ``"kriging"``
+        interpolates measured minus predicted values to all tiles of the section and adds them. Meant for tiles between
+        spots (:func:`pekasc.pp.tile_grid` with a small ``stride_um``) and for gaps. Range and noise are chosen on
+        held-out blocks of spots; a gene whose residuals have no structure between spots is left as predicted. Each
+        section is pulled to its own spots.
+    measured_table
+        Name of the table with the spots and their counts, ``"table"`` by default. They must lie on the image of the
+        tiles. Its predictions by this adapter are used if they are there, and computed, but not kept, otherwise.
     compute
         A :class:`pekasc.Compute`, or a mapping of its fields: ``device``, ``precision``, ``embed_batch_size``,
         ``max_memory`` and ``client``. The layer may take ``max_memory`` bytes, and so may the features unless `store`
@@ -136,6 +150,11 @@ def predict_expression(
         Of a calibrated adapter: the interval of the *rate*, float32 on the scale of the predictions: what a spot would
         show if it were sequenced without end. The interval of a measurement, which counting makes wider, is
         :func:`pekasc.get.interval`. With `store`, they are computed when they are read.
+    ``layers["{key_added}_kriging_sd"]``
+        With `measured`: the standard deviation of the pull, float32 on the scale of the predictions, without what
+        varies at distances shorter than that between spots; NaN for genes and sections that were not measured.
+        Intervals (``"{key_added}_lower"``, ``"_upper"``) are known for plain predictions and are not written then;
+        novelty and trust are those of the plain prediction.
     ``obs["{key_added}_novelty"]``
         Of a calibrated adapter: how unlike the training tiles a tile is, float32, as a p-value: the share of spots of
         held-out training sections that are at least as far from the others. Small is novel. It is a statement on single
@@ -144,7 +163,8 @@ def predict_expression(
         Of a calibrated adapter: categorical, ``"high"``, ``"medium"`` or ``"low"``. High: a Pearson correlation of 0.4
         or more on held-out training sections, above 0.2 in each; medium: 0.2 or more, above 0 in each.
     ``obs["{key_added}_train"]``
-        Whether the adapter was trained on this tissue; :func:`pekasc.tl.evaluate` leaves such spots out.
+        Whether the adapter was trained on this tissue; :func:`pekasc.tl.evaluate` leaves such spots out. With
+        `measured`, also spots that predictions were pulled to.
     ``obs["{key_added}_total"]``
         Total count of every row over the genes of the table (those that all training sections measured, if they
         differed: ``adapter.info["total_genes"]``), float64, if it has counts: the measured values that
@@ -155,7 +175,8 @@ def predict_expression(
     ``uns["pekasc"][key_added]``
         Summary of the adapter, the wider fields of view that were read (``fields_um``; none, with a warning, where the
         sections have stored patches or too little tissue around them), its scale (``target``), tile size, number of
-        genes predicted and in the totals.
+        genes predicted and in the totals; with `measured`, by section the range, and the numbers of spots, of genes
+        that are pulled or were measured, and of tiles beyond the range.
 
     An adapter of ``target={"obsm": key}`` writes no layer and no totals, but
 
@@ -171,7 +192,19 @@ def predict_expression(
         If the tiles differ in size from those of the training, no gene overlaps, the layer would take more than
         ``max_memory``, or the encoder's weights are not those of the training. If an argument is about genes and the
         adapter predicts another target. If genes and another target have one `key_added`, and their adapters were
-        trained on different spots.
+        trained on different spots. If `measured` is unknown, or its table has no measurements of the adapter's genes,
+        its spots lie on no image of the tiles, are fewer than 25, or farther from all tiles than the range.
+
+    Warns
+    -----
+    UserWarning
+        If the adapter was trained on the spots that predictions are pulled to: the pull is then too weak, and its
+        standard deviation too small.
+
+    References
+    ----------
+    Kriging of the residuals of a regression, with the noise of each measurement as its nugget:
+    :cite:t:`cressie1993spatial`.
 
     Examples
     --------
@@ -187,6 +220,7 @@ def predict_expression(
         raise TypeError(f"`adapter` must be a pekasc.Adapter, got {type(adapter).__name__}.")
     check_key(key_added)
     check_abstain(adapter, abstain)
+    check_measured(measured, measured_table)
     target = adapter.target_key
     stored = store is not None and target is None  # predictions of another target stay in memory
     how = on_device(resolve(compute, Compute, "compute", unused=unused_in_embedding(stored=stored)))
@@ -198,30 +232,49 @@ def predict_expression(
         predict_target(
             sdata, adapter, target, key_added=key_added, store=store, compute=how, table_name=table_name, key=key,
             progress=progress, abstain=abstain, genes=genes, table_added=table_added, gene_key=gene_key,
+            measured=measured,
         )  # fmt: skip
         return
-    wanted = _wanted(adapter, genes)
+    wanted = wanted_of(adapter, genes)
     gene_of = gene_columns(table)
     names = gene_names(table, gene_key, gene_of)
     target_genes = [adapter.genes[i] for i in wanted]
     check_columns(table, key_added)
-    without_genes = _without_genes(table, key_added)
-    new_table = without_genes or table_added is not None
-    columns = np.arange(len(wanted)) if new_table else _columns(names, target_genes, gene_of)
+    no_genes = without_genes(table, key_added)
+    new_table = no_genes or table_added is not None
+    columns = np.arange(len(wanted)) if new_table else columns_of(names, target_genes, gene_of)
     limit = None if store is not None else max_memory
-    n_layers = 1 if adapter.calibration is None else 3
+    with_intervals = adapter.calibration is not None and measured is None
+    n_layers = 3 if with_intervals else 1 if measured is None else 2
     if new_table:
         if table_added is not None:
-            _check_table_added(sdata, table_added, key_added)
+            check_table_added(sdata, table_added, key_added)
         check_size(table.n_obs, len(wanted), limit, n_layers=n_layers)
     else:
         check_free(table, key_added, "prediction", slot="layers")
         check_free(table, feature_key(key_added), "features", slot="obsm")
         check_layer(table, names, target_genes, columns, limit, n_layers)
-    with untiled_on_error(sdata, table_name=table_name, key=key):
+    spots_table = tiled_table(sdata, measured_table or "table") if measured is not None else table_name
+    with (
+        untiled_on_error(sdata, table_name=table_name, key=key),
+        untiled_on_error(sdata, table_name=spots_table, key=key),
+    ):
         sections, spec = ensure_tiles(sdata, table_name=table_name, key=key, spec=adapter.spec)
         adapter.check_tiles(spec.tile_px, spec.mpp)
-        trained = trained_on(adapter, sections, spec, table.n_obs)
+        trained, digest = trained_on(adapter, sections, spec, table.n_obs), adapter_digest(adapter)
+        layer = LayerSpec(
+            (table.n_obs, len(wanted) if new_table else table.n_vars),
+            wanted,
+            columns,
+            read_uns(table, GRID) is not None,
+        )
+        pull = None
+        if measured is not None:
+            pull = measured_pull(
+                sdata, adapter, sections, layer, table_name=table_name, measured_table=spots_table, key_added=key_added,
+                key=key, gene_key=gene_key, store=store, abstain=abstain, compute=how, progress=progress,
+            )  # fmt: skip
+            trained |= pull.at_spots
         if table_added is None:
             check_trained(table, key_added, None, trained)
         scores, fields_um = tile_scores(
@@ -230,35 +283,37 @@ def predict_expression(
         adapter = replace(adapter, reading=scores.reading)  # without wider fields, radii may be others
         # compute everything before anything is written
         p_values = scores.p_values(table.n_obs, sections)
-        layer = LayerSpec(
-            (table.n_obs, len(wanted) if new_table else table.n_vars),
-            wanted,
-            columns,
-            read_uns(table, GRID) is not None,
-            left_out(p_values, abstain),
-        )
+        layer = replace(layer, left_out=left_out(p_values, abstain))
         if layer.grid:
             check_stride(adapter, sections)
         place: dict[str, str] = {}
+        sd: Any = None
         if store is not None:
-            kept = store_predictions(
-                adapter, scores, sections, layer, check_store(store), dtype=how.stored_precision, progress=progress
+            path = check_store(store)
+            kept, kept_sd = store_predictions(
+                adapter, scores, sections, layer, path, dtype=how.stored_precision, progress=progress, pull=pull
             )
             values: Any = kept.layer(key_added)
             place = {"store": str(kept.path), "array": kept.name, "array_digest": kept.digest}
+            if kept_sd is not None:
+                sd = kept_sd.layer(kriging_sd_key(key_added))
+                place |= {"sd_array": kept_sd.name, "sd_digest": kept_sd.digest}
         else:
-            ((_, values),) = layer_parts(adapter, scores, sections, layer, [slice(0, table.n_obs)])
+            ((every, values),) = layer_parts(adapter, scores, sections, layer, [slice(0, table.n_obs)])
+            sd = None if pull is None else pull.apply(every, values)
         adapted = scores.features.by_row(table.n_obs, max_memory, scores.n_adapted)
     record = {
         **adapter_record(adapter),
+        "adapter_digest": digest,
         "fields_um": list(fields_um),
         "n_predicted": len(wanted),
         "tile_px": spec.tile_px,
         "mpp": spec.mpp,
         **place,
+        **({} if pull is None else pull.record),
     }
     log = record["target"] == TARGETS["log1p"]
-    total_columns = _total_columns(adapter, names, gene_of)
+    total_columns = columns_of_totals(adapter, names, gene_of)
     totals = totals_to_record(table, adapter.info.get("layer"), total_columns) if log else None
     if totals is not None:
         record |= totals[2]
@@ -268,7 +323,7 @@ def predict_expression(
             record["layer"] = adapter.info["layer"]
     else:
         table_added = table_added or present_table(sdata, table_name)
-        in_memory = not without_genes and store is None
+        in_memory = not no_genes and store is None
         replaced = table if table_added == present_table(sdata, table_name) else None
         table = new_table_of(table, values if in_memory else None, target_genes, log=log)
         if replaced is not None:
@@ -278,14 +333,18 @@ def predict_expression(
         record["table_digest"] = table_digest(table)
     before, ends = prediction_record(table, key_added), None
     if adapter.calibration is not None:
+        record |= {"calibrated": True, **abstained(layer.left_out, abstain)}
+    if adapter.calibration is not None and with_intervals:
         there = columns >= 0
         record["intervals"] = interval_record(adapter.calibration, wanted[there], table.var_names[columns[there]])
-        record |= abstained(layer.left_out, abstain)
         ends = bounds(record["intervals"], values, table.var_names)
     _write(table, key_added, values, adapted, trained, None if totals is None else totals[:2], record)
     remove_trust(table, key_added, before)
     if ends is not None:
         write_bounds(table, key_added, table.layers[key_added], ends)
+    if sd is not None:
+        table.layers[kriging_sd_key(key_added)] = sd
+    if adapter.calibration is not None:
         write_levels(table, key_added, adapter, wanted, columns)
         if p_values is not None:
             table.obs[novelty_key(key_added)] = p_values
@@ -294,11 +353,6 @@ def predict_expression(
         if table_added in sdata.tables:
             del sdata.tables[table_added]
         sdata.tables[table_added] = table
-
-
-def _without_genes(table: AnnData, key: str) -> bool:
-    """Tell whether a table has no genes of its own: those of a grid that was predicted before are the adapter's."""
-    return table.n_vars == 0 or (read_uns(table, GRID) is not None and table.X is None and set(table.layers) <= {key})
 
 
 def _write(
@@ -319,58 +373,3 @@ def _write(
     table.var = table.var.drop(columns=list(stale))
     write_uns(table, key, record, kind="prediction")
     write_uns(table, feature_key(key), record, kind="features")
-
-
-def _columns(names: np.ndarray, target_genes: list[str], gene_of: np.ndarray) -> np.ndarray:
-    """Return the column of the table for each gene, -1 where it has none."""
-    at = gene_positions(names, target_genes)
-    return np.where(at >= 0, gene_of[at], -1) if gene_of.size else at
-
-
-def _total_columns(adapter: Adapter, names: np.ndarray, gene_of: np.ndarray) -> np.ndarray | None:
-    """Return the columns of the genes that totals are over; None is all genes of the table.
-
-    Those of an adapter whose training sections measured different genes are over the genes that these shared.
-    """
-    shared = adapter.info.get("total_genes")
-    if shared is None:
-        return None
-    columns = _columns(names, shared, gene_of)
-    if (columns < 0).any():
-        logger.hint(
-            "Totals are over %d genes of the %d that all training sections measured: the others are not in the table.",
-            int((columns >= 0).sum()), len(shared),
-        )  # fmt: skip
-    return columns[columns >= 0]
-
-
-def _check_table_added(sdata: SpatialData, table_added: str, key_added: str) -> None:
-    check_key(table_added, argument="table_added")
-    # SpatialData does not tell names apart by case
-    taken = {name.lower() for _, name, _ in sdata.gen_elements()}
-    if table_added in sdata.tables:
-        record = read_uns(sdata.tables[table_added], key_added)
-        if isinstance(record, Mapping) and record.get("table_added") == table_added:
-            return  # an earlier run of this call made it
-    if table_added.lower() in taken:
-        raise ValueError(
-            f"`table_added={table_added!r}` is the name of an element that is there already and was not made by this "
-            "call: choose another name, or delete it."
-        )
-
-
-def _wanted(adapter: Adapter, genes: Sequence[str] | None) -> np.ndarray:
-    if genes is None:
-        return np.arange(len(adapter.genes))
-    genes = [genes] if isinstance(genes, str) else list(dict.fromkeys(genes))
-    if not len(genes):
-        raise ValueError("`genes=` is empty: leave it out to predict all genes of the adapter.")
-    known = np.array(adapter.genes, dtype=object)
-    positions = gene_positions(known, list(genes))
-    missing = [gene for gene, at in zip(genes, positions, strict=True) if at < 0]
-    if missing:
-        raise KeyError(
-            f"The adapter does not predict {len(missing)} of the {len(genes)} genes asked for: {missing[:5]}. It "
-            f"predicts {len(known)} (`adapter.genes`).{close_genes(missing[0], known)}"
-        )
-    return positions

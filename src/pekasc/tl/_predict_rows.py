@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -205,11 +205,24 @@ def layer_parts(
         yield part, values
 
 
+class Pulled(Protocol):
+    """What is added to predictions, see :class:`pekasc.tl._predict_measured.Pull`."""
+
+    def apply(self, part: slice, values: np.ndarray) -> np.ndarray:
+        """Change a part of the rows in place, and return its standard deviation."""
+
+    def parts(self) -> Iterable[str | np.ndarray]:
+        """Yield what it depends on."""
+
+
 def store_predictions(
     adapter: Adapter, scores: Scores, sections: Sequence[Section], layer: LayerSpec, path: Path, *,
-    dtype: str, progress: bool,
-) -> PredictionStore:  # fmt: skip
-    """Predict all rows of a layer into a store, in parts; those that are there already are left as they are."""
+    dtype: str, progress: bool, pull: Pulled | None = None,
+) -> tuple[PredictionStore, PredictionStore | None]:  # fmt: skip
+    """Predict all rows of a layer into a store, in parts; those that are there already are left as they are.
+
+    With a `pull`, its standard deviation is stored beside them, in the second store that is returned.
+    """
     facts = {
         "genes": [adapter.genes[i] for i in layer.wanted], "columns": layer.columns.tolist(),
         "shape": list(layer.shape), "grid": layer.grid, "radii_um": scores.reading.radii_um,
@@ -219,13 +232,19 @@ def store_predictions(
     rows = [section.rows for section in sections]
     if layer.left_out is not None and layer.left_out.any():
         rows.append(layer.left_out)
-    digest = sha256(repr(facts), *scores.features.digests, *array_parts(scores.reading), *rows)
+    parts = () if pull is None else pull.parts()
+    digest = sha256(repr(facts), *scores.features.digests, *array_parts(scores.reading), *rows, *parts)
     info = {"adapter": adapter.method, "encoder": adapter.encoder.short, "target": adapter.info["target"]}
     store = PredictionStore(path, digest, layer.shape, info, dtype)
-    with locked(path, [store.name]):
-        store.sweep()
-        missing = store.missing()
+    sd_store = None if pull is None else PredictionStore(path, sha256(digest, "sd"), layer.shape, info, dtype)
+    stores = [store] if sd_store is None else [store, sd_store]
+    with locked(path, [one.name for one in stores]):
+        for one in stores:
+            one.sweep()
+        missing = sorted({(part.start, part.stop) for one in stores for part in one.missing()})
         bar = tqdm(missing, desc="predict", unit="part", disable=not progress or len(missing) < 2)
-        for part, values in layer_parts(adapter, scores, sections, layer, bar):
+        for part, values in layer_parts(adapter, scores, sections, layer, (slice(*ends) for ends in bar)):
+            if pull is not None and sd_store is not None:
+                sd_store.write(part, pull.apply(part, values))
             store.write(part, values)
-    return store
+    return store, sd_store

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 from anndata import AnnData
+from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
-from pekasc._keys import read_uns, write_uns
+from pekasc._keys import GRID, bound_keys, check_key, kriging_sd_key, read_uns, write_uns
 
 
 def keep_others(table: AnnData, replaced: AnnData) -> None:
@@ -44,3 +45,26 @@ def new_table_of(table: AnnData, values: np.ndarray | None, genes: list[str], *,
         region_key=attrs["region_key"],
         instance_key=attrs["instance_key"],
     )
+
+
+def without_genes(table: AnnData, key: str) -> bool:
+    """Tell whether a table has no genes of its own: those of a grid that was predicted before are the adapter's."""
+    ours = {key, *bound_keys(key), kriging_sd_key(key)}
+    of_grid = read_uns(table, GRID) is not None and table.X is None
+    return table.n_vars == 0 or (of_grid and {name for name in table.layers if name is not None} <= ours)
+
+
+def check_table_added(sdata: SpatialData, table_added: str, key_added: str) -> None:
+    """Check that the name of a new table is free, or was made by an earlier run of the call."""
+    check_key(table_added, argument="table_added")
+    # SpatialData does not tell names apart by case
+    taken = {name.lower() for _, name, _ in sdata.gen_elements()}
+    if table_added in sdata.tables:
+        record = read_uns(sdata.tables[table_added], key_added)
+        if isinstance(record, Mapping) and record.get("table_added") == table_added:
+            return  # an earlier run of this call made it
+    if table_added.lower() in taken:
+        raise ValueError(
+            f"`table_added={table_added!r}` is the name of an element that is there already and was not made by this "
+            "call: choose another name, or delete it."
+        )

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from pekasc._keys import bound_keys, novelty_key, trust_key
+from pekasc._keys import bound_keys, kriging_sd_key, novelty_key, trust_key
 from pekasc._sections import Section
 from pekasc._settings import get_logger
 from pekasc.models import Adapter
@@ -120,10 +120,13 @@ def bounds(record: Mapping[str, Any], values: Any, names: pd.Index) -> tuple[Any
 
 def remove_trust(table: AnnData, key: str, before: Mapping[str, Any]) -> None:
     """Remove what an earlier prediction by a calibrated adapter wrote, by its record; the user's own stays."""
-    if "intervals" not in before:
+    if "measured" in before and kriging_sd_key(key) in table.layers:
+        del table.layers[kriging_sd_key(key)]
+    if not {"intervals", "calibrated"} & set(before):
         return
     for where, names in (
-        (table.layers, bound_keys(key)), (table.obs, (novelty_key(key),)), (table.var, (trust_key(key),)),
+        (table.layers, bound_keys(key) if "intervals" in before else ()),
+        (table.obs, (novelty_key(key),)), (table.var, (trust_key(key),)),
     ):  # fmt: skip
         for name in names:
             if name in where:
