@@ -19,8 +19,13 @@
 # so that it takes a minute. Leave out `recipe=` and `readout=` for real work.
 
 # %%
+import tempfile
+from pathlib import Path
+
+import geopandas
 import matplotlib.pyplot as plt
 import scanpy as sc
+import spatialdata as sd
 import spatialdata_plot  # noqa: F401  adds `sdata.pl`
 import squidpy as sq
 
@@ -158,6 +163,34 @@ sc.pp.neighbors(adata, random_state=0)
 sc.tl.leiden(adata, resolution=0.5, flavor="igraph", n_iterations=2, random_state=0)
 slide["grid"].obs["leiden"] = adata.obs["leiden"]
 _ = pk.pl.slide(slide, ["leiden", "tissue_fraction"])
+
+# %% [markdown]
+# ## `tl.rasterize_expression`: a predicted gene over the H&E
+#
+# An image with a pixel for each tile, which napari-spatialdata and spatialdata-plot lay over the slide. Pixels without
+# a prediction get a number below all others, since spatialdata-plot refuses NaN, which the colour map draws white.
+
+# %%
+pk.tl.rasterize_expression(slide, genes, fill=-1)
+magma = plt.get_cmap("magma").with_extremes(under="white")
+slide.pl.render_images("P1S1_he").pl.render_images(
+    "P1S1_he_grid_peka", channel=genes[0], cmap=magma, norm=plt.Normalize(0, 6), alpha=0.6
+).pl.show(coordinate_systems="P1S1", figsize=(5.6, 5), title=f"{genes[0]}, predicted")
+
+# %% [markdown]
+# ## `io.write_geojson`: clusters for QuPath
+#
+# One annotation for each cluster, in pixels of the slide, with its colour; here read again and drawn on the image.
+
+# %%
+file = Path(tempfile.mkdtemp()) / "clusters.geojson"
+pk.io.write_geojson(slide, file, classes="leiden", merge=True)
+annotations = geopandas.read_file(file)
+colours = [[part / 255 for part in c["color"]] for c in annotations["classification"]]
+figure, ax = plt.subplots(figsize=(5, 5))
+ax.imshow(sd.get_pyramid_levels(slide["P1S1_he"], n=0).transpose("y", "x", "c").to_numpy())
+_ = annotations.plot(ax=ax, aspect=None, color=colours, alpha=0.4, edgecolor=colours, linewidth=2)
+_ = ax.set(xlabel="px", ylabel="px")
 
 # %% [markdown]
 # ## spatialdata-plot: predictions on the spots

@@ -45,6 +45,7 @@ SECTIONS = {
     ),
     "Tiles per second from zarr": ("speed", "How fast are tiles read?", "Read:"),
     "Tiles and features of a slide, against LazySlide": ("speed", "How fast is a slide, beside LazySlide?", "Read:"),
+    "An adapter in LazySlide and in pekasc": ("trust", "Does an adapter predict the same in LazySlide?", "Read:"),
     "Predicting a slide: speed": ("speed", "How fast is a slide predicted?", "Two runs of five"),
     "Does the encoder wait for tiles?": ("speed", "Does the encoder wait for tiles?", "Both bars"),
     "Ridge with a penalty tuned on held-out groups": ("speed", "How fast is the head?", ""),

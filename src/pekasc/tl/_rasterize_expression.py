@@ -63,7 +63,7 @@ def rasterize_expression(
         The images are ``"{region}_{key_added}"``; by default the name of the layer. Take one for each set of genes.
     fill
         Value of pixels without a prediction. napari and matplotlib leave NaN empty; spatialdata-plot refuses NaN in an
-        image: for it, take a number below all predictions, such as -1, and a colour map that does not draw it.
+        image: for it, take a number below all predictions, such as -1, and a colour map that is white below 0.
     key
         Name of the tiles.
 
