@@ -131,6 +131,14 @@ def test_tiles_of_another_size_are_refused(without_fields: pk.Adapter) -> None:
 
 
 @pytest.mark.usefixtures("_installed")
+def test_a_stain_map_is_refused(without_fields: pk.Adapter) -> None:
+    mapped = replace(without_fields)
+    object.__setattr__(mapped, "stain", object())
+    with pytest.raises(ValueError, match="maps the stain of a slide .*LazySlide gives tiles as they are"):
+        mapped.as_lazyslide(mpp=2.0, slide_mpp=1.0)
+
+
+@pytest.mark.usefixtures("_installed")
 def test_what_context_needs(without_fields: pk.Adapter) -> None:
     with pytest.raises(ValueError, match="`slide_mpp=wsi.properties.mpp`"):
         without_fields.as_lazyslide(mpp=2.0)
