@@ -247,6 +247,8 @@ NOT_MIRRORED = {
     "fuzz/test_tables.py": "odd and damaged tables, through every call that reads one",
     "fuzz/test_tiff.py": "damaged files, from their bytes to the pixels: all of the room io that reads TIFF",
     **{f"readers/test_{name}.py": "objects of readers, to the tiles" for name in READERS},
+    "models/adapter/test_formats.py": "adapters that earlier versions saved",
+    "readers/test_object_store.py": "objects whose images are on an object store",
     "readers/test_pages.py": "docs/data",
     "readers/test_tools.py": "docs/lazyslide.md and docs/qupath_napari.md",
     "readers/test_slide.py": "a slide on disk, to clusters: io, pp, tl, get and scanpy",
