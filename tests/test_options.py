@@ -168,6 +168,7 @@ WRONG_TYPES: dict[type[Any], dict[str, list[Any]]] = {
         **dict.fromkeys(("context_um", "smooth_um"), ["300", True, (300,), "best"]),
         "fields_um": ["448", (), True, (448, "2"), (True, 448), "all", {448: 1}],
         "orientations": ["2", None, True],
+        "stain": [1, True, ["reinhard"]],
     },
     Compute: {
         "device": [0, None],
@@ -211,6 +212,7 @@ OUT_OF_RANGE: dict[type[Any], dict[str, list[Any]]] = {
         **dict.fromkeys(("context_um", "smooth_um"), [0, -1, float("inf")]),
         "fields_um": [(0,), (-448.0,), (448.0, 448.0), (float("inf"),), (float("nan"),)],
         "orientations": [3, 0],
+        "stain": ["", "vahadane", "Reinhard"],
     },
     Compute: {
         "precision": ["fp8"],

@@ -252,6 +252,7 @@ NOT_MIRRORED = {
     "readers/test_pages.py": "docs/data",
     "readers/test_tools.py": "docs/lazyslide.md and docs/qupath_napari.md",
     "readers/test_slide.py": "a slide on disk, to clusters: io, pp, tl, get and scanpy",
+    "tl/test_stain.py": "`Readout.stain` through every call that reads tiles",
     "tl/test_fit_engine.py": "what `Compute` changes in a whole fit: rooms of models from `fit_adapter` down",
 }
 

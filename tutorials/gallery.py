@@ -57,6 +57,22 @@ best = sdata["table"].var["peka_pearson"].idxmax()
 _ = pk.pl.tiles(sdata, n=12, n_columns=6)
 
 # %% [markdown]
+# An adapter that was fitted with a [stain map](../../stain.md) reads them in the colours of its training patients. The third
+# patient is more violet than these two: its tiles as they are, and as the adapter reads them.
+
+# %%
+stained = pk.tl.fit_adapter(
+    sdata,
+    train=["P1S1", "P2S1"],
+    method=None,
+    readout={"stain": "reinhard", "fields_um": None},
+    progress=False,
+)
+names = [name for name in sdata["table"].obs_names if name.startswith("P3S1")][40:46]
+_ = pk.pl.tiles(sdata, names=names, n_columns=6)
+_ = pk.pl.tiles(sdata, names=names, n_columns=6, adapter=stained)
+
+# %% [markdown]
 # ## Tiles on the slide, by spatialdata-plot
 #
 # Tiles are shapes of the object, so that any tool for SpatialData draws them.

@@ -22,6 +22,7 @@ SECTIONS = {
     "What reads the features": ("accuracy", "How much is in the readout?", "The adapter's own contribution"),
     "Reading the frozen encoder better: views and scales": ("accuracy", "Do views and scales help?", "Read:"),
     "Reading an adapter: scales and orientations": ("accuracy", "Do they help an adapter, too?", "Read:"),
+    "Stain maps": ("accuracy", "Does a stain map help?", "Read:"),
     "Heads": ("accuracy", "Which head?", "Read:"),
     "More patients, more gain?": ("accuracy", "Do more patients mean more gain?", "Read:"),
     "What was tried for better transfer": ("accuracy", "What was tried for other patients?", "Read:"),

@@ -22,6 +22,7 @@ from pekasc._settings import get_logger
 logger = get_logger(__name__)
 
 ORIENTATIONS = (1, 2, 4, 8)
+STAINS = ("reinhard", "macenko")
 PRECISIONS = ("fp32", "bf16", "fp16")
 CACHED = ("fp16", "fp32")
 REFITS = ("last", "ensemble", "both")
@@ -271,6 +272,16 @@ class Readout(_Options):
     orientations
         Test-time augmentation: average the features over 1, 2 (180 degrees), 4 (90 degrees) or 8 (with mirror images)
         orientations of a tile, for training spots as well. Every orientation costs a pass through the encoder.
+    stain
+        Stain normalisation: ``"reinhard"`` (mean and spread of the colours) or ``"macenko"`` (hue of haematoxylin and
+        of eosin, not their amount) brings the colours of every section to the mean of the training sections, before
+        the encoder's own normalisation. They are measured on the tissue under a section's tiles. None takes tiles as
+        they are.
+
+    References
+    ----------
+    Reinhard et al., Color transfer between images, IEEE CG&A 2001. Macenko et al., A method for normalizing histology
+    slides for quantitative analysis, ISBI 2009.
 
     Examples
     --------
@@ -292,6 +303,7 @@ class Readout(_Options):
     smooth_um: Literal["auto"] | float | None = None
     fields_um: Literal["auto"] | tuple[float, ...] | None = "auto"
     orientations: int = 1
+    stain: Literal["reinhard", "macenko"] | None = None
 
     _presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
@@ -335,6 +347,8 @@ class Readout(_Options):
                 f"`members={self.members!r}` are all adapted: leave one of them out."
             )
         self._set("orientations", _one_of("orientations", self.orientations, ORIENTATIONS))
+        if self.stain is not None:
+            self._set("stain", _one_of("stain", self.stain, STAINS, otherwise=", or None for tiles as they are"))
 
     @property
     def reads_fields(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,11 +25,15 @@ from pekasc._sections import (
     section_readers,
     tiled_sections,
     tiled_table,
+    with_stain,
 )
 from pekasc._settings import get_logger
-from pekasc.tiling import TileStream
+from pekasc.tiling import StainMap, TileStream
 
-__all__ = ["comparison", "expression", "interval", "tiles"]
+if TYPE_CHECKING:
+    from pekasc.models import Adapter
+
+__all__ = ["comparison", "expression", "interval", "stain_maps", "tiles"]
 
 logger = get_logger(__name__)
 
@@ -98,6 +102,55 @@ def tiles(
         attrs={"mpp": spec.mpp, "tile_px": spec.tile_px},
         name=key,
     )
+
+
+def stain_maps(
+    sdata: SpatialData, adapter: Adapter, *, table_name: str = "table", key: str = TILES
+) -> dict[str, StainMap]:
+    """Get the map that brings the colours of each section to those that an adapter was trained on.
+
+    Calls on a SpatialData make these maps by themselves. They are for :meth:`pekasc.Adapter.predict` on arrays, and to
+    look at tiles as the encoder gets them: a map is called with tiles.
+
+    Parameters
+    ----------
+    sdata
+        Sections that :func:`pekasc.pp.tile` has tiled; colours are measured on the tissue under their tiles.
+    adapter
+        An adapter that was fitted with ``readout={"stain": ...}``.
+    table_name
+        Name of the table.
+    key
+        Name of the tiles.
+
+    Returns
+    -------
+    A :class:`pekasc.models.StainMap` by region.
+
+    Raises
+    ------
+    KeyError
+        If the table was not tiled.
+    ValueError
+        If the adapter has no stain map, or a section has too little tissue, or none that looks like H&E.
+
+    Examples
+    --------
+    >>> import pekasc as pk
+    >>> sdata = pk.datasets.phantom(n_patients=2, size_um=700)
+    >>> pk.pp.tile(sdata, tile_px=56, mpp=2.0)
+    >>> readout = pk.Readout(stain="reinhard")
+    >>> adapter = pk.tl.fit_adapter(sdata, method=None, readout=readout, progress=False)
+    >>> maps = pk.get.stain_maps(sdata, adapter)
+    >>> maps["P1S1_spots"](pk.get.tiles(sdata)[0].to_numpy()).shape
+    (56, 56, 3)
+    """
+    if adapter.stain is None:
+        raise ValueError("This adapter takes tiles as they are: it was fitted without `stain` (see `pekasc.Readout`).")
+    table_name = tiled_table(sdata, table_name)
+    sections, spec = tiled_sections(sdata, table_name=table_name, key=key)
+    stained = with_stain(sections, spec, adapter.stain)
+    return {section.name: section.stain for section in stained if section.stain is not None}
 
 
 def expression(

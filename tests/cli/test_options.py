@@ -70,6 +70,7 @@ def call() -> Any:
         ("readout", "fields_um=448", {"fields_um": (448.0,)}),
         ("readout", "fields_um=auto", {"fields_um": "auto"}),
         ("readout", "fields_um=none", {"fields_um": None}),
+        ("readout", "stain=macenko", {"stain": "macenko"}),
         ("readout", "context_um=auto", {"context_um": "auto"}),
         ("readout", "head_rank=8", {"head_rank": 8}),
         ("readout", "smooth_um=150", {"smooth_um": 150.0}),

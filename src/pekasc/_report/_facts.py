@@ -199,6 +199,9 @@ def training(about: About) -> Markup:
         licence = info.get("teacher_licence") or _UNKNOWN
         rows.append(("Teacher", f"{info['teacher']}, an embedding of measured expression; licence: {licence}"))
     rows.append(("Readout", _readout(about)))
+    if adapter.stain is not None:
+        text = f"{adapter.stain.method}: the colours of every section are brought to the mean of the training sections"
+        rows.append(("Stain normalisation", text))
     n_groups = adapter.gene_scores.get("n_groups")
     if n_groups is not None and (n_groups < len(about.groups)).any():
         some = n_groups[n_groups < len(about.groups)]

@@ -21,6 +21,7 @@ from pekasc._sections._records import pixel_size_records, record_on_images
 from pekasc._sections._resolve import Section, resolve_sections
 from pekasc._sections._slide_section import shape_centres, slide_section
 from pekasc._sections._slides import OnWhite, images_of
+from pekasc._sections._stain import coarse_tiles, reference_stain, stain_of, with_stain
 from pekasc._sections._table import (
     annotate_alike,
     by_row,
@@ -52,6 +53,7 @@ __all__ = [
     "check_patches",
     "check_spatialdata",
     "check_table",
+    "coarse_tiles",
     "describe_patches",
     "examples",
     "get_table",
@@ -69,12 +71,14 @@ __all__ = [
     "px_to_systems",
     "raster_element",
     "record_on_images",
+    "reference_stain",
     "region_rows",
     "resolve_sections",
     "section_labels",
     "section_readers",
     "shape_centres",
     "slide_section",
+    "stain_of",
     "table_digest",
     "tile_record",
     "tiled_sections",
@@ -84,6 +88,7 @@ __all__ = [
     "tissue_of",
     "trained_rows",
     "um_to_px",
+    "with_stain",
     "writable_table",
     "write_patch_records",
 ]

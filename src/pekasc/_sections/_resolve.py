@@ -51,7 +51,7 @@ from pekasc._sections._table import (
     table_keys,
 )
 from pekasc._settings import get_logger
-from pekasc.tiling import ImagePyramid, PatchFile
+from pekasc.tiling import ImagePyramid, PatchFile, StainMap
 
 logger = get_logger(__name__)
 
@@ -92,6 +92,8 @@ class Section:
         side of a patch in level-0 pixels.
     patches_id
         Digest of the section's stored patches, whether tiles are taken from them or not.
+    stain
+        Map that brings the colours of its tiles to those of an adapter's training sections; None leaves them.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Section:
     patch_rows: np.ndarray | None = None
     patch_side_px: float = float("nan")
     patches_id: str = ""
+    stain: StainMap | None = None
 
     def take(self, keep: np.ndarray) -> Section:
         """Return the section with a subset of its observations, given by a mask or by indices."""

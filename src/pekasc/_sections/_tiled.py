@@ -222,7 +222,7 @@ def _reader(section: Section, spec: TileSpec, further: bool, **kwargs: Any) -> T
         if section.pyramid is None:
             raise ValueError(f"Section {section.name!r} has neither an image nor stored patches to read tiles from.")
         label = f"section {section.name!r} (image {section.image_name!r})"
-        return TileReader(section.pyramid, geometry, label=label, **kwargs)
+        return TileReader(section.pyramid, geometry, label=label, stain=section.stain, **kwargs)
     side_um = section.patch_side_px * section.mpp
     if abs(side_um / spec.side_um - 1) > _SAME_VIEW:
         raise ValueError(
@@ -232,7 +232,7 @@ def _reader(section: Section, spec: TileSpec, further: bool, **kwargs: Any) -> T
         )
     known = min(section.size_px) > 0
     inside = geometry.inside(*section.size_px) if known else np.full(len(geometry), np.nan, dtype=np.float32)
-    return PatchReader(section.patches, section.patch_rows, spec, inside)
+    return PatchReader(section.patches, section.patch_rows, spec, inside, stain=section.stain)
 
 
 def positions_um(data: SpatialData | AnnData, *, table_name: str = "table", key: str = TILES) -> np.ndarray:

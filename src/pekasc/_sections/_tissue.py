@@ -161,7 +161,7 @@ def _squidpy_mask(picture: np.ndarray, corners_are_background: bool) -> tuple[np
 
     # an image of its own: squidpy would scale the mask up to the size of the slide
     sdata = SpatialData(images={"image": Image2DModel.parse(np.moveaxis(picture, -1, 0), dims=("c", "y", "x"))})
-    with _quiet("spatialdata._logging"):  # which squidpy logs its steps to
+    with quiet("spatialdata._logging"):  # which squidpy logs its steps to
         pieces = sq.experimental.im.detect_tissue(
             sdata, "image", corners_are_background=corners_are_background, min_specimen_area_frac=0.0,
             n_samples=_ALL_PIECES, inplace=False,
@@ -174,7 +174,7 @@ def _squidpy_mask(picture: np.ndarray, corners_are_background: bool) -> tuple[np
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
+def quiet(name: str) -> Iterator[None]:
     other = logging.getLogger(name)
     level = other.level
     other.setLevel(logging.WARNING)

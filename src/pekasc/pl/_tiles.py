@@ -11,13 +11,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from pekasc._keys import TILES
-from pekasc._sections import examples, get_table, section_readers, tiled_sections
+from pekasc._sections import examples, get_table, section_readers, tiled_sections, with_stain
 from pekasc.pl._draw import SMALL, Box, frame, round_length, scale_bar
 from pekasc.tiling import TileStream
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from spatialdata import SpatialData
+
+    from pekasc.models import Adapter
 
 
 def tiles(
@@ -27,6 +29,7 @@ def tiles(
     names: Sequence[str] | None = None,
     n_columns: int | None = None,
     figsize: tuple[float, float] | None = None,
+    adapter: Adapter | None = None,
     table_name: str = "table",
     key: str = TILES,
     random_state: int = 0,
@@ -45,6 +48,9 @@ def tiles(
         Number of columns; None makes an approximately square grid.
     figsize
         Width and height of the figure in inches.
+    adapter
+        Show tiles as this adapter reads them: brought to the colours of its training sections, if it was fitted with
+        ``readout={"stain": ...}``.
     table_name
         Name of the table.
     key
@@ -61,7 +67,8 @@ def tiles(
     KeyError
         If the table was not tiled, or an observation has no tile.
     ValueError
-        If `n` or `n_columns` is not positive.
+        If `n` or `n_columns` is not positive. With an adapter that has a stain map, if a section has too little
+        tissue, or none that looks like H&E.
 
     Examples
     --------
@@ -81,6 +88,8 @@ def tiles(
         chosen = chosen[np.argsort(rows[chosen])]
     else:
         chosen = _positions(obs_names, names)
+    if adapter is not None:
+        sections = with_stain(sections, spec, adapter.stain)
     pixels = TileStream(section_readers(sections, spec)).read(chosen)
 
     columns = n_columns or ceil(np.sqrt(len(chosen)))

@@ -11,9 +11,10 @@ from pekasc.tiling._geometry import TileGeometry, TileSpec, check_positive
 from pekasc.tiling._grid import GRID_SHAPES, GridShape, cell_corners, check_grid, grid_positions
 from pekasc.tiling._lattice import Lattice, square_lattice
 from pekasc.tiling._patches import PatchFile, PatchReader
-from pekasc.tiling._quality import pen_fraction, sharpness, sharpness_threshold
+from pekasc.tiling._quality import pen_fraction, pen_pixels, sharpness, sharpness_threshold
 from pekasc.tiling._reader import MAX_MEMORY, ImagePyramid, TileReader
 from pekasc.tiling._resample import split_channels
+from pekasc.tiling._stain import Stain, StainedTiles, StainMap, coarsened, mean_stain, stain_spec
 from pekasc.tiling._stream import (
     ArrayTiles,
     TilesOfSome,
@@ -38,6 +39,9 @@ __all__ = [
     "Lattice",
     "PatchFile",
     "PatchReader",
+    "Stain",
+    "StainMap",
+    "StainedTiles",
     "TileGeometry",
     "TileReader",
     "TileSource",
@@ -51,14 +55,18 @@ __all__ = [
     "check_grid",
     "check_positive",
     "check_temporary_room",
+    "coarsened",
     "grid_positions",
     "in_batches",
+    "mean_stain",
     "on_white",
     "pen_fraction",
+    "pen_pixels",
     "read_ahead",
     "read_parts",
     "sharpness",
     "sharpness_threshold",
     "split_channels",
     "square_lattice",
+    "stain_spec",
 ]

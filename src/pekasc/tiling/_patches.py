@@ -11,6 +11,7 @@ from pekasc._h5 import H5File, opened
 from pekasc.tiling import _resample
 from pekasc.tiling._geometry import TileSpec
 from pekasc.tiling._reader import check_index
+from pekasc.tiling._stain import StainMap
 
 _BARCODES = ("barcode", "barcodes")  # newer and older files
 _ATTRIBUTES = ("pixel_size", "patch_size_src")
@@ -140,6 +141,8 @@ class PatchReader:
         Size of the tiles.
     inside
         Fraction of each tile inside the image, NaN if unknown.
+    stain
+        Map that brings the colours of the section to a reference.
 
     Attributes
     ----------
@@ -147,8 +150,10 @@ class PatchReader:
         As in :class:`~pekasc.tiling.TileReader`.
     """
 
-    def __init__(self, file: PatchFile, rows: np.ndarray, spec: TileSpec, inside: np.ndarray) -> None:
-        self.file = file
+    def __init__(
+        self, file: PatchFile, rows: np.ndarray, spec: TileSpec, inside: np.ndarray, *, stain: StainMap | None = None
+    ) -> None:
+        self.file, self.stain = file, stain
         self.rows = check_index(rows, file.n)
         self.n = len(self.rows)
         self.tile_px = spec.tile_px
@@ -159,7 +164,12 @@ class PatchReader:
 
     def read(self, index: np.ndarray) -> np.ndarray:
         """Read tiles, (k, tile_px, tile_px, 3) uint8, in the order of `index`."""
-        patches = self.file.read(self.rows[check_index(index, self.n)])
+        tiles = self._resampled(self.file.read(self.rows[check_index(index, self.n)]))
+        if self.stain is not None:
+            self.stain.recolour_tiles(tiles)
+        return tiles
+
+    def _resampled(self, patches: np.ndarray) -> np.ndarray:
         if self.tile_px == self.file.side:
             return patches
         step = self.file.side / self.tile_px
@@ -170,4 +180,6 @@ class PatchReader:
         return tiles
 
     def release(self) -> None:
-        """Do nothing: no patch is kept between calls."""
+        """Forget the colours of the stain map: no patch is kept between calls."""
+        if self.stain is not None:
+            self.stain.release()

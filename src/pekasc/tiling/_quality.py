@@ -52,7 +52,12 @@ def pen_fraction(tiles: np.ndarray) -> np.ndarray:
     -------
     (n,) float32 between 0 and 1.
     """
-    rgb = tiles.astype(np.float32) / 255
+    return pen_pixels(tiles).mean(axis=(1, 2)).astype(np.float32)
+
+
+def pen_pixels(pixels: np.ndarray) -> np.ndarray:
+    """Return which pixels, (..., 3) uint8, have the colour of a green or blue pen, or of black ink."""
+    rgb = pixels.astype(np.float32) / 255
     value = rgb.max(axis=-1)
     chroma = value - rgb.min(axis=-1)
     red, green, blue = np.moveaxis(rgb, -1, 0)
@@ -63,7 +68,7 @@ def pen_fraction(tiles: np.ndarray) -> np.ndarray:
     blue_ink = (hue > _PEN_HUES[1]) & (hue <= _BLUE_HUE) & (chroma > _BLUE_CHROMA)
     pen = (coloured | blue_ink) & (red < value) & (value > _INK)
     ink = (value < _INK) & (chroma < _INK_CHROMA)
-    return (pen | ink).mean(axis=(1, 2)).astype(np.float32)
+    return np.asarray(pen | ink)
 
 
 def sharpness_threshold(values: np.ndarray) -> float:

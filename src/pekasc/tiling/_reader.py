@@ -13,6 +13,7 @@ from pekasc.tiling import _resample
 from pekasc.tiling._chunks import Box, ChunkedLevel, ChunkError, Chunks, Key
 from pekasc.tiling._geometry import TileGeometry, aligned_axes, check_positive
 from pekasc.tiling._parallel import in_threads, n_threads
+from pekasc.tiling._stain import StainMap
 
 # relative difference up to which sizes are equal, since pixel sizes are rounded decimals
 _SAME_SIZE = 1e-6
@@ -85,6 +86,8 @@ class TileReader:
         Bytes of decoded chunks kept between calls.
     label
         Name of the section and its image, for messages.
+    stain
+        Map that brings the colours of the section to a reference.
 
     Attributes
     ----------
@@ -106,11 +109,12 @@ class TileReader:
     """
 
     def __init__(
-        self, pyramid: ImagePyramid, geometry: TileGeometry, *, max_memory: int = MAX_MEMORY, label: str = ""
-    ) -> None:
+        self, pyramid: ImagePyramid, geometry: TileGeometry, *, max_memory: int = MAX_MEMORY, label: str = "",
+        stain: StainMap | None = None,
+    ) -> None:  # fmt: skip
         check_positive(max_memory, "max_memory", integer=True)
         self.n = len(geometry)
-        self.label = label
+        self.label, self.stain = label, stain
         self.tile_px = geometry.spec.tile_px
         self.inside = geometry.inside(pyramid.width, pyramid.height)
         self.level, self.upsampling = _choose_level(pyramid, geometry)
@@ -161,8 +165,10 @@ class TileReader:
         return tiles
 
     def release(self) -> None:
-        """Drop the decoded chunks kept between calls."""
+        """Drop the decoded chunks, and the colours of the stain map, kept between calls."""
         self._source.release()
+        if self.stain is not None:
+            self.stain.release()
 
     def _set_map(self, matrix: np.ndarray, centres: np.ndarray) -> None:
         """Set the map from tile pixels to pixels of the level: ``corner + matrix @ (column, row)``."""
@@ -224,6 +230,8 @@ class TileReader:
     ) -> None:
         for p in positions:
             self._resample(self._source.window(boxes[p], chunks), boxes[p], int(index[p]), tiles[p])
+            if self.stain is not None:
+                self.stain.recolour(tiles[p].reshape(-1, 3))
 
     def _resample(self, window: np.ndarray, box: Box, tile: int, out: np.ndarray) -> None:
         y0, _, x0, _ = box

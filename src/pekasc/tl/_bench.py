@@ -17,7 +17,7 @@ from pekasc._digests import fingerprint
 from pekasc._expression import Matrix
 from pekasc._keys import PATIENT
 from pekasc._options import FIT_MEMORY
-from pekasc._sections import places
+from pekasc._sections import coarse_tiles, places
 from pekasc.models.comparing import (
     HEST_PROTOCOLS,
     MIN_TEST,
@@ -68,6 +68,9 @@ def make_comparisons(
         counts.data, counts.indices, counts.indptr, np.array(names), spots.groups.astype("U"), places_fingerprint
     )
     tiles: dict[tuple[float, ...], list[TileSource]] = {}
+    coarse = None
+    if any(readout.stain is not None for readout in call.readouts):
+        coarse = np.concatenate([coarse_tiles(section, spots.spec, every=True) for section in spots.sections])
     out = []
     for shared in call.shared_readouts():
         fields_um = fields_of(spots, shared[0], lambda width: _kept(spots, parts, width))
@@ -95,6 +98,8 @@ def make_comparisons(
             teacher_fingerprint=teacher_fingerprint,
             tiles_fingerprint=fingerprint(places_fingerprint, scales, pixels),
             fingerprint=data_fingerprint,
+            stain=shared[0].stain,
+            coarse=coarse,
         )
         # the fit of a fold writes nothing to disk: finished fits are kept by the comparison
         compute = call.compute.replace(cache=None, resume=None, client=None, trainer=None)

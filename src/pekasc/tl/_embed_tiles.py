@@ -10,13 +10,14 @@ from spatialdata import SpatialData
 
 from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, packed, write_uns
 from pekasc._options import RESULT_MEMORY, Compute, Readout, resolve, unused_in_embedding
-from pekasc._sections import get_table, writable_table
+from pekasc._sections import get_table, with_stain, writable_table
 from pekasc.models import Adapter, Encoder
 from pekasc.models.encoders import Depth, EncoderNetwork, depth_name, resolve_encoder, warn_of_scale
 from pekasc.tl._read import ensure_tiles, field_scales, untiled_on_error
 from pekasc.tl._section_features import embed_job, on_device, section_features
 
 _IN_HEAD = "no genes are predicted here"
+_REFERENCE = "colours are brought to those of training sections, which only a fitted adapter has"
 
 
 def embed_tiles(
@@ -45,7 +46,8 @@ def embed_tiles(
         A name, a :class:`pekasc.models.Encoder`, or a fitted :class:`pekasc.Adapter`.
     readout
         A :class:`pekasc.Readout`, or a mapping of its fields: ``depth`` (a number of blocks, several, or ``"own"``; by
-        default the last block), ``fields_um`` (by default the tile alone) and ``orientations``. An adapter has its own.
+        default the last block), ``fields_um`` (by default the tile alone) and ``orientations``. An adapter has its own,
+        with its stain map.
     compute
         A :class:`pekasc.Compute`, or a mapping of its fields: ``device``, ``precision``, ``embed_batch_size``,
         ``max_memory`` and ``client``. Features of more than ``max_memory`` bytes need `store`, and ``obsm`` gets a dask
@@ -72,7 +74,8 @@ def embed_tiles(
     ``table.obsm[key_added]``
         Features, (n_obs, n_features) float32; NaN in rows without a tile.
     ``table.uns["pekasc"][key_added]``
-        Tile size, fields of view, orientations, encoder, digest of its weights, depth.
+        Tile size, fields of view, orientations, encoder, digest of its weights, depth; of an adapter, its ``stain``
+        (``""`` without).
 
     Raises
     ------
@@ -80,6 +83,7 @@ def embed_tiles(
         If there is no such table, or an image is missing.
     ValueError
         If the sections have no tiles and their pixel size is unknown: the message shows the `pp.tile` call to make. If
+        the adapter has a stain map and a section too little tissue, or none that looks like H&E. If
         the encoder does not accept tiles of this size, the adapter was trained on tiles of another size, `store` is not
         a feature store, or the features do not fit in memory and need one.
     OSError
@@ -108,6 +112,7 @@ def embed_tiles(
         )
         if adapter is not None:
             adapter.check_tiles(spec.tile_px, spec.mpp)
+            sections = with_stain(sections, spec, adapter.stain)
             read = Readout(orientations=adapter.orientations)
             model, depth, digest = adapter.network(), adapter.depth, adapter.encoder_digest
         else:
@@ -130,7 +135,7 @@ def embed_tiles(
         "encoder": packed(row.to_dict()), "encoder_digest": digest, "depth": depth_name(depth),
     }  # fmt: skip
     if adapter is not None:
-        record["adapter"] = adapter.method
+        record |= {"adapter": adapter.method, "stain": "" if adapter.stain is None else adapter.stain.method}
     table = writable_table(sdata, table_name)
     table.obsm[name] = features.by_row(table.n_obs, max_memory)
     write_uns(table, name, record, kind="features")
@@ -145,7 +150,7 @@ def _options(adapter: Adapter | None, readout: Any, compute: Any) -> tuple[Reado
         unused = dict.fromkeys(
             ("head", "head_rank", "members", "selection", "n_components", "n_depths", "context_um", "smooth_um"),
             _IN_HEAD,
-        )
+        ) | {"stain": _REFERENCE}
         if isinstance(readout, Mapping) and readout.get("depth") in ("all", "best"):
             raise ValueError(
                 f'`readout`: `depth="{readout["depth"]}"` is chosen on expression, which this call does not read: give '

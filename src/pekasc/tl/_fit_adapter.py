@@ -15,7 +15,7 @@ from pekasc._keys import ADAPTER, TILES, check_free, check_key, packed, write_un
 from pekasc._obsm import obsm_columns, obsm_of, target_label, training_target
 from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
 from pekasc._panels import Panels
-from pekasc._sections import get_table, tissue_of, writable_table
+from pekasc._sections import get_table, reference_stain, tissue_of, with_stain, writable_table
 from pekasc._settings import get_logger
 from pekasc.models import Adapter, Encoder, Teacher
 from pekasc.models.encoders import EncoderNetwork
@@ -24,6 +24,7 @@ from pekasc.models.runtime import processes
 from pekasc.models.selection import Data, HeadSpec, fit, kept_spots
 from pekasc.models.teachers import TEACHERS, TeacherModel, precomputed
 from pekasc.models.training import method_name
+from pekasc.tiling import Stain
 from pekasc.tl._call import fit_call
 from pekasc.tl._options import FitCall, resolve_fit
 from pekasc.tl._read import Spots, field_scales, fields_of, reading
@@ -138,10 +139,11 @@ def fit_adapter(
     TypeError
         If an argument or a field of an option has a wrong type, or ``varm["measured"]`` is not boolean.
     ValueError
-        If sections share no gene, or a gene is in no panel. If counts are needed and there are none, sizes are too
-        large for the training spots, the encoder does not accept tiles of this size or has no layers to adapt, or genes
-        do not overlap. If a target in obsm is no table of finite numbers, or constant. If a field of an option is
-        unknown or does nothing in this call. If a device is not available, or the checkpoints in ``compute.resume`` are
+        If sections share no gene, or a gene is in no panel. If counts are needed and there are none, sizes are
+        too large for the training spots, the encoder does not accept tiles of this size or has no layers to
+        adapt, or genes do not overlap. If a target in obsm is no table of finite numbers, or constant. If a
+        field of an option is unknown or does nothing in this call. With ``readout.stain``, if a section has too
+        little tissue or is no H&E. If a device is not available, or the checkpoints in ``compute.resume`` are
         of other settings or data.
     FloatingPointError
         If the loss becomes NaN or infinite. The message names the step; the attribute ``last_good`` (with
@@ -186,7 +188,7 @@ def fit_adapter(
             lambda width: kept_spots(spots.groups, spots.coords_um, spots.labels, spots.spec, width),
         )  # fmt: skip
         options = replace(call.options, fields_um=fields_um)
-        data, teacher_model, model = _inputs(replace(call, options=options), spots, genes, target)
+        data, teacher_model, model, reference = _inputs(replace(call, options=options), spots, genes, target)
         adapter = fit(model, spots.spec, data, teacher_model, options, [HeadSpec(options.readout)])[0]
     info = {**adapter.info, **_target_info(target), "layer": layer or ""}
     info["call"] = fit_call(
@@ -206,7 +208,7 @@ def fit_adapter(
             f"{radius:g}": [] if offsets is None else np.round(offsets, 3).tolist() for radius, offsets in found.items()
         }
         info["pitch_um"] = pitch_um(spots.coords_um, spots.labels)
-    adapter = replace(adapter, info=info, trained_on=tissue_of(spots.sections))
+    adapter = replace(adapter, info=info, stain=reference, trained_on=tissue_of(spots.sections))
     write_uns(writable_table(sdata, table_name), key_added, _record(adapter), kind="adapter")
     return adapter
 
@@ -243,8 +245,10 @@ def _predicted(spots: Spots, found: np.ndarray, expressed: np.ndarray, genes: An
     return _Predicted(spots.names[at], of(at), of(expressed), f"{at.size} genes{default}", _panels_of(spots, at))
 
 
-def _inputs(call: FitCall, spots: Spots, genes: Any, target: Any) -> tuple[Data, TeacherModel | None, EncoderNetwork]:
-    """Return arrays, teacher and encoder for the fit; wrong arguments raise before any pixel is read."""
+def _inputs(
+    call: FitCall, spots: Spots, genes: Any, target: Any
+) -> tuple[Data, TeacherModel | None, EncoderNetwork, Stain | None]:
+    """Return arrays, teacher, encoder and the stain's reference; wrong arguments raise before any pixel is read."""
     options, readout = call.options, call.options.readout
     found = expressed_genes(spots.expression, spots.groups, spots.panels)
     # what the teacher and the components of a low-rank head are of
@@ -267,6 +271,7 @@ def _inputs(call: FitCall, spots: Spots, genes: Any, target: Any) -> tuple[Data,
     scales = field_scales(spots.spec, options.fields_um)
     n_read = (spots.rows.size if local is None else local.size) * len(scales)
     with options.profile.stage("reading", n_read):
+        spots, reference = _stained(spots, readout.stain)
         tiles, *further = spots.read_tiles(scales, options.compute.memory(FIT_MEMORY), local)
     data = Data(
         tiles=tiles,
@@ -282,7 +287,16 @@ def _inputs(call: FitCall, spots: Spots, genes: Any, target: Any) -> tuple[Data,
         counts=target == "log1p",
         panels=predicted.panels,
     )
-    return data, teacher, model
+    return data, teacher, model, reference
+
+
+def _stained(spots: Spots, method: str | None) -> tuple[Spots, Stain | None]:
+    """Return the spots with tiles brought to the mean colours of their sections, and those."""
+    if method is None:
+        return spots, None
+    reference, own = reference_stain(spots.sections, spots.spec, method)
+    logger.hint("Stain: colours by %r, brought to the mean of %d training sections.", method, len(own))
+    return replace(spots, sections=with_stain(spots.sections, spots.spec, reference, own)), reference
 
 
 def _panels_of(spots: Spots, predicted: np.ndarray) -> Panels | None:

@@ -139,7 +139,7 @@ class ComparisonCall:
         shared: dict[Any, list[Readout]] = {}
         for readout in self.readouts:
             # plain ridge chooses an adapter's depth, with as many components as the readout has
-            alike = (readout.depth, readout.fields_um, readout.orientations, readout.n_components)
+            alike = (readout.depth, readout.fields_um, readout.orientations, readout.stain, readout.n_components)
             shared.setdefault(alike, []).append(readout)
         return list(shared.values())
 
@@ -221,14 +221,14 @@ def _readouts(readout: Any, methods: Mapping[str, Rival], protocol: str) -> list
         unused["n_depths"] = 'only "frozen-best" concatenates several depths'
     if not any(row.reads_image for row in methods.values()):
         unused |= dict.fromkeys(
-            ("depth", "selection", "n_depths", "fields_um", "orientations"), "no method reads the image"
+            ("depth", "selection", "n_depths", "fields_um", "orientations", "stain"), "no method reads the image"
         )
     if protocol in HEST_PROTOCOLS:
         unused |= dict.fromkeys(
             ("head", "head_rank", "members", "selection", "n_components", "n_depths", "depth", "smooth_um"),
             "HEST-Bench has a regression of its own",
         )
-        unused |= dict.fromkeys(("fields_um", "orientations"), "HEST-Bench embeds every tile once, as it is")
+        unused |= dict.fromkeys(("fields_um", "orientations", "stain"), "HEST-Bench embeds every tile once, as it is")
         given = [{"context_um": None} if value is None else value for value in given]
     readouts = [
         resolve(value, Readout, "readout", unused={**_unused_depth(value, methods), **unused}) for value in given

@@ -90,6 +90,7 @@ def adapter_record(adapter: Adapter) -> dict[str, Any]:
         "method": adapter.method,
         "depth": adapter.info["depth"],
         "orientations": adapter.orientations,
+        "stain": "" if adapter.stain is None else adapter.stain.method,
         "context_um": list(adapter.reading.use().radii_um),
         "head": adapter.info["head"],
         "target": adapter.info["target"],

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from pekasc._digests import sha256
 from pekasc._options import RESULT_MEMORY, Compute
-from pekasc._sections import Section, trained_rows
+from pekasc._sections import Section, trained_rows, with_stain
 from pekasc._settings import get_logger
 from pekasc.models import Adapter
 from pekasc.models.features import PredictionStore, locked
@@ -109,7 +109,11 @@ def tile_scores(
     adapter: Adapter, sections: Sequence[Section], spec: TileSpec, *, n_obs: int, store: str | Path | None,
     compute: Compute, progress: bool,
 ) -> tuple[Scores, tuple[float, ...]]:  # fmt: skip
-    """Embed the tiles of all sections for the reading of an adapter, and return the fields of view that were read."""
+    """Embed the tiles of all sections for the reading of an adapter, and return the fields of view that were read.
+
+    With an adapter's stain, tiles are brought to its reference.
+    """
+    sections = with_stain(sections, spec, adapter.stain)
     reading, fields_um = _readable(adapter, sections, spec)
     scales = (1.0, *(width / spec.side_um for width in fields_um))
     jobs = reading_jobs(adapter, spec.tile_px, reading, len(scales), compute)

@@ -330,5 +330,7 @@ def _tiles_digest(section: Section, spec: TileSpec, reader: Reader) -> str:
     if isinstance(reader, TileReader):
         assert section.pyramid is not None  # for the type checker
         facts |= {"from": "image", "level": [f"{scale:.9g}" for scale in section.pyramid.scales[reader.level]]}
+    if section.stain is not None:
+        facts["stain"] = section.stain.digest
     centres = np.round(section.centres_px[reader.canonical_order], 3) + 0.0  # no negative zeros
     return sha256(json.dumps(facts, sort_keys=True), centres, sample_digest(reader))

@@ -20,6 +20,7 @@ import pekasc as pk
 from pekasc.models.adapter import _folder as _store
 from pekasc.models.heads import with_context
 from pekasc.models.runtime import _files
+from pekasc.tiling import Stain
 
 KILL_SAVE = Path(__file__).parents[3] / "benchmarks" / "kill_save.py"
 FILES = ["adapter_config.json", "adapter_model.safetensors", "heads.safetensors", "pekasc.json"]
@@ -248,3 +249,27 @@ def test_arguments_of_an_encoder_that_read_files_are_refused(adapter: pk.Adapter
     main.write_text(json.dumps({**record, "sha256": _store._seal(record)}))
     with pytest.raises(ValueError, match=r"`model_kwargs` takes arguments .*checkpoint_path"):
         pk.Adapter.load(tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    "stain",
+    [Stain("reinhard", (8.8, -0.1, 0.03), (0.22, 0.06, 0.012)), Stain("macenko", (0.6, 0.7, 0.3), (0.2, 0.9, 0.4))],
+)
+def test_a_stain_is_saved_in_a_format_that_earlier_versions_refuse(
+    adapter: pk.Adapter, tiles: np.ndarray, tmp_path: Path, stain: Stain
+) -> None:
+    adapter.save(tmp_path / "plain")
+    replace(adapter, stain=stain).save(tmp_path / "stained")
+    plain, record = (json.loads((tmp_path / name / "pekasc.json").read_text()) for name in ("plain", "stained"))
+    assert (plain["format"], record["format"]) == (7, 8) and "stain" not in plain
+    assert record["stain"] == {"method": stain.method, "first": list(stain.first), "second": list(stain.second)}
+    assert pk.Adapter.load(tmp_path / "plain").stain is None
+    loaded = pk.Adapter.load(tmp_path / "stained")
+    assert loaded.stain == stain
+    with pytest.raises(ValueError, match="each section has a map of its own"):
+        loaded.predict(tiles, mpp=2.0, compute={"device": "cpu"})
+    # a record that says there is one, and lacks it
+    del record["stain"]
+    (tmp_path / "stained" / "pekasc.json").write_text(json.dumps({**record, "sha256": _store._seal(record)}))
+    with pytest.raises(ValueError, match=r"is damaged: pekasc.json lacks \['stain'\]"):
+        pk.Adapter.load(tmp_path / "stained")

@@ -29,6 +29,7 @@ def test_published_numbers() -> None:
     assert asdict(Readout.preset("paper")) == {
         "head": "ridge", "head_rank": None, "members": None, "depth": "own", "selection": "best", "n_depths": None,
         "n_components": 256, "context_um": None, "smooth_um": None, "fields_um": None, "orientations": 1,
+        "stain": None,
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from pekasc._options import Compute, resolve, unused_in_embedding
 from pekasc._paths import folder_path
 from pekasc.models.adapter import _folder as _store
 from pekasc.models.adapter import _hub
-from pekasc.models.adapter._arrays import TOLERANCE, field_tiles, positions
+from pekasc.models.adapter._arrays import TOLERANCE, field_tiles, positions, recoloured
 from pekasc.models.adapter._lazyslide import LazySlideModels, lazyslide_models
 from pekasc.models.adapter._summary import summary
 from pekasc.models.encoders import Depth, Encoder, EncoderNetwork
@@ -26,7 +26,7 @@ from pekasc.models.heads import Reading, offset_means, pitch_um
 from pekasc.models.runtime import resolve_device
 from pekasc.models.training import attached, last_block, tuned_model
 from pekasc.models.trust import Calibration, HeldOut, Novelty
-from pekasc.tiling import ArrayTiles, TileSource, TileSpec
+from pekasc.tiling import ArrayTiles, Stain, StainMap, TileSource, TileSpec
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -90,6 +90,9 @@ class Adapter:
         Distance of tiles to the training tiles.
     calibration
         Intervals around predictions, by :func:`pekasc.tl.calibrate`.
+    stain
+        Mean colours of the training sections, to which those of every section are brought; None takes tiles as they
+        are.
     """
 
     encoder: Encoder
@@ -112,6 +115,7 @@ class Adapter:
     held_out: HeldOut | None = None
     novelty: Novelty | None = None
     calibration: Calibration | None = None
+    stain: Stain | None = None
 
     @property
     def n_adapters(self) -> int:
@@ -253,7 +257,15 @@ class Adapter:
         )  # fmt: skip
         return features[self.depth]
 
-    def embed(self, tiles: np.ndarray, *, mpp: float, compute: Compute | Mapping[str, Any] | None = None) -> np.ndarray:
+    def embed(
+        self,
+        tiles: np.ndarray,
+        *,
+        mpp: float,
+        section: np.ndarray | None = None,
+        stain: StainMap | Mapping[Any, StainMap] | Literal["tiles"] | None = None,
+        compute: Compute | Mapping[str, Any] | None = None,
+    ) -> np.ndarray:
         """Embed an array of tiles with the adapted encoder.
 
         The features of several adapters (``Recipe.refit``) are averaged: all are small changes of one encoder.
@@ -264,6 +276,12 @@ class Adapter:
             RGB tiles, (n, y, x, 3) uint8.
         mpp
             Pixel size of the tiles in um.
+        section
+            Section of every tile, (n,), by default a single one, for the stain map.
+        stain
+            For an adapter with a stain map (:attr:`stain`): ``pekasc.get.stain_maps(sdata, adapter)``, the map of each
+            section by name, or the map of a single section. Or ``"tiles"``: colours are measured on the tiles of each
+            section given here, which should then be all of it, not a few.
         compute
             A :class:`pekasc.Compute`, or a mapping of its fields: ``device``, ``precision`` and ``embed_batch_size``.
 
@@ -273,13 +291,19 @@ class Adapter:
 
         Raises
         ------
+        KeyError
+            If `stain` has no map of a section.
+        TypeError
+            If `stain` is none.
         ValueError
             If the tiles have another size, field of view or dtype than those of the training, or the encoder's weights
-            are not those that the adapter was trained on.
+            are not those that the adapter was trained on. If the adapter has a stain map and `stain` is missing or of
+            another adapter, or the tiles show too little tissue to measure it.
         """
         how = resolve(compute, Compute, "compute", unused=unused_in_embedding(arrays=True))
         source = ArrayTiles(np.asarray(tiles))
         self.check_tiles(source.tile_px, mpp)
+        source = ArrayTiles(recoloured([source.array], self.spec, self.stain, stain, section)[0])
         return self._embed(self._model, source, how, resolve_device(how.device))
 
     def predict(
@@ -290,6 +314,7 @@ class Adapter:
         coords_um: np.ndarray | None = None,
         section: np.ndarray | None = None,
         fields: Mapping[float, np.ndarray] | None = None,
+        stain: StainMap | Mapping[Any, StainMap] | Literal["tiles"] | None = None,
         compute: Compute | Mapping[str, Any] | None = None,
     ) -> np.ndarray:
         """Predict expression from an array of tiles.
@@ -302,11 +327,13 @@ class Adapter:
             Pixel size of the tiles in um.
         coords_um, section
             Positions in um, (n, 2), and section of every tile, (n,), by default a single one, for the spatial context
-            (:attr:`context_um`). Without positions, heads that were fitted without context predict.
+            (:attr:`context_um`) and the stain map. Without positions, heads that were fitted without context predict.
         fields
             For an adapter with wider fields of view (:attr:`fields_um`): a mapping from their width in um to tiles of
             the same shape around the same centres; ``pekasc.get.tiles(sdata, field_um=448)`` gives them. Without it,
             heads that were fitted on the tiles alone predict.
+        stain
+            As in :meth:`embed`; the map of a section is that of its wider fields of view as well.
         compute
             As in :meth:`embed`.
 
@@ -316,7 +343,7 @@ class Adapter:
 
         Raises
         ------
-        ValueError
+        KeyError, TypeError, ValueError
             As for :meth:`embed`, if tiles of a field of view have another shape or width, or if the only head needs
             positions or fields and there are none.
         """
@@ -328,6 +355,8 @@ class Adapter:
         reading = self.reading_of(context=places is not None, fields=bool(wide) or not self.fields_um)
         if not source.n:
             return np.zeros((0, len(self.genes)), dtype=np.float32)
+        arrays = recoloured([each.array for each in (source, *wide)], self.spec, self.stain, stain, section)
+        source, *wide = [ArrayTiles(array) for array in arrays]
         scores = np.zeros((source.n, reading.n_scores), dtype=np.float32)
         around = np.zeros((source.n, reading.n_around), dtype=np.float32)
         for number, tiles_at in enumerate([source, *wide]):

@@ -1,12 +1,20 @@
-"""Check arrays that are given to an adapter without an object: tiles of wider fields of view, and positions."""
+"""Check what is given to an adapter without an object: tiles of wider fields of view, positions, and stain maps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
+from pekasc._sections import stain_of
+from pekasc._settings import get_logger
+from pekasc.tiling import Stain, StainMap, TileSpec, coarsened
+
+logger = get_logger(__name__)
+
+FROM_TILES = "tiles"
 TOLERANCE = 0.02  # relative difference up to which pixel sizes count as equal, as elsewhere
 
 
@@ -58,3 +66,98 @@ def positions(n: int, coords_um: np.ndarray, section: np.ndarray | None) -> tupl
     if sections.dtype == object:
         sections = sections.astype(str)
     return places, sections
+
+
+def recoloured(
+    arrays: Sequence[np.ndarray], spec: TileSpec, reference: Stain | None, stain: Any, section: np.ndarray | None
+) -> list[np.ndarray]:
+    """Return tiles, those of every field of view, with their colours brought to the reference of an adapter.
+
+    Parameters
+    ----------
+    arrays
+        The tiles, and those of wider fields of view around the same centres, (n, side, side, 3) each.
+    spec
+        Size of the tiles.
+    reference
+        The adapter's reference; None if it takes tiles as they are.
+    stain
+        ``"tiles"``, a map, or maps by section.
+    section
+        Section of every tile, (n,); None is a single one.
+
+    Raises
+    ------
+    KeyError
+        If a section has no map.
+    TypeError, ValueError
+        If there is no way to bring the tiles to the reference, or a map is another adapter's.
+    """
+    if reference is None:
+        if stain is not None:
+            raise ValueError("This adapter takes tiles as they are (it has no stain map): leave `stain=` out.")
+        return list(arrays)
+    n = len(arrays[0])
+    sections = np.zeros(n) if section is None else np.asarray(section)
+    if sections.shape != (n,):
+        raise ValueError(f"`section` must have shape ({n},) for {n} tiles, got {sections.shape}.")
+    out = [np.array(array) for array in arrays]
+    names = list(dict.fromkeys(sections.tolist()))
+    for name, found in zip(names, _maps(arrays[0], spec, reference, stain, sections, names, section), strict=True):
+        at = sections == name
+        for array in out:
+            array[at] = found(array[at])
+        found.release()
+    return out
+
+
+def _maps(
+    tiles: np.ndarray, spec: TileSpec, reference: Stain, stain: Any, sections: np.ndarray, names: list[Any],
+    section: np.ndarray | None,
+) -> list[StainMap]:  # fmt: skip
+    """Return the map of every section in `names`."""
+    ways = (
+        '`stain="tiles"`, which measures their colours on these tiles (give all of a section), or '
+        "`stain=pekasc.get.stain_maps(sdata, adapter)`, which has a map for every section"
+    )
+    if stain is None:
+        raise ValueError(
+            f"This adapter was trained on tiles brought to one stain ({reference.method!r}), and each section has a "
+            f"map of its own: give {ways}."
+        )
+    if isinstance(stain, str):
+        if stain != FROM_TILES:
+            raise ValueError(f"`stain={stain!r}` is no stain map: give {ways}.")
+        made = []
+        for name in names:
+            where = "These tiles" if section is None else f"The tiles of section {name!r}"
+            own = tiles[sections == name]
+            made.append(StainMap(stain_of(coarsened(own, spec), reference.method, where), reference))
+            logger.hint("%s: colours by %r, measured on these %d tiles.", where, reference.method, len(own))
+        return made
+    if isinstance(stain, StainMap):
+        if len(names) > 1:
+            raise ValueError(
+                f"`stain` is one map, and the tiles are of {len(names)} sections: map their names to maps."
+            )
+        return [_checked(stain, reference)]
+    if not isinstance(stain, Mapping):
+        raise TypeError(f"`stain` must be a stain map, maps by section or {FROM_TILES!r}, got {type(stain).__name__}.")
+    if section is None and len(stain) == 1:
+        return [_checked(each, reference) for each in stain.values()][: len(names)]
+    if section is None:
+        raise ValueError(f"`stain` has maps of {list(stain)[:5]}: say which tile is of which section (`section=`).")
+    if missing := [name for name in names if name not in stain]:
+        raise KeyError(f"`stain` has no map of section {missing[0]!r}, only of {list(stain)[:5]}.")
+    return [_checked(stain[name], reference) for name in names]
+
+
+def _checked(found: Any, reference: Stain) -> StainMap:
+    if not isinstance(found, StainMap):
+        raise TypeError(f"`stain` must hold stain maps, got {type(found).__name__}.")
+    if found.reference != reference:
+        raise ValueError(
+            f"This stain map is of another adapter: it brings colours to {found.reference}, and those of this one are "
+            f"{reference}. Make it with `pekasc.get.stain_maps(sdata, adapter)` of this adapter."
+        )
+    return found

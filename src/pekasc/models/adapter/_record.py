@@ -20,6 +20,7 @@ from pekasc._options import REFITS
 from pekasc.models.adapter._reading import expected_shapes
 from pekasc.models.adapter._trust import KIND, check_trust
 from pekasc.models.trust import COUNTS, GUARANTEES, INSIDE, RESIDUALS, UNSEEN
+from pekasc.tiling import Stain
 
 Check = Callable[[Any], bool]
 _MOST = 1e15
@@ -129,6 +130,14 @@ def _trust(value: Any) -> bool:
     )
 
 
+def _stain(value: Any) -> bool:
+    try:
+        Stain.from_dict(value)
+    except ValueError:
+        return False
+    return True
+
+
 def _holds_all(value: Any, checks: Mapping[str, Check]) -> bool:
     return isinstance(value, dict) and value.keys() == checks.keys() and all(c(value[k]) for k, c in checks.items())
 
@@ -151,6 +160,7 @@ _FIELDS: dict[str, tuple[Check, str]] = {
     "smooth_weight": (lambda value: _number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "fields_um": (_each_once(_list(_positive, 0, 16)), "positive numbers, each once"),
     "orientations": (lambda value: _whole(value) and value in (1, 2, 4, 8), "1, 2, 4 or 8"),
+    "stain": (_stain, "a stain: its method and two lists of three numbers"),
     "trust": (_trust, "what is known of its errors: held_out, novelty, calibration"),
     "info": (lambda value: isinstance(value, dict) and _plain(value), "plain values by name"),
     "files": (_mapping(_digest), "a SHA-256 for every file"),

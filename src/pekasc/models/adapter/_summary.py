@@ -81,6 +81,8 @@ def _reading(adapter: Adapter) -> list[str]:
         out.append(f"  fields      {widths} um around the tile, frozen features")
     if adapter.orientations > 1:
         out.append(f"  features    averaged over {adapter.orientations} orientations (test-time augmentation)")
+    if adapter.stain is not None:
+        out.append(f"  stain       {adapter.stain.method}, brought to the mean colours of the training sections")
     return out
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from pekasc._ceiling import noise_ceiling
+from pekasc._digests import fingerprint
 from pekasc._expression import Matrix
+from pekasc._sections import stain_of
 from pekasc.models.comparing._fold import Fold
 from pekasc.models.teachers import TeacherModel
-from pekasc.tiling import TileSource, TileSpec
+from pekasc.tiling import Stain, StainedTiles, StainMap, TileSource, TileSpec, mean_stain
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class Bench:
         Whether the teacher depends on the seed.
     teacher_fingerprint, tiles_fingerprint, fingerprint
         Fingerprint of the stored embedding, of the tiles, and of everything else.
+    stain, coarse
+        Method of the stain map, and all tiles at about 8 um per pixel, (n, side, side, 3) uint8, on which colours are
+        measured; None takes tiles as they are.
     """
 
     tiles: Sequence[TileSource]
@@ -62,6 +67,31 @@ class Bench:
     teacher_fingerprint: str
     tiles_fingerprint: str
     fingerprint: str
+    stain: str | None = None
+    coarse: np.ndarray | None = None
+
+    def stained(self, fold: str) -> tuple[Sequence[TileSource], str]:
+        """Return the tiles as a fold reads them, and a fingerprint of their stain maps, "" without.
+
+        The reference is the mean of the training sections. The colours of a section are measured on its spots of one
+        side of the fold, so that training tiles do not depend on test spots, even where a fold cuts a section.
+        """
+        if self.stain is None or self.coarse is None:
+            return self.tiles, ""
+        which = np.full(self.sections.size, -1)
+        own: list[Stain] = []
+        train, test = self.folds[fold]
+        for side, at in (("training", train), ("test", test)):
+            for name in np.unique(self.sections[at]):
+                rows = at[self.sections[at] == name]
+                which[rows] = len(own)
+                where = f"Fold {fold!r}, section {str(name)!r} ({rows.size} {side} spots)"
+                own.append(stain_of(self.coarse[rows], self.stain, where))
+        reference = mean_stain(own[: np.unique(self.sections[train]).size])
+        maps = [StainMap(stain, reference) for stain in own]
+        return [StainedTiles(source, maps, which) for source in self.tiles], fingerprint(
+            [each.digest for each in maps], which
+        )
 
 
 @dataclass(frozen=True)
@@ -81,6 +111,8 @@ class FoldGenes:
     counts, totals
         Counts, (test spots, predicted genes), and totals, (test spots,), that the target is log1p of; counts are None
         if it is something else.
+    stain
+        Fingerprint of the stain maps of the fold; "" where tiles are taken as they are.
     """
 
     fold: Fold
@@ -89,6 +121,7 @@ class FoldGenes:
     expressed: np.ndarray
     counts: Matrix | None
     totals: np.ndarray
+    stain: str = ""
 
     def ceilings(self, at: np.ndarray) -> np.ndarray:
         """Return the noise ceilings of the predicted genes on some of the test spots, (genes,); NaN without counts."""

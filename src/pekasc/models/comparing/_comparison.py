@@ -28,6 +28,7 @@ from pekasc.models.encoders import ArraysOnAccess, Depth, EncoderNetwork, candid
 from pekasc.models.features import embed
 from pekasc.models.selection import Data, HeadSpec, Options, depths_of, inner_folds, margin_um
 from pekasc.models.training import attached, make_config, target_layers
+from pekasc.tiling import TileSource
 
 logger = get_logger(__name__)
 
@@ -98,7 +99,9 @@ class Comparison:
         warn_of_scale(model.encoder, bench.spec.mpp)
         self._check_adapters(model)
         self._check_folds()
-        encoded = Encoded(model, bench.spec, lambda: self._frozen(model))
+        for name in bench.folds:  # a section without enough tissue fails before hours of embedding
+            bench.stained(name)
+        encoded = Encoded(model, bench.spec, lambda: self._frozen(model, bench.tiles, ""))
         common = {
             "data": bench.fingerprint,
             "encoder": _row(model),
@@ -109,6 +112,8 @@ class Comparison:
         }
         for name in bench.folds:
             genes = self._fold(name)
+            if bench.stain is not None:  # towards another reference in every fold
+                encoded = self._encoded(model, genes)
             found: list[Result] = []
             for labels in self._units():
                 for seed in self.seeds_of(labels[0]):
@@ -116,6 +121,11 @@ class Comparison:
                     bar.update(len(labels))
             # in the order of `methods`, whichever shared a training
             yield genes, sorted(found, key=lambda result: list(self.methods).index(result.method))
+
+    def _encoded(self, model: EncoderNetwork, genes: FoldGenes) -> Encoded:
+        """Return the encoder with frozen features of the tiles as a fold reads them."""
+        data = genes.fold.data
+        return Encoded(model, self.bench.spec, lambda: self._frozen(model, [data.tiles, *data.further], genes.stain))
 
     def _check_adapters(self, model: EncoderNetwork) -> None:
         """Attach every adapter once, so that an invalid one fails before hours of embedding."""
@@ -164,8 +174,9 @@ class Comparison:
         keys: dict[tuple[str, Readout], tuple[str, str]] = {}
         for label, readout in pairs:
             key = fingerprint(
-                common, fold.train, fold.test, fold.data.groups.astype("U"), seed, self._depends_on(label, readout)
-            )
+                common, fold.train, fold.test, fold.data.groups.astype("U"), seed,
+                self._depends_on(label, readout, genes.stain),
+            )  # fmt: skip
             keys[label, readout] = _file_name(f"{fold.name}-{short}-{label}"), key
             stored = self.results.get(*keys[label, readout])
             if stored is not None:
@@ -195,8 +206,11 @@ class Comparison:
             for label, readout in pairs
         ]
 
-    def _depends_on(self, label: str, readout: Readout) -> dict[str, Any]:
-        """Return the settings that the result of a method depends on, as part of its key in the store."""
+    def _depends_on(self, label: str, readout: Readout, stain: str) -> dict[str, Any]:
+        """Return the settings that the result of a method depends on, as part of its key in the store.
+
+        `stain` is the fingerprint of the stain maps of the fold.
+        """
         o, row = self.options, self.methods[label]
         trains = row.trains.to_dict() if isinstance(row.trains, PeftConfig) else row.trains
         out: dict[str, Any] = {
@@ -217,6 +231,8 @@ class Comparison:
         if row.reads_image:
             depths = [readout.depth, readout.n_depths or N_DEPTHS]
             out |= {"tiles": self.bench.tiles_fingerprint, "orientations": readout.orientations, "depths": depths}
+            if stain:
+                out["stain"] = stain
         if self._teacher_of(label):
             out["teacher"] = self.bench.teacher, self.bench.teacher_fingerprint, o.recipe.teacher_components
         if row.trains is not None:
@@ -249,8 +265,11 @@ class Comparison:
             depths.append(frozen_depth(model, readout))
         return list(dict.fromkeys(depths))
 
-    def _frozen(self, model: EncoderNetwork) -> Mapping[Depth, np.ndarray]:
-        """Return the frozen features of all spots at every depth that some method needs."""
+    def _frozen(self, model: EncoderNetwork, sources: Sequence[TileSource], stain: str) -> Mapping[Depth, np.ndarray]:
+        """Return the frozen features of all spots at every depth that some method needs.
+
+        `sources` are their tiles, and those of wider fields of view; `stain` is the fingerprint of their stain maps.
+        """
         bench, o = self.bench, self.options
         if not any(row.reads_image for row in self.methods.values()):
             return {}
@@ -258,11 +277,11 @@ class Comparison:
         # features depend on the tiles only, not on the expression
         key = fingerprint(
             bench.tiles_fingerprint, _row(model), [list(d) if d else None for d in depths], o.precision,
-            o.readout.orientations, _versions("pekasc", "torch", "timm"),
+            o.readout.orientations, _versions("pekasc", "torch", "timm"), *([stain] if stain else []),
         )  # fmt: skip
 
         def embedded() -> Mapping[Depth, np.ndarray]:
-            tiles, *further = bench.tiles
+            tiles, *further = sources
             return embed(
                 model, tiles, depths, further=further, orientations=o.readout.orientations,
                 batch_size=o.compute.embed_batch_size, device=o.device, precision=o.precision, max_memory=o.max_memory,
@@ -299,7 +318,7 @@ class Comparison:
             target = bench.log
             chosen = self._genes(name, expressed)
         predicted = np.unique(np.concatenate(list(chosen.values())))
-        tiles, *further = bench.tiles
+        (tiles, *further), stain = bench.stained(name)
         genes = [bench.genes[i] for i in predicted]
         nested = self.protocol not in HEST_PROTOCOLS
         data = Data(
@@ -309,7 +328,9 @@ class Comparison:
         fold = Fold(name, train, test, data, teacher=None)
         sets = {s: np.searchsorted(predicted, at) for s, at in chosen.items()}
         counts = bench.counts[test][:, predicted] if nested else None
-        self._made[name] = FoldGenes(fold, sets, dense(data.expression[test]), expressed, counts, bench.totals[test])
+        self._made[name] = FoldGenes(
+            fold, sets, dense(data.expression[test]), expressed, counts, bench.totals[test], stain
+        )
         return self._made[name]
 
     @cached_property
