@@ -57,8 +57,8 @@ best = sdata["table"].var["peka_pearson"].idxmax()
 _ = pk.pl.tiles(sdata, n=12, n_columns=6)
 
 # %% [markdown]
-# An adapter that was fitted with a [stain map](../../stain.md) reads them in the colours of its training patients. The third
-# patient is more violet than these two: its tiles as they are, and as the adapter reads them.
+# An adapter that was fitted with a [stain map](../../stain.md) reads them in the colours of its training patients.
+# The third patient is more violet than these two: its tiles as they are, and as the adapter reads them.
 
 # %%
 stained = pk.tl.fit_adapter(

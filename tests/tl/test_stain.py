@@ -224,7 +224,12 @@ def test_a_fold_that_cuts_a_section_measures_each_side_on_its_own(
 
     seen: list[Any] = []
     whole = Comparison.on_encoder
-    monkeypatch.setattr(Comparison, "on_encoder", lambda self, *args: seen.append(self.bench) or whole(self, *args))
+
+    def spy(self: Comparison, *arguments: Any) -> Any:
+        seen.append(self.bench)
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(Comparison, "on_encoder", spy)
     train = np.arange(tiled["table"].n_obs) % 2 == 0
     with pytest.warns(UserWarning, match="spots of one section in training and in test"):
         pk.tl.cross_validate(

@@ -69,7 +69,8 @@ def make_comparisons(
     )
     tiles: dict[tuple[float, ...], list[TileSource]] = {}
     coarse = None
-    if any(readout.stain is not None for readout in call.readouts):
+    reads_image = any(row.reads_image for row in call.methods.values())
+    if reads_image and any(readout.stain is not None for readout in call.readouts):
         coarse = np.concatenate([coarse_tiles(section, spots.spec, every=True) for section in spots.sections])
     out = []
     for shared in call.shared_readouts():
@@ -98,7 +99,7 @@ def make_comparisons(
             teacher_fingerprint=teacher_fingerprint,
             tiles_fingerprint=fingerprint(places_fingerprint, scales, pixels),
             fingerprint=data_fingerprint,
-            stain=shared[0].stain,
+            stain=shared[0].stain if reads_image else None,
             coarse=coarse,
         )
         # the fit of a fold writes nothing to disk: finished fits are kept by the comparison
