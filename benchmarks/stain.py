@@ -106,7 +106,7 @@ def some(sdata: SpatialData, patients: list[str]) -> SpatialData:
 
 
 def on_phantom(arguments: Any, kept: KeptRows) -> None:
-    name = arguments.encoder
+    name, scaled = arguments.encoder, SCALED[: arguments.n_scaled]
     done = {(row["encoder"], row["seed"], row["stain"], tuple(row["factors"])) for row in kept.rows}
     for seed in arguments.phantom_seeds:
         sdata = pk.datasets.phantom(N_TRAIN + N_TEST, size_um=arguments.size_um, mpp=1.0, random_state=seed)
@@ -116,10 +116,10 @@ def on_phantom(arguments: Any, kept: KeptRows) -> None:
         pk.pp.tile(test, tile_px=112, mpp=1.0)
         split = split_of("phantom", training, test)
         for stain in STAINS:
-            if all((name, seed, stain, factors) in done for factors in SCALED):
+            if all((name, seed, stain, factors) in done for factors in scaled):
                 continue
             adapter = fitted(training, split.genes, None, arguments, stain, name)
-            for factors in SCALED:
+            for factors in scaled:
                 if (name, seed, stain, factors) in done:
                     continue
                 split.test = rescaled(test, factors)
@@ -211,6 +211,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--phantom-seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--encoder", choices=["tiny", VITS], default=VITS, help="of the part phantom")
+    parser.add_argument("--n-scaled", type=int, default=len(SCALED), help="how many of the ways to stain otherwise")
     parser.add_argument("--size-um", type=float, default=800.0)
     arguments = parsed(parser, needs=())
     files = [KeptRows(arguments.out / f"{part}.jsonl") for part in ("her2st", "phantom", "speed")]

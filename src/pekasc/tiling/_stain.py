@@ -136,12 +136,24 @@ class StainMap:
         return out
 
     def recolour(self, pixels: np.ndarray) -> None:
-        """Bring pixels, (n, 3) uint8 and contiguous, to the reference, in place."""
+        """Bring pixels to the reference, in place.
+
+        Parameters
+        ----------
+        pixels
+            (n, 3) uint8, contiguous.
+        """
         table, terms = self._kept()
         _recolour(pixels, table, *terms)
 
     def recolour_tiles(self, tiles: np.ndarray) -> None:
-        """Bring tiles, (n, y, x, 3) uint8 and contiguous, to the reference, in place and in parallel."""
+        """Bring tiles to the reference, in place and in parallel.
+
+        Parameters
+        ----------
+        tiles
+            (n, y, x, 3) uint8, contiguous.
+        """
         step = max(_LEAST_PART, -(-len(tiles) // n_threads()))
         in_threads(self.recolour, [tiles[i : i + step].reshape(-1, 3) for i in range(0, len(tiles), step)])
 
