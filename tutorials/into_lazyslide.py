@@ -19,7 +19,6 @@
 
 # %%
 import tempfile
-import warnings
 from pathlib import Path
 
 import lazyslide as zs
@@ -33,7 +32,6 @@ from wsidata import open_wsi
 
 import pekasc as pk
 
-warnings.filterwarnings("ignore")  # of readers and plots of others
 work = Path(tempfile.mkdtemp())
 
 # %% [markdown]
