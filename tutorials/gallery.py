@@ -219,6 +219,32 @@ sdata.pl.render_images("P3S1_he").pl.render_shapes(
 ).pl.show(coordinate_systems="P3S1", figsize=(5.6, 5), title=f"{best}, predicted")
 
 # %% [markdown]
+# ## A map between spots, pulled to what they measured
+#
+# The third patient at 25 um: a gene at its spots as they measured it, the plain prediction, the same pulled to the
+# spots (`measured="kriging"`), and the standard deviation of the pull.
+
+# %%
+pk.pp.tile_grid(sdata, "P3S1_he", tile_px=112, mpp=1.0, stride_um=25, min_sharpness=None, max_pen=None)
+pk.tl.predict_expression(sdata, adapter, table_name="grid", genes=[best], key_added="plain", progress=False)
+pk.tl.predict_expression(sdata, adapter, table_name="grid", genes=[best], measured="kriging", progress=False)
+layers = {"plain prediction": "plain", "pulled to the spots": "peka", "standard deviation": "peka_kriging_sd"}
+maps = {title: pk.get.expression(sdata, layer=layer, table_name="grid") for title, layer in layers.items()}
+spots = pk.get.expression(sdata, layer=None)
+sc.pp.normalize_total(spots, target_sum=1e4)
+sc.pp.log1p(spots)
+maps = {"measured": spots[spots.obs["section"] == "P3S1", best], **maps}
+low, high = maps["measured"].X.min(), maps["measured"].X.max()  # one scale for the three maps of the gene
+figure, axes = plt.subplots(1, 4, figsize=(14, 3.6), layout="constrained")
+for ax, (title, map_) in zip(axes, maps.items(), strict=True):
+    values = map_.X.toarray() if hasattr(map_.X, "toarray") else map_.X
+    limits = {} if title == "standard deviation" else {"vmin": low, "vmax": high}
+    size = 40 if title == "measured" else 4
+    drawn = ax.scatter(*map_.obsm["spatial"].T, c=values[:, 0], s=size, marker="o" if size > 4 else "s", **limits)
+    ax.set(title=f"{best}, {title}", aspect="equal", xticks=[], yticks=[], xlim=(0, 1500), ylim=(1500, 0))
+    figure.colorbar(drawn, ax=ax, shrink=0.7)
+
+# %% [markdown]
 # ## squidpy: sections side by side
 #
 # `get.expression` is an AnnData with positions in um, which squidpy draws without an image.

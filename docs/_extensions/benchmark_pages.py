@@ -32,6 +32,7 @@ SECTIONS = {
     "Shuffled labels, every method": ("trust", "Does any method score on shuffled labels?", "Read:"),
     "Shuffled control": ("trust", "Does the whole fit score on shuffled labels?", "Every mean lies"),
     "Intervals, novelty and their coverage": ("trust", "Do intervals cover what they say?", "Read:"),
+    "Maps between spots and in gaps": ("accuracy", "Do measured spots help a map between them?", "Read:"),
     "Noise ceilings": ("trust", "How good could a score be?", "Read:"),
     "Identity of tissue": ("trust", "Is training tissue known again?", "72 ordered pairs"),
     "A grid at the spots": ("trust", "Does a slide's grid predict what spots predict?", ""),
