@@ -109,8 +109,8 @@ def stain_maps(
 ) -> dict[str, StainMap]:
     """Get the map that brings the colours of each section to those that an adapter was trained on.
 
-    Calls on a SpatialData make these maps by themselves. They are for :meth:`pekasc.models.Adapter.predict` on arrays, and to
-    look at tiles as the encoder gets them: a map is called with tiles.
+    Calls on a SpatialData make these maps by themselves. They are for :meth:`pekasc.models.Adapter.predict` on arrays,
+    and to look at tiles as the encoder gets them: a map is called with tiles.
 
     Parameters
     ----------
