@@ -11,20 +11,21 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig
 
 from pekasc._options import Compute, resolve, unused_in_embedding
 from pekasc._paths import folder_path
 from pekasc.models.adapter import _folder as _store
 from pekasc.models.adapter import _hub
-from pekasc.models.adapter._arrays import TOLERANCE, field_tiles, positions, recoloured
+from pekasc.models.adapter._arrays import TOLERANCE, field_tiles, neighbour_matrices, positions, recoloured
 from pekasc.models.adapter._lazyslide import LazySlideModels, lazyslide_models
+from pekasc.models.adapter._networks import attached_network, fill, merged_network, trained_parts
 from pekasc.models.adapter._summary import summary
 from pekasc.models.encoders import Depth, Encoder, EncoderNetwork
 from pekasc.models.features import ReadingEncoder, embed
-from pekasc.models.heads import Reading, offset_means, pitch_um
+from pekasc.models.heads import Reading
 from pekasc.models.runtime import resolve_device
-from pekasc.models.training import attached, last_block, tuned_model
+from pekasc.models.training import attached
 from pekasc.models.trust import Calibration, HeldOut, Novelty
 from pekasc.tiling import ArrayTiles, Stain, StainMap, TileSource, TileSpec
 
@@ -123,11 +124,6 @@ class Adapter:
         return 0 if self.config is None else 1 + len(self.others)
 
     @property
-    def _adapters(self) -> list[tuple[PeftConfig, Mapping[str, torch.Tensor]]]:
-        """Configuration and weights of every adapter."""
-        return [] if self.config is None else [(self.config, self.weights["adapter"]), *self.others]
-
-    @property
     def context_um(self) -> float | None:
         """Largest radius of the spatial context in um, whose mean features the heads also get; None without context."""
         radii = self.reading.use().radii_um
@@ -146,47 +142,7 @@ class Adapter:
 
     @cached_property
     def _model(self) -> EncoderNetwork:
-        model = EncoderNetwork(self.encoder, self.spec.tile_px)
-        if model.digest != self.encoder_digest:
-            raise ValueError(
-                f"This adapter was trained on encoder {self.encoder.short!r} with weights {self.encoder_digest[:12]}, "
-                f"but the weights found now are {model.digest[:12]}. Give the same weights, for instance "
-                "`Adapter.load(path, encoder=pekasc.models.Encoder(..., weights=PATH))`."
-            )
-        for config, _ in self.others:
-            model.add_copy(share=getattr(config, "bias", "none") == "none")
-        for network, (config, weights) in zip(model.networks, self._adapters, strict=False):  # none if frozen
-            self._attach(network, config, weights)
-        return model
-
-    def _attach(self, model: EncoderNetwork, config: PeftConfig, weights: Mapping[str, torch.Tensor]) -> Any:
-        """Attach a trained adapter to the model, in place; return the PEFT model."""
-        try:
-            with torch.random.fork_rng(devices=[]):
-                peft_model = tuned_model(model, config)
-        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
-            raise self._misfit(error) from error
-        self._fill(peft_model, weights)
-        model.requires_grad_(False)
-        model.eval()
-        return peft_model
-
-    def _fill(self, peft_model: Any, weights: Mapping[str, torch.Tensor]) -> None:
-        """Load trained weights into an attached adapter."""
-        weights = dict(weights)
-        try:
-            set_peft_model_state_dict(peft_model, weights)
-            loaded = get_peft_model_state_dict(peft_model)  # what is missing or left over was ignored
-        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-            raise self._misfit(error) from error
-        if loaded.keys() != weights.keys():
-            raise self._misfit(f"{sorted(loaded.keys() ^ weights.keys())[:4]} are in one of them only")
-
-    def _misfit(self, why: Exception | str) -> ValueError:
-        return ValueError(
-            f"The weights of this adapter and its configuration ({self.method}) do not fit encoder "
-            f"{self.encoder.short!r}: {str(why)[:300]}. Copy its folder again, or fit it again."
-        )
+        return attached_network(self)
 
     def __getstate__(self) -> dict[str, Any]:
         # without the encoder's weights: another process loads them and attaches the adapter itself
@@ -242,9 +198,9 @@ class Adapter:
         One array for each adapter; one of the frozen features without any.
         """
         made = []
-        for config, weights in self._adapters:
+        for config, weights in trained_parts(self):
             with attached(model, config, 0) as peft_model:
-                self._fill(peft_model, weights)
+                fill(self, peft_model, weights)
                 model.requires_grad_(False)
                 model.eval()
                 made.append(self._embed(model, source, compute, device))
@@ -420,19 +376,7 @@ class Adapter:
         -------
         The matrices by radius in um.
         """
-        found = self.reading.use().neighbours(coords_um, sections)
-        if not grid:
-            return found
-        known = self.info.get("neighbour_offsets_um", {})
-        if "context_offsets_um" in self.info and self.context_um is not None:  # of an earlier version
-            known = {f"{self.context_um:g}": self.info["context_offsets_um"]}
-        # on a square grid, no place is farther from a tile than this
-        tolerance = pitch_um(coords_um, sections) * np.sqrt(0.5) * (1 + 1e-3)
-        for radius in found:
-            offsets = np.array(known.get(f"{radius:g}", ()), dtype=np.float64).reshape(-1, 2)
-            if len(offsets):
-                found[radius] = offset_means(coords_um, sections, offsets, tolerance)
-        return found
+        return neighbour_matrices(self.reading, self.info, coords_um, sections, grid=grid)
 
     def merge(self) -> torch.nn.Module:
         """Merge the adapter into the encoder's weights, and return a plain timm model without later blocks.
@@ -452,19 +396,7 @@ class Adapter:
         ValueError
             If the encoder's weights are not those that the adapter was trained on, or there are several adapters.
         """
-        if self.others:
-            raise ValueError(
-                f"This is an ensemble of {self.n_adapters} adapters, whose mean no single network has, so that it "
-                'cannot be merged. Fit with `refit="last"` (a field of `pekasc.Recipe`) for one adapter that can.'
-            )
-        model = EncoderNetwork(self.encoder, self.spec.tile_px)
-        if model.digest != self.encoder_digest:
-            return self._model.model  # raises with the reason
-        for config, weights in self._adapters:
-            model.model = self._attach(model, config, weights).merge_and_unload()
-        model.cut(last_block(model, self.depth))
-        model.model.requires_grad_(False)
-        return model.model.eval()
+        return merged_network(self)
 
     def as_lazyslide(
         self, *, mpp: float, slide_mpp: float | None = None, genes: Sequence[str] | None = None

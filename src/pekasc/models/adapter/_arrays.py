@@ -1,4 +1,4 @@
-"""Check what is given to an adapter without an object: tiles of wider fields of view, positions, and stain maps."""
+"""What is given to an adapter without an object: tiles of wider fields of view, positions, and stain maps."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from pekasc._sections import stain_of
 from pekasc._settings import get_logger
+from pekasc.models.heads import Reading, offset_means, pitch_um
 from pekasc.tiling import Stain, StainMap, TileSpec, coarsened
 
 logger = get_logger(__name__)
@@ -160,4 +161,24 @@ def _checked(found: Any, reference: Stain) -> StainMap:
             f"This stain map is of another adapter: it brings colours to {found.reference}, and those of this one are "
             f"{reference}. Make it with `pekasc.get.stain_maps(sdata, adapter)` of this adapter."
         )
+    return found
+
+
+def neighbour_matrices(
+    reading: Reading, info: Mapping[str, Any], coords_um: np.ndarray, sections: np.ndarray, *, grid: bool
+) -> dict[float, Any]:
+    """Return the matrices that average over neighbours within every radius of a reading; see `Adapter.neighbours`."""
+    used = reading.use()
+    found = used.neighbours(coords_um, sections)
+    if not grid:
+        return found
+    known = info.get("neighbour_offsets_um", {})
+    if "context_offsets_um" in info and used.radii_um:  # of an earlier version
+        known = {f"{used.radii_um[-1]:g}": info["context_offsets_um"]}
+    # on a square grid, no place is farther from a tile than this
+    tolerance = pitch_um(coords_um, sections) * np.sqrt(0.5) * (1 + 1e-3)
+    for radius in found:
+        offsets = np.array(known.get(f"{radius:g}", ()), dtype=np.float64).reshape(-1, 2)
+        if len(offsets):
+            found[radius] = offset_means(coords_um, sections, offsets, tolerance)
     return found
