@@ -154,6 +154,22 @@ def test_says_what_the_adapter_was_trained_on(predicted: SpatialData) -> None:
     assert [title.endswith("(trained on)") for title in titles] == [True, False]
 
 
+def test_the_correlation_is_that_of_spots_not_trained_on(predicted: SpatialData) -> None:
+    table, gene = predicted["table"], _gene(predicted)
+    rows = np.flatnonzero(table.obs["section"] == "P1S1")
+    table.obs["peka_train"] = np.isin(np.arange(table.n_obs), rows[::2])
+    table.obs["peka_total"] = table.X.sum(axis=1, dtype=np.float64).A1
+    try:
+        figure = pk.pl.expression(predicted, gene, section="P1S1")
+    finally:
+        totals = table.obs["peka_total"].to_numpy()
+        del table.obs["peka_train"], table.obs["peka_total"]
+    at = table.var_names.get_loc(gene)
+    measured = np.log1p(1e4 * table.X[rows[1::2], at].toarray().ravel() / totals[rows[1::2]])
+    r = np.corrcoef(measured, np.asarray(table.layers["peka"])[rows[1::2], at])[0, 1]
+    assert figure.axes[2].get_title() == f"predicted, r = {r:.2f} on spots not trained on"
+
+
 def test_tiled_sections_leave_out_what_has_no_tile() -> None:
     sdata = pk.datasets.phantom(1, size_um=700, mpp=2.0, n_genes=4)
     table = sdata["table"]

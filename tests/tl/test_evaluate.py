@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -131,7 +132,7 @@ def test_training_spots_are_left_out(adata: AnnData, caplog: pytest.LogCaptureFi
     adata.obs.loc[adata.obs_names[50:60], "peka_train"] = True
     with caplog.at_level(logging.INFO, logger="pekasc"):
         scores = pk.tl.evaluate(adata)
-    assert "60 of 150 spots left out" in caplog.text
+    assert "60 of 150 spots left out: the adapter was trained on them, or within half a tile." in caplog.text
     assert scores.groupby("group")["n_spots"].first().to_dict() == {"b": 40, "c": 50}
     whole = pk.tl.evaluate(adata, include_train=True)
     assert sorted(set(whole["group"])) == ["a", "b", "c"]
@@ -268,3 +269,15 @@ def test_predictions_as_stored_are_compared_with_what_was_stored(tiled: SpatialD
     del table.layers["log"]
     with pytest.raises(ValueError, match="the layer of those values 'log', is not in this table"):
         pk.tl.evaluate(tiled)
+
+
+def test_the_only_table_with_tiles_is_taken(predicted: SpatialData) -> None:
+    sdata = predicted
+    expected = pk.tl.evaluate(sdata)
+    sdata.tables["bins"] = sdata.tables.pop("table")
+    sdata.tables["cells"] = AnnData(np.ones((3, 2), dtype=np.float32))
+    pd.testing.assert_frame_equal(pk.tl.evaluate(sdata), expected)
+    gene = str(expected["gene"].iloc[0])
+    assert pk.pl.expression(sdata, gene) is not None and pk.pl.tiles(sdata, n=2) is not None
+    how: dict[str, Any] = {"compute": {"device": "cpu"}, "progress": False}
+    assert pk.tl.fit_adapter(sdata, method=None, readout={"depth": 2, "fields_um": None}, **how).genes

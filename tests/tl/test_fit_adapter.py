@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable
 from copy import deepcopy
@@ -36,6 +37,7 @@ from pekasc.models.heads._ridge import fit_ridge
 from pekasc.models.selection._fit import margin_um
 from pekasc.models.selection._job import Job
 from pekasc.models.training._plan import Student
+from pekasc.models.trust import trust_levels
 from pekasc.tiling import TileSpec
 
 Bits = Callable[[pk.Adapter], dict[str, bytes]]
@@ -696,6 +698,32 @@ def test_patients_are_held_out_whole_where_they_are_known(tiled: SpatialData, ca
     assert "Held out in turn: obs['patient'] (P1, P2)" in caplog.text
     del tiled["table"].obs["patient"]
     assert pk.tl.fit_adapter(tiled, **FROZEN).info["groups"] == ["P1S1_spots", "P2S1_spots"]
+
+
+def test_blocks_of_one_section_are_one_section(tiled: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        adapter = pk.tl.fit_adapter(tiled, train=["P1S1_spots"], **FROZEN)
+    assert "One training group (P1S1_spots): blocks of its tissue are held out in turn, with a margin." in caplog.text
+    scores = adapter.gene_scores
+    assert scores["n_sections"].max() == 1 and scores["pearson"].max() > 0.4
+    assert set(trust_levels(scores)) <= {"low", "medium"}
+    assert "held-out blocks of the one training group: Pearson median" in repr(adapter)
+
+
+def test_totals_over_other_genes_are_warned_of(tiled: SpatialData) -> None:
+    adapter = pk.tl.fit_adapter(tiled, train=["P1S1_spots"], **FROZEN)
+    assert adapter.info["n_genes_in_total"] == 24
+    few = SpatialData(
+        images=dict(tiled.images), shapes=dict(tiled.shapes), tables={"table": tiled["table"][:, :8].copy()}
+    )
+    with pytest.warns(UserWarning, match="Totals of spots are over 8 genes here, and were over 24 in the training"):
+        pk.tl.predict_expression(few, adapter, compute=CPU, progress=False)
+    other = pk.tl.fit_adapter(few, train=["P1S1_spots"], **FROZEN)
+    with pytest.warns(UserWarning, match="over 24 genes here, and were over 8"):
+        pk.tl.predict_expression(tiled, other, compute=CPU, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pk.tl.predict_expression(tiled, adapter, compute=CPU, progress=False)
 
 
 def test_a_configurations_own_layers_and_rank_are_recorded(tiled: SpatialData) -> None:

@@ -17,7 +17,7 @@ from pekasc._sections._records import recorded_pixel_sizes
 from pekasc._sections._resolve import Section, _place, resolve_sections, scaled, with_patches
 from pekasc._sections._shapes import shapes_of
 from pekasc._sections._slides import images_of
-from pekasc._sections._table import check_spatialdata, check_table, get_table, region_rows
+from pekasc._sections._table import check_spatialdata, check_table, get_table, present_table, region_rows
 from pekasc._settings import get_logger
 from pekasc.tiling import PatchReader, TileGeometry, TileReader, TileSpec
 
@@ -78,8 +78,10 @@ def tiled_table(sdata: Any, table_name: str) -> str:
     """Return the name of the table with tiles: the only such, if the default name is asked for and there is none."""
     if not isinstance(sdata, SpatialData) or table_name in sdata.tables or table_name != "table":
         return table_name
+    if len(sdata.tables) == 1:
+        return present_table(sdata, table_name)
     tiled = [str(name) for name, table in sdata.tables.items() if tile_record(table) is not None]
-    if len(tiled) != 1 or len(sdata.tables) == 1:
+    if len(tiled) != 1:
         return table_name
     logger.hint("Using the only table with tiles, %r.", tiled[0])
     return tiled[0]

@@ -16,7 +16,7 @@ from pekasc._expression import close_genes
 from pekasc._keys import PEKA, TILES, bound_keys, novelty_key, target_key, trust_key
 from pekasc._measured import as_stored, measured, was_trained_on
 from pekasc._obsm import measured_target, predicted_column, target_column
-from pekasc._sections import Section, get_table
+from pekasc._sections import Section, get_table, tiled_table
 from pekasc.pl._draw import (
     DIMMED,
     NOVEL,
@@ -54,7 +54,7 @@ class _Row:
     measured: np.ndarray | None
     predicted: np.ndarray
     ends: tuple[np.ndarray, ...]
-    trained: bool
+    trained: np.ndarray
     box: Box
     novel: np.ndarray | None
 
@@ -120,9 +120,9 @@ def expression(
     Returns
     -------
     The figure. Data units of its Axes are um; spots are drawn to scale, empty circles are spots without a value. Titles
-    show the Pearson correlation over the spots of the section, and whether the adapter was trained on them. Of a
-    calibrated adapter, a gene of low trust says so in the title, and predictions of tiles that the training hardly
-    shows (a novelty below 0.01) are shaded.
+    show the Pearson correlation over the spots of the section, and whether the adapter was trained on them; where it
+    was on some, it is over the others. Of a calibrated adapter, a gene of low trust says so in the title, and
+    predictions of tiles that the training hardly shows (a novelty below 0.01) are shaded.
 
     Raises
     ------
@@ -142,6 +142,7 @@ def expression(
         raise TypeError(f"`gene` must be the name of one gene, got {gene!r}: call once for each.")
     if background not in BACKGROUNDS:
         raise ValueError(f"`background={background!r}` is not known, use one of {list(BACKGROUNDS)}.")
+    table_name = tiled_table(sdata, table_name)
     table = get_table(sdata, table_name)
     target = target_column(table, layer, gene)
     if target is None:
@@ -167,7 +168,7 @@ def expression(
                 None if truth_values is None else truth_values[found.rows],
                 predicted[found.rows],
                 tuple(end[found.rows] for end in ends),
-                bool(trained[found.rows].any()),
+                trained[found.rows],
                 bounding_box(found.centres_um, radii),
                 None if novel is None else novel[found.rows],
             )
@@ -258,13 +259,18 @@ def _dense(column: Any) -> np.ndarray:
 
 
 def _correlation(row: _Row) -> str:
+    """Return the correlation of a section, over the spots that the adapter was not trained on where there are both."""
+    known = np.isfinite(row.predicted)
+    among = row.trained & known
+    mixed = bool(among.any() and (known & ~row.trained).any())
+    said = " on spots not trained on" if mixed else " (trained on)" if among.any() else ""
     if row.measured is None:
-        return ""
-    known = np.isfinite(row.measured) & np.isfinite(row.predicted)
+        return " (some trained on)" if mixed else said
+    known &= np.isfinite(row.measured) & ~(row.trained & mixed)
     x, y = row.measured[known], row.predicted[known]
     if known.sum() < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return ", r undefined"
-    return f", r = {np.corrcoef(x, y)[0, 1]:.2f}"
+        return f", r undefined{said}"
+    return f", r = {np.corrcoef(x, y)[0, 1]:.2f}{said}"
 
 
 def _draw(
@@ -293,7 +299,7 @@ def _draw(
         if i == 0:
             panels[0].set_title("H&E")
         values = [("measured", row.measured)] if row.measured is not None else []
-        values.append((f"predicted{_correlation(row)}{' (trained on)' if row.trained else ''}", row.predicted))
+        values.append((f"predicted{_correlation(row)}", row.predicted))
         values += zip(("lower end of the interval", "upper end"), row.ends, strict=False)
         for ax, (title, shown) in zip(panels[1:], values, strict=True):
             if background == "image":

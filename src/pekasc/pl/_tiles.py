@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from pekasc._keys import TILES
-from pekasc._sections import examples, get_table, section_readers, tiled_sections, with_stain
+from pekasc._sections import examples, get_table, section_readers, tiled_sections, tiled_table, with_stain
 from pekasc.pl._draw import SMALL, Box, frame, round_length, scale_bar
 from pekasc.tiling import TileStream
 
@@ -80,6 +80,7 @@ def tiles(
     for name, value in (("n", n), ("n_columns", 1 if n_columns is None else n_columns)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+    table_name = tiled_table(sdata, table_name)
     sections, spec = tiled_sections(sdata, table_name=table_name, key=key)
     rows = np.concatenate([section.rows for section in sections])
     obs_names = get_table(sdata, table_name).obs_names.to_numpy()[rows]

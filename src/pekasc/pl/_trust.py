@@ -101,7 +101,8 @@ def trust(
         name.set_parse_math(False)  # names are no formulas
     ax.set_ylim(len(shown) - 0.4, -0.6)
     spread = ": mean, lowest and highest" if "lowest" in shown else ""
-    ax.set_xlabel(f"Pearson r on held-out sections{spread}", fontsize=SMALL + 1)
+    held_out = "sections" if len(adapter.info["groups"]) > 1 else "blocks of the one training group"
+    ax.set_xlabel(f"Pearson r on held-out {held_out}{spread}", fontsize=SMALL + 1)
     ax.legend(
         loc="lower right", bbox_to_anchor=(1.02, 1), ncols=3, fontsize=SMALL, frameon=False, borderpad=0,
         handletextpad=0.2, columnspacing=1.0,

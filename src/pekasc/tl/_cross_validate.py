@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from pekasc._expression import gene_columns, gene_names
 from pekasc._keys import TILES, check_key
 from pekasc._options import Compute, Readout, Recipe, whole
-from pekasc._sections import check_table, get_table
+from pekasc._sections import check_table, get_table, tiled_table
 from pekasc.models import Encoder, Teacher
 from pekasc.models.comparing import (
     CHOSEN,
@@ -198,6 +198,7 @@ def cross_validate(
     ['frozen', 'mean']
     """
     check_key(key)
+    table_name = tiled_table(sdata, table_name)
     table = get_table(sdata, table_name)
     check_table(table)
     call = resolve_comparison(methods, encoders, teacher, protocol, seeds, recipe, readout, compute, store)

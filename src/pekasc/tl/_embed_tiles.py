@@ -10,7 +10,7 @@ from spatialdata import SpatialData
 
 from pekasc._keys import PEKA, TILES, check_free, check_key, feature_key, packed, write_uns
 from pekasc._options import RESULT_MEMORY, Compute, Readout, resolve, unused_in_embedding
-from pekasc._sections import get_table, with_stain, writable_table
+from pekasc._sections import get_table, tiled_table, with_stain, writable_table
 from pekasc.models import Adapter, Encoder
 from pekasc.models.encoders import Depth, EncoderNetwork, depth_name, resolve_encoder, warn_of_scale
 from pekasc.tl._read import ensure_tiles, field_scales, untiled_on_error
@@ -99,6 +99,7 @@ def embed_tiles(
     >>> sdata["table"].obsm["X_tiny"].shape[1]
     512
     """
+    table_name = tiled_table(sdata, table_name)
     adapter = encoder if isinstance(encoder, Adapter) else None
     read, how = _options(adapter, readout, compute)
     how = on_device(how)

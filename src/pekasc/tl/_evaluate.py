@@ -16,7 +16,7 @@ from pekasc._expression import Matrix, log1p_of_totals
 from pekasc._keys import PEKA, TILES, check_key, score_key, target_key, write_uns
 from pekasc._measured import as_stored, measured, measured_counts, prediction_record, was_trained_on
 from pekasc._obsm import measured_target, obsm_of, predicted_target, recorded_targets
-from pekasc._sections import check_table, get_table, positions_um, section_labels, writable_table
+from pekasc._sections import check_table, get_table, positions_um, section_labels, tiled_table, writable_table
 from pekasc._settings import get_logger
 from pekasc.models.trust import COUNTS
 from pekasc.tl._gene_scores import LEAST, Compared, score_group
@@ -124,6 +124,7 @@ def evaluate(
     ['P2S1_spots']
     """
     check_key(layer, argument="layer")
+    table_name = tiled_table(data, table_name)
     table = get_table(data, table_name)
     check_table(table)
     if target is None:
@@ -333,7 +334,9 @@ def _without_training(table: AnnData, rows: np.ndarray, layer: str, include_trai
             "`adapter.gene_scores`. `include_train=True` scores training spots all the same."
         )
     if trained.any():
-        logger.hint("%d of %d spots left out: the adapter was trained on them.", trained.sum(), rows.size)
+        logger.hint(
+            "%d of %d spots left out: the adapter was trained on them, or within half a tile.", trained.sum(), rows.size
+        )
     return rows[~trained]
 
 

@@ -15,7 +15,7 @@ from pekasc._keys import ADAPTER, TILES, check_free, check_key, packed, write_un
 from pekasc._obsm import obsm_columns, obsm_of, target_label, training_target
 from pekasc._options import FIT_MEMORY, Compute, Readout, Recipe
 from pekasc._panels import Panels
-from pekasc._sections import get_table, reference_stain, tissue_of, with_stain, writable_table
+from pekasc._sections import get_table, reference_stain, tiled_table, tissue_of, with_stain, writable_table
 from pekasc._settings import get_logger
 from pekasc.models import Adapter, Encoder, Teacher
 from pekasc.models.encoders import EncoderNetwork
@@ -172,6 +172,7 @@ def fit_adapter(
     """
     check_key(key_added)
     call = resolve_fit(encoder, teacher, method, recipe, readout, compute, random_state, progress)
+    table_name = tiled_table(sdata, table_name)
     table = get_table(sdata, table_name)
     check_free(table, key_added, "adapter")
     obsm_key = obsm_of(target)
@@ -198,6 +199,8 @@ def fit_adapter(
             "layer": layer, "target": None if target == "log1p" else target, "gene_key": gene_key,
         },
     )  # fmt: skip
+    if target == "log1p":
+        info["n_genes_in_total"] = int(spots.names.size if spots.panels is None else spots.panels.shared.sum())
     if spots.panels is not None and target == "log1p":
         info["total_genes"] = [str(name) for name in spots.names[spots.panels.shared]]
     smooth_um = adapter.reading.smooth_um
@@ -345,7 +348,10 @@ def _log_choices(call: FitCall, spots: Spots, predicted: str) -> None:
     names = [str(name) for name in np.unique(spots.groups)]
     where = "sections" if spots.group_key is None else f"obs[{spots.group_key!r}]"
     logger.hint("Training on %d spots.", spots.rows.size)
-    logger.hint("Held out in turn: %s (%s).", where, ", ".join(names[:6]) + (", ..." if len(names) > 6 else ""))
+    if len(names) == 1:
+        logger.hint("One training group (%s): blocks of its tissue are held out in turn, with a margin.", names[0])
+    else:
+        logger.hint("Held out in turn: %s (%s).", where, ", ".join(names[:6]) + (", ..." if len(names) > 6 else ""))
     logger.hint("%s.", predicted)
 
 

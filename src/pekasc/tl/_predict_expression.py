@@ -50,7 +50,7 @@ from pekasc.tl._predict_checks import (
     check_stride,
     check_trained,
 )
-from pekasc.tl._predict_genes import columns_of, columns_of_totals, wanted_of
+from pekasc.tl._predict_genes import columns_of, columns_of_totals, wanted_of, warn_of_other_totals
 from pekasc.tl._predict_measured import adapter_digest, measured_pull
 from pekasc.tl._predict_rows import LayerSpec, layer_parts, store_predictions, tile_scores, trained_on
 from pekasc.tl._predict_table import check_table_added, keep_others, new_table_of, without_genes
@@ -317,6 +317,7 @@ def predict_expression(
     totals = totals_to_record(table, adapter.info.get("layer"), total_columns) if log else None
     if totals is not None:
         record |= totals[2]
+        warn_of_other_totals(adapter, totals[2]["n_genes_in_total"])
     if not new_table:
         table = writable_table(sdata, table_name)
         if "layer" in adapter.info:

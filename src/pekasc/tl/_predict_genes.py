@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,8 @@ from pekasc._settings import get_logger
 from pekasc.models import Adapter
 
 logger = get_logger(__name__)
+
+_OTHER = 2.0  # times as many genes, or as few, whose totals are another scale
 
 
 def wanted_of(adapter: Adapter, genes: Sequence[str] | None) -> np.ndarray:
@@ -52,3 +55,17 @@ def columns_of_totals(adapter: Adapter, names: np.ndarray, gene_of: np.ndarray) 
             int((columns >= 0).sum()), len(shared),
         )  # fmt: skip
     return columns[columns >= 0]
+
+
+def warn_of_other_totals(adapter: Adapter, n_genes: int) -> None:
+    """Warn if totals of spots are over far fewer or more genes than in the training, such as in a filtered table."""
+    then = adapter.info.get("n_genes_in_total")  # missing in adapters of earlier versions, and of other targets
+    if then is None or not n_genes or 1 / _OTHER <= n_genes / then <= _OTHER:
+        return
+    warnings.warn(
+        f"Totals of spots are over {n_genes} genes here, and were over {then} in the training: measured values are on "
+        "another scale than predictions, so that rmse, intervals and their coverage do not hold. Give the table with "
+        "all its genes, and choose those to predict with `genes=`.",
+        UserWarning,
+        stacklevel=3,
+    )

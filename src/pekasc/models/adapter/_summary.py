@@ -32,7 +32,7 @@ def summary(adapter: Adapter) -> str:
     if len(scores):
         best = ", ".join(f"{gene} {score:.2f}" for gene, score in scores.head(3).items())
         lines.append(
-            f"  trust       held-out groups of the training data: Pearson median {scores.median():.2f}, "
+            f"  trust       {held_out_parts(adapter)}: Pearson median {scores.median():.2f}, "
             f"{(scores > 0.2).mean():.0%} of {'genes' if genes else 'columns'} above 0.2; best {best}"
         )
     else:
@@ -48,6 +48,13 @@ def summary(adapter: Adapter) -> str:
     if info.get("teacher") is not None:
         lines.append(f"              teacher: {info.get('teacher_licence') or unknown}")
     return "\n".join(lines)
+
+
+def held_out_parts(adapter: Adapter) -> str:
+    """Return what was held out in the training, in words."""
+    if len(adapter.info["groups"]) == 1:
+        return "held-out blocks of the one training group"
+    return "held-out groups of the training data"
 
 
 def _count(adapter: Adapter) -> str:

@@ -38,6 +38,7 @@ def _gene_scores(job: Job, fitted: Fitted, held_out: Sequence[np.ndarray]) -> tu
     data = job.data
     names = list(dict.fromkeys(member.name for member in fitted.folds[0].members))
     found: dict[str, list[np.ndarray]] = {name: [] for name in ("", *names)}
+    scored: dict[str, np.ndarray] = {}
     for reading, fold, scores in zip(fitted.folds, job.folds, held_out, strict=True):
         parts = {"": (reading, np.arange(reading.n_scores))}
         parts |= {name: _part(reading, name) for name in names if len(names) > 1}
@@ -51,8 +52,12 @@ def _gene_scores(job: Job, fitted: Fitted, held_out: Sequence[np.ndarray]) -> tu
                 r = np.full(y.shape[1], np.nan)
                 r[known] = correlations_of(partial(part.expression, scores[np.ix_(at, columns)]), y)[known]
                 found[name].append(r)
-    mean, count = _mean(found[""])
-    alone = {name: _median(_mean(found[name])[0] if len(names) > 1 else mean) for name in names}
+            there = np.isfinite(found[""][-1])
+            scored[str(section)] = scored.get(str(section), np.zeros_like(there)) | there
+    mean = _mean(found[""])
+    # blocks of one section are one section
+    count = np.sum(list(scored.values()), axis=0, dtype=np.int64)
+    alone = {name: _median(_mean(found[name]) if len(names) > 1 else mean) for name in names}
     index = pd.Index(list(data.genes), name="gene")
     found_scores = {"pearson": mean, "n_sections": count, "n_groups": _n_groups(data), **_range(found[""])}
     return pd.DataFrame(found_scores, index=index), alone
@@ -92,12 +97,12 @@ def _median(values: np.ndarray) -> float:
     return float(np.median(known)) if known.size else float("nan")
 
 
-def _mean(correlations: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _mean(correlations: list[np.ndarray]) -> np.ndarray:
     stacked = np.array(correlations)
     known = np.isfinite(stacked)
     count = known.sum(axis=0)
     total = np.where(known, stacked, 0).sum(axis=0)
-    return np.divide(total, count, out=np.full(stacked.shape[1], np.nan), where=count > 0), count
+    return np.divide(total, count, out=np.full(stacked.shape[1], np.nan), where=count > 0)
 
 
 def correlations_of(predict: Callable[[slice], np.ndarray], y: Matrix) -> np.ndarray:
