@@ -20,8 +20,8 @@ SCORES = pd.DataFrame(
 )
 
 
-def _adapter(scores: pd.DataFrame = SCORES) -> Any:
-    return SimpleNamespace(gene_scores=scores)
+def _adapter(scores: pd.DataFrame = SCORES, groups: tuple[str, ...] = ("P1", "P2")) -> Any:
+    return SimpleNamespace(gene_scores=scores, info={"groups": groups})
 
 
 def _names(ax: Any) -> list[str]:
@@ -98,3 +98,8 @@ def test_bad_input() -> None:
     with pytest.raises(KeyError, match=r"The adapter does not predict \['hihg'\].*high"):
         pk.pl.trust(_adapter(), ["hihg"])
     assert not plt.get_fignums()
+
+
+def test_blocks_of_one_group_are_no_sections() -> None:
+    assert pk.pl.trust(_adapter()).get_xlabel().startswith("Pearson r on held-out sections")
+    assert "held-out blocks of the one training group" in pk.pl.trust(_adapter(groups=("P1",))).get_xlabel()
