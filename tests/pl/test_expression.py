@@ -290,3 +290,8 @@ def test_ends_of_the_interval(predicted: SpatialData) -> None:
     shown = [np.asarray(ax.collections[-1].get_array()) for ax in figure.axes[2:5]]
     np.testing.assert_allclose(shown[1], shown[0] - 1, rtol=1e-5)
     np.testing.assert_allclose(shown[2], shown[0] + 2, rtol=1e-5)
+
+
+def test_tiles_that_are_named_must_be_there(predicted: SpatialData) -> None:
+    with pytest.raises(KeyError, match="No tiles 'tils'"):
+        pk.pl.expression(predicted, _gene(predicted), key="tils")

@@ -7,7 +7,7 @@ from math import ceil
 import numpy as np
 from spatialdata import SpatialData
 
-from pekasc._keys import SECTION
+from pekasc._keys import SECTION, TILES
 from pekasc._sections import Section, get_table, resolve_sections, tile_record, tiled_sections
 from pekasc.pl._draw import Box
 from pekasc.tiling import TileGeometry, TileReader, TileSpec
@@ -22,10 +22,11 @@ def chosen_sections(sdata: SpatialData, section: str | list[str] | None, table_n
     Raises
     ------
     KeyError
-        If there is no such section.
+        If there is no such section, or there are no tiles under another `key` than the default.
     """
     table = get_table(sdata, table_name)
-    if isinstance(sdata, SpatialData) and tile_record(table, key) is not None:
+    # what is not tiled yet is drawn all the same, but tiles that are named have to be there
+    if isinstance(sdata, SpatialData) and (key != TILES or tile_record(table, key) is not None):
         found, _ = tiled_sections(sdata, table_name=table_name, key=key)
     else:
         found = resolve_sections(sdata, table_name=table_name)
