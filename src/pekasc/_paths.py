@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
+
+# `s3://bucket`, also as pathlib writes it, `s3:/bucket`
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def is_address(value: Any) -> bool:
+    """Tell whether a path is an address on the network, also as :mod:`pathlib` writes it."""
+    return _ADDRESS.match(str(value)) is not None
 
 
 def folder_path(name: str, value: Any, what: str = "folder") -> Path:
@@ -31,7 +40,12 @@ def folder_path(name: str, value: Any, what: str = "folder") -> Path:
         raise TypeError(f"`{name}={value!r}` must be the path of a {what}, got {type(value).__name__}.")
     if not text or "\0" in text:
         raise ValueError(f"`{name}={text!r}` is no path: give a {what}, such as `{name}='{what}'`.")
-    if "://" in text:
+    if text.startswith("hf-hub:"):
+        raise ValueError(
+            f"`{name}={text!r}` is the name of a repository, and a {what} is needed here: `adapter.push_to_hub` sends "
+            "an adapter there, and `pekasc.Adapter.load` reads it."
+        )
+    if is_address(text):
         raise ValueError(
             f"`{name}={text!r}` is an address: a {what} of a file system is needed. What pekasc writes stays whole "
             "when a process is killed or several share it, by locks and by replacing files at once, which an object "

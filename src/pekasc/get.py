@@ -145,10 +145,15 @@ def stain_maps(
     >>> maps["P1S1_spots"](pk.get.tiles(sdata)[0].to_numpy()).shape
     (56, 56, 3)
     """
+    from pekasc.models import Adapter
+
+    if not isinstance(adapter, Adapter):
+        raise TypeError(f"`adapter` must be a pekasc.Adapter, got {type(adapter).__name__}.")
     if adapter.stain is None:
         raise ValueError("This adapter takes tiles as they are: it was fitted without `stain` (see `pekasc.Readout`).")
     table_name = tiled_table(sdata, table_name)
     sections, spec = tiled_sections(sdata, table_name=table_name, key=key)
+    adapter.check_tiles(spec.tile_px, spec.mpp)
     stained = with_stain(sections, spec, adapter.stain)
     return {section.name: section.stain for section in stained if section.stain is not None}
 

@@ -43,12 +43,13 @@ def test_what_there_is(run: Any, predicted: Any, slide: Path, sections: Path, ad
 
 
 def test_an_adapter_on_the_hub(run: Any, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(name: str, **_: Any) -> str:
+    def fetch(name: str, *file: str, **_: Any) -> str:
         if name != "lab/breast":
             raise FileNotFoundError("404")
-        return str(adapter)
+        return str(adapter.joinpath(*file))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
     assert run("info", "hf-hub:lab/breast").stdout == run("info", adapter).stdout.replace(
         str(adapter), "hf-hub:lab/breast"
     )
@@ -56,3 +57,10 @@ def test_an_adapter_on_the_hub(run: Any, adapter: Path, tmp_path: Path, monkeypa
     assert failed.code == 3 and "could not be fetched from the model hub" in failed.results[0]["reason"]
     failed = run("predict", "slide.tif", "--adapter", "hf-hub:lab/none", "--out", tmp_path / "out")
     assert failed.code == 2 and "could not be fetched from the model hub" in " ".join(failed.stderr.split())
+
+
+def test_addresses_are_refused_at_once(run: Any, adapter: Path, slide: Path) -> None:
+    for arguments in (["predict", slide, "--out", "s3://bucket/out"], ["predict", "s3://bucket/a.tif", "--out", "out"]):
+        done = run(*arguments, "--adapter", adapter)
+        assert done.code == 2 and "is an address: fetch what is there" in " ".join(done.stderr.split())
+    assert not Path("s3:").exists()

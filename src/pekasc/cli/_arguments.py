@@ -8,10 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
+from pekasc._paths import is_address
 from pekasc.cli._options import read_config
 from pekasc.cli._output import one_line
 
 _NOTHING = ("none", "false")  # as Python and TOML say it
+
+
+def no_addresses(value: Any) -> Any:
+    """Refuse addresses on the network where paths of a file system are needed; the callback of such arguments."""
+    for path in value if isinstance(value, list | tuple) else [value]:
+        if path is not None and is_address(path):
+            raise typer.BadParameter(
+                f"{str(path)!r} is an address: fetch what is there into a folder first, and copy results when they are "
+                "done."
+            )
+    return value
+
 
 Config = Annotated[
     Path | None,
@@ -45,14 +58,23 @@ ComputeFields = Annotated[
 ]
 Sources = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="SLIDE_OR_ZARR", help="Slides (TIFF, SVS and others) or zarr folders of SpatialData."),
+    typer.Argument(
+        callback=no_addresses,
+        metavar="SLIDE_OR_ZARR",
+        help="Slides (TIFF, SVS and others) or zarr folders of SpatialData.",
+    ),
 ]
-Zarrs = Annotated[list[Path], typer.Argument(metavar="ZARR", help="Zarr folders of SpatialData.")]
+Zarrs = Annotated[
+    list[Path], typer.Argument(callback=no_addresses, metavar="ZARR", help="Zarr folders of SpatialData.")
+]
 ListFile = Annotated[
     Path | None, typer.Option("--list", metavar="FILE", help="File with further paths, one a line; # starts a comment.")
 ]
 OutFolder = Annotated[
-    Path, typer.Option("--out", metavar="DIR", help="Folder for the results, one zarr folder for each source.")
+    Path,
+    typer.Option(
+        "--out", callback=no_addresses, metavar="DIR", help="Folder for the results, one zarr folder for each source."
+    ),
 ]
 TableName = Annotated[str, typer.Option("--table-name", metavar="NAME", help="Name of the table.")]
 AnyTable = Annotated[
@@ -172,7 +194,9 @@ Target = Annotated[
 ]
 GeneKey = Annotated[str | None, typer.Option("--gene-key", metavar="COLUMN", help="Column of var.")]
 Adapter = Annotated[Path, typer.Option("--adapter", metavar="DIR", help="Folder of the adapter, or hf-hub:OWNER/NAME.")]
-AdapterOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the adapter.")]
+AdapterOut = Annotated[
+    Path, typer.Option("--out", callback=no_addresses, metavar="DIR", help="Folder for the adapter.")
+]
 ScoresOut = Annotated[
     Path | None, typer.Option("--out", metavar="FILE", help="CSV file for the scores of each fold and section.")
 ]

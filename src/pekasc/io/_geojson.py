@@ -141,12 +141,18 @@ def write_geojson(
         raise ValueError("`merge=True` joins the tiles of a class: name the column with `classes=`.")
     if colors is not None and classes is None:
         raise ValueError("`colors=` are of classes: name their column with `classes=`.")
+    if genes is not None and not len(genes):
+        raise ValueError("`genes=` is empty: name at least one, or leave it out.")
     if shapes is None:
         if image_name is not None:
             raise ValueError("`image_name=` goes with `shapes=`: tiles of a table lie on the image they were cut from.")
         found = _of_table(sdata, classes, genes, layer, region, outline, table_name, key)
     else:
-        given = [name for name, value in (("genes", genes), ("region", region)) if value is not None]
+        of_table = {
+            "genes": genes is not None, "region": region is not None, "layer": layer != PEKA,
+            "outline": outline != "shapes", "table_name": table_name != "grid", "key": key != TILES,
+        }  # fmt: skip
+        given = [name for name, said in of_table.items() if said]
         if given:
             raise ValueError(f"`{given[0]}=` is of a table, and `shapes={shapes!r}` has none: give one of them.")
         found = _of_shapes(sdata, shapes, image_name, classes)

@@ -12,6 +12,7 @@ import numpy as np
 
 from pekasc._keys import TILES
 from pekasc._sections import examples, get_table, section_readers, tiled_sections, tiled_table, with_stain
+from pekasc._settings import get_logger
 from pekasc.pl._draw import SMALL, Box, frame, round_length, scale_bar
 from pekasc.tiling import TileStream
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from pekasc.models import Adapter
+
+logger = get_logger(__name__)
 
 
 def tiles(
@@ -90,6 +93,9 @@ def tiles(
     else:
         chosen = _positions(obs_names, names)
     if adapter is not None:
+        adapter.check_tiles(spec.tile_px, spec.mpp)
+        if adapter.stain is None:
+            logger.hint("This adapter reads tiles as they are: it was fitted without a stain map.")
         sections = with_stain(sections, spec, adapter.stain)
     pixels = TileStream(section_readers(sections, spec)).read(chosen)
 

@@ -27,6 +27,7 @@ _RGB_TO_LMS = np.array([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0
 _LMS_TO_LAB = np.diag([3**-0.5, 6**-0.5, 2**-0.5]) @ np.array([[1.0, 1.0, 1.0], [1.0, 1.0, -2.0], [1.0, -1.0, 0.0]])
 _WHITE = np.uint32(0xFFFFFF)
 _KNOWN = np.uint32(1 << 24)
+_MOST, _LEAST = 100.0, 1e-4  # of the numbers of a stain, and of their standard deviations: colours have none beyond
 _LEAST_PART = 4  # minimum number of tiles per thread
 
 
@@ -52,13 +53,18 @@ class Stain:
             raise ValueError(f"There is no stain method {self.method!r}: it is one of {list(STAINS)}.")
         for name in ("first", "second"):
             values = np.asarray(getattr(self, name), dtype=np.float64)
-            if values.shape != (3,) or not np.isfinite(values).all():
-                raise ValueError(f"`{name}` of a stain must be three finite numbers, got {getattr(self, name)!r}.")
+            if values.shape != (3,) or not (np.abs(values) <= _MOST).all():  # NaN is not
+                raise ValueError(
+                    f"`{name}` of a stain must be three numbers of at most {_MOST:g}, got {getattr(self, name)!r}."
+                )
             # decimals that are the same whatever library computed them
             object.__setattr__(self, name, tuple(float(f"{value:.6g}") for value in values))
         second = np.array(self.second)
-        if self.method == "reinhard" and second.min() <= 0:
-            raise ValueError(f"The standard deviations of a stain must be positive, got {self.second}.")
+        if self.method == "reinhard" and second.min() < _LEAST:
+            raise ValueError(f"The standard deviations of a stain must be at least {_LEAST:g}, got {self.second}.")
+        lengths = np.linalg.norm([self.first, self.second], axis=1)
+        if self.method == "macenko" and (np.abs(lengths - 1) > 1e-3).any():
+            raise ValueError(f"The directions of a stain must have length 1, got {self.first} and {self.second}.")
         if self.method == "macenko" and np.linalg.norm(np.cross(self.first, self.second)) < 1e-3:
             raise ValueError(f"Haematoxylin and eosin have one direction: {self.first} and {self.second}.")
 
@@ -80,8 +86,12 @@ class Stain:
             raise ValueError(f"a stain has the fields {names}")
         for name in names[1:]:
             numbers = values[name]
-            if not isinstance(numbers, list) or not all(isinstance(number, float | int) for number in numbers):
-                raise ValueError(f"`{name}` of a stain must be a list of numbers")
+            # whole numbers of hundreds of digits, which JSON may hold, are no floating-point numbers
+            if not isinstance(numbers, list) or not all(
+                isinstance(number, float | int) and not isinstance(number, bool) and abs(number) <= _MOST
+                for number in numbers
+            ):
+                raise ValueError(f"`{name}` of a stain must be a list of numbers of at most {_MOST:g}")
         return cls(values["method"], tuple(values["first"]), tuple(values["second"]))
 
     @property

@@ -280,3 +280,25 @@ def test_weights_that_do_not_fit_are_not_left_out(saved: Path, change: str) -> N
     tiles = np.zeros((1, found.spec.tile_px, found.spec.tile_px, 3), dtype=np.uint8)
     with pytest.raises(ValueError, match=r"The weights of this adapter and its configuration .* do not fit encoder"):
         found.predict(tiles, mpp=found.spec.mpp, compute={"device": "cpu"})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"method": "reinhard", "first": [10**400, 0, 0], "second": [1, 1, 1]},
+        {"method": "reinhard", "first": [1e300, 0, 0], "second": [1, 1, 1]},
+        {"method": "reinhard", "first": [1, 0, 0], "second": [1e-300, 1, 1]},
+        {"method": "reinhard", "first": [True, 0, 0], "second": [1, 1, 1]},
+        {"method": "macenko", "first": [5, 0, 0], "second": [0, 1, 0]},
+    ],
+)
+def test_a_stain_that_is_none(saved: Path, wrong: dict[str, Any]) -> None:
+    reseal(saved, format=8, stain=wrong)
+    with pytest.raises(ValueError, match="`stain` must be a stain"):
+        pk.Adapter.load(saved)
+
+
+def test_a_stain_in_an_earlier_format(saved: Path) -> None:
+    reseal(saved, stain={"method": "reinhard", "first": [1, 0, 0], "second": [1, 1, 1]})
+    with pytest.raises(ValueError, match="`stain` is no field of format 7"):
+        pk.Adapter.load(saved)

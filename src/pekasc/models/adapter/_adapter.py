@@ -15,6 +15,7 @@ from peft import PeftConfig
 
 from pekasc._options import Compute, resolve, unused_in_embedding
 from pekasc._paths import folder_path
+from pekasc._settings import get_logger
 from pekasc.models.adapter import _folder as _store
 from pekasc.models.adapter import _hub
 from pekasc.models.adapter._arrays import TOLERANCE, field_tiles, neighbour_matrices, positions, recoloured
@@ -28,6 +29,8 @@ from pekasc.models.runtime import resolve_device
 from pekasc.models.training import attached
 from pekasc.models.trust import Calibration, HeldOut, Novelty
 from pekasc.tiling import ArrayTiles, Stain, StainMap, TileSource, TileSpec
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -385,7 +388,8 @@ class Adapter:
         class token concatenated with the mean patch token; with several depths, only those of the deepest; with several
         orientations, those of one, so average over them. The reading may use frozen features as well. With
         ``depth="own"``, features are the encoder's own output: calling the model returns it if ``pooling`` of the
-        :class:`Encoder` is None, else pool the tokens as that says.
+        :class:`Encoder` is None, else pool the tokens as that says. The model takes tiles as they are: of an adapter
+        with a stain map (:attr:`stain`), give it tiles with their colours mapped (:func:`pekasc.get.stain_maps`).
 
         Returns
         -------
@@ -396,6 +400,8 @@ class Adapter:
         ValueError
             If the encoder's weights are not those that the adapter was trained on, or there are several adapters.
         """
+        if self.stain is not None:
+            logger.hint("The merged model has no stain map: give it mapped tiles (`pekasc.get.stain_maps`).")
         return merged_network(self)
 
     def as_lazyslide(

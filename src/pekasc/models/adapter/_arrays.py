@@ -94,14 +94,16 @@ def recoloured(
     TypeError, ValueError
         If there is no way to bring the tiles to the reference, or a map is another adapter's.
     """
-    if reference is None:
-        if stain is not None:
-            raise ValueError("This adapter takes tiles as they are (it has no stain map): leave `stain=` out.")
-        return list(arrays)
     n = len(arrays[0])
     sections = np.zeros(n) if section is None else np.asarray(section)
     if sections.shape != (n,):
         raise ValueError(f"`section` must have shape ({n},) for {n} tiles, got {sections.shape}.")
+    if reference is None:
+        if stain is not None:
+            raise ValueError("This adapter takes tiles as they are (it has no stain map): leave `stain=` out.")
+        return list(arrays)
+    if not n:
+        return list(arrays)
     out = [np.array(array) for array in arrays]
     names = list(dict.fromkeys(sections.tolist()))
     for name, found in zip(names, _maps(arrays[0], spec, reference, stain, sections, names, section), strict=True):

@@ -15,6 +15,7 @@ from pekasc.models.trust import LEVELS, trust_levels
 if TYPE_CHECKING:
     from pekasc.models.adapter._adapter import Adapter
 
+MARK = "<!-- This card was made by pekasc; without this line it is yours, and stays. -->"
 _MOST = 20  # genes in the table, and groups by name
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~>])")
 _LICENCES = re.compile(r"(apache-2\.0|mit|bsd-\d-clause|cc0-1\.0|cc-by(-nc)?(-sa|-nd)?-\d\.\d|other)$", re.IGNORECASE)
@@ -47,6 +48,7 @@ def model_card(adapter: Adapter, name: str, licence: str) -> str:
     groups = [str(group) for group in info["groups"]]
     lines = [
         f"---\n{data.to_yaml()}\n---",
+        MARK,
         f"# {_plain(name)}",
         f"Predicts {len(adapter.genes)} {noun} ({_plain(info['target'])}) from H&E, one value for each tile of "
         f"{adapter.spec.side_um:g} um ({adapter.spec.tile_px} px at {adapter.spec.mpp:g} um per pixel). It holds an "

@@ -74,6 +74,7 @@ def _peft_files(number: int) -> tuple[str, str]:
 
 
 _NAMES = [name for number in range(MOST) for name in _peft_files(number)]
+FILES = (HEADS, *_NAMES)  # that a record may name
 
 
 def _frame_to_json(frame: pd.DataFrame) -> dict[str, Any]:

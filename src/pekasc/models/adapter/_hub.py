@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -11,22 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 
+from pekasc._settings import get_logger
 from pekasc.models.adapter import _folder
-from pekasc.models.adapter._card import model_card
+from pekasc.models.adapter._card import MARK, model_card
 
 if TYPE_CHECKING:
     from pekasc.models.adapter._adapter import Adapter
 
+logger = get_logger(__name__)
+
 PREFIX = "hf-hub:"
 CARD = "README.md"
-# what an adapter's folder holds: nothing else is fetched, and of what is there, nothing else is replaced
-_FILES = [_folder.MAIN, "*.safetensors", "adapter_config*.json"]
+# files beside an adapter that are no reason to think that a repository holds something else
+_BESIDE = re.compile(r"readme\.md|\.gitattributes|licen[cs]e.*|.*\.(png|jpe?g|svg|html|md|txt|csv)", re.IGNORECASE)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"[\w./-]{1,200}", re.ASCII)
 # licences under which others may build on the weights, whatever for
-_OPEN = re.compile(r"(apache-2\.0|mit|bsd(-\d-clause)?|cc0-1\.0|cc-by-(sa-)?\d\.\d|unlicense)$", re.IGNORECASE)
+_OPEN = re.compile(r"(apache-2\.0|mit|bsd(-\d-clause)?|cc0-1\.0|cc-by-(sa-)?\d\.\d|unlicense)$")
 _NOT_NEEDED = "none needed"  # of teachers that are fitted on the training spots
-_NON_COMMERCIAL = re.compile(r"non-?commercial|-nc\b|research only", re.IGNORECASE)
+_NON_COMMERCIAL = re.compile(r"non-?commercial|not-for-commercial|\bnc\b|research-(use-)?only|research-use|academic")
 
 
 def is_hub(path: Any) -> bool:
@@ -48,10 +52,25 @@ def fetch(path: str | Path) -> Path:
     """
     name, at, revision = str(path).removeprefix(PREFIX).partition("@")
     _check_repository(name)
-    if at and not _REVISION.fullmatch(revision):
+    if at and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise ValueError(f"{str(path)!r} names no revision after `@`: give a branch, a tag or a commit.")
+    known = [_folder.MAIN, *_folder.FILES]
     with _named_errors(f"The adapter {name!r} could not be fetched from the model hub", name):
-        return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=_FILES))
+        # the record first: of a repository that holds something else, nothing more is fetched
+        record = huggingface_hub.hf_hub_download(name, _folder.MAIN, revision=revision or None)
+    named = _files_named(Path(record))
+    with _named_errors(f"The adapter {name!r} could not be fetched from the model hub", name):
+        wanted = [_folder.MAIN, *(file for file in known if file in named)]
+        return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+
+
+def _files_named(record: Path) -> set[str]:
+    """Return the files that an adapter's record names; nothing of one that is none, whose reading says so."""
+    try:
+        named = json.loads(record.read_text())["files"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return set()
+    return {name for name in named if isinstance(name, str)} if isinstance(named, dict) else set()
 
 
 def push(
@@ -67,13 +86,37 @@ def push(
     with tempfile.TemporaryDirectory() as folder:
         _folder.save(adapter, Path(folder) / "adapter")
         (Path(folder) / "adapter" / CARD).write_text(model_card(adapter, name, licence), encoding="utf-8")
-        with _named_errors(f"The adapter could not be sent to {name!r} on the model hub", name):
+        said = f"The adapter could not be sent to {name!r} on the model hub"
+        with _named_errors(said, name):
             api.create_repo(name, private=private, exist_ok=True)
+            there = set(api.list_repo_files(name))
+        _check_free(name, there)
+        ours = [_folder.MAIN, *_folder.FILES]
+        with _named_errors(said, name):
+            keep = CARD in there and MARK not in Path(api.hf_hub_download(name, CARD)).read_text(encoding="utf-8")
+            if keep:
+                logger.hint("%s of %s is not one that pekasc wrote, and stays.", CARD, name)
             sent = api.upload_folder(
-                repo_id=name, folder_path=Path(folder) / "adapter", delete_patterns=_FILES,
-                commit_message=message or "Adapter of pekasc", allow_patterns=[*_FILES, CARD],
+                repo_id=name, folder_path=Path(folder) / "adapter", delete_patterns=ours,
+                commit_message=message or "Adapter of pekasc", allow_patterns=ours if keep else [*ours, CARD],
             )  # fmt: skip
     return str(getattr(sent, "commit_url", sent))
+
+
+def _check_free(name: str, there: set[str]) -> None:
+    """Check that a repository holds an adapter, or nothing.
+
+    Raises
+    ------
+    ValueError
+        If it holds something else.
+    """
+    others = sorted(f for f in there if f not in {_folder.MAIN, *_folder.FILES} and not _BESIDE.fullmatch(f))
+    if others or (_folder.MAIN not in there and there & set(_folder.FILES)):
+        raise ValueError(
+            f"The repository {name!r} holds something else than an adapter of pekasc "
+            f"({(others or sorted(there))[:5]}): take another name. Nothing was sent."
+        )
 
 
 def check_licences(adapter: Adapter, licence: str, *, terms_checked: bool) -> None:
@@ -96,7 +139,7 @@ def check_licences(adapter: Adapter, licence: str, *, terms_checked: bool) -> No
     closed = {
         what: f"{what} {name!r}: {text or 'not stated'}"
         for what, (name, text) in found.items()
-        if text is None or not (_OPEN.match(text.strip()) or text.startswith(_NOT_NEEDED))
+        if text is None or not (_OPEN.match(_spelled(text)) or text.startswith(_NOT_NEEDED))
     }
     if adapter.encoder.gated and "encoder" not in closed:
         closed["encoder"] = f"encoder {adapter.encoder.short!r}: gated, terms beside {adapter.encoder.licence}"
@@ -106,12 +149,17 @@ def check_licences(adapter: Adapter, licence: str, *, terms_checked: bool) -> No
             "adapter holds no weights of them, but was made with them: read their terms, ask where they are unclear, "
             "and say `terms_checked=True` if they allow it. Nothing was sent."
         )
-    limited = [text for what, text in closed.items() if _NON_COMMERCIAL.search(found[what][1] or "")]
-    if limited and _OPEN.match(licence.strip()):
+    limited = [text for what, text in closed.items() if _NON_COMMERCIAL.search(_spelled(found[what][1] or ""))]
+    if limited and not _NON_COMMERCIAL.search(_spelled(licence)):
         raise ValueError(
-            f"`licence={licence!r}` allows commercial use, which what the adapter was made with does not "
-            f'({"; ".join(limited)}): take one that does not either, such as "cc-by-nc-4.0". Nothing was sent.'
+            f"`licence={licence!r}` does not say that it excludes commercial use, which what the adapter was made with "
+            f'does ({"; ".join(limited)}): take one that does, such as "cc-by-nc-4.0". Nothing was sent.'
         )
+
+
+def _spelled(licence: str) -> str:
+    """Return the name of a licence in small letters, with hyphens for spaces."""
+    return re.sub(r"[\s_]+", "-", licence.strip().lower())
 
 
 def _check_repository(name: str) -> None:

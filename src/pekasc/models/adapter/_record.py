@@ -226,6 +226,8 @@ def check_record(record: Mapping[str, Any]) -> None:
     n_adapters = sum(name.startswith("adapter_model") for name in record["files"])
     if any(len(source) == 4 and source[3] >= n_adapters for source in sources):
         raise ValueError(f"`reading` reads more adapters than the {n_adapters} that there are")
+    if record["format"] < 8 and "stain" in record:
+        raise ValueError(f"`stain` is no field of format {record['format']}")
     wanted = COUNTS if record["info"]["target"] == TARGETS["log1p"] else RESIDUALS
     for name in ("held_out", "calibration"):
         part = record.get("trust", {}).get(name)
