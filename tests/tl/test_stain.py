@@ -317,3 +317,12 @@ def test_maps_of_a_section_by_itself(tiled: SpatialData, stained: pk.Adapter) ->
     foreign = StainMap(found.source, replace(found.reference, first=(8.0, 0.0, 0.0)))
     with pytest.raises(ValueError, match="This stain map is of another adapter"):
         stained.embed(tiles, mpp=2.0, stain=foreign, compute=CPU)
+    with pytest.raises(ValueError, match="`section` must have shape"):
+        stained.embed(tiles, mpp=2.0, stain=found, section=np.zeros(3), compute=CPU)
+    with pytest.raises(TypeError, match="`adapter` must be a pekasc.Adapter, got str"):
+        pk.get.stain_maps(tiled, "x")  # type: ignore[arg-type]
+    pk.pp.tile(tiled, tile_px=28, mpp=4.0, key_added="coarse")
+    with pytest.raises(ValueError, match="trained on tiles of 56 px"):
+        pk.get.stain_maps(tiled, stained, key="coarse")
+    with pytest.raises(ValueError, match="trained on tiles of 56 px"):
+        pk.pl.tiles(tiled, adapter=stained, key="coarse")
