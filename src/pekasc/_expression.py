@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -312,6 +312,12 @@ def no_overlap_message(names: np.ndarray, genes: Sequence[str], adata: AnnData) 
         f"the table has {list(names[:3])}. If these are symbols against Ensembl ids, name the column of `var` "
         f"that holds the other kind with `gene_key=` (columns there: {columns})."
     )
+
+
+def did_you_mean(name: str, known: Iterable[Any]) -> str:
+    """Return ' Did you mean ...?' for a misspelt name of a column, or ''."""
+    close = difflib.get_close_matches(str(name), [str(other) for other in known], n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def close_genes(gene: str, names: np.ndarray) -> str:

@@ -10,6 +10,7 @@ from spatialdata import SpatialData
 
 from pekasc._expression import dense_layer
 from pekasc._keys import PEKA, total_key
+from pekasc._layers import missing_layer
 from pekasc._measured import prediction_record
 from pekasc._sections import get_table, tiled_table
 
@@ -60,6 +61,8 @@ def interval(
     from pekasc.models.trust import COUNTS, intervals_of
 
     table = get_table(data, tiled_table(data, table_name))
+    if layer not in table.layers:
+        raise missing_layer(table, layer, table_name)
     values = dense_layer(table, layer, None)
     of_layer = prediction_record(table, layer)
     record = of_layer.get("intervals")
@@ -98,7 +101,10 @@ def _totals(table: AnnData, layer: str, total: float | Sequence[float] | None) -
             )
         totals = table.obs[total_key(layer)].to_numpy(dtype=np.float64)
         return np.where(totals > 0, totals, np.nan)
-    totals = np.asarray(np.nan if isinstance(total, bool) else total, dtype=np.float64)
+    totals = np.asarray(total)
+    # text of a number, or one boolean among numbers, is no count
+    numbers = totals.dtype.kind in "iuf" and not isinstance(total, bool)
+    totals = np.asarray(totals, dtype=np.float64) if numbers else np.full((), np.nan)
     if (
         totals.ndim > 1
         or (totals.ndim == 1 and totals.shape != (table.n_obs,))

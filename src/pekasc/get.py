@@ -16,6 +16,7 @@ from spatialdata import SpatialData
 from pekasc._expression import dense_layer, named_columns
 from pekasc._intervals import interval
 from pekasc._keys import PEKA, SECTION, TILES, UNS, records, trust_key
+from pekasc._layers import missing_layer
 from pekasc._measured import as_stored
 from pekasc._sections import (
     annotate_alike,
@@ -215,6 +216,8 @@ def expression(
     """
     table_name = tiled_table(data, table_name)
     table = get_table(data, table_name)
+    if layer is not None and layer not in table.layers:
+        raise missing_layer(table, layer, table_name)
     columns = np.arange(table.n_vars) if genes is None else named_columns(table, genes)
     if min_trust is not None:
         columns = columns[_trusted(table, layer, min_trust)[columns]]

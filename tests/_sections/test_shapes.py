@@ -12,7 +12,7 @@ from spatialdata import SpatialData
 from spatialdata.models import Labels2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Identity, set_transformation
 
-from pekasc._sections._shapes import in_micrometers, shapes_of
+from pekasc._sections._shapes import check_cells, in_micrometers, shapes_of
 
 NAMES = [f"cell{i}" for i in range(6)]
 
@@ -88,3 +88,34 @@ def test_cells_without_a_nucleus_do_not_count() -> None:
     assert in_micrometers(sdata["table"], *args)
     sdata["table"].obs["nucleus_area"] = np.nan
     assert not in_micrometers(sdata["table"], *args)
+
+
+def _numbered(cells: list) -> GeoDataFrame:
+    """Return shapes with numbers of their own, and the cells that they belong to."""
+    return _squares(list(range(1, 7))).assign(cell_id=cells)
+
+
+def test_shapes_of_other_cells_are_refused() -> None:
+    table = _sdata(cell_id=NAMES)["table"]
+    rows, ids = np.arange(6), np.arange(1, 7)
+    check_cells(table, rows, "nuclei", _numbered(NAMES), ids)
+    check_cells(table, rows, "nuclei", _squares(list(ids)), ids)  # which say nothing of cells
+    check_cells(table, rows[:2], "nuclei", _numbered([NAMES[1], NAMES[0], *NAMES[2:]]), np.array([2, 1]))
+    with pytest.raises(
+        ValueError,
+        match=r"^2 of 6 rows are joined to the shape of another cell in 'nuclei': `obs\['cell_id'\]` is 'cell4', "
+        r"and the shape 5 belongs to 'cell5' .*`shapes.set_index\('cell_id'\)`.*`instance_key='cell_id'`",
+    ):
+        check_cells(table, rows, "nuclei", _numbered([*NAMES[:4], NAMES[5], NAMES[4]]), ids)
+    # one of no known cell is no contradiction
+    check_cells(table, rows, "nuclei", _numbered([*NAMES[:5], None]), ids)
+
+
+def test_two_ways_of_naming_cells_do_not_contradict() -> None:
+    rows, ids = np.arange(6), np.arange(1, 7)
+    numbers = [float(i) for i in range(1, 7)]
+    check_cells(_sdata(cell_id=NAMES)["table"], rows, "cells", _numbered(numbers), ids)
+    table = _sdata(cell_id=[str(i) for i in ids])["table"]
+    check_cells(table, rows, "cells", _numbered(numbers), ids)  # 1.0 is "1"
+    with pytest.raises(ValueError, match="^6 of 6 rows .* is '1', and the shape 1 belongs to '6'"):
+        check_cells(table, rows, "cells", _numbered(numbers[::-1]), ids)

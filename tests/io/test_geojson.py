@@ -243,7 +243,7 @@ def test_an_existing_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (
             {"genes": "A", "layer": "peak"},
             KeyError,
-            r"`layers\['peak'\]` not found in table 'grid'; available: \['peka'\]",
+            r"Layer 'peak' not found. Available layers: \['peka'\]. Predict first: .*table_name='grid'",
         ),
         ({"genes": ["A", "E"]}, KeyError, r"\['E'\] not found in `var_names`"),
         ({"genes": ["A", "C"]}, ValueError, r"has no values of \['C'\] in 'he_grid': they were not predicted"),

@@ -186,10 +186,13 @@ def test_bad_names(table: AnnData, name: str, error: type[Exception], message: s
 
 
 def test_genes_before_they_are_predicted(table: AnnData) -> None:
+    predict_first = r"`pekasc\.tl\.predict_expression\(sdata, adapter, table_name='grid'\)`"
     predict = r"`pk\.tl\.predict_expression\(sdata, adapter, table_name='grid'\)`"
     with pytest.raises(KeyError, match=f"nor a gene: it has none until {predict}"):
         _maps(table[:, []].copy(), "ERBB2")
-    with pytest.raises(KeyError, match=rf"Layer 'own' not found\. Available layers: \['peka'\]\. {predict} writes one"):
+    with pytest.raises(
+        KeyError, match=rf"Layer 'own' not found\. Available layers: \['peka'\]\. Predict first: {predict_first}"
+    ):
         _maps(table, "A", layer="own")
     table.layers["peka"][:, 1] = np.nan
     with pytest.raises(ValueError, match=r"Gene 'B' was not predicted: layers\['peka'\] holds only NaN"):

@@ -54,6 +54,16 @@ def test_the_histogram_counts_every_tile_beside_what_is_expected(tiled: SpatialD
     assert [text.get_text() for text in ax.texts] == [f"{share:.1%} of {len(p)} tiles below 0.01"]
 
 
+@pytest.mark.parametrize("n", [1, 4])
+def test_the_labels_are_not_cut(tiled: SpatialData, n: int) -> None:
+    figure = pk.pl.novelty(tiled, section="P1S1", n=n)
+    figure.canvas.draw()
+    ax = next(ax for ax in figure.axes if ax.get_ylabel() == "tiles")
+    assert ax.get_xlabel().endswith("small is unlike the training")
+    box = ax.xaxis.label.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+
+
 @pytest.mark.parametrize("least", [0.0, 1e-30])
 def test_tiles_far_beyond_all_known_ones(tiled: SpatialData, least: float) -> None:
     obs = tiled["table"].obs

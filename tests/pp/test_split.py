@@ -64,6 +64,8 @@ def test_errors(adata: AnnData) -> None:
     columns = list(adata.obs)
     with pytest.raises(KeyError, match=r"Groups 'donor' not found in `obs`. Available columns: \['patient'\]"):
         pk.pp.split(adata, groups="donor")
+    with pytest.raises(KeyError, match=r"Groups 'pateint' not found in `obs`. Did you mean 'patient'\? Available"):
+        pk.pp.split(adata, groups="pateint")
     with pytest.raises(ValueError, match="`n_folds=6` must be between 2 and 5"):
         pk.pp.split(adata, groups="patient", n_folds=6)
     with pytest.raises(ValueError, match="`n_folds=1` must be between 2 and 5"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -560,3 +561,72 @@ def test_text_in_place_of_our_tile_inside_is_not_replaced(scene: Scene) -> None:
     sdata["table"].obs["tile_inside"] = "yes"
     with pytest.raises(ValueError, match="was not made by this call"):
         pk.pp.tile(sdata, tile_px=8, mpp=1.0, image_mpp=0.5)
+
+
+def test_a_slide_without_a_table_or_images() -> None:
+    whole = pk.datasets.phantom(n_patients=2, size_um=600, mpp=2.0, n_genes=8)
+    slide = SpatialData(images={"one": whole["P1S1_he"], "two": whole["P2S1_he"]})
+    with pytest.raises(
+        KeyError,
+        match=r"There is no table: for a slide without spots run `pekasc.pp.tile_grid\(sdata, 'one', tile_px=56, "
+        r"mpp=2\)` \(images: 'one', 'two'\) first, then this call with `table_name='grid'`",
+    ):
+        pk.pp.tile(slide, tile_px=56, mpp=2.0)
+    with pytest.raises(KeyError, match=r"run `pekasc.pp.tile_grid\(sdata, 'one'\)`"):
+        pk.io.write_geojson(slide, "never.geojson", genes="A")
+    with pytest.raises(KeyError, match="no table, and there are no images: read one with `pekasc.io.read_slide`"):
+        pk.pp.tile(SpatialData())
+    for name in list(whole.images):
+        del whole.images[name]
+    with pytest.raises(ValueError, match="There are no images, .*: read one with `pekasc.io.read_slide`"):
+        pk.pp.tile(whole)
+
+
+def test_the_path_of_an_object() -> None:
+    for call in (pk.pp.tile, pk.get.tiles, pk.get.expression):
+        with pytest.raises(TypeError, match=r"got str. Read it first: `sdata = spatialdata.read_zarr\('my.zarr'\)`"):
+            call("my.zarr")
+
+
+def test_a_pixel_size_of_an_image_that_is_not_used() -> None:
+    sdata = pk.datasets.phantom(n_patients=1, size_um=600, mpp=2.0, n_genes=8)
+    sdata["focus"] = sdata["P1S1_he"].copy()
+    set_transformation(sdata["focus"], {"elsewhere": Identity()}, set_all=True)
+    with pytest.warns(
+        UserWarning, match="`image_mpp` gives a pixel size of 'focus', and no section .* not used. .* are on 'P1S1_he'"
+    ):
+        pk.pp.tile(sdata, image_mpp={"focus": 0.2125})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        pk.pp.tile(sdata, image_mpp={"P1S1_he": 2.0})
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_pixels_taken_for_micrometers(grid: bool) -> None:
+    sdata = pk.datasets.phantom(n_patients=1, size_um=600, mpp=2.0, n_genes=8)
+    image, spots = sdata["P1S1_he"], sdata["P1S1_spots"]
+    for element in (image, spots):
+        set_transformation(element, {"global": Identity()}, set_all=True)
+
+    def call(**kwargs: Any) -> None:
+        if grid:
+            pk.pp.tile_grid(sdata, "P1S1_he", tissue=False, min_sharpness=None, um_coordinate_system="global", **kwargs)
+        else:
+            pk.pp.tile(sdata, um_coordinate_system="global", **kwargs)
+
+    with pytest.raises(ValueError, match="1 um from `um_coordinate_system`, 2 um from"):
+        call()
+    # without what was recorded, and what the lattice says
+    del sdata["table"].uns["pekasc"], sdata["table"].obs["array_row"]
+    pixels = np.asarray(image["scale0"]["image"])
+    sdata["P1S1_he"] = image = Image2DModel.parse(
+        pixels, dims=("c", "y", "x"), c_coords=["r", "g", "b"], transformations={"global": Identity()}
+    )
+    with pytest.warns(UserWarning, match="'global' .* makes a pixel .* exactly 1 um: is it in um, or in pixels?"):
+        call()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        call(image_mpp=1.0)  # said twice
+        for element in (image, spots):
+            set_transformation(element, {"global": Scale([2.0, 2.0], axes=("x", "y"))}, set_all=True)
+        call()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +152,11 @@ def write_segmentations(folder: Path, outs: Path) -> Path:
 XENIUM_PX = 0.85  # um per pixel of the morphology images, four times Xenium's so that they are small
 
 
-def write_xenium(folder: Path, n_cells: int = 100, seed: int = 0) -> Path:
-    """Write the output of the Xenium analyzer (version 3), with an H&E image aligned to it."""
+def write_xenium(folder: Path, n_cells: int = 100, seed: int = 0, nuclei: Sequence[int] | None = None) -> Path:
+    """Write the output of the Xenium analyzer (version 3), with an H&E image aligned to it.
+
+    `nuclei` is the cell of every nucleus, ascending; each has one by default.
+    """
     folder.mkdir()
     rng = np.random.default_rng(seed)
     side_um = SIDE_PX * MPP
@@ -176,15 +179,22 @@ def write_xenium(folder: Path, n_cells: int = 100, seed: int = 0) -> Path:
             "nucleus_area": np.pi * (radii / 2) ** 2,
         }
     ).to_parquet(folder / "cells.parquet")
+    every = np.arange(n_cells)
+    of_nucleus = every if nuclei is None else np.asarray(nuclei)
+    # a cell's second nucleus is beside its first one, and smaller
+    second = np.r_[False, of_nucleus[1:] == of_nucleus[:-1]]
+    nucleus_centres = centres[of_nucleus] + second[:, None] * 0.6 * radii[of_nucleus, None]
+    nucleus_radii = np.where(second, 0.25, 0.5) * radii[of_nucleus]
+    masks = {0: ("nucleus", of_nucleus, nucleus_centres, nucleus_radii), 1: ("cell", every, centres, radii)}
     angle = np.linspace(0, 2 * np.pi, 25)
-    for name, factor in (("cell", 1.0), ("nucleus", 0.5)):
-        ring = centres[:, None] + factor * radii[:, None, None] * np.column_stack([np.cos(angle), np.sin(angle)])
+    for name, of_cell, middle, radius in masks.values():
+        ring = middle[:, None] + radius[:, None, None] * np.column_stack([np.cos(angle), np.sin(angle)])
         pd.DataFrame(
             {
-                "cell_id": np.repeat(names, len(angle)),
+                "cell_id": np.repeat(np.array(names)[of_cell], len(angle)),
                 "vertex_x": ring[..., 0].ravel().astype(np.float32),
                 "vertex_y": ring[..., 1].ravel().astype(np.float32),
-                "label_id": np.repeat(np.arange(1, n_cells + 1), len(angle)),
+                "label_id": np.repeat(np.arange(1, len(of_cell) + 1), len(angle)),
             }
         ).to_parquet(folder / f"{name}_boundaries.parquet")
     pd.DataFrame(
@@ -204,14 +214,14 @@ def write_xenium(folder: Path, n_cells: int = 100, seed: int = 0) -> Path:
     group["cell_id"] = np.column_stack([np.arange(n_cells) + 4096, np.ones(n_cells)]).astype(np.uint32)
     summary = group.create_array("cell_summary", data=np.ones((n_cells, 2)))
     summary.attrs["column_names"] = ["z_level", "nucleus_count"]
-    for mask, factor in ((0, 0.5), (1, 1.0)):
+    for mask, (_, of_cell, middle, extent) in masks.items():
         labels = np.zeros((px, px), dtype=np.uint32)
-        for i, ((x, y), radius) in enumerate(zip(centres / XENIUM_PX, factor * radii / XENIUM_PX, strict=True)):
+        for i, ((x, y), radius) in enumerate(zip(middle / XENIUM_PX, extent / XENIUM_PX, strict=True)):
             x0, y0, x1, y1 = (round(v) for v in (x - radius, y - radius, x + radius, y + radius))
             rows, cols = np.mgrid[y0:y1, x0:x1]
             labels[y0:y1, x0:x1][np.hypot(rows + 0.5 - y, cols + 0.5 - x) < radius] = i + 1
         group[f"masks/{mask}"] = labels
-        group[f"polygon_sets/{mask}/cell_index"] = np.arange(n_cells, dtype=np.uint32)
+        group[f"polygon_sets/{mask}/cell_index"] = of_cell.astype(np.uint32)
     shutil.make_archive(str(folder / "cells.zarr"), "zip", folder / "cells.zarr")
     (folder / "morphology_focus").mkdir()
     dapi = rng.integers(0, 4000, (px, px), dtype=np.uint16)
@@ -229,7 +239,9 @@ def write_st(folder: Path, seed: int = 0) -> Path:
     y, x = (axis.ravel() for axis in np.mgrid[1:5, 1:5])
     names = [f"{i}x{j}" for i, j in zip(x, y, strict=True)]
     pixels = {"pixel_x": x * 200 / MPP - 0.5, "pixel_y": y * 200 / MPP + 0.5}
-    pd.DataFrame({"x": x, "y": y, **pixels}, index=names).to_csv(folder / "spots.tsv", sep="\t")
+    # as her2st has them: no column of ids, not all spots counted, and some counts of spots off the image
+    pd.DataFrame({"x": x, "y": y, **pixels})[1:].to_csv(folder / "spots.tsv", sep="\t", index=False)
+    names = [*names[:-1], "30x30"]
     counts = np.random.default_rng(seed).poisson(3, (len(names), 12))
     pd.DataFrame(counts, names, [f"GENE{i}" for i in range(12)]).to_csv(folder / "counts.tsv", sep="\t")
     return folder
@@ -347,6 +359,13 @@ def segmentations_folder(visium_hd_folder: Path, tmp_path: Path) -> Path:
 def xenium_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a Xenium slide."""
     return write_xenium(tmp_path_factory.mktemp("xenium") / "outs")
+
+
+@pytest.fixture(scope="session")
+def uneven_nuclei_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a Xenium slide on which cells 7 and 60 have no nucleus, and cell 30 has two."""
+    nuclei = [*({*range(100)} - {7, 60}), 30]
+    return write_xenium(tmp_path_factory.mktemp("xenium_nuclei") / "outs", nuclei=sorted(nuclei))
 
 
 @pytest.fixture(scope="session")

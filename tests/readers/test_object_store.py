@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import dask.array as da
 import fsspec
 import numpy as np
 import pytest
 import spatialdata as sd
 import zarr
 from spatialdata import SpatialData
-from spatialdata.transformations import get_transformation
+from spatialdata.transformations import Scale, set_transformation
 
 import pekasc as pk
 
@@ -39,27 +40,29 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
 
 
 def sections() -> SpatialData:
-    return pk.datasets.phantom(n_patients=2, size_um=700, mpp=2.0, n_genes=12, n_spots=24)
+    sdata = pk.datasets.phantom(n_patients=2, size_um=700, mpp=2.0, n_genes=12, n_spots=24)
+    # "global" not in pixels: where an image lies is known from its transformation only
+    for element in (sdata["P2S1_he"], sdata["P2S1_spots"]):
+        set_transformation(element, {"global": Scale([0.5, 0.5], axes=("x", "y"))}, set_all=True)
+    return sdata
 
 
-def remote(options: dict[str, Any], local: Path) -> SpatialData:
-    """Return the sections with their images on the store, as the page on large objects does."""
-    fs, root = fsspec.url_to_fs(URL, **options)
-    for path in fs.find(root):
-        if "/images/" not in path:
-            fs.get(path, str(local) + path.removeprefix(root))
-    sdata = sd.read_zarr(local, selection=("shapes", "tables"))
-    for name, image in sections().images.items():
-        levels = zarr.open_group(f"{URL}/images/{name}", mode="r", storage_options=options)
-        sdata[name] = sd.models.Image2DModel.parse(
-            da.from_zarr(levels["s0"]), dims=("c", "y", "x"), c_coords=["r", "g", "b"],
-            transformations=get_transformation(image, get_all=True),
-        )  # fmt: skip
+def remote(options: dict[str, Any], folder: Path) -> SpatialData:
+    """Return the sections with their images on the store, by the code of the page on large objects."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "large.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```py\n(.*?)^```", page, re.M | re.S)
+    code, tiles = code.rsplit("\n", 2)[:2]
+    assert f'url, options = "{URL}", {{"anon": True}}' in code and tiles.startswith("pk.pp.tile(")
+    names: dict[str, Any] = {}
+    with contextlib.chdir(folder):
+        exec(code.replace('{"anon": True}', repr(options)), names)
+    sdata = names["sdata"]
+    assert isinstance(sdata, SpatialData)
     return sdata
 
 
 def test_tiles_and_predictions_are_those_of_local_images(options: dict[str, Any], tmp_path: Path) -> None:
-    there, here = remote(options, tmp_path / "local.zarr"), sections()
+    there, here = remote(options, tmp_path), sections()
     for sdata in (there, here):
         pk.pp.tile(sdata, tile_px=28, mpp=2.0, image_mpp=2.0)
     np.testing.assert_array_equal(pk.get.tiles(there).compute(), pk.get.tiles(here).compute())
@@ -73,7 +76,7 @@ def test_tiles_and_predictions_are_those_of_local_images(options: dict[str, Any]
 
 
 def test_results_go_to_folders(options: dict[str, Any], tmp_path: Path) -> None:
-    sdata = remote(options, tmp_path / "local.zarr")
+    sdata = remote(options, tmp_path)
     pk.pp.tile(sdata, tile_px=28, mpp=2.0, image_mpp=2.0)
     before = set(sdata["table"].obsm)
     with pytest.raises(

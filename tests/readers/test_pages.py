@@ -18,7 +18,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "data"
 FOLDERS = {
     "visium": "space_ranger",
     "visium_hd": "visium_hd_folder",
-    "xenium": "xenium_folder",
+    "xenium": "uneven_nuclei_folder",
     "st": "st_folder",
     "anndata": "space_ranger",
     "slides": "slide_folder",
@@ -51,7 +51,10 @@ def stand(
         named = {"outs": source, "hest_data": hest_folder}
         if page in ("st", "slides", "other"):
             named |= {path.name: path for path in source.iterdir()}
+        if page == "visium":  # several slides, each in a folder of its own
+            named |= {f"{name}/outs": source for name in ("s1", "s2")}
         for name, path in named.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).symlink_to(path)
         monkeypatch.chdir(tmp_path)
 
@@ -65,6 +68,19 @@ def test_the_code_of_a_page_runs(page: str, stand: Callable[[str], None]) -> Non
     for block in _blocks(page):
         exec(block, names)
     assert any(name.endswith("_tiles") for name in names["sdata"].shapes)
+
+
+def test_nuclei_are_those_of_their_cells(stand: Callable[[str], None]) -> None:
+    stand("xenium")
+    names: dict[str, Any] = {}
+    blocks = _blocks("xenium")
+    for block in (blocks[0], blocks[2]):
+        exec(block, names)
+    sdata = names["sdata"]
+    tiles, cells = sdata["nuclei_tiles"], sdata["cell_boundaries"]
+    assert len(tiles) == 98 == sdata["table"].n_obs < len(cells)
+    # the larger of two is in the middle of its cell, as the only one is
+    assert tiles.centroid.distance(cells.loc[tiles.index].centroid).max() < 0.1
 
 
 def test_errors_are_those_of_the_page(stand: Callable[[str], None]) -> None:

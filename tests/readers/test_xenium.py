@@ -72,6 +72,24 @@ def test_every_kind_of_shapes(read_xenium: Reader, region: str, key: str) -> Non
     assert f"{region}_tiles" in sdata.shapes
 
 
+def test_nuclei_joined_by_a_number_of_their_own_are_refused(uneven_nuclei_folder: Path) -> None:
+    import spatialdata_io
+
+    sdata = spatialdata_io.xenium(uneven_nuclei_folder)
+    sdata["table"] = sdata["table"][:98].copy()  # nuclei are numbered 1 to 99
+    _annotate(sdata, "nucleus_boundaries", "cell_labels")
+    obs, nuclei = sdata["table"].obs, sdata["nucleus_boundaries"]
+    n = int((obs["cell_id"].to_numpy() != nuclei.loc[obs["cell_labels"], "cell_id"].to_numpy()).sum())
+    assert n > 50
+    with pytest.raises(
+        ValueError,
+        match=rf"^{n} of 98 rows are joined to the shape of another cell in 'nucleus_boundaries': `obs\['cell_id'\]` "
+        r"is '\w+-1', and the shape 8 belongs to '\w+-1' .* `shapes.set_index\('cell_id'\)`.*instance_key='cell_id'",
+    ):
+        pk.pp.tile(sdata)
+    assert "pekasc" not in sdata["table"].uns
+
+
 def test_fit_predict_get_and_draw_on_labels(read_xenium: Reader) -> None:
     sdata = read_xenium()
     pk.pp.tile(sdata, **SIZE)

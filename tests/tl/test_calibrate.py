@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import spatialdata as sd
 from spatialdata import SpatialData
+from spatialdata.transformations import Identity, remove_transformation, set_transformation
 
 import pekasc as pk
 from pekasc.models.trust import COUNTS, RESIDUALS, UNSEEN
@@ -124,6 +126,25 @@ def test_from_sections_that_it_never_saw(four: SpatialData, fitted: pk.Adapter) 
     assert not {"peka", "peka_lower"} & set(unseen["table"].layers)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_line_that_leaves_training_sections_out_works(four: SpatialData, fitted: pk.Adapter, shared: bool) -> None:
+    sdata = part(four, PATIENTS)
+    elements = [element for kind, _, element in sdata.gen_elements() if kind != "tables"] if shared else []
+    for element in elements:  # then sections are not told apart by their coordinate systems
+        set_transformation(element, Identity(), "global")
+    try:
+        with pytest.raises(ValueError, match="Calibrate on other sections alone") as error:
+            pk.tl.calibrate(fitted, sdata, **CPU)
+        line = re.search(r"calibrate\(adapter, (sdata\.(\w+)\(.*?\))\)`", str(error.value))
+        assert line is not None and line[2] == ("subset" if shared else "filter_by_coordinate_system")
+        unseen = eval(line[1], {"sdata": sdata})
+        found = pk.tl.calibrate(fitted, unseen, **CPU).calibration
+    finally:
+        for element in elements:
+            remove_transformation(element, "global")
+    assert found is not None and found.source == UNSEEN and found.groups == ("P3", "P4")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -141,8 +162,14 @@ def test_bad_arguments(fitted: pk.Adapter, given: dict[str, Any], message: str) 
 def test_sections_that_cannot_be_calibrated_on(four: SpatialData, fitted: pk.Adapter) -> None:
     with pytest.raises(TypeError, match="`adapter` must be a pekasc.Adapter, got str"):
         pk.tl.calibrate("adapter")
-    with pytest.raises(ValueError, match=r"trained on tissue of \['P1S1_spots', 'P2S1_spots'\], .* it is far"):
+    with pytest.raises(
+        ValueError,
+        match=r"trained on tissue of \['P1S1_spots', 'P2S1_spots'\], .* it is far .* on other sections alone "
+        r"\(`calibrate\(adapter, sdata.filter_by_coordinate_system\(\['P3S1', 'P4S1'\]\)\)`\), or without `sdata=`",
+    ):
         pk.tl.calibrate(fitted, part(four, PATIENTS), **CPU)
+    with pytest.raises(ValueError, match="Calibrate on other sections, or without `sdata=`"):
+        pk.tl.calibrate(fitted, part(four, PATIENTS[:2]), **CPU)
     with pytest.raises(ValueError, match='0.9 with `guarantee="exact"` needs 9 groups .* there are 2'):
         pk.tl.calibrate(fitted, part(four, PATIENTS[2:]), guarantee="exact", **CPU)
     with pytest.raises(KeyError, match="`groups='site'` not found in `obs`"):
@@ -247,7 +274,7 @@ def test_totals_of_intervals(four: SpatialData, fitted: pk.Adapter) -> None:
     pk.tl.predict_expression(sdata, pk.tl.calibrate(fitted), **CPU)
     n = sdata["table"].n_obs
     np.testing.assert_array_equal(pk.get.interval(sdata, total=500), pk.get.interval(sdata, total=[500] * n))
-    for wrong in (0, -1, [1, 2, 3], np.inf, True):
+    for wrong in (0, -1, [1, 2, 3], np.inf, True, "5000", ["500"] * n, [None] * n):
         with pytest.raises(ValueError, match=f"`total` must be a count above 0, or one for each of the {n} rows"):
             pk.get.interval(sdata, total=wrong)
     del sdata["table"].obs["peka_total"]

@@ -241,8 +241,33 @@ def test_another_encoder_is_refused(untiled: SpatialData, adapter: pk.Adapter) -
 
 
 def test_only_adapters(tiled: SpatialData) -> None:
-    with pytest.raises(TypeError, match="`adapter` must be a pekasc.Adapter, got str"):
-        pk.tl.predict_expression(tiled, "tiny", **QUICK)  # type: ignore[arg-type]
+    with pytest.raises(
+        TypeError, match=r"`adapter` must be a pekasc.Adapter, got str. Read it: `pekasc.Adapter.load\('mine'\)`"
+    ):
+        pk.tl.predict_expression(tiled, "mine", **QUICK)  # type: ignore[arg-type]
+
+
+def test_a_slide_without_a_table(_plain: SpatialData, frozen: pk.Adapter) -> None:
+    size = f"tile_px={frozen.spec.tile_px}, mpp={frozen.spec.mpp:g}"
+    slide = SpatialData(images={"slide": _plain["P1S1_he"]})
+    with pytest.raises(KeyError) as error:
+        pk.tl.predict_expression(slide, frozen, **QUICK)
+    assert error.value.args[0] == (
+        f"There is no table: for a slide without spots run `pekasc.pp.tile_grid(sdata, 'slide', {size})` first, then "
+        "this call with `table_name='grid'`."
+    )
+
+
+def test_tiles_of_a_name_that_is_not_there(tiled: SpatialData, frozen: pk.Adapter) -> None:
+    before = repr(tiled), repr(tiled["table"])
+    with pytest.raises(
+        KeyError,
+        match=r"No tiles 'tils' \(there are: 'tiles'\). To make them, run `pk.pp.tile\(sdata, key_added='tils'\)`",
+    ):
+        pk.tl.predict_expression(tiled, frozen, key="tils", **QUICK)
+    with pytest.raises(KeyError, match=r"No tiles 'tils' \(there are: 'tiles'\)"):
+        pk.get.tiles(tiled, key="tils")
+    assert (repr(tiled), repr(tiled["table"])) == before
 
 
 @pytest.mark.parametrize("how", ["pixel size", "jitter", "other names"])

@@ -230,12 +230,12 @@ def fails(sdata: SpatialData, error: type[Exception], match: str, genes: Any = (
 def test_what_is_not_there() -> None:
     sdata = slide("he")
     fails(sdata, KeyError, "Table 'griid' not found .* Available tables: \\['grid'\\]", table_name="griid")
-    fails(sdata, KeyError, "`layers\\['peak'\\]` not found in table 'grid'; available: \\['peka'\\]", layer="peak")
+    fails(sdata, KeyError, "Layer 'peak' not found. Available layers: \\['peka'\\]. Predict first", layer="peak")
     fails(sdata, KeyError, "\\['E'\\] not found in `var_names`", ["A", "E"])
     fails(sdata, KeyError, "an empty list", [])
     fails(sdata, ValueError, "has no values of \\['D'\\]: they were not predicted", ["A", "D"])
     fails(sdata, ValueError, "cannot be stored", key_added="a b")
-    fails(slide("he", table=False), KeyError, "`layers\\['peka'\\]` not found.*tl.predict_expression\\(")
+    fails(slide("he", table=False), KeyError, "Layer 'peka' not found.*tl.predict_expression\\(")
 
 
 def test_a_gene_of_few_rows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,10 @@ def test_groups_are_patients_where_there_are_two_else_sections(adata: AnnData) -
         obs_groups(adata, "patient", rows)
     with pytest.raises(KeyError, match=r"`groups='donor'` not found in `obs`\. Available columns: .*'patient'"):
         obs_groups(adata, "donor", rows)
+    with pytest.raises(
+        KeyError, match=r"`groups='pateint'` not found in `obs`\. Did you mean 'patient'\? Available columns: "
+    ):
+        obs_groups(adata, "pateint", rows)
     del adata.obs["patient"]
     assert default_groups(adata, rows) is None
 

@@ -37,7 +37,15 @@ from pekasc._sections._table import (
     table_digest,
     writable_table,
 )
-from pekasc._sections._tiled import positions_um, section_readers, tile_record, tiled_sections, tiled_table
+from pekasc._sections._tiled import (
+    check_tile_key,
+    positions_um,
+    section_readers,
+    tile_call,
+    tile_record,
+    tiled_sections,
+    tiled_table,
+)
 from pekasc._sections._tissue import TissueMask, tissue_of_slide
 
 __all__ = [
@@ -53,6 +61,7 @@ __all__ = [
     "check_patches",
     "check_spatialdata",
     "check_table",
+    "check_tile_key",
     "coarse_tiles",
     "describe_patches",
     "examples",
@@ -80,6 +89,7 @@ __all__ = [
     "slide_section",
     "stain_of",
     "table_digest",
+    "tile_call",
     "tile_record",
     "tiled_sections",
     "tiled_table",

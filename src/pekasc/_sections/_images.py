@@ -13,7 +13,7 @@ from xarray import DataArray, DataTree
 
 from pekasc._sections._overview import OVERVIEW_PX, coarse, tissue_mask
 from pekasc._sections._slides import images_of
-from pekasc._sections._table import examples
+from pekasc._sections._table import READ_SLIDE, examples
 from pekasc._settings import get_logger
 from pekasc.tiling import ImagePyramid
 
@@ -209,11 +209,13 @@ def choose_image(
         return images[region]
     systems = coordinate_systems(shapes[region])
     candidates = sorted(name for name, image in there.items() if systems & coordinate_systems(image))
+    if not candidates and not there:
+        raise ValueError(f"There are no images, and tiles are cut from them: {READ_SLIDE}.")
     if not candidates:
         listed = "; ".join(f"{name!r}: {sorted(coordinate_systems(image))}" for name, image in there.items())
         raise ValueError(
             f"No image shares a coordinate system with the shapes {region!r} (in {sorted(systems)}). "
-            f"Coordinate systems of the images: {listed or 'there are no images'}. Add one with "
+            f"Coordinate systems of the images: {listed}. Add one with "
             "`spatialdata.transformations.set_transformation(image, ..., to_coordinate_system=...)`."
         )
     # if all sections share one coordinate system, exclude images that another region has in a system of its own

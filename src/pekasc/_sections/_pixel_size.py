@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 import numpy as np
+
+from pekasc._warnings import warn_user
 
 ARRAYS = {
     # um per step of array_col and array_row, pitch in um
@@ -95,8 +96,20 @@ def choose_pixel_size(
             raise ValueError(
                 f"{message} {how} (A pixel size belongs to the full resolution, level 0, of that very image.)"
             )
-        warnings.warn(f"{message} The first is taken.", UserWarning, stacklevel=4)
+        warn_user(f"{message} The first is taken.")
     return value, source
+
+
+def warn_of_pixels(system: str, image_name: str, px_to_um: np.ndarray, sources: Mapping[str, float]) -> None:
+    """Warn of a system said to be in um in which a pixel is 1, which is what pixels are, if it is the only source.
+
+    `px_to_um` is the 3 x 3 matrix from pixels to it.
+    """
+    if len(sources) == 1 and np.array_equal(px_to_um[:2, :2], np.eye(2)):
+        warn_user(
+            f"{system!r} (`um_coordinate_system=`) makes a pixel of image {image_name!r} exactly 1 um: is it in um, or "
+            "in pixels? If in pixels, give `image_mpp=` instead."
+        )
 
 
 def _say(source: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from pekasc._sections._images import affine, coordinate_systems, image_size, lev
 from pekasc._sections._pixel_size import check_mpp
 from pekasc._sections._slides import images_of, reader_mpp
 from pekasc._settings import get_logger
+from pekasc._warnings import warn_user
 
 logger = get_logger(__name__)
 
@@ -57,11 +57,9 @@ def recorded_pixel_sizes(sdata: SpatialData, table: AnnData | None, image_name: 
                 )  # fmt: skip
         elif warn and image is not None:
             width, height = image_size(image)
-            warnings.warn(
+            warn_user(
                 f"The pixel size of image {image_name!r}, {mpp:.4g} um in {where}, was recorded for {size[0]:.0f} x "
                 f"{size[1]:.0f} px, and the image has {width} x {height} px now: it is not used. Give `image_mpp=`.",
-                UserWarning,
-                stacklevel=5,
             )
     of_reader = reader_mpp(sdata, image_name)
     if of_reader is not None:

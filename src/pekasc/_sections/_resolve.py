@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -37,9 +36,10 @@ from pekasc._sections._pixel_size import (
     fitting_arrays,
     lattice_pixel_size,
     nearest_orthogonal,
+    warn_of_pixels,
 )
 from pekasc._sections._records import recorded_pixel_sizes
-from pekasc._sections._shapes import in_micrometers, shapes_of
+from pekasc._sections._shapes import check_cells, in_micrometers, shapes_of
 from pekasc._sections._slides import images_of
 from pekasc._sections._table import (
     check_spatialdata,
@@ -51,6 +51,7 @@ from pekasc._sections._table import (
     table_keys,
 )
 from pekasc._settings import get_logger
+from pekasc._warnings import warn_user
 from pekasc.tiling import ImagePyramid, PatchFile, StainMap
 
 logger = get_logger(__name__)
@@ -193,7 +194,19 @@ def resolve_sections(
         )
         section = scaled(sdata, section, mpp, source, um_coordinate_system)
         sections.append(with_patches(table, section) if from_patches else section)
+    if isinstance(image_mpp, Mapping):
+        _warn_of_unused(image_mpp, sections)
     return sections
+
+
+def _warn_of_unused(image_mpp: Mapping[str, float], sections: list[Section]) -> None:
+    used = list(dict.fromkeys(section.image_name for section in sections))
+    unused = [name for name in image_mpp if name not in used]
+    if unused:
+        warn_user(
+            f"`image_mpp` gives a pixel size of {', '.join(map(repr, unused))}, and no section is on that image: it is "
+            f"not used. The sections are on {examples(used)}."
+        )
 
 
 def _check_arguments(
@@ -242,6 +255,7 @@ def _place(
     _, _, instance_key = table_keys(table)
     ids, shape_ids = (table.obs[key].to_numpy()[rows] for key in (instance_key, column))
     centres_in_shapes = centroids(shapes, shape_ids, shapes_name)
+    check_cells(table, rows, shapes_name, shapes, shape_ids)
     pyramid = None
     image = images_of(sdata).get(image_name)
     if image is not None:
@@ -416,6 +430,8 @@ def _pixel_sizes(
         lattice = _from_lattice(sdata, table, section, alone=not sources)
         if lattice is not None:
             sources["lattice"] = lattice
+    if um_coordinate_system is not None:
+        warn_of_pixels(um_coordinate_system, section.image_name, px_to_um, sources)
     return sources
 
 
@@ -454,12 +470,10 @@ def _from_lattice(sdata: SpatialData, table: AnnData, section: Section, *, alone
         diameter_um = 2 * mpp * _shape_scale(section) * float(shapes["radius"].median())
         low, high = VISIUM_DIAMETERS_UM
         if not low <= diameter_um <= high:
-            warnings.warn(
+            warn_user(
                 f"Section {section.name!r}: by the 100 um between its spots, their stored diameter is "
                 f"{diameter_um:.3g} um, and a Visium spot has 55 to {VISIUM_SPOT_UM:g} um. Check the radius of the "
                 "shapes, or give `image_mpp=`.",
-                UserWarning,
-                stacklevel=5,
             )
     return mpp
 

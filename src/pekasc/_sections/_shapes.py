@@ -9,12 +9,13 @@ from geopandas import GeoDataFrame
 from spatialdata import SpatialData
 
 from pekasc._sections._images import coordinate_systems
-from pekasc._sections._table import region_rows, table_keys
+from pekasc._sections._table import examples, region_rows, table_keys
 
 # columns of Xenium's cells.parquet; with them, cell_area and nucleus_area are in square micrometers
 _XENIUM = frozenset({"cell_area", "nucleus_area", "transcript_counts", "control_probe_counts"})
 _AREA_TOLERANCE = 0.15  # boundaries are simplified to few vertices
 _CELLS = 2000  # enough for the median of areas
+_CELL_ID = "cell_id"
 
 
 def shapes_of(sdata: SpatialData, table: AnnData, region: str) -> tuple[str, str]:
@@ -84,6 +85,43 @@ def _with_ids(sdata: SpatialData, table: AnnData, region: str) -> tuple[str, str
         if best:
             return best[0], str(column)
     return None
+
+
+def check_cells(
+    table: AnnData, rows: np.ndarray, shapes_name: str, shapes: GeoDataFrame, shape_ids: np.ndarray
+) -> None:
+    """Check that shapes with a column ``cell_id`` are those of the cells of `rows`, which `shape_ids` join them to.
+
+    Nuclei of Xenium are numbered on their own: some cells have none, some have several.
+
+    Raises
+    ------
+    ValueError
+        If a shape says that it belongs to another cell.
+    """
+    if not (_CELL_ID in shapes and _CELL_ID in table.obs):
+        return
+    own, theirs = (_as_text(frame[_CELL_ID]) for frame in (table.obs.iloc[rows], shapes.loc[shape_ids]))
+    known = own.notna().to_numpy() & theirs.notna().to_numpy()
+    wrong = known & (own.fillna("").to_numpy() != theirs.fillna("").to_numpy())
+    # where no cell has the same name in both, they are two ways of naming cells
+    if not wrong.any() or not own[known].isin(_as_text(shapes[_CELL_ID]).dropna()).any():
+        return
+    first = int(np.flatnonzero(wrong)[0])
+    raise ValueError(
+        f"{int(wrong.sum())} of {len(rows)} rows are joined to the shape of another cell in {shapes_name!r}: "
+        f"`obs[{_CELL_ID!r}]` is {own.iloc[first]!r}, and the shape {examples(shape_ids[[first]])} belongs to "
+        f"{theirs.iloc[first]!r} (its column {_CELL_ID!r}). The shapes have numbers of their own: keep one a cell, "
+        f"parse them again with `shapes.set_index({_CELL_ID!r})`, leave cells without one out of the table, and let it "
+        f"annotate them with `instance_key={_CELL_ID!r}` (nuclei on the page on Xenium)."
+    )
+
+
+def _as_text(ids: pd.Series) -> pd.Series:
+    """Return ids as text, missing ones as they are: 7, 7.0 and "7" are one."""
+    if pd.api.types.is_float_dtype(ids) and (ids.dropna() % 1 == 0).all():
+        ids = ids.astype("Int64")
+    return ids.astype("string").astype(object)
 
 
 def in_micrometers(

@@ -8,7 +8,7 @@ import numpy as np
 from spatialdata import SpatialData
 
 from pekasc._sections._images import affine, coordinate_systems, image_pyramid, image_size, transform
-from pekasc._sections._pixel_size import TOLERANCE, check_mpp, choose_pixel_size
+from pekasc._sections._pixel_size import TOLERANCE, check_mpp, choose_pixel_size, warn_of_pixels
 from pekasc._sections._records import recorded_pixel_sizes
 from pekasc._sections._resolve import Section, centroids, scaled, shared_system
 from pekasc._sections._slides import images_of
@@ -66,9 +66,12 @@ def slide_section(
     if given is not None:
         sources["image_mpp"] = check_mpp(given, "`image_mpp`")
     if um_coordinate_system is not None:
-        sources["um_coordinate_system"] = float(np.sqrt(abs(np.linalg.det(affine(image, system)[:2, :2]))))
+        px_to_um = affine(image, system)
+        sources["um_coordinate_system"] = float(np.sqrt(abs(np.linalg.det(px_to_um[:2, :2]))))
     explicit = bool(sources)
     sources |= _recorded(sdata, image_name, but, warn=not explicit)
+    if um_coordinate_system is not None:
+        warn_of_pixels(um_coordinate_system, image_name, px_to_um, sources)
     mpp, source = choose_pixel_size(
         sources, region=None, image_name=image_name, size_px=section.size_px, arrays=(), circles=False, strict=True
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,21 @@ from pekasc._digests import fingerprint
 from pekasc._expression import check_structures
 from pekasc._keys import SECTION, UNS
 from pekasc._sections._pixel_size import bin_um
+from pekasc._sections._slides import images_of
 from pekasc._settings import get_logger
+from pekasc.tiling import TileSpec
 
 logger = get_logger(__name__)
 
 _DEFAULT = "table"
 _ATTRS = "spatialdata_attrs"
+READ_SLIDE = "read one with `pekasc.io.read_slide`, or add it to `sdata.images`"
 
 
-def get_table(data: SpatialData | AnnData, table_name: str = "table") -> AnnData:
+def get_table(data: SpatialData | AnnData, table_name: str = "table", spec: TileSpec | None = None) -> AnnData:
     """Return the table `table_name` of a SpatialData, or an AnnData as it is.
+
+    `spec` is the size of the tiles that the call needs, for the error about a slide that has no table yet.
 
     Raises
     ------
@@ -35,11 +41,11 @@ def get_table(data: SpatialData | AnnData, table_name: str = "table") -> AnnData
     if isinstance(data, AnnData):
         return _not_lazy(data)
     if not isinstance(data, SpatialData):
-        raise TypeError(f"Expected a SpatialData or an AnnData, got {type(data).__name__}.")
-    return _not_lazy(data.tables[present_table(data, table_name)])
+        raise TypeError(f"Expected a SpatialData or an AnnData, got {type(data).__name__}.{_how_to_read(data)}")
+    return _not_lazy(data.tables[present_table(data, table_name, spec)])
 
 
-def present_table(sdata: SpatialData, table_name: str) -> str:
+def present_table(sdata: SpatialData, table_name: str, spec: TileSpec | None = None) -> str:
     """Return the name of the table: the only one, if the default name is asked for and there is none of it."""
     tables = list(sdata.tables)
     if table_name in tables:
@@ -47,14 +53,34 @@ def present_table(sdata: SpatialData, table_name: str) -> str:
     if table_name == _DEFAULT and len(tables) == 1:
         logger.hint("Using the only table, %r.", tables[0])
         return str(tables[0])
+    if not tables:
+        raise KeyError(_no_table(sdata, spec))
     raise KeyError(f"Table {table_name!r} not found in `sdata.tables`. Available tables: {tables}.{_choose(sdata)}")
+
+
+def _no_table(sdata: SpatialData, spec: TileSpec | None) -> str:
+    """Return the error about an object without tables: a slide that has no tiles yet, or one without images."""
+    images = list(images_of(sdata))
+    if not images:
+        return f"There is no table, and there are no images: {READ_SLIDE}."
+    size = "" if spec is None else f", tile_px={spec.tile_px}, mpp={spec.mpp:g}"
+    others = "" if len(images) == 1 else f" (images: {examples(images, 5)})"
+    return (
+        f"There is no table: for a slide without spots run `pekasc.pp.tile_grid(sdata, {images[0]!r}{size})`{others} "
+        "first, then this call with `table_name='grid'`."
+    )
+
+
+def _how_to_read(data: Any) -> str:
+    """Return the line that reads an object, where the path of one was given, for an error."""
+    if not isinstance(data, str | PathLike):
+        return ""
+    return f" Read it first: `sdata = spatialdata.read_zarr({str(data)!r})`."
 
 
 def _choose(sdata: SpatialData) -> str:
     """Return what to do where there is no table of the default name, for an error."""
     tables = list(sdata.tables)
-    if not tables:
-        return ""
     used = [name for name in tables if sdata.tables[name].uns.get(UNS)]
     if used:
         return f" Name one of them with `table_name=` (used by pekasc so far: {used})."
@@ -88,7 +114,7 @@ def check_spatialdata(data: Any) -> None:
     """
     if isinstance(data, SpatialData):
         return
-    message = f"Tiles need images: expected a SpatialData, got {type(data).__name__}."
+    message = f"Tiles need images: expected a SpatialData, got {type(data).__name__}.{_how_to_read(data)}"
     if isinstance(data, AnnData):
         message += _how_to_convert(data)
     raise TypeError(message)

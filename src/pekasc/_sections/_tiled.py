@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from pekasc._keys import GRID, TILES, read_uns, tile_shapes_name
+from pekasc._keys import GRID, TILES, read_uns, records, tile_shapes_name
 from pekasc._sections._patches import patch_record
 from pekasc._sections._records import recorded_pixel_sizes
 from pekasc._sections._resolve import Section, _place, resolve_sections, scaled, with_patches
@@ -19,6 +18,7 @@ from pekasc._sections._shapes import shapes_of
 from pekasc._sections._slides import images_of
 from pekasc._sections._table import check_spatialdata, check_table, get_table, present_table, region_rows
 from pekasc._settings import get_logger
+from pekasc._warnings import warn_user
 from pekasc.tiling import PatchReader, TileGeometry, TileReader, TileSpec
 
 logger = get_logger(__name__)
@@ -59,6 +59,26 @@ _MATRICES = {"um_to_px": (2, 2), "shapes_to_px": (3, 3), "size_px": (2,)}
 def _numbers(value: Any, shape: tuple[int, ...]) -> bool:
     array = np.asarray(value) if isinstance(value, np.ndarray | list) and np.shape(value) == shape else None
     return array is not None and array.dtype.kind in "iuf" and bool(np.isfinite(array).all())
+
+
+def check_tile_key(table: AnnData, key: str, call: str) -> None:
+    """Raise where a table has no tiles `key`, but others: the name is a mistake more likely than a wish for new tiles.
+
+    `call` makes them. The default name is never a mistake.
+
+    Raises
+    ------
+    KeyError
+        If there are others.
+    """
+    others = tile_keys(table) if key != TILES and tile_record(table, key) is None else []
+    if others:
+        raise KeyError(f"No tiles {key!r} (there are: {', '.join(map(repr, others))}). To make them, run `{call}`.")
+
+
+def tile_keys(table: AnnData) -> list[str]:
+    """Return the names of the tiles that a table has."""
+    return [name for name in records(table) if tile_record(table, name) is not None]
 
 
 def tile_call(table: AnnData, table_name: str = "table", key: str = TILES) -> str:
@@ -109,6 +129,8 @@ def tiled_sections(
     record = tile_record(table, key)
     if record is None:
         there = read_uns(table, key) is not None
+        if not there:
+            check_tile_key(table, key, call)
         wrong = f" (`table.uns['pekasc'][{key!r}]` is damaged, or something else: delete it)" if there else ""
         raise KeyError(f"No tiles {key!r} in the table {table_name!r}{wrong}. Run `{call}` first.")
     check_table(table)
@@ -193,8 +215,8 @@ def _warn_of_untiled(
     missing = {region: n for region, n in missing.items() if n}
     if missing:
         listed = ", ".join(f"{n} of {by_region[region].size} in {region!r}" for region, n in missing.items())
-        warnings.warn(
-            f"Spots without a tile {key!r} are left out: {listed}. `{call}` tiles them too.", UserWarning, stacklevel=4
+        warn_user(
+            f"Spots without a tile {key!r} are left out: {listed}. `{call}` tiles them too.",
         )
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from pekasc._expression import dense_layer, named_columns
 from pekasc._keys import PEKA, TILES, tile_shapes_name
+from pekasc._layers import missing_layer
 from pekasc._paths import folder_path
 from pekasc._sections import (
     Section,
@@ -260,11 +261,7 @@ def _of_table(
     table_name = tiled_table(sdata, table_name)
     table = get_table(sdata, table_name)
     if genes is not None and layer not in table.layers:
-        there = [name for name in table.layers if name is not None]
-        raise KeyError(
-            f"`layers[{layer!r}]` not found in table {table_name!r}; available: {there}. Predict first: "
-            f"`pekasc.tl.predict_expression(sdata, adapter, table_name={table_name!r})`."
-        )
+        raise missing_layer(table, layer, table_name)
     columns = None if genes is None else named_columns(table, genes)
     column = None if classes is None else _column(table.obs, classes, f"`obs` of table {table_name!r}")
     section = _section(tiled_sections(sdata, table_name=table_name, key=key)[0], region)

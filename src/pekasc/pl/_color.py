@@ -13,6 +13,7 @@ from matplotlib.colors import Colormap, ListedColormap, Normalize
 from scipy import sparse
 
 from pekasc._expression import TARGETS, close_genes
+from pekasc._layers import missing_layer
 from pekasc._measured import prediction_record, was_trained_on
 from pekasc._obsm import predicted_column, target_column
 from pekasc._settings import get_logger
@@ -129,8 +130,7 @@ def _predict(table_name: str) -> str:
 
 def _genes(table: AnnData, genes: list[str], rows: np.ndarray, layer: str, table_name: str) -> dict[str, np.ndarray]:
     if layer not in table.layers:
-        available = [name for name in table.layers.keys() if name is not None]
-        raise KeyError(f"Layer {layer!r} not found. Available layers: {available}. {_predict(table_name)} writes one.")
+        raise missing_layer(table, layer, table_name)
     columns = np.unique(table.var_names.get_indexer(genes))
     part = table.layers[layer][:, columns]  # all genes at once, and only they, of a layer that lies in a store
     part = part.compute() if hasattr(part, "compute") else part

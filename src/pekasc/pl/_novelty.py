@@ -219,7 +219,7 @@ def _histogram(ax: Axes, p: np.ndarray, norm: LogNorm, cmap: Colormap, what: str
         color=ACCENT, ha="left", va="top",
     )  # fmt: skip
     ax.legend(loc="upper left", fontsize=SMALL, frameon=False, borderpad=0.2, handlelength=1.6)
-    ax.set_xlabel("novelty (p-value): small is unlike the training", fontsize=SMALL + 1)
+    ax.set_xlabel("novelty (p-value):\nsmall is unlike the training", fontsize=SMALL + 1)
     ax.set_ylabel(what, fontsize=SMALL + 1)
     tidy(ax)
 

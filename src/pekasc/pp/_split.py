@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
+from pekasc._expression import did_you_mean
 from pekasc._keys import FOLD, check_free, check_key, write_uns
 from pekasc._sections import check_table, examples, get_table, writable_table
 
@@ -68,7 +69,8 @@ def split(
     table = get_table(data, table_name)
     check_table(table)
     if groups not in table.obs:
-        raise KeyError(f"Groups {groups!r} not found in `obs`. Available columns: {list(table.obs)}.")
+        close = did_you_mean(groups, table.obs)
+        raise KeyError(f"Groups {groups!r} not found in `obs`.{close} Available columns: {list(table.obs)}.")
     if key_added == groups:
         raise ValueError(f"`key_added={key_added!r}` would overwrite the groups. Take another name.")
     check_free(table, key_added, "split", slot="obs")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +29,7 @@ from pekasc._sections import (
     writable_table,
 )
 from pekasc._settings import HINT, get_logger
+from pekasc._warnings import warn_user
 from pekasc.pp._placement import check_placement
 from pekasc.tiling import PatchReader, TileGeometry, TileReader, TileSpec
 
@@ -129,7 +129,7 @@ def tile(
     """
     check_key(key_added)
     spec = TileSpec(tile_px, mpp)
-    table = get_table(sdata, table_name)
+    table = get_table(sdata, table_name, spec)
     sections = resolve_sections(
         sdata,
         table_name=table_name,
@@ -199,11 +199,9 @@ def _with_patch(section: Section) -> Section:
             "instead (`patches=False`), or leave it out."
         )
     if not keep.all():
-        warnings.warn(
+        warn_user(
             f"Section {section.name!r}: {int((~keep).sum())} of {keep.size} spots have no stored patch and get no tile "
             f"(ids {examples(section.ids[~keep])}).",
-            UserWarning,
-            stacklevel=3,
         )
     return section.take(keep)
 
@@ -288,14 +286,12 @@ def _check_place(section: Section, spec: TileSpec, strict: bool) -> None:
         message = f"Section {section.name!r} on image {section.image_name!r}: {placement.problem}"
         if strict and placement.certain:
             raise ValueError(f"{message}; `strict=False` tiles them as they are.")
-        warnings.warn(f"{message} if that is so. They are tiled as they are.", UserWarning, stacklevel=3)
+        warn_user(f"{message} if that is so. They are tiled as they are.")
     off = ~placement.on_tissue
     if off.any():
-        warnings.warn(
+        warn_user(
             f"Section {section.name!r}: {int(off.sum())} of {off.size} tiles show no tissue "
             f"(ids {examples(section.ids[off])}; {int((~placement.inside).sum())} have their centre off the image).",
-            UserWarning,
-            stacklevel=3,
         )
 
 

@@ -90,7 +90,8 @@ def tile_grid(
         centroid, instead of a grid.
     tissue
         ``"detect"`` finds it with :func:`squidpy.experimental.im.detect_tissue` in a coarse version of the slide; the
-        name of shapes or labels; a mask of the whole image, (height, width) at any resolution; or False to take all.
+        name of shapes or labels; a mask of the whole image, (height, width) at any resolution; or False to take all of
+        it for tissue. Sharpness and pen are checked all the same, unless `min_sharpness` and `max_pen` are None.
     min_tissue
         Least fraction of a tile on tissue, taken at 8 x 8 points; None keeps all.
     min_sharpness

@@ -14,7 +14,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from pekasc._digests import fingerprint
-from pekasc._expression import Matrix
+from pekasc._expression import Matrix, did_you_mean
 from pekasc._keys import PATIENT
 from pekasc._options import FIT_MEMORY
 from pekasc._sections import coarse_tiles, places
@@ -218,7 +218,8 @@ def _folds(spots: Spots, groups: str | None, folds: Any) -> dict[str, tuple[np.n
             out[str(name)] = np.flatnonzero(train), np.flatnonzero(test)
     elif folds is not None:
         if not isinstance(folds, str) or folds not in table.obs:
-            raise KeyError(f"`folds={folds!r}` not found in `obs`. Available columns: {list(table.obs)}.")
+            close = did_you_mean(folds, table.obs)
+            raise KeyError(f"`folds={folds!r}` not found in `obs`.{close} Available columns: {list(table.obs)}.")
         column = table.obs[folds].iloc[rows]
         if column.isna().any():
             raise ValueError(

@@ -46,6 +46,7 @@ from pekasc.models.trust import (
     usable,
 )
 from pekasc.tl._panels import measured_entries
+from pekasc.tl._predict_checks import other_sections
 from pekasc.tl._predict_rows import LayerSpec, layer_parts, tile_scores, trained_on
 from pekasc.tl._read import ensure_tiles, untiled_on_error
 from pekasc.tl._section_features import on_device
@@ -180,8 +181,9 @@ def calibrate(
     logger.hint("%s.%s", made.text, f" {without} genes have none." if without else "")
     if len(made.groups) < FEW_GROUPS:
         warnings.warn(
-            f"Intervals from {len(made.groups)} groups: how far groups differ is hardly known from so few, and "
-            "intervals may cover less in a new one. Calibrate on more sections that the adapter never saw (`sdata=`).",
+            f"Intervals from {len(made.groups)} group{'s' * (len(made.groups) > 1)}: how far groups differ is hardly "
+            "known from so few, and intervals may cover less in a new one. Calibrate on more sections that the "
+            "adapter never saw (`sdata=`).",
             UserWarning,
             stacklevel=2,
         )
@@ -237,8 +239,9 @@ def _unseen(
         seen = sorted(set(section_labels(table)[rows[trained]]))
         raise ValueError(
             f"The adapter was trained on tissue of {seen}, {int(trained.sum())} of {rows.size} spots: it is far closer "
-            "to the measurement there than elsewhere. Calibrate on other sections, or without `sdata=`, on what was "
-            "held out inside the training."
+            "to the measurement there than elsewhere. Calibrate on other sections"
+            f"{other_sections(sdata, sections, seen, key)}, or without `sdata=`, on what was held out inside the "
+            "training."
         )
     label = obs_groups(table, default_groups(table, rows) if groups is None else groups, rows)
     names = [str(name) for name in dict.fromkeys(np.sort(label))]

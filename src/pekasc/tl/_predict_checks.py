@@ -8,9 +8,20 @@ from typing import Any
 
 import numpy as np
 from anndata import AnnData
+from spatialdata import SpatialData
+from spatialdata.transformations import get_transformation
 
 from pekasc._expression import no_overlap_message
-from pekasc._keys import bound_keys, kriging_sd_key, novelty_key, packed, total_check_key, total_key, trust_key
+from pekasc._keys import (
+    bound_keys,
+    kriging_sd_key,
+    novelty_key,
+    packed,
+    tile_shapes_name,
+    total_check_key,
+    total_key,
+    trust_key,
+)
 from pekasc._measured import prediction_record, was_trained_on
 from pekasc._obsm import recorded_targets
 from pekasc._sections import Section
@@ -129,3 +140,20 @@ def check_layer(
             UserWarning,
             stacklevel=3,
         )
+
+
+def other_sections(sdata: SpatialData, sections: Sequence[Section], seen: Sequence[str], key: str) -> str:
+    """Return the line that leaves the sections `seen` out of an object, for an error; nothing if there are no others.
+
+    `key` is the name of the tiles, which are kept.
+    """
+    others = [section for section in sections if section.name not in seen]
+    if not others:
+        return ""
+    theirs = [sdata.shapes[section.shapes_name] for section in sections if section.name in seen]
+    systems = list(dict.fromkeys(section.coordinate_system for section in others))
+    line = f"filter_by_coordinate_system({systems!r})"
+    if set(systems) & {name for shapes in theirs for name in get_transformation(shapes, get_all=True)}:
+        names = [(other.shapes_name, other.image_name, tile_shapes_name(other.name, key)) for other in others]
+        line = f"subset({list(dict.fromkeys(name for part in names for name in part))!r})"
+    return f" alone (`calibrate(adapter, sdata.{line})`)"

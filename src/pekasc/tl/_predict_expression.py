@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -217,7 +218,8 @@ def predict_expression(
     dtype('float32')
     """
     if not isinstance(adapter, Adapter):
-        raise TypeError(f"`adapter` must be a pekasc.Adapter, got {type(adapter).__name__}.")
+        read = f" Read it: `pekasc.Adapter.load({str(adapter)!r})`." if isinstance(adapter, str | PathLike) else ""
+        raise TypeError(f"`adapter` must be a pekasc.Adapter, got {type(adapter).__name__}.{read}")
     check_key(key_added)
     check_abstain(adapter, abstain)
     check_measured(measured, measured_table)
@@ -226,7 +228,7 @@ def predict_expression(
     how = on_device(resolve(compute, Compute, "compute", unused=unused_in_embedding(stored=stored)))
     max_memory = how.memory(RESULT_MEMORY)
     table_name = tiled_table(sdata, table_name)
-    table = get_table(sdata, table_name)
+    table = get_table(sdata, table_name, adapter.spec)
     check_table(table)
     if target is not None:
         predict_target(

@@ -14,6 +14,7 @@ from spatialdata import SpatialData
 
 from pekasc._expression import dense_layer, named_columns
 from pekasc._keys import GRID, PEKA, TILES, check_free, check_key, packed, read_uns, write_uns
+from pekasc._layers import missing_layer
 from pekasc._sections import (
     Section,
     get_table,
@@ -148,12 +149,7 @@ def _check_predicted(table: AnnData, layer: str, table_name: str, grid: Any) -> 
             "`pekasc.io.write_geojson` writes them."
         )
     if layer not in table.layers:
-        there = [name for name in table.layers if name is not None]
-        raise KeyError(
-            f"`layers[{layer!r}]` not found in table {table_name!r}; available: {there}. Predict first: "
-            f"`pekasc.tl.predict_expression(sdata, adapter, table_name={table_name!r})`, or after reading predictions "
-            "of a store, `pekasc.io.attach_predictions(sdata)`."
-        )
+        raise missing_layer(table, layer, table_name)
 
 
 def _check_names(sdata: SpatialData, names: Mapping[str, str], ours: set[str]) -> None:

@@ -31,10 +31,12 @@ from pekasc._sections import (
     Section,
     check_spatialdata,
     check_table,
+    check_tile_key,
     get_table,
     present_table,
     section_labels,
     section_readers,
+    tile_call,
     tile_record,
     tiled_sections,
 )
@@ -230,7 +232,9 @@ def ensure_tiles(
         If tiling needs more arguments, such as the pixel size: the message shows the call to make.
     """
     check_spatialdata(sdata)
-    if tile_record(get_table(sdata, table_name), key) is None:
+    table = get_table(sdata, table_name, spec)
+    if tile_record(table, key) is None:
+        check_tile_key(table, key, tile_call(table, table_name, key))
         size: dict[str, Any] = {} if spec is None else {"tile_px": spec.tile_px, "mpp": spec.mpp}
         try:
             pp.tile(sdata, table_name=table_name, key_added=key, **size)

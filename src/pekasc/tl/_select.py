@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from pekasc._expression import close_genes, gene_positions, no_overlap_message
+from pekasc._expression import close_genes, did_you_mean, gene_positions, no_overlap_message
 from pekasc._keys import PATIENT, SECTION
 from pekasc._sections import section_labels
 from pekasc._settings import get_logger
@@ -105,7 +105,8 @@ def obs_groups(adata: AnnData, groups: str | None, rows: np.ndarray) -> np.ndarr
     if groups is None:
         return section_labels(adata)[rows]
     if groups not in adata.obs:
-        raise KeyError(f"`groups={groups!r}` not found in `obs`. Available columns: {list(adata.obs)}.")
+        close = did_you_mean(groups, adata.obs)
+        raise KeyError(f"`groups={groups!r}` not found in `obs`.{close} Available columns: {list(adata.obs)}.")
     column = adata.obs[groups].iloc[rows]
     if column.isna().any():
         raise ValueError(

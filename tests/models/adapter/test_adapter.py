@@ -202,6 +202,8 @@ def test_a_foreign_folder(copy: Path, tmp_path: Path) -> None:
         pk.Adapter.load(copy)
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         pk.Adapter.load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"no such folder. From the .* hub: `Adapter.load\('hf-hub:lab/x'\)`"):
+        pk.Adapter.load("lab/x")
 
 
 def test_a_record_that_lacks_a_field_is_a_damaged_one(copy: Path) -> None:

@@ -51,4 +51,6 @@ def test_what_it_says_of_itself() -> None:
 
     assert text(0.995, EXACT, "abc", UNSEEN) == "99.5% intervals from 3 groups that the adapter never saw (exact)"
     assert "(approximate, no promise: 3 groups could give 75% at most)" in text(0.9, "approximate", "abc", INSIDE)
+    one = text(0.9, "approximate", "a", UNSEEN)
+    assert one.startswith("90% intervals from 1 group that the adapter never saw (") and "1 group could give 50%" in one
     assert "held-out blocks of the one training group" in text(0.9, "approximate", "a", INSIDE)

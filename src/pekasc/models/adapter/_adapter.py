@@ -479,7 +479,10 @@ class Adapter:
         ValueError
             If the folder holds no adapter of pekasc, or a damaged one.
         """
-        adapter = cls(**_store.load(_hub.fetch(path) if _hub.is_hub(path) else folder_path("path", path)))
+        folder = _hub.fetch(path) if _hub.is_hub(path) else folder_path("path", path)
+        if not folder.exists() and (hint := _hub.hub_hint(path)):
+            raise FileNotFoundError(f"No adapter at {folder}: there is no such folder.{hint}")
+        adapter = cls(**_store.load(folder))
         return adapter if encoder is None else replace(adapter, encoder=encoder)
 
     def push_to_hub(

@@ -46,6 +46,7 @@ def model_card(adapter: Adapter, name: str, licence: str) -> str:
     )  # fmt: skip
     noun = "genes" if adapter.target_key is None else f"columns of {_plain(adapter.target_key)}"
     groups = [str(group) for group in info["groups"]]
+    of_groups = f"{len(groups)} group{'s' * (len(groups) > 1)}"
     lines = [
         f"---\n{data.to_yaml()}\n---",
         MARK,
@@ -63,7 +64,7 @@ def model_card(adapter: Adapter, name: str, licence: str) -> str:
             *([f"- Teacher: {_plain(info['teacher'])}, licence: {_plain(info.get('teacher_licence') or 'not stated')}"]
               if info.get("teacher") is not None else []),
             f"- Method: {_plain(adapter.method)}; head: {_plain(info['head'])}",
-            f"- Trained on {info['n_spots']:,} spots of {len(groups)} groups: {_listed(groups)}",
+            f"- Trained on {info['n_spots']:,} spots of {of_groups}: {_listed(groups)}",
             f"- Versions: {_plain(', '.join(f'{k} {v}' for k, v in info['versions'].items()))}",
         ]),
         "## How well it predicts",

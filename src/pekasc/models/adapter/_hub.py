@@ -38,6 +38,12 @@ def is_hub(path: Any) -> bool:
     return isinstance(path, str | Path) and str(path).startswith(PREFIX)
 
 
+def hub_hint(path: str | Path) -> str:
+    """Return how to load a name like one of the hub from there, for an error about a folder that is not there."""
+    name = str(path)
+    return f" From the Hugging Face hub: `Adapter.load('{PREFIX}{name}')`." if _REPOSITORY.fullmatch(name) else ""
+
+
 def fetch(path: str | Path) -> Path:
     """Return the folder of an adapter on the hub, ``"hf-hub:owner/name"`` or ``"hf-hub:owner/name@revision"``.
 

@@ -57,13 +57,16 @@ class Calibration:
     def text(self) -> str:
         """The level, what it is from, and whether it is promised, in a line."""
         n, level = len(self.groups), percent(self.level)
+        one = n == 1
+        source = self.source.replace("groups", "group", 1) if one else self.source
         if self.guarantee == EXACT:
-            return f"{level} intervals from {n} {self.source} (exact)"
-        if n == 1 and self.source == INSIDE:
+            return f"{level} intervals from {n} {source} (exact)"
+        if one and self.source == INSIDE:
             return f"{level} intervals from held-out blocks of the one training group (approximate: of others, unknown)"
         most = f"{100 * self.reachable:.3g}%"
         return (
-            f"{level} intervals from {n} {self.source} (approximate, no promise: {n} groups could give {most} at most)"
+            f"{level} intervals from {n} {source} (approximate, no promise: {n} group{'' if one else 's'} could give "
+            f"{most} at most)"
         )
 
 
