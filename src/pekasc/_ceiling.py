@@ -166,7 +166,7 @@ def _reliability(means: np.ndarray, depths: np.ndarray) -> np.ndarray:
     weights = weights / weights.sum()
     sigma = np.sqrt(np.log1p(_SPREADS**2))[:, None]
     log_rates = np.log(means)[:, None, None] + sigma * nodes - sigma**2 / 2
-    log_counts, expected, variance = _moments(depths)
+    log_counts, expected, variance = log_moments(depths)
     mean = mean_square = noise = np.zeros(log_rates.shape[:2])
     for depth, expected_there, variance_there in zip(depths, expected, variance, strict=True):
         at = log_rates + np.log(depth)
@@ -178,7 +178,7 @@ def _reliability(means: np.ndarray, depths: np.ndarray) -> np.ndarray:
     return np.divide(signal, signal + noise, out=np.zeros_like(signal), where=signal + noise > 0)
 
 
-def _moments(depths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def log_moments(depths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return mean and variance of log1p(1e4 * count / depth) of Poisson counts, (depths, grid), and the log means."""
     log_counts = np.arange(np.log(1e-7), np.log(1e6), 0.1)
     factor = SCALE / depths[:, None]

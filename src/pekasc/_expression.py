@@ -150,9 +150,13 @@ def counts(adata: AnnData, layer: str | None = None, *, argument: str = "layer",
 
 
 def find_counts(
-    adata: AnnData, layer: str | None = None, *, argument: str = "layer", otherwise: str = ""
+    adata: AnnData, layer: str | None = None, *, argument: str = "layer", otherwise: str = "", advice: str = ""
 ) -> tuple[Matrix, str]:
-    """Return raw counts as :func:`counts` does, and the layer that holds them; ``""`` is ``X``."""
+    """Return raw counts as :func:`counts` does, and the layer that holds them; ``""`` is ``X``.
+
+    `advice` is what an error says to do, for a call without an argument for the layer.
+    """
+    advice = advice or f"Name the layer with counts (`{argument}=`){otherwise}."
     matrix = _matrix(adata, layer)
     if _is_counts(matrix):
         return matrix, layer or ""
@@ -161,12 +165,11 @@ def find_counts(
         if _is_counts(stored):
             logger.hint('`X` holds no counts: taking layers["counts"].')
             return stored, "counts"
-        raise ValueError(f'Neither `X` nor layers["counts"] holds counts: found {_describe(stored)} in the latter.')
+        raise ValueError(
+            f'Neither `X` nor layers["counts"] holds counts: found {_describe(stored)} in the latter. {advice}'
+        )
     where = "`X`" if layer is None else f"layers[{layer!r}]"
-    raise ValueError(
-        f"Raw counts are needed, but {where} has {_describe(matrix)}. Name the layer with counts (`{argument}=`)"
-        f"{otherwise}."
-    )
+    raise ValueError(f"Raw counts are needed, but {where} has {_describe(matrix)}. {advice}")
 
 
 def gene_columns(adata: AnnData) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from spatialdata.models import TableModel
 
 import pekasc as pk
 from pekasc._keys import read_uns
+from pekasc._sections import tiled_sections
 from pekasc.models.kriging import fit_kriging
-from pekasc.tl._predict_measured import adapter_digest
+from pekasc.tiling import Stain
+from pekasc.tl._predict_measured import adapter_digest, tiles_digest
+from pekasc.tl._predict_spots import counting_variance
 
 RIDGE = pk.Readout.preset("ridge").replace(n_depths=None, depth=2)
 CPU: dict[str, Any] = {"compute": {"device": "cpu"}, "progress": False}
@@ -96,7 +100,9 @@ def test_the_map_is_the_plain_one_and_the_kriging_of_residuals(pulled: SpatialDa
     columns = table.var_names.get_indexer(grid.var_names)
     log = np.log1p(1e4 * counts / total[:, None])[:, columns]
     residuals = log - table.layers["own"][own][:, columns]
-    expected = fit_kriging(np.asarray(table.obsm["spatial"])[own], residuals, np.median(total) / total)
+    counting = counting_variance(log, table.layers["own"][own][:, columns], total)
+    places = np.asarray(table.obsm["spatial"])[own]
+    expected = fit_kriging(places, residuals, np.median(total) / total, counting)
     pull, deviation = expected.at(np.asarray(grid.obsm["spatial"]))
     np.testing.assert_allclose(grid.layers["peka_kriging_sd"], deviation, atol=1e-4)
     moved = expected.pulled
@@ -300,6 +306,10 @@ def change(slide: SpatialData, how: str) -> None:
         spots_of(slide, ~second)
     elif how == "few":
         spots_of(slide, np.flatnonzero(second)[:10])
+    elif how == "one place":
+        shapes = slide.shapes["P2S1_spots"]
+        slide.shapes["P2S1_spots"] = shapes.set_geometry([shapes.geometry.iloc[0]] * len(shapes))
+        pk.pp.tile(slide, **TILES, image_mpp=1.0)
     elif how == "no counts":
         table.X = table.X * 0.5
     elif how == "empty":
@@ -316,20 +326,23 @@ def change(slide: SpatialData, how: str) -> None:
         ("", {"measured": "idw"}, ValueError, r"`measured='idw'` is unknown: use one of \['kriging'\], or None"),
         ("", {"measured": None, "measured_table": "table"}, ValueError,
          "`measured_table='table'` does nothing without `measured=\"kriging\"`"),
-        ("", {"measured_table": "spots"}, KeyError, "'spots' not found"),
+        ("", {"measured_table": "spots"}, KeyError,
+         r"'spots' not found .* Available tables: \['table', 'grid'\]. Name that of the spots with `measured_table=`"),
         ("", {"measured_table": "grid"}, ValueError, "`measured_table='grid'` has no measurements to pull predictions"),
         ("grid alone", {}, ValueError, "`measured_table='grid'` has no measurements .* Name the table of the spots"),
         ("other image", {}, ValueError,
          r"No spots of `measured_table='table'` lie on an image of the tiles of 'grid': they are on 'P1S1_he' "
          r"\(coordinate system 'P1S1'\), the tiles on 'P2S1_he' \(coordinate system 'P2S1'\)\. Make the grid on"),
-        ("few", {}, ValueError, "No section of 'grid' has 25 spots with measurements in `measured_table='table'`"),
-        ("empty", {}, ValueError, "No section of 'grid' has 25 spots with measurements"),
-        ("no counts", {}, ValueError, "`measured_table='table'`: the adapter's predictions are pulled to counts, which "
-         "are not there. Raw counts are needed"),
+        ("few", {}, ValueError, "No section of 'grid' can be pulled to `measured_table='table'`. Section "
+         "'P2S1_he_grid' is predicted without a pull: of its 10 spots in 'table', .* 10 spots are fewer than 25"),
+        ("empty", {}, ValueError, "of its .* none has measurements and a prediction. Range and noise are"),
+        ("one place", {}, ValueError, "most spots lie where another one is"),
+        ("no counts", {}, ValueError, "`measured_table='table'`: the adapter's predictions are pulled to counts, and "
+         "those of this table cannot be used. Raw counts are needed, but `X` has values that are no integers .* "
+         r"Put them into `X` or layers\['counts'\] of that table, or name another with `measured_table=`\.$"),
         ("other genes", {}, ValueError, r"`measured_table='table'`: None of the \d+ genes"),
     ],
 )  # fmt: skip
-@pytest.mark.filterwarnings("ignore:Section .* is predicted without a pull")
 def test_bad_input_changes_nothing(
     slide: SpatialData, adapter: pk.Adapter, how: str, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
@@ -375,9 +388,9 @@ def test_tiles_beyond_the_range_are_counted_or_an_error(slide: SpatialData, adap
     part = grid[far].copy()
     part.uns["spatialdata_attrs"] = grid.uns["spatialdata_attrs"]
     replace_table(slide, "grid", TableModel.parse(part))
-    from pekasc.tl import _predict_measured
+    from pekasc.tl import _predict_spots
 
-    fit = _predict_measured.fit_kriging
+    fit = _predict_spots.fit_kriging
 
     def short(*parts: Any) -> Any:
         from dataclasses import replace
@@ -385,7 +398,7 @@ def test_tiles_beyond_the_range_are_counted_or_an_error(slide: SpatialData, adap
         return replace(fit(*parts), range_um=5.0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_predict_measured, "fit_kriging", short)
+        patch.setattr(_predict_spots, "fit_kriging", short)
         with pytest.raises(ValueError, match=r"No tile of 'grid' lies within the range of a spot .* range is 5 um"):
             pk.tl.predict_expression(slide, adapter, **{**PULL, "measured_table": "corner"})
 
@@ -417,4 +430,202 @@ def test_spots_without_tiles_are_tiled(_slide: SpatialData, pulled: SpatialData,
 def test_it_is_about_genes(slide: SpatialData) -> None:
     adapter = pk.tl.fit_adapter(slide, target={"obsm": "phantom_states"}, **FROZEN)
     with pytest.raises(ValueError, match="`measured=` does nothing with this adapter, which predicts no genes"):
+        pk.tl.predict_expression(slide, adapter, **PULL)
+
+
+@pytest.fixture(scope="module")
+def _wide() -> SpatialData:
+    """Return one section on which half of the spots are enough, with a grid."""
+    sdata = pk.datasets.phantom(n_patients=1, size_um=1200, mpp=1.0, n_genes=24, random_state=5)
+    pk.pp.tile_grid(sdata, "P1S1_he", stride_um=80, **GRID)
+    return sdata
+
+
+def two_regions(wide: SpatialData, names: tuple[str, ...] = ("A", "B")) -> SpatialData:
+    """Return the section with its left and right spots as regions A and B, tiled."""
+    slide = copied(wide)
+    table, shapes = slide["table"], slide.shapes["P1S1_spots"]
+    order = np.argsort(np.asarray(table.obsm["spatial"])[:, 0], kind="stable")
+    halves = dict(zip(("A", "B"), np.array_split(order, 2), strict=True))
+    part = table[np.concatenate([halves[name] for name in names])].copy()
+    part.obs["region"] = pd.Categorical(np.repeat(list(names), [len(halves[name]) for name in names]))
+    part.obs = part.obs.drop(columns=["array_row", "array_col"])
+    part.uns["spatialdata_attrs"] = {**table.uns["spatialdata_attrs"], "region": list(names)}
+    replace_table(slide, "table", part)
+    for name in names:
+        slide.shapes[name] = shapes.loc[
+            table.obs[table.uns["spatialdata_attrs"]["instance_key"]].to_numpy()[halves[name]]
+        ]
+    pk.pp.tile(slide, **TILES, image_mpp=1.0)
+    return slide
+
+
+def change_counts_of_b(slide: SpatialData) -> None:
+    table = slide["table"]
+    counts = table.X.toarray()
+    counts[(table.obs["region"] == "B").to_numpy()] = counts[(table.obs["region"] == "B").to_numpy()][:, ::-1]
+    table.X = counts
+
+
+def test_regions_that_share_an_image_are_pulled_to_their_own_spots(_wide: SpatialData, adapter: pk.Adapter) -> None:
+    made = {}
+    for how in ("both", "B differs", "A"):
+        slide = two_regions(_wide, ("A",) if how == "A" else ("A", "B"))
+        if how == "B differs":
+            change_counts_of_b(slide)
+        pk.tl.predict_expression(slide, adapter, measured="kriging", **CPU)
+        own = (slide["table"].obs["region"] == "A").to_numpy()
+        made[how] = np.asarray(slide["table"].layers["peka"])[own]
+        facts = said(slide, "table")["sections"]
+        assert facts["A"]["n_spots"] == own.sum() and set(facts) == set(slide["table"].obs["region"])
+    np.testing.assert_allclose(made["both"], made["A"], atol=1e-4)
+    np.testing.assert_allclose(made["B differs"], made["A"], atol=1e-4)
+    # where A alone was measured, B of the same table has no pull
+    slide = two_regions(_wide)
+    table = slide["table"]
+    own = (table.obs["region"] == "A").to_numpy()
+    measured = table[own].copy()
+    measured.obs["region"] = measured.obs["region"].cat.remove_unused_categories()
+    measured.uns["spatialdata_attrs"] = {**table.uns["spatialdata_attrs"], "region": ["A"]}
+    slide.tables["measured"] = measured
+    pk.tl.predict_expression(slide, adapter, measured="kriging", measured_table="measured", **CPU)
+    assert np.isnan(slide["table"].layers["peka_kriging_sd"][~own]).all()
+    np.testing.assert_allclose(slide["table"].layers["peka"][own], made["A"], atol=1e-4)
+
+
+def test_tiles_of_a_grid_belong_to_the_region_of_the_nearest_spot(_wide: SpatialData, adapter: pk.Adapter) -> None:
+    slide = two_regions(_wide)
+    pk.tl.predict_expression(slide, adapter, **PULL)
+    before = np.asarray(slide["grid"].layers["peka"]).copy()
+    facts = said(slide)["sections"]
+    assert set(facts) == {"P1S1_he_grid, A", "P1S1_he_grid, B"}
+    assert sum(fact["n_tiles"] for fact in facts.values()) == slide["grid"].n_obs
+    change_counts_of_b(slide)
+    pk.tl.predict_expression(slide, adapter, **PULL)
+    moved = (np.asarray(slide["grid"].layers["peka"]) != before).any(axis=1)
+    places, table = np.asarray(slide["grid"].obsm["spatial"]), slide["table"]
+    far = np.linalg.norm(places[:, None] - np.asarray(table.obsm["spatial"])[None], axis=2)
+    nearest = (table.obs["region"] == "B").to_numpy()[far.argmin(axis=1)]
+    np.testing.assert_array_equal(moved, nearest)
+
+
+def test_predictions_of_other_tiles_are_made_again(
+    _wide: SpatialData, adapter: pk.Adapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    slide = two_regions(_wide)
+    pk.tl.predict_expression(slide, adapter, **PULL)
+    expected = np.asarray(slide["grid"].layers["peka"])
+    pk.pp.tile(slide, **TILES, image_mpp=1.3, strict=False)
+    pk.tl.predict_expression(slide, adapter, **CPU)
+    pk.pp.tile(slide, **TILES, image_mpp=1.0, strict=False)
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        pk.tl.predict_expression(slide, adapter, **PULL)
+    assert "Predictions at the spots" not in caplog.text
+    np.testing.assert_allclose(slide["grid"].layers["peka"], expected, atol=1e-4)
+
+
+def test_the_digest_of_an_adapter_and_of_tiles_tells_what_predictions_depend_on(
+    slide: SpatialData, adapter: pk.Adapter
+) -> None:
+    stain = Stain("reinhard", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    others = [stain, dataclasses.replace(stain, second=(1.0, 1.0, 2.0))]
+    digests = {adapter_digest(dataclasses.replace(adapter, stain=one)) for one in (None, *others)}
+    assert len(digests) == 3 and adapter_digest(adapter) in digests
+    sections, spec = tiled_sections(slide)
+    section = sections[0]
+    changed = [
+        [dataclasses.replace(section, mpp=1.1), *sections[1:]],
+        [dataclasses.replace(section, centres_px=section.centres_px + 1), *sections[1:]],
+        [dataclasses.replace(section, rows=section.rows[::-1]), *sections[1:]],
+        sections[1:],
+    ]
+    found = {tiles_digest(one, spec, "float32") for one in (sections, *changed)}
+    assert len(found | {tiles_digest(sections, spec, "float16")}) == 6
+    assert tiles_digest(list(sections), spec, "float32") in found
+
+
+def test_the_deviation_says_how_far_the_map_is_from_the_truth(slide: SpatialData, adapter: pk.Adapter) -> None:
+    # two genes of noise have another mean in this section than in training: they are off by a constant
+    table, grid = slide["table"], slide["grid"]
+    truth = pk.datasets.phantom_truth(slide, "P2S1_he", coords_um=grid.obsm["spatial"])
+    factor = np.where(truth.columns.isin(["NOISE_001", "NOISE_002"]), 4.0, 1.0)
+    table.X = table.X.multiply(factor[truth.columns.get_indexer(table.var_names)]).tocsr()
+    rates = np.expm1(truth.to_numpy(dtype=np.float64)) * factor
+    truth[:] = np.log1p(1e4 * rates / rates.sum(axis=1, keepdims=True))
+    pk.tl.predict_expression(slide, adapter, table_name="grid", key_added="peka", **CPU)
+    plain = np.asarray(slide["grid"].layers["peka"])
+    pk.tl.predict_expression(slide, adapter, **PULL)
+    grid = slide["grid"]
+    added = np.asarray(grid.layers["peka"]) - plain
+    z = (truth[list(grid.var_names)].to_numpy() - grid.layers["peka"]) / grid.layers["peka_kriging_sd"]
+    moved = (added != 0).any(axis=0)
+    same = moved & (np.ptp(added, axis=0) < 1e-5)
+    # counts of the phantom are overdispersed, which cannot be told from errors of the map
+    for genes in (moved & ~same, same, ~moved):
+        rms = np.sqrt(np.square(z[:, genes]).mean(axis=0))
+        assert 0.3 < np.sqrt(np.mean(rms**2)) < 1.3 and rms.max() < 1.8
+
+
+def test_spots_without_a_prediction_of_a_gene_are_left_out(
+    slide: SpatialData, pulled: SpatialData, adapter: pk.Adapter
+) -> None:
+    pk.tl.predict_expression(slide, adapter, **CPU)
+    table = slide["table"]
+    rows = np.flatnonzero(table.obs["region"] == "P2S1_spots")
+    one, other = table.var_names.get_indexer(adapter.genes[:2])
+    table.layers["peka"][rows[5], one] = np.nan
+    table.layers["peka"][rows[: rows.size // 2], other] = np.nan
+    said_of = (
+        rf"Spots of 'P2S1_spots': 1 spots pull nothing, whose predictions are NaN for {adapter.genes[0]}; "
+        rf"{adapter.genes[1]} are not pulled"
+    )
+    with pytest.warns(UserWarning, match=said_of):
+        pk.tl.predict_expression(slide, adapter, **PULL)
+    grid, facts = slide["grid"], said(slide)["sections"]["P2S1_he_grid"]
+    assert np.isfinite(grid.layers["peka"]).all()
+    assert (facts["n_spots"], facts["n_measured"]) == (rows.size - 1, len(adapter.genes) - 1)
+    there = grid.var_names != adapter.genes[1]
+    assert np.isfinite(grid.layers["peka_kriging_sd"][:, there]).all()
+    # a spot less is a small change
+    assert np.abs(grid.layers["peka"] - pulled["grid"].layers["peka"])[:, there].mean() < 0.1
+
+
+def test_training_spots_are_counted_among_those_that_pull(slide: SpatialData, adapter: pk.Adapter) -> None:
+    pk.pp.tile_grid(slide, "P1S1_he", stride_um=100, table_added="first", **GRID)
+    table = slide["table"]
+    rows = np.flatnonzero(table.obs["region"] == "P1S1_spots")
+    counts = table.X.toarray()
+    counts[rows[:6]] = 0
+    table.X = counts
+    with pytest.warns(UserWarning, match=rf"trained on {rows.size - 6} of the {rows.size - 6} spots"):
+        pk.tl.predict_expression(slide, adapter, **{**PULL, "table_name": "first"})
+
+
+def test_scores_of_spots_pulled_to_themselves_say_why_there_are_none(slide: SpatialData, adapter: pk.Adapter) -> None:
+    pk.tl.predict_expression(slide, adapter, measured="kriging", **CPU)
+    with pytest.raises(
+        ValueError, match=r"layers\['peka'\] is pulled to what was measured at its spots, or the adapter"
+    ):
+        pk.tl.evaluate(slide)
+
+
+def test_another_target_under_the_key_has_other_training_spots(slide: SpatialData, adapter: pk.Adapter) -> None:
+    target = pk.tl.fit_adapter(slide, target={"obsm": "phantom_states"}, **FROZEN)
+    pk.tl.predict_expression(slide, target, **CPU)
+    first = (slide["table"].obs["region"] == "P1S1_spots").to_numpy()
+    n, more = int(first.sum()), int((~first).sum())
+    message = rf"was trained on {n} of these rows .* this one on {n} with {more} more pulled to what was measured there"
+    with pytest.raises(ValueError, match=message):
+        pk.tl.predict_expression(slide, adapter, measured="kriging", **CPU)
+
+
+def test_a_missing_value_as_stored_is_named(slide: SpatialData) -> None:
+    table = slide["table"]
+    table.layers["scores"] = np.asarray(table.layers["truth"]).astype(np.float32)
+    adapter = pk.tl.fit_adapter(slide, target="as_is", layer="scores", genes=list(table.var_names[:6]), **FROZEN)
+    table.layers["scores"][-1, 2] = np.nan
+    message = (
+        r"values on the scale of its training, and those of this table cannot be used\. .*found 1 values that are NaN"
+    )
+    with pytest.raises(ValueError, match=message):
         pk.tl.predict_expression(slide, adapter, **PULL)

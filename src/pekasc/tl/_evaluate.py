@@ -328,15 +328,23 @@ def _without_training(table: AnnData, rows: np.ndarray, layer: str, include_trai
         return rows
     trained = was_trained_on(table, layer)[rows]
     if trained.all():
+        if "measured" in prediction_record(table, layer):
+            raise ValueError(
+                f"layers[{layer!r}] is pulled to what was measured at its spots, or the adapter was trained on "
+                "them: no spots are left to score. Hold some out of the table of `measured_table=`, or predict without "
+                "`measured=`. `include_train=True` scores these spots all the same."
+            )
         raise ValueError(
             "The adapter was trained on every spot that it predicted, so no held-out spots are left to score. "
             "Hold some out (`fit_adapter(train=...)`); its scores on groups held out during training are in "
             "`adapter.gene_scores`. `include_train=True` scores training spots all the same."
         )
     if trained.any():
+        pulled = ", or predictions pulled to them" if "measured" in prediction_record(table, layer) else ""
         logger.hint(
-            "%d of %d spots left out: the adapter was trained on them, or within half a tile.", trained.sum(), rows.size
-        )
+            "%d of %d spots left out: the adapter was trained on them, or within half a tile%s.",
+            trained.sum(), rows.size, pulled,
+        )  # fmt: skip
     return rows[~trained]
 
 

@@ -44,7 +44,9 @@ def check_columns(table: AnnData, key: str) -> None:
         )
 
 
-def check_trained(table: AnnData, key: str, target: str | None, trained: np.ndarray) -> None:
+def check_trained(
+    table: AnnData, key: str, target: str | None, trained: np.ndarray, pulled: np.ndarray | None = None
+) -> None:
     """Check that the spots an adapter was trained on are those of the other predictions under `key`.
 
     Genes and targets in obsm share ``obs["{key}_train"]``, by which training spots are left out of scores.
@@ -55,6 +57,8 @@ def check_trained(table: AnnData, key: str, target: str | None, trained: np.ndar
         What is predicted: None for genes, else the key of the target.
     trained
         Whether the adapter was trained on a row.
+    pulled
+        Whether a row's prediction is pulled to what was measured there; None: there is no pull.
     """
     others = [f"obsm[{name!r}]" for name, _ in recorded_targets(table, key) if name != target]
     if target is not None and key in table.layers and prediction_record(table, key):
@@ -63,11 +67,14 @@ def check_trained(table: AnnData, key: str, target: str | None, trained: np.ndar
     if not others or column not in table.obs:
         return
     before = was_trained_on(table, key)
-    if not np.array_equal(before, trained):
+    left_out = trained if pulled is None else trained | pulled
+    if not np.array_equal(before, left_out):
+        more = int(left_out.sum() - trained.sum())
+        also = f" with {more} more pulled to what was measured there" if more else ""
         raise ValueError(
             f"The adapter that predicted {others[0]} under `key_added={key!r}` was trained on {int(before.sum())} of "
-            f"these rows (obs[{column!r}]), this one on {int(trained.sum())}, and not on the same ones: scores would "
-            'leave out the wrong spots. Take another key, such as `key_added="peka2"`.'
+            f"these rows (obs[{column!r}]), this one on {int(trained.sum())}{also}, and these are not the same rows: "
+            'scores would leave out the wrong spots. Take another key, such as `key_added="peka2"`.'
         )
 
 

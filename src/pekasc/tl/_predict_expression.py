@@ -52,8 +52,9 @@ from pekasc.tl._predict_checks import (
     check_trained,
 )
 from pekasc.tl._predict_genes import columns_of, columns_of_totals, wanted_of, warn_of_other_totals
-from pekasc.tl._predict_measured import adapter_digest, measured_pull
+from pekasc.tl._predict_measured import adapter_digest, measured_pull, tiles_digest
 from pekasc.tl._predict_rows import LayerSpec, layer_parts, store_predictions, tile_scores, trained_on
+from pekasc.tl._predict_spots import spots_table
 from pekasc.tl._predict_table import check_table_added, keep_others, new_table_of, without_genes
 from pekasc.tl._predict_target import predict_target
 from pekasc.tl._predict_trust import (
@@ -121,8 +122,8 @@ def predict_expression(
         Pull the predictions of a section that was measured at spots to what was measured there: ``"kriging"``
         interpolates measured minus predicted values to all tiles of the section and adds them. Meant for tiles between
         spots (:func:`pekasc.pp.tile_grid` with a small ``stride_um``) and for gaps. Range and noise are chosen on
-        held-out blocks of spots; a gene whose residuals have no structure between spots is left as predicted. Each
-        section is pulled to its own spots.
+        held-out blocks of spots; a gene whose residuals have no structure between spots is left as predicted. Rows
+        are pulled to the spots of their region, tiles of a grid to those of the nearest region on its image.
     measured_table
         Name of the table with the spots and their counts, ``"table"`` by default. They must lie on the image of the
         tiles. Its predictions by this adapter are used if they are there, and computed, but not kept, otherwise.
@@ -152,8 +153,10 @@ def predict_expression(
         show if it were sequenced without end. The interval of a measurement, which counting makes wider, is
         :func:`pekasc.get.interval`. With `store`, they are computed when they are read.
     ``layers["{key_added}_kriging_sd"]``
-        With `measured`: the standard deviation of the pull, float32 on the scale of the predictions, without what
-        varies at distances shorter than that between spots; NaN for genes and sections that were not measured.
+        With `measured`: the standard deviation of the map's error, float32 on the scale of the predictions, as
+        large as errors on held-out blocks of spots are, less the noise of drawing counts (with ``target="as_is"``,
+        whose noise is not known, with all of it); also of genes that are left as predicted. NaN for genes and sections
+        that were not measured.
         Intervals (``"{key_added}_lower"``, ``"_upper"``) are known for plain predictions and are not written then;
         novelty and trust are those of the plain prediction.
     ``obs["{key_added}_novelty"]``
@@ -178,6 +181,8 @@ def predict_expression(
         sections have stored patches or too little tissue around them), its scale (``target``), tile size, number of
         genes predicted and in the totals; with `measured`, by section the range, and the numbers of spots, of genes
         that are pulled or were measured, and of tiles beyond the range.
+    Tiles
+        Of tables that have none, that of `measured_table` too, as :func:`pekasc.pp.tile` writes them.
 
     An adapter of ``target={"obsm": key}`` writes no layer and no totals, but
 
@@ -256,10 +261,10 @@ def predict_expression(
         check_free(table, key_added, "prediction", slot="layers")
         check_free(table, feature_key(key_added), "features", slot="obsm")
         check_layer(table, names, target_genes, columns, limit, n_layers)
-    spots_table = tiled_table(sdata, measured_table or "table") if measured is not None else table_name
+    of_spots = spots_table(sdata, measured_table) if measured is not None else table_name
     with (
         untiled_on_error(sdata, table_name=table_name, key=key),
-        untiled_on_error(sdata, table_name=spots_table, key=key),
+        untiled_on_error(sdata, table_name=of_spots, key=key),
     ):
         sections, spec = ensure_tiles(sdata, table_name=table_name, key=key, spec=adapter.spec)
         adapter.check_tiles(spec.tile_px, spec.mpp)
@@ -273,12 +278,14 @@ def predict_expression(
         pull = None
         if measured is not None:
             pull = measured_pull(
-                sdata, adapter, sections, layer, table_name=table_name, measured_table=spots_table, key_added=key_added,
+                sdata, adapter, sections, layer, table_name=table_name, measured_table=of_spots, key_added=key_added,
                 key=key, gene_key=gene_key, store=store, abstain=abstain, compute=how, progress=progress,
             )  # fmt: skip
-            trained |= pull.at_spots
+        at_spots = None if pull is None else pull.at_spots
         if table_added is None:
-            check_trained(table, key_added, None, trained)
+            check_trained(table, key_added, None, trained, at_spots)
+        if at_spots is not None:
+            trained |= at_spots
         scores, fields_um = tile_scores(
             adapter, sections, spec, n_obs=table.n_obs, store=store, compute=how, progress=progress
         )  # fmt: skip
@@ -307,6 +314,7 @@ def predict_expression(
     record = {
         **adapter_record(adapter),
         "adapter_digest": digest,
+        "tiles_digest": tiles_digest(sections, spec, "float32" if store is None else how.stored_precision),
         "fields_um": list(fields_um),
         "n_predicted": len(wanted),
         "tile_px": spec.tile_px,

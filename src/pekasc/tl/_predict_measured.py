@@ -9,34 +9,23 @@ from typing import Any
 
 import numpy as np
 from anndata import AnnData
+from scipy.spatial import cKDTree
 from spatialdata import SpatialData
 
 from pekasc._digests import sha256
-from pekasc._expression import (
-    TARGETS,
-    count_totals,
-    dense,
-    dense_layer,
-    find_counts,
-    gene_columns,
-    gene_names,
-    log1p_of_totals,
-    no_overlap_message,
-    target_matrix,
-)
+from pekasc._expression import TARGETS, dense_layer
 from pekasc._keys import kriging_sd_key, packed
 from pekasc._measured import prediction_record
 from pekasc._options import RESULT_MEMORY, Compute
 from pekasc._sections import Section, check_table, get_table, present_table
 from pekasc._settings import get_logger
 from pekasc.models import Adapter
-from pekasc.models.kriging import LEAST_SPOTS, Kriging, TooFewSpots, fit_kriging
+from pekasc.models.kriging import LEAST_SPOTS
 from pekasc.models.runtime import array_parts, tensor_parts
 from pekasc.tiling import TileSpec
-from pekasc.tl._panels import measured_entries
 from pekasc.tl._predict_checks import check_size
-from pekasc.tl._predict_genes import columns_of, columns_of_totals
 from pekasc.tl._predict_rows import LayerSpec, layer_parts, tile_scores, trained_on
+from pekasc.tl._predict_spots import Fitted, MeasuredSpots, places_um
 from pekasc.tl._predict_trust import left_out
 from pekasc.tl._read import ensure_tiles
 
@@ -47,15 +36,32 @@ _SAME_PLACE_UM = 1.0
 
 
 @dataclass(frozen=True, eq=False)
+class Piece:
+    """Tiles of a section that are pulled to the spots of one region.
+
+    Parameters
+    ----------
+    section
+        The section.
+    index
+        Its tiles, as indices of the section's.
+    fitted
+        Residuals of the spots.
+    """
+
+    section: Section
+    index: np.ndarray
+    fitted: Fitted
+
+
+@dataclass(frozen=True, eq=False)
 class Pull:
     """What measured spots add to the predictions of tiles.
 
     Parameters
     ----------
-    sections
-        Sections of the table that is predicted.
-    kriging
-        By number of the section, the residuals to interpolate and their genes, as places in `columns`.
+    pieces
+        Tiles and spots that belong together.
     columns
         Columns of the layer for the genes that are predicted; -1: none.
     log
@@ -66,8 +72,7 @@ class Pull:
         What the record of the prediction says of it.
     """
 
-    sections: Sequence[Section]
-    kriging: Mapping[int, tuple[Kriging, np.ndarray]]
+    pieces: Sequence[Piece]
     columns: np.ndarray
     log: bool
     at_spots: np.ndarray
@@ -76,14 +81,16 @@ class Pull:
     def apply(self, part: slice, values: np.ndarray) -> np.ndarray:
         """Pull a part of the rows of a layer, in place, and return the standard deviation, float32."""
         sd = np.full_like(values, np.nan)
-        for number, (kriging, genes) in self.kriging.items():
-            section = self.sections[number]
-            index = np.flatnonzero((section.rows >= part.start) & (section.rows < part.stop))
-            if not index.size:
+        for piece in self.pieces:
+            section, genes = piece.section, piece.fitted.genes
+            rows = section.rows[piece.index]
+            inside = (rows >= part.start) & (rows < part.stop)
+            if not inside.any():
                 continue
             there = self.columns[genes] >= 0
-            at = np.ix_(section.rows[index] - part.start, self.columns[genes[there]])
-            pull, found = (array[:, there] for array in kriging.at(places_um(section, section)[index]))
+            at = np.ix_(rows[inside] - part.start, self.columns[genes[there]])
+            places = places_um(section, section)[piece.index[inside]]
+            pull, found = (array[:, there] for array in piece.fitted.kriging.at(places))
             plain = values[at]
             pulled = np.maximum(plain + pull, np.minimum(plain, 0)) if self.log else plain + pull
             values[at] = pulled
@@ -92,8 +99,8 @@ class Pull:
 
     def parts(self) -> Iterator[str | np.ndarray]:
         """Yield what values depend on, for a digest."""
-        for kriging, genes in self.kriging.values():
-            yield from array_parts((kriging, genes))
+        for piece in self.pieces:
+            yield from array_parts((piece.index, piece.fitted.kriging, piece.fitted.genes))
 
 
 def adapter_digest(adapter: Adapter) -> str:
@@ -101,12 +108,20 @@ def adapter_digest(adapter: Adapter) -> str:
     weights = [adapter.weights.get("adapter", {}), *(weights for _, weights in adapter.others)]
     of_weights = [part for tensors in weights for part in tensor_parts(tensors)]
     rest = repr((adapter.encoder_digest, adapter.genes, adapter.depth, adapter.orientations, adapter.fields_um))
-    return sha256(rest, *of_weights, *array_parts(adapter.reading))[:32]
+    stain = () if adapter.stain is None else array_parts(adapter.stain)
+    return sha256(rest, *of_weights, *array_parts(adapter.reading), "stain", *stain)[:32]
 
 
-def places_um(section: Section, frame: Section) -> np.ndarray:
-    """Return the centres of a section in um along the axes of another on the same image, (n, 2)."""
-    return np.asarray(section.centres_px @ np.linalg.inv(frame.um_to_px).T)
+def tiles_digest(sections: Sequence[Section], spec: TileSpec, precision: str) -> str:
+    """Return a digest of the tiles that are predicted and of the numbers that features are kept in.
+
+    Predictions of a table are known by it to be of the tiles that it has now.
+    """
+    parts: list[str | np.ndarray] = [repr(spec), precision]
+    for section in sections:
+        parts += [repr((section.name, section.image_name, section.mpp, section.patches is None, section.patches_id))]
+        parts += list(array_parts((section.rows, section.centres_px, section.um_to_px, section.patch_rows)))
+    return sha256(*parts)[:32]
 
 
 def measured_pull(
@@ -133,129 +148,67 @@ def measured_pull(
     table = get_table(sdata, measured_table)
     measured_table = present_table(sdata, measured_table)
     check_table(table)
-    spots = _Spots.read(table, measured_table, adapter, layer.wanted, gene_key)
+    spots = MeasuredSpots.read(table, measured_table, adapter, layer.wanted, gene_key)
     check_size(table.n_obs, layer.wanted.size, compute.memory(RESULT_MEMORY))
     tiled, spec = ensure_tiles(sdata, table_name=measured_table, key=key, spec=adapter.spec)
     adapter.check_tiles(spec.tile_px, spec.mpp)
     pairs = _on_same_image(sections, tiled, table_name, measured_table)
     used = [section for section in tiled if any(section in pair for pair in pairs.values())]
+    digest = tiles_digest(tiled, spec, "float32" if store is None else compute.stored_precision)
     predicted = _predicted(
-        table, adapter, layer.wanted, spots.columns, used, spec, key_added=key_added, store=store, abstain=abstain,
-        compute=compute, progress=progress,
+        table, adapter, layer.wanted, spots.columns, used, spec, digest, key_added=key_added, store=store,
+        abstain=abstain, compute=compute, progress=progress,
     )  # fmt: skip
     trained = trained_on(adapter, used, spec, table.n_obs)
-    fitted: dict[int, tuple[Kriging, np.ndarray]] = {}
+    pieces: list[Piece] = []
     facts: dict[str, dict[str, Any]] = {}
+    without: list[str] = []
     at_spots = np.zeros(layer.shape[0], dtype=bool)
     for number, own in pairs.items():
         section = sections[number]
-        found = spots.fitted(own, section, predicted)
-        if isinstance(found, str):
-            warnings.warn(
-                f"Section {section.name!r} is predicted without a pull: of its {sum(s.rows.size for s in own)} spots "
-                f"in {measured_table!r}, {found}.",
-                UserWarning,
-                stacklevel=3,
-            )
-            continue
-        fitted[number] = found
-        far = found[0].distance(places_um(section, section))
-        facts[section.name] = {
-            **_facts(*found, far), "n_trained": int(trained[np.concatenate([s.rows for s in own])].sum()),
-        }  # fmt: skip
-        if not layer.grid:
-            at_spots[section.rows[far < _SAME_PLACE_UM]] = True
-    _report(sections, facts, table_name, measured_table, layer.wanted.size, key_added)
+        for part, index in _nearest(section, own):
+            found = spots.fitted(part, section, predicted)
+            if isinstance(found, str):
+                without.append(_without_pull(section, own, part, measured_table, found))
+                continue
+            if found.left_out:
+                warnings.warn(f"Spots of {part.name!r}: {found.left_out}.", UserWarning, stacklevel=3)
+            pieces.append(Piece(section, index, found))
+            far = found.kriging.distance(places_um(section, section)[index])
+            name = section.name if len(own) == 1 else f"{section.name}, {part.name}"
+            facts[name] = {**_facts(found, far), "n_trained": int(trained[found.rows].sum())}
+            if not layer.grid:
+                at_spots[section.rows[index[far < _SAME_PLACE_UM]]] = True
+    if not pieces:
+        raise ValueError(
+            f"No section of {table_name!r} can be pulled to `measured_table={measured_table!r}`. {' '.join(without)} "
+            f"Range and noise are chosen on held-out blocks of {LEAST_SPOTS} spots or more: predict without "
+            "`measured=`."
+        )
+    _report(sections, pieces, facts, table_name, measured_table, layer.wanted.size, key_added)
+    for message in without:
+        warnings.warn(message, UserWarning, stacklevel=3)
     record = {"method": "kriging", "table": measured_table, "sections": facts}
     log = adapter.info["target"] == TARGETS["log1p"]
-    return Pull(sections, fitted, layer.columns, log, at_spots, {"measured": packed(record)})
+    return Pull(pieces, layer.columns, log, at_spots, {"measured": packed(record)})
 
 
-@dataclass(frozen=True, eq=False)
-class _Spots:
-    """What was measured at the spots of a table.
+def _nearest(section: Section, own: Sequence[Section]) -> Iterator[tuple[Section, np.ndarray]]:
+    """Yield regions of spots with the tiles of a section, as indices, whose nearest spot is one of theirs."""
+    if len(own) == 1:
+        yield own[0], np.arange(section.rows.size)
+        return
+    places = places_um(section, section)
+    region = np.argmin([cKDTree(places_um(part, section)).query(places)[0] for part in own], axis=0)
+    for number, part in enumerate(own):
+        index = np.flatnonzero(region == number)
+        if index.size:
+            yield part, index
 
-    Parameters
-    ----------
-    table
-        The table.
-    columns
-        Its columns of the genes that are predicted; -1: none.
-    values
-        Measured values on the scale of the predictions, (n_obs, n_vars).
-    totals
-        Total of every row; None if values are no counts.
-    """
 
-    table: AnnData
-    columns: np.ndarray
-    values: Any
-    totals: np.ndarray | None
-
-    @classmethod
-    def read(
-        cls, table: AnnData, name: str, adapter: Adapter, wanted: np.ndarray, gene_key: str | None
-    ) -> _Spots:  # fmt: skip
-        """Return what a table measured of the genes that an adapter predicts."""
-        layer = adapter.info.get("layer") or None
-        where = f"`measured_table={name!r}`"
-        if table.n_vars == 0 or (table.X is None and not {key for key in table.layers if key is not None}):
-            raise ValueError(
-                f"{where} has no measurements to pull predictions to: it holds no genes. Name the table of the spots."
-            )
-        gene_of = gene_columns(table)
-        names = gene_names(table, gene_key, gene_of)
-        genes = [adapter.genes[i] for i in wanted]
-        columns = columns_of(names, genes, gene_of)
-        if (columns < 0).all():
-            raise ValueError(f"{where}: {no_overlap_message(names, genes, table)}")
-        try:
-            if adapter.info["target"] == TARGETS["as_is"]:
-                return cls(table, columns, target_matrix(table, layer, "as_is"), None)
-            raw, _ = find_counts(table, layer if layer in table.layers else None)
-        except (KeyError, ValueError) as error:
-            what = "values on the scale of its training" if adapter.info["target"] == TARGETS["as_is"] else "counts"
-            raise ValueError(
-                f"{where}: the adapter's predictions are pulled to {what}, which are not there. {error.args[0]}"
-            ) from error
-        over = columns_of_totals(adapter, names, gene_of)
-        totals = count_totals(raw, gene_of if over is None else over)
-        return cls(table, columns, log1p_of_totals(raw, totals), totals)
-
-    def fitted(
-        self, own: Sequence[Section], section: Section, predicted: np.ndarray
-    ) -> tuple[Kriging, np.ndarray] | str:
-        """Return the residuals of the spots on a section's image, and their genes; or what is missing.
-
-        Parameters
-        ----------
-        own
-            Sections of the spots.
-        section
-            Section that is predicted, along whose axes positions are taken.
-        predicted
-            Predictions for the rows of the table, (n_obs, wanted genes).
-        """
-        rows = np.concatenate([part.rows for part in own])
-        places = np.concatenate([places_um(part, section) for part in own])
-        known = np.isfinite(predicted[rows]).any(axis=1)
-        if self.totals is not None:
-            known &= self.totals[rows] > 0
-        rows, places = rows[known], places[known]
-        genes = np.flatnonzero(self.columns >= 0)
-        entries = measured_entries(self.table, rows, self.columns[genes]) if rows.size else None
-        if entries is not None:
-            genes = genes[entries.all(axis=0)]
-        if not rows.size or not genes.size:
-            return "none has measurements and a prediction"
-        residuals = dense(self.values[rows][:, self.columns[genes]]) - predicted[np.ix_(rows, genes)]
-        noise = np.ones(rows.size)
-        if self.totals is not None:  # the variance of counting, on a logarithmic scale, goes with 1 / total
-            noise = np.median(self.totals[rows]) / self.totals[rows]
-        try:
-            return fit_kriging(places, residuals, noise), genes
-        except TooFewSpots as error:
-            return f"with measurements and a prediction, {error}"
+def _without_pull(section: Section, own: Sequence[Section], part: Section, measured_table: str, found: str) -> str:
+    who = f"Section {section.name!r}" if len(own) == 1 else f"Section {section.name!r} around {part.name!r}"
+    return f"{who} is predicted without a pull: of its {part.rows.size} spots in {measured_table!r}, {found}."
 
 
 def _on_same_image(
@@ -263,14 +216,18 @@ def _on_same_image(
 ) -> dict[int, list[Section]]:
     """Return the sections of the spots for every section that has some on its image, by number.
 
+    A section whose own region was measured has that one alone; the spots of a region pull no other of the table.
+
     Raises
     ------
     ValueError
         If none has, or the pixel size of an image is not the same for both.
     """
     pairs = {}
+    names = {section.name for section in sections}
     for number, section in enumerate(sections):
-        own = [part for part in tiled if part.image_name == section.image_name]
+        there = [part for part in tiled if part.image_name == section.image_name]
+        own = [part for part in there if part.name == section.name] or [p for p in there if p.name not in names]
         for part in own:
             if abs(part.mpp / section.mpp - 1) > _SAME_MPP:
                 raise ValueError(
@@ -297,11 +254,12 @@ def _say(images: Mapping[str, str]) -> str:
 
 def _predicted(
     table: AnnData, adapter: Adapter, wanted: np.ndarray, columns: np.ndarray, sections: Sequence[Section],
-    spec: TileSpec, *, key_added: str, abstain: float | None, **how: Any,
+    spec: TileSpec, digest: str, *, key_added: str, abstain: float | None, **how: Any,
 ) -> np.ndarray:  # fmt: skip
     """Return the adapter's own predictions for the spots, (n_obs, wanted genes), NaN in other rows."""
     record = prediction_record(table, key_added)
     same = record.get("adapter_digest") == adapter_digest(adapter) and record.get("abstain") == abstain
+    same = same and record.get("tiles_digest") == digest
     there = columns >= 0
     values = np.full((table.n_obs, wanted.size), np.nan, dtype=np.float32)
     if same and "measured" not in record and key_added in table.layers:
@@ -318,25 +276,20 @@ def _predicted(
     return found
 
 
-def _facts(kriging: Kriging, genes: np.ndarray, far: np.ndarray) -> dict[str, Any]:
+def _facts(found: Fitted, far: np.ndarray) -> dict[str, Any]:
+    kriging = found.kriging
     return {
-        "range_um": kriging.range_um, "n_spots": len(kriging.coords_um), "n_measured": int(genes.size),
+        "range_um": kriging.range_um, "n_spots": len(kriging.coords_um), "n_measured": int(found.genes.size),
         "n_pulled": int(kriging.pulled.sum()), "n_beyond": int((far > kriging.range_um).sum()), "n_tiles": far.size,
         "nearest_um": float(far.min()),
     }  # fmt: skip
 
 
 def _report(
-    sections: Sequence[Section], facts: Mapping[str, Mapping[str, Any]], table_name: str, measured_table: str,
-    n_wanted: int, key: str,
+    sections: Sequence[Section], pieces: Sequence[Piece], facts: Mapping[str, Mapping[str, Any]], table_name: str,
+    measured_table: str, n_wanted: int, key: str,
 ) -> None:  # fmt: skip
-    """Log what is pulled and what is not; raise if nothing can be."""
-    if not facts:
-        raise ValueError(
-            f"No section of {table_name!r} has {LEAST_SPOTS} spots with measurements in `measured_table="
-            f"{measured_table!r}`, and range and noise are chosen on held-out blocks of them: predict without "
-            "`measured=`."
-        )
+    """Log what is pulled and what is not; raise if all tiles are too far."""
     if all(fact["n_beyond"] == fact["n_tiles"] for fact in facts.values()):
         nearest, name = min((fact["nearest_um"], name) for name, fact in facts.items())
         raise ValueError(
@@ -351,7 +304,8 @@ def _report(
             name, fact["n_pulled"], n_wanted, fact["n_spots"], fact["range_um"], fact["n_measured"] - fact["n_pulled"],
             n_wanted - fact["n_measured"], fact["n_beyond"], fact["n_tiles"],
         )  # fmt: skip
-    if without := [section.name for section in sections if section.name not in facts]:
+    pulled = {piece.section.name for piece in pieces}
+    if without := [section.name for section in sections if section.name not in pulled]:
         logger.hint("Without measured spots, and not pulled: %s.", ", ".join(without))
     if n := sum(fact["n_trained"] for fact in facts.values()):
         warnings.warn(

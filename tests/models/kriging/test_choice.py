@@ -30,14 +30,18 @@ def test_a_planted_process_is_found_between_the_spots(range_um: float) -> None:
     truth = fields(np.concatenate([coords, between]), range_um, 20)
     noise = np.random.default_rng(1).lognormal(0, 0.5, len(coords))
     measured = truth[: len(coords)] + 0.5 * np.sqrt(noise)[:, None] * np.random.default_rng(2).normal(size=(256, 20))
-    kriging = fit_kriging(coords, measured, noise)
+    kriging = fit_kriging(coords, measured, noise, np.repeat(0.25 * noise[:, None], 20, axis=1))
     assert kriging.range_um == pytest.approx(range_um)
     assert np.isfinite(kriging.nuggets).all() and kriging.pulled.all()
     pull, sd = kriging.at(between)
     error = pull - truth[len(coords) :]
     assert np.sqrt(np.mean(error**2)) < 0.6 * truth[len(coords) :].std()
     # the deviation says how large errors are
-    assert 0.7 < np.std(error / sd) < 1.4
+    assert 0.8 < np.sqrt(np.mean((error / sd) ** 2)) < 1.25
+    # without the noise, it is that of a measurement
+    plain = fit_kriging(coords, measured, noise).at(between)[1]
+    again = error + 0.5 * np.random.default_rng(4).normal(size=error.shape)
+    assert (plain > sd).all() and 0.8 < np.sqrt(np.mean((again / plain) ** 2)) < 1.25
 
 
 def test_noise_is_left_alone_and_an_offset_is_added() -> None:
@@ -51,7 +55,51 @@ def test_noise_is_left_alone_and_an_offset_is_added() -> None:
     assert kriging.pulled[20:].mean() < 0.25  # where the gain is above its standard error by chance
     pull, sd = kriging.at(lattice(12) + 50)
     assert np.abs(pull[:, 20:]).mean() < 0.1
-    assert (sd > 0).all() and np.isfinite(sd).all()
+    # the deviation is the noise of the residuals, but for what the offset takes
+    rms = np.sqrt(np.square(residuals).mean(axis=0))
+    left = ~kriging.pulled
+    np.testing.assert_allclose(sd[:, left], np.broadcast_to(rms[left], sd[:, left].shape), rtol=0.01)
+    alone = kriging.pulled & ~np.isfinite(kriging.nuggets)
+    assert alone.sum() > 10
+    spread = np.broadcast_to(residuals.std(axis=0), sd.shape)
+    np.testing.assert_allclose(sd[:, alone], spread[:, alone], rtol=0.02)
+    np.testing.assert_allclose(sd[:, kriging.pulled], spread[:, kriging.pulled], rtol=0.25)  # a field, by chance
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.5])
+def test_counting_noise_is_no_error_of_the_map(offset: float) -> None:
+    # errors of one variance at all places, seen at the spots under counting noise of another
+    coords, rng = lattice(20), np.random.default_rng(0)
+    depth = rng.lognormal(0, 0.7, len(coords))
+    noise = np.median(depth) / depth
+    errors = offset + 0.5 * rng.normal(size=(len(coords), 60))
+    counting = np.repeat(0.8 * noise[:, None], 60, axis=1)
+    residuals = errors + np.sqrt(counting) * rng.normal(size=errors.shape)
+    kriging = fit_kriging(coords, residuals, noise, counting)
+    assert (kriging.offset != 0).all() == (offset > 0)
+    sd = kriging.at(coords + 30)[1]
+    assert np.sqrt(np.mean(np.square(sd))) == pytest.approx(0.5, abs=0.06)
+    # counting noise of all that there is: what is left is not known to be 0
+    all_noise = fit_kriging(coords, residuals - errors, noise, counting)
+    left = all_noise.at(coords + 30)[1]
+    assert 0.1 < left.min() and np.median(left) < 0.35
+
+
+def test_held_out_errors_are_as_large_as_is_said() -> None:
+    # pulled genes, of which a part varies at distances shorter than that between spots
+    coords, rng = lattice(18), np.random.default_rng(1)
+    places = rng.uniform(0, 1700, (150, 2))
+    field = fields(np.concatenate([coords, places]), 800.0, 30) + 0.6 * rng.normal(size=(len(coords) + 150, 30))
+    noise = np.ones(len(coords))
+    counting = np.full((len(coords), 30), 0.3)
+    kriging = fit_kriging(
+        coords, field[: len(coords)] + np.sqrt(0.3) * rng.normal(size=(len(coords), 30)), noise, counting
+    )
+    assert np.isfinite(kriging.nuggets).all()
+    pull, sd = kriging.at(places)
+    z = (field[len(coords) :] - pull) / sd
+    assert 0.85 < np.sqrt(np.mean(z**2)) < 1.15
+    assert 0.7 < np.sqrt(np.mean(z**2, axis=0)).min() and np.sqrt(np.mean(z**2, axis=0)).max() < 1.4
 
 
 def test_genes_without_any_residual_are_left_alone() -> None:

@@ -13,6 +13,7 @@ from pekasc.models.kriging._kriging import correlation, window_centres
 RANGE = 350.0
 NUGGETS = np.array([0.3, 3.0, np.inf, 0.3])
 SD = np.array([1.0, 0.5, 2.0, 0.0])
+REST = np.array([0.0, 0.3, 0.0, 0.0])
 
 
 def lattice(n: int, pitch: float = 100.0) -> np.ndarray:
@@ -25,7 +26,7 @@ def kriging() -> Kriging:
     coords = lattice(9) + rng.normal(0, 5, (81, 2))
     residuals = rng.normal(size=(81, 4)).astype(np.float32)
     noise = rng.lognormal(0, 0.5, 81)
-    return Kriging(coords, residuals, noise, RANGE, NUGGETS, np.array([0.0, 0.7, 0.0, 0.2]), SD)
+    return Kriging(coords, residuals, noise, RANGE, NUGGETS, np.array([0.0, 0.7, 0.0, 0.2]), SD, REST)
 
 
 def test_it_is_a_gaussian_process_with_the_noise_of_each_spot(kriging: Kriging) -> None:
@@ -42,7 +43,7 @@ def test_it_is_a_gaussian_process_with_the_noise_of_each_spot(kriging: Kriging) 
         model.fit(kriging.coords_um, kriging.residuals[:, gene] - kriging.offset[gene])
         mean, std = model.predict(places, return_std=True)
         np.testing.assert_allclose(pull[:, gene], mean + kriging.offset[gene], atol=2e-4)
-        np.testing.assert_allclose(sd[:, gene], std * SD[gene], atol=2e-3)
+        np.testing.assert_allclose(sd[:, gene], np.hypot(std * SD[gene], REST[gene]), atol=2e-3)
     # no pull but the offset, and all of the process is left
     np.testing.assert_array_equal(pull[:, 2], 0)
     np.testing.assert_array_equal(sd[:, 2], SD[2])
@@ -58,7 +59,7 @@ def test_far_from_all_spots_nothing_but_the_offset_is_left(kriging: Kriging) -> 
     far = np.array([[1e5, 1e5]])
     pull, sd = kriging.at(far)
     np.testing.assert_allclose(pull[0], kriging.offset, atol=1e-6)
-    np.testing.assert_allclose(sd[0], SD, atol=1e-6)
+    np.testing.assert_allclose(sd[0], np.hypot(SD, REST), atol=1e-6)
     np.testing.assert_allclose(kriging.distance(far), np.linalg.norm(far - kriging.coords_um, axis=1).min())
 
 
@@ -66,7 +67,7 @@ def test_windows_give_what_all_spots_give(monkeypatch: pytest.MonkeyPatch) -> No
     rng = np.random.default_rng(2)
     coords = lattice(24)
     residuals = rng.normal(size=(len(coords), 2)).astype(np.float32)
-    parts = (coords, residuals, np.ones(len(coords)), 300.0, np.array([0.3, 1.0]), np.zeros(2), np.ones(2))
+    parts = (coords, residuals, np.ones(len(coords)), 300.0, np.array([0.3, 1.0]), np.zeros(2), np.ones(2), np.zeros(2))
     places = rng.uniform(0, 2300, (300, 2))
     whole, whole_sd = Kriging(*parts).at(places)
     monkeypatch.setattr(_kriging, "MOST_SPOTS", 160)

@@ -31,7 +31,9 @@ class _Fold:
     block: np.ndarray
 
 
-def fit_kriging(coords_um: np.ndarray, residuals: np.ndarray, noise: np.ndarray) -> Kriging:
+def fit_kriging(
+    coords_um: np.ndarray, residuals: np.ndarray, noise: np.ndarray, counting: np.ndarray | None = None
+) -> Kriging:
     """Return residuals to interpolate, with range, nuggets and offsets by the error on held-out blocks of spots.
 
     All genes share the range; each has its nugget. Blocks are squares of three times the distance between spots. A gene
@@ -45,6 +47,9 @@ def fit_kriging(coords_um: np.ndarray, residuals: np.ndarray, noise: np.ndarray)
         Measured less predicted values, (n, genes).
     noise
         Relative variance of the noise of every spot, (n,), above 0.
+    counting
+        Variance of counting noise in the residuals, (n, genes): the deviation is then that of the error about what
+        would be measured without it. None: nothing is known of it, and the deviation is that of a measurement.
 
     Raises
     ------
@@ -60,13 +65,14 @@ def fit_kriging(coords_um: np.ndarray, residuals: np.ndarray, noise: np.ndarray)
     none, offset_alone, errors = _errors(coords_um, residuals, noise, folds, pitch)
     of_range, nugget = _chosen(none, offset_alone, errors)
     range_um = RANGES[of_range] * pitch
-    gain, gain_se, variance = _judged(coords_um, residuals, noise, folds, range_um, nugget)
+    gain, gain_se, errors_left = _judged(coords_um, residuals, noise, folds, range_um, nugget, counting)
     pulled = gain > gain_se
     nugget = np.where(pulled, nugget, np.inf)
     mean = _means(residuals, noise)
     return Kriging(
         np.asarray(coords_um, dtype=np.float64), residuals, noise, float(range_um), nugget,
-        np.where(pulled, mean, 0.0), np.sqrt(np.where(pulled, variance[0], variance[1])),
+        np.where(pulled, mean, 0.0), np.sqrt(np.where(np.isfinite(nugget), errors_left[0], 0.0)),
+        np.sqrt(np.where(np.isfinite(nugget), errors_left[1], np.where(pulled, errors_left[2], errors_left[3]))),
     )  # fmt: skip
 
 
@@ -141,15 +147,19 @@ def _chosen(none: np.ndarray, offset_alone: np.ndarray, errors: np.ndarray) -> t
 
 def _judged(
     coords_um: np.ndarray, residuals: np.ndarray, noise: np.ndarray, folds: list[_Fold], range_um: float,
-    nugget: np.ndarray,
+    nugget: np.ndarray, counting: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """Return the gain of a pull on held-out blocks and its standard error, (genes,), and the variance of the process.
+    """Return the gain of a pull on held-out blocks and its standard error, (genes,), and the variance of errors.
 
-    The variance is what makes held-out errors as large as they are, with the pull and without, (2, genes).
+    The variances are such that those of held-out errors, less counting noise, are in the mean what they say: that of
+    the process, which the spots know in part, and the same everywhere beside it, at a finite nugget; the same
+    everywhere with the offset alone, and without a pull, (4, genes).
     """
-    gains, found = [], np.zeros((2, residuals.shape[1]))
-    finite = np.where(np.isfinite(nugget), nugget, NUGGETS[-1])
-    total = 0.0
+    n_genes = residuals.shape[1]
+    gains = []
+    process, unknown, pulled, plain, counted = np.zeros((5, n_genes))
+    finite = np.where(np.isfinite(nugget), nugget, 0.0)
+    total, n_held_out = 0.0, 0
     for fold in folds:
         weights = 1 / noise[fold.held_out]
         mean = _means(residuals[fold.train], noise[fold.train]).astype(np.float32)
@@ -158,15 +168,25 @@ def _judged(
         z = system.places(coords_um[fold.held_out])
         components = system.scaled.T @ (residuals[fold.train] - mean)
         error = truth - mean - z @ (components * system.inverse(nugget))
-        explained = np.square(z) @ system.inverse(nugget)
-        noises = noise[fold.held_out, None]
-        found[0] += weights @ (np.square(error) / (1 - np.minimum(explained, 1) + finite * noises))
-        found[1] += weights @ (np.square(truth) / (1 + NUGGETS[-1] * noises))
+        left = 1 - np.minimum(np.square(z) @ system.inverse(nugget), 1)
+        process += weights @ (np.square(error) / (left + finite * noise[fold.held_out, None]))
+        unknown += weights @ left
+        pulled += weights @ np.square(error)
+        plain += weights @ np.square(truth)
+        if counting is not None:
+            counted += weights @ counting[fold.held_out]
         total += weights.sum()
+        n_held_out += fold.held_out.size
         gain = weights[:, None] * (np.square(truth) - np.square(error))
         order = np.argsort(fold.block, kind="stable")
         starts = np.unique(fold.block[order], return_index=True)[1]
         gains.append(np.add.reduceat(gain[order], starts, axis=0))
     by_block = np.concatenate(gains)
     n = len(by_block)
-    return by_block.sum(axis=0), by_block.std(axis=0, ddof=1) * np.sqrt(n), found / total
+    # no variance is known to be smaller than the standard error of its estimate
+    least = np.sqrt(2 / n_held_out)
+    of_pulled, of_plain = (np.maximum(found - counted, least * found) / total for found in (pulled, plain))
+    unknown /= total
+    process = np.minimum(process / total, of_pulled / np.maximum(unknown, 1e-6))
+    variances = np.stack([process, np.maximum(of_pulled - process * unknown, 0), of_pulled, of_plain])
+    return by_block.sum(axis=0), by_block.std(axis=0, ddof=1) * np.sqrt(n), variances

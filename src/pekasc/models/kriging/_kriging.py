@@ -87,6 +87,9 @@ class Kriging:
         Mean residual of the section that is added everywhere, (genes,); 0 without a pull.
     sd
         Standard deviation of the process, (genes,).
+    sd_everywhere
+        Standard deviation of what no spot knows of another place, (genes,): what varies at shorter distances, and all
+        of a gene without a finite nugget.
     """
 
     coords_um: np.ndarray
@@ -96,6 +99,7 @@ class Kriging:
     nuggets: np.ndarray
     offset: np.ndarray
     sd: np.ndarray
+    sd_everywhere: np.ndarray
 
     @property
     def pulled(self) -> np.ndarray:
@@ -107,19 +111,20 @@ class Kriging:
         return np.asarray(self._tree.query(coords_um)[0])
 
     def at(self, coords_um: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the interpolated residuals at places of (m, 2), and their standard deviation, (m, genes) float32."""
+        """Return interpolated residuals at places of (m, 2), and the deviation of their errors, (m, genes) float32."""
         pull = np.empty((len(coords_um), self.sd.size), dtype=np.float32)
         sd = np.empty_like(pull)
         window = self._centres.query(coords_um)[1]
         finite, of_gene = np.unique(self.nuggets, return_inverse=True)
+        process, everywhere = (np.square(part).astype(np.float32) for part in (self.sd, self.sd_everywhere))
         for number in np.unique(window):
             system, weights = self._solved(int(number))
             inverse = system.inverse(finite)
             for rows in _parts(np.flatnonzero(window == number)):
                 z = system.places(coords_um[rows])
                 pull[rows] = z @ weights + self.offset.astype(np.float32)
-                left = np.sqrt(np.maximum(1 - np.square(z) @ inverse, 0))
-                sd[rows] = left[:, of_gene] * self.sd.astype(np.float32)
+                left = np.maximum(1 - np.square(z) @ inverse, 0)
+                sd[rows] = np.sqrt(left[:, of_gene] * process + everywhere)
         return pull, sd
 
     @cached_property
