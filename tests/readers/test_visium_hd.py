@@ -47,7 +47,7 @@ def test_the_error_shows_the_call_that_then_works(read_visium_hd: Reader) -> Non
     with pytest.raises(ValueError, match='add `array="visium_hd"`') as error:
         pk.tl.fit_adapter(sdata, method=None)
     line = str(error.value).split("run `")[1].split("`")[0]
-    assert line == 'pekasc.pp.tile(sdata, tile_px=224, mpp=0.5, array="visium_hd")'
+    assert line == """pekasc.pp.tile(sdata, tile_px=224, mpp=0.5, table_name='square_008um', array="visium_hd")"""
     exec(line, {"pekasc": pk, "sdata": sdata})
     assert "_square_008um_tiles" in sdata.shapes
 
