@@ -7,8 +7,14 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+HUB = "hf-hub:"  # before the name of an adapter on the model hub
 # `s3://bucket`, also as pathlib writes it, `s3:/bucket`
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def is_hub(path: Any) -> bool:
+    """Tell whether a path names an adapter on the model hub."""
+    return isinstance(path, str | Path) and str(path).startswith(HUB)
 
 
 def is_address(value: Any) -> bool:
@@ -40,7 +46,7 @@ def folder_path(name: str, value: Any, what: str = "folder") -> Path:
         raise TypeError(f"`{name}={value!r}` must be the path of a {what}, got {type(value).__name__}.")
     if not text or "\0" in text:
         raise ValueError(f"`{name}={text!r}` is no path: give a {what}, such as `{name}='{what}'`.")
-    if text.startswith("hf-hub:"):
+    if is_hub(text):
         raise ValueError(
             f"`{name}={text!r}` is the name of a repository, and a {what} is needed here: `adapter.push_to_hub` sends "
             "an adapter there, and `pekasc.Adapter.load` reads it."

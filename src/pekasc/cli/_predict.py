@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pekasc._options import Compute, resolve, unused_in_embedding
+from pekasc._paths import is_hub
 from pekasc.cli import _arguments as arguments
 from pekasc.cli._batch import MADE, Job, plan, read_list, run
 from pekasc.cli._options import option_object
@@ -116,7 +117,7 @@ def _predict(
 
 def adapter_folder(path: Path) -> Path:
     """Return the folder of an adapter, which is fetched if it is on the model hub."""
-    if not str(path).startswith("hf-hub:"):
+    if not is_hub(path):
         return path
     from pekasc.models.adapter import fetch
 

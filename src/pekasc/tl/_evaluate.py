@@ -14,8 +14,9 @@ from spatialdata import SpatialData
 
 from pekasc._expression import Matrix, log1p_of_totals
 from pekasc._keys import PEKA, TILES, check_key, score_key, target_key, write_uns
+from pekasc._layers import missing_layer
 from pekasc._measured import as_stored, measured, measured_counts, prediction_record, was_trained_on
-from pekasc._obsm import measured_target, obsm_of, predicted_target, recorded_targets
+from pekasc._obsm import measured_target, obsm_of, predicted_target
 from pekasc._sections import check_table, get_table, positions_um, section_labels, tiled_table, writable_table
 from pekasc._settings import get_logger
 from pekasc.models.trust import COUNTS
@@ -311,13 +312,7 @@ def _measured(
 
 def _layer(table: AnnData, layer: str) -> np.ndarray:
     if layer not in table.layers:
-        present = [name for name in table.layers if name is not None]
-        how = "Predict first: `pekasc.tl.predict_expression(sdata, adapter)`."
-        if "store" in prediction_record(table, layer):
-            how = "Its predictions are in a store: `pekasc.io.attach_predictions(sdata)` brings them back."
-        elif targets := [key for key, _ in recorded_targets(table, layer)]:
-            how = f"What was predicted under that name is no gene: `pekasc.tl.evaluate(sdata, target={targets[0]!r})`."
-        raise KeyError(f"Layer {layer!r} not found. Available layers: {present}. {how}")
+        raise missing_layer(table, layer, of_target="`pekasc.tl.evaluate(sdata, target={!r})`")
     value = table.layers[layer]
     return np.asarray(value.toarray() if hasattr(value, "toarray") else value, dtype=np.float32)
 

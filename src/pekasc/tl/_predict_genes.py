@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
 from pekasc._expression import close_genes, gene_positions
 from pekasc._settings import get_logger
+from pekasc._warnings import warn_user
 from pekasc.models import Adapter
 
 logger = get_logger(__name__)
@@ -62,10 +62,8 @@ def warn_of_other_totals(adapter: Adapter, n_genes: int) -> None:
     then = adapter.info.get("n_genes_in_total")  # missing in adapters of earlier versions, and of other targets
     if then is None or not n_genes or 1 / _OTHER <= n_genes / then <= _OTHER:
         return
-    warnings.warn(
+    warn_user(
         f"Totals of spots are over {n_genes} genes here, and were over {then} in the training: measured values are on "
         "another scale than predictions, so that rmse, intervals and their coverage do not hold. Give the table with "
-        "all its genes, and choose those to predict with `genes=`.",
-        UserWarning,
-        stacklevel=3,
+        "all its genes, and choose those to predict with `genes=`."
     )

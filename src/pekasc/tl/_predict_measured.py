@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +18,7 @@ from pekasc._measured import prediction_record
 from pekasc._options import RESULT_MEMORY, Compute
 from pekasc._sections import Section, check_table, get_table, present_table
 from pekasc._settings import get_logger
+from pekasc._warnings import warn_user
 from pekasc.models import Adapter
 from pekasc.models.kriging import LEAST_SPOTS
 from pekasc.models.runtime import array_parts, tensor_parts
@@ -45,12 +45,15 @@ class Piece:
         The section.
     index
         Its tiles, as indices of the section's.
+    places
+        Their centres in um, (tiles, 2).
     fitted
         Residuals of the spots.
     """
 
     section: Section
     index: np.ndarray
+    places: np.ndarray
     fitted: Fitted
 
 
@@ -82,15 +85,13 @@ class Pull:
         """Pull a part of the rows of a layer, in place, and return the standard deviation, float32."""
         sd = np.full_like(values, np.nan)
         for piece in self.pieces:
-            section, genes = piece.section, piece.fitted.genes
-            rows = section.rows[piece.index]
+            genes, rows = piece.fitted.genes, piece.section.rows[piece.index]
             inside = (rows >= part.start) & (rows < part.stop)
             if not inside.any():
                 continue
             there = self.columns[genes] >= 0
             at = np.ix_(rows[inside] - part.start, self.columns[genes[there]])
-            places = places_um(section, section)[piece.index[inside]]
-            pull, found = (array[:, there] for array in piece.fitted.kriging.at(places))
+            pull, found = (array[:, there] for array in piece.fitted.kriging.at(piece.places[inside]))
             plain = values[at]
             pulled = np.maximum(plain + pull, np.minimum(plain, 0)) if self.log else plain + pull
             values[at] = pulled
@@ -166,15 +167,16 @@ def measured_pull(
     at_spots = np.zeros(layer.shape[0], dtype=bool)
     for number, own in pairs.items():
         section = sections[number]
-        for part, index in _nearest(section, own):
+        places = places_um(section, section)
+        for part, index in _nearest(section, places, own):
             found = spots.fitted(part, section, predicted)
             if isinstance(found, str):
                 without.append(_without_pull(section, own, part, measured_table, found))
                 continue
             if found.left_out:
-                warnings.warn(f"Spots of {part.name!r}: {found.left_out}.", UserWarning, stacklevel=3)
-            pieces.append(Piece(section, index, found))
-            far = found.kriging.distance(places_um(section, section)[index])
+                warn_user(f"Spots of {part.name!r}: {found.left_out}.")
+            pieces.append(Piece(section, index, places[index], found))
+            far = found.kriging.distance(places[index])
             name = section.name if len(own) == 1 else f"{section.name}, {part.name}"
             facts[name] = {**_facts(found, far), "n_trained": int(trained[found.rows].sum())}
             if not layer.grid:
@@ -187,18 +189,17 @@ def measured_pull(
         )
     _report(sections, pieces, facts, table_name, measured_table, layer.wanted.size, key_added)
     for message in without:
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warn_user(message)
     record = {"method": "kriging", "table": measured_table, "sections": facts}
     log = adapter.info["target"] == TARGETS["log1p"]
     return Pull(pieces, layer.columns, log, at_spots, {"measured": packed(record)})
 
 
-def _nearest(section: Section, own: Sequence[Section]) -> Iterator[tuple[Section, np.ndarray]]:
+def _nearest(section: Section, places: np.ndarray, own: Sequence[Section]) -> Iterator[tuple[Section, np.ndarray]]:
     """Yield regions of spots with the tiles of a section, as indices, whose nearest spot is one of theirs."""
     if len(own) == 1:
         yield own[0], np.arange(section.rows.size)
         return
-    places = places_um(section, section)
     region = np.argmin([cKDTree(places_um(part, section)).query(places)[0] for part in own], axis=0)
     for number, part in enumerate(own):
         index = np.flatnonzero(region == number)
@@ -308,11 +309,9 @@ def _report(
     if without := [section.name for section in sections if section.name not in pulled]:
         logger.hint("Without measured spots, and not pulled: %s.", ", ".join(without))
     if n := sum(fact["n_trained"] for fact in facts.values()):
-        warnings.warn(
+        warn_user(
             f"The adapter was trained on {n} of the {sum(fact['n_spots'] for fact in facts.values())} spots that its "
             "predictions are pulled to: its errors are smaller there than on tissue that it has not seen, so that the "
             f"pull is too weak and layers[{kriging_sd_key(key)!r}] too small. Hold the section out "
-            "(`fit_adapter(train=...)`) for a pull that does not know it.",
-            UserWarning,
-            stacklevel=4,
+            "(`fit_adapter(train=...)`) for a pull that does not know it."
         )

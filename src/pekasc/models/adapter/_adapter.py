@@ -14,7 +14,7 @@ import torch
 from peft import PeftConfig
 
 from pekasc._options import Compute, resolve, unused_in_embedding
-from pekasc._paths import folder_path
+from pekasc._paths import folder_path, is_hub
 from pekasc._settings import get_logger
 from pekasc.models.adapter import _folder as _store
 from pekasc.models.adapter import _hub
@@ -479,7 +479,7 @@ class Adapter:
         ValueError
             If the folder holds no adapter of pekasc, or a damaged one.
         """
-        folder = _hub.fetch(path) if _hub.is_hub(path) else folder_path("path", path)
+        folder = _hub.fetch(path) if is_hub(path) else folder_path("path", path)
         if not folder.exists() and (hint := _hub.hub_hint(path)):
             raise FileNotFoundError(f"No adapter at {folder}: there is no such folder.{hint}")
         adapter = cls(**_store.load(folder))

@@ -8,10 +8,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import huggingface_hub
 
+from pekasc._paths import HUB, is_hub
 from pekasc._settings import get_logger
 from pekasc.models.adapter import _folder
 from pekasc.models.adapter._card import MARK, model_card
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-PREFIX = "hf-hub:"
 CARD = "README.md"
+_OURS = [_folder.MAIN, *_folder.FILES]
 # files beside an adapter that are no reason to think that a repository holds something else
 _BESIDE = re.compile(r"readme\.md|\.gitattributes|licen[cs]e.*|.*\.(png|jpe?g|svg|html|md|txt|csv)", re.IGNORECASE)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -33,15 +34,10 @@ _NOT_NEEDED = "none needed"  # of teachers that are fitted on the training spots
 _NON_COMMERCIAL = re.compile(r"non-?commercial|not-for-commercial|\bnc\b|research-(use-)?only|research-use|academic")
 
 
-def is_hub(path: Any) -> bool:
-    """Tell whether a path names an adapter on the hub."""
-    return isinstance(path, str | Path) and str(path).startswith(PREFIX)
-
-
 def hub_hint(path: str | Path) -> str:
     """Return how to load a name like one of the hub from there, for an error about a folder that is not there."""
     name = str(path)
-    return f" From the Hugging Face hub: `Adapter.load('{PREFIX}{name}')`." if _REPOSITORY.fullmatch(name) else ""
+    return f" From the Hugging Face hub: `Adapter.load('{HUB}{name}')`." if _REPOSITORY.fullmatch(name) else ""
 
 
 def fetch(path: str | Path) -> Path:
@@ -56,17 +52,16 @@ def fetch(path: str | Path) -> Path:
     OSError
         If it cannot be fetched.
     """
-    name, at, revision = str(path).removeprefix(PREFIX).partition("@")
+    name, at, revision = str(path).removeprefix(HUB).partition("@")
     _check_repository(name)
     if at and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise ValueError(f"{str(path)!r} names no revision after `@`: give a branch, a tag or a commit.")
-    known = [_folder.MAIN, *_folder.FILES]
     with _named_errors(f"The adapter {name!r} could not be fetched from the model hub", name):
         # the record first: of a repository that holds something else, nothing more is fetched
         record = huggingface_hub.hf_hub_download(name, _folder.MAIN, revision=revision or None)
     named = _files_named(Path(record))
     with _named_errors(f"The adapter {name!r} could not be fetched from the model hub", name):
-        wanted = [_folder.MAIN, *(file for file in known if file in named)]
+        wanted = [file for file in _OURS if file == _folder.MAIN or file in named]
         return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=wanted))
 
 
@@ -85,7 +80,7 @@ def push(
 ) -> str:  # fmt: skip
     """Send an adapter and its model card; see :meth:`pekasc.models.Adapter.push_to_hub`."""
     if is_hub(name):
-        name = name.removeprefix(PREFIX)
+        name = name.removeprefix(HUB)
     _check_repository(name)
     check_licences(adapter, licence, terms_checked=terms_checked)
     api = huggingface_hub.HfApi(token=token)
@@ -97,14 +92,13 @@ def push(
             api.create_repo(name, private=private, exist_ok=True)
             there = set(api.list_repo_files(name))
         _check_free(name, there)
-        ours = [_folder.MAIN, *_folder.FILES]
         with _named_errors(said, name):
             keep = CARD in there and MARK not in Path(api.hf_hub_download(name, CARD)).read_text(encoding="utf-8")
             if keep:
                 logger.hint("%s of %s is not one that pekasc wrote, and stays.", CARD, name)
             sent = api.upload_folder(
-                repo_id=name, folder_path=Path(folder) / "adapter", delete_patterns=ours,
-                commit_message=message or "Adapter of pekasc", allow_patterns=ours if keep else [*ours, CARD],
+                repo_id=name, folder_path=Path(folder) / "adapter", delete_patterns=_OURS,
+                commit_message=message or "Adapter of pekasc", allow_patterns=_OURS if keep else [*_OURS, CARD],
             )  # fmt: skip
     return str(getattr(sent, "commit_url", sent))
 
@@ -117,7 +111,7 @@ def _check_free(name: str, there: set[str]) -> None:
     ValueError
         If it holds something else.
     """
-    others = sorted(f for f in there if f not in {_folder.MAIN, *_folder.FILES} and not _BESIDE.fullmatch(f))
+    others = sorted(f for f in there if f not in _OURS and not _BESIDE.fullmatch(f))
     if others or (_folder.MAIN not in there and there & set(_folder.FILES)):
         raise ValueError(
             f"The repository {name!r} holds something else than an adapter of pekasc "

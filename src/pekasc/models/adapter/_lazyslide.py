@@ -202,7 +202,7 @@ def lazyslide_models(
     """Return the models of :meth:`Adapter.as_lazyslide`, whose errors these are."""
     _check_installed()
     adapter.check_tiles(adapter.spec.tile_px, mpp)
-    if getattr(adapter, "stain", None) is not None:
+    if adapter.stain is not None:
         raise ValueError(
             "This adapter maps the stain of a slide to that of its training before it reads tiles, and LazySlide gives "
             "tiles as they are: predict with `pekasc.tl.predict_expression`, or fit an adapter without `Readout.stain`."
