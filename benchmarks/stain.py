@@ -58,13 +58,14 @@ def held_out(adapter: Any) -> dict[str, float]:
 
 
 def on_her2st(arguments: Any, kept: KeptRows) -> None:
-    done = {(row["fold"], row["stain"], row["method"]) for row in kept.rows}
+    done = {(row["fold"], row["stain"], row["method"], row["seed"]) for row in kept.rows}
+    stains = [None if stain == "none" else stain for stain in arguments.stains]
     for fold in FOLDS:
         split = None
-        for stain in STAINS:
+        for stain in stains:
             for method in arguments.methods:
                 name = None if method == "none" else method
-                if (fold, stain, method) in done:
+                if (fold, stain, method, arguments.seed) in done:
                     continue
                 split = split or load_split(arguments.her2st, fold)
                 start = time.perf_counter()
@@ -208,6 +209,7 @@ def main() -> None:
     parser = quick_parser(__doc__)
     parser.add_argument("--part", choices=["her2st", "phantom", "speed"])
     parser.add_argument("--methods", nargs="+", default=["none"], help='"none" is the frozen encoder')
+    parser.add_argument("--stains", nargs="+", default=["none", *STAINS[1:]], help="of the part her2st")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--phantom-seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--encoder", choices=["tiny", VITS], default=VITS, help="of the part phantom")

@@ -551,7 +551,7 @@ def test_the_deviation_says_how_far_the_map_is_from_the_truth(slide: SpatialData
     factor = np.where(truth.columns.isin(["NOISE_001", "NOISE_002"]), 4.0, 1.0)
     table.X = table.X.multiply(factor[truth.columns.get_indexer(table.var_names)]).tocsr()
     rates = np.expm1(truth.to_numpy(dtype=np.float64)) * factor
-    truth[:] = np.log1p(1e4 * rates / rates.sum(axis=1, keepdims=True))
+    truth = pd.DataFrame(np.log1p(1e4 * rates / rates.sum(axis=1, keepdims=True)), columns=truth.columns)
     pk.tl.predict_expression(slide, adapter, table_name="grid", key_added="peka", **CPU)
     plain = np.asarray(slide["grid"].layers["peka"])
     pk.tl.predict_expression(slide, adapter, **PULL)
