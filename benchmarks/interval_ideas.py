@@ -58,6 +58,7 @@ class Spots:
         """Return what a model fitted on some sections predicts for every spot."""
         if tuple(train) not in self._known:
             adapter = pk.tl.fit_adapter(self.sdata, train=train, genes=self.genes, progress=False, **self.fit)
+            adapter = pk.tl.calibrate(adapter)  # which adds the novelty to predictions
             pk.tl.predict_expression(self.sdata, adapter, progress=False)
             table = self.sdata["table"]
             values = np.asarray(table.layers["peka"])[:, table.var_names.get_indexer(self.genes)]

@@ -71,6 +71,13 @@ def test_table_of_options_lists_every_field(options: type) -> None:
     assert {field.name for field in fields(options)} == set(re.findall(r"`(\w+)`", row.split("|")[2]))
 
 
+def test_files_on_the_map_of_the_house_exist() -> None:
+    text = (DOCS / "contributing.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.(?:py|toml))`", "\n".join(re.findall(r"^\| \d+\. .*$", text, flags=re.M)))
+    assert len(named) > 30
+    assert not [name for name in named if not (ROOT / "src" / "pekasc" / name).is_file()]
+
+
 def test_results_are_whole_on_their_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sphinx")
     monkeypatch.setattr(sys, "path", [str(DOCS / "_extensions"), *sys.path])

@@ -11,7 +11,7 @@ import torch
 from spatialdata import SpatialData
 
 import pekasc as pk
-from pekasc.models.adapter._reading import reading_parts
+from pekasc.models.adapter._saved_reading import reading_parts
 from pekasc.models.features import BatchEncoder, ReadingEncoder
 
 # one ridge regression: what is tested here is not how good a reading gets

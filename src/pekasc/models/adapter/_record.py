@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pekasc._expression import TARGETS
 from pekasc._options import REFITS
-from pekasc.models.adapter._reading import expected_shapes
-from pekasc.models.adapter._trust import KIND, check_trust
+from pekasc.models.adapter._saved_reading import expected_shapes
+from pekasc.models.adapter._saved_trust import KIND, check_trust
 from pekasc.models.trust import COUNTS, GUARANTEES, INSIDE, RESIDUALS, UNSEEN
 from pekasc.tiling import Stain
 
