@@ -165,7 +165,12 @@ def bounds(
 
 
 def cv_plus(
-    spots: Spots, folds: list[list[str]], at: list[np.ndarray], drawn: list[np.ndarray], noise: Noise, tested: np.ndarray
+    spots: Spots,
+    folds: list[list[str]],
+    at: list[np.ndarray],
+    drawn: list[np.ndarray],
+    noise: Noise,
+    tested: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the quantiles of the bounds of every fold's model at its held-out scores."""
     lows, highs = [], []

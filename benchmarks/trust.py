@@ -3,6 +3,7 @@
     python benchmarks/trust.py --out FOLDER --part phantom
     python benchmarks/trust.py --her2st PATH --vits PATH --out FOLDER --part her2st
     python benchmarks/trust.py --her2st PATH --vits PATH --out FOLDER --part novelty
+    python benchmarks/trust.py --bulb PATH --vits PATH --out FOLDER --part bulb
     python benchmarks/trust.py --out FOLDER --part shifted
     python benchmarks/trust.py --out FOLDER --only table
 
@@ -11,6 +12,7 @@ but the head (preset "quick"). Coverage of measurements at 90 %, closed and rand
 shallower (binomial thinning). Rivals at the same target: the training mean with a constant width, residuals of log
 values on the training spots, and on held-out groups (``target="as_is"``).
 ``her2st``: the same for intervals of counts and of log residuals on C4, B4 and from B4 to C, all expressed genes.
+``bulb``: the same on the mouse olfactory bulb, from animal to animal, as ``default_reading.py`` reads it, all genes.
 ``novelty``: share of tiles flagged at 5 % of the sections tested: as they are, blurred, marked by a pen, at twice and
 half the pixel size, with other stains; her2st (C2 + C3 to C4) and 8 synthetic patients (6 to 2), ViT-S/14.
 ``shifted``: 12 synthetic patients, 9 train and 3 are tested, with haematoxylin and eosin scaled, blurred, with the
@@ -23,6 +25,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,9 +42,11 @@ from spatialdata.transformations import get_transformation
 import pekasc as pk
 from _her2st import ALL_FOLDS, KeptRows, parsed, quick_parser, vits
 from _machine import machine
+from default_reading import BULB_FOLDS, spots_of
+from default_reading import bulb as bulb_of
 
 LEVEL = 0.9
-PARTS = ("phantom", "her2st", "novelty", "shifted")
+PARTS = ("phantom", "her2st", "bulb", "novelty", "shifted")
 QUIET: dict[str, Any] = {"progress": False}
 
 
@@ -163,6 +168,16 @@ def her2st(kept: KeptRows, arguments: Any) -> None:
         found = both(sdata, train, test, {"as sequenced": None}, method=None, encoder=vits(arguments.vits))
         kept.add([{"draw": 0, "test": split, **row} for row in found])
         print("her2st", split, flush=True)
+
+
+def bulb(kept: KeptRows, arguments: Any) -> None:
+    sdata = bulb_of(arguments.bulb)
+    for split, (train, test) in spots_of(BULB_FOLDS).items():
+        if any(row["test"] == split for row in kept.rows):
+            continue
+        found = both(sdata, train, test, {"as sequenced": None}, method=None, encoder=vits(arguments.vits))
+        kept.add([{"draw": 0, "test": split, **row} for row in found])
+        print("bulb", split, flush=True)
 
 
 def blurred(tiles: np.ndarray, sigma: float) -> np.ndarray:
@@ -315,6 +330,7 @@ def embedded(encoder: pk.models.Encoder, tiles: np.ndarray, depth: int) -> np.nd
 def main() -> None:
     parser = quick_parser(__doc__)
     parser.add_argument("--part", choices=PARTS)
+    parser.add_argument("--bulb", type=Path, help="folder with MOB1 to MOB4 of STUtility")
     arguments = parsed(parser, needs=())
     arguments.out.mkdir(parents=True, exist_ok=True)
     kept = {part: KeptRows(arguments.out / f"trust-{part}.jsonl") for part in PARTS}
@@ -323,11 +339,13 @@ def main() -> None:
             phantom(kept["phantom"])
         elif arguments.part == "her2st":
             her2st(kept["her2st"], arguments)
+        elif arguments.part == "bulb":
+            bulb(kept["bulb"], arguments)
         elif arguments.part == "shifted":
             shifted(kept["shifted"])
         else:
             novelty(kept["novelty"], arguments)
-    for part in ("phantom", "her2st"):
+    for part in ("phantom", "her2st", "bulb"):
         if kept[part].rows:
             frame = pd.DataFrame(kept[part].rows)
             by = frame.groupby(["test", "depth", "interval"], sort=False)
