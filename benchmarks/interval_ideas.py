@@ -5,9 +5,9 @@
     python benchmarks/interval_ideas.py --out FOLDER --only table
 
 Everything is fitted on training groups and scored on groups that were never seen: synthetic patients (12 train, 8 are
-tested, two seeds, preset "quick", encoder `tiny`), and C2-C4 to B4 and C2 + C3 to C4 of her2st (`method=None`). Three inner folds at
-most, as in a fit. ``plain``: one threshold a gene, as `tl.calibrate` has it. ``by predicted value``, ``by novelty``, ``by
-spread``: a threshold for every third of the held-out spots, by the predicted value of the gene, by the distance to the
+tested, two seeds), and C2 + C3 to C4 and C2-C4 to B4 of her2st; nothing is trained (preset "quick"). Three inner folds
+at most, as in a fit. ``plain``: one threshold a gene, as `tl.calibrate` has it. ``by predicted value``, ``by novelty``,
+``by spread``: a threshold for every third of the held-out spots, by the predicted value of the gene, by the distance to the
 training tiles, and by the standard deviation between models fitted without another fold as well (Vovk et al. 2005:
 Mondrian conformal prediction). ``CV+``: the quantiles of the bounds of every inner fold's model at every held-out
 score (Barber et al. 2021). Coverage of measurements at 90 %, randomised (closed for CV+, whose bounds are quantiles of
