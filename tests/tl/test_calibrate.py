@@ -282,6 +282,28 @@ def test_totals_of_intervals(four: SpatialData, fitted: pk.Adapter) -> None:
         pk.get.interval(sdata)
 
 
+def test_totals_of_other_genes_are_warned_of(
+    four: SpatialData, fitted: pk.Adapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    sdata = part(four, PATIENTS[2:])
+    kept = sdata["table"][:, list(fitted.genes[:8])].copy()
+    del sdata.tables["table"]
+    sdata.tables["table"] = kept
+    with (
+        pytest.warns(UserWarning, match="16 of the adapter's 24 genes are not in the table and get no interval"),
+        pytest.warns(UserWarning, match="Totals of spots are over 8 genes here, and were over 24 in the training"),
+    ):
+        pk.tl.calibrate(fitted, sdata, **CPU)
+    # as of an adapter whose training sections measured different genes
+    panels = replace(fitted, info={**fitted.info, "total_genes": list(fitted.genes[4:14]), "n_genes_in_total": 10})
+    with (
+        caplog.at_level("INFO"),
+        pytest.warns(UserWarning, match="Totals of spots are over 4 genes here, and were over 10 in the training"),
+    ):
+        pk.tl.calibrate(panels, sdata, **CPU)
+    assert "Totals are over 4 genes of the 10 that all training sections measured" in caplog.text
+
+
 def test_trust_in_get_and_pl(four: SpatialData, fitted: pk.Adapter) -> None:
     sdata = part(four, PATIENTS[1:3])
     pk.tl.predict_expression(sdata, fitted, **CPU)

@@ -20,7 +20,7 @@ from pekasc._keys import read_uns
 from pekasc._sections import tiled_sections
 from pekasc.models.kriging import fit_kriging
 from pekasc.tiling import Stain
-from pekasc.tl._predict_measured import adapter_digest, tiles_digest
+from pekasc.tl._predict_measured import adapter_digest, prediction_inputs_digest
 from pekasc.tl._predict_spots import counting_variance
 
 RIDGE = pk.Readout.preset("ridge").replace(n_depths=None, depth=2)
@@ -185,6 +185,14 @@ def test_what_the_spots_did_not_tell_is_counted(slide: SpatialData, adapter: pk.
     assert np.isnan(grid.layers["peka_kriging_sd"][:, missing]).all()
     assert np.isfinite(grid.layers["peka_kriging_sd"][:, ~missing]).all()
     assert np.isfinite(grid.layers["peka"]).all()
+
+
+def test_totals_of_other_genes_are_warned_of(slide: SpatialData, adapter: pk.Adapter) -> None:
+    replace_table(slide, "table", slide["table"][:, list(adapter.genes[:8])].copy())
+    with pytest.warns(
+        UserWarning, match="over 8 genes here, and were over 24 in the training.* a pull to these values"
+    ):
+        pk.tl.predict_expression(slide, adapter, **PULL)
 
 
 def test_every_section_is_pulled_to_its_own_spots(slide: SpatialData, adapter: pk.Adapter) -> None:
@@ -539,9 +547,9 @@ def test_the_digest_of_an_adapter_and_of_tiles_tells_what_predictions_depend_on(
         [dataclasses.replace(section, rows=section.rows[::-1]), *sections[1:]],
         sections[1:],
     ]
-    found = {tiles_digest(one, spec, "float32") for one in (sections, *changed)}
-    assert len(found | {tiles_digest(sections, spec, "float16")}) == 6
-    assert tiles_digest(list(sections), spec, "float32") in found
+    found = {prediction_inputs_digest(one, spec, "float32") for one in (sections, *changed)}
+    assert len(found | {prediction_inputs_digest(sections, spec, "float16")}) == 6
+    assert prediction_inputs_digest(list(sections), spec, "float32") in found
 
 
 def test_the_deviation_says_how_far_the_map_is_from_the_truth(slide: SpatialData, adapter: pk.Adapter) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +20,6 @@ from pekasc._expression import (
     dense,
     gene_columns,
     gene_names,
-    gene_positions,
     no_overlap_message,
     target_matrix,
 )
@@ -30,6 +28,7 @@ from pekasc._obsm import measured_target
 from pekasc._options import Compute, resolve, unused_in_embedding
 from pekasc._sections import check_table, get_table, section_labels, tiled_table
 from pekasc._settings import get_logger
+from pekasc._warnings import warn_user
 from pekasc.models import Adapter
 from pekasc.models.trust import (
     EXACT,
@@ -47,6 +46,7 @@ from pekasc.models.trust import (
 )
 from pekasc.tl._panels import measured_entries
 from pekasc.tl._predict_checks import other_sections
+from pekasc.tl._predict_genes import columns_of, columns_of_totals, warn_of_other_totals
 from pekasc.tl._predict_rows import LayerSpec, layer_parts, tile_scores, trained_on
 from pekasc.tl._read import ensure_tiles, untiled_on_error
 from pekasc.tl._section_features import on_device
@@ -180,12 +180,10 @@ def calibrate(
         )
     logger.hint("%s.%s", made.text, f" {without} genes have none." if without else "")
     if len(made.groups) < FEW_GROUPS:
-        warnings.warn(
+        warn_user(
             f"Intervals from {len(made.groups)} group{'s' * (len(made.groups) > 1)}: how far groups differ is hardly "
             "known from so few, and intervals may cover less in a new one. Calibrate on more sections that the "
-            "adapter never saw (`sdata=`).",
-            UserWarning,
-            stacklevel=2,
+            "adapter never saw (`sdata=`)."
         )
     return replace(adapter, calibration=made)
 
@@ -299,7 +297,7 @@ def _check_apart(adapter: Adapter, table: AnnData, rows: np.ndarray, label: np.n
     if why and exact:
         raise ValueError(f'`guarantee="exact"` does not hold: {why}. Take other sections or `groups=`.')
     if why:
-        warnings.warn(f"Intervals may cover less in a new group: {why}.", UserWarning, stacklevel=4)
+        warn_user(f"Intervals may cover less in a new group: {why}.")
 
 
 def _columns(values: Matrix, part: slice) -> np.ndarray:
@@ -349,24 +347,22 @@ def _measured(table: AnnData, adapter: Adapter, layer: str | None, gene_key: str
         return _Measured(values, None, np.isfinite(values).all(axis=1), None)
     of_genes = gene_columns(table)
     names = gene_names(table, gene_key, of_genes)
-    at = gene_positions(names, adapter.genes)
-    if (at < 0).all():
+    columns = columns_of(names, adapter.genes, of_genes)
+    if (columns < 0).all():
         raise ValueError(no_overlap_message(names, adapter.genes, table))
-    if (at < 0).any():
-        missing = [gene for gene, i in zip(adapter.genes, at, strict=True) if i < 0]
-        warnings.warn(
+    if (columns < 0).any():
+        missing = [gene for gene, i in zip(adapter.genes, columns, strict=True) if i < 0]
+        warn_user(
             f"{len(missing)} of the adapter's {len(adapter.genes)} genes are not in the table and get no interval "
-            f"(such as {missing[:3]}).",
-            UserWarning,
-            stacklevel=4,
+            f"(such as {missing[:3]})."
         )
-    columns = np.where(at >= 0, of_genes[at], -1)
     if adapter.info["target"] == TARGETS["as_is"]:
         values = target_matrix(table, layer, "as_is")[:, np.maximum(columns, 0)]
         return _Measured(values, None, np.ones(table.n_obs, dtype=bool), columns)
     raw = counts(table, layer)
-    shared = adapter.info.get("total_genes")
-    over = of_genes if shared is None else of_genes[np.isin(names, shared)]
+    over = columns_of_totals(adapter, names, of_genes)
+    over = of_genes if over is None else over
+    warn_of_other_totals(adapter, over.size)
     totals = count_totals(raw, over)
     return _Measured(raw[:, np.maximum(columns, 0)], totals, totals > 0, columns)
 

@@ -52,7 +52,7 @@ from pekasc.tl._predict_checks import (
     check_trained,
 )
 from pekasc.tl._predict_genes import columns_of, columns_of_totals, wanted_of, warn_of_other_totals
-from pekasc.tl._predict_measured import adapter_digest, measured_pull, tiles_digest
+from pekasc.tl._predict_measured import adapter_digest, measured_pull, prediction_inputs_digest
 from pekasc.tl._predict_rows import LayerSpec, layer_parts, store_predictions, tile_scores, trained_on
 from pekasc.tl._predict_spots import spots_table
 from pekasc.tl._predict_table import check_table_added, keep_others, new_table_of, without_genes
@@ -314,7 +314,9 @@ def predict_expression(
     record = {
         **adapter_record(adapter),
         "adapter_digest": digest,
-        "tiles_digest": tiles_digest(sections, spec, "float32" if store is None else how.stored_precision),
+        "prediction_inputs_digest": prediction_inputs_digest(
+            sections, spec, "float32" if store is None else how.stored_precision
+        ),
         "fields_um": list(fields_um),
         "n_predicted": len(wanted),
         "tile_px": spec.tile_px,

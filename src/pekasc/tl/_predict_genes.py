@@ -34,7 +34,7 @@ def wanted_of(adapter: Adapter, genes: Sequence[str] | None) -> np.ndarray:
     return positions
 
 
-def columns_of(names: np.ndarray, target_genes: list[str], gene_of: np.ndarray) -> np.ndarray:
+def columns_of(names: np.ndarray, target_genes: Sequence[str], gene_of: np.ndarray) -> np.ndarray:
     """Return the column of the table for each gene, -1 where it has none."""
     at = gene_positions(names, target_genes)
     return np.where(at >= 0, gene_of[at], -1) if gene_of.size else at
@@ -64,6 +64,6 @@ def warn_of_other_totals(adapter: Adapter, n_genes: int) -> None:
         return
     warn_user(
         f"Totals of spots are over {n_genes} genes here, and were over {then} in the training: measured values are on "
-        "another scale than predictions, so that rmse, intervals and their coverage do not hold. Give the table with "
-        "all its genes, and choose those to predict with `genes=`."
+        "another scale than predictions, so that rmse, intervals, their coverage and a pull to these values do not "
+        "hold. Give the table with all its genes, and choose those to predict with `genes=`."
     )

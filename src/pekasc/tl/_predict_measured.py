@@ -113,7 +113,7 @@ def adapter_digest(adapter: Adapter) -> str:
     return sha256(rest, *of_weights, *array_parts(adapter.reading), "stain", *stain)[:32]
 
 
-def tiles_digest(sections: Sequence[Section], spec: TileSpec, precision: str) -> str:
+def prediction_inputs_digest(sections: Sequence[Section], spec: TileSpec, precision: str) -> str:
     """Return a digest of the tiles that are predicted and of the numbers that features are kept in.
 
     Predictions of a table are known by it to be of the tiles that it has now.
@@ -155,7 +155,7 @@ def measured_pull(
     adapter.check_tiles(spec.tile_px, spec.mpp)
     pairs = _on_same_image(sections, tiled, table_name, measured_table)
     used = [section for section in tiled if any(section in pair for pair in pairs.values())]
-    digest = tiles_digest(tiled, spec, "float32" if store is None else compute.stored_precision)
+    digest = prediction_inputs_digest(tiled, spec, "float32" if store is None else compute.stored_precision)
     predicted = _predicted(
         table, adapter, layer.wanted, spots.columns, used, spec, digest, key_added=key_added, store=store,
         abstain=abstain, compute=compute, progress=progress,
@@ -260,7 +260,7 @@ def _predicted(
     """Return the adapter's own predictions for the spots, (n_obs, wanted genes), NaN in other rows."""
     record = prediction_record(table, key_added)
     same = record.get("adapter_digest") == adapter_digest(adapter) and record.get("abstain") == abstain
-    same = same and record.get("tiles_digest") == digest
+    same = same and record.get("prediction_inputs_digest") == digest
     there = columns >= 0
     values = np.full((table.n_obs, wanted.size), np.nan, dtype=np.float32)
     if same and "measured" not in record and key_added in table.layers:

@@ -27,7 +27,7 @@ from pekasc._sections import Section, tiled_table
 from pekasc.models import Adapter
 from pekasc.models.kriging import Kriging, TooFewSpots, fit_kriging
 from pekasc.tl._panels import measured_entries
-from pekasc.tl._predict_genes import columns_of, columns_of_totals
+from pekasc.tl._predict_genes import columns_of, columns_of_totals, warn_of_other_totals
 
 _MOST_MISSING = 0.1  # share of the spots; a gene with more gaps is left alone
 _N_DEPTHS = 16
@@ -162,7 +162,9 @@ class MeasuredSpots:
                 f"{error.args[0]}"
             ) from error
         over = columns_of_totals(adapter, found_names, gene_of)
-        totals = count_totals(raw, gene_of if over is None else over)
+        over = gene_of if over is None else over
+        warn_of_other_totals(adapter, over.size)
+        totals = count_totals(raw, over)
         return cls(table, genes, columns, log1p_of_totals(raw, totals), totals)
 
     def fitted(self, own: Section, section: Section, predicted: np.ndarray) -> Fitted | str:
