@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -13,6 +12,7 @@ from scipy import sparse
 
 from pekasc._panels import Panels
 from pekasc._settings import get_logger
+from pekasc._warnings import warn_user
 
 logger = get_logger(__name__)
 
@@ -185,11 +185,9 @@ def gene_columns(adata: AnnData) -> np.ndarray:
     if is_gene.all():
         return everything
     if not is_gene.any():
-        warnings.warn(
+        warn_user(
             f'None of the {adata.n_vars} features is "{GENE_EXPRESSION}" by `var["{_TYPES}"]`, which has '
-            f"{sorted(set(types))[:5]}: all are taken as genes.",
-            UserWarning,
-            stacklevel=3,
+            f"{sorted(set(types))[:5]}: all are taken as genes."
         )
         return everything
     return np.flatnonzero(is_gene)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from pekasc._expression import TARGETS, Matrix, counts, log1p_of_totals, target_
 from pekasc._keys import read_uns, total_key
 from pekasc._settings import get_logger
 from pekasc._totals import recorded_totals
+from pekasc._warnings import warn_user
 
 logger = get_logger(__name__)
 
@@ -86,11 +86,9 @@ def _recorded_layer(table: AnnData, key: str) -> str | None:
     """Return the layer of the counts at prediction, or None for the default places."""
     layer = prediction_record(table, key).get("counts_layer", "")
     if layer and layer not in table.layers:
-        warnings.warn(
+        warn_user(
             f"The counts of layers[{key!r}] were in layers[{layer!r}], which is not in the table any more: they are "
-            "looked for in `X` and layers['counts'].",
-            UserWarning,
-            stacklevel=4,
+            "looked for in `X` and layers['counts']."
         )
         return None
     return layer or None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from pandas.api import types
 from scipy import sparse
 
 from pekasc._keys import UNS, check_key, read_uns, target_key
+from pekasc._warnings import warn_user
 
 _FORM = '`target={"obsm": key}`'
 
@@ -130,11 +130,9 @@ def training_target(table: AnnData, key: str, rows: np.ndarray) -> tuple[np.ndar
         )
     slashes = [name for name in frame if "/" in name]
     if slashes:
-        warnings.warn(
+        warn_user(
             f"{len(slashes)} columns of obsm[{key!r}] have a slash in their name (such as {slashes[0]!r}), and AnnData "
-            "does not write those: rename them before the object is to be saved.",
-            UserWarning,
-            stacklevel=5,
+            "does not write those: rename them before the object is to be saved."
         )
     return frame.columns.to_numpy(dtype=object), values
 

@@ -6,7 +6,6 @@ now. They are kept per row, so that they stay when rows leave too, and when join
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from pekasc._digests import sha256
 from pekasc._expression import Matrix, count_totals, find_counts, gene_columns, of_genes
 from pekasc._keys import total_check_key, total_key
 from pekasc._settings import get_logger
+from pekasc._warnings import warn_user
 
 logger = get_logger(__name__)
 
@@ -131,9 +131,7 @@ def _same_counts(table: AnnData, key: str, raw: Matrix, columns: np.ndarray, row
 
 
 def _warn(key: str, why: str) -> None:
-    warnings.warn(
+    warn_user(
         f"Measured values are compared with layers[{key!r}] as log1p(1e4 * count / total), but {why}. Predict again, "
-        "or score a table with all genes.",
-        UserWarning,
-        stacklevel=5,
+        "or score a table with all genes."
     )

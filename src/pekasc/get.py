@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -29,6 +28,7 @@ from pekasc._sections import (
     with_stain,
 )
 from pekasc._settings import get_logger
+from pekasc._warnings import warn_user
 from pekasc.tiling import StainMap, TileStream
 
 if TYPE_CHECKING:
@@ -234,11 +234,9 @@ def expression(
     values = values[np.ix_(rows, known)]
     missing = np.isnan(values).any(axis=0).sum()
     if missing:
-        warnings.warn(
+        warn_user(
             f"{missing} of {values.shape[1]} genes of the layer {layer!r} have no values in some rows (NaN): it holds "
-            "predictions of several adapters. Take the sections or genes that belong together before going on.",
-            UserWarning,
-            stacklevel=2,
+            "predictions of several adapters. Take the sections or genes that belong together before going on."
         )
     obs = table.obs.loc[rows].copy()
     # a user's own column of that name stays

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from pekasc._sections import (
     write_patch_records,
 )
 from pekasc._settings import get_logger
+from pekasc._warnings import warn_user
 from pekasc.io._h5ad import Expression, read_h5ad
 from pekasc.io._tiff import tiff_levels
 from pekasc.tiling import PatchFile
@@ -370,7 +370,7 @@ def _unchecked(name: str, error: ValueError, strict: bool) -> None:
 def _contradiction(message: str, strict: bool) -> None:
     if strict:
         raise ValueError(f"{message} Correct what is wrong; `strict=False` goes on with the metadata's pixel size.")
-    warnings.warn(f"{message} The metadata's pixel size is taken.", UserWarning, stacklevel=5)
+    warn_user(f"{message} The metadata's pixel size is taken.")
 
 
 def _bins(centres: np.ndarray) -> np.ndarray | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache as cache_once
@@ -18,6 +17,7 @@ from pekasc._expression import Matrix, did_you_mean
 from pekasc._keys import PATIENT
 from pekasc._options import FIT_MEMORY
 from pekasc._sections import coarse_tiles, places
+from pekasc._warnings import warn_user
 from pekasc.models.comparing import (
     HEST_PROTOCOLS,
     MIN_TEST,
@@ -52,11 +52,9 @@ def make_comparisons(
         if readout.context_um != "auto":
             check_radius(spots.coords_um, spots.labels, readout.context_um)
     if call.protocol in HEST_PROTOCOLS and (spots.spec.tile_px, spots.spec.mpp) != HEST_TILES:
-        warnings.warn(
+        warn_user(
             f"HEST-Bench has tiles of {HEST_TILES[0]} px at {HEST_TILES[1]} um/px, these are {spots.spec.tile_px} px "
-            f"at {spots.spec.mpp:g}: scores do not compare with its published ones.",
-            UserWarning,
-            stacklevel=3,
+            f"at {spots.spec.mpp:g}: scores do not compare with its published ones."
         )
     cache = Results(None if call.compute.cache is None else Path(call.compute.cache))
     teacher, teacher_fingerprint = _teacher(call, spots, cache)
@@ -177,11 +175,9 @@ def _warn_of_leaks(parts: dict[str, tuple[np.ndarray, np.ndarray]], units: Mappi
     for what, labels in units.items():
         cut = [name for name, (train, test) in parts.items() if set(labels[train]) & set(labels[test])]
         if set(cut) - leaky:
-            warnings.warn(
+            warn_user(
                 f"Folds {cut} have spots of one {what} in training and in test: neighbouring and serial tissue leaks, "
-                "and inflates their scores. `pekasc.tl.leakage_audit` shows by how much.",
-                UserWarning,
-                stacklevel=4,
+                "and inflates their scores. `pekasc.tl.leakage_audit` shows by how much."
             )
         leaky |= set(cut)
     return frozenset(leaky)
@@ -229,11 +225,9 @@ def _folds(spots: Spots, groups: str | None, folds: Any) -> dict[str, tuple[np.n
         out = _each(column.astype(str).to_numpy(dtype=object), f"obs[{folds!r}]")
     else:
         if spots.group_key is None:
-            warnings.warn(
+            warn_user(
                 "There are not two patients to hold out in turn (see `groups=`), so sections are: scores are for a new "
-                "section of the same tissue, and say little about another patient.",
-                UserWarning,
-                stacklevel=4,
+                "section of the same tissue, and say little about another patient."
             )
         out = _each(spots.groups, "the sections" if spots.group_key is None else f"obs[{spots.group_key!r}]")
     for name, (train, test) in out.items():

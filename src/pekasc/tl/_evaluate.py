@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from pekasc._measured import as_stored, measured, measured_counts, prediction_re
 from pekasc._obsm import measured_target, obsm_of, predicted_target
 from pekasc._sections import check_table, get_table, positions_um, section_labels, tiled_table, writable_table
 from pekasc._settings import get_logger
+from pekasc._warnings import warn_user
 from pekasc.models.trust import COUNTS
 from pekasc.tl._gene_scores import LEAST, Compared, score_group
 from pekasc.tl._panels import measured_entries
@@ -159,7 +159,7 @@ def evaluate(
     for group in np.unique(labels):
         at = np.flatnonzero(labels == group)
         if at.size < LEAST:
-            warnings.warn(f"Group {group!r} has {at.size} spots: too few to score.", UserWarning, stacklevel=2)
+            warn_user(f"Group {group!r} has {at.size} spots: too few to score.")
             continue
         frames.append(score_group(str(group), spots.take(at)))
     if not frames:
@@ -353,9 +353,7 @@ def _share_reached(scores: pd.DataFrame) -> pd.Series:
 def _report_constant(scores: pd.DataFrame, what: str) -> None:
     constant = scores.loc[scores["pearson"].isna() & (scores["n_spots"] > 0), "gene"].unique()
     if constant.size:
-        warnings.warn(
+        warn_user(
             f"{constant.size} {what} are constant in a group, so their correlation there is NaN: "
-            f"{list(constant[:3])}{', ...' if constant.size > 3 else ''}.",
-            UserWarning,
-            stacklevel=3,
+            f"{list(constant[:3])}{', ...' if constant.size > 3 else ''}."
         )

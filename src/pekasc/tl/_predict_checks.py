@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from pekasc._keys import (
 from pekasc._measured import prediction_record, was_trained_on
 from pekasc._obsm import recorded_targets
 from pekasc._sections import Section
+from pekasc._warnings import warn_user
 from pekasc.models import Adapter
 from pekasc.models.heads import coarse_stride
 
@@ -83,7 +83,7 @@ def check_stride(adapter: Adapter, sections: Sequence[Section]) -> None:
     for section in sections:
         found = coarse_stride(section.centres_um, adapter.info.get("pitch_um"), adapter.context_um)
         if found is not None:
-            warnings.warn(f"Tiles of {section.name!r} {found}", UserWarning, stacklevel=3)
+            warn_user(f"Tiles of {section.name!r} {found}")
 
 
 def check_size(
@@ -141,11 +141,9 @@ def check_layer(
             'into a table of their own (`genes=[...], table_added="predicted"`), or raise the limit.'
         )
     if missing:
-        warnings.warn(
+        warn_user(
             f"{len(missing)} of the adapter's {len(target_genes)} genes are not in the table and are left out "
-            f'(such as {missing[:3]}). `table_added="..."` keeps them in a table of their own.',
-            UserWarning,
-            stacklevel=3,
+            f'(such as {missing[:3]}). `table_added="..."` keeps them in a table of their own.'
         )
 
 

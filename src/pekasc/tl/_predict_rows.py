@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pekasc._digests import sha256
 from pekasc._options import RESULT_MEMORY, Compute
 from pekasc._sections import Section, trained_rows, with_stain
 from pekasc._settings import get_logger
+from pekasc._warnings import warn_user
 from pekasc.models import Adapter
 from pekasc.models.features import PredictionStore, locked
 from pekasc.models.heads import Reading
@@ -130,11 +130,9 @@ def _readable(adapter: Adapter, sections: Sequence[Section], spec: TileSpec) -> 
         further_readers(sections, spec, adapter.scales, quiet=True)
     except ValueError as error:
         found = adapter.reading_of(context=True, fields=False)
-        warnings.warn(
+        warn_user(
             f"The adapter's wider field of view cannot be read here, and heads that were fitted without it predict: "
-            f"{error}",
-            UserWarning,
-            stacklevel=4,
+            f"{error}"
         )
         return found, ()
     return adapter.reading.use(), adapter.fields_um

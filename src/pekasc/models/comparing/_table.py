@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from pekasc._expression import dense
+from pekasc._warnings import warn_user
 from pekasc.models.comparing._bench import Bench, FoldGenes
 from pekasc.models.comparing._comparison import Result
 from pekasc.models.comparing._rivals import BEST_FROZEN
@@ -83,7 +83,7 @@ def _warn_of_scores(fold: str, constant: list[str], small: set[str], undefined: 
             f"are left out of its mean: {sorted(undefined)}."
         )
     for problem in problems:
-        warnings.warn(f"Fold {fold!r}: {problem}", UserWarning, stacklevel=4)
+        warn_user(f"Fold {fold!r}: {problem}")
 
 
 def _identity(f: Result) -> dict[str, Any]:
