@@ -46,6 +46,7 @@ def fitted(
     return pk.tl.fit_adapter(
         training, encoder=vits(arguments.vits) if encoder == VITS else encoder, method=method, genes=genes,
         readout={"stain": stain}, random_state=arguments.seed, progress=False,
+        compute={"cache": arguments.out / "cache"},
     )  # fmt: skip
 
 
