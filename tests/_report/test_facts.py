@@ -93,9 +93,6 @@ def test_versions(adapter: Any, page: Any) -> None:
     assert adapter.info["versions"]["torch"] in text and adapter.encoder_digest in text
 
 
-def test_names_and_numbers() -> None:
-    assert say.names(["a", "b"]) == "a, b"
-    assert say.names(list("abcd"), 2) == "a, b and 2 more"
-    assert [say.number(n, "group") for n in (1, 2000)] == ["1 group", "2,000 groups"]
+def test_shares() -> None:
     assert [say.percent(level) for level in (0.9, 0.995)] == ["90%", "99.5%"]
     assert [say.share(value) for value in (0.123, float("nan"))] == ["12%", "–"]

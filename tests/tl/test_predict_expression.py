@@ -28,7 +28,7 @@ def test_slots(tiled: SpatialData, adapter: pk.Adapter) -> None:
     table = tiled["table"]
     missing = int(np.flatnonzero((table.obs["region"] == "P2S1_spots") & (table.obs["spot_id"] == shapes.index[3]))[0])
     unknown = replace(adapter, genes=(*adapter.genes[:-1], "OTHER"))
-    with pytest.warns(UserWarning, match=r"1 of the adapter's \d+ genes are not in the table .*OTHER"):
+    with pytest.warns(UserWarning, match=r"not in the table are left out: 1 of the adapter's \d+ .*OTHER"):
         pk.tl.predict_expression(tiled, unknown, **QUICK)
     layer, features = table.layers["peka"], table.obsm["X_peka"]
     assert layer.dtype == np.float32 and features.dtype == np.float32

@@ -584,8 +584,8 @@ def test_spots_without_a_prediction_of_a_gene_are_left_out(
     table.layers["peka"][rows[5], one] = np.nan
     table.layers["peka"][rows[: rows.size // 2], other] = np.nan
     said_of = (
-        rf"Spots of 'P2S1_spots': 1 spots pull nothing, whose predictions are NaN for {adapter.genes[0]}; "
-        rf"{adapter.genes[1]} are not pulled"
+        rf"Spots of 'P2S1_spots': 1 spot left out: predictions there are NaN for {adapter.genes[0]}; "
+        rf"not pulled: {adapter.genes[1]} \(predictions are NaN at more than 10% of the spots\)"
     )
     with pytest.warns(UserWarning, match=said_of):
         pk.tl.predict_expression(slide, adapter, **PULL)

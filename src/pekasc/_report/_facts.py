@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pekasc._report._html import Content, Markup, bullets, code, element, facts, paragraphs, table
+from pekasc._text import names, number
 from pekasc.models.trust import COUNTS, EDGES, FEW_GROUPS, LEVELS, RULES, percent, trust_levels
 
 if TYPE_CHECKING:
     from pekasc.models import Adapter
 
-_MANY = 12  # names that are written out
 _BEST = 8
 _UNKNOWN = "not stated: see where its weights come from"
 _LEVEL = 0.9  # shown without a calibration
@@ -36,7 +35,7 @@ class About:
     def what(self) -> str:
         """What is predicted, with its number."""
         n, key = len(self.adapter.genes), self.adapter.target_key
-        return f"the expression of {n} genes" if key is None else f"{n} columns of {key!r}"
+        return f"the expression of {number(n, 'gene')}" if key is None else f"{number(n, 'column')} of {key!r}"
 
     @property
     def by_level(self) -> dict[str, list[str]]:
@@ -71,16 +70,6 @@ class About:
         """Size of a tile."""
         spec = self.adapter.spec
         return f"{spec.side_um:g} x {spec.side_um:g} um ({spec.tile_px} px at {spec.mpp:g} um per pixel)"
-
-
-def names(found: Sequence[str], most: int = _MANY) -> str:
-    """Return names in a line, the first of many."""
-    return ", ".join(found) if len(found) <= most else f"{', '.join(found[:most])} and {len(found) - most} more"
-
-
-def number(n: int, noun: str) -> str:
-    """Return a number with its noun in the singular or plural."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def short(about: About) -> Markup:

@@ -16,11 +16,12 @@ from pekasc import pl, tl
 from pekasc._expression import close_genes, dense_layer
 from pekasc._keys import bound_keys, novelty_key, target_key
 from pekasc._measured import measured, prediction_record, was_trained_on
-from pekasc._report._facts import About, names, number, share
+from pekasc._report._facts import About, share
 from pekasc._report._figures import png
 from pekasc._report._html import Content, Markup, element, figure, paragraphs, table
 from pekasc._sections import check_spatialdata, get_table, section_labels, tiled_table
 from pekasc._settings import get_logger
+from pekasc._text import names, number
 from pekasc.models.trust import percent
 
 if TYPE_CHECKING:

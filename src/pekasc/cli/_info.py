@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pekasc._text import number
 from pekasc.cli import _arguments as arguments
 from pekasc.cli._output import finish, working
 from pekasc.cli._predict import adapter_folder
@@ -86,7 +87,7 @@ def _describe_slide(path: Path) -> tuple[dict[str, Any], str]:
     record = {"kind": "slide", "size_px": sizes[0], "levels_px": sizes, "mpp": mpp}
     known = "of unknown pixel size" if mpp is None else f"at {mpp:.4g} um/px"
     width, height = sizes[0]
-    return record, f"slide of {width} x {height} px {known}, {len(levels)} level{'s' if len(levels) > 1 else ''}"
+    return record, f"slide of {width} x {height} px {known}, {number(len(levels), 'level')}"
 
 
 def _describe_spatialdata(path: Path) -> tuple[dict[str, Any], str]:

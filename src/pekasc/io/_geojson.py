@@ -26,6 +26,7 @@ from pekasc._sections import (
     tiled_table,
 )
 from pekasc._settings import get_logger
+from pekasc._text import number
 from pekasc.io._geojson_features import OBJECT_TYPES, features, merged, outlines, write_collection
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ class _Objects:
             n = write_collection(packed, (feature for part in parts for feature in part))
             if packed is not out:
                 packed.close()
-            logger.hint("%s: %d objects.", file.name, n)
+            logger.hint("%s: %s.", file.name, number(n, "object"))
 
         write_whole(file, write, "The GeoJSON")
 

@@ -28,6 +28,7 @@ from pekasc._obsm import measured_target
 from pekasc._options import Compute, resolve, unused_in_embedding
 from pekasc._sections import check_table, get_table, section_labels, tiled_table
 from pekasc._settings import get_logger
+from pekasc._text import number
 from pekasc._warnings import warn_user
 from pekasc.models import Adapter
 from pekasc.models.trust import (
@@ -178,10 +179,10 @@ def calibrate(
             f"No gene has an interval at level {level:g}: each was measured by too few of the {len(made.groups)} "
             "groups, never varied, or lies farther off than any interval reaches. Lower `level`, or add groups."
         )
-    logger.hint("%s.%s", made.text, f" {without} genes have none." if without else "")
+    logger.hint("%s.%s", made.text, f" {number(without, 'gene')} without an interval." if without else "")
     if len(made.groups) < FEW_GROUPS:
         warn_user(
-            f"Intervals from {len(made.groups)} group{'s' * (len(made.groups) > 1)}: how far groups differ is hardly "
+            f"Intervals from {number(len(made.groups), 'group')}: how far groups differ is hardly "
             "known from so few, and intervals may cover less in a new one. Calibrate on more sections that the "
             "adapter never saw (`sdata=`)."
         )
@@ -264,13 +265,13 @@ def _unseen(
     group_of = dict(zip(rows, label.astype(str), strict=True))
     group, section = np.array([group_of[row] for row in kept]), section_labels(table)[kept]
     blocks = []
-    for number, name in enumerate(names):
+    for index, name in enumerate(names):
         for one in np.unique(section[group == name]):
             at = np.flatnonzero((group == name) & (section == one))
             known = measured.known(table, kept[at])
             blocks.append(
                 Block(
-                    name, number, partial(_columns, predicted[at]), partial(_columns, measured.values[kept[at]]),
+                    name, index, partial(_columns, predicted[at]), partial(_columns, measured.values[kept[at]]),
                     None if measured.totals is None else measured.totals[kept[at]], known,
                 )
             )  # fmt: skip
@@ -353,7 +354,7 @@ def _measured(table: AnnData, adapter: Adapter, layer: str | None, gene_key: str
     if (columns < 0).any():
         missing = [gene for gene, i in zip(adapter.genes, columns, strict=True) if i < 0]
         warn_user(
-            f"{len(missing)} of the adapter's {len(adapter.genes)} genes are not in the table and get no interval "
+            f"Genes that are not in the table get no interval: {len(missing)} of the adapter's {len(adapter.genes)} "
             f"(such as {missing[:3]})."
         )
     if adapter.info["target"] == TARGETS["as_is"]:

@@ -142,7 +142,7 @@ def check_layer(
         )
     if missing:
         warn_user(
-            f"{len(missing)} of the adapter's {len(target_genes)} genes are not in the table and are left out "
+            f"Genes that are not in the table are left out: {len(missing)} of the adapter's {len(target_genes)} "
             f'(such as {missing[:3]}). `table_added="..."` keeps them in a table of their own.'
         )
 

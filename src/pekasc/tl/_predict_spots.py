@@ -24,6 +24,7 @@ from pekasc._expression import (
     target_matrix,
 )
 from pekasc._sections import Section, tiled_table
+from pekasc._text import names, number
 from pekasc.models import Adapter
 from pekasc.models.kriging import Kriging, TooFewSpots, fit_kriging
 from pekasc.tl._panels import measured_entries
@@ -212,13 +213,10 @@ class MeasuredSpots:
         """Say which genes and spots are left out for predictions at the spots that are NaN."""
         said = []
         if out.any():
-            names = [self.names[i] for i in genes[missing[out].any(axis=0) & ~gaps]]
-            said.append(f"{int(out.sum())} spots pull nothing, whose predictions are NaN for {_some(names)}")
+            which = [self.names[i] for i in genes[missing[out].any(axis=0) & ~gaps]]
+            said.append(f"{number(int(out.sum()), 'spot')} left out: predictions there are NaN for {names(which, 3)}")
         if gaps.any():
-            names = [self.names[i] for i in genes[gaps]]
-            said.append(f"{_some(names)} are not pulled, with predictions that are NaN at too many spots")
+            which = [self.names[i] for i in genes[gaps]]
+            where = f"at more than {_MOST_MISSING:.0%} of the spots"
+            said.append(f"not pulled: {names(which, 3)} (predictions are NaN {where})")
         return "; ".join(said)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more genes" if len(names) > 3 else "")

@@ -13,6 +13,7 @@ from anndata import AnnData
 from pekasc._keys import bound_keys, kriging_sd_key, novelty_key, trust_key
 from pekasc._sections import Section
 from pekasc._settings import get_logger
+from pekasc._text import number
 from pekasc._warnings import warn_user
 from pekasc.models import Adapter
 from pekasc.models.features import StoredLayer, derived_layer
@@ -82,10 +83,10 @@ def warn_of_novel_sections(p_values: np.ndarray | None, sections: Sequence[Secti
             found.append(f"{section.name!r} ({share:.0%})")
     if found:
         warn_user(
-            f"Many tiles of {len(found)} sections are less like the training tiles than 95% of those that were held "
-            f"out there: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}. Check the pixel size, the stain "
-            "and the focus of these images (`pekasc.pl.novelty` shows the tiles); another patient or tissue can do the "
-            "same. Scores of held-out groups do not tell how good these predictions are."
+            f"Many tiles of {number(len(found), 'section')} are less like the training tiles than 95% of those that "
+            f"were held out there: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}. Check the pixel "
+            "size, the stain and the focus of these images (`pekasc.pl.novelty` shows the tiles); another patient or "
+            "tissue can do the same. Scores of held-out groups do not tell how good these predictions are."
         )
 
 

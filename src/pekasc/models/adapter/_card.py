@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from huggingface_hub import ModelCardData
 
+from pekasc._text import names, number
 from pekasc.models.trust import LEVELS, trust_levels
 
 if TYPE_CHECKING:
@@ -44,14 +44,14 @@ def model_card(adapter: Adapter, name: str, licence: str) -> str:
         library_name="pekasc", base_model=base, tags=["pathology", "spatial-transcriptomics", "gene-expression"],
         **licence_of,
     )  # fmt: skip
-    noun = "genes" if adapter.target_key is None else f"columns of {_plain(adapter.target_key)}"
-    groups = [str(group) for group in info["groups"]]
-    of_groups = f"{len(groups)} group{'s' * (len(groups) > 1)}"
+    n, of = len(adapter.genes), adapter.target_key
+    what = number(n, "gene") if of is None else f"{number(n, 'column')} of {_plain(of)}"
+    groups = [_plain(group) for group in info["groups"]]
     lines = [
         f"---\n{data.to_yaml()}\n---",
         MARK,
         f"# {_plain(name)}",
-        f"Predicts {len(adapter.genes)} {noun} ({_plain(info['target'])}) from H&E, one value for each tile of "
+        f"Predicts {what} ({_plain(info['target'])}) from H&E, one value for each tile of "
         f"{adapter.spec.side_um:g} um ({adapter.spec.tile_px} px at {adapter.spec.mpp:g} um per pixel). It holds an "
         "adapter and an expression head, not the encoder's weights.",
         "```python\nimport pekasc as pk\n\n"
@@ -64,7 +64,8 @@ def model_card(adapter: Adapter, name: str, licence: str) -> str:
             *([f"- Teacher: {_plain(info['teacher'])}, licence: {_plain(info.get('teacher_licence') or 'not stated')}"]
               if info.get("teacher") is not None else []),
             f"- Method: {_plain(adapter.method)}; head: {_plain(info['head'])}",
-            f"- Trained on {info['n_spots']:,} spots of {of_groups}: {_listed(groups)}",
+            f"- Trained on {number(int(info['n_spots']), 'spot')} of {number(len(groups), 'group')}: "
+            f"{names(groups, _MOST)}",
             f"- Versions: {_plain(', '.join(f'{k} {v}' for k, v in info['versions'].items()))}",
         ]),
         "## How well it predicts",
@@ -105,11 +106,6 @@ def _scores(adapter: Adapter) -> str:
     ]
     head = ["| gene | Pearson r, held out | lowest to highest section | trust |", "|---|---|---|---|"]
     return "\n\n".join([text, f"Intervals: {_plain(intervals)}.", "\n".join([*head, *rows])])
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(_plain(name) for name in names[:_MOST])
-    return shown if len(names) <= _MOST else f"{shown} and {len(names) - _MOST} more"
 
 
 def _plain(text: Any) -> str:

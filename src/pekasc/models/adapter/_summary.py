@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pekasc._text import names, number
 from pekasc.models.runtime import profile_text
 
 if TYPE_CHECKING:
     from pekasc.models.adapter._adapter import Adapter
     from pekasc.models.heads import Member
+
+_MOST = 6  # groups by name
 
 
 def summary(adapter: Adapter) -> str:
@@ -23,7 +26,7 @@ def summary(adapter: Adapter) -> str:
     lines = [
         f"Adapter ({what}) on encoder {adapter.encoder.short!r}, features of {at}",
         f"  tiles       {adapter.spec.tile_px} px at {adapter.spec.mpp:g} um/px ({adapter.spec.side_um:g} um)",
-        f"  trained on  {info['n_spots']} spots, groups: {_shorten(info['groups'])}",
+        f"  trained on  {info['n_spots']} spots, groups: {names(info['groups'], _MOST)}",
         *([] if info.get("teacher") is None else [f"  teacher     {info['teacher']}"]),
         f"  predicts    {_count(adapter)} {info['target']}",
         *_some_groups(adapter),
@@ -59,7 +62,7 @@ def held_out_parts(adapter: Adapter) -> str:
 
 def _count(adapter: Adapter) -> str:
     n = len(adapter.genes)
-    return f"{n} genes," if adapter.target_key is None else f"{n} column{'s' if n > 1 else ''} of"
+    return f"{number(n, 'gene')}," if adapter.target_key is None else f"{number(n, 'column')} of"
 
 
 def _some_groups(adapter: Adapter) -> list[str]:
@@ -100,7 +103,3 @@ def _described(name: str, members: Sequence[Member]) -> str:
         return f"{network} encoder, {head}, mean over {len(depths)} depths"
     depth = next(iter(depths))
     return f"{network} encoder, {head}, {'own output' if depth is None else 'block ' + '+'.join(map(str, depth))}"
-
-
-def _shorten(names: Sequence[str], n: int = 6) -> str:
-    return ", ".join(names) if len(names) <= n else f"{', '.join(names[:n])} and {len(names) - n} more"

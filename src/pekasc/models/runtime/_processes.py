@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from pekasc._text import number
+
 _T = TypeVar("_T")
 _REDUCED = 2**26  # values per message
 _DEVICE_ARGUMENTS = ("accelerator", "devices", "strategy", "num_nodes", "plugins")
@@ -53,7 +55,7 @@ def launch(trainer: Mapping[str, Any], device: torch.device) -> tuple[torch.devi
                 "device here."
             ) from error
         n = torch.cuda.device_count()
-        there = f"{n} CUDA device{'s' if n > 1 else ''}" if n else "the CPU"
+        there = number(n, "CUDA device") if n else "the CPU"
         raise ValueError(f"`trainer={given}` cannot be used: {error} Available: {there}.") from error
     # the resolved arguments are used for every trainer of the fit
     return fabric.device, {**trainer, **given}
