@@ -203,6 +203,7 @@ def test_downstream_on_predictions(predicted: SpatialData, adapter: pk.Adapter) 
         ({"table_added": "a/b"}, ValueError, "`table_added=.*cannot be stored"),
         ({"table_added": "P1S1_he"}, ValueError, "there already"),
         ({"genes": ["NOPE"]}, KeyError, "does not predict 1 of the 1 genes"),
+        ({"genes": []}, ValueError, "`genes=` is empty: name at least one gene"),
         ({"table_name": "cells"}, KeyError, "Table 'cells' not found"),
         ({"compute": {**CPU, "precision": "fp16"}}, ValueError, "needs a GPU"),
         ({"compute": {"device": "cuda:99"}}, ValueError, "`device='cuda:99'` cannot be used"),

@@ -41,6 +41,7 @@ from pekasc._sections import (
 from pekasc._settings import get_logger
 from pekasc._totals import totals_to_record
 from pekasc.models import Adapter
+from pekasc.models.adapter import wanted_index
 from pekasc.models.trust import interval_record
 from pekasc.tl._evaluate import METRICS
 from pekasc.tl._predict_checks import (
@@ -51,7 +52,7 @@ from pekasc.tl._predict_checks import (
     check_stride,
     check_trained,
 )
-from pekasc.tl._predict_genes import columns_of, columns_of_totals, wanted_of, warn_of_other_totals
+from pekasc.tl._predict_genes import columns_of, columns_of_totals, warn_of_other_totals
 from pekasc.tl._predict_measured import adapter_digest, measured_pull, prediction_inputs_digest
 from pekasc.tl._predict_rows import LayerSpec, layer_parts, store_predictions, tile_scores, trained_on
 from pekasc.tl._predict_spots import spots_table
@@ -242,7 +243,7 @@ def predict_expression(
             measured=measured,
         )  # fmt: skip
         return
-    wanted = wanted_of(adapter, genes)
+    wanted = wanted_index(adapter, genes)
     gene_of = gene_columns(table)
     names = gene_names(table, gene_key, gene_of)
     target_genes = [adapter.genes[i] for i in wanted]

@@ -1,4 +1,4 @@
-"""Which genes are predicted, and where in a table they are."""
+"""Where in a table the genes of a prediction and of totals are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pekasc._expression import close_genes, gene_positions
+from pekasc._expression import gene_positions
 from pekasc._settings import get_logger
 from pekasc._warnings import warn_user
 from pekasc.models import Adapter
@@ -14,24 +14,6 @@ from pekasc.models import Adapter
 logger = get_logger(__name__)
 
 _OTHER = 2.0  # times as many genes, or as few, whose totals are another scale
-
-
-def wanted_of(adapter: Adapter, genes: Sequence[str] | None) -> np.ndarray:
-    """Return the genes to predict, as places among those of the adapter."""
-    if genes is None:
-        return np.arange(len(adapter.genes))
-    genes = [genes] if isinstance(genes, str) else list(dict.fromkeys(genes))
-    if not len(genes):
-        raise ValueError("`genes=` is empty: leave it out to predict all genes of the adapter.")
-    known = np.array(adapter.genes, dtype=object)
-    positions = gene_positions(known, list(genes))
-    missing = [gene for gene, at in zip(genes, positions, strict=True) if at < 0]
-    if missing:
-        raise KeyError(
-            f"The adapter does not predict {len(missing)} of the {len(genes)} genes asked for: {missing[:5]}. It "
-            f"predicts {len(known)} (`adapter.genes`).{close_genes(missing[0], known)}"
-        )
-    return positions
 
 
 def columns_of(names: np.ndarray, target_genes: Sequence[str], gene_of: np.ndarray) -> np.ndarray:

@@ -174,7 +174,7 @@ def test_genes_that_are_not_predicted(without_fields: pk.Adapter) -> None:
     gene = without_fields.genes[0]
     with pytest.raises(KeyError, match=f"does not predict .*{gene}x.*Did you mean {gene}"):
         without_fields.as_lazyslide(mpp=2.0, slide_mpp=1.0, genes=[gene, f"{gene}x"])
-    with pytest.raises(KeyError, match="an empty list"):
+    with pytest.raises(ValueError, match="`genes=` is empty: name at least one gene"):
         without_fields.as_lazyslide(mpp=2.0, slide_mpp=1.0).tile_model([])
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from pekasc._expression import close_genes, gene_positions
 from pekasc._settings import get_logger
+from pekasc.models.adapter._genes import wanted_index
 from pekasc.models.features import ReadingEncoder
 from pekasc.models.heads import Reading, coarse_stride
 from pekasc.tiling import check_positive
@@ -143,7 +143,8 @@ class FeatureModel(_Model):
 
     def __init__(self, image: ImageModel, genes: Sequence[str] | None, slide_mpp: float | None) -> None:
         self.image, self.slide_mpp = image, slide_mpp
-        self.genes, self._index = _wanted(image.adapter, genes)
+        self._index = wanted_index(image.adapter, genes)
+        self.genes = tuple(image.adapter.genes[i] for i in self._index)
         self.needs_coords = self.whole_slide = bool(image.reading.radii_um or image.reading.smooth_um)
 
     def predict(self, features: Any, coords: Any = None, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
@@ -180,7 +181,8 @@ class TileModel(_Model):
     """Predict some genes from tiles alone."""
 
     def __init__(self, image: ImageModel, genes: str | Sequence[str]) -> None:
-        self.genes, self._index = _wanted(image.adapter, genes)
+        self._index = wanted_index(image.adapter, genes)
+        self.genes = tuple(image.adapter.genes[i] for i in self._index)
         self.columns = self.genes
         self.image = ImageModel(image.adapter, _reading(image.adapter, context=False))
         self.model = self.image.model
@@ -241,20 +243,6 @@ def _reading(adapter: Adapter, *, context: bool) -> Reading:
         f"The head of this adapter uses the neighbours within {adapter.context_um:g} um, which a model of single tiles "
         "has not: take `feature` of `as_lazyslide` with `lazyslide.tl.feature_prediction`."
     )
-
-
-def _wanted(adapter: Adapter, genes: str | Sequence[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return names and indices of genes of an adapter."""
-    if genes is None:
-        return adapter.genes, np.arange(len(adapter.genes))
-    wanted = [genes] if isinstance(genes, str) else list(dict.fromkeys(genes))
-    names = np.array(adapter.genes, dtype=object)
-    index = gene_positions(names, wanted)
-    missing = [gene for gene, at in zip(wanted, index, strict=True) if at < 0]
-    if missing or not wanted:
-        close = close_genes(str(missing[0]), names) if missing else ""
-        raise KeyError(f"`genes=`: the adapter does not predict {missing[:5] or 'an empty list'}.{close}")
-    return tuple(wanted), index
 
 
 def _least() -> str:
