@@ -147,8 +147,10 @@ def main() -> None:
             add(kind, np.asarray(adata.X))
             if kind == next(iter(FITS)):  # once: all fits have the same genes
                 coords = adata.obsm["spatial"]
-                mean = neighbour_means(coords, np.zeros(len(coords)), 300.0, include_self=True)
-                for one, values in zip(ONCE, (mean @ measured, halves(table, columns)), strict=True):
+                near = neighbour_means(coords, np.zeros(len(coords)), 300.0)
+                n = np.diff(near.indptr)[:, None]
+                smooth = (n * (near @ measured) + measured) / (n + 1)  # the spot itself is one of them
+                for one, values in zip(ONCE, (smooth, halves(table, columns)), strict=True):
                     add(one, values)
     print(pd.DataFrame(kept.rows).round(3).to_string(index=False))
 

@@ -215,15 +215,15 @@ def count_totals(raw: Matrix, columns: np.ndarray) -> np.ndarray:
 
 
 def log1p_cp10k(
-    adata: AnnData, layer: str | None = None, *, argument: str = "layer", otherwise: str = "",
+    adata: AnnData, layer: str | None = None, *, otherwise: str = "",
     total_columns: np.ndarray | None = None,
 ) -> Matrix:  # fmt: skip
     """Return log1p(1e4 * count / total of the spot), spots x genes, float32; a spot without counts is all 0.
 
-    The total is over the genes of the table (see :func:`gene_columns`), or over `total_columns`. `argument` and
-    `otherwise` are the caller's argument for the layer, and an alternative, for errors.
+    The total is over the genes of the table (see :func:`gene_columns`), or over `total_columns`. `otherwise`
+    is an alternative to naming the layer, for errors.
     """
-    raw = counts(adata, layer, argument=argument, otherwise=otherwise)
+    raw = counts(adata, layer, otherwise=otherwise)
     return log1p_of_totals(raw, count_totals(raw, gene_columns(adata) if total_columns is None else total_columns))
 
 

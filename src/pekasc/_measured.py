@@ -45,7 +45,7 @@ def _scale_lost(table: AnnData, key: str) -> bool:
 
 
 def measured(
-    table: AnnData, key: str, counts_layer: str | None = None, *, argument: str = "counts_layer", otherwise: str = ""
+    table: AnnData, key: str, counts_layer: str | None = None, *, otherwise: str = ""
 ) -> tuple[Matrix, np.ndarray]:
     """Return measured expression on the scale of the predictions `key`, spots x columns, and which rows have any.
 
@@ -60,12 +60,12 @@ def measured(
     """
     if as_stored(table, key):
         return _as_stored(table, key, counts_layer)
-    raw, total = measured_counts(table, key, counts_layer, argument=argument, otherwise=otherwise)
+    raw, total = measured_counts(table, key, counts_layer, otherwise=otherwise)
     return log1p_of_totals(raw, total), total > 0
 
 
 def measured_counts(
-    table: AnnData, key: str, counts_layer: str | None = None, *, argument: str = "counts_layer", otherwise: str = ""
+    table: AnnData, key: str, counts_layer: str | None = None, *, otherwise: str = ""
 ) -> tuple[Matrix, np.ndarray]:
     """Return the counts, spots x columns, and the totals, (spots,), that :func:`measured` is log1p of.
 
@@ -78,7 +78,7 @@ def measured_counts(
     """
     if counts_layer is None:
         counts_layer = _recorded_layer(table, key)
-    raw = counts(table, counts_layer, argument=argument, otherwise=otherwise)
+    raw = counts(table, counts_layer, argument="counts_layer", otherwise=otherwise)
     return raw, recorded_totals(table, key, prediction_record(table, key), raw)
 
 

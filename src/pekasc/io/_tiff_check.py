@@ -36,7 +36,7 @@ def check_levels(path: Path, directories: dict[int, Directory], levels: Mapping[
                 directory = directories.get(page.offset)
                 if directory is None:
                     raise ValueError(f"{what} is damaged: its directory at {page.offset} is in no list of the file.")
-                _check_numbers(file, directory, directories[level.pages[0].offset], level, what)
+                _check_numbers(file, directory, directories[level.pages[0].offset], what)
                 ranges.append(_check_tiles(file, directory, level, page, size, what))
     _check_overlap(np.concatenate(ranges), f"The image {str(path)!r}")
 
@@ -50,7 +50,7 @@ def is_copy(finest: tuple[int, int], shape: tuple[int, int]) -> bool:
     return abs(shape[0] - expected) <= max(2, _ASPECT * expected)
 
 
-def _check_numbers(file: BinaryIO, directory: Directory, first: Directory, level: Layout, what: str) -> None:
+def _check_numbers(file: BinaryIO, directory: Directory, first: Directory, what: str) -> None:
     def values(code: int, default: int) -> list[int]:
         found = directory.numbers(file, code)
         return [default] if found is None else found.tolist()

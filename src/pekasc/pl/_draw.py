@@ -17,6 +17,7 @@ ACCENT = "#b5322c"
 SMALL = 8
 DIMMED = 0.35  # H&E under spots and tiles
 NOVEL = 0.01  # p-value of tiles that the training hardly shows
+_PERCENTILES = (1, 99)  # of values, where colours end
 _RASTERIZE_ABOVE = 5000  # number of spots from which a vector file becomes too large
 
 
@@ -117,14 +118,13 @@ def _circles(ax: Axes, centres: np.ndarray, radii: np.ndarray) -> EllipseCollect
 
 def robust_limits(
     *values: np.ndarray,
-    percentiles: tuple[float, float] = (1, 99),
     vmin: float | None = None,
     vmax: float | None = None,
 ) -> tuple[float, float]:
     """Return common colour limits of all `values`, ignoring NaN; never equal; `vmin` and `vmax` take precedence."""
     known = [np.asarray(v, dtype=np.float64).ravel() for v in values]
     pooled = np.concatenate([v[np.isfinite(v)] for v in known]) if known else np.empty(0)
-    low, high = np.percentile(pooled, percentiles) if pooled.size else (0.0, 1.0)
+    low, high = np.percentile(pooled, _PERCENTILES) if pooled.size else (0.0, 1.0)
     if high <= low and pooled.size:
         # percentiles coincide for a gene in very few spots: use the whole range
         low, high = pooled.min(), pooled.max()

@@ -46,7 +46,7 @@ def make_comparisons(
     n_genes: int,
 ) -> list[Comparison]:
     """Return the comparisons to run, one per group of readouts that share a training; pixels are read last."""
-    parts = _folds(spots, groups, folds)
+    parts = _folds(spots, folds)
     leaky = _warn_of_leaks(parts, _units(spots, by_default=groups is None and folds is None))
     for readout in call.readouts:
         if readout.context_um != "auto":
@@ -193,7 +193,7 @@ def _check_not_fitted(table: AnnData, key: str) -> None:
         )
 
 
-def _folds(spots: Spots, groups: str | None, folds: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _folds(spots: Spots, folds: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return training and test spots of every fold, as positions among the spots."""
     table, rows = spots.table, spots.rows
     out: dict[str, tuple[np.ndarray, np.ndarray]] = {}

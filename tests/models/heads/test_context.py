@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pekasc.models.heads._context import cuts_sections, neighbour_means, with_context
+from pekasc.models.heads._context import cuts_sections, with_context
 from pekasc.models.selection._choice import choose
 from pekasc.models.selection._folds import InnerFold, inner_folds
 
@@ -24,8 +24,6 @@ def test_means_of_neighbours_by_hand() -> None:
     # the last has none, and is its own
     np.testing.assert_allclose(found, [[1, 2], [2, 2.5], [4, 2], [8, 8]])
     assert found.dtype == np.float32
-    with_self = neighbour_means(coords, sections, 100.0, include_self=True) @ x
-    np.testing.assert_allclose(with_self, [[1.5], [7 / 3], [3], [8]])
 
 
 def test_no_side_of_a_fold_looks_at_the_other(strip: tuple[np.ndarray, np.ndarray]) -> None:

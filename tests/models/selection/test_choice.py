@@ -54,9 +54,9 @@ def test_held_out_error_is_relative_to_the_training_mean() -> None:
     x, y = rng.normal(size=(40, 5)), rng.normal(size=(40, 6))
     fold = InnerFold(np.arange(25), np.arange(25, 40), "b")
     fit = fit_ridge(x[:25], y[:25])
-    direct = np.square(fit.projection(x[25:]) @ fit.coef(0.5) + fit.intercept - y[25:]).sum()
+    direct = [np.square(fit.projection(x[25:]) @ fit.coef(a) + fit.intercept - y[25:]).sum() for a in ALPHAS]
     mean = np.square(y[:25].mean(axis=0) - y[25:]).sum()
-    np.testing.assert_allclose(held_out_errors(x, y, [fold], None, [0.5])[0], [direct / mean], rtol=1e-9)
+    np.testing.assert_allclose(held_out_errors(x, y, [fold], None)[0], np.array(direct) / mean, rtol=1e-9)
 
 
 def test_candidate_depths_are_every_block_or_twelve_with_the_last() -> None:

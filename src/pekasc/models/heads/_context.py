@@ -18,9 +18,7 @@ _COARSE = 0.5  # of the training pitch: a finer grid has a tile near every place
 _SAME_PITCH = 0.02
 
 
-def neighbour_means(
-    coords_um: np.ndarray, sections: np.ndarray, radius_um: float, *, include_self: bool = False
-) -> sparse.csr_matrix:
+def neighbour_means(coords_um: np.ndarray, sections: np.ndarray, radius_um: float) -> sparse.csr_matrix:
     """Return the matrix that averages over the neighbours of a spot, within `radius_um` and in the same section.
 
     A spot without neighbours is its own neighbour, so that its context repeats its features.
@@ -33,8 +31,6 @@ def neighbour_means(
         Section of every spot, shape (n,).
     radius_um
         Radius in um; centres on the circle count as neighbours.
-    include_self
-        Whether a spot is one of its neighbours.
 
     Returns
     -------
@@ -47,12 +43,12 @@ def neighbour_means(
         pairs = cKDTree(coords_um[at]).query_pairs(radius_um * (1 + 1e-3), output_type="ndarray")
         rows += [at[pairs[:, 0]], at[pairs[:, 1]]]
         columns += [at[pairs[:, 1]], at[pairs[:, 0]]]
-    return _means(np.concatenate(rows), np.concatenate(columns), len(coords_um), include_self=include_self)
+    return _means(np.concatenate(rows), np.concatenate(columns), len(coords_um))
 
 
-def _means(i: np.ndarray, j: np.ndarray, n: int, *, include_self: bool = False) -> sparse.csr_matrix:
+def _means(i: np.ndarray, j: np.ndarray, n: int) -> sparse.csr_matrix:
     """Return the matrix that averages, for every row in `i`, over its columns in `j`; one without any, over itself."""
-    alone = np.arange(n) if include_self else np.setdiff1d(np.arange(n), i)
+    alone = np.setdiff1d(np.arange(n), i)
     i, j = np.concatenate([i, alone]), np.concatenate([j, alone])
     degree = np.bincount(i, minlength=n)
     return sparse.csr_matrix((1 / degree[i], (i, j)), shape=(n, n))

@@ -99,7 +99,6 @@ def fit_ridge(
     features: np.ndarray,
     y: Matrix,
     n_components: int | None = None,
-    rows: np.ndarray | None = None,
     weights: np.ndarray | None = None,
 ) -> RidgeFit:
     """Fit standardisation, PCA and the moments for ridge on training spots.
@@ -112,25 +111,17 @@ def fit_ridge(
         Expression, shape (n, genes), dense or CSR.
     n_components
         See :func:`n_components_for`.
-    rows
-        Which of the spots; all by default.
     weights
         Weight of every spot, (n,); 1 by default.
     """
-    n, d = features.shape[0] if rows is None else len(rows), features.shape[1]
+    n, d = features.shape
     k = n_components_for(n, d, n_components)
     if n > d:
-        sums = moments(features, y, features.mean(axis=0, dtype=np.float64), rows, weights=weights)
+        sums = moments(features, y, features.mean(axis=0, dtype=np.float64), weights=weights)
         projection = projection_of_moments(sums, k)
         return _ridge(projection, projection.scores(sums))
-    projection = _projection_of(features, rows, k, weights)
-    return _ridge(projection, moments(features, y, rows=rows, projected=projection, weights=weights))
-
-
-def _projection_of(features: np.ndarray, rows: np.ndarray | None, k: int, weights: np.ndarray | None) -> Projection:
-    if rows is None:
-        return projection_of_rows(features, k, weights)
-    return projection_of_rows(features[rows], k, None if weights is None else weights[rows])
+    projection = projection_of_rows(features, k, weights)
+    return _ridge(projection, moments(features, y, projected=projection, weights=weights))
 
 
 @dataclass(frozen=True)
@@ -198,7 +189,8 @@ def fit_folds(
     for fold in folds:
         k = n_components_for(len(fold.train), d, n_components)
         if total is None:
-            projection = _projection_of(features, fold.train, k, weights)
+            own = None if weights is None else weights[fold.train]
+            projection = projection_of_rows(features[fold.train], k, own)
             train = moments(features, y, rows=fold.train, projected=projection, weights=weights)
             parts = [
                 moments(features, y, rows=rows, projected=projection, weights=weights)
@@ -227,7 +219,7 @@ def _added(parts: Sequence[Moments]) -> Moments:
     return out
 
 
-def alpha_per_gene(fits: Sequence[FoldFit], alphas: np.ndarray = ALPHAS) -> np.ndarray:
+def alpha_per_gene(fits: Sequence[FoldFit]) -> np.ndarray:
     """Return for every gene the penalty with the smallest squared error over all held-out spots, shape (genes,)."""
-    errors = np.sum([f.fit.errors(f.held_out, alphas) for f in fits], axis=0)
-    return alphas[errors.argmin(axis=0)]
+    errors = np.sum([f.fit.errors(f.held_out, ALPHAS) for f in fits], axis=0)
+    return ALPHAS[errors.argmin(axis=0)]

@@ -20,10 +20,9 @@ def held_out_errors(
     y: Matrix,
     folds: Sequence[InnerFold],
     n_components: int | None,
-    alphas: Sequence[float] | np.ndarray = ALPHAS,
     panels: Panels | None = None,
 ) -> np.ndarray:
-    """Return the held-out error per fold and penalty, (folds, alphas): squared error relative to the mean predictor.
+    """Return the held-out error per fold and penalty, (folds, `ALPHAS`): squared error relative to the mean predictor.
 
     Squared errors are summed over genes first, so that genes are weighted by their variance. 1 is the error of
     predicting every gene's training mean.
@@ -38,15 +37,13 @@ def held_out_errors(
         Training and held-out spots of every fold.
     n_components
         See :func:`pekasc.models.heads.n_components_for`.
-    alphas
-        Penalties; with `panels` always `ALPHAS`.
     panels
         Which spots measured which genes; NaN in a fold that says nothing about any.
     """
     if panels is not None:
         target = Target(y, folds, panels=panels)
         return head_fits("ridge", target, n_components).tried(Inputs(lambda: features)).errors
-    return np.array([f.relative_errors(alphas) for f in fit_folds(features, y, folds, n_components)])
+    return np.array([f.relative_errors(ALPHAS) for f in fit_folds(features, y, folds, n_components)])
 
 
 def mean_error(errors: Sequence[np.ndarray] | np.ndarray, folds: Sequence[InnerFold]) -> np.ndarray:

@@ -124,11 +124,11 @@ def rate_factors(probability: np.ndarray, dispersion: np.ndarray) -> np.ndarray:
     return np.asarray(gammaincinv(1 / dispersion, probability) * dispersion, dtype=np.float64)
 
 
-SUMS = ("y", "m", "yy", "ym", "mm")
-
-
 def count_sums(counts: np.ndarray, mean: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
-    """Return the sums over spots that :func:`mean_and_dispersion` needs, (5, genes); they add up over groups."""
+    """Return the sums over spots that :func:`mean_and_dispersion` needs, (5, genes); they add up over groups.
+
+    Of counts y and predicted means m: y, m, y * y, y * m and m * m.
+    """
     y, m = counts.astype(np.float64), mean.astype(np.float64)
     if known is not None:
         y, m = np.where(known, y, 0.0), np.where(known, m, 0.0)
