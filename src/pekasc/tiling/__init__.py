@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pekasc.tiling._alpha import Alpha, on_white
 from pekasc.tiling._geometry import TileGeometry, TileSpec, check_positive
-from pekasc.tiling._grid import GRID_SHAPES, GridShape, cell_corners, check_grid, grid_positions
+from pekasc.tiling._grid import cell_corners, check_grid, grid_positions
 from pekasc.tiling._lattice import Lattice, square_lattice
 from pekasc.tiling._patches import PatchFile, PatchReader
 from pekasc.tiling._quality import pen_fraction, pen_pixels, sharpness, sharpness_threshold
@@ -30,11 +30,9 @@ from pekasc.tiling._stream import (
 )
 
 __all__ = [
-    "GRID_SHAPES",
     "MAX_MEMORY",
     "Alpha",
     "ArrayTiles",
-    "GridShape",
     "ImagePyramid",
     "Lattice",
     "PatchFile",

@@ -13,7 +13,7 @@ from pekasc.models.features._cached_blocks import (
     token_shape,
 )
 from pekasc.models.features._embed import BatchEncoder, TokensBetweenBlocks, embed, embed_chunks
-from pekasc.models.features._files import FeatureArrays, FeatureFiles
+from pekasc.models.features._files import FeatureFiles
 from pekasc.models.features._forward import features_of
 from pekasc.models.features._pieces import EmbedJob, Piece, Reader, embed_pieces, n_features, sample_digest
 from pekasc.models.features._predictions import PredictionStore, StoredLayer, derived_layer, stored_layer
@@ -25,7 +25,6 @@ __all__ = [
     "CachePlan",
     "CachedActivations",
     "EmbedJob",
-    "FeatureArrays",
     "FeatureFiles",
     "FeatureStore",
     "Inputs",

@@ -16,7 +16,7 @@ from pekasc.models.heads._context import (
 from pekasc.models.heads._fits import Inputs, Target, Tried
 from pekasc.models.heads._linear import Block, LinearHead, LinearMap, Source, linear_block
 from pekasc.models.heads._low_rank import ranks_for
-from pekasc.models.heads._projection import Projection, n_components_for
+from pekasc.models.heads._projection import n_components_for
 from pekasc.models.heads._reading import Member, Reading, share_weights
 from pekasc.models.heads._registry import HeadFits, check_head, head_fits, linear_head
 from pekasc.models.heads._ridge import ALPHAS, fit_folds, fit_ridge
@@ -29,7 +29,6 @@ __all__ = [
     "LinearHead",
     "LinearMap",
     "Member",
-    "Projection",
     "Reading",
     "Source",
     "Target",

@@ -1,7 +1,6 @@
 """How far a prediction can be trusted: noise around it, conformal quantiles over groups, novelty. Pure arrays."""
 
 from pekasc.models.trust._calibration import (
-    APPROXIMATE,
     EXACT,
     FEW_GROUPS,
     GUARANTEES,
@@ -28,7 +27,6 @@ from pekasc.models.trust._novelty import Distance, Novelty, distance_to, novelty
 from pekasc.models.trust._table import interval_record, intervals_of
 
 __all__ = [
-    "APPROXIMATE",
     "COUNTS",
     "EDGES",
     "EXACT",
