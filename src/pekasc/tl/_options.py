@@ -27,7 +27,7 @@ from pekasc.models.comparing import (
 from pekasc.models.encoders import resolve_encoder
 from pekasc.models.heads import check_head
 from pekasc.models.runtime import autocast, processes, resolve_device
-from pekasc.models.selection import HeadSpec, Options
+from pekasc.models.selection import HeadSpec, Options, fixed_radius
 from pekasc.models.teachers import resolve_teacher
 from pekasc.models.training import check_method, check_trainer, known_methods, method_name
 from pekasc.tl._teachers import check_installed
@@ -240,7 +240,7 @@ def _readouts(readout: Any, methods: Mapping[str, Rival], protocol: str) -> list
         if idle:
             raise ValueError(f'`protocol="{protocol}"` has features and a regression of its own: leave {idle} out.')
         readouts = [
-            value.replace(head="ridge", selection="best", depth="own", fields_um=None, context_um=_no_auto(value))
+            value.replace(head="ridge", selection="best", depth="own", fields_um=None, context_um=fixed_radius(value))
             for value in readouts
         ]
     if not readouts or len(set(readouts)) < len(readouts):
@@ -255,10 +255,6 @@ def _unused_depth(readout: Any, methods: Mapping[str, Rival]) -> dict[str, str]:
     if depth in (None, "all", "best") or read:
         return {}
     return {"depth": '"frozen-best" reads all depths, or the best'}
-
-
-def _no_auto(readout: Readout) -> float | None:
-    return None if isinstance(readout.context_um, str) else readout.context_um
 
 
 def check_methods(methods: Any, protocol: str) -> dict[str, Rival]:
