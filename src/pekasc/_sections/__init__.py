@@ -15,7 +15,7 @@ from pekasc._sections._patches import (
     patch_side_px,
     write_patch_records,
 )
-from pekasc._sections._pixel_size import ARRAYS, PixelSizeUnknown, array_pixel_size, check_mpp
+from pekasc._sections._pixel_size import ARRAYS, MPP_LIMITS, PixelSizeUnknown, array_pixel_size, check_mpp
 from pekasc._sections._raster import px_of_shapes, px_to_systems, raster_element, um_to_px
 from pekasc._sections._records import pixel_size_records, record_on_images
 from pekasc._sections._resolve import Section, resolve_sections
@@ -32,7 +32,6 @@ from pekasc._sections._table import (
     grid_index,
     in_tissue,
     present_table,
-    region_rows,
     section_labels,
     table_digest,
     writable_table,
@@ -50,6 +49,7 @@ from pekasc._sections._tissue import TissueMask, tissue_of_slide
 
 __all__ = [
     "ARRAYS",
+    "MPP_LIMITS",
     "OnWhite",
     "PixelSizeUnknown",
     "Section",
@@ -81,7 +81,6 @@ __all__ = [
     "raster_element",
     "record_on_images",
     "reference_stain",
-    "region_rows",
     "resolve_sections",
     "section_labels",
     "section_readers",

@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import typer
 
@@ -21,8 +21,6 @@ OBJECTS: dict[str, type[Any]] = {"recipe": Recipe, "readout": Readout, "compute"
 TILE = "tile"  # a table for every command that makes tiles
 _CONFIG = "pekasc.config"
 _OF_A_RUN = ("config", "debug", "help", "json", "verbosity")
-
-Options = TypeVar("Options", Recipe, Readout, Compute)
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:

@@ -6,10 +6,10 @@ _PREFIXES = {
     "Y": 24, "Z": 21, "E": 18, "P": 15, "T": 12, "G": 9, "M": 6, "k": 3, "h": 2, "da": 1, "": 0, "d": -1, "c": -2,
     "m": -3, "µ": -6, "u": -6, "n": -9, "p": -12, "f": -15, "a": -18, "z": -21, "y": -24,
 }  # fmt: skip
-_INCH = 25400.0
+INCH_UM = 25400.0
 _OTHERS = {
-    "Å": 1e-4, "thou": _INCH / 1000, "mil": _INCH / 1000, "pt": _INCH / 72, "li": _INCH / 12, "in": _INCH,
-    "ft": 12 * _INCH, "yd": 36 * _INCH, "mi": 63360 * _INCH, "ua": 1.495978707e17, "ly": 9.4607304725808e21,
+    "Å": 1e-4, "thou": INCH_UM / 1000, "mil": INCH_UM / 1000, "pt": INCH_UM / 72, "li": INCH_UM / 12, "in": INCH_UM,
+    "ft": 12 * INCH_UM, "yd": 36 * INCH_UM, "mi": 63360 * INCH_UM, "ua": 1.495978707e17, "ly": 9.4607304725808e21,
     "pc": 3.0856775814913673e22,
 }  # fmt: skip
 _WORDS = {

@@ -9,15 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pekasc.io._lengths import is_no_length, um_per_unit
+from pekasc._sections import MPP_LIMITS
+from pekasc.io._lengths import INCH_UM, is_no_length, um_per_unit
 from pekasc.io._tiff_layout import main_series, open_tiff
 from pekasc.io._tiff_ome import ome_images
 from pekasc.io._tiff_philips import philips_spacing
 
-_LIMITS = (0.05, 50.0)
 _TOLERANCE = 0.02
-_INCH_UM = 25400.0
-_TAG_UNITS = {2: ("inch", _INCH_UM), 3: ("cm", 1e4), 4: ("mm", 1e3), 5: ("um", 1.0)}  # 4 and 5 are of libraries
+_TAG_UNITS = {2: ("inch", INCH_UM), 3: ("cm", 1e4), 4: ("mm", 1e3), 5: ("um", 1.0)}  # 4 and 5 are of libraries
 _NUMBER = r"([^\s|;]+)"
 _SIZE = re.compile(r"^\s*(\d{1,9})x(\d{1,9})\b(?:\s*\[[^\]\n]*?(\d{1,9})x(\d{1,9})\])?", re.MULTILINE)
 
@@ -138,7 +137,7 @@ def _source(where: str, sizes: Sequence[float], note: str = "") -> _Source:
     words = " x ".join(f"{size:.4g}" for size in sizes) if not _same(sizes[0], sizes[-1]) else f"{sizes[0]:.4g}"
     if not _same(sizes[0], sizes[-1]):
         return _Source(where, problem=f"says {words} um per pixel{note}, which is not square")
-    if not _LIMITS[0] <= sizes[0] <= _LIMITS[1]:
+    if not MPP_LIMITS[0] <= sizes[0] <= MPP_LIMITS[1]:
         return _Source(where, problem=f"says {words} um per pixel{note}, which no microscope has")
     return _Source(where, sizes[0])
 

@@ -14,7 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.patches import Patch
 
-from pekasc._keys import PEKA, read_uns
+from pekasc._keys import GRID, PEKA, read_uns
 from pekasc._sections import Section, check_spatialdata, get_table, images_of, tile_record, tiled_sections
 from pekasc.pl._cells import Cells, box_around, draw_cells
 from pekasc.pl._color import Map, color_maps, color_names
@@ -35,7 +35,6 @@ _BESIDE_INCHES = 0.8  # for a colour bar or legend
 _FIGURE_INCHES = 14.0
 _BAR_INCHES = 2.4
 _ENTRY_INCHES = 0.2
-_GRID = "grid"  # record of `pp.tile_grid`
 
 
 def slide(
@@ -156,7 +155,7 @@ def _image_corners(section: Section) -> np.ndarray:
 
 def _grid_record(table: AnnData, section: Section) -> Mapping[str, Any]:
     """Return what `pp.tile_grid` recorded of the tiles on the section's image; empty for tiles from elsewhere."""
-    record = read_uns(table, _GRID)
+    record = read_uns(table, GRID)
     return record if isinstance(record, Mapping) and record.get("image") == section.image_name else {}
 
 
