@@ -318,6 +318,11 @@ def test_fields_that_contradict_each_other(make: Callable[[], Any], message: str
         make()
 
 
+def test_arguments_of_the_trainer_are_a_mapping() -> None:
+    with pytest.raises(TypeError, match="`trainer` must map arguments of lightning.Trainer to values, .* got int"):
+        Compute(trainer=3)
+
+
 def test_fields_that_go_together() -> None:
     assert Readout(n_depths=2, depth="best").depths == "best"
     assert Readout(depth=6).depths == (6,) and Readout(depth=(1, 2)).depths == (1, 2)

@@ -187,7 +187,11 @@ def test_tiled_sections_leave_out_what_has_no_tile() -> None:
     ("arguments", "error", "message"),
     [
         ({"gene": "DENSITY_0"}, KeyError, "Gene 'DENSITY_0' not found in `var_names`. Did you mean DENSITY_00"),
-        ({"layer": "pekka"}, KeyError, r"Layer 'pekka' not found. Available layers: \['truth', 'peka'\]"),
+        (
+            {"layer": "pekka"},
+            KeyError,
+            r"Layer 'pekka' not found. Available layers: \['truth', 'peka'\]\. Predict first",
+        ),
         ({"gene": 3}, ValueError, "was not predicted: layers\\['peka'\\] holds only NaN"),
         ({"gene": ["A", "B"]}, TypeError, "`gene` must be the name of one gene, got .* call once for each"),
         ({"section": "C2"}, KeyError, "Section 'C2' not found"),

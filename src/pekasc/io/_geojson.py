@@ -13,7 +13,7 @@ import pandas as pd
 
 from pekasc._expression import dense_layer, named_columns
 from pekasc._keys import PEKA, TILES, tile_shapes_name
-from pekasc._layers import missing_layer
+from pekasc._layers import missing_layer, no_values
 from pekasc._paths import folder_path
 from pekasc._sections import (
     Section,
@@ -286,10 +286,7 @@ def _check_values(made: _Objects) -> None:
         if found.all():
             return
     missing = [gene for gene, has in zip(made.genes, found, strict=True) if not has]
-    raise ValueError(
-        f"`layers[{made.layer!r}]` has no values of {missing[:5]} in {made.name!r}: they were not predicted. "
-        "`pekasc.get.expression(sdata, table_name=...)` has the genes that were."
-    )
+    raise no_values(made.layer, missing, repr(made.name))
 
 
 def _section(sections: Sequence[Section], region: str | None) -> Section:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pekasc._settings import get_logger
+
+logger = get_logger(__name__)
+
 # deflate, the densest of the common compressions, makes at most 1032 bytes of one
 RATIO = 1100
 _ROOM = 64 * 2**20  # of files that are small altogether
-LARGE_CHUNK = 512 * 2**20  # decoded at once: worth a warning
+_LARGE_CHUNK = 512 * 2**20  # decoded at once: worth a warning
 
 
 def check_size(height: int, width: int, file_size: int, what: str) -> None:
@@ -23,3 +27,12 @@ def check_size(height: int, width: int, file_size: int, what: str) -> None:
             f"{what} is damaged: it says that it has {width} x {height} pixels, {3 * height * width / 1e6:.0f} MB, "
             f"which no compression puts into {file_size} bytes."
         )
+
+
+def warn_of_large_chunk(file_name: str, size: int) -> None:
+    """Warn of a picture of which `size` bytes, a great many, are decoded at once."""
+    if size > _LARGE_CHUNK:
+        logger.warning(
+            "The image %s has no tiles: %.1f GB are decoded at once to look at any part of it. Write it as a tiled "
+            "pyramid.", file_name, size / 1e9,
+        )  # fmt: skip

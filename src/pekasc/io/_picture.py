@@ -10,12 +10,9 @@ import dask.array as da
 import numpy as np
 from dask.base import tokenize
 
-from pekasc._settings import get_logger
-from pekasc.io._limits import LARGE_CHUNK, check_size
+from pekasc.io._limits import check_size, warn_of_large_chunk
 from pekasc.io._orientation import check_orientation
 from pekasc.tiling import Alpha, on_white, split_channels
-
-logger = get_logger(__name__)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
@@ -110,11 +107,7 @@ def picture_levels(path: Path) -> list[da.Array]:
     if orientation is not None:
         check_orientation(orientation, what)
     check_size(height, width, stat.st_size, what)
-    if 3 * height * width > LARGE_CHUNK:
-        logger.warning(
-            "The image %s has no tiles: %.1f GB are decoded at once to look at any part of it. Write it as a tiled "
-            "pyramid.", path.name, 3 * height * width / 1e9,
-        )  # fmt: skip
+    warn_of_large_chunk(path.name, 3 * height * width)
     stamp = (stat.st_mtime_ns, stat.st_size)
     level = _Picture(str(path), stamp, (height, width))
     name = f"pekasc-picture-{tokenize(str(path), stamp)}"

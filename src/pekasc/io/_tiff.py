@@ -16,7 +16,7 @@ import numpy as np
 
 from pekasc._settings import get_logger
 from pekasc.io._levels import FileLevel, TiledLevel, as_dask
-from pekasc.io._limits import LARGE_CHUNK
+from pekasc.io._limits import warn_of_large_chunk
 from pekasc.io._tiff_check import check_levels, is_copy
 from pekasc.io._tiff_directories import read_directories
 from pekasc.io._tiff_layout import Layout, layouts, open_tiff
@@ -176,17 +176,8 @@ def tiff_levels(path: Path, image: int | None = None) -> list[da.Array]:
             )  # fmt: skip
     arrays = []
     for i, layout in levels.items():
-        if tile_bytes(layout) > LARGE_CHUNK:
-            logger.warning(
-                "The image %s has no tiles: %.1f GB are decoded at once to look at any part of it. Write it as a tiled "
-                "pyramid.", path.name, tile_bytes(layout) / 1e9,
-            )  # fmt: skip
+        warn_of_large_chunk(path.name, layout.tile_px[0] * layout.tile_px[1] * layout.samples)
         kind = _TiledTiffLevel if layout.tiled else _TiffLevel
         level = kind(str(path), stamp, image, i, layout.shape, layout.tile_px)
         arrays.append(as_dask(level, layout.tile_px, "tiff", image))
     return arrays
-
-
-def tile_bytes(layout: Layout) -> int:
-    """Return the size in bytes of one decoded tile of the file."""
-    return layout.tile_px[0] * layout.tile_px[1] * layout.samples

@@ -14,6 +14,7 @@ from scipy import sparse
 
 from pekasc._expression import close_genes
 from pekasc._keys import PEKA, TILES, bound_keys, novelty_key, target_key, trust_key
+from pekasc._layers import missing_layer
 from pekasc._measured import as_stored, measured, was_trained_on
 from pekasc._obsm import measured_target, predicted_column, target_column
 from pekasc._sections import Section, get_table, tiled_table
@@ -146,7 +147,7 @@ def expression(
     table = get_table(sdata, table_name)
     target = target_column(table, layer, gene)
     if target is None:
-        predicted = _predicted(table, gene, layer)
+        predicted = _predicted(table, gene, layer, table_name)
         truth_values = _measured(table, gene, layer, truth, counts_layer)
         unit = UNIT if truth is None and not as_stored(table, layer) else "expression"
     else:
@@ -187,12 +188,8 @@ def _column(table: AnnData, gene: str) -> int:
     return int(table.var_names.get_loc(gene))
 
 
-def _layer(table: AnnData, gene: str, layer: str, hint: str) -> np.ndarray:
-    column = _column(table, gene)
-    if layer not in table.layers:
-        available = [name for name in table.layers.keys() if name is not None]
-        raise KeyError(f"Layer {layer!r} not found. Available layers: {available}.{hint}")
-    return _dense(table.layers[layer][:, [column]])
+def _values(table: AnnData, gene: str, layer: str) -> np.ndarray:
+    return _dense(table.layers[layer][:, [_column(table, gene)]])
 
 
 def not_predicted(gene: str, layer: str) -> ValueError:
@@ -203,8 +200,10 @@ def not_predicted(gene: str, layer: str) -> ValueError:
     )
 
 
-def _predicted(table: AnnData, gene: str, layer: str) -> np.ndarray:
-    values = _layer(table, gene, layer, " `pekasc.tl.predict_expression(sdata, adapter)` writes one.")
+def _predicted(table: AnnData, gene: str, layer: str, table_name: str) -> np.ndarray:
+    if layer not in table.layers:
+        raise missing_layer(table, layer, table_name)
+    values = _values(table, gene, layer)
     if np.isnan(values).all():
         raise not_predicted(gene, layer)
     return values
@@ -212,12 +211,14 @@ def _predicted(table: AnnData, gene: str, layer: str) -> np.ndarray:
 
 def _measured(table: AnnData, gene: str, layer: str, truth: str | None, counts_layer: str | None) -> np.ndarray | None:
     if truth is not None:
-        return _layer(table, gene, truth, "")
+        if truth not in table.layers:
+            raise missing_layer(table, truth, measured=True)
+        return _values(table, gene, truth)
     column = _column(table, gene)
     if counts_layer is None and "counts" not in table.layers:
         # in a table of predictions, `X` holds predictions as well
         own = None if table.X is None else _dense(table.X[:, [column]])
-        if own is None or np.array_equal(own, _layer(table, gene, layer, ""), equal_nan=True):
+        if own is None or np.array_equal(own, _values(table, gene, layer), equal_nan=True):
             return None
     values, known = measured(table, layer, counts_layer, otherwise=", or a layer on its scale (`truth=`)")
     return np.where(known, _dense(values[:, [column]]), np.nan)
@@ -242,13 +243,15 @@ def _of_target(
 
 def _ends(table: AnnData, gene: str, layer: str, target: tuple[str, str] | None) -> tuple[np.ndarray, ...]:
     """Return the lower and the upper end of the interval around the predictions of a gene."""
-    hint = "calibrate the adapter (`adapter = pekasc.tl.calibrate(adapter)`) and predict again"
     if target is not None:
         raise ValueError("`interval=True` draws intervals of genes: those of another target are in obsm.")
     names = bound_keys(layer)
-    if names[0] not in table.layers:
-        raise ValueError(f"layers[{layer!r}] has no intervals: {hint}.")
-    ends = tuple(_layer(table, gene, name, f" To have it, {hint}.") for name in names)
+    if any(name not in table.layers for name in names):
+        raise ValueError(
+            f"layers[{layer!r}] has no intervals: calibrate the adapter (`adapter = pekasc.tl.calibrate(adapter)`) and "
+            "predict again."
+        )
+    ends = tuple(_values(table, gene, name) for name in names)
     if any(np.isnan(end).all() for end in ends):
         raise ValueError(f"Gene {gene!r} has no interval: it was not measured in the groups of the calibration.")
     return ends

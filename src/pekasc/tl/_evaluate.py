@@ -223,12 +223,12 @@ class _Found:
 def _of_genes(
     table: AnnData, layer: str, truth: str | None, counts_layer: str | None, include_train: bool
 ) -> _Found:  # fmt: skip
+    if layer not in table.layers:
+        raise missing_layer(table, layer, of_target="`pekasc.tl.evaluate(sdata, target={!r})`")
     predicted_all = _layer(table, layer)
     genes = ~np.isnan(predicted_all).all(axis=0)
     if not genes.any():
-        raise ValueError(
-            f"The layer {layer!r} holds no predictions: all values are NaN. `pekasc.tl.predict_expression` writes them."
-        )
+        raise _no_predictions(f"layers[{layer!r}]")
     rows = np.flatnonzero(~np.isnan(predicted_all[:, genes]).all(axis=1))
     rows = _without_training(table, rows, layer, include_train)
     there = _measured(table, layer, rows, np.flatnonzero(genes), truth, counts_layer)
@@ -242,14 +242,16 @@ def _of_genes(
     )
 
 
+def _no_predictions(where: str) -> ValueError:
+    return ValueError(f"{where} holds no predictions: all values are NaN. `pekasc.tl.predict_expression` writes them.")
+
+
 def _of_target(table: AnnData, layer: str, key: str, truth: str | None, include_train: bool) -> _Found:
     frame = predicted_target(table, layer, key)
     where = f"obsm[{target_key(layer, key)!r}]"
     rows = np.flatnonzero(frame.notna().any(axis=1).to_numpy())
     if not rows.size:
-        raise ValueError(
-            f"{where} holds no predictions: all values are NaN. `pekasc.tl.predict_expression` writes them."
-        )
+        raise _no_predictions(where)
     rows = _without_training(table, rows, layer, include_train)
     argument = "target" if truth is None else "truth"
     values = measured_target(table, key if truth is None else truth, frame.columns, argument=argument)[rows]
@@ -288,6 +290,8 @@ def _measured(
     table: AnnData, layer: str, rows: np.ndarray, genes: np.ndarray, truth: str | None, counts_layer: str | None
 ) -> _Measured:
     if truth is not None:
+        if truth not in table.layers:
+            raise missing_layer(table, truth, measured=True)
         values = _layer(table, truth)[np.ix_(rows, genes)]
         entries = measured_entries(table, rows, genes)
         if (np.isnan(values) if entries is None else np.isnan(values) & entries).any():
@@ -311,8 +315,6 @@ def _measured(
 
 
 def _layer(table: AnnData, layer: str) -> np.ndarray:
-    if layer not in table.layers:
-        raise missing_layer(table, layer, of_target="`pekasc.tl.evaluate(sdata, target={!r})`")
     value = table.layers[layer]
     return np.asarray(value.toarray() if hasattr(value, "toarray") else value, dtype=np.float32)
 

@@ -14,7 +14,7 @@ from spatialdata import SpatialData
 
 from pekasc._expression import dense_layer, named_columns
 from pekasc._keys import GRID, PEKA, TILES, check_free, check_key, packed, read_uns, write_uns
-from pekasc._layers import missing_layer
+from pekasc._layers import missing_layer, no_values
 from pekasc._sections import (
     Section,
     get_table,
@@ -184,10 +184,7 @@ def _check_values(
         if not unknown.size:
             return
         columns, channels = columns[unknown], [channels[int(i)] for i in unknown]
-    raise ValueError(
-        f"`layers[{layer!r}]` has no values of {channels[:5]}{' and more' if len(channels) > 5 else ''}: they were not "
-        "predicted for these sections. `pekasc.get.expression(sdata, table_name=...)` has the genes that were."
-    )
+    raise no_values(layer, channels, "these sections")
 
 
 def _element(

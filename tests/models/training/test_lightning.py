@@ -18,7 +18,6 @@ ENGINE = Engine(torch.device("cpu"), "fp32", progress=False)
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        (3, TypeError, r"`trainer` must map arguments.*got int"),
         ({"device": 2}, TypeError, r"lightning.Trainer knows no \['device'\].*'devices'"),
         ({"epochs": 2}, TypeError, r"lightning.Trainer knows no \['epochs'\]"),
         ({"max_epochs": 2}, ValueError, r"'max_epochs' is set by pekasc: give `Recipe\.epochs`\."),

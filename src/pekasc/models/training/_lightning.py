@@ -69,23 +69,18 @@ def as_list(given: Any) -> list[Any]:
     return list(given) if isinstance(given, list | tuple) else [given]
 
 
-def check_trainer(trainer: Any) -> dict[str, Any]:
+def check_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
     """Check the user's arguments of the :class:`lightning.Trainer`, and return them.
 
     Raises
     ------
     TypeError
-        If they are no mapping, an argument is unknown to Lightning, or a callback or logger has a wrong type.
+        If an argument is unknown to Lightning, or a callback or logger has a wrong type.
     ValueError
         If an argument would change the result.
     """
     if trainer is None:
         return {}
-    if not isinstance(trainer, Mapping):
-        raise TypeError(
-            '`trainer` must map arguments of lightning.Trainer to values, such as {"devices": 2, "strategy": "ddp"}, '
-            f"got {type(trainer).__name__}."
-        )
     known = set(inspect.signature(L.Trainer.__init__).parameters) - {"self"}
     if unknown := sorted(set(trainer) - known):
         raise TypeError(f"`trainer`: lightning.Trainer knows no {unknown}. It knows: {sorted(known - set(_RESERVED))}.")
