@@ -320,6 +320,10 @@ def change(slide: SpatialData, how: str) -> None:
         pk.pp.tile(slide, **TILES, image_mpp=1.0)
     elif how == "no counts":
         table.X = table.X * 0.5
+    elif how == "no values":
+        table.X = None
+        for layer in [name for name in table.layers if name is not None]:
+            del table.layers[layer]
     elif how == "empty":
         table.X = table.X * 0
     elif how == "other genes":
@@ -336,15 +340,19 @@ def change(slide: SpatialData, how: str) -> None:
          "`measured_table='table'` does nothing without `measured=\"kriging\"`"),
         ("", {"measured_table": "spots"}, KeyError,
          r"'spots' not found .* Available tables: \['table', 'grid'\]. Name that of the spots with `measured_table=`"),
-        ("", {"measured_table": "grid"}, ValueError, "`measured_table='grid'` has no measurements to pull predictions"),
-        ("grid alone", {}, ValueError, "`measured_table='grid'` has no measurements .* Name the table of the spots"),
+        ("", {"measured_table": "grid"}, ValueError, "`measured_table='grid'` has no measurements to pull predictions "
+         r"to: it holds no genes\. Name"),
+        ("grid alone", {}, ValueError,
+         r"`measured_table='grid'` has no measurements .* Name the table of the spots with `measured_table=`\.$"),
+        ("no values", {}, ValueError, r"'table'` has no measurements .*: it holds no values \(`X` or a layer\)\. Name"),
         ("other image", {}, ValueError,
          r"No spots of `measured_table='table'` lie on an image of the tiles of 'grid': they are on 'P1S1_he' "
          r"\(coordinate system 'P1S1'\), the tiles on 'P2S1_he' \(coordinate system 'P2S1'\)\. Make the grid on"),
-        ("few", {}, ValueError, "No section of 'grid' can be pulled to `measured_table='table'`. Section "
-         "'P2S1_he_grid' is predicted without a pull: of its 10 spots in 'table', .* 10 spots are fewer than 25"),
-        ("empty", {}, ValueError, "of its .* none has measurements and a prediction. Range and noise are"),
-        ("one place", {}, ValueError, "most spots lie where another one is"),
+        ("few", {}, ValueError, r"^No section of 'grid' can be pulled to `measured_table='table'`: 'P2S1_he_grid': of "
+         r"its 10 spots in 'table', 10 can be used \(with measurements and a prediction\), but kriging needs at least "
+         r"25 spots\. Predict without `measured=`\.$"),
+        ("empty", {}, ValueError, "of its .* none has measurements and a prediction. Predict without `measured=`"),
+        ("one place", {}, ValueError, "but more than half of the spots share their position with another"),
         ("no counts", {}, ValueError, "`measured_table='table'`: the adapter's predictions are pulled to counts, and "
          "those of this table cannot be used. Raw counts are needed, but `X` has values that are no integers .* "
          r"Put them into `X` or layers\['counts'\] of that table, or name another with `measured_table=`\.$"),
@@ -361,21 +369,26 @@ def test_bad_input_changes_nothing(
     assert (repr(slide), {name: repr(table) for name, table in slide.tables.items()}) == before
 
 
-def test_a_section_with_few_spots_is_said(slide: SpatialData, adapter: pk.Adapter) -> None:
+def test_a_section_with_few_spots_is_said(
+    slide: SpatialData, adapter: pk.Adapter, caplog: pytest.LogCaptureFixture
+) -> None:
     table = slide["table"]
     second = np.flatnonzero(table.obs["region"] == "P2S1_spots")
     spots_of(slide, np.setdiff1d(np.arange(table.n_obs), second[10:]))
-    with pytest.warns(UserWarning) as caught:
+    with caplog.at_level(logging.INFO, logger="pekasc"), pytest.warns(UserWarning) as caught:
         pk.tl.predict_expression(slide, adapter, measured="kriging", **CPU)
+    assert "Sections without measured spots" not in caplog.text  # it has some
     assert any(
-        "Section 'P2S1_spots' is predicted without a pull: of its 10 spots in 'table', with measurements and a "
-        "prediction, 10 spots are fewer than 25" in str(one.message)
+        "Section 'P2S1_spots' is predicted without a pull: of its 10 spots in 'table', 10 can be used (with "
+        "measurements and a prediction), but kriging needs at least 25 spots." == str(one.message)
         for one in caught
     )
     assert list(said(slide, "table")["sections"]) == ["P1S1_spots"]
 
 
-def test_tiles_beyond_the_range_are_counted_or_an_error(slide: SpatialData, adapter: pk.Adapter) -> None:
+def test_tiles_beyond_the_range_are_counted_or_an_error(
+    slide: SpatialData, adapter: pk.Adapter, caplog: pytest.LogCaptureFixture
+) -> None:
     # spots in one corner: the rest of the slide is too far
     table = slide["table"]
     at = np.asarray(table.obsm["spatial"])
@@ -387,8 +400,10 @@ def test_tiles_beyond_the_range_are_counted_or_an_error(slide: SpatialData, adap
     slide.tables["corner"] = spots
     grid = slide["grid"]
     far = np.asarray(grid.obsm["spatial"])[:, 0] < 200
-    pk.tl.predict_expression(slide, adapter, **{**PULL, "measured_table": "corner"})
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        pk.tl.predict_expression(slide, adapter, **{**PULL, "measured_table": "corner"})
     facts = said(slide)["sections"]["P2S1_he_grid"]
+    assert f"{facts['n_beyond']} of {facts['n_tiles']} tiles are farther than the range from every spot." in caplog.text
     distance = np.linalg.norm(np.asarray(grid.obsm["spatial"])[:, None] - at[near], axis=2).min(axis=1)
     assert facts["n_beyond"] == (distance > facts["range_um"]).sum()
     assert facts["nearest_um"] == pytest.approx(distance.min(), abs=0.1)
@@ -416,7 +431,7 @@ def test_an_image_of_two_pixel_sizes_is_an_error(slide: SpatialData, adapter: pk
     section = tiles["sections"]["P2S1_he_grid"]
     changed = {**section, "mpp": 1.1, "source": "image_mpp", "um_to_px": np.asarray(section["um_to_px"]) / 1.1}
     slide["grid"].uns["pekasc"]["tiles"] = {**tiles, "sections": {"P2S1_he_grid": changed}}
-    with pytest.raises(ValueError, match=r"'P2S1_he' has 1.1 um per pixel for the tiles of 'grid' and 1 for those of"):
+    with pytest.raises(ValueError, match=r"'P2S1_he' has 1.1 um per pixel .* 'table': tile both with the right pixel"):
         pk.tl.predict_expression(slide, adapter, **PULL)
 
 
@@ -475,7 +490,9 @@ def change_counts_of_b(slide: SpatialData) -> None:
     table.X = counts
 
 
-def test_regions_that_share_an_image_are_pulled_to_their_own_spots(_wide: SpatialData, adapter: pk.Adapter) -> None:
+def test_regions_that_share_an_image_are_pulled_to_their_own_spots(
+    _wide: SpatialData, adapter: pk.Adapter, caplog: pytest.LogCaptureFixture
+) -> None:
     made = {}
     for how in ("both", "B differs", "A"):
         slide = two_regions(_wide, ("A",) if how == "A" else ("A", "B"))
@@ -496,7 +513,9 @@ def test_regions_that_share_an_image_are_pulled_to_their_own_spots(_wide: Spatia
     measured.obs["region"] = measured.obs["region"].cat.remove_unused_categories()
     measured.uns["spatialdata_attrs"] = {**table.uns["spatialdata_attrs"], "region": ["A"]}
     slide.tables["measured"] = measured
-    pk.tl.predict_expression(slide, adapter, measured="kriging", measured_table="measured", **CPU)
+    with caplog.at_level(logging.INFO, logger="pekasc"):
+        pk.tl.predict_expression(slide, adapter, measured="kriging", measured_table="measured", **CPU)
+    assert "Sections without measured spots, which are not pulled: B." in caplog.text
     assert np.isnan(slide["table"].layers["peka_kriging_sd"][~own]).all()
     np.testing.assert_allclose(slide["table"].layers["peka"][own], made["A"], atol=1e-4)
 
@@ -605,7 +624,8 @@ def test_training_spots_are_counted_among_those_that_pull(slide: SpatialData, ad
     counts = table.X.toarray()
     counts[rows[:6]] = 0
     table.X = counts
-    with pytest.warns(UserWarning, match=rf"trained on {rows.size - 6} of the {rows.size - 6} spots"):
+    message = rf"trained on {rows.size - 6} of the {rows.size - 6} spots .* residuals are those of unseen tissue\.$"
+    with pytest.warns(UserWarning, match=message):
         pk.tl.predict_expression(slide, adapter, **{**PULL, "table_name": "first"})
 
 

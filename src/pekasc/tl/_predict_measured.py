@@ -20,7 +20,6 @@ from pekasc._sections import Section, check_table, get_table, present_table
 from pekasc._settings import get_logger
 from pekasc._warnings import warn_user
 from pekasc.models import Adapter
-from pekasc.models.kriging import LEAST_SPOTS
 from pekasc.models.runtime import array_parts, tensor_parts
 from pekasc.tiling import TileSpec
 from pekasc.tl._predict_checks import check_size
@@ -163,7 +162,7 @@ def measured_pull(
     trained = trained_on(adapter, used, spec, table.n_obs)
     pieces: list[Piece] = []
     facts: dict[str, dict[str, Any]] = {}
-    without: list[str] = []
+    without: dict[str, str] = {}
     at_spots = np.zeros(layer.shape[0], dtype=bool)
     for number, own in pairs.items():
         section = sections[number]
@@ -171,7 +170,8 @@ def measured_pull(
         for part, index in _nearest(section, places, own):
             found = spots.fitted(part, section, predicted)
             if isinstance(found, str):
-                without.append(_without_pull(section, own, part, measured_table, found))
+                who = repr(section.name) if len(own) == 1 else f"{section.name!r} around {part.name!r}"
+                without[who] = f"of its {part.rows.size} spots in {measured_table!r}, {found}"
                 continue
             if found.left_out:
                 warn_user(f"Spots of {part.name!r}: {found.left_out}.")
@@ -182,14 +182,15 @@ def measured_pull(
             if not layer.grid:
                 at_spots[section.rows[index[far < _SAME_PLACE_UM]]] = True
     if not pieces:
+        reasons = "; ".join(f"{who}: {why}" for who, why in without.items())
         raise ValueError(
-            f"No section of {table_name!r} can be pulled to `measured_table={measured_table!r}`. {' '.join(without)} "
-            f"Range and noise are chosen on held-out blocks of {LEAST_SPOTS} spots or more: predict without "
-            "`measured=`."
+            f"No section of {table_name!r} can be pulled to `measured_table={measured_table!r}`: {reasons}. Predict "
+            "without `measured=`."
         )
-    _report(sections, pieces, facts, table_name, measured_table, layer.wanted.size, key_added)
-    for message in without:
-        warn_user(message)
+    unmeasured = [section.name for number, section in enumerate(sections) if number not in pairs]
+    _report(unmeasured, facts, table_name, measured_table, layer.wanted.size, key_added)
+    for who, why in without.items():
+        warn_user(f"Section {who} is predicted without a pull: {why}.")
     record = {"method": "kriging", "table": measured_table, "sections": facts}
     log = adapter.info["target"] == TARGETS["log1p"]
     return Pull(pieces, layer.columns, log, at_spots, {"measured": packed(record)})
@@ -205,11 +206,6 @@ def _nearest(section: Section, places: np.ndarray, own: Sequence[Section]) -> It
         index = np.flatnonzero(region == number)
         if index.size:
             yield part, index
-
-
-def _without_pull(section: Section, own: Sequence[Section], part: Section, measured_table: str, found: str) -> str:
-    who = f"Section {section.name!r}" if len(own) == 1 else f"Section {section.name!r} around {part.name!r}"
-    return f"{who} is predicted without a pull: of its {part.rows.size} spots in {measured_table!r}, {found}."
 
 
 def _on_same_image(
@@ -233,8 +229,8 @@ def _on_same_image(
             if abs(part.mpp / section.mpp - 1) > _SAME_MPP:
                 raise ValueError(
                     f"The image {section.image_name!r} has {section.mpp:.4g} um per pixel for the tiles of "
-                    f"{table_name!r} and {part.mpp:.4g} for those of {measured_table!r}: tile both with the right one "
-                    "(`image_mpp=`)."
+                    f"{table_name!r} and {part.mpp:.4g} for those of {measured_table!r}: tile both with the right "
+                    "pixel size (`image_mpp=`)."
                 )
         if own:
             pairs[number] = own
@@ -287,8 +283,8 @@ def _facts(found: Fitted, far: np.ndarray) -> dict[str, Any]:
 
 
 def _report(
-    sections: Sequence[Section], pieces: Sequence[Piece], facts: Mapping[str, Mapping[str, Any]], table_name: str,
-    measured_table: str, n_wanted: int, key: str,
+    unmeasured: Sequence[str], facts: Mapping[str, Mapping[str, Any]], table_name: str, measured_table: str,
+    n_wanted: int, key: str,
 ) -> None:  # fmt: skip
     """Log what is pulled and what is not; raise if all tiles are too far."""
     if all(fact["n_beyond"] == fact["n_tiles"] for fact in facts.values()):
@@ -301,17 +297,17 @@ def _report(
     for name, fact in facts.items():
         logger.hint(
             "section %s: %d of %d genes are pulled to %d spots, range %.4g um; %d genes without structure between "
-            "spots and %d that the section did not measure are not; %d of %d tiles are farther from all spots.",
+            "spots and %d that the section did not measure are not; %d of %d tiles are farther than the range from "
+            "every spot.",
             name, fact["n_pulled"], n_wanted, fact["n_spots"], fact["range_um"], fact["n_measured"] - fact["n_pulled"],
             n_wanted - fact["n_measured"], fact["n_beyond"], fact["n_tiles"],
         )  # fmt: skip
-    pulled = {piece.section.name for piece in pieces}
-    if without := [section.name for section in sections if section.name not in pulled]:
-        logger.hint("Without measured spots, and not pulled: %s.", ", ".join(without))
+    if unmeasured:
+        logger.hint("Sections without measured spots, which are not pulled: %s.", ", ".join(unmeasured))
     if n := sum(fact["n_trained"] for fact in facts.values()):
         warn_user(
             f"The adapter was trained on {n} of the {sum(fact['n_spots'] for fact in facts.values())} spots that its "
             "predictions are pulled to: its errors are smaller there than on tissue that it has not seen, so that the "
             f"pull is too weak and layers[{kriging_sd_key(key)!r}] too small. Hold the section out "
-            "(`fit_adapter(train=...)`) for a pull that does not know it."
+            "(`fit_adapter(train=...)`), so that the residuals are those of unseen tissue."
         )

@@ -137,8 +137,10 @@ class MeasuredSpots:
         layer = adapter.info.get("layer") or None
         where = f"`measured_table={name!r}`"
         if table.n_vars == 0 or (table.X is None and not {key for key in table.layers if key is not None}):
+            nothing = "genes" if table.n_vars == 0 else "values (`X` or a layer)"
             raise ValueError(
-                f"{where} has no measurements to pull predictions to: it holds no genes. Name the table of the spots."
+                f"{where} has no measurements to pull predictions to: it holds no {nothing}. Name the table of the "
+                "spots with `measured_table=`."
             )
         gene_of = gene_columns(table)
         found_names = gene_names(table, gene_key, gene_of)
@@ -207,7 +209,7 @@ class MeasuredSpots:
         try:
             return Fitted(fit_kriging(places, logs - own_predictions, noise, counting), genes, rows, left_out)
         except TooFewSpots as error:
-            return f"with measurements and a prediction, {error}"
+            return f"{rows.size} can be used (with measurements and a prediction), but {error}"
 
     def _left_out(self, missing: np.ndarray, gaps: np.ndarray, out: np.ndarray, genes: np.ndarray) -> str:
         """Say which genes and spots are left out for predictions at the spots that are NaN."""

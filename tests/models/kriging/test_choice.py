@@ -150,8 +150,10 @@ def test_a_held_out_block_is_predicted_without_its_values() -> None:
 @pytest.mark.parametrize(
     ("coords", "message"),
     [
-        (lattice(4), rf"16 spots are fewer than {LEAST_SPOTS}"),
-        (np.zeros((40, 2)), "most spots lie where another one is"),
+        (lattice(4), rf"^kriging needs at least {LEAST_SPOTS} spots$"),
+        (np.zeros((40, 2)), "^more than half of the spots share their position with another$"),
+        # three islands, five blocks apart: all are of one fold
+        (np.concatenate([lattice(3) + [x, 0] for x in (0, 1500, 3000)]), "^no block of 300 um can be held out from"),
         (lattice(40)[:40], None),
     ],
 )

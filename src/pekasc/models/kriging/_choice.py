@@ -54,14 +54,14 @@ def fit_kriging(
     Raises
     ------
     TooFewSpots
-        If there are fewer than :data:`LEAST_SPOTS`, or all are in one place.
+        If there are fewer than :data:`LEAST_SPOTS`, most share their position, or no block can be held out.
     """
     pitch = _pitch(coords_um)
     residuals = np.asarray(residuals, dtype=np.float32)
     noise = np.asarray(noise, dtype=np.float64)
     folds = [fold for part in _on_which(coords_um) for fold in _folds(coords_um, part, pitch)]
     if len(folds) < 2:
-        raise TooFewSpots(f"{len(coords_um)} spots lie in fewer than two blocks of {_BLOCK * pitch:.4g} um")
+        raise TooFewSpots(f"no block of {_BLOCK * pitch:.4g} um can be held out from the others")
     none, offset_alone, errors = _errors(coords_um, residuals, noise, folds, pitch)
     of_range, nugget = _chosen(none, offset_alone, errors)
     range_um = RANGES[of_range] * pitch
@@ -79,10 +79,10 @@ def fit_kriging(
 def _pitch(coords_um: np.ndarray) -> float:
     """Return the median distance between neighbours."""
     if len(coords_um) < LEAST_SPOTS:
-        raise TooFewSpots(f"{len(coords_um)} spots are fewer than {LEAST_SPOTS}")
+        raise TooFewSpots(f"kriging needs at least {LEAST_SPOTS} spots")
     pitch = float(np.median(cKDTree(coords_um).query(coords_um, k=2)[0][:, 1]))
     if not pitch > 0:
-        raise TooFewSpots("most spots lie where another one is")
+        raise TooFewSpots("more than half of the spots share their position with another")
     return pitch
 
 
