@@ -248,20 +248,24 @@ def test_an_existing_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"genes": ["A", "E"]}, KeyError, r"\['E'\] not found in `var_names`"),
         ({"genes": ["A", "C"]}, ValueError, r"has no values of \['C'\] in 'he_grid': they were not predicted"),
         ({"classes": "louvain"}, KeyError, "`classes='louvain'` not found in `obs` of table 'grid'. Available columns"),
-        ({"classes": "tissue_fraction"}, TypeError, "holds numbers such as .*: classes are categories"),
+        ({"classes": "tissue_fraction"}, TypeError, "`classes='tissue_fraction'` is a column of floats, and .* bin"),
         ({"merge": True}, ValueError, "joins the tiles of a class: name the column"),
         ({"colors": {"0": "red"}}, ValueError, "`colors=` are of classes"),
-        ({"classes": "leiden", "colors": {"9": "red"}}, ValueError, r"\['9'\] are no classes"),
+        ({"classes": "leiden", "colors": {"9": "red"}}, ValueError, r"\['9'\] not found among the classes '0', '1'"),
         ({"classes": "leiden", "colors": {"0": "reddish"}}, ValueError, "'0': 'reddish' is no colour"),
         ({"outline": "cells"}, ValueError, r"`outline='cells'` must be one of \['shapes', 'tiles'\]"),
-        ({"object_type": "cell"}, ValueError, "`object_type='cell'` is not known to QuPath"),
+        ({"object_type": "cell"}, ValueError, r"`object_type='cell'` must be one of \['annotation', "),
         ({"region": "other"}, KeyError, r"`region='other'` not found. Available regions with tiles: \['he_grid'\]"),
         ({"image_name": "he"}, ValueError, "`image_name=` goes with `shapes=`"),
         ({"shapes": "drawn"}, KeyError, "`shapes='drawn'` not found. Available shapes"),
-        ({"shapes": "he_grid", "outline": "tiles"}, ValueError, "`outline=` is of a table"),
-        ({"shapes": "he_grid", "table_name": "zzz"}, ValueError, "`table_name=` is of a table"),
+        ({"shapes": "he_grid", "outline": "tiles"}, ValueError, "`outline=` applies to a table"),
+        ({"shapes": "he_grid", "table_name": "zzz"}, ValueError, "`table_name=` applies to a table"),
         ({"genes": []}, ValueError, "`genes=` is empty"),
-        ({"shapes": "he_grid", "genes": "A"}, ValueError, "`genes=` is of a table, and `shapes='he_grid'` has none"),
+        (
+            {"shapes": "he_grid", "genes": "A"},
+            ValueError,
+            "`genes=` applies to a table and does nothing with `shapes='he_grid'`: leave one of them out",
+        ),
         ({"shapes": "he_grid", "image_name": "other"}, KeyError, "`image_name='other'` not found"),
         ({"path": "a.txt"}, ValueError, "must end in one of"),
         ({"path": "folder.json"}, ValueError, "is a folder: give a file"),
@@ -285,7 +289,7 @@ def test_several_sections_and_images(tmp_path: Path, scene: Any) -> None:
     pk.io.write_geojson(sdata, tmp_path / "a.geojson", shapes="he_grid", image_name="other")
     two = pk.datasets.phantom(n_patients=2, size_um=600, mpp=2.0, n_genes=10)
     pk.pp.tile(two, tile_px=28, mpp=4.0)
-    with pytest.raises(ValueError, match=r"several sections, .* `region=` one of \['P1S1_spots', 'P2S1_spots'\]"):
+    with pytest.raises(ValueError, match=r"several sections, .* with `region=`, of \['P1S1_spots', 'P2S1_spots'\]"):
         pk.io.write_geojson(two, tmp_path / "b.geojson", classes="patient", table_name="table")
     pk.io.write_geojson(two, tmp_path / "b.geojson", classes="patient", table_name="table", region="P2S1_spots")
     found = written(tmp_path / "b.geojson")
@@ -295,6 +299,39 @@ def test_several_sections_and_images(tmp_path: Path, scene: Any) -> None:
 def test_nothing_to_write(tmp_path: Path) -> None:
     sdata = slide()
     sdata["grid"].obs["leiden"] = pd.Categorical([np.nan] * sdata["grid"].n_obs, categories=["0"])
-    with pytest.raises(ValueError, match="There is nothing to write: no tile of 'he_grid' has a class or a value"):
+    message = r"There is nothing to write: no object of 'he_grid' has a class \(`classes=`\)"
+    with pytest.raises(ValueError, match=message + r" or a value \(`genes=`\)\."):
         pk.io.write_geojson(sdata, tmp_path / "a.geojson", classes="leiden")
+    with pytest.raises(ValueError, match=message + r"\."):  # they have values, which are not written
+        pk.io.write_geojson(sdata, tmp_path / "a.geojson", classes="leiden", genes="A", merge=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sdata = slide()
+    n = sdata["grid"].n_obs
+    for merge, left_out in (
+        (False, "Left out: 1 of {n} objects, with neither a class nor a value."),
+        (True, "Left out: 3 of {n} objects, without a class."),
+    ):
+        caplog.clear()
+        with caplog.at_level("INFO", logger="pekasc"):
+            pk.io.write_geojson(sdata, tmp_path / "a.geojson", classes="leiden", genes="A", merge=merge, overwrite=True)
+        assert left_out.format(n=n) in caplog.text
+
+
+def test_colours_of_uns_that_are_none(tmp_path: Path) -> None:
+    sdata = slide()
+    sdata["grid"].uns["leiden_colors"] = ["red", "greenish", "blue"]
+    with pytest.raises(ValueError, match=r"`uns\['leiden_colors'\]`: 'greenish' is no colour that matplotlib knows"):
+        pk.io.write_geojson(sdata, tmp_path / "a.geojson", classes="leiden")
+    pk.io.write_geojson(sdata, tmp_path / "a.geojson", classes="leiden", colors={"1": "green"})
+    assert written(tmp_path / "a.geojson")
+
+
+def test_a_column_of_more_classes_than_a_file_can_tell_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pekasc.io import _geojson
+
+    monkeypatch.setattr(_geojson, "_MOST_CLASSES", 2)
+    with pytest.raises(ValueError, match="`classes='leiden'` has 3 classes, more than 2: name a column of categories"):
+        pk.io.write_geojson(slide(), tmp_path / "a.geojson", classes="leiden")

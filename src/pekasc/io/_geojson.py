@@ -138,7 +138,7 @@ def write_geojson(
     if outline not in _OUTLINES:
         raise ValueError(f"`outline={outline!r}` must be one of {list(_OUTLINES)}.")
     if object_type is not None and object_type not in OBJECT_TYPES:
-        raise ValueError(f"`object_type={object_type!r}` is not known to QuPath: choose one of {list(OBJECT_TYPES)}.")
+        raise ValueError(f"`object_type={object_type!r}` must be one of {list(OBJECT_TYPES)}.")
     if merge and classes is None:
         raise ValueError("`merge=True` joins the tiles of a class: name the column with `classes=`.")
     if colors is not None and classes is None:
@@ -156,7 +156,9 @@ def write_geojson(
         }  # fmt: skip
         given = [name for name, said in of_table.items() if said]
         if given:
-            raise ValueError(f"`{given[0]}=` is of a table, and `shapes={shapes!r}` has none: give one of them.")
+            raise ValueError(
+                f"`{given[0]}=` applies to a table and does nothing with `shapes={shapes!r}`: leave one of them out."
+            )
         found = _of_shapes(sdata, shapes, image_name, classes)
     found.write(file, merge, colors, object_type or ("annotation" if merge or shapes is not None else "detection"))
 
@@ -166,11 +168,11 @@ class _Objects:
 
     def __init__(
         self, name: str, polygons: np.ndarray, ids: Sequence[Any], classes: pd.Categorical | None,
-        palette: Sequence[str] | None = None, table: Any = None, rows: np.ndarray | None = None, layer: str = PEKA,
+        colors_key: str = "", table: Any = None, rows: np.ndarray | None = None, layer: str = PEKA,
         columns: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         self.name, self.polygons, self.ids = name, polygons, [str(i) for i in ids]
-        self.classes, self.palette = classes, palette
+        self.classes, self.colors_key = classes, colors_key
         self.table, self.rows, self.layer = table, rows, layer
         self.columns = np.zeros(0, dtype=np.int64) if columns is None else columns
 
@@ -182,7 +184,8 @@ class _Objects:
         from pekasc.models.runtime import write_whole  # loads torch
 
         codes = np.full(len(self.polygons), -1) if self.classes is None else np.asarray(self.classes.codes)
-        groups = [] if self.classes is None else _groups(self.classes, self.palette, colors)
+        uns = {} if self.table is None else self.table.uns
+        groups = [] if self.classes is None else _groups(self.classes, uns, self.colors_key, colors)
         what = f"{self.name}, {object_type}, {self.layer}, {self.genes}, {groups}"
         if merge:
             polygons, names, members = merged(self.polygons, codes)
@@ -197,9 +200,11 @@ class _Objects:
             left_out = int((~known).sum())
             parts = self._parts(known, codes, groups, what, object_type)
         if left_out == len(codes):
-            raise ValueError(f"There is nothing to write: no tile of {self.name!r} has a class or a value.")
+            has = "a class (`classes=`)" if merge else "a class (`classes=`) or a value (`genes=`)"
+            raise ValueError(f"There is nothing to write: no object of {self.name!r} has {has}.")
         if left_out:
-            logger.hint("%d of %d have neither a class nor a value, and are left out.", left_out, len(codes))
+            why = "without a class" if merge else "with neither a class nor a value"
+            logger.hint("Left out: %d of %d objects, %s.", left_out, len(codes), why)
 
         def write(out: Any) -> None:
             packed = gzip.GzipFile("", "wb", fileobj=out, mtime=0) if file.suffix == ".gz" else out
@@ -271,8 +276,7 @@ def _of_table(
     radius = frame["radius"].to_numpy() if "radius" in frame else None
     made = _Objects(
         section.name, outlines(frame.geometry.to_numpy(), radius, section.shapes_to_px), section.ids.tolist(),
-        None if column is None else column[section.rows], table.uns.get(f"{classes}_colors"), table, section.rows,
-        layer, columns,
+        None if column is None else column[section.rows], f"{classes}_colors", table, section.rows, layer, columns,
     )  # fmt: skip
     if columns is not None:
         _check_values(made)
@@ -292,7 +296,9 @@ def _check_values(made: _Objects) -> None:
 def _section(sections: Sequence[Section], region: str | None) -> Section:
     names = [section.name for section in sections]
     if region is None and len(sections) > 1:
-        raise ValueError(f"The table has several sections, and a file belongs to one image: `region=` one of {names}.")
+        raise ValueError(
+            f"The table has several sections, and a file belongs to one image: choose one with `region=`, of {names}."
+        )
     if region is not None and region not in names:
         raise KeyError(f"`region={region!r}` not found. Available regions with tiles: {names}.")
     return sections[0 if region is None else names.index(region)]
@@ -316,19 +322,22 @@ def _column(frame: pd.DataFrame, name: str, where: str) -> pd.Categorical:
     column = frame[name]
     if pd.api.types.is_float_dtype(column):
         raise TypeError(
-            f"`classes={name!r}` holds numbers such as {column.iloc[0]!r}: classes are categories. Cut it first "
-            "(`pandas.cut`), or give genes as measurements with `genes=`."
+            f"`classes={name!r}` is a column of floats, and classes are categories: bin it first (`pandas.cut`), or "
+            "give genes as measurements with `genes=`."
         )
     found = pd.Categorical(column if isinstance(column.dtype, pd.CategoricalDtype) else column.astype("category"))
     if len(found.categories) > _MOST_CLASSES:
-        raise ValueError(f"`classes={name!r}` has {len(found.categories)} classes, more than {_MOST_CLASSES}.")
+        raise ValueError(
+            f"`classes={name!r}` has {len(found.categories)} classes, more than {_MOST_CLASSES}: name a column of "
+            "categories, such as clusters."
+        )
     return found
 
 
 def _groups(
-    classes: pd.Categorical, palette: Sequence[str] | None, colors: Mapping[str, Any] | None
+    classes: pd.Categorical, uns: Mapping[str, Any], key: str, colors: Mapping[str, Any] | None
 ) -> list[dict[str, Any]]:
-    """Return name and colour of every class, as QuPath writes them."""
+    """Return name and colour of every class, as QuPath writes them; of ``uns[key]``, if these are as many."""
     from matplotlib.colors import is_color_like, to_rgb
     from scanpy.plotting.palettes import default_20, default_28, default_102
 
@@ -338,11 +347,17 @@ def _groups(
         wrong = [f"{name!r}: {color!r}" for name, color in colors.items() if not is_color_like(color)]
         if unknown or wrong:
             raise ValueError(
-                f"`colors=`: {unknown[:3]} are no classes, which are {examples(names, 10)}." if unknown
+                f"`colors=`: {unknown[:3]} not found among the classes {examples(names, 10)}." if unknown
                 else f"`colors=`: {wrong[0]} is no colour that matplotlib knows."
             )  # fmt: skip
+    palette = uns.get(key)
     if palette is None or len(palette) != len(names):
         default = next((p for p in (default_20, default_28) if len(p) >= len(names)), default_102)
         palette = [default[i % len(default)] for i in range(len(names))]
     own = dict(zip(names, palette, strict=True)) | {str(name): color for name, color in (colors or {}).items()}
+    if wrong := [color for color in own.values() if not is_color_like(color)]:
+        raise ValueError(
+            f"`uns[{key!r}]`: {wrong[0]!r} is no colour that matplotlib knows. Correct it, or name colours with "
+            "`colors=`."
+        )
     return [{"name": name, "color": [round(255 * part) for part in to_rgb(own[name])]} for name in names]
