@@ -293,15 +293,18 @@ def named_columns(adata: AnnData, genes: str | Sequence[str]) -> np.ndarray:
     Raises
     ------
     KeyError
-        If one is not in ``var_names``, or there are none.
+        If one is not in ``var_names``.
+    ValueError
+        If there are none.
     """
     wanted = [genes] if isinstance(genes, str) else list(dict.fromkeys(genes))
+    if not wanted:
+        raise ValueError("`genes=` is empty: name at least one gene.")
     names = adata.var_names.to_numpy(dtype=object)
     columns = gene_positions(names, wanted)
     missing = [gene for gene, at in zip(wanted, columns, strict=True) if at < 0]
-    if missing or not wanted:
-        close = close_genes(str(missing[0]), names) if missing else ""
-        raise KeyError(f"`genes=`: {missing[:5] or 'an empty list'} not found in `var_names`.{close}")
+    if missing:
+        raise KeyError(f"`genes=`: {missing[:5]} not found in `var_names`.{close_genes(str(missing[0]), names)}")
     return columns
 
 

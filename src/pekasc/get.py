@@ -204,7 +204,8 @@ def expression(
     KeyError
         If there is no such layer or gene, or an AnnData has no ``obsm["spatial"]``.
     ValueError
-        If the layer holds nothing but NaN, or `min_trust` is no level, none is known, or no gene reaches it.
+        If the layer holds nothing but NaN, `genes` is empty, or `min_trust` is no level, none is known, or no gene
+        reaches it.
 
     Examples
     --------

@@ -232,7 +232,7 @@ def test_what_is_not_there() -> None:
     fails(sdata, KeyError, "Table 'griid' not found .* Available tables: \\['grid'\\]", table_name="griid")
     fails(sdata, KeyError, "Layer 'peak' not found. Available layers: \\['peka'\\]. Predict first", layer="peak")
     fails(sdata, KeyError, "\\['E'\\] not found in `var_names`", ["A", "E"])
-    fails(sdata, KeyError, "an empty list", [])
+    fails(sdata, ValueError, "`genes=` is empty: name at least one gene", [])
     fails(sdata, ValueError, "has no values of \\['D'\\] in these sections: they were not predicted", ["A", "D"])
     fails(sdata, ValueError, "cannot be stored", key_added="a b")
     fails(slide("he", table=False), KeyError, "Layer 'peka' not found.*tl.predict_expression\\(")

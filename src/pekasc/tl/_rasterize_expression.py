@@ -87,7 +87,8 @@ def rasterize_expression(
     TypeError
         If `fill` is no number.
     ValueError
-        If a gene has no predictions, tiles are not on a square grid, or the name of an image is taken.
+        If `genes` is empty, a gene has no predictions, tiles are not on a square grid, or the name of an image is
+        taken.
 
     Examples
     --------

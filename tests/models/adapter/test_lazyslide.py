@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
@@ -146,7 +147,7 @@ def test_what_context_needs(without_fields: pk.Adapter) -> None:
         without_fields.as_lazyslide(mpp=2.0, slide_mpp=-1)
     image, feature = without_fields.as_lazyslide(mpp=2.0, slide_mpp=1.0)
     columns = np.zeros((4, image.n_columns), dtype=np.float32)
-    with pytest.raises(ValueError, match="needs the corners of all tiles: LazySlide 0.13 gives them"):
+    with pytest.raises(ValueError, match="`coords` is None: predict with .* of LazySlide 0.13 or newer, which"):
         feature.predict(columns)
     with pytest.raises(ValueError, match=r"must have shape \(4, 2\)"):
         feature.predict(columns, np.zeros((3, 2)))
@@ -194,12 +195,20 @@ def test_lazyslide_is_missing_or_old(without_fields: pk.Adapter, monkeypatch: py
 def test_what_lazyslide_asks_of_a_model(without_fields: pk.Adapter, caplog: pytest.LogCaptureFixture) -> None:
     models = without_fields.as_lazyslide(mpp=2.0, slide_mpp=1.0)
     assert pickle.loads(pickle.dumps(models.image.get_transform()))  # its workers get a copy
-    for model in (*models, models.tile_model(without_fields.genes[0])):
+    single = models.tile_model(without_fields.genes[0])
+    assert re.fullmatch(
+        r"LazySlideModels\(image=ImageModel\(encoder='tiny', tile_px=56, mpp=2, n_features=\d+, n_columns=\d+\), "
+        rf"feature=FeatureModel\(n_genes={len(without_fields.genes)}, context_um=\(200.0,\)\)\)",
+        repr(models),
+    )
+    assert repr(single).startswith("TileModel(n_genes=1, image=ImageModel(encoder='tiny', ")
+    assert repr(single.get_transform()) == "ToTensor()"
+    for model in (*models, single):
         assert model.to("cpu") is model
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="pekasc"):
             model.try_compile(mode="default")
-        assert "not compiled for LazySlide" in caplog.text
+        assert "`compile=` is ignored" in caplog.text
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,7 @@ def test_scores_of_sources_add_up_whatever_they_come_with() -> None:
 def test_genes_in_slices_are_those_of_the_whole() -> None:
     one, other = made([TILE], RADIUS)[0], made([DEEP], seed=2)[0]
     head = LinearHead((*one.blocks, *other.blocks), one.intercept, RADIUS)
+    assert repr(head) == f"LinearHead(n_scores={2 * K}, n_genes={len(one.intercept)}, context_um={RADIUS})"
     scores = head.scores(FEATURES)
     assert scores.shape == (N, 2 * K)
     np.testing.assert_array_equal(head.expression(scores)[:, 1:3], head.expression(scores, slice(1, 3)))

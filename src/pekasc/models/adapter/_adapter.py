@@ -253,7 +253,7 @@ class Adapter:
         KeyError
             If `stain` has no map of a section.
         TypeError
-            If `stain` is none.
+            If `stain` is neither a map, a mapping of maps nor a string.
         ValueError
             If the tiles have another size, field of view or dtype than those of the training, or the encoder's weights
             are not those that the adapter was trained on. If the adapter has a stain map and `stain` is missing or of
@@ -434,8 +434,9 @@ class Adapter:
         KeyError
             If the adapter does not predict one of `genes`.
         ValueError
-            If tiles of this pixel size are not those of the training, `slide_mpp` is needed, a head does not do without
-            wider fields of view, or the encoder's weights are not those that the adapter was trained on.
+            If tiles of this pixel size are not those of the training, `slide_mpp` is needed, `genes` is empty, a head
+            does not do without wider fields of view, or the encoder's weights are not those that the adapter was
+            trained on.
         """
         return lazyslide_models(self, mpp, slide_mpp, genes)
 

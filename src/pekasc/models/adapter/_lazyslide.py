@@ -64,13 +64,16 @@ class LazySlideModels(NamedTuple):
         KeyError
             If the adapter does not predict a gene.
         ValueError
-            If no head of the adapter does without spatial context.
+            If `genes` is empty, or no head of the adapter does without spatial context.
         """
         return TileModel(self.image, genes)
 
 
 class ToTensor:
     """Turn a tile, (y, x, 3) uint8, into a tensor, (3, y, x) uint8: the encoder normalises batches itself."""
+
+    def __repr__(self) -> str:
+        return "ToTensor()"
 
     def __call__(self, tile: Any) -> torch.Tensor:
         """Return the tensor."""
@@ -93,7 +96,7 @@ class _Model:
 
     def try_compile(self, **kwargs: Any) -> None:
         """Say that the model runs as it is."""
-        logger.warning("%s: models of pekasc are not compiled for LazySlide; it runs as it is.", self.name)
+        logger.warning("%s: `compile=` is ignored: models of pekasc run uncompiled in LazySlide.", self.name)
 
 
 class ImageModel(_Model):
@@ -105,6 +108,13 @@ class ImageModel(_Model):
         self._run = self._on(torch.device("cpu"))
         px = adapter.spec.tile_px
         self.n_columns = self._run.features(np.zeros((1, px, px, 3), dtype=np.uint8)).shape[1]
+
+    def __repr__(self) -> str:
+        adapter = self.adapter
+        return (
+            f"ImageModel(encoder={adapter.encoder.short!r}, tile_px={adapter.spec.tile_px}, mpp={adapter.spec.mpp:g}, "
+            f"n_features={self.n_features}, n_columns={self.n_columns})"
+        )
 
     def _on(self, device: torch.device) -> ReadingEncoder:
         adapter = self.adapter
@@ -147,6 +157,9 @@ class FeatureModel(_Model):
         self.genes = tuple(image.adapter.genes[i] for i in self._index)
         self.needs_coords = self.whole_slide = bool(image.reading.radii_um or image.reading.smooth_um)
 
+    def __repr__(self) -> str:
+        return f"FeatureModel(n_genes={len(self.genes)}, context_um={self.image.reading.radii_um})"
+
     def predict(self, features: Any, coords: Any = None, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
         """Predict genes, a vector (n,) each, from the columns of tiles and their upper left corners in pixels."""
         columns = np.asarray(features.detach().cpu() if isinstance(features, torch.Tensor) else features)
@@ -165,7 +178,11 @@ class FeatureModel(_Model):
 
     def _neighbours(self, coords: Any, n: int) -> dict[float, Any]:
         if coords is None or self.slide_mpp is None:
-            raise ValueError(f"This adapter needs the corners of all tiles: LazySlide {_least()} gives them.")
+            raise ValueError(
+                "The heads use neighbouring tiles, and `coords` is None: predict with "
+                f"`lazyslide.tl.feature_prediction` of LazySlide {_least()} or newer, which passes the corners of all "
+                "tiles."
+            )
         adapter = self.image.adapter
         corners = np.asarray(coords, dtype=np.float64)
         if corners.shape != (n, 2):
@@ -186,6 +203,9 @@ class TileModel(_Model):
         self.columns = self.genes
         self.image = ImageModel(image.adapter, _reading(image.adapter, context=False))
         self.model = self.image.model
+
+    def __repr__(self) -> str:
+        return f"TileModel(n_genes={len(self.genes)}, image={self.image!r})"
 
     def to(self, device: Any) -> TileModel:
         """Move the encoder to a device."""

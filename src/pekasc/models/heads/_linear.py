@@ -90,6 +90,9 @@ class LinearHead:
     intercept: np.ndarray
     context_um: float | None = None
 
+    def __repr__(self) -> str:
+        return f"LinearHead(n_scores={self.n_scores}, n_genes={len(self.intercept)}, context_um={self.context_um})"
+
     @property
     def sources(self) -> list[Source]:
         """The features that it reads."""
