@@ -99,7 +99,7 @@ def test_noise_must_be_of_the_target_and_novelty_of_its_depths(saved: Path) -> N
     ):
         pk.Adapter.load(saved)
     reseal(saved, trust={**trust, "novelty": {**trust["novelty"], "depths": [[k] for k in range(1, 8)]}})
-    with pytest.raises(ValueError, match="trust.novelty.centre has .* features, no multiple of the depths"):
+    with pytest.raises(ValueError, match="trust.novelty.centre has .* features, not a multiple of its 7 depths"):
         pk.Adapter.load(saved)
 
 
@@ -223,8 +223,13 @@ def _first(tensors: dict[str, torch.Tensor], prefix: str) -> str:
             lambda t: t.update({"reading.0.intercept": t["reading.0.intercept"] * NAN}),
             "reading.0.intercept has values that are NaN",
         ),
-        (lambda t: t.update({"head.coef": torch.zeros(1)}), "head.coef is no part of an adapter"),
-        (lambda t: t.update({"evil": torch.zeros(1)}), "evil is no part of an adapter"),
+        (lambda t: t.update({"head.coef": torch.zeros(1)}), "head.coef is not part of an adapter"),
+        (lambda t: t.update({"evil": torch.zeros(1)}), "evil is not part of an adapter"),
+        (lambda t: t.update({"trust.evil": torch.zeros(1)}), "trust.evil is not part of an adapter"),
+        (lambda t: t["trust.held_out.scale"].mul_(NAN), r"trust.held_out.scale must be finite\)"),
+        (lambda t: t["trust.held_out.scale"].mul_(0), "trust.held_out.scale must be above 0"),
+        (lambda t: t["trust.held_out.floor"].sub_(1e6), "trust.held_out.floor must be at least 0"),
+        (lambda t: t["trust.held_out.curve"].add_(1), "trust.held_out.curve must be finite or NaN, and at most 1.0000"),
         (
             lambda t: t.update({"projector.x": torch.zeros(1, dtype=torch.bfloat16)}),
             "projector.x must be floating-point",

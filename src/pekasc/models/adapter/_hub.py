@@ -30,6 +30,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.
 _REVISION = re.compile(r"[\w./-]{1,200}", re.ASCII)
 # licences under which others may build on the weights, whatever for
 _OPEN = re.compile(r"(apache-2\.0|mit|bsd(-\d-clause)?|cc0-1\.0|cc-by-(sa-)?\d\.\d|unlicense)$")
+_LOCAL = " An adapter in a local folder loads without a network."
 _NOT_NEEDED = "none needed"  # of teachers that are fitted on the training spots
 _NON_COMMERCIAL = re.compile(r"non-?commercial|not-for-commercial|\bnc\b|research-(use-)?only|research-use|academic")
 
@@ -56,11 +57,12 @@ def fetch(path: str | Path) -> Path:
     _check_repository(name)
     if at and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise ValueError(f"{str(path)!r} names no revision after `@`: give a branch, a tag or a commit.")
-    with _named_errors(f"The adapter {name!r} could not be fetched from the model hub", name):
+    fetching = (f"The adapter {name!r} could not be fetched from the model hub", name, _LOCAL)
+    with _named_errors(*fetching):
         # the record first: of a repository that holds something else, nothing more is fetched
         record = huggingface_hub.hf_hub_download(name, _folder.MAIN, revision=revision or None)
     named = _files_named(Path(record))
-    with _named_errors(f"The adapter {name!r} could not be fetched from the model hub", name):
+    with _named_errors(*fetching):
         wanted = [file for file in _OURS if file == _folder.MAIN or file in named]
         return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=wanted))
 
@@ -95,7 +97,7 @@ def push(
         with _named_errors(said, name):
             keep = CARD in there and MARK not in Path(api.hf_hub_download(name, CARD)).read_text(encoding="utf-8")
             if keep:
-                logger.hint("%s of %s is not one that pekasc wrote, and stays.", CARD, name)
+                logger.hint("The model card of %s was not written by pekasc and is kept.", name)
             sent = api.upload_folder(
                 repo_id=name, folder_path=Path(folder) / "adapter", delete_patterns=_OURS,
                 commit_message=message or "Adapter of pekasc", allow_patterns=_OURS if keep else [*_OURS, CARD],
@@ -114,8 +116,8 @@ def _check_free(name: str, there: set[str]) -> None:
     others = sorted(f for f in there if f not in _OURS and not _BESIDE.fullmatch(f))
     if others or (_folder.MAIN not in there and there & set(_folder.FILES)):
         raise ValueError(
-            f"The repository {name!r} holds something else than an adapter of pekasc "
-            f"({(others or sorted(there))[:5]}): take another name. Nothing was sent."
+            f"The repository {name!r} holds files that do not belong to a pekasc adapter "
+            f"({(others or sorted(there))[:5]}): use another repository. Nothing was sent."
         )
 
 
@@ -130,8 +132,8 @@ def check_licences(adapter: Adapter, licence: str, *, terms_checked: bool) -> No
     """
     if not isinstance(licence, str) or not licence.strip():
         raise ValueError(
-            'Say under which licence you share the adapter, such as `licence="apache-2.0"` or '
-            f'`licence="cc-by-nc-4.0"`, got {licence!r}.'
+            '`licence=` must name the licence that you give the adapter, such as "apache-2.0" or "cc-by-nc-4.0", got '
+            f"{licence!r}."
         )
     found = {"encoder": (adapter.encoder.short, adapter.encoder.licence)}
     if adapter.info.get("teacher") is not None:
@@ -145,15 +147,16 @@ def check_licences(adapter: Adapter, licence: str, *, terms_checked: bool) -> No
         closed["encoder"] = f"encoder {adapter.encoder.short!r}: gated, terms beside {adapter.encoder.licence}"
     if closed and not terms_checked:
         raise ValueError(
-            f"Licences restrict, or do not say, whether an adapter may be shared ({'; '.join(closed.values())}). An "
-            "adapter holds no weights of them, but was made with them: read their terms, ask where they are unclear, "
-            "and say `terms_checked=True` if they allow it. Nothing was sent."
+            f"Licences restrict, or do not say, whether an adapter may be shared ({'; '.join(closed.values())}). The "
+            "adapter contains none of their weights, but was made with them: read their terms, ask where they are "
+            "unclear, and pass `terms_checked=True` if they allow it. Nothing was sent."
         )
     limited = [text for what, text in closed.items() if _NON_COMMERCIAL.search(_spelled(found[what][1] or ""))]
     if limited and not _NON_COMMERCIAL.search(_spelled(licence)):
         raise ValueError(
-            f"`licence={licence!r}` does not say that it excludes commercial use, which what the adapter was made with "
-            f'does ({"; ".join(limited)}): take one that does, such as "cc-by-nc-4.0". Nothing was sent.'
+            f"`licence={licence!r}` allows commercial use, or does not say, but the terms of what the adapter was made "
+            f'with exclude it ({"; ".join(limited)}): take a non-commercial licence such as "cc-by-nc-4.0". Nothing '
+            "was sent."
         )
 
 
@@ -168,12 +171,11 @@ def _check_repository(name: str) -> None:
 
 
 @contextmanager
-def _named_errors(what: str, name: str) -> Iterator[None]:
+def _named_errors(what: str, name: str, advice: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the hub's own, and those of its network library, which is another one by version
         raise OSError(
-            f"{what} ({type(error).__name__}: {str(error)[:200]}). See whether https://huggingface.co/{name} is there, "
-            "log in with `hf auth login` where it is private or yours, and see to the network; a folder from "
-            "`Adapter.save` needs none."
+            f"{what} ({type(error).__name__}: {str(error)[:200]}). Check the network and that "
+            f"https://huggingface.co/{name} exists; if it is private or yours, log in with `hf auth login`.{advice}"
         ) from error

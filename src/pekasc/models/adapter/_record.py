@@ -303,7 +303,7 @@ def check_tensors(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> N
         if kind == "trained_on":
             _check_place(rest, tensor, tensors)
         elif kind not in kinds:
-            raise ValueError(f"{name} is no part of an adapter")
+            raise ValueError(f"{name} is not part of an adapter")
         elif tensor.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{name} must be floating-point numbers, got {tensor.dtype}")
 

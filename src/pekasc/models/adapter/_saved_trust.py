@@ -90,9 +90,10 @@ def check_trust(record: Mapping[str, Any], n_genes: int, arrays: Mapping[str, An
             raise ValueError(f"{name} must be {dtype} of shape {shape}, got {array.dtype} of shape {array.shape}")
         known = array[np.isfinite(array)] if nan else array
         if (nan and np.isinf(array).any()) or not np.isfinite(known).all() or (known > high).any():
-            raise ValueError(f"{name} has values that are NaN, infinite or out of range")
+            finite = "finite or NaN" if nan else "finite"
+            raise ValueError(f"{name} must be {finite}" + (f", and at most {high:g}" if np.isfinite(high) else ""))
         if (known < low).any() or (strict and (known <= low).any()):
-            raise ValueError(f"{name} has values below {low:g}" + (" or equal to it" if strict else ""))
+            raise ValueError(f"{name} must be {'above' if strict else 'at least'} {low:g}")
 
     for part in ("held_out", "calibration"):
         if record[part] is not None:
@@ -109,13 +110,12 @@ def check_trust(record: Mapping[str, Any], n_genes: int, arrays: Mapping[str, An
         check(_name("novelty", "centre"), (None,), "float32", low=-np.inf)
         d = values[_name("novelty", "centre")].shape[0]
         if d % len(record["novelty"]["depths"]):
-            raise ValueError(
-                f"{_name('novelty', 'centre')} has {d} features, no multiple of the depths that they are of"
-            )
+            n = len(record["novelty"]["depths"])
+            raise ValueError(f"{_name('novelty', 'centre')} has {d} features, not a multiple of its {n} depths")
         check(_name("novelty", "sd"), (None,), "float32", low=0, strict=True)
         check(_name("novelty", "axes"), (values[_name("novelty", "sd")].shape[0], d), "float32", low=-np.inf)
         check(_name("novelty", "reference"), (len(record["novelty"]["n_tiles"]), None), "float32", low=0)
         if (np.diff(values[_name("novelty", "reference")]) < 0).any():
             raise ValueError(f"{_name('novelty', 'reference')} must be ascending")
     if left := sorted(set(values) - expected):
-        raise ValueError(f"{left[0]} is no part of an adapter")
+        raise ValueError(f"{left[0]} is not part of an adapter")
