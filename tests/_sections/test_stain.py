@@ -112,7 +112,10 @@ WHITE, PINK, VIOLET = (244, 243, 245), (225, 160, 195), (120, 80, 150)
     ("tiles", "match"),
     [
         (np.full((20, 14, 14, 3), 255, np.uint8), "0 of 3920 pixels of 8 um under its tiles show tissue"),
-        (of_colour(PINK, VIOLET, n=2), "392 of 392 pixels .* measured on 500 or more"),
+        (
+            of_colour(PINK, VIOLET, n=2),
+            "392 of 392 pixels .* on 500 or more.* fit without `Readout.stain` .to predict: use an",
+        ),
         (np.zeros((0, 14, 14, 3), np.uint8), "0 of 0 pixels"),
         (np.zeros((20, 14, 14, 3), np.uint8), "0 of 3920 pixels"),
         # fluorescence, brightfield with DAB, a green pen
@@ -138,5 +141,5 @@ def test_one_colour_is_no_stain() -> None:
     tiles = np.full((8, 14, 14, 3), PINK, np.uint8)
     with pytest.raises(ValueError, match="does not look like haematoxylin and eosin.*single colour"):
         stain_of(tiles, "reinhard", "A")
-    with pytest.raises(ValueError, match=r"A does not look like haematoxylin and eosin.*fit without `stain`"):
+    with pytest.raises(ValueError, match=r"A does not look like haematoxylin and eosin.*leave `Readout.stain` at None"):
         stain_of(tiles, "macenko", "A")

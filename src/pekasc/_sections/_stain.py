@@ -63,8 +63,8 @@ def stain_of(tiles: np.ndarray, method: str, where: str) -> Stain:
     if len(pixels) < _LEAST:
         raise ValueError(
             f"{where}: {len(pixels)} of {len(on_tissue)} pixels of 8 um under its tiles show tissue, and the colours "
-            f"of a stain are measured on {_LEAST} or more. Tile more of the tissue, leave the section out, or take an "
-            "adapter that was fitted without `stain`."
+            f"of a stain are measured on {_LEAST} or more. Tile more of the tissue, leave the section out, or fit "
+            "without `Readout.stain` (to predict: use an adapter fitted without it)."
         )
     # sorted, so that rounding does not depend on the order of the tiles
     code = np.sort(pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32))
@@ -118,8 +118,8 @@ def _check_he(pixels: np.ndarray, where: str) -> None:
 
 def _not_he(where: str) -> str:
     return (
-        f"{where} does not look like haematoxylin and eosin, which a stain map needs (other stains: fit without "
-        "`stain`)"
+        f"{where} does not look like haematoxylin and eosin, which a stain map needs (for other stains, leave "
+        "`Readout.stain` at None)"
     )
 
 

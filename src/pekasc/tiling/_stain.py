@@ -50,12 +50,13 @@ class Stain:
 
     def __post_init__(self) -> None:
         if self.method not in STAINS:
-            raise ValueError(f"There is no stain method {self.method!r}: it is one of {list(STAINS)}.")
+            raise ValueError(f"Stain method {self.method!r} is not known: choose one of {list(STAINS)}.")
         for name in ("first", "second"):
             values = np.asarray(getattr(self, name), dtype=np.float64)
             if values.shape != (3,) or not (np.abs(values) <= _MOST).all():  # NaN is not
                 raise ValueError(
-                    f"`{name}` of a stain must be three numbers of at most {_MOST:g}, got {getattr(self, name)!r}."
+                    f"`{name}` of a stain must be three numbers of absolute value at most {_MOST:g}, got "
+                    f"{getattr(self, name)!r}."
                 )
             # decimals that are the same whatever library computed them
             object.__setattr__(self, name, tuple(float(f"{value:.6g}") for value in values))
@@ -66,7 +67,9 @@ class Stain:
         if self.method == "macenko" and (np.abs(lengths - 1) > 1e-3).any():
             raise ValueError(f"The directions of a stain must have length 1, got {self.first} and {self.second}.")
         if self.method == "macenko" and np.linalg.norm(np.cross(self.first, self.second)) < 1e-3:
-            raise ValueError(f"Haematoxylin and eosin have one direction: {self.first} and {self.second}.")
+            raise ValueError(
+                f"The directions of haematoxylin and eosin must differ, got {self.first} and {self.second}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return method and numbers, for JSON."""
@@ -83,7 +86,8 @@ class Stain:
         """
         names = [f.name for f in fields(cls)]
         if not isinstance(values, Mapping) or sorted(values) != sorted(names):
-            raise ValueError(f"a stain has the fields {names}")
+            got = list(values) if isinstance(values, Mapping) else type(values).__name__
+            raise ValueError(f"A stain has the fields {names}, got {got}.")
         for name in names[1:]:
             numbers = values[name]
             # whole numbers of hundreds of digits, which JSON may hold, are no floating-point numbers
@@ -91,7 +95,10 @@ class Stain:
                 isinstance(number, float | int) and not isinstance(number, bool) and abs(number) <= _MOST
                 for number in numbers
             ):
-                raise ValueError(f"`{name}` of a stain must be a list of numbers of at most {_MOST:g}")
+                raise ValueError(
+                    f"`{name}` of a stain must be a list of numbers of absolute value at most {_MOST:g}, got "
+                    f"{str(numbers)[:100]}."
+                )
         return cls(values["method"], tuple(values["first"]), tuple(values["second"]))
 
     @property
@@ -129,7 +136,8 @@ class StainMap:
     def __post_init__(self) -> None:
         if self.source.method != self.reference.method:
             raise ValueError(
-                f"Colours by {self.source.method!r} cannot be brought to a reference by {self.reference.method!r}."
+                f"A stain measured by {self.source.method!r} cannot be mapped to a reference of "
+                f"{self.reference.method!r}: use one method for both."
             )
 
     @property
