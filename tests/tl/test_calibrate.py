@@ -164,13 +164,13 @@ def test_sections_that_cannot_be_calibrated_on(four: SpatialData, fitted: pk.Ada
         pk.tl.calibrate("adapter")
     with pytest.raises(
         ValueError,
-        match=r"trained on tissue of \['P1S1_spots', 'P2S1_spots'\], .* it is far .* on other sections alone "
+        match=r"trained on \d+ of the \d+ measured spots, in \['P1S1_spots', 'P2S1_spots'\], where .* sections alone "
         r"\(`calibrate\(adapter, sdata.filter_by_coordinate_system\(\['P3S1', 'P4S1'\]\)\)`\), or without `sdata=`",
     ):
         pk.tl.calibrate(fitted, part(four, PATIENTS), **CPU)
     with pytest.raises(ValueError, match="Calibrate on other sections, or without `sdata=`"):
         pk.tl.calibrate(fitted, part(four, PATIENTS[:2]), **CPU)
-    with pytest.raises(ValueError, match='0.9 with `guarantee="exact"` needs 9 groups .* there are 2'):
+    with pytest.raises(ValueError, match='`level=0.9` with `guarantee="exact"` needs at least 9 groups .* got 2:'):
         pk.tl.calibrate(fitted, part(four, PATIENTS[2:]), guarantee="exact", **CPU)
     with pytest.raises(KeyError, match="`groups='site'` not found in `obs`"):
         pk.tl.calibrate(fitted, part(four, PATIENTS[2:]), groups="site", **CPU)
@@ -188,7 +188,9 @@ def test_sections_that_cannot_be_calibrated_on(four: SpatialData, fitted: pk.Ada
     assert "peka_lower" in sdata["table"].layers and "peka_novelty" not in sdata["table"].obs
 
 
-def test_tiles_that_are_too_novel_are_not_predicted(four: SpatialData, fitted: pk.Adapter) -> None:
+def test_tiles_that_are_too_novel_are_not_predicted(
+    four: SpatialData, fitted: pk.Adapter, caplog: pytest.LogCaptureFixture
+) -> None:
     sdata = part(four, PATIENTS)
     image = sdata.images["P4S1_he"].copy(deep=True)
     for scale in image:
@@ -200,10 +202,12 @@ def test_tiles_that_are_too_novel_are_not_predicted(four: SpatialData, fitted: p
     for wrong in (0, 1, "0.1"):
         with pytest.raises(ValueError, match="`abstain` must be above 0 and below 1"):
             pk.tl.predict_expression(sdata, calibrated, abstain=wrong, **CPU)
-    with pytest.warns(UserWarning, match=r"less like the training tiles .*'P4S1_spots' \(100%\).*Check the pixel size"):
+    said = r"less like the training tiles .*'P4S1_spots' \(100%\).*Check the pixel size"
+    with caplog.at_level("INFO", logger="pekasc"), pytest.warns(UserWarning, match=said):
         pk.tl.predict_expression(sdata, calibrated, abstain=0.05, **CPU)
     table = sdata["table"]
     nothing = np.isnan(table.layers["peka"]).all(axis=1)
+    assert f"{nothing.sum()} of {table.n_obs} tiles are not predicted: their novelty p-value is below" in caplog.text
     np.testing.assert_array_equal(nothing, table.obs["peka_novelty"] < 0.05)
     region = table.obs["region"]
     record = table.uns["pekasc"]["peka"]

@@ -128,8 +128,8 @@ def calibrate(
     TypeError
         If `adapter` is no adapter.
     ValueError
-        If `level` or `guarantee` is none, there are too few groups for the level, the adapter was trained on tissue of
-        `sdata`, it has no held-out predictions (saved by an earlier version) and there is no `sdata`, or arguments
+        If `level` or `guarantee` is invalid, there are too few groups for the level, the adapter was trained on tissue
+        of `sdata`, it has no held-out predictions (saved by an earlier version) and there is no `sdata`, or arguments
         about `sdata` are given without it.
     KeyError
         If a column or layer is not there.
@@ -237,8 +237,8 @@ def _unseen(
     if trained.any():
         seen = sorted(set(section_labels(table)[rows[trained]]))
         raise ValueError(
-            f"The adapter was trained on tissue of {seen}, {int(trained.sum())} of {rows.size} spots: it is far closer "
-            "to the measurement there than elsewhere. Calibrate on other sections"
+            f"The adapter was trained on {int(trained.sum())} of the {rows.size} measured spots, in {seen}, where its "
+            "errors are smaller than on new tissue. Calibrate on other sections"
             f"{other_sections(sdata, sections, seen, key)}, or without `sdata=`, on what was held out inside the "
             "training."
         )

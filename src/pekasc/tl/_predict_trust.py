@@ -57,7 +57,9 @@ def left_out(p_values: np.ndarray | None, abstain: float | None) -> np.ndarray |
         return None
     rows = p_values < abstain  # NaN, without a tile, is not
     n = int(np.isfinite(p_values).sum())
-    logger.hint("%d of %d tiles are not predicted: their novelty is below %g.", rows.sum(), n, abstain)
+    logger.hint(
+        "%d of %d tiles are not predicted: their novelty p-value is below %g (`abstain=`).", rows.sum(), n, abstain
+    )
     return np.asarray(rows)
 
 

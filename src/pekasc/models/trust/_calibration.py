@@ -99,9 +99,9 @@ def check_groups(n_groups: int, level: float, guarantee: str) -> None:
     """
     if guarantee == EXACT and n_groups < groups_needed(level):
         raise ValueError(
-            f'A level of {level:g} with `guarantee="exact"` needs {groups_needed(level)} groups that the adapter never '
-            f"saw, and there are {n_groups}, which can promise {reachable(n_groups):.3f}: over K groups it is "
-            f'K / (K + 1). Lower `level`, add groups, or take `guarantee="approximate"`, which promises nothing.'
+            f'`level={level:g}` with `guarantee="exact"` needs at least {groups_needed(level)} groups that the adapter '
+            f"never saw, got {n_groups}: K groups can guarantee K / (K + 1), here {reachable(n_groups):.3f}. Lower "
+            '`level`, add groups, or take `guarantee="approximate"`, which promises nothing.'
         )
 
 
