@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy.spatial import cKDTree
 from spatialdata import SpatialData
 
+from pekasc import _text
 from pekasc._digests import sha256
 from pekasc._expression import TARGETS, dense_layer
 from pekasc._keys import kriging_sd_key, packed
@@ -171,7 +172,7 @@ def measured_pull(
             found = spots.fitted(part, section, predicted)
             if isinstance(found, str):
                 who = repr(section.name) if len(own) == 1 else f"{section.name!r} around {part.name!r}"
-                without[who] = f"of its {part.rows.size} spots in {measured_table!r}, {found}"
+                without[who] = f"of its {_text.number(part.rows.size, 'spot')} in {measured_table!r}, {found}"
                 continue
             if found.left_out:
                 warn_user(f"Spots of {part.name!r}: {found.left_out}.")
@@ -303,7 +304,7 @@ def _report(
             n_wanted - fact["n_measured"], fact["n_beyond"], fact["n_tiles"],
         )  # fmt: skip
     if unmeasured:
-        logger.hint("Sections without measured spots, which are not pulled: %s.", ", ".join(unmeasured))
+        logger.hint("Sections without measured spots, which are not pulled: %s.", _text.names(unmeasured))
     if n := sum(fact["n_trained"] for fact in facts.values()):
         warn_user(
             f"The adapter was trained on {n} of the {sum(fact['n_spots'] for fact in facts.values())} spots that its "

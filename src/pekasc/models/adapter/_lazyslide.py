@@ -96,7 +96,7 @@ class _Model:
 
     def try_compile(self, **kwargs: Any) -> None:
         """Say that the model runs as it is."""
-        logger.warning("%s: `compile=` is ignored: models of pekasc run uncompiled in LazySlide.", self.name)
+        logger.warning("%s: `compile=` is ignored; models of pekasc run uncompiled in LazySlide.", self.name)
 
 
 class ImageModel(_Model):
