@@ -14,6 +14,7 @@ import pytest
 import spatialdata as sd
 from spatialdata import SpatialData
 from spatialdata.models import TableModel
+from tests.tl.conftest import copy_of
 
 import pekasc as pk
 from pekasc._keys import read_uns
@@ -43,7 +44,7 @@ def _slide() -> SpatialData:
 
 @pytest.fixture(scope="module")
 def adapter(_slide: SpatialData) -> pk.Adapter:
-    return pk.tl.fit_adapter(copied(_slide), **FROZEN)
+    return pk.tl.fit_adapter(copy_of(_slide), **FROZEN)
 
 
 @pytest.fixture(scope="module")
@@ -53,30 +54,23 @@ def calibrated(adapter: pk.Adapter) -> pk.Adapter:
 
 @pytest.fixture(scope="module")
 def _pulled(_slide: SpatialData, adapter: pk.Adapter) -> SpatialData:
-    sdata = copied(_slide)
+    sdata = copy_of(_slide)
     pk.tl.predict_expression(sdata, adapter, table_name="grid", key_added="plain", **CPU)
     plain = sdata["grid"].copy()
-    sdata = copied(_slide)
+    sdata = copy_of(_slide)
     pk.tl.predict_expression(sdata, adapter, **PULL)
     sdata.tables["plain"] = plain
     return sdata
 
 
-def copied(sdata: SpatialData) -> SpatialData:
-    return SpatialData(
-        images=dict(sdata.images), shapes={name: shapes.copy() for name, shapes in sdata.shapes.items()},
-        tables={name: table.copy() for name, table in sdata.tables.items()},
-    )  # fmt: skip
-
-
 @pytest.fixture
 def slide(_slide: SpatialData) -> SpatialData:
-    return copied(_slide)
+    return copy_of(_slide)
 
 
 @pytest.fixture
 def pulled(_pulled: SpatialData) -> SpatialData:
-    return copied(_pulled)
+    return copy_of(_pulled)
 
 
 def said(sdata: SpatialData, table: str = "grid", key: str = "peka") -> dict[str, Any]:
@@ -436,7 +430,7 @@ def test_an_image_of_two_pixel_sizes_is_an_error(slide: SpatialData, adapter: pk
 
 
 def test_spots_without_tiles_are_tiled(_slide: SpatialData, pulled: SpatialData, adapter: pk.Adapter) -> None:
-    slide = copied(_slide)
+    slide = copy_of(_slide)
     for name in [name for name in slide.shapes if name.endswith("spots_tiles")]:
         del slide.shapes[name]
     table = slide["table"]
@@ -466,7 +460,7 @@ def _wide() -> SpatialData:
 
 def two_regions(wide: SpatialData, names: tuple[str, ...] = ("A", "B")) -> SpatialData:
     """Return the section with its left and right spots as regions A and B, tiled."""
-    slide = copied(wide)
+    slide = copy_of(wide)
     table, shapes = slide["table"], slide.shapes["P1S1_spots"]
     order = np.argsort(np.asarray(table.obsm["spatial"])[:, 0], kind="stable")
     halves = dict(zip(("A", "B"), np.array_split(order, 2), strict=True))
