@@ -22,8 +22,8 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
 from pekasc._digests import sha256
-from pekasc.models.adapter._saved_reading import old_reading, reading_from, reading_parts
 from pekasc.models.adapter._record import MOST, check_config, check_record, check_tensors
+from pekasc.models.adapter._saved_reading import old_reading, reading_from, reading_parts
 from pekasc.models.adapter._saved_trust import PARTS, trust_from, trust_parts
 from pekasc.models.encoders import Encoder
 from pekasc.models.runtime import explained, write_whole
