@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.dummy import DummyRegressor
 
 from pekasc.models.trust import EDGES, group_quantiles, groups_needed, quantiles_of_cumulative, reachable
 from pekasc.models.trust._conformal import cumulative
@@ -19,10 +20,13 @@ def test_exchangeable_spots_have_the_quantile_of_split_conformal_prediction(leve
 
 
 def test_mapie_has_the_same_quantile() -> None:
-    mapie = pytest.importorskip("mapie.conformity_scores")
-    scores = np.random.default_rng(1).exponential(size=200)
-    expected = mapie.AbsoluteConformityScore().get_quantile(scores[:, None], np.array([0.1]), axis=0)
-    np.testing.assert_allclose(group_quantiles([np.array([[s]]) for s in scores], 0.9), expected.ravel(), atol=1e-6)
+    mapie = pytest.importorskip("mapie.regression")
+    scores, place = np.random.default_rng(1).exponential(size=200), np.zeros((200, 1))
+    # around a prediction of 0, residuals are the scores
+    nothing = DummyRegressor(strategy="constant", constant=0.0).fit(place, np.zeros(200))
+    split = mapie.SplitConformalRegressor(nothing, confidence_level=0.9, prefit=True).conformalize(place, scores)
+    _, ends = split.predict_interval(place[:1])
+    np.testing.assert_allclose(group_quantiles([np.array([[s]]) for s in scores], 0.9), ends[0, 1], atol=1e-6)
 
 
 def test_groups_share_alike_however_many_spots_they_have() -> None:
