@@ -163,7 +163,7 @@ def test_at_full_rank_it_is_ridge(d: int) -> None:
 
 
 BRANCHES = pytest.mark.parametrize(
-    ("n", "exact"), [(10, 4096), (60, 4096), (10, 4), (60, 4)], ids=["spots", "genes", "arpack wide", "arpack long"]
+    ("n", "exact"), [(10, 4096), (60, 4096), (10, 4), (60, 4)], ids=["spots", "genes", "few spots", "few genes"]
 )
 
 
@@ -186,6 +186,38 @@ def test_components_are_those_of_a_weighted_pca(
     np.testing.assert_allclose(space.scores(kind(y)) * signs, (y - mean) @ axes, atol=1e-3 if exact < 20 else 1e-8)
     if weighted:
         assert np.abs(by_svd(y, np.ones(n), 4)[1] - axes).max() > 1e-2
+
+
+@KINDS
+@pytest.mark.parametrize("shape", [(200, 300), (300, 200)], ids=["wide", "long"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["alike", "weighted"])
+def test_components_of_large_matrices_are_those_of_a_weighted_pca(
+    kind: Any, shape: tuple[int, int], weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_genes, "_EXACT", 4)
+    monkeypatch.setattr(_genes, "_ROWS", 64)
+    rng = np.random.default_rng(1)
+    n, n_genes = shape
+    # eight components, the weakest of which hardly stands out of the noise
+    y = rng.normal(size=(n, 8)) * np.linspace(6, 0.5, 8) @ rng.normal(size=(8, n_genes))
+    y = np.maximum(0, y + rng.normal(1, 1, shape))
+    weights = rng.uniform(0.05, 1, n) if weighted else np.ones(n)
+    space = gene_space(kind(y), 4, weights if weighted else None)
+    mean, axes = by_svd(y, weights, 4)
+    np.testing.assert_allclose(space.mean, mean, atol=1e-10)
+    signs = np.sign(np.einsum("gr,gr->r", space.axes, axes))
+    np.testing.assert_allclose(space.axes * signs, axes, atol=1e-5)
+    np.testing.assert_allclose(space.axes.T @ space.axes, np.eye(4), atol=1e-10)
+
+
+def test_large_matrices_of_low_rank_have_their_components(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_genes, "_EXACT", 4)
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(250, 3)) @ rng.normal(size=(3, 220))
+    space = gene_space(y, 5)
+    np.testing.assert_allclose(space.axes.T @ space.axes, np.eye(5), atol=1e-8)
+    np.testing.assert_allclose(space.scores(y) @ space.axes.T + space.mean, y, atol=1e-4)
+    assert np.abs(space.scores(y)[:, 3:]).max() < 1e-4
 
 
 @pytest.mark.parametrize("n", [10, 60])
