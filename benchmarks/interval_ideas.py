@@ -6,8 +6,9 @@
 
 Everything is fitted on training groups and scored on groups that were never seen: synthetic patients (12 train, 8 are
 tested, two seeds), and C2 + C3 to C4 and C2-C4 to B4 of her2st; nothing is trained (preset "quick"). Three inner folds
-at most, as in a fit. ``plain``: one threshold a gene, as `tl.calibrate` has it. ``by predicted value``, ``by novelty``,
-``by spread``: a threshold for every third of the held-out spots, by the predicted value of the gene, the distance to
+at most, as in a fit. ``plain``: one threshold a gene, as `tl.calibrate` has it, from scores by the noise of other folds;
+``one threshold``: from scores by the noise of all held-out spots, as for the next three. ``by predicted value``, ``by
+novelty``, ``by spread``: a threshold for every third of the held-out spots, by the predicted value of the gene, the distance to
 the training tiles, and the standard deviation between models fitted without another fold (Vovk et al. 2005:
 Mondrian conformal prediction). ``CV+``: the quantiles of the bounds of every inner fold's model at every held-out
 score (Barber et al. 2021). Coverage of measurements at 90 %, randomised (closed for CV+, whose bounds are quantiles of
@@ -111,6 +112,7 @@ def tried(spots: Spots, test: list[str]) -> list[dict[str, Any]]:
         for k, own in enumerate(at)
     ]
     splits = {
+        "one threshold": ([np.zeros_like(one) for one in drawn], np.zeros((tested.size, len(spots.genes)))),
         "by predicted value": ([spots.without(folds, k).values[own] for k, own in enumerate(at)], full.values[tested]),
         "by novelty": (
             [np.repeat(spots.without(folds, k).distance[own, None], len(spots.genes), 1) for k, own in enumerate(at)],
@@ -210,6 +212,7 @@ def main() -> None:
     parser = quick_parser(__doc__)
     parser.add_argument("--part", choices=["phantom", "her2st"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--splits", nargs="+", choices=["C4", "B4"], default=["C4", "B4"])
     arguments = parsed(parser, needs=())
     kept = KeptRows(arguments.out / "interval_ideas.jsonl")
     done = {row["test"] for row in kept.rows}
@@ -226,7 +229,7 @@ def main() -> None:
     elif arguments.only != "table":
         sdata = pk.datasets.her2st(("B4", "C2", "C3", "C4"), path=arguments.her2st)
         pk.pp.tile(sdata, tile_px=112, mpp=1.0)
-        for split in ("C4", "B4"):
+        for split in arguments.splits:
             if split in done:
                 continue
             train, test = ([f"{section}_spots" for section in side] for side in ALL_FOLDS[split])
