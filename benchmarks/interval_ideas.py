@@ -8,8 +8,8 @@ Everything is fitted on training groups and scored on groups that were never see
 tested, two seeds), and C2 + C3 to C4 and C2-C4 to B4 of her2st; nothing is trained (preset "quick"). Three inner folds
 at most, as in a fit. ``plain``: one threshold a gene, as `tl.calibrate` has it, from scores by the noise of other
 folds. ``one threshold``: from scores by the noise of all held-out spots, as for the next three. ``by predicted value``,
-``by novelty``, ``by spread``: a threshold for every third of the held-out spots, by the predicted value of the gene, the
-distance to the training tiles, and the standard deviation between models fitted without another fold (Vovk et al.
+``by novelty``, ``by spread``: a threshold for every third of the held-out spots, by the predicted value of the gene,
+the distance to the training tiles, and the standard deviation between models fitted without another fold (Vovk et al.
 2005: Mondrian conformal prediction). ``CV+``: the quantiles of the bounds of every inner fold's model at every held-out
 score (Barber et al. 2021). Coverage of measurements at 90 %, randomised (closed for CV+, whose bounds are quantiles of
 bounds), of all spots and of the fifth of spots that is covered worst, by predicted value of the gene and by novelty.
