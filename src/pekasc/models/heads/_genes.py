@@ -53,10 +53,10 @@ def gene_space(y: Matrix, rank: int, weights: np.ndarray | None = None) -> GeneS
     n, n_genes = y.shape
     w = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
     mean = np.asarray(y.T @ w, dtype=np.float64).ravel() / w.sum()
-    root = np.sqrt(w)
     if min(n, n_genes) > max(_EXACT, _BLOCKS * (rank + _MORE)):
-        return GeneSpace(mean, _largest(y, mean, root, rank))
+        return GeneSpace(mean, _largest(y, mean, w, rank))
     if n <= n_genes:
+        root = np.sqrt(w)
         # the spots' inner products, centred
         inner = y @ y.T
         inner = np.asarray(inner.toarray() if sparse.issparse(inner) else inner, dtype=np.float64)
@@ -78,7 +78,7 @@ def _first(symmetric: np.ndarray, rank: int) -> np.ndarray:
     return linalg.eigh(symmetric, subset_by_index=[n - rank, n - 1])[1][:, ::-1]
 
 
-def _largest(y: Matrix, mean: np.ndarray, root: np.ndarray, rank: int) -> np.ndarray:
+def _largest(y: Matrix, mean: np.ndarray, weights: np.ndarray, rank: int) -> np.ndarray:
     """Return the axes by a block Lanczos method, which centres a sparse matrix without making it dense.
 
     Every block is made orthogonal to all before it. ARPACK multiplies by one vector at a time, which takes longer.
@@ -91,8 +91,8 @@ def _largest(y: Matrix, mean: np.ndarray, root: np.ndarray, rank: int) -> np.nda
         """Return the covariance of genes times `v`, a stretch of spots after the other."""
         out, single = np.zeros(v.shape), v.astype(np.float32)
         for start in range(0, y.shape[0], _ROWS):
-            part, w = y[start : start + _ROWS], np.square(root[start : start + _ROWS, None])
-            u = w * (np.asarray(part @ single) - mean @ v)
+            part, w = y[start : start + _ROWS], weights[start : start + _ROWS]
+            u = w[:, None] * (np.asarray(part @ single) - mean @ v)
             out += np.asarray(part.T @ u.astype(np.float32)) - np.outer(mean, u.sum(axis=0))
         return out
 

@@ -7,6 +7,7 @@ from numbers import Real
 
 import numpy as np
 
+from pekasc._text import number
 from pekasc.models.trust._conformal import groups_needed, quantiles_of_cumulative, reachable
 from pekasc.models.trust._held_out import HeldOut
 from pekasc.models.trust._noise import Noise
@@ -65,7 +66,7 @@ class Calibration:
             return f"{level} intervals from held-out blocks of the one training group (approximate: of others, unknown)"
         most = f"{100 * self.reachable:.3g}%"
         return (
-            f"{level} intervals from {n} {source} (approximate, no promise: {n} group{'' if one else 's'} could give "
+            f"{level} intervals from {n} {source} (approximate, no promise: {number(n, 'group')} could give "
             f"{most} at most)"
         )
 
