@@ -16,6 +16,7 @@ from spatialdata import SpatialData
 from spatialdata.transformations import Identity, remove_transformation, set_transformation
 
 import pekasc as pk
+from pekasc.models.adapter._folder import FORMAT
 from pekasc.models.trust import COUNTS, RESIDUALS, UNSEEN
 
 PATIENTS = [f"P{i}S1_spots" for i in range(1, 5)]
@@ -240,7 +241,7 @@ def test_saved_adapters_keep_it(fitted: pk.Adapter, tmp_path: Path) -> None:
     assert loaded.calibration is not None and calibrated.calibration is not None and loaded.novelty is not None
     np.testing.assert_array_equal(loaded.calibration.threshold, calibrated.calibration.threshold)
     assert loaded.calibration.text == calibrated.calibration.text
-    assert json.loads((tmp_path / "a" / "pekasc.json").read_text())["format"] == 7
+    assert json.loads((tmp_path / "a" / "pekasc.json").read_text())["format"] == FORMAT
     again = pk.tl.calibrate(loaded, level=0.8).calibration
     expected = pk.tl.calibrate(fitted, level=0.8).calibration
     assert again is not None and expected is not None
@@ -396,3 +397,12 @@ def test_three_layers_need_three_times_the_memory(four: SpatialData, fitted: pk.
     how: dict[str, Any] = {"compute": {"device": "cpu", "max_memory": 2 * 4 * n * m}, "progress": False}
     with pytest.raises(ValueError, match=f"3 layers of {n} x {m} would take"):
         pk.tl.predict_expression(sdata, pk.tl.calibrate(fitted), **how)
+
+
+@pytest.mark.parametrize("image_mpp", [0.5, 2.0])
+def test_a_wrong_pixel_size_is_novel(fitted: pk.Adapter, image_mpp: float) -> None:
+    sdata = pk.datasets.phantom(n_patients=4, size_um=700, mpp=1.0, n_genes=24)
+    pk.pp.tile(sdata, tile_px=56, mpp=2.0, image_mpp=image_mpp, strict=False)
+    with pytest.warns(UserWarning, match="Many tiles of"):
+        pk.tl.predict_expression(sdata, pk.tl.calibrate(fitted), **CPU)
+    assert (sdata["table"].obs["peka_novelty"] < 0.05).mean() > 0.3

@@ -183,10 +183,10 @@ def test_a_foreign_folder(copy: Path, tmp_path: Path) -> None:
     main = copy / "pekasc.json"
     record = json.loads(main.read_text())
     main.write_text(json.dumps({**record, "format": 99}))
-    with pytest.raises(ValueError, match="has format 99, this .*pekasc reads up to 8: update pekasc"):
+    with pytest.raises(ValueError, match="has format 99, this .*pekasc reads up to 9: update pekasc"):
         pk.Adapter.load(copy)
     main.write_text(json.dumps({**record, "format": 1}))
-    with pytest.raises(ValueError, match="has format 1, this .*pekasc reads up to 8: fit it again"):
+    with pytest.raises(ValueError, match="has format 1, this .*pekasc reads up to 9: fit it again"):
         pk.Adapter.load(copy)
     main.write_text(json.dumps({"hello": 1}))
     with pytest.raises(ValueError, match="lacks the fields"):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import pekasc as pk
 from pekasc.models.adapter import _folder as _store
+from pekasc.models.adapter._folder import FORMAT
 from pekasc.models.heads import with_context
 from pekasc.models.runtime import _files
 from pekasc.tiling import Stain
@@ -85,7 +86,7 @@ def old_folder(
     tensors |= {f"head.{name}": torch.from_numpy(array) for name, array in head.items()}
     save_file(tensors, path / "heads.safetensors")
     record = json.loads((path / "pekasc.json").read_text())
-    new = ("reading", "fields_um", "smooth_um", "smooth_weight", "trust", "sha256")
+    new = ("reading", "fields_um", "smooth_um", "smooth_weight", "trust", "stain", "sha256")
     record = {k: v for k, v in record.items() if k not in new}
     record |= {"format": number, "head": "ridge", "context_um": context_um}
     if number == 2:
@@ -131,7 +132,7 @@ def test_adapters_of_earlier_formats_predict_what_they_did(
     # saved again, they are of this format and predict the same bits
     loaded.save(tmp_path / "new")
     again = pk.Adapter.load(tmp_path / "new")
-    assert json.loads((tmp_path / "new" / "pekasc.json").read_text())["format"] == 7
+    assert json.loads((tmp_path / "new" / "pekasc.json").read_text())["format"] == FORMAT
     np.testing.assert_array_equal(again.predict(tiles, **cpu, **given), loaded.predict(tiles, **cpu, **given))
 
 
@@ -139,7 +140,7 @@ def test_format_5_knows_nothing_of_its_errors(adapter: pk.Adapter, tiles: np.nda
     adapter.save(tmp_path / "old")
     heads, main = tmp_path / "old" / "heads.safetensors", tmp_path / "old" / "pekasc.json"
     save_file({name: tensor for name, tensor in load_file(heads).items() if not name.startswith("trust.")}, heads)
-    record = {k: v for k, v in json.loads(main.read_text()).items() if k not in ("trust", "sha256")}
+    record = {k: v for k, v in json.loads(main.read_text()).items() if k not in ("trust", "stain", "sha256")}
     record["format"] = 5
     record["files"]["heads.safetensors"] = _store.sha256(heads.read_bytes())
     main.write_text(json.dumps({**record, "sha256": _store._seal(record)}))
@@ -255,13 +256,11 @@ def test_arguments_of_an_encoder_that_read_files_are_refused(adapter: pk.Adapter
     "stain",
     [Stain("reinhard", (8.8, -0.1, 0.03), (0.22, 0.06, 0.012)), Stain("macenko", (0.6, 0.64, 0.48), (0.28, 0.96, 0.0))],
 )
-def test_a_stain_is_saved_in_a_format_that_earlier_versions_refuse(
-    adapter: pk.Adapter, tiles: np.ndarray, tmp_path: Path, stain: Stain
-) -> None:
+def test_a_stain_is_saved(adapter: pk.Adapter, tiles: np.ndarray, tmp_path: Path, stain: Stain) -> None:
     adapter.save(tmp_path / "plain")
     replace(adapter, stain=stain).save(tmp_path / "stained")
     plain, record = (json.loads((tmp_path / name / "pekasc.json").read_text()) for name in ("plain", "stained"))
-    assert (plain["format"], record["format"]) == (7, 8) and "stain" not in plain
+    assert plain["format"] == record["format"] == FORMAT and plain["stain"] is None
     assert record["stain"] == {"method": stain.method, "first": list(stain.first), "second": list(stain.second)}
     assert pk.Adapter.load(tmp_path / "plain").stain is None
     loaded = pk.Adapter.load(tmp_path / "stained")

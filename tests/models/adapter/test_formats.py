@@ -20,7 +20,7 @@ SOURCE = Stain("reinhard", (9.0, -0.08, 0.02), (0.2, 0.04, 0.009))
 
 
 def predicted(adapter: pk.Adapter, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return what an adapter predicts now and then, with one stain map for all tiles from format 8 on."""
+    """Return what an adapter predicts now and then, with one stain map for all tiles of format 8."""
     kept = np.load(FORMATS / str(number) / "predicted.npz")
     stain = None if adapter.stain is None else StainMap(SOURCE, adapter.stain)
     found = adapter.predict(
@@ -43,7 +43,8 @@ def test_it_predicts_what_it_did(number: int, monkeypatch: pytest.MonkeyPatch) -
     assert list(adapter.genes) == kept["genes"].tolist()
     found, then = predicted(adapter, number)
     np.testing.assert_allclose(found, then, atol=1e-4)
-    assert (adapter.stain is not None) == (number >= 8)
+    assert (adapter.stain is not None) == (number == 8)
+    assert adapter.novelty is None or (len(adapter.novelty.distance.faults.names) == 5) == (number >= 9)
     assert found.std(axis=0).min() > 1e-3  # tiles differ
     assert (adapter.held_out is not None) == (number >= 7) and (adapter.n_adapters == 2) == (number >= 6)
 
@@ -53,6 +54,6 @@ def test_it_is_saved_in_the_format_of_today(number: int, tmp_path: Path, monkeyp
     monkeypatch.chdir(FORMATS)
     shutil.copytree(FORMATS / str(number), tmp_path / "old")
     pk.Adapter.load(tmp_path / "old").save(tmp_path / "new")
-    assert json.loads((tmp_path / "new" / "pekasc.json").read_text())["format"] == (FORMAT if number == 8 else 7)
+    assert json.loads((tmp_path / "new" / "pekasc.json").read_text())["format"] == FORMAT
     found, then = predicted(pk.Adapter.load(tmp_path / "new"), number)
     np.testing.assert_allclose(found, then, atol=1e-4)

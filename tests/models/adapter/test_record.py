@@ -64,7 +64,7 @@ def reseal(folder: Path, **changes: Any) -> None:
                 [1, 2, 3],
                 "reinhard",
             ],
-            "a stain: its method and two lists of three numbers",
+            "null or a stain: its method and two lists of three numbers",
         ),
         ("info", [[], None, "x"], "plain values by name"),
         ("info__n_spots", [-1, "7", None, NAN], "a number of spots"),
@@ -100,6 +100,12 @@ def test_noise_must_be_of_the_target_and_novelty_of_its_depths(saved: Path) -> N
         pk.Adapter.load(saved)
     reseal(saved, trust={**trust, "novelty": {**trust["novelty"], "depths": [[k] for k in range(1, 8)]}})
     with pytest.raises(ValueError, match="trust.novelty.centre has .* features, not a multiple of its 7 depths"):
+        pk.Adapter.load(saved)
+    reseal(saved, trust={**trust, "novelty": {**trust["novelty"], "faults": ["pen marks"]}})
+    with pytest.raises(ValueError, match=r"trust.novelty.weights must be float32 of shape \(1, "):
+        pk.Adapter.load(saved)
+    reseal(saved, trust={**trust, "novelty": {**trust["novelty"], "faults": []}})
+    with pytest.raises(ValueError, match=r"trust.novelty.offset is not part of an adapter"):
         pk.Adapter.load(saved)
 
 
@@ -298,12 +304,15 @@ def test_weights_that_do_not_fit_are_not_left_out(saved: Path, change: str) -> N
     ],
 )
 def test_a_stain_that_is_none(saved: Path, wrong: dict[str, Any]) -> None:
-    reseal(saved, format=8, stain=wrong)
-    with pytest.raises(ValueError, match="`stain` must be a stain"):
+    reseal(saved, stain=wrong)
+    with pytest.raises(ValueError, match="`stain` must be null or a stain"):
         pk.Adapter.load(saved)
 
 
 def test_a_stain_in_an_earlier_format(saved: Path) -> None:
-    reseal(saved, stain={"method": "reinhard", "first": [1, 0, 0], "second": [1, 1, 1]})
+    reseal(saved, format=8, stain=None)
+    with pytest.raises(ValueError, match="`stain` must be a stain, got null"):
+        pk.Adapter.load(saved)
+    reseal(saved, format=7, stain={"method": "reinhard", "first": [1, 0, 0], "second": [1, 1, 1]})
     with pytest.raises(ValueError, match="`stain` is no field of format 7"):
         pk.Adapter.load(saved)

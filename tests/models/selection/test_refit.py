@@ -17,11 +17,13 @@ from spatialdata import SpatialData
 
 import pekasc as pk
 from pekasc._expression import dense, log1p_cp10k
+from pekasc.models.adapter._folder import FORMAT
 from pekasc.models.heads import LinearHead, Reading
 from pekasc.models.heads._ridge import fit_ridge
 from pekasc.models.runtime import replace_sealed
 from pekasc.models.selection import _student as room
 from pekasc.models.training import Trained
+from pekasc.models.trust import FAULTS
 from pekasc.tl._options import resolve_fit
 
 Fit = Callable[..., pk.Adapter]
@@ -209,7 +211,7 @@ def test_saved_and_loaded(
         np.testing.assert_array_equal(loaded.predict(tiles, **CPU, **given), both.predict(tiles, **CPU, **given))
     names = {path.name for path in (tmp_path / "mine").iterdir()}
     assert {"adapter_model.safetensors", "adapter_model_2.safetensors", "adapter_config_3.json"} < names
-    assert json.loads((tmp_path / "mine" / "pekasc.json").read_text())["format"] == 7
+    assert json.loads((tmp_path / "mine" / "pekasc.json").read_text())["format"] == FORMAT
     # a smaller one in its place leaves no file behind
     ensemble.save(tmp_path / "mine")
     assert same(pk.Adapter.load(tmp_path / "mine"), ensemble)
@@ -331,3 +333,14 @@ def test_values_that_cannot_be(sections: SpatialData, caplog: pytest.LogCaptureF
     caplog.set_level("INFO")
     resolve_fit("tiny", "pca", None, pk.Recipe(refit="both"), None, None, 0, False)
     assert "recipe: refit do nothing in this call" in caplog.text
+
+
+def test_known_faults_are_those_of_the_frozen_network(
+    both: pk.Adapter, make_sections: Callable[[], SpatialData], fit: Fit
+) -> None:
+    frozen = fit(make_sections(), method=None, readout=BLEND)
+    assert both.novelty is not None and frozen.novelty is not None
+    trained, plain = both.novelty.distance, frozen.novelty.distance
+    assert trained.faults.names == FAULTS == plain.faults.names
+    np.testing.assert_allclose(trained.faults.weights, plain.faults.weights, rtol=1e-3, atol=1e-5)
+    assert trained.reach == pytest.approx(plain.reach, rel=1e-3)

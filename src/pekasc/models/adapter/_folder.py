@@ -38,10 +38,10 @@ except ImportError:  # not on Windows
 if TYPE_CHECKING:
     from pekasc.models.adapter._adapter import Adapter
 
-FORMAT = 8
-READ = (2, 3, 4, 5, 6, 7, FORMAT)
-_WITHOUT_STAIN = 7  # still written without one, for earlier versions, which would take tiles as they are
+FORMAT = 9
+READ = (2, 3, 4, 5, 6, 7, 8, FORMAT)
 _ADDED = {"scales": [1.0], "orientations": 1}  # fields new in format 3, with the values of older adapters
+_NO_FAULTS = {"faults": [], "reach": 1.0}  # of novelty, new in format 9
 _FIELDS = (
     "encoder", "encoder_digest", "tile_px", "mpp", "depth", "method", "genes", "reading", "smooth_um",
     "smooth_weight", "fields_um", "orientations", "trust",
@@ -205,7 +205,7 @@ def _contents(adapter: Adapter) -> tuple[dict[str, bytes], dict[str, Any]]:
         files[config_file] = json.dumps(config_values(config), indent=2, sort_keys=True).encode()
         files[weights_file] = to_bytes(weights, metadata={"format": "pt"})
     record = {
-        "format": _WITHOUT_STAIN if adapter.stain is None else FORMAT,
+        "format": FORMAT,
         "encoder": adapter.encoder.to_dict(),
         "encoder_digest": adapter.encoder_digest,
         "tile_px": adapter.spec.tile_px,
@@ -224,7 +224,7 @@ def _contents(adapter: Adapter) -> tuple[dict[str, bytes], dict[str, Any]]:
         "history": _frame_to_json(adapter.history),
         "selection": _frame_to_json(adapter.selection),
         "files": {name: sha256(content) for name, content in files.items()},
-        **({} if adapter.stain is None else {"stain": adapter.stain.to_dict()}),
+        "stain": None if adapter.stain is None else adapter.stain.to_dict(),
     }
     record = json.loads(json.dumps(record))  # as it will be read back
     return files, {**record, "sha256": _seal(record)}
@@ -281,7 +281,7 @@ def load(path: Path) -> dict[str, Any]:
         "held_out": held_out,
         "novelty": novelty,
         "calibration": calibration,
-        "stain": Stain.from_dict(record["stain"]) if record["format"] == FORMAT else None,
+        "stain": None if record.get("stain") is None else Stain.from_dict(record["stain"]),
         "trained_on": {name[len("trained_on.") :]: a for name, a in array.items() if name.startswith("trained_on.")},
     }
 
@@ -339,14 +339,14 @@ def _read_record(path: Path) -> dict[str, Any]:
         )
     old = record["format"] < 3
     wanted = _FIELDS if record["format"] >= 7 else _BEFORE_TRUST if record["format"] >= 5 else _OLD_FIELDS
-    if record["format"] == FORMAT:
+    if record["format"] >= 8:
         wanted = (*wanted, "stain")
     missing = [name for name in wanted if name not in record and not (old and name in _ADDED)]
     if missing:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} lacks {missing}.")
     named = set(record["files"]) if isinstance(record["files"], dict) else set()
     # format 6 was 5 with several adapters
-    counts = {6: range(2, MOST + 1), 7: range(MOST + 1), FORMAT: range(MOST + 1)}.get(record["format"], range(2))
+    counts = {6: range(2, MOST + 1)}.get(record["format"], range(MOST + 1) if record["format"] >= 7 else range(2))
     if named not in [{HEADS, *_NAMES[: 2 * count]} for count in counts]:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} names other files than those of an adapter.")
     if record.get("head", "ridge") != "ridge":
@@ -356,4 +356,10 @@ def _read_record(path: Path) -> dict[str, Any]:
         )
     if _seal(record) != record["sha256"]:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} was changed after it was saved. Copy it again.")
+    if (
+        record["format"] in (7, 8)
+        and isinstance(record["trust"], dict)
+        and isinstance(record["trust"].get("novelty"), dict)
+    ):
+        record["trust"]["novelty"] = {**_NO_FAULTS, **record["trust"]["novelty"]}
     return {**_ADDED, **record} if old else record

@@ -111,7 +111,13 @@ _KIND: Check = lambda value: value in (COUNTS, RESIDUALS)  # noqa: E731
 _DEPTH: Check = _optional(_each_once(_list(lambda v: _count(v) and 0 < v < 10_000, 1)))
 _TRUST: dict[str, dict[str, Check]] = {
     "held_out": {"kind": _KIND, "groups": _list(lambda value: isinstance(value, str), 1)},
-    "novelty": {"depths": _list(_DEPTH, 1, 16), "rest": _positive, "n_tiles": _list(_positive, 1, 16)},
+    "novelty": {
+        "depths": _list(_DEPTH, 1, 16),
+        "rest": _positive,
+        "n_tiles": _list(_positive, 1, 16),
+        "faults": _each_once(_list(_name, 0, 100)),
+        "reach": _positive,
+    },
     "calibration": {
         "kind": _KIND,
         "level": lambda value: _number(value) and 0 < value < 1,
@@ -160,7 +166,7 @@ _FIELDS: dict[str, tuple[Check, str]] = {
     "smooth_weight": (lambda value: _number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "fields_um": (_each_once(_list(_positive, 0, 16)), "positive numbers, each once"),
     "orientations": (lambda value: _whole(value) and value in (1, 2, 4, 8), "1, 2, 4 or 8"),
-    "stain": (_stain, "a stain: its method and two lists of three numbers"),
+    "stain": (_optional(_stain), "null or a stain: its method and two lists of three numbers"),
     "trust": (_trust, "what is known of its errors: held_out, novelty, calibration"),
     "info": (lambda value: isinstance(value, dict) and _plain(value), "plain values by name"),
     "files": (_mapping(_digest), "a SHA-256 for every file"),
@@ -228,6 +234,8 @@ def check_record(record: Mapping[str, Any]) -> None:
         raise ValueError(f"`reading` reads more adapters than the {n_adapters} that there are")
     if record["format"] < 8 and "stain" in record:
         raise ValueError(f"`stain` is no field of format {record['format']}")
+    if record["format"] == 8 and record["stain"] is None:
+        raise ValueError("`stain` must be a stain, got null")
     wanted = COUNTS if record["info"]["target"] == TARGETS["log1p"] else RESIDUALS
     for name in ("held_out", "calibration"):
         part = record.get("trust", {}).get(name)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pekasc.models.trust import EDGES, Calibration, Distance, HeldOut, Noise, Novelty
+from pekasc.models.trust import EDGES, Calibration, Distance, Faults, HeldOut, Noise, Novelty, no_faults
 
 PARTS = ("held_out", "novelty", "calibration")
 _NOISE = ("scale", "spread", "floor")
@@ -33,9 +33,14 @@ def trust_parts(
         arrays |= {_name("held_out", "cumulative"): held_out.cumulative, _name("held_out", "curve"): held_out.curve}
     if novelty is not None:
         depths = [None if depth is None else list(depth) for depth in novelty.depths]
-        record["novelty"] = {"depths": depths, "rest": novelty.distance.rest, "n_tiles": list(novelty.n_tiles)}
         d = novelty.distance
+        record["novelty"] = {
+            "depths": depths, "rest": d.rest, "n_tiles": list(novelty.n_tiles), "faults": list(d.faults.names),
+            "reach": d.reach,
+        }  # fmt: skip
         found = {"centre": d.centre, "axes": d.axes, "sd": d.sd, "reference": novelty.reference}
+        if d.faults.names:
+            found |= {"weights": d.faults.weights, "offset": d.faults.offset}
         arrays |= {_name("novelty", name): array for name, array in found.items()}
     if calibration is not None:
         record["calibration"] = {
@@ -59,7 +64,11 @@ def trust_from(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> T
     if (part := record["novelty"]) is not None:
         depths = tuple(None if depth is None else tuple(depth) for depth in part["depths"])
         centre, axes, sd, reference = (arrays[_name("novelty", n)] for n in ("centre", "axes", "sd", "reference"))
-        novelty = Novelty(depths, Distance(centre, axes, sd, part["rest"]), reference, tuple(part["n_tiles"]))
+        faults = no_faults(len(centre))
+        if names := tuple(part["faults"]):
+            faults = Faults(names, arrays[_name("novelty", "weights")], arrays[_name("novelty", "offset")])
+        distance = Distance(centre, axes, sd, part["rest"], faults, part["reach"])
+        novelty = Novelty(depths, distance, reference, tuple(part["n_tiles"]))
     if (part := record["calibration"]) is not None:
         calibration = Calibration(
             noise("calibration"), arrays[_name("calibration", "threshold")], part["level"], part["guarantee"],
@@ -117,5 +126,8 @@ def check_trust(record: Mapping[str, Any], n_genes: int, arrays: Mapping[str, An
         check(_name("novelty", "reference"), (len(record["novelty"]["n_tiles"]), None), "float32", low=0)
         if (np.diff(values[_name("novelty", "reference")]) < 0).any():
             raise ValueError(f"{_name('novelty', 'reference')} must be ascending")
+        if n_faults := len(record["novelty"]["faults"]):
+            check(_name("novelty", "weights"), (n_faults, d), "float32", low=-np.inf)
+            check(_name("novelty", "offset"), (n_faults,), "float32", low=-np.inf)
     if left := sorted(set(values) - expected):
         raise ValueError(f"{left[0]} is not part of an adapter")

@@ -11,13 +11,26 @@ from scipy import sparse
 
 from pekasc._expression import Matrix, dense
 from pekasc.models.encoders import Depth
+from pekasc.models.features import embed, without_adapter
 from pekasc.models.heads import Source
 from pekasc.models.selection._inputs import Data
 from pekasc.models.selection._job import Job
 from pekasc.models.selection._readout import Features, Fitted
-from pekasc.models.trust import MOST_SPOTS, Block, HeldOut, Novelty, counts_of, held_out, novelty_of
+from pekasc.models.trust import (
+    MOST_SPOTS,
+    Block,
+    Examples,
+    HeldOut,
+    Novelty,
+    counts_of,
+    held_out,
+    novelty_of,
+    spoiled,
+)
+from pekasc.tiling import ArrayTiles
 
 _SHALLOW = (1 / 6, 1 / 3, 1 / 2)  # of the blocks: deeper features hardly tell blur, stain and scale from tissue
+_EXAMPLES = 32  # training tiles that are given every known fault
 
 
 def held_out_of(job: Job, fitted: Fitted, held_out_scores: Sequence[np.ndarray]) -> HeldOut:
@@ -76,10 +89,38 @@ def _measured(values: Any, totals: np.ndarray | None, part: slice) -> np.ndarray
 
 
 def tile_novelty(job: Job, features: Features) -> Novelty:
-    """Return the distance of tiles to the training tiles, from shallow frozen features; see :class:`Novelty`."""
+    """Return how unlike the training tiles a tile is, from shallow frozen features; see :class:`Novelty`."""
     depths = _shallow(list(features.frozen), job.model.n_blocks)
-    x = np.concatenate([features.of(Source("frozen", 0, depth), None) for depth in depths], axis=1)
-    return novelty_of(x, [(fold.train, fold.held_out) for fold in job.folds], depths)
+    looks = [features.of(Source("frozen", 0, depth), None) for depth in depths]
+    edges = np.cumsum([0, *(x.shape[1] for x in looks)])
+    middle = len(depths) // 2  # the deepest tells a pixel size from tissue less well
+    examples = _examples(job, depths[middle], slice(int(edges[middle]), int(edges[middle + 1])))
+    parts = [(fold.train, fold.held_out) for fold in job.folds]
+    return novelty_of(np.concatenate(looks, axis=1), parts, depths, examples)
+
+
+def _examples(job: Job, depth: Depth, columns: slice) -> Examples:
+    """Return features of some tiles of every inner fold with known faults: a pass through the first blocks for each."""
+    o, per_fold = job.options, -(-_EXAMPLES // len(job.folds))
+    some = [fold.held_out[np.linspace(0, len(fold.held_out) - 1, per_fold).astype(np.int64)] for fold in job.folds]
+    rows = np.unique(np.concatenate(some))
+    faults, tolerated = dict[str, np.ndarray](), list[np.ndarray]()
+    with without_adapter(job.model):
+        for name, tiles in spoiled(job.data.tiles.read(rows)):
+            found = embed(
+                job.model,
+                ArrayTiles(tiles),
+                [depth],
+                orientations=o.readout.orientations,
+                batch_size=o.compute.embed_batch_size,
+                device=o.device,
+                precision=o.precision,
+            )[depth]
+            if name is None:
+                tolerated.append(found)
+            else:
+                faults[name] = found
+    return Examples(rows, columns, faults, tuple(tolerated))
 
 
 def _shallow(depths: Sequence[Depth], n_blocks: int) -> list[Depth]:

@@ -20,16 +20,19 @@ from pekasc.models.trust._conformal import (
     quantiles_of_cumulative,
     reachable,
 )
+from pekasc.models.trust._faults import Examples, Faults, no_faults
 from pekasc.models.trust._held_out import MOST_SPOTS, Block, HeldOut, held_out
 from pekasc.models.trust._levels import LEVELS, RULES, trust_levels
 from pekasc.models.trust._noise import COUNTS, RESIDUALS, Noise, counts_of
 from pekasc.models.trust._novelty import Distance, Novelty, distance_to, novelty_of
+from pekasc.models.trust._spoil import FAULTS, spoiled
 from pekasc.models.trust._table import interval_record, intervals_of
 
 __all__ = [
     "COUNTS",
     "EDGES",
     "EXACT",
+    "FAULTS",
     "FEW_GROUPS",
     "GUARANTEES",
     "INSIDE",
@@ -41,6 +44,8 @@ __all__ = [
     "Block",
     "Calibration",
     "Distance",
+    "Examples",
+    "Faults",
     "HeldOut",
     "Noise",
     "Novelty",
@@ -54,10 +59,12 @@ __all__ = [
     "held_out",
     "interval_record",
     "intervals_of",
+    "no_faults",
     "novelty_of",
     "percent",
     "quantiles_of_cumulative",
     "reachable",
+    "spoiled",
     "trust_levels",
     "usable",
 ]

@@ -1,21 +1,27 @@
-"""How unlike the training tiles a tile is: Mahalanobis distance of shallow features. Pure arrays."""
+"""How unlike the training tiles a tile is: Mahalanobis distance of shallow features, and known faults. Pure arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.decomposition import PCA
 
+from pekasc.models.trust._faults import Examples, Faults, faults_from, limits_of, no_faults
+
 COMPONENTS = 64
 _MOST_TILES = 5000  # that components are found from
 _KEPT = 1024  # quantiles of the distances of an inner fold
+_REACH = 0.95  # share of held-out tiles whose Mahalanobis distance is below that of a known fault
+_FEWEST = 2  # examples of a fault
 
 
 @dataclass(frozen=True, eq=False)
 class Distance:
     """Squared Mahalanobis distance to training tiles, along their principal components and beside them.
+
+    With known faults, the larger of that and of their scores, each over what held-out tiles reach.
 
     Parameters
     ----------
@@ -27,19 +33,30 @@ class Distance:
         Standard deviation along each, (k,) float32.
     rest
         Mean squared distance from the space of the components.
+    faults
+        Scores of known faults, about 1 where held-out tiles end; none in adapters of formats 7 and 8.
+    reach
+        Mahalanobis distance that is as far as a score of 1; 1 without faults.
     """
 
     centre: np.ndarray
     axes: np.ndarray
     sd: np.ndarray
     rest: float
+    faults: Faults
+    reach: float = 1.0
 
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Return the squared distance of tiles, (n,) float32, from their features, (n, d)."""
+    def mahalanobis(self, features: np.ndarray) -> np.ndarray:
+        """Return the squared Mahalanobis distance of tiles, (n,) float32, from their features, (n, d)."""
         x = features - self.centre
         along = x @ self.axes.T
         beside = np.maximum(np.square(x).sum(axis=1) - np.square(along).sum(axis=1), 0)
         return np.asarray(np.square(along / self.sd).sum(axis=1) + beside / self.rest, dtype=np.float32)
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Return how far tiles are, (n,) float32, from their features, (n, d)."""
+        far = self.mahalanobis(features) / np.float32(self.reach)
+        return np.asarray(np.column_stack([far, self.faults(features)]).max(axis=1), dtype=np.float32)
 
 
 def _most_components(n_tiles: int) -> int:
@@ -59,7 +76,7 @@ def distance_to(features: np.ndarray, n_components: int = COMPONENTS) -> Distanc
     rest = np.square(x - model.mean_).sum(axis=1).mean() - variance.sum() * (len(x) - 1) / len(x)
     return Distance(
         model.mean_.astype(np.float32), model.components_.astype(np.float32), np.sqrt(variance).astype(np.float32),
-        max(float(rest), 1e-9),
+        max(float(rest), 1e-9), no_faults(x.shape[1]),
     )  # fmt: skip
 
 
@@ -109,9 +126,15 @@ def _tail_index(quantiles: np.ndarray) -> float:
 
 
 def novelty_of(
-    features: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]], depths: Sequence[tuple[int, ...] | None]
+    features: np.ndarray,
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    depths: Sequence[tuple[int, ...] | None],
+    examples: Examples | None = None,
 ) -> Novelty:
     """Return the novelty of tiles beside training tiles.
+
+    Discriminants of known faults are found on the training tiles of an inner fold, and their limits on the held-out
+    ones, as distances are. Without two examples in every fold, novelty is the Mahalanobis distance alone.
 
     Parameters
     ----------
@@ -121,9 +144,21 @@ def novelty_of(
         Training and held-out tiles of every inner fold.
     depths
         Where the features are from.
+    examples
+        Of training tiles with known faults.
     """
     # as many components everywhere: distances along more of them are larger
     k = min([COMPONENTS, *(_most_components(len(train)) for train, _ in folds)])
-    apart = [distance_to(features[train], k)(features[held_out]) for train, held_out in folds]
+    fitted = [distance_to(features[train], k) for train, _ in folds]
+    whole = distance_to(features, k)
+    if examples is not None and all(len(examples.part(train).rows) >= _FEWEST for train, _ in folds):
+        faults = [faults_from(features[train], examples.part(train)) for train, _ in folds]
+        parts = zip(faults, folds, strict=True)
+        limits = limits_of([(found, features[out], examples.part(out)) for found, (_, out) in parts])
+        reaches = [np.quantile(f.mahalanobis(features[out]), _REACH) for f, (_, out) in zip(fitted, folds, strict=True)]
+        reach = float(max(reaches))
+        fitted = [replace(f, faults=g.over(limits), reach=reach) for f, g in zip(fitted, faults, strict=True)]
+        whole = replace(whole, faults=faults_from(features, examples).over(limits), reach=reach)
+    apart = [distance(features[held_out]) for distance, (_, held_out) in zip(fitted, folds, strict=True)]
     quantiles = np.array([np.quantile(part, np.linspace(0, 1, _KEPT)) for part in apart], dtype=np.float32)
-    return Novelty(tuple(depths), distance_to(features, k), quantiles, tuple(len(part) for part in apart))
+    return Novelty(tuple(depths), whole, quantiles, tuple(len(part) for part in apart))
