@@ -162,7 +162,8 @@ def predict_expression(
         novelty and trust are those of the plain prediction.
     ``obs["{key_added}_novelty"]``
         Of a calibrated adapter: how unlike the training tiles a tile is, float32, as a p-value: the share of spots of
-        held-out training sections that are at least as far from the others. Small is novel. It is a statement on single
+        held-out training sections that are at least as far from the others, or at least as like a tile with a known
+        fault (a pixel size off by two, pen marks, a pale or dark stain). Small is novel. It is a statement on single
         spots of sections like those.
     ``var["{key_added}_trust"]``
         Of a calibrated adapter: categorical, ``"high"``, ``"medium"`` or ``"low"``. High: a Pearson correlation of 0.4

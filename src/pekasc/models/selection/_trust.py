@@ -30,7 +30,7 @@ from pekasc.models.trust import (
 from pekasc.tiling import ArrayTiles
 
 _SHALLOW = (1 / 6, 1 / 3, 1 / 2)  # of the blocks: deeper features hardly tell blur, stain and scale from tissue
-_EXAMPLES = 32  # training tiles that are given every known fault
+_EXAMPLES = 20  # training tiles that are given every known fault
 
 
 def held_out_of(job: Job, fitted: Fitted, held_out_scores: Sequence[np.ndarray]) -> HeldOut:
