@@ -237,14 +237,15 @@ where = np.where(p < 0.05, "abstained", "predicted")
 pd.DataFrame(error).groupby(where).agg(["mean", "size"]).round(2)
 
 # %% [markdown]
-# On the spoilt copy the error at the crosses is twice what it was on the slide, and nearly the same elsewhere.
+# On the spoilt copy the error at the crosses is almost twice what it was on the slide, and the same elsewhere.
 #
 # ## What to take along
 #
 # - Calibrate on patients that the adapter never saw, as many as there are. A promise of 90 % needs nine at the least,
 #   and a good many more to be of use.
 # - Look at the width of an interval as well as at its coverage, and at `var["peka_trust"]` before either.
-# - Novelty is about tiles: it finds what is out of focus, marked or folded. Where patients differ in stain, it calls
+# - Novelty is about tiles: it finds what is out of focus, marked, folded or at another pixel size. Where patients
+#   differ in stain, it calls
 #   more of a good slide novel than its p-values say.
 # - Intervals are of one gene in one spot. They say nothing of genes against each other, nor of lists of markers: "What
 #   can be trusted" in the documentation says why.
