@@ -203,10 +203,10 @@ def blurred(tiles: np.ndarray, sigma: float) -> np.ndarray:
     return np.rint(gaussian_filter(tiles.astype(np.float32), (0, sigma, sigma, 0))).astype(np.uint8)
 
 
-def stained(tiles: np.ndarray, factor: float) -> np.ndarray:
+def stained(tiles: np.ndarray, factor: float, which: slice = slice(0, 2)) -> np.ndarray:
     """Return tiles whose haematoxylin and eosin are scaled."""
     hed = rgb2hed(tiles)
-    hed[..., :2] *= factor
+    hed[..., which] *= factor
     return np.rint(255 * np.clip(hed2rgb(hed), 0, 1)).astype(np.uint8)
 
 
@@ -220,6 +220,18 @@ def marked(tiles: np.ndarray) -> np.ndarray:
         stroke = np.abs(x * np.cos(angle) + y * np.sin(angle) - offset) < 0.12 * n
         colour = np.array([(20, 40, 140), (20, 110, 50), (25, 25, 25)][rng.integers(3)])
         tile[stroke] = (0.25 * tile[stroke] + 0.75 * colour).astype(np.uint8)
+    return out
+
+
+def ringed(tiles: np.ndarray) -> np.ndarray:
+    """Return tiles with a ring of a pen in each, a tenth of their width wide: no fault that a fit shows."""
+    rng, out = np.random.default_rng(0), tiles.copy()
+    n = tiles.shape[1]
+    y, x = np.mgrid[:n, :n] - n / 2
+    for tile in out:
+        centre, radius = rng.uniform(-0.15, 0.15, 2) * n, rng.uniform(0.2, 0.35) * n
+        ring = np.abs(np.hypot(x - centre[0], y - centre[1]) - radius) < 0.05 * n
+        tile[ring] = (0.25 * tile[ring] + 0.75 * np.array([20, 40, 140])).astype(np.uint8)
     return out
 
 
@@ -257,7 +269,9 @@ def flagged(sdata: SpatialData, train: list[str], test: list[str], encoder: pk.m
         "as they are": plain, "blur of 2 um": blurred(plain, 2), "blur of 4 um": blurred(plain, 4),
         "pen": marked(plain), "white": np.full_like(plain, 245),
         **{f"pixel size x {size}": tiles[mpp] for size, mpp in SIZES.items()},
-        **{f"stain x {factor:g}": stained(plain, factor) for factor in (0.35, 0.7, 1.3, 2.0)},
+        **{f"stain x {factor:g}": stained(plain, factor) for factor in (0.35, 0.5, 0.7, 1.3, 1.6, 2.0)},
+        "haematoxylin x 0.4": stained(plain, 0.4, slice(0, 1)), "eosin x 2": stained(plain, 2.0, slice(1, 2)),
+        "a ring of a pen": ringed(plain),
     }  # fmt: skip
     assert adapter.novelty is not None
     depths = [depth[0] for depth in adapter.novelty.depths if depth is not None]

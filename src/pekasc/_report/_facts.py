@@ -324,14 +324,15 @@ def novelty(about: About) -> Markup:
             "This adapter keeps nothing of its training tiles, so tiles unlike them cannot be found: look at them "
             "yourself."
         )
+    faults = known.distance.faults.names
+    like = f", or at least as like a tile with a known fault ({names(faults)})" if faults else ""
     return paragraphs(
         [
             "Every predicted tile of a calibrated adapter gets a novelty, ",
             code('obs["peka_novelty"]'),
-            ": the share "
-            f"of held-out training tiles (of {sum(known.n_tiles):,}) that are at least as far from the training tiles. "
-            "Small means unlike the training, for example 0.01. It judges single tiles by how they look, and does not "
-            "see what a disease changes in the expression of tissue that looks the same.",
+            f": the share of held-out training tiles (of {sum(known.n_tiles):,}) that are at least as far from the "
+            f"training tiles{like}. Small means unlike the training, for example 0.01. It judges single tiles by how "
+            "they look, and does not see what a disease changes in the expression of tissue that looks the same.",
         ],
         "Where most tiles of a slide are novel, the slide is: look at its stain and pixel size first.",
         ["Leave novel tiles out with ", code("pekasc.tl.predict_expression(sdata, adapter, abstain=0.01)"), "."],

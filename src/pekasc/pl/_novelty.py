@@ -73,8 +73,8 @@ def novelty(
     """Plot where tiles are unlike those of the training, how many are, and the tiles at both ends.
 
     Novelty is a p-value: the share of tiles of held-out training sections that are at least as far from the training
-    tiles. Small is novel. Look at the most novel tiles: folds, pen, another tissue or stain are what a prediction
-    should not be read from.
+    tiles, or at least as like a tile with a known fault. Small is novel. Look at the most novel tiles: folds, pens,
+    another pixel size, tissue or stain are what a prediction should not be read from.
 
     Parameters
     ----------

@@ -104,7 +104,10 @@ def test_noise_must_be_of_the_target_and_novelty_of_its_depths(saved: Path) -> N
     reseal(saved, trust={**trust, "novelty": {**trust["novelty"], "faults": ["pen marks"]}})
     with pytest.raises(ValueError, match=r"trust.novelty.weights must be float32 of shape \(1, "):
         pk.Adapter.load(saved)
-    reseal(saved, trust={**trust, "novelty": {**trust["novelty"], "faults": []}})
+    reseal(saved, format=8, stain={"method": "reinhard", "first": [1, 0, 0], "second": [1, 1, 1]})
+    with pytest.raises(ValueError, match=r"`trust.novelty.faults` is no field of format 8"):
+        pk.Adapter.load(saved)
+    reseal(saved, format=9, trust={**trust, "novelty": {**trust["novelty"], "faults": []}})
     with pytest.raises(ValueError, match=r"trust.novelty.offset is not part of an adapter"):
         pk.Adapter.load(saved)
 
@@ -310,7 +313,7 @@ def test_a_stain_that_is_none(saved: Path, wrong: dict[str, Any]) -> None:
 
 
 def test_a_stain_in_an_earlier_format(saved: Path) -> None:
-    reseal(saved, format=8, stain=None)
+    reseal(saved, format=8, stain=None, trust__novelty=None)
     with pytest.raises(ValueError, match="`stain` must be a stain, got null"):
         pk.Adapter.load(saved)
     reseal(saved, format=7, stain={"method": "reinhard", "first": [1, 0, 0], "second": [1, 1, 1]})

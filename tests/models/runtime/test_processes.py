@@ -68,6 +68,10 @@ def test_two_processes_learn_what_one_learns_and_fail_together(
             for name, tensor in made_by_one.items():
                 np.testing.assert_allclose(made_by_two[name], tensor, atol=1e-4)
         assert two.trained_on.keys() == one.trained_on.keys()
+        assert two.novelty is not None and one.novelty is not None
+        known, alone = two.novelty.distance, one.novelty.distance
+        assert known.faults.names == alone.faults.names and known.faults.names
+        np.testing.assert_allclose(known.faults.weights, alone.faults.weights, rtol=1e-3, atol=1e-4)
     # to the bit, the call returns the same in every process
     for first, second in zip(states_of(made[0]), states_of(made[1]), strict=True):
         assert all(torch.equal(second[k], t) for k, t in first.items())

@@ -343,4 +343,4 @@ def test_known_faults_are_those_of_the_frozen_network(
     trained, plain = both.novelty.distance, frozen.novelty.distance
     assert trained.faults.names == FAULTS == plain.faults.names
     np.testing.assert_allclose(trained.faults.weights, plain.faults.weights, rtol=1e-3, atol=1e-5)
-    assert trained.reach == pytest.approx(plain.reach, rel=1e-3)
+    assert trained.scale == pytest.approx(plain.scale, rel=1e-3)

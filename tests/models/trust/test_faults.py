@@ -41,7 +41,7 @@ def test_scores_of_good_tiles_and_of_examples() -> None:
     spoilt[:, 30] += 2.5
     assert abs(faults(new).mean()) < 0.1
     assert faults(spoilt)[:, 0].mean() == pytest.approx(1, abs=0.1) and abs(faults(spoilt)[:, 1].mean()) < 0.15
-    halved = faults.over(np.array([2.0, 0.5]))
+    halved = faults.divided_by(np.array([2.0, 0.5]))
     np.testing.assert_allclose(halved(new), faults(new) / [2.0, 0.5], rtol=1e-4, atol=1e-5)
     assert no_faults(D)(new).shape == (500, 0)
 
@@ -59,8 +59,25 @@ def test_limits_are_reached_by_one_in_a_hundred_and_know_what_is_tolerated() -> 
     # the larger of the folds, and no lower with what is tolerated
     alone = limits_of([(faults, x[:2000], nothing)])
     assert (limits >= alone).all()
-    odd = Examples(examples.rows, COLUMNS, examples.faults, (examples.faults["one"],))
-    assert limits_of([(faults, x[:50], odd)])[0] > 1
+
+
+@pytest.mark.parametrize("n", [200, 10_000])
+def test_what_is_tolerated_is_no_fault_however_many_good_tiles_there_are(n: int) -> None:
+    rng, rows = np.random.default_rng(4), np.arange(n)
+    x = good(rng, n)
+    some = np.linspace(0, n - 1, 30).astype(int)
+    examples = examples_of(x, some, by=4.0)
+    half = x[some].copy()
+    half[:, 30] += 1.6  # of the first fault, two fifths
+    examples = Examples(some, COLUMNS, examples.faults, (half[:, COLUMNS],))
+    folds = [(rows[rows % 3 != i], rows[rows % 3 == i]) for i in range(3)]
+    novelty = novelty_of(x, folds, [None], examples)
+    p = {}
+    for by in (0.0, 1.6, 4.0):
+        new = good(rng, 2000)
+        new[:, 30] += by
+        p[by] = (novelty.p_values(novelty.distance(new)) < 0.05).mean()
+    assert p[0.0] < 0.1 and p[1.6] < 0.3 and p[4.0] > 0.9
 
 
 def test_a_fault_that_the_distance_hardly_shows_is_novel() -> None:
@@ -77,7 +94,7 @@ def test_a_fault_that_the_distance_hardly_shows_is_novel() -> None:
     assert share["known"] > 0.9 and share["alone"] < 0.75
     assert 0.01 < (known.p_values(known.distance(new)) < 0.05).mean() < 0.09  # and no more false alarms
     # the distance is that of before, or the score, each over what held-out tiles reach
-    far = distance_to(x, known.distance.sd.size)(new) / known.distance.reach
+    far = distance_to(x, known.distance.sd.size)(new) / known.distance.scale
     scores = known.distance.faults(new)
     np.testing.assert_allclose(known.distance(new), np.maximum(far, scores.max(axis=1)), rtol=1e-4)
 
@@ -87,7 +104,7 @@ def test_without_examples_in_every_fold_it_is_the_distance_alone() -> None:
     folds = [(rows[rows % 3 != i], rows[rows % 3 == i]) for i in range(3)]
     few = novelty_of(x, folds, [None], examples_of(x, np.array([0, 3])))  # all in the first held-out fold
     alone = novelty_of(x, folds, [None])
-    assert not few.distance.faults.names and few.distance.reach == 1
+    assert not few.distance.faults.names and few.distance.scale == 1
     np.testing.assert_array_equal(few.reference, alone.reference)
 
 
@@ -95,3 +112,6 @@ def test_tiles_that_are_all_the_same() -> None:
     x = np.ones((30, D), np.float32)
     faults = faults_from(x, examples_of(x, np.arange(0, 30, 3)))
     assert np.isfinite(faults(x)).all()
+    rows = np.arange(30)
+    novelty = novelty_of(x, [(rows[:15], rows[15:]), (rows[15:], rows[:15])], [None], examples_of(x, rows))
+    assert novelty.distance.scale > 0 and np.isfinite(novelty.reference).all()

@@ -91,7 +91,7 @@ class Adapter:
     held_out
         What it predicted for held-out training groups against what was measured there.
     novelty
-        Distance of tiles to the training tiles.
+        Distance of tiles to the training tiles, and how like known faults they are.
     calibration
         Intervals around predictions, by :func:`pekasc.tl.calibrate`.
     stain

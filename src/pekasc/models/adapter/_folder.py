@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 FORMAT = 9
 READ = (2, 3, 4, 5, 6, 7, 8, FORMAT)
 _ADDED = {"scales": [1.0], "orientations": 1}  # fields new in format 3, with the values of older adapters
-_NO_FAULTS = {"faults": [], "reach": 1.0}  # of novelty, new in format 9
+_NO_FAULTS = {"faults": [], "scale": 1.0}  # of novelty, new in format 9
 _FIELDS = (
     "encoder", "encoder_digest", "tile_px", "mpp", "depth", "method", "genes", "reading", "smooth_um",
     "smooth_weight", "fields_um", "orientations", "trust",
@@ -356,10 +356,12 @@ def _read_record(path: Path) -> dict[str, Any]:
         )
     if _seal(record) != record["sha256"]:
         raise ValueError(f"The adapter in {path} is damaged: {MAIN} was changed after it was saved. Copy it again.")
-    if (
-        record["format"] in (7, 8)
-        and isinstance(record["trust"], dict)
-        and isinstance(record["trust"].get("novelty"), dict)
-    ):
-        record["trust"]["novelty"] = {**_NO_FAULTS, **record["trust"]["novelty"]}
+    look = record["trust"].get("novelty") if isinstance(record.get("trust"), dict) else None
+    if record["format"] < 9 and isinstance(look, dict):
+        if known := sorted(set(look) & set(_NO_FAULTS)):
+            raise ValueError(
+                f"The adapter in {path} is damaged: {MAIN}: `trust.novelty.{known[0]}` is no field of format "
+                f"{record['format']}."
+            )
+        look |= _NO_FAULTS
     return {**_ADDED, **record} if old else record

@@ -116,7 +116,7 @@ _TRUST: dict[str, dict[str, Check]] = {
         "rest": _positive,
         "n_tiles": _list(_positive, 1, 16),
         "faults": _each_once(_list(_name, 0, 100)),
-        "reach": _positive,
+        "scale": _positive,
     },
     "calibration": {
         "kind": _KIND,

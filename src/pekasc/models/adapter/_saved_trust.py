@@ -36,7 +36,7 @@ def trust_parts(
         d = novelty.distance
         record["novelty"] = {
             "depths": depths, "rest": d.rest, "n_tiles": list(novelty.n_tiles), "faults": list(d.faults.names),
-            "reach": d.reach,
+            "scale": d.scale,
         }  # fmt: skip
         found = {"centre": d.centre, "axes": d.axes, "sd": d.sd, "reference": novelty.reference}
         if d.faults.names:
@@ -67,7 +67,7 @@ def trust_from(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> T
         faults = no_faults(len(centre))
         if names := tuple(part["faults"]):
             faults = Faults(names, arrays[_name("novelty", "weights")], arrays[_name("novelty", "offset")])
-        distance = Distance(centre, axes, sd, part["rest"], faults, part["reach"])
+        distance = Distance(centre, axes, sd, part["rest"], faults, part["scale"])
         novelty = Novelty(depths, distance, reference, tuple(part["n_tiles"]))
     if (part := record["calibration"]) is not None:
         calibration = Calibration(

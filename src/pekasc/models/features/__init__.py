@@ -14,7 +14,7 @@ from pekasc.models.features._cached_blocks import (
 )
 from pekasc.models.features._embed import BatchEncoder, TokensBetweenBlocks, embed, embed_chunks
 from pekasc.models.features._files import FeatureFiles
-from pekasc.models.features._forward import features_of, without_adapter
+from pekasc.models.features._forward import features_of
 from pekasc.models.features._pieces import EmbedJob, Piece, Reader, embed_pieces, n_features, sample_digest
 from pekasc.models.features._predictions import PredictionStore, StoredLayer, derived_layer, stored_layer
 from pekasc.models.features._reading import ReadingEncoder
@@ -48,5 +48,4 @@ __all__ = [
     "tiles_digest",
     "stored_layer",
     "token_shape",
-    "without_adapter",
 ]

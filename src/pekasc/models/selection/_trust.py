@@ -10,27 +10,33 @@ import numpy as np
 from scipy import sparse
 
 from pekasc._expression import Matrix, dense
+from pekasc._settings import get_logger
 from pekasc.models.encoders import Depth
-from pekasc.models.features import embed, without_adapter
+from pekasc.models.features import embed
 from pekasc.models.heads import Source
+from pekasc.models.runtime import processes
 from pekasc.models.selection._inputs import Data
 from pekasc.models.selection._job import Job
 from pekasc.models.selection._readout import Features, Fitted
 from pekasc.models.trust import (
+    FAULTS,
     MOST_SPOTS,
+    N_TOLERATED,
     Block,
     Examples,
     HeldOut,
     Novelty,
+    corrupted,
     counts_of,
     held_out,
     novelty_of,
-    spoiled,
 )
 from pekasc.tiling import ArrayTiles
 
+logger = get_logger(__name__)
+
 _SHALLOW = (1 / 6, 1 / 3, 1 / 2)  # of the blocks: deeper features hardly tell blur, stain and scale from tissue
-_EXAMPLES = 20  # training tiles that are given every known fault
+_EXAMPLES = 20  # training tiles that are given every known fault, shared by the inner folds
 
 
 def held_out_of(job: Job, fitted: Fitted, held_out_scores: Sequence[np.ndarray]) -> HeldOut:
@@ -93,21 +99,29 @@ def tile_novelty(job: Job, features: Features) -> Novelty:
     depths = _shallow(list(features.frozen), job.model.n_blocks)
     looks = [features.of(Source("frozen", 0, depth), None) for depth in depths]
     edges = np.cumsum([0, *(x.shape[1] for x in looks)])
-    middle = len(depths) // 2  # the deepest tells a pixel size from tissue less well
+    middle = (len(depths) - 1) // 2  # the deepest tells a pixel size from tissue less well
     examples = _examples(job, depths[middle], slice(int(edges[middle]), int(edges[middle + 1])))
     parts = [(fold.train, fold.held_out) for fold in job.folds]
-    return novelty_of(np.concatenate(looks, axis=1), parts, depths, examples)
+    novelty = novelty_of(np.concatenate(looks, axis=1), parts, depths, examples)
+    if not novelty.distance.faults.names:
+        logger.hint("Too few training tiles to show faults to: novelty is the distance to them alone.")
+    return novelty
 
 
 def _examples(job: Job, depth: Depth, columns: slice) -> Examples:
-    """Return features of some tiles of every inner fold with known faults: a pass through the first blocks for each."""
+    """Return features of some tiles of every inner fold with known faults: a pass through the first blocks for each.
+
+    Every process embeds those of its own tiles. No adapter is attached to the encoder by now.
+    """
     o, per_fold = job.options, -(-_EXAMPLES // len(job.folds))
     some = [fold.held_out[np.linspace(0, len(fold.held_out) - 1, per_fold).astype(np.int64)] for fold in job.folds]
     rows = np.unique(np.concatenate(some))
-    faults, tolerated = dict[str, np.ndarray](), list[np.ndarray]()
-    with without_adapter(job.model):
-        for name, tiles in spoiled(job.data.tiles.read(rows)):
-            found = embed(
+    own, width = np.flatnonzero(job.local[rows]), job.shape(depth)[1]
+    names: list[str | None] = [*FAULTS, *[None] * N_TOLERATED]
+    found = np.zeros((len(rows), len(names), width), dtype=np.float32)
+    with processes.raise_together():
+        for at, (_, tiles) in enumerate(corrupted(job.data.tiles.read(rows[own]), rows[own]) if own.size else ()):
+            found[own, at] = embed(
                 job.model,
                 ArrayTiles(tiles),
                 [depth],
@@ -116,11 +130,10 @@ def _examples(job: Job, depth: Depth, columns: slice) -> Examples:
                 device=o.device,
                 precision=o.precision,
             )[depth]
-            if name is None:
-                tolerated.append(found)
-            else:
-                faults[name] = found
-    return Examples(rows, columns, faults, tuple(tolerated))
+    if processes.n_ranks() > 1:
+        found = processes.gather_rows(found.reshape(len(rows), -1), o.device).reshape(found.shape)
+    faults = {name: found[:, at] for at, name in enumerate(names) if name is not None}
+    return Examples(rows, columns, faults, tuple(found[:, len(FAULTS) :].transpose(1, 0, 2)))
 
 
 def _shallow(depths: Sequence[Depth], n_blocks: int) -> list[Depth]:

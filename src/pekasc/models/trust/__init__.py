@@ -20,12 +20,12 @@ from pekasc.models.trust._conformal import (
     quantiles_of_cumulative,
     reachable,
 )
+from pekasc.models.trust._corrupt import FAULTS, N_TOLERATED, corrupted
 from pekasc.models.trust._faults import Examples, Faults, no_faults
 from pekasc.models.trust._held_out import MOST_SPOTS, Block, HeldOut, held_out
 from pekasc.models.trust._levels import LEVELS, RULES, trust_levels
 from pekasc.models.trust._noise import COUNTS, RESIDUALS, Noise, counts_of
 from pekasc.models.trust._novelty import Distance, Novelty, distance_to, novelty_of
-from pekasc.models.trust._spoil import FAULTS, spoiled
 from pekasc.models.trust._table import interval_record, intervals_of
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "INSIDE",
     "LEVELS",
     "MOST_SPOTS",
+    "N_TOLERATED",
     "RESIDUALS",
     "RULES",
     "UNSEEN",
@@ -51,6 +52,7 @@ __all__ = [
     "Novelty",
     "check_groups",
     "check_level",
+    "corrupted",
     "counts_of",
     "distance_to",
     "from_held_out",
@@ -64,7 +66,6 @@ __all__ = [
     "percent",
     "quantiles_of_cumulative",
     "reachable",
-    "spoiled",
     "trust_levels",
     "usable",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sklearn.decomposition import PCA
 
-from pekasc.models.trust._faults import Examples, Faults, faults_from, limits_of, no_faults
+from pekasc.models.trust._faults import LEAST, Examples, Faults, faults_from, limits_of, no_faults
 
 COMPONENTS = 64
 _MOST_TILES = 5000  # that components are found from
@@ -35,7 +35,7 @@ class Distance:
         Mean squared distance from the space of the components.
     faults
         Scores of known faults, about 1 where held-out tiles end; none in adapters of formats 7 and 8.
-    reach
+    scale
         Mahalanobis distance that is as far as a score of 1; 1 without faults.
     """
 
@@ -44,7 +44,7 @@ class Distance:
     sd: np.ndarray
     rest: float
     faults: Faults
-    reach: float = 1.0
+    scale: float = 1.0
 
     def mahalanobis(self, features: np.ndarray) -> np.ndarray:
         """Return the squared Mahalanobis distance of tiles, (n,) float32, from their features, (n, d)."""
@@ -55,7 +55,7 @@ class Distance:
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Return how far tiles are, (n,) float32, from their features, (n, d)."""
-        far = self.mahalanobis(features) / np.float32(self.reach)
+        far = self.mahalanobis(features) / np.float32(self.scale)
         return np.asarray(np.column_stack([far, self.faults(features)]).max(axis=1), dtype=np.float32)
 
 
@@ -106,7 +106,9 @@ class Novelty:
     n_tiles: tuple[int, ...]
 
     def p_values(self, distances: np.ndarray) -> np.ndarray:
-        """Return the share of held-out training tiles that are at least as far, (n,) float32; small is novel.
+        """Return the share of held-out training tiles that are at least as far or as faulty, (n,) float32.
+
+        Small is novel.
 
         Beyond the farthest of them, the share falls as a Pareto tail through the farthest tenth (Hill's estimator):
         few tiles were held out, and a white tile is far beyond all of them.
@@ -155,10 +157,10 @@ def novelty_of(
         faults = [faults_from(features[train], examples.part(train)) for train, _ in folds]
         parts = zip(faults, folds, strict=True)
         limits = limits_of([(found, features[out], examples.part(out)) for found, (_, out) in parts])
-        reaches = [np.quantile(f.mahalanobis(features[out]), _REACH) for f, (_, out) in zip(fitted, folds, strict=True)]
-        reach = float(max(reaches))
-        fitted = [replace(f, faults=g.over(limits), reach=reach) for f, g in zip(fitted, faults, strict=True)]
-        whole = replace(whole, faults=faults_from(features, examples).over(limits), reach=reach)
+        scales = [np.quantile(f.mahalanobis(features[out]), _REACH) for f, (_, out) in zip(fitted, folds, strict=True)]
+        scale = max(float(max(scales)), LEAST)
+        fitted = [replace(f, faults=g.divided_by(limits), scale=scale) for f, g in zip(fitted, faults, strict=True)]
+        whole = replace(whole, faults=faults_from(features, examples).divided_by(limits), scale=scale)
     apart = [distance(features[held_out]) for distance, (_, held_out) in zip(fitted, folds, strict=True)]
     quantiles = np.array([np.quantile(part, np.linspace(0, 1, _KEPT)) for part in apart], dtype=np.float32)
     return Novelty(tuple(depths), whole, quantiles, tuple(len(part) for part in apart))

@@ -12,24 +12,29 @@ from torch.nn.functional import interpolate
 FAULTS = ("half the pixel size", "twice the pixel size", "pen marks", "pale stain", "dark stain")
 _PALE, _DARK = 0.35, 2.0
 _TOLERATED = (0.7, 1.3)  # of haematoxylin and eosin: what patients of one laboratory differ by
+N_TOLERATED = len(_TOLERATED)
 
 
-def spoiled(tiles: np.ndarray) -> Iterator[tuple[str | None, np.ndarray]]:
+def corrupted(tiles: np.ndarray, numbers: np.ndarray) -> Iterator[tuple[str | None, np.ndarray]]:
     """Yield tiles with every one of :data:`FAULTS`, and with what is no fault (None): a stain a little off.
+
+    "Corruptions" in the words of Hendrycks and Dietterich, ICLR 2019.
 
     Parameters
     ----------
     tiles
         (n, px, px, 3) uint8.
+    numbers
+        (n,), what the strokes of pens are drawn by: those of a tile are the same whichever tiles are beside it.
 
     Yields
     ------
-    The name of the fault and the tiles, of the same shape. A tile at half the pixel size is its middle, enlarged; at
-    twice the pixel size, itself at half the width, mirrored at its edges.
+    The name of the fault and the tiles, of the same shape. A tile at half the pixel size is its middle, enlarged (of
+    few pixels, a little less than twice); at twice the pixel size, itself at half the width, mirrored at its edges.
     """
     yield FAULTS[0], _enlarged(tiles)
     yield FAULTS[1], _reduced(tiles)
-    yield FAULTS[2], _marked(tiles)
+    yield FAULTS[2], _marked(tiles, numbers)
     hed = rgb2hed(tiles)
     for name, factor in ((FAULTS[3], _PALE), (FAULTS[4], _DARK), *((None, factor) for factor in _TOLERATED)):
         other = hed2rgb(hed * [factor, factor, 1.0])
@@ -55,12 +60,13 @@ def _reduced(tiles: np.ndarray) -> np.ndarray:
     return np.pad(_resized(tiles, half, "area"), ((0, 0), mirrored, mirrored, (0, 0)), mode="symmetric")
 
 
-def _marked(tiles: np.ndarray) -> np.ndarray:
+def _marked(tiles: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Return tiles with a stroke across each, of any colour that is not light, an eighth to two fifths of its width."""
-    rng, px = np.random.default_rng(0), tiles.shape[1]
+    px = tiles.shape[1]
     y, x = np.mgrid[:px, :px] - (px - 1) / 2
     out = tiles.copy()
-    for tile in out:
+    for tile, number in zip(out, numbers, strict=True):
+        rng = np.random.default_rng(int(number))
         angle, offset, width = rng.uniform(0, np.pi), rng.uniform(-0.3, 0.3) * px, rng.uniform(0.12, 0.4) * px
         stroke = np.abs(x * np.cos(angle) + y * np.sin(angle) - offset) < width / 2
         colour = 255 * hsv2rgb([rng.uniform(), rng.uniform(0.3, 1), rng.uniform(0.05, 0.6)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from skimage.color import rgb2hed
 
-from pekasc.models.trust import FAULTS, spoiled
+from pekasc.models.trust import FAULTS, corrupted
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def tiles() -> np.ndarray:
 
 def test_every_fault_of_every_tile(tiles: np.ndarray) -> None:
     before = tiles.copy()
-    found = list(spoiled(tiles))
+    found = list(corrupted(tiles, np.arange(3)))
     names = [name for name, _ in found]
     assert names[:5] == list(FAULTS) and names[5:] == [None, None]
     for _, other in found:
@@ -27,14 +27,17 @@ def test_every_fault_of_every_tile(tiles: np.ndarray) -> None:
         assert all((a != b).any() for a, b in zip(other, tiles, strict=True))
     np.testing.assert_array_equal(tiles, before)
     # the same every time
-    for (_, one), (_, again) in zip(found, spoiled(tiles), strict=True):
+    for (_, one), (_, again) in zip(found, corrupted(tiles, np.arange(3)), strict=True):
         np.testing.assert_array_equal(one, again)
+    # whichever tiles are beside it
+    for (_, one), (_, again) in zip(found, corrupted(tiles[1:], np.arange(1, 3)), strict=True):
+        np.testing.assert_array_equal(one[1:], again)
 
 
 @pytest.mark.parametrize("px", [28, 27])
 def test_pixel_sizes(tiles: np.ndarray, px: int) -> None:
     tiles = tiles[:, :px, :px]
-    found = dict(spoiled(tiles))
+    found = dict(corrupted(tiles, np.arange(3)))
     half, twice = (found[name].astype(float) for name in FAULTS[:2])
     edge = px // 4
     middle = tiles[:, edge : px - edge, edge : px - edge].astype(float)
@@ -51,7 +54,7 @@ def test_pixel_sizes(tiles: np.ndarray, px: int) -> None:
 
 
 def test_pens_cover_a_part(tiles: np.ndarray) -> None:
-    marked = dict(spoiled(tiles))[FAULTS[2]]
+    marked = dict(corrupted(tiles, np.arange(3)))[FAULTS[2]]
     share = (marked != tiles).any(axis=-1).mean(axis=(1, 2))
     assert (share > 0.03).all() and (share < 0.6).all()
     changed = (marked != tiles).any(axis=-1)
@@ -59,7 +62,7 @@ def test_pens_cover_a_part(tiles: np.ndarray) -> None:
 
 
 def test_stains_are_scaled(tiles: np.ndarray) -> None:
-    stains = [other for name, other in spoiled(tiles) if name in (*FAULTS[3:], None)]
+    stains = [other for name, other in corrupted(tiles, np.arange(3)) if name in (*FAULTS[3:], None)]
     plain = rgb2hed(tiles)[..., :2].mean()
     found = [rgb2hed(other)[..., :2].mean() / plain for other in stains]
     np.testing.assert_allclose(found, [0.35, 2.0, 0.7, 1.3], rtol=0.1)
