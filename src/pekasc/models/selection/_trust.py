@@ -116,7 +116,7 @@ def _examples(job: Job, depth: Depth, columns: slice) -> Examples:
     o, per_fold = job.options, -(-_EXAMPLES // len(job.folds))
     some = [fold.held_out[np.linspace(0, len(fold.held_out) - 1, per_fold).astype(np.int64)] for fold in job.folds]
     rows = np.unique(np.concatenate(some))
-    own, width = np.flatnonzero(job.local[rows]), job.shape(depth)[1]
+    own, width = np.flatnonzero(job.local[rows]), columns.stop - columns.start
     names: list[str | None] = [*FAULTS, *[None] * N_TOLERATED]
     found = np.zeros((len(rows), len(names), width), dtype=np.float32)
     with processes.raise_together():
