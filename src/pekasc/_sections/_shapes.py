@@ -8,6 +8,7 @@ from anndata import AnnData
 from geopandas import GeoDataFrame
 from spatialdata import SpatialData
 
+from pekasc._sample import evenly_spaced
 from pekasc._sections._images import coordinate_systems
 from pekasc._sections._table import examples, region_rows, table_keys
 
@@ -134,7 +135,7 @@ def in_micrometers(
     """
     if not _XENIUM <= set(table.obs):
         return False
-    some = np.linspace(0, len(rows) - 1, min(len(rows), _CELLS)).astype(int)
+    some = evenly_spaced(len(rows), _CELLS)
     column = "nucleus_area" if "nucle" in shapes_name else "cell_area"
     known = pd.to_numeric(table.obs[column].iloc[rows[some]], errors="coerce").to_numpy(dtype=np.float64)
     own = shapes.loc[shape_ids[some]]

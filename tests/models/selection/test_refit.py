@@ -17,7 +17,6 @@ from spatialdata import SpatialData
 
 import pekasc as pk
 from pekasc._expression import dense, log1p_cp10k
-from pekasc.models.adapter._folder import FORMAT
 from pekasc.models.heads import LinearHead, Reading
 from pekasc.models.heads._ridge import fit_ridge
 from pekasc.models.runtime import replace_sealed
@@ -211,7 +210,7 @@ def test_saved_and_loaded(
         np.testing.assert_array_equal(loaded.predict(tiles, **CPU, **given), both.predict(tiles, **CPU, **given))
     names = {path.name for path in (tmp_path / "mine").iterdir()}
     assert {"adapter_model.safetensors", "adapter_model_2.safetensors", "adapter_config_3.json"} < names
-    assert json.loads((tmp_path / "mine" / "pekasc.json").read_text())["format"] == FORMAT
+    assert json.loads((tmp_path / "mine" / "pekasc.json").read_text())["format"] == 9
     # a smaller one in its place leaves no file behind
     ensemble.save(tmp_path / "mine")
     assert same(pk.Adapter.load(tmp_path / "mine"), ensemble)

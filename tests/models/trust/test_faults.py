@@ -53,11 +53,11 @@ def test_limits_are_reached_by_one_in_a_hundred_and_know_what_is_tolerated() -> 
     faults = faults_from(x, examples)
     nothing = examples.part(np.array([], dtype=np.int64))
     assert [len(f) for f in nothing.faults.values()] == [0, 0]
-    limits = limits_of([(faults, x[:2000], nothing), (faults, x[2000:], nothing)])
+    limits = limits_of([(faults, faults(x[:2000]), nothing), (faults, faults(x[2000:]), nothing)])
     shares = [(faults(part) > limits).mean(axis=0) for part in (x[:2000], x[2000:])]
     np.testing.assert_allclose(np.max(shares, axis=0), 0.01, atol=0.002)
     # the larger of the folds, and no lower with what is tolerated
-    alone = limits_of([(faults, x[:2000], nothing)])
+    alone = limits_of([(faults, faults(x[:2000]), nothing)])
     assert (limits >= alone).all()
 
 

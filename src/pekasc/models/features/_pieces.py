@@ -16,6 +16,7 @@ import torch
 from peft import PeftConfig
 
 from pekasc._digests import sha256
+from pekasc._sample import evenly_spaced
 from pekasc.models.encoders import Depth, Encoder, EncoderNetwork
 from pekasc.models.features._embed import BatchEncoder, embed_chunks
 from pekasc.models.features._reading import ReadingEncoder
@@ -188,8 +189,7 @@ def sample_digest(reader: Reader) -> str:
 
     They are read from the same pyramid level as for the features.
     """
-    some = np.unique(np.linspace(0, reader.n - 1, min(reader.n, _SAMPLE)).astype(np.int64))
-    return sha256(reader.read(reader.canonical_order[some]))
+    return sha256(reader.read(reader.canonical_order[evenly_spaced(reader.n, _SAMPLE)]))
 
 
 def embed_pieces(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
+from pekasc._sample import evenly_spaced
 from pekasc.models.kriging._kriging import Kriging, System, window_centres, window_spots
 
 LEAST_SPOTS = 25
@@ -89,7 +90,7 @@ def _pitch(coords_um: np.ndarray) -> float:
 def _on_which(coords_um: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the spots that settings are chosen on: all, or some windows of a large section."""
     centres, tree = window_centres(coords_um), cKDTree(coords_um)
-    for at in np.unique(np.linspace(0, len(centres) - 1, min(_WINDOWS, len(centres))).astype(int)):
+    for at in evenly_spaced(len(centres), _WINDOWS):
         yield window_spots(tree, centres[at])
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,10 +113,7 @@ class Job:
                 self.data.tiles,
                 depths,
                 further=further,
-                orientations=o.readout.orientations,
-                batch_size=o.compute.embed_batch_size,
-                device=o.device,
-                precision=o.precision,
+                **self.how,
                 progress=o.progress and bar,
                 max_memory=o.max_memory // n_kept,
                 folder=None if o.compute.cache is None else Path(o.compute.cache),
@@ -127,6 +125,15 @@ class Job:
         if processes.n_ranks() == 1:
             return made
         return {depth: self._gathered(values, own) for depth, values in made.items()}
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How tiles are embedded: orientations, batch size, device and precision."""
+        o = self.options
+        return {
+            "orientations": o.readout.orientations, "batch_size": o.compute.embed_batch_size, "device": o.device,
+            "precision": o.precision,
+        }  # fmt: skip
 
     def shape(self, depth: Depth) -> tuple[int, int]:
         """Return the number of training spots, and of the features of their tiles at a depth."""

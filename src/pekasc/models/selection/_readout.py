@@ -13,6 +13,7 @@ import pandas as pd
 
 from pekasc._expression import dense
 from pekasc._options import Readout
+from pekasc._sample import evenly_spaced
 from pekasc._settings import get_logger
 from pekasc.models.encoders import Depth
 from pekasc.models.heads import (
@@ -318,8 +319,7 @@ class Reader:
         if not radii:
             return fitted
         errors = np.zeros((len(radii), len(_SMOOTH_WEIGHTS)))
-        n_genes = self.data.expression.shape[1]
-        genes = np.unique(np.linspace(0, n_genes - 1, min(n_genes, _SMOOTH_GENES)).astype(np.int64))
+        genes = evenly_spaced(self.data.expression.shape[1], _SMOOTH_GENES)
         for i, (reading, fold) in enumerate(zip(fitted.folds, self.folds, strict=True)):
             rows, d = fold.held_out, self.data
             scores = self.held_out(reading, i)
@@ -372,7 +372,7 @@ def n_neighbours(coords_um: np.ndarray, sections: np.ndarray, radius_um: float, 
     """Return the number of neighbours of (a sample of) the spots within a radius, in their section."""
     from scipy.spatial import cKDTree
 
-    at = np.unique(np.linspace(0, len(coords_um) - 1, min(sample, len(coords_um))).astype(np.int64))
+    at = evenly_spaced(len(coords_um), sample)
     counts = np.zeros(len(at), dtype=np.int64)
     for section in np.unique(sections[at]):
         rows = np.flatnonzero(sections == section)

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from pekasc._expression import Matrix, dense
+from pekasc._sample import evenly_spaced
 from pekasc._settings import get_logger
 from pekasc.models.encoders import Depth
 from pekasc.models.features import embed
@@ -79,7 +80,7 @@ def _parts(data: Data, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
     out = []
     for group in np.unique(data.groups[rows]):
         own = np.flatnonzero(data.groups[rows] == group)
-        own = own[np.unique(np.linspace(0, own.size - 1, min(own.size, MOST_SPOTS)).astype(np.int64))]
+        own = own[evenly_spaced(own.size, MOST_SPOTS)]
         for section in np.unique(data.sections[rows[own]]):
             out.append((str(group), own[data.sections[rows[own]] == section]))
     return out
@@ -113,25 +114,17 @@ def _examples(job: Job, depth: Depth, columns: slice) -> Examples:
 
     Every process embeds those of its own tiles. No adapter is attached to the encoder by now.
     """
-    o, per_fold = job.options, -(-_EXAMPLES // len(job.folds))
-    some = [fold.held_out[np.linspace(0, len(fold.held_out) - 1, per_fold).astype(np.int64)] for fold in job.folds]
+    per_fold = -(-_EXAMPLES // len(job.folds))
+    some = [fold.held_out[evenly_spaced(len(fold.held_out), per_fold)] for fold in job.folds]
     rows = np.unique(np.concatenate(some))
     own, width = np.flatnonzero(job.local[rows]), columns.stop - columns.start
     names: list[str | None] = [*FAULTS, *[None] * N_TOLERATED]
     found = np.zeros((len(rows), len(names), width), dtype=np.float32)
     with processes.raise_together():
         for at, (_, tiles) in enumerate(corrupted(job.data.tiles.read(rows[own]), rows[own]) if own.size else ()):
-            found[own, at] = embed(
-                job.model,
-                ArrayTiles(tiles),
-                [depth],
-                orientations=o.readout.orientations,
-                batch_size=o.compute.embed_batch_size,
-                device=o.device,
-                precision=o.precision,
-            )[depth]
+            found[own, at] = embed(job.model, ArrayTiles(tiles), [depth], **job.how)[depth]
     if processes.n_ranks() > 1:
-        found = processes.gather_rows(found.reshape(len(rows), -1), o.device).reshape(found.shape)
+        found = processes.gather_rows(found.reshape(len(rows), -1), job.options.device).reshape(found.shape)
     faults = {name: found[:, at] for at, name in enumerate(names) if name is not None}
     return Examples(rows, columns, faults, tuple(found[:, len(FAULTS) :].transpose(1, 0, 2)))
 

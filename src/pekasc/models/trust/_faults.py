@@ -6,12 +6,14 @@ Source: Hendrycks, Mazeika, Dietterich, Deep Anomaly Detection with Outlier Expo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import solve
 from sklearn.covariance import ledoit_wolf
+
+from pekasc._sample import evenly_spaced
 
 _MOST_TILES = 500  # good ones that they are found from: more would outweigh what is tolerated
 LEAST = 1e-3  # of a limit
@@ -92,8 +94,8 @@ def faults_from(features: np.ndarray, examples: Examples) -> Faults:
     examples
         Of faults, at least two.
     """
-    rows = np.unique(np.linspace(0, len(features) - 1, min(len(features), _MOST_TILES)).astype(np.int64))
-    good = np.concatenate([features[rows][:, examples.columns], *examples.tolerated]).astype(np.float64)
+    some = features[evenly_spaced(len(features), _MOST_TILES)]
+    good = np.concatenate([some[:, examples.columns], *examples.tolerated]).astype(np.float64)
     centre, sd = good.mean(axis=0), good.std(axis=0)
     sd[sd < 1e-6 * max(sd.max(), 1e-12)] = 1.0  # the same in all tiles
     classes = [(x - centre) / sd for x in (good, *examples.faults.values())]
@@ -108,7 +110,7 @@ def faults_from(features: np.ndarray, examples: Examples) -> Faults:
     return Faults(tuple(examples.faults), weights, (-along @ centre).astype(np.float32))
 
 
-def limits_of(folds: list[tuple[Faults, np.ndarray, Examples]]) -> np.ndarray:
+def limits_of(folds: Sequence[tuple[Faults, np.ndarray, Examples]]) -> np.ndarray:
     """Return the score that good held-out tiles stay below in every inner fold, (faults,).
 
     That is 99 % of them, and 90 % of those with what is tolerated, however many more the former are.
@@ -116,13 +118,12 @@ def limits_of(folds: list[tuple[Faults, np.ndarray, Examples]]) -> np.ndarray:
     Parameters
     ----------
     folds
-        By inner fold, its scores, and features and examples of its held-out tiles.
+        By inner fold, its discriminants, and scores and examples of its held-out tiles.
     """
     found = []
-    for faults, held_out, examples in folds:
-        found.append(np.quantile(faults(held_out), _LIMIT, axis=0))
+    for faults, scores, examples in folds:
+        found.append(np.quantile(scores, _LIMIT, axis=0))
         if len(examples.rows):
             x = np.concatenate(examples.tolerated)
-            scores = x @ faults.weights[:, examples.columns].T + faults.offset
-            found.append(np.quantile(scores, _TOLERATED, axis=0))
+            found.append(np.quantile(x @ faults.weights[:, examples.columns].T + faults.offset, _TOLERATED, axis=0))
     return np.maximum(np.max(found, axis=0), LEAST)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sklearn.decomposition import PCA
 
+from pekasc._sample import evenly_spaced
 from pekasc.models.trust._faults import LEAST, Examples, Faults, faults_from, limits_of, no_faults
 
 COMPONENTS = 64
@@ -68,8 +69,7 @@ def distance_to(features: np.ndarray, n_components: int = COMPONENTS) -> Distanc
 
     There are at most a third as many components as tiles, so that the variance along each is known.
     """
-    rows = np.unique(np.linspace(0, len(features) - 1, min(len(features), _MOST_TILES)).astype(np.int64))
-    x = np.asarray(features[rows], dtype=np.float64)
+    x = np.asarray(features[evenly_spaced(len(features), _MOST_TILES)], dtype=np.float64)
     k = min(n_components, _most_components(len(x)), x.shape[1] - 1)
     model = PCA(k, svd_solver="randomized", random_state=0).fit(x)
     variance = np.maximum(model.explained_variance_, 1e-12)
@@ -151,16 +151,22 @@ def novelty_of(
     """
     # as many components everywhere: distances along more of them are larger
     k = min([COMPONENTS, *(_most_components(len(train)) for train, _ in folds)])
-    fitted = [distance_to(features[train], k) for train, _ in folds]
     whole = distance_to(features, k)
-    if examples is not None and all(len(examples.part(train).rows) >= _FEWEST for train, _ in folds):
-        faults = [faults_from(features[train], examples.part(train)) for train, _ in folds]
-        parts = zip(faults, folds, strict=True)
-        limits = limits_of([(found, features[out], examples.part(out)) for found, (_, out) in parts])
-        scales = [np.quantile(f.mahalanobis(features[out]), _REACH) for f, (_, out) in zip(fitted, folds, strict=True)]
-        scale = max(float(max(scales)), LEAST)
-        fitted = [replace(f, faults=g.divided_by(limits), scale=scale) for f, g in zip(fitted, faults, strict=True)]
+    if examples is not None and any(len(examples.part(train).rows) < _FEWEST for train, _ in folds):
+        examples = None
+    apart: list[np.ndarray] = []
+    by_fault: list[tuple[Faults, np.ndarray, Examples]] = []
+    for train, out in folds:
+        good, held_out = features[train], features[out]
+        apart.append(distance_to(good, k).mahalanobis(held_out))
+        if examples is not None:
+            faults = faults_from(good, examples.part(train))
+            by_fault.append((faults, faults(held_out), examples.part(out)))
+    if examples is not None:
+        limits = limits_of(by_fault)
+        scale = max(*(float(np.quantile(far, _REACH)) for far in apart), LEAST)
         whole = replace(whole, faults=faults_from(features, examples).divided_by(limits), scale=scale)
-    apart = [distance(features[held_out]) for distance, (_, held_out) in zip(fitted, folds, strict=True)]
+        scores = [(found / limits).max(axis=1) for _, found, _ in by_fault]
+        apart = [np.maximum(far / scale, score) for far, score in zip(apart, scores, strict=True)]
     quantiles = np.array([np.quantile(part, np.linspace(0, 1, _KEPT)) for part in apart], dtype=np.float32)
     return Novelty(tuple(depths), whole, quantiles, tuple(len(part) for part in apart))
